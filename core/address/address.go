@@ -1,0 +1,139 @@
+// Package address parses engine names and picks listening addresses and ports.
+package address
+
+import (
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"kvferry/core/status"
+)
+
+// MaxHostLength is the longest host that is accepted, in bytes; DNS knows no longer name.
+const MaxHostLength = 255
+
+// NoDevice is the device of a name that gives none.
+const NoDevice = -1
+
+// Name is the name of an engine, taken apart.
+type Name struct {
+	Host   string // host name or IP address, without brackets, an IPv6 scope kept
+	Port   int    // 0 to 65535
+	Device int    // N of a trailing ":npu_N", or NoDevice
+}
+
+// Parse takes a name apart. The forms are host, host:port, host:port:npu_N, an IPv6 address with or without a scope
+// in place of host, in brackets where a port follows it, and scope:port without brackets ("fe80::1%eth0:12001").
+// A name without a port gets defaultPort. Port 0 is taken: a local name's port means nothing in P2P mode.
+// Errors carry status.InvalidArgument.
+func Parse(s string, defaultPort int) (Name, error) {
+	host, rest, err := splitHost(s)
+	if err != nil {
+		return Name{}, err
+	}
+	if err := CheckHost(host); err != nil {
+		return Name{}, status.Errorf(status.InvalidArgument, "name %.80q: %w", s, err)
+	}
+	name := Name{Host: host, Port: defaultPort, Device: NoDevice}
+	if rest == "" {
+		return name, nil
+	}
+	port, device, hasDevice := strings.Cut(rest[1:], ":")
+	if name.Port, err = parseNumber(port, 1<<16-1); err != nil {
+		return Name{}, status.Errorf(status.InvalidArgument, "name %.80q: port %.20q is not a number from 0 to 65535", s, port)
+	}
+	if !hasDevice {
+		return name, nil
+	}
+	number, isNPU := strings.CutPrefix(device, "npu_")
+	if name.Device, err = parseNumber(number, 1<<31-1); err != nil || !isNPU {
+		return Name{}, status.Errorf(status.InvalidArgument, "name %.80q: device %.20q is not of the form npu_N", s, device)
+	}
+	return name, nil
+}
+
+// splitHost cuts a name into its host and what follows, which is empty or starts with a colon.
+func splitHost(s string) (host, rest string, err error) {
+	if s == "" {
+		return "", "", status.Errorf(status.InvalidArgument, "the name is empty")
+	}
+	if s[0] == '[' {
+		return splitBrackets(s)
+	}
+	address, _, scoped := strings.Cut(s, "%")
+	if !isIPv6(address) {
+		host, _, _ = strings.Cut(s, ":")
+	} else if scoped {
+		scope, _, _ := strings.Cut(s[len(address):], ":")
+		host = address + scope
+	} else {
+		host = s
+	}
+	return host, s[len(host):], nil
+}
+
+// splitBrackets is splitHost for a name that starts with a bracket.
+func splitBrackets(s string) (host, rest string, err error) {
+	host, rest, closed := strings.Cut(s[1:], "]")
+	if !closed || !isIPv6(host) {
+		return "", "", status.Errorf(status.InvalidArgument, "name %.80q: what is in brackets is not an IPv6 address", s)
+	}
+	if rest != "" && rest[0] != ':' {
+		return "", "", status.Errorf(status.InvalidArgument, "name %.80q: %.20q follows the brackets", s, rest)
+	}
+	return host, rest, nil
+}
+
+// CheckHost says what is wrong with a host name or IP address without brackets; nil when nothing is. It looks at the
+// text alone and resolves nothing.
+func CheckHost(host string) error {
+	if host == "" {
+		return status.Errorf(status.InvalidArgument, "the host is empty")
+	}
+	if len(host) > MaxHostLength {
+		return status.Errorf(status.InvalidArgument, "host %.40q... has %d bytes, over the limit of %d", host, len(host), MaxHostLength)
+	}
+	if !utf8.ValidString(host) {
+		return status.Errorf(status.InvalidArgument, "host %q is not valid UTF-8", host)
+	}
+	for _, r := range host {
+		if unicode.IsControl(r) || unicode.IsSpace(r) || strings.ContainsRune("[]/", r) {
+			return status.Errorf(status.InvalidArgument, "host %q must not contain %q", host, r)
+		}
+	}
+	address, scope, _ := strings.Cut(host, "%")
+	if strings.Contains(address, ":") && !isIPv6(host) || strings.Contains(scope, ":") {
+		return status.Errorf(status.InvalidArgument, "host %q has a colon but is not an IPv6 address", host)
+	}
+	return nil
+}
+
+// HostPort is "host:port", with an IPv6 host in brackets: what net.Dial takes.
+func (n Name) HostPort() string {
+	return net.JoinHostPort(n.Host, strconv.Itoa(n.Port))
+}
+
+// String is HostPort followed by the device where there is one; Parse of it gives the name back.
+func (n Name) String() string {
+	if n.Device == NoDevice {
+		return n.HostPort()
+	}
+	return n.HostPort() + ":npu_" + strconv.Itoa(n.Device)
+}
+
+func isIPv6(s string) bool {
+	ip, err := netip.ParseAddr(s)
+	return err == nil && ip.Is6()
+}
+
+// parseNumber parses decimal digits, without a sign.
+func parseNumber(s string, largest uint64) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err == nil && n > largest {
+		err = strconv.ErrRange
+	}
+	return int(n), err
+}

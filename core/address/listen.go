@@ -1,0 +1,184 @@
+package address
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"kvferry/core/status"
+
+	"golang.org/x/sys/unix"
+)
+
+// resolveTimeout bounds how long ListenHost waits for the resolver.
+const resolveTimeout = 2 * time.Second
+
+// ListenHost is the address to listen on for an engine whose name has this host: an IP address of this machine, or ""
+// for all addresses. It takes at most about two seconds.
+//
+// An IP address of this machine is returned as it is. "localhost" gives the loopback address. Any other name gives
+// its address when it resolves to exactly one, which is this machine's and not a loopback address: with several, one
+// listener could not serve them all, and a machine's own name is often mapped to 127.0.1.1 in its /etc/hosts alone
+// while peers resolve it to something else. In every other case all addresses are listened on.
+func ListenHost(host string) string {
+	local := localAddresses()
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if local.has(ip) {
+			return host
+		}
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
+	defer cancel()
+	// A name that does not resolve gives no addresses, and that is all there is to know here.
+	found, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if isLocalhost(host) {
+		return pickLoopback(found)
+	}
+	return pickLocal(found, local)
+}
+
+// pickLoopback prefers IPv4, the family that Mooncake peers resolve names to unless told otherwise.
+func pickLoopback(found []netip.Addr) string {
+	chosen := "127.0.0.1"
+	for _, ip := range found {
+		if ip = ip.Unmap(); !ip.IsLoopback() {
+			continue
+		} else if ip.Is4() {
+			return ip.String()
+		}
+		chosen = ip.String()
+	}
+	return chosen
+}
+
+// pickLocal is the one address that a name resolved to, if it is fit to be listened on.
+func pickLocal(found []netip.Addr, local prefixes) string {
+	if len(found) != 1 {
+		return ""
+	}
+	ip := found[0].Unmap()
+	if ip.IsLoopback() || !local.has(ip) {
+		return ""
+	}
+	return ip.String()
+}
+
+// isLocalhost reports whether a name means this machine wherever it is resolved.
+func isLocalhost(host string) bool {
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+}
+
+// prefixes are the addresses of this machine's interfaces with their networks.
+type prefixes []netip.Prefix
+
+func localAddresses() prefixes {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var local prefixes
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			local = append(local, p)
+		}
+	}
+	return local
+}
+
+// has reports whether ip is an address of this machine: an interface's, or any in the network of a loopback address
+// (127.0.0.2 is as good as 127.0.0.1). A link-local address cannot be bound without its scope and is none then.
+func (local prefixes) has(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	if ip.Is6() && ip.IsLinkLocalUnicast() && ip.Zone() == "" {
+		return false
+	}
+	ip = ip.WithZone("")
+	for _, p := range local {
+		if p.Addr() == ip || p.Addr().IsLoopback() && p.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// Listen opens a listener on a port picked at random in [minPort, maxPort], both included. Busy and privileged ports
+// are passed over; only when no port is left, or for a reason that no other port can help, is there an error, which
+// carries status.Socket and names the range and the last system error. An empty host means every address, IPv4 and
+// IPv6. backlog is the number of connections that the kernel keeps until they are accepted; below 1 it is the
+// system's default. The caller closes the listener.
+func Listen(ctx context.Context, host string, minPort, maxPort, backlog int) (*net.TCPListener, error) {
+	if minPort < 0 || maxPort > 1<<16-1 || minPort > maxPort {
+		return nil, status.Errorf(status.InvalidArgument, "port range %d-%d is not within 0-65535", minPort, maxPort)
+	}
+	var last error
+	for _, offset := range rand.Perm(maxPort - minPort + 1) {
+		l, err := listen(ctx, host, minPort+offset, backlog)
+		if err == nil {
+			return l, nil
+		}
+		last = err
+		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EACCES) {
+			break
+		}
+	}
+	where := host
+	if where == "" {
+		where = "all addresses"
+	}
+	return nil, status.Errorf(status.Socket, "cannot listen on %s with a port of %d-%d: %w%s", where, minPort, maxPort, last, hint(last))
+}
+
+// listen opens a listener on one port.
+func listen(ctx context.Context, host string, port, backlog int) (*net.TCPListener, error) {
+	var config net.ListenConfig
+	// Peers do not speak multipath TCP, and what the data path asks a socket is answered for plain TCP only.
+	config.SetMultipathTCP(false)
+	l, err := config.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return nil, err
+	}
+	tcp := l.(*net.TCPListener)
+	if err := setBacklog(tcp, backlog); err != nil {
+		return nil, errors.Join(err, tcp.Close())
+	}
+	return tcp, nil
+}
+
+// setBacklog calls listen(2) once more, which changes the backlog of a socket that listens already.
+func setBacklog(l *net.TCPListener, backlog int) error {
+	if backlog < 1 {
+		return nil
+	}
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = os.NewSyscallError("listen", unix.Listen(int(fd), backlog))
+	})
+	return errors.Join(err, failed)
+}
+
+// hint adds what the text of a system error does not tell.
+func hint(err error) string {
+	switch {
+	case errors.Is(err, unix.EMFILE):
+		return " (EMFILE: this process is out of file descriptors, see ulimit -n)"
+	case errors.Is(err, unix.ENFILE):
+		return " (ENFILE: this machine is out of file descriptors)"
+	case errors.Is(err, unix.EACCES):
+		return " (EACCES: this process may not bind that port)"
+	case errors.Is(err, unix.EADDRINUSE):
+		return " (EADDRINUSE: every port of the range is taken)"
+	}
+	return ""
+}

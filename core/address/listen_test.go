@@ -1,0 +1,158 @@
+package address
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+
+	"kvferry/core/status"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestListenHostKeepsLoopbackNamesOffTheNetwork(t *testing.T) {
+	assert.Equal(t, "127.0.0.1", ListenHost("127.0.0.1"))
+	assert.Equal(t, "127.0.0.2", ListenHost("127.0.0.2"))
+	host := netip.MustParseAddr(ListenHost("localhost"))
+	assert.True(t, host.IsLoopback(), host)
+}
+
+func TestListenHostIsEmptyForWhatIsNotAnAddressOfThisMachine(t *testing.T) {
+	for _, host := range []string{"", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "no-such-host.invalid", "fe80::1"} {
+		assert.Empty(t, ListenHost(host), host)
+	}
+}
+
+func TestListenHostTakesEveryInterfaceAddress(t *testing.T) {
+	addrs, err := net.InterfaceAddrs()
+	require.NoError(t, err)
+	for _, a := range addrs {
+		ip := netip.MustParsePrefix(a.String()).Addr()
+		if ip.Is6() && ip.IsLinkLocalUnicast() {
+			continue
+		}
+		assert.Equal(t, ip.String(), ListenHost(ip.String()))
+	}
+}
+
+func TestANameListensOnItsAddressOnlyWhenPeersCanMeanNoOther(t *testing.T) {
+	local := prefixes{netip.MustParsePrefix("127.0.0.1/8"), netip.MustParsePrefix("10.0.0.7/24"), netip.MustParsePrefix("2001:db8::7/64")}
+	ips := func(list ...string) (found []netip.Addr) {
+		for _, s := range list {
+			found = append(found, netip.MustParseAddr(s))
+		}
+		return found
+	}
+	assert.Equal(t, "10.0.0.7", pickLocal(ips("10.0.0.7"), local))
+	assert.Equal(t, "10.0.0.7", pickLocal(ips("::ffff:10.0.0.7"), local))
+	assert.Equal(t, "2001:db8::7", pickLocal(ips("2001:db8::7"), local))
+	assert.Empty(t, pickLocal(ips("10.0.0.7", "2001:db8::7"), local), "one listener cannot serve two addresses")
+	assert.Empty(t, pickLocal(ips("127.0.1.1"), local), "peers resolve the name to another address")
+	assert.Empty(t, pickLocal(ips("10.0.0.8"), local), "another machine's address")
+	assert.Empty(t, pickLocal(nil, local))
+
+	assert.Equal(t, "127.0.0.1", pickLoopback(ips("::1", "127.0.0.1")))
+	assert.Equal(t, "::1", pickLoopback(ips("::1")))
+	assert.Equal(t, "127.0.0.1", pickLoopback(ips("10.0.0.7")), "localhost never leaves the machine")
+	assert.Equal(t, "127.0.0.1", pickLoopback(nil))
+}
+
+func TestListenFindsTheOnlyFreePortOfARange(t *testing.T) {
+	held, minPort, maxPort := holdPorts(t, 5)
+	free := held[3].Addr().(*net.TCPAddr).Port
+	require.NoError(t, held[3].Close())
+	l, err := Listen(context.Background(), "127.0.0.1", minPort, maxPort, 16)
+	require.NoError(t, err)
+	defer l.Close()
+	assert.Equal(t, free, l.Addr().(*net.TCPAddr).Port)
+}
+
+func TestListenOnAFullRangeNamesTheRangeAndTheReason(t *testing.T) {
+	_, minPort, maxPort := holdPorts(t, 5)
+	_, err := Listen(context.Background(), "127.0.0.1", minPort, maxPort, 16)
+	require.ErrorIs(t, err, unix.EADDRINUSE)
+	assert.Equal(t, status.Socket, status.Of(err, status.OK))
+	assert.Contains(t, err.Error(), fmt.Sprintf("%d-%d", minPort, maxPort))
+	assert.Contains(t, err.Error(), "127.0.0.1")
+}
+
+func TestListenNamesAnAddressThatIsNotThisMachines(t *testing.T) {
+	_, err := Listen(context.Background(), "192.0.2.1", 1024, 65535, 16)
+	require.ErrorIs(t, err, unix.EADDRNOTAVAIL)
+	assert.Contains(t, err.Error(), "192.0.2.1")
+}
+
+func TestListenRefusesRangesThatAreNone(t *testing.T) {
+	for _, r := range [][2]int{{2000, 1999}, {-1, 5}, {1, 65536}} {
+		_, err := Listen(context.Background(), "127.0.0.1", r[0], r[1], 16)
+		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
+	}
+}
+
+func TestListenOnAllAddressesTakesBothFamilies(t *testing.T) {
+	l, err := Listen(context.Background(), "", 0, 0, 16)
+	require.NoError(t, err)
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	require.NoError(t, err)
+	hosts := []string{"127.0.0.1"}
+	if localAddresses().has(netip.IPv6Loopback()) {
+		hosts = append(hosts, "::1")
+	}
+	for _, host := range hosts {
+		c, err := net.Dial("tcp", net.JoinHostPort(host, port))
+		require.NoError(t, err, host)
+		require.NoError(t, c.Close())
+	}
+}
+
+func TestTheBacklogIsSetInTheKernel(t *testing.T) {
+	l, err := Listen(context.Background(), "127.0.0.1", 0, 0, 7)
+	require.NoError(t, err)
+	defer l.Close()
+	raw, err := l.SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) {
+		// A listening socket reports its backlog as tcpi_sacked.
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		require.NoError(t, err)
+		assert.EqualValues(t, 7, info.Sacked)
+	}))
+}
+
+// holdPorts listens on n neighbouring ports until the test ends.
+func holdPorts(t *testing.T, n int) (held []net.Listener, minPort, maxPort int) {
+	for first := 20000; first < 32000; first += n {
+		held = held[:0]
+		for port := first; port < first+n; port++ {
+			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err != nil {
+				break
+			}
+			t.Cleanup(func() { l.Close() })
+			held = append(held, l)
+		}
+		if len(held) == n {
+			return held, first, first + n - 1
+		}
+	}
+	t.Fatal("no run of free ports between 20000 and 32000")
+	return nil, 0, 0
+}
+
+func TestListenNamesTheLackOfFileDescriptors(t *testing.T) {
+	var was unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}))
+	_, err := Listen(context.Background(), "127.0.0.1", 20000, 31999, 16)
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
+	require.ErrorIs(t, err, unix.EMFILE)
+	assert.Contains(t, err.Error(), "file descriptors")
+}
