@@ -1,0 +1,179 @@
+package metadata
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"time"
+	"unicode/utf8"
+
+	"kvferry/core/status"
+)
+
+// Time-outs of a Client that sets none.
+const (
+	DefaultConnectTimeout = 5 * time.Second
+	DefaultReplyTimeout   = 60 * time.Second
+)
+
+// Client asks handshake servers, one request per connection. The zero value has the default limits. Its methods may
+// be called from any goroutine, and take peers as "host:port" with IPv6 hosts in brackets. They return when the
+// context ends or a time-out has passed, whichever is first. Errors name the peer and carry status.DNS when its host
+// is unknown, status.Socket when it cannot be reached or breaks the connection off, status.RejectHandshake when it
+// refuses or answers something else, status.MalformedJSON when it talks garbage.
+type Client struct {
+	ConnectTimeout time.Duration // for resolving the host and trying all of its addresses; 0: DefaultConnectTimeout
+	ReplyTimeout   time.Duration // from the connection on; 0: DefaultReplyTimeout
+	MaxLength      int           // longest frame that is sent or taken, in bytes; 0: DefaultMaxLength
+}
+
+// notifyBody is a Notification as it is sent, and the answer to one.
+type notifyBody struct {
+	Name string `json:"name"`
+	Text string `json:"notify_msg"`
+}
+
+// probeBody is the answer to a probe.
+type probeBody struct {
+	Status string `json:"status"`
+}
+
+// FetchDescriptor asks a peer for the descriptor of its segment.
+func (c Client) FetchDescriptor(ctx context.Context, peer string) (*Descriptor, error) {
+	reply, err := c.ask(ctx, peer, kindMetadata, []byte("{}"))
+	if err != nil {
+		return nil, err
+	}
+	d, err := ParseDescriptor(reply)
+	if err != nil {
+		return nil, peerError(peer, kindMetadata, err)
+	}
+	return d, nil
+}
+
+// SendNotify hands a peer a notification. Both strings must be valid UTF-8, and fit a frame together.
+func (c Client) SendNotify(ctx context.Context, peer string, n Notification) error {
+	if !utf8.ValidString(n.Name) || !utf8.ValidString(n.Text) {
+		return status.Errorf(status.InvalidArgument, "notification for %s: name and text have to be valid UTF-8", peer)
+	}
+	reply, err := c.ask(ctx, peer, kindNotify, mustEncode(notifyBody(n)))
+	if err != nil {
+		return err
+	}
+	var answer notifyBody
+	if err := json.Unmarshal(reply, &answer); err != nil {
+		return peerError(peer, kindNotify, jsonError("the answer", err))
+	}
+	if answer.Text == "" {
+		return peerError(peer, kindNotify, status.Errorf(status.RejectHandshake, "the peer did not take the notification"))
+	}
+	return nil
+}
+
+// Probe asks whether anything answers at a peer's handshake port. A server that takes the connection and closes it in
+// good order without an answer counts as alive: that is how Mooncake answers a probe up to 0.3.9.
+func (c Client) Probe(ctx context.Context, peer string) error {
+	reply, err := c.ask(ctx, peer, kindProbe, []byte("{}"))
+	if errors.Is(err, errNoFrame) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var answer probeBody
+	if err := json.Unmarshal(reply, &answer); err != nil {
+		return peerError(peer, kindProbe, jsonError("the answer", err))
+	}
+	if answer.Status != "success" {
+		return peerError(peer, kindProbe, status.Errorf(status.RejectHandshake, "the peer answers %.80q", answer.Status))
+	}
+	return nil
+}
+
+// ask sends one request and returns the JSON of its reply.
+func (c Client) ask(ctx context.Context, peer string, kind frameKind, body []byte) ([]byte, error) {
+	request := encodeFrame(kind, false, body)
+	if limit := orDefault(c.MaxLength, DefaultMaxLength); len(body)+1 > limit {
+		return nil, peerError(peer, kind, status.Errorf(status.InvalidArgument,
+			"the request takes %d bytes, over the limit of %d (MC_HANDSHAKE_MAX_LENGTH)", len(body)+1, limit))
+	}
+	conn, err := c.dial(ctx, peer)
+	if err != nil {
+		return nil, peerError(peer, kind, err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	reply, err := c.exchange(conn, kind, request)
+	if err != nil && ctx.Err() != nil {
+		err = status.Errorf(status.Socket, "given up: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		return nil, peerError(peer, kind, err)
+	}
+	return reply, nil
+}
+
+// dial connects to the first of the peer's addresses that takes the connection.
+func (c Client) dial(ctx context.Context, peer string) (*net.TCPConn, error) {
+	dialer := net.Dialer{Timeout: orDefault(c.ConnectTimeout, DefaultConnectTimeout)}
+	conn, err := dialer.DialContext(ctx, "tcp", peer)
+	if err != nil {
+		return nil, status.Errorf(dialCode(err), "%w", err)
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+func dialCode(err error) status.Code {
+	var unresolved *net.DNSError
+	var badAddress *net.AddrError
+	switch {
+	case errors.As(err, &unresolved):
+		return status.DNS
+	case errors.As(err, &badAddress):
+		return status.InvalidArgument
+	}
+	return status.Socket
+}
+
+// exchange sends a request on a new connection and reads the reply. Closing the connection ends it.
+func (c Client) exchange(conn *net.TCPConn, kind frameKind, request []byte) ([]byte, error) {
+	if err := conn.SetDeadline(time.Now().Add(orDefault(c.ReplyTimeout, DefaultReplyTimeout))); err != nil {
+		return nil, status.Errorf(status.Socket, "%w", err)
+	}
+	if err := sendAll(conn, request); err != nil {
+		return nil, status.Errorf(status.Socket, "sending the request: %w", err)
+	}
+	reply, err := readReply(conn, kind, orDefault(c.MaxLength, DefaultMaxLength))
+	if err != nil {
+		return nil, status.Errorf(status.Of(err, status.Socket), "reading the answer: %w", err)
+	}
+	return reply, nil
+}
+
+// readReply reads a frame that has to be of the given kind.
+func readReply(r io.Reader, kind frameKind, maxLength int) ([]byte, error) {
+	f, err := readFrame(r, maxLength)
+	if err != nil {
+		return nil, err
+	}
+	if f.kind != kind || f.old {
+		return nil, status.Errorf(status.RejectHandshake, "it is a frame of kind %s", f.kind)
+	}
+	return f.readBody()
+}
+
+// peerError puts before an error what was asked of whom.
+func peerError(peer string, kind frameKind, err error) error {
+	return status.Errorf(status.Of(err, status.Socket), "%s request to peer %.300s: %w", kind, peer, err)
+}
+
+// orDefault is value, unless that is 0.
+func orDefault[T int | time.Duration](value, otherwise T) T {
+	if value == 0 {
+		return otherwise
+	}
+	return value
+}

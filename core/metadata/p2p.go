@@ -1,0 +1,47 @@
+package metadata
+
+import (
+	"context"
+
+	"kvferry/core/address"
+	"kvferry/core/status"
+)
+
+// p2pStore finds peers by their names alone: a name is the address of a handshake server, which says the rest.
+type p2pStore struct {
+	client      Client
+	defaultPort int
+}
+
+func newP2PStore(o Options) *p2pStore {
+	return &p2pStore{
+		client:      Client{ConnectTimeout: o.ConnectTimeout, MaxLength: o.MaxLength},
+		defaultPort: o.DefaultPort,
+	}
+}
+
+// Publish has nothing to do: the engine's handshake server is what shows its descriptor.
+func (s *p2pStore) Publish(context.Context, func() *Descriptor) error { return nil }
+
+func (s *p2pStore) Fetch(ctx context.Context, segment string) (*Descriptor, error) {
+	peer, err := s.HandshakeAddress(ctx, segment)
+	if err != nil {
+		return nil, err
+	}
+	return s.client.FetchDescriptor(ctx, peer)
+}
+
+func (s *p2pStore) HandshakeAddress(_ context.Context, segment string) (string, error) {
+	name, err := address.Parse(segment, s.defaultPort)
+	if err != nil {
+		return "", status.Errorf(status.InvalidArgument, "segment: %w", err)
+	}
+	if name.Port == 0 {
+		return "", status.Errorf(status.InvalidArgument, "segment %q: no peer is reached at port 0", segment)
+	}
+	return name.HostPort(), nil
+}
+
+func (s *p2pStore) Withdraw(context.Context) error { return nil }
+
+func (s *p2pStore) Close() error { return nil }

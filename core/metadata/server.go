@@ -1,0 +1,291 @@
+package metadata
+
+import (
+	"encoding/json"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// The way of a request:
+//
+//  1. run takes a slot, of which there are as many as connections served at once, and accepts a connection. While
+//     all slots are taken the kernel's backlog keeps the peers.
+//  2. serve gives the connection a goroutine, which ends by a deadline of each of the steps that follow.
+//  3. answer reads the request. Its body is kept only where it means something.
+//  4. It writes the reply, of the request's kind, and shuts the write side down.
+//  5. awaitClose waits for the peer to close, so that the reply is not lost to a reset, and closes.
+
+// Defaults of HandshakeOptions.
+const (
+	DefaultMaxConnections = 128
+	DefaultStepTimeout    = 5 * time.Second
+)
+
+// longestAcceptPause bounds how long the server waits after accept(2) failed, as for want of file descriptors.
+const longestAcceptPause = time.Second
+
+// Handlers give the answers of a handshake server. Both are required. They are called from many goroutines at once,
+// and must return soon: closing the server waits for them.
+type Handlers struct {
+	// Descriptor returns the current descriptor, which it leaves alone from then on; nil with central metadata.
+	Descriptor func() *Descriptor
+	// Notify takes a notification. With false it is rejected, and the peer told so.
+	Notify func(Notification) bool
+}
+
+// HandshakeOptions bound a handshake server. Zero fields have defaults.
+type HandshakeOptions struct {
+	MaxLength      int           // longest frame that is taken or sent, in bytes; DefaultMaxLength
+	MaxConnections int           // served at once; DefaultMaxConnections
+	StepTimeout    time.Duration // for a request to arrive, a reply to leave, a peer to close; DefaultStepTimeout each
+	Log            *zap.Logger   // nil: none
+}
+
+// Listener is what a server accepts connections from: a *net.TCPListener.
+type Listener interface {
+	AcceptTCP() (*net.TCPConn, error)
+	Close() error
+	Addr() net.Addr
+}
+
+// Server answers handshakes until it is closed.
+type Server struct {
+	listener Listener
+	handlers Handlers
+	options  HandshakeOptions
+	log      *zap.Logger
+
+	slots  chan struct{} // one element per connection that is served, or accepted next
+	closed chan struct{}
+	ended  sync.WaitGroup // goroutines
+
+	mu    sync.Mutex
+	conns map[*net.TCPConn]struct{} // nil once closed
+}
+
+// Serve starts a server on a listener, which it closes in the end.
+func Serve(l Listener, h Handlers, o HandshakeOptions) *Server {
+	o.MaxLength = orDefault(o.MaxLength, DefaultMaxLength)
+	o.MaxConnections = orDefault(o.MaxConnections, DefaultMaxConnections)
+	o.StepTimeout = orDefault(o.StepTimeout, DefaultStepTimeout)
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	s := &Server{
+		listener: l, handlers: h, options: o, log: sampled(o.Log),
+		slots: make(chan struct{}, o.MaxConnections), closed: make(chan struct{}),
+		conns: make(map[*net.TCPConn]struct{}),
+	}
+	s.ended.Add(1)
+	go s.run()
+	return s
+}
+
+// sampled lets through a few messages a second of each text: peers must not be able to fill the log.
+func sampled(log *zap.Logger) *zap.Logger {
+	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(c, time.Second, 3, 0)
+	}))
+}
+
+// Close closes the listener and every connection, and returns when no goroutine of the server is left. It may be
+// called more than once.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	conns := s.conns
+	s.conns = nil
+	s.mu.Unlock()
+	if conns == nil {
+		s.ended.Wait()
+		return nil
+	}
+	close(s.closed)
+	err := s.listener.Close()
+	for conn := range conns {
+		conn.Close()
+	}
+	s.ended.Wait()
+	return err
+}
+
+func (s *Server) run() {
+	defer s.ended.Done()
+	pause := time.Duration(0)
+	for {
+		select {
+		case s.slots <- struct{}{}:
+		case <-s.closed:
+			return
+		}
+		conn, err := s.listener.AcceptTCP()
+		if err == nil {
+			pause = 0
+			s.serve(conn)
+			continue
+		}
+		<-s.slots
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		pause = min(max(2*pause, 5*time.Millisecond), longestAcceptPause)
+		s.log.Warn("handshake server cannot accept a connection, and tries again",
+			zap.Stringer("listener", s.listener.Addr()), zap.Duration("pause", pause), zap.Error(err))
+		s.wait(pause)
+	}
+}
+
+// wait returns after a while, or when the server is closed.
+func (s *Server) wait(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.closed:
+	}
+}
+
+// serve answers a connection in a goroutine of its own, which gives the slot back.
+func (s *Server) serve(conn *net.TCPConn) {
+	if !s.keep(conn) {
+		conn.Close()
+		<-s.slots
+		return
+	}
+	s.ended.Add(1)
+	go func() {
+		defer s.ended.Done()
+		defer func() { <-s.slots }()
+		defer s.drop(conn)
+		if err := status.Guard(func() error { return s.answer(conn) }); err != nil {
+			s.report(conn, err)
+			return
+		}
+		s.awaitClose(conn)
+	}()
+}
+
+// keep remembers a connection for Close; false when the server is closed already.
+func (s *Server) keep(conn *net.TCPConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns == nil {
+		return false
+	}
+	s.conns[conn] = struct{}{}
+	return true
+}
+
+func (s *Server) drop(conn *net.TCPConn) {
+	conn.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, conn)
+}
+
+// report logs why a connection was closed without an answer; port scanners and health checks, which connect and
+// close, and the end of the server are no news.
+func (s *Server) report(conn *net.TCPConn, err error) {
+	if errors.Is(err, errNoFrame) || errors.Is(err, net.ErrClosed) {
+		return
+	}
+	s.log.Warn("handshake failed", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
+}
+
+// answer reads a request and replies to it.
+func (s *Server) answer(conn *net.TCPConn) error {
+	if err := conn.SetReadDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
+		return err
+	}
+	request, err := readFrame(conn, s.options.MaxLength)
+	if err != nil {
+		return err
+	}
+	body, err := s.reply(request)
+	if err != nil {
+		return err
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
+		return err
+	}
+	if err := sendAll(conn, encodeFrame(request.kind, request.old, body)); err != nil {
+		return err
+	}
+	return conn.CloseWrite()
+}
+
+// reply reads a request's body and gives the JSON of the answer.
+func (s *Server) reply(request frame) ([]byte, error) {
+	if request.kind == kindNotify {
+		return s.notify(request)
+	}
+	if err := request.discardBody(); err != nil {
+		return nil, err
+	}
+	switch request.kind {
+	case kindMetadata:
+		return s.descriptor(), nil
+	case kindProbe:
+		return mustEncode(probeBody{Status: "success"}), nil
+	}
+	return mustEncode(connectionBody{QPNumbers: []int{}}), nil
+}
+
+// connectionBody is the answer to an RDMA handshake: every field that a peer may insist on, and nothing in them.
+type connectionBody struct {
+	LocalNICPath string `json:"local_nic_path"`
+	PeerNICPath  string `json:"peer_nic_path"`
+	QPNumbers    []int  `json:"qp_num"`
+	ReplyMessage string `json:"reply_msg"`
+}
+
+// notify hands a notification on. A peer that sends no strings gets no answer, as from Mooncake.
+func (s *Server) notify(request frame) ([]byte, error) {
+	encoded, err := request.readBody()
+	if err != nil {
+		return nil, err
+	}
+	var body struct {
+		Name *string `json:"name"`
+		Text *string `json:"notify_msg"`
+	}
+	if err := json.Unmarshal(encoded, &body); err != nil {
+		return nil, jsonError("notification", err)
+	}
+	if body.Name == nil || body.Text == nil {
+		return nil, malformed("notification without name and notify_msg")
+	}
+	var answer notifyBody
+	if s.handlers.Notify(Notification{Name: *body.Name, Text: *body.Text}) {
+		answer.Text = "success"
+	}
+	return mustEncode(answer), nil
+}
+
+// descriptor is the engine's own descriptor, as far as it fits the frame, or null.
+func (s *Server) descriptor() []byte {
+	d := s.handlers.Descriptor()
+	if d == nil {
+		return []byte("null")
+	}
+	encoded, truncated := d.Encode(s.options.MaxLength - 1)
+	if truncated {
+		s.log.Warn("the segment descriptor does not fit a handshake frame, peers see the first buffers only",
+			zap.Int("buffers", len(d.Buffers)), zap.Int("MC_HANDSHAKE_MAX_LENGTH", s.options.MaxLength))
+	}
+	return encoded
+}
+
+// awaitClose returns when the peer has closed the connection, or does not in time.
+func (s *Server) awaitClose(conn *net.TCPConn) {
+	if err := conn.SetReadDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
+		return
+	}
+	_, _ = conn.Read(make([]byte, 1))
+}
