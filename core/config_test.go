@@ -1,0 +1,254 @@
+package core
+
+import (
+	"cmp"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+var update = flag.Bool("update", false, "write the generated part of the configuration guide")
+
+// environment is a lookup over the variables given, and no others.
+func environment(variables map[string]string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		text, ok := variables[name]
+		return text, ok
+	}
+}
+
+func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
+	assert.Equal(t, Config{
+		MinPort: 15000, MaxPort: 17000, HandshakePort: 12001,
+		HandshakeConnectTimeout: 5 * time.Second, HandshakeBacklog: 128, HandshakeMaxLength: 1 << 20,
+		StatusTimeout: 30 * time.Second, ProgressTimeout: 30 * time.Second,
+		SliceSize: 1 << 20, ConnectionPool: true, LanesPerPeer: 4,
+		TransferTimeout: 30 * time.Second, RetryCount: 9,
+		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
+		MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536,
+	}, DefaultConfig())
+}
+
+func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
+	c, warnings := LoadConfig(environment(map[string]string{
+		"MC_FORCE_TCP": "", "MC_TCP_BIND_ADDRESS": "192.0.2.7", "MC_MIN_RPC_PORT": "20000", "MC_MAX_RPC_PORT": "61000",
+		"MC_HANDSHAKE_PORT": "1", "MC_LEGACY_RPC_PORT_BINDING": "0", "MC_HANDSHAKE_CONNECT_TIMEOUT": "3599",
+		"MC_HANDSHAKE_LISTEN_BACKLOG": "7", "MC_HANDSHAKE_MAX_LENGTH": "134217728", "MC_TCP_PROTO": "1",
+		"MC_TCP_STATUS_TIMEOUT_SEC": "2", "MC_TCP_PROGRESS_TIMEOUT_SEC": "3", "MC_TCP_SLICE_SIZE": "65536",
+		"MC_TCP_ENABLE_CONNECTION_POOL": "False", "MC_TCP_LANES_PER_PEER": "16", "MC_TRANSFER_TIMEOUT": "60",
+		"MC_SLICE_TIMEOUT": "8", "MC_RETRY_CNT": "127", "MC_DISABLE_METACACHE": "1",
+		"MC_TE_METADATA_REFRESH_INTERVAL_SECONDS": "9", "MC_METADATA_CLUSTER_ID": "blue",
+		"MC_REDIS_USERNAME": "kv", "MC_REDIS_PASSWORD": "cache", "MC_REDIS_DB_INDEX": "255", "MC_USE_IPV6": "1",
+		"MC_LOG_LEVEL": "trace", "MC_LOG_DIR": "/var/log", "MC_TE_METRIC": "yes", "MC_TE_METRIC_INTERVAL_SECONDS": "11",
+		"MC_CUSTOM_TOPO_JSON": "/etc/topology.json", "MC_METADATA_HTTP_TOKEN": "token",
+		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "KVFERRY_MAX_NOTIFICATIONS": "14",
+	}))
+	assert.Empty(t, warnings)
+	assert.Equal(t, Config{
+		ForceTCP: true, BindAddress: "192.0.2.7", MinPort: 20000, MaxPort: 61000,
+		HandshakePort: 1, LegacyPortBinding: true, HandshakeConnectTimeout: 3599 * time.Second,
+		HandshakeBacklog: 7, HandshakeMaxLength: 128 << 20, ForceProtoV1: true,
+		StatusTimeout: 2 * time.Second, ProgressTimeout: 3 * time.Second, SliceSize: 65536,
+		ConnectionPool: false, LanesPerPeer: 16, TransferTimeout: time.Minute,
+		SliceTimeout: 8 * time.Second, RetryCount: 127, DisableMetaCache: true,
+		MetaRefreshInterval: 9 * time.Second, ClusterID: "blue",
+		RedisUsername: "kv", RedisPassword: "cache", RedisDB: 255, UseIPv6: true,
+		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second,
+		MetadataHTTPToken: "token",
+		MaxSessions:       12, MaxHandshakes: 13, MaxNotifications: 14,
+	}, c)
+}
+
+func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
+	for variable, values := range map[string][]string{
+		"MC_RETRY_CNT":                            {"", "0", "128", "-1", "nine", "9x", "1e2", "99999999999999999999"},
+		"MC_HANDSHAKE_PORT":                       {"0", "65536"},
+		"MC_HANDSHAKE_CONNECT_TIMEOUT":            {"0", "3600", "5s"},
+		"MC_HANDSHAKE_LISTEN_BACKLOG":             {"0"},
+		"MC_HANDSHAKE_MAX_LENGTH":                 {"1048575", "134217729"},
+		"MC_TCP_STATUS_TIMEOUT_SEC":               {"0"},
+		"MC_TCP_PROGRESS_TIMEOUT_SEC":             {"0"},
+		"MC_TCP_SLICE_SIZE":                       {"0", "4095", "1073741825"},
+		"MC_TCP_ENABLE_CONNECTION_POOL":           {"perhaps"},
+		"MC_TCP_LANES_PER_PEER":                   {"0", "17"},
+		"MC_TCP_MAX_CONNECTIONS_PER_PEER":         {"17"},
+		"MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER":    {"0"},
+		"MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER":  {"65536"},
+		"MC_TCP_ADMISSION_TIMEOUT_MS":             {"600001"},
+		"MC_TRANSFER_TIMEOUT":                     {"0", "-3", "soon"},
+		"MC_SLICE_TIMEOUT":                        {"-1", "65536"},
+		"MC_TE_METADATA_REFRESH_INTERVAL_SECONDS": {"-1"},
+		"MC_REDIS_DB_INDEX":                       {"-1", "256"},
+		"MC_LOG_LEVEL":                            {"LOUD"},
+		"MC_LOG_DIR":                              {"/var/\nlog"},
+		"MC_TE_METRIC":                            {"2"},
+		"MC_TE_METRIC_INTERVAL_SECONDS":           {"0"},
+		"KVFERRY_MAX_SESSIONS":                    {"0", "65537"},
+		"KVFERRY_MAX_HANDSHAKES":                  {"0"},
+		"KVFERRY_MAX_NOTIFICATIONS":               {"0", "16777217"},
+	} {
+		for _, value := range values {
+			c, warnings := LoadConfig(environment(map[string]string{variable: value}))
+			require.Len(t, warnings, 1, "%s=%q", variable, value)
+			assert.Equal(t, variable, warnings[0].Variable)
+			assert.Equal(t, value, warnings[0].Value)
+			assert.NotEmpty(t, warnings[0].Reason)
+			assert.Equal(t, DefaultConfig(), c, "%s=%q", variable, value)
+			assert.Contains(t, warnings[0].String(), fmt.Sprintf("the default %q is used", warnings[0].Used))
+		}
+	}
+}
+
+func TestPortRangeIsTakenWholeOrNotAtAll(t *testing.T) {
+	for _, test := range []struct{ least, most string }{
+		{"80", "20000"}, {"20000", "65536"}, {"1023", "1024"}, {"20000", "32768"}, {"60999", "61000"},
+		{"17001", "17000"}, {"20000", "many"},
+	} {
+		c, warnings := LoadConfig(environment(map[string]string{"MC_MIN_RPC_PORT": test.least, "MC_MAX_RPC_PORT": test.most}))
+		assert.Equal(t, DefaultConfig(), c, "%v", test)
+		require.Len(t, warnings, 1, "%v", test)
+		assert.Equal(t, "MC_MIN_RPC_PORT, MC_MAX_RPC_PORT", warnings[0].Variable)
+		assert.Equal(t, test.least+", "+test.most, warnings[0].Value)
+		assert.Equal(t, "15000, 17000", warnings[0].Used)
+	}
+	c, warnings := LoadConfig(environment(map[string]string{"MC_MAX_RPC_PORT": "15000"}))
+	assert.Empty(t, warnings)
+	assert.Equal(t, [2]int{15000, 15000}, [2]int{c.MinPort, c.MaxPort}, "one bound alone, equal to the other")
+}
+
+func TestOlderSpellingsStandInForTheNewOnes(t *testing.T) {
+	older := map[string]string{
+		"MC_MIN_PRC_PORT": "18000", "MC_MAX_PRC_PORT": "19000", "MC_TCP_MAX_CONNECTIONS_PER_PEER": "2",
+	}
+	c, warnings := LoadConfig(environment(older))
+	assert.Empty(t, warnings)
+	assert.Equal(t, [3]int{18000, 19000, 2}, [3]int{c.MinPort, c.MaxPort, c.LanesPerPeer})
+
+	older["MC_TCP_LANES_PER_PEER"] = "3"
+	c, _ = LoadConfig(environment(older))
+	assert.Equal(t, 3, c.LanesPerPeer, "the new spelling wins")
+}
+
+func TestTransferTimeoutIsAtLeastFiveSeconds(t *testing.T) {
+	for text, want := range map[string]time.Duration{"1": 5, "4": 5, "5": 5, "6": 6} {
+		c, warnings := LoadConfig(environment(map[string]string{"MC_TRANSFER_TIMEOUT": text}))
+		assert.Empty(t, warnings)
+		assert.Equal(t, want*time.Second, c.TransferTimeout, text)
+	}
+}
+
+func TestSecretsAreNeverPrinted(t *testing.T) {
+	for _, variable := range []string{"MC_REDIS_PASSWORD", "MC_METADATA_HTTP_TOKEN"} {
+		c, warnings := LoadConfig(environment(map[string]string{variable: "hunter2"}))
+		require.Empty(t, warnings)
+		asJSON, err := json.Marshal(c)
+		require.NoError(t, err)
+		printed := fmt.Sprintf("%v %+v %#v %s", c, c, c, asJSON)
+		assert.NotContains(t, printed, "hunter2", variable)
+
+		_, warnings = LoadConfig(environment(map[string]string{variable: "hunter2\n"}))
+		require.Len(t, warnings, 1, variable)
+		assert.NotContains(t, fmt.Sprintf("%+v %s", warnings[0], warnings[0]), "hunter2", variable)
+	}
+}
+
+// FuzzLoadConfig gives one value to every variable at once and to each alone.
+func FuzzLoadConfig(f *testing.F) {
+	for _, value := range []string{"", "0", "1", "-1", "5", "16", "255", "1024", "65535", "1048576", "1e3", "TRACE", "on", "\n"} {
+		f.Add(value)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		c, _ := LoadConfig(func(string) (string, bool) { return value, true })
+		requireInRange(t, c)
+		for _, s := range settings {
+			for _, v := range s.variables {
+				c, warnings := LoadConfig(environment(map[string]string{v.name: value}))
+				requireInRange(t, c)
+				require.LessOrEqual(t, len(warnings), 1, v.name)
+			}
+		}
+	})
+}
+
+func requireInRange(t *testing.T, c Config) {
+	inRange := func(name string, n, least, most int) {
+		require.True(t, n >= least && n <= most, "%s is %d, outside %d–%d", name, n, least, most)
+	}
+	inSeconds := func(name string, d time.Duration, least, most int) {
+		require.Zero(t, d%time.Second, name)
+		inRange(name, int(d/time.Second), least, most)
+	}
+	for _, port := range []int{c.MinPort, c.MaxPort} {
+		inRange("port", port, 1024, 65535)
+		require.False(t, port >= 32768 && port <= 60999, "port %d is ephemeral", port)
+	}
+	require.LessOrEqual(t, c.MinPort, c.MaxPort)
+	inRange("HandshakePort", c.HandshakePort, 1, 65535)
+	inSeconds("HandshakeConnectTimeout", c.HandshakeConnectTimeout, 1, 3599)
+	inRange("HandshakeBacklog", c.HandshakeBacklog, 1, 65535)
+	inRange("HandshakeMaxLength", c.HandshakeMaxLength, 1<<20, 128<<20)
+	inSeconds("StatusTimeout", c.StatusTimeout, 1, math.MaxInt32)
+	inSeconds("ProgressTimeout", c.ProgressTimeout, 1, math.MaxInt32)
+	inRange("SliceSize", c.SliceSize, 4096, 1<<30)
+	inRange("LanesPerPeer", c.LanesPerPeer, 1, 16)
+	inSeconds("TransferTimeout", c.TransferTimeout, 5, math.MaxInt32)
+	inSeconds("SliceTimeout", c.SliceTimeout, 0, 65535)
+	inRange("RetryCount", c.RetryCount, 1, 127)
+	inSeconds("MetaRefreshInterval", c.MetaRefreshInterval, 0, math.MaxInt32)
+	inRange("RedisDB", c.RedisDB, 0, 255)
+	require.Contains(t, logLevels, c.LogLevel)
+	inSeconds("MetricsInterval", c.MetricsInterval, 1, math.MaxInt32)
+	inRange("MaxSessions", c.MaxSessions, 1, 65536)
+	inRange("MaxHandshakes", c.MaxHandshakes, 1, 65536)
+	inRange("MaxNotifications", c.MaxNotifications, 1, 1<<24)
+}
+
+const guide = "../docs/configuration.md"
+
+// TestConfigurationGuideIsCurrent compares the guide's table with the table of settings; with -update it writes it.
+func TestConfigurationGuideIsCurrent(t *testing.T) {
+	const begin, end = "<!-- begin: made by go generate ./core -->\n", "<!-- end -->"
+	text, err := os.ReadFile(guide)
+	require.NoError(t, err)
+	before, rest, ok := strings.Cut(string(text), begin)
+	require.True(t, ok, "%s has no line %q", guide, begin)
+	_, after, ok := strings.Cut(rest, end)
+	require.True(t, ok, "%s has no line %q", guide, end)
+
+	current := before + begin + guideTable() + end + after
+	if *update {
+		require.NoError(t, os.WriteFile(guide, []byte(current), 0o644))
+		return
+	}
+	assert.Equal(t, current, string(text), "run go generate ./core")
+}
+
+// guideTable is the table of settings in Markdown.
+func guideTable() string {
+	var b strings.Builder
+	b.WriteString("| variable | default | accepts | meaning |\n|---|---|---|---|\n")
+	for _, s := range settings {
+		var names, older, defaults []string
+		for _, v := range s.variables {
+			names = append(names, "`"+v.name+"`")
+			defaults = append(defaults, cmp.Or(v.unset, notSet))
+			if v.older != "" {
+				older = append(older, "`"+v.older+"`")
+			}
+		}
+		name := strings.Join(names, ", ")
+		if older != nil {
+			name += " (formerly " + strings.Join(older, ", ") + ")"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, strings.Join(defaults, ", "), s.kind.accepts, s.meaning)
+	}
+	return b.String()
+}

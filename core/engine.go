@@ -1,0 +1,261 @@
+// Package core is the engine: registered memory, opened segments, and batches of transfers that it hands to a
+// Transport. It knows no wire format, no device library and no C.
+package core
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvferry/core/address"
+	"kvferry/core/metadata"
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+)
+
+// Options are what an engine is made from.
+type Options struct {
+	Name     string // local server name: host, host:port, [v6]:port, host:port:npu_N
+	Metadata string // connection string of the metadata store, or "P2PHANDSHAKE"
+	Config   Config
+	Log      *zap.Logger
+}
+
+// Engine owns registered memory, opened segments and batches, and hands transfers to its transport. Its methods may be
+// called from any goroutine, and their errors carry a status.Code. After Close they fail with ErrClosed.
+type Engine struct {
+	config     Config
+	log        *zap.Logger
+	name       string
+	listenHost string
+	host       address.Name
+
+	memory   *Registry
+	segments *segments
+	batches  sync.Map // id -> *Batch
+	inbox    inbox
+
+	store  metadata.Store
+	client metadata.Client
+	server *metadata.Server
+	port   int // of the handshake server
+
+	transports atomic.Pointer[[]installedTransport]
+	installing sync.Mutex
+	local      *localTransport
+
+	sync  chan struct{} // asks for a refresh of the segments
+	grace time.Duration // how long memory that is unregistered is waited for before what uses it is ended
+
+	ctx      context.Context
+	cancel   context.CancelFunc
+	running  sync.WaitGroup // what the engine itself has started
+	starting sync.Mutex     // keeps spawn and close apart
+	closing  sync.Once
+}
+
+type installedTransport struct {
+	name string
+	Transport
+}
+
+// unregisterGrace is Engine.grace, where no test has set it.
+const unregisterGrace = 2 * time.Second
+
+// New makes an engine: it opens the metadata store, starts the handshake server, and publishes its descriptor. A
+// transport is installed afterwards.
+func New(o Options) (*Engine, error) {
+	name, err := address.Parse(o.Name, o.Config.HandshakePort)
+	if err != nil {
+		return nil, err
+	}
+	store, err := metadata.Open(o.Metadata, metadata.Options{
+		ConnectTimeout: o.Config.HandshakeConnectTimeout,
+		MaxLength:      o.Config.HandshakeMaxLength,
+		DefaultPort:    o.Config.HandshakePort,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return start(o, name, store)
+}
+
+// start is New with the store at hand, which it closes when it fails.
+func start(o Options, name address.Name, store metadata.Store) (*Engine, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	memory := newRegistry()
+	e := &Engine{
+		config: o.Config, log: o.Log, host: name,
+		memory: memory, segments: newSegments(), inbox: inbox{limit: o.Config.MaxNotifications},
+		store: store, client: metadata.Client{
+			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength,
+		},
+		local: newLocalTransport(memory), sync: make(chan struct{}, 1), grace: unregisterGrace,
+		ctx: ctx, cancel: cancel,
+	}
+	e.transports.Store(&[]installedTransport{})
+	if err := e.listen(); err != nil {
+		cancel()
+		return nil, errors.Join(err, e.local.Close(), store.Close())
+	}
+	e.running.Go(e.keepSynced)
+	if o.Config.Metrics {
+		e.running.Go(e.logThroughput)
+	}
+	if err := e.publish(); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// listen starts the handshake server on a port of the range, which gives the engine its public name.
+func (e *Engine) listen() error {
+	e.listenHost = address.ListenHost(e.host.Host)
+	listener, err := address.Listen(e.ctx, e.listenHost, e.config.MinPort, e.config.MaxPort, e.config.HandshakeBacklog)
+	if err != nil {
+		return err
+	}
+	e.port = listener.Addr().(*net.TCPAddr).Port
+	e.name = net.JoinHostPort(e.host.Host, strconv.Itoa(e.port))
+	e.server = metadata.Serve(listener, metadata.Handlers{Descriptor: e.Descriptor, Notify: e.inbox.put},
+		metadata.HandshakeOptions{MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, Log: e.log})
+	return nil
+}
+
+// Close aborts what is in flight, withdraws the metadata and ends everything, within about a second.
+func (e *Engine) Close() error {
+	var err error
+	e.closing.Do(func() { err = e.close() })
+	return err
+}
+
+func (e *Engine) close() error {
+	e.starting.Lock()
+	e.cancel()
+	e.starting.Unlock()
+	e.batches.Range(func(_, b any) bool {
+		b.(*Batch).abort(ErrClosed)
+		return true
+	})
+	errs := []error{e.Withdraw(), e.server.Close()}
+
+	e.installing.Lock() // waits for an Install under way, and keeps out any later one
+	defer e.installing.Unlock()
+	for _, t := range e.installed() {
+		errs = append(errs, t.Close())
+	}
+	errs = append(errs, e.local.Close(), e.store.Close())
+	e.running.Wait()
+	return errors.Join(errs...)
+}
+
+// spawn runs f in a goroutine that Close waits for, or reports false when the engine is closed.
+func (e *Engine) spawn(f func()) bool {
+	e.starting.Lock()
+	defer e.starting.Unlock()
+	if e.ctx.Err() != nil {
+		return false
+	}
+	e.running.Go(f)
+	return true
+}
+
+// Withdraw removes from the metadata store what peers find the engine by. Transfers go on.
+func (e *Engine) Withdraw() error {
+	const patience = 500 * time.Millisecond // for a store that does not answer
+	ctx, done := context.WithTimeout(context.Background(), patience)
+	defer done()
+	return e.store.Withdraw(ctx)
+}
+
+func closedError() error { return status.Errorf(status.Context, "%w", ErrClosed) }
+
+// Config is the engine's configuration. Nobody changes it.
+func (e *Engine) Config() *Config { return &e.config }
+
+// Log is the engine's log.
+func (e *Engine) Log() *zap.Logger { return e.log }
+
+// Memory is the index of registered memory, from which transports pin what peers ask for.
+func (e *Engine) Memory() *Registry { return e.memory }
+
+// Context ends when the engine is closed.
+func (e *Engine) Context() context.Context { return e.ctx }
+
+// Name is what peers open: in P2P mode host:handshake_port, IPv6 hosts in brackets.
+func (e *Engine) Name() string { return e.name }
+
+// ListenHost is the address that data ports listen on: the local name's where it is an address of this machine, ""
+// for all addresses otherwise.
+func (e *Engine) ListenHost() string { return e.listenHost }
+
+// HandshakePort is the port of the handshake server.
+func (e *Engine) HandshakePort() int { return e.port }
+
+// Descriptor describes the engine's own segment as it is now.
+func (e *Engine) Descriptor() *metadata.Descriptor {
+	d := &metadata.Descriptor{Name: e.name, Protocol: "tcp", DataHost: e.host.Host}
+	for _, t := range e.installed() {
+		endpoint := t.Endpoint()
+		d.DataPort, d.ProtoVersion = endpoint.Port, endpoint.ProtoVersion
+	}
+	e.memory.Each(func(r *Region) bool {
+		if r.Remote {
+			d.Buffers = append(d.Buffers, metadata.Buffer{Name: r.Location, Addr: uint64(r.Addr), Length: r.Length})
+		}
+		return true
+	})
+	return d
+}
+
+// Install makes a transport and returns it, or returns the one that is installed under that name.
+func (e *Engine) Install(name string, open func(*Engine) (Transport, error)) (Transport, error) {
+	e.installing.Lock()
+	defer e.installing.Unlock()
+	if e.ctx.Err() != nil {
+		return nil, closedError()
+	}
+	for _, t := range e.installed() {
+		if t.name == name {
+			return t.Transport, nil
+		}
+	}
+	t, err := open(e)
+	if err != nil {
+		return nil, err
+	}
+	before := e.installed()
+	all := append(slices.Clone(before), installedTransport{name, t})
+	e.transports.Store(&all)
+	if err := e.publish(); err != nil {
+		e.transports.Store(&before)
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+// installed are the transports, the one to be used last.
+func (e *Engine) installed() []installedTransport { return *e.transports.Load() }
+
+// publish brings what the metadata store shows of the engine up to date.
+func (e *Engine) publish() error {
+	if err := e.store.Publish(e.ctx, e.Descriptor); err != nil {
+		return status.Errorf(status.Metadata, "publishing the descriptor of %s: %w", e.name, err)
+	}
+	return nil
+}
+
+// Links describes the peers.
+func (e *Engine) Links() []Link {
+	var links []Link
+	for _, t := range e.installed() {
+		links = append(links, t.Links()...)
+	}
+	return links
+}

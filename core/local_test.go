@@ -1,0 +1,144 @@
+package core_test
+
+import (
+	"bytes"
+	"math"
+	"slices"
+	"testing"
+
+	"kvferry/core"
+	"kvferry/core/metadata/metadatatest"
+	"kvferry/core/status"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// onItself submits requests on the engine's own segment, and returns the batch when it is done.
+func onItself(t *testing.T, e *core.Engine, reqs ...core.Request) *core.Batch {
+	t.Helper()
+	b, err := e.AllocateBatch(len(reqs))
+	require.NoError(t, err)
+	require.NoError(t, e.Submit(b, reqs, nil))
+	wait(t, b)
+	return b
+}
+
+func TestOwnSegmentIsCopied(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), nil)
+	for _, length := range []int{1, 4096, 256 << 10, 256<<10 + 1, 9<<20 + 5} {
+		segment, local := pages(t, length+64), pages(t, length+64)
+		require.NoError(t, e.Register(at(segment), uint64(len(segment)), "cpu:0", true))
+		for _, op := range []core.Opcode{core.Write, core.Read} {
+			fill(segment, 1)
+			fill(local, 99)
+			to, from := segment, local
+			if op == core.Read {
+				to, from = local, segment
+			}
+			expected := slices.Concat(to[:3], from[7:7+length], to[3+length:])
+			r := core.Request{Opcode: op, Local: at(from[7:]), Remote: uint64(at(to[3:])), Length: uint64(length)}
+			if op == core.Read {
+				r.Local, r.Remote = at(to[3:]), uint64(at(from[7:]))
+			}
+			b := onItself(t, e, r)
+			require.Equal(t, core.Summary{Tasks: 1, Completed: 1, Bytes: uint64(length)}, b.Summary())
+			require.True(t, bytes.Equal(expected, to), "%v of %d bytes", op, length)
+		}
+		require.NoError(t, e.Unregister(at(segment)))
+	}
+}
+
+func TestOverlappingRangesAreCopiedAsIfOverABuffer(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), nil)
+	const length = 11 << 20
+	memory := pages(t, length+1<<20)
+	require.NoError(t, e.Register(at(memory), uint64(len(memory)), "cpu:0", true))
+	for _, shift := range []int{0, 1, 4097, 1 << 20} {
+		for _, c := range []struct{ to, from int }{{shift, 0}, {0, shift}} {
+			fill(memory, 3)
+			expected := slices.Clone(memory)
+			copy(expected[c.to:c.to+length], memory[c.from:c.from+length])
+			b := onItself(t, e, core.Request{
+				Opcode: core.Write, Local: at(memory[c.from:]), Remote: uint64(at(memory[c.to:])), Length: length,
+			})
+			require.NoError(t, b.Err())
+			require.True(t, bytes.Equal(expected, memory), "from %d to %d", c.from, c.to)
+		}
+	}
+}
+
+func TestOwnSegmentRefusesWhatItWouldRefuseAPeer(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), nil)
+	memory, local := pages(t, 4*4096), pages(t, 4096)
+	base := uint64(at(memory))
+	require.NoError(t, e.Register(at(memory), 4096, "cpu:0", true))
+	require.NoError(t, e.Register(at(memory)+2*4096, 4096, "cpu:0", false))
+	for name, r := range map[string]core.Request{
+		"not registered":      {Remote: base + 4096, Length: 8},
+		"half registered":     {Remote: base + 4096 - 4, Length: 8},
+		"not open to peers":   {Remote: base + 2*4096, Length: 8},
+		"address 0":           {Remote: 0, Length: 8},
+		"wraps":               {Remote: math.MaxUint64 - 3, Length: 8},
+		"longer than allowed": {Remote: base, Length: 1 << 62},
+	} {
+		for _, op := range []core.Opcode{core.Read, core.Write} {
+			r.Opcode, r.Local = op, at(local)
+			good := core.Request{Opcode: op, Local: at(local), Remote: base, Length: 8}
+			b := onItself(t, e, good, r, good)
+			require.Equal(t, []core.State{completed, failed, completed}, states(t, b), "%s, %v", name, op)
+			require.Error(t, b.Err())
+		}
+	}
+}
+
+func TestMemoryThatIsNotMappedGivesAnErrorNotACrash(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), nil)
+	const length = 1 << 20
+	memory := pages(t, length)
+	require.NoError(t, e.Register(at(memory), length, "cpu:0", true))
+	hole, err := unix.Mmap(-1, 0, length, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, unix.Munmap(hole)) })
+	require.NoError(t, e.Register(at(hole), length, "cpu:0", true))
+
+	for _, n := range []uint64{1, 4096, length} { // on the caller's goroutine, and on another
+		for _, op := range []core.Opcode{core.Read, core.Write} {
+			for name, r := range map[string]core.Request{
+				"local":   {Opcode: op, Local: at(hole), Remote: uint64(at(memory)), Length: n},
+				"remote":  {Opcode: op, Local: at(memory), Remote: uint64(at(hole)), Length: n},
+				"NULL":    {Opcode: op, Local: 0, Remote: uint64(at(memory)), Length: n},
+				"garbage": {Opcode: op, Local: 0xdead_0000_0000_0000, Remote: uint64(at(memory)), Length: n},
+			} {
+				b := onItself(t, e, r)
+				require.Equal(t, []core.State{failed}, states(t, b), "%s, %v", name, op)
+				requireCode(t, status.InvalidArgument, b.Err())
+			}
+		}
+	}
+	onItself(t, e, core.Request{Opcode: core.Read, Local: at(memory), Remote: uint64(at(memory)), Length: 8})
+	require.NoError(t, e.UnregisterBatch([]uintptr{at(memory), at(hole)}), "no pin is left")
+}
+
+func TestWritingToReadOnlyMemoryGivesAnError(t *testing.T) {
+	memory, source := pages(t, 4096), pages(t, 4096)
+	require.NoError(t, unix.Mprotect(memory, unix.PROT_READ))
+	require.Error(t, core.CopyMemory(at(memory), at(source), 4096))
+	require.NoError(t, core.CopyMemory(at(source), at(memory), 4096))
+}
+
+func TestDiscardedCopyFreesItsMemory(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), nil)
+	const length = 64 << 20
+	memory := pages(t, 2*length)
+	require.NoError(t, e.Register(at(memory), 2*length, "cpu:0", true))
+	b, err := e.AllocateBatch(8)
+	require.NoError(t, err)
+	reqs := make([]core.Request, 8)
+	for i := range reqs {
+		reqs[i] = core.Request{Opcode: core.Write, Local: at(memory), Remote: uint64(at(memory)) + length, Length: length}
+	}
+	require.NoError(t, e.Submit(b, reqs, nil))
+	require.NoError(t, e.DiscardBatch(b))
+	require.NoError(t, e.Unregister(at(memory)))
+}

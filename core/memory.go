@@ -1,0 +1,208 @@
+package core
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"kvferry/core/status"
+
+	"github.com/google/btree"
+)
+
+// Range is one stretch of memory of this process.
+type Range struct {
+	Addr   uintptr
+	Length uint64 // bytes
+}
+
+func (r Range) String() string { return fmt.Sprintf("%#x+%d", r.Addr, r.Length) }
+
+// end is the first address after the range; a valid range does not wrap.
+func (r Range) end() uintptr { return r.Addr + uintptr(r.Length) }
+
+func (r Range) check() error {
+	switch {
+	case r.Addr == 0:
+		return status.Errorf(status.InvalidArgument, "memory at NULL cannot be registered")
+	case r.Length == 0:
+		return status.Errorf(status.InvalidArgument, "memory at %#x cannot be registered with length 0", r.Addr)
+	case uint64(r.Addr)+r.Length < uint64(r.Addr):
+		return status.Errorf(status.InvalidArgument, "memory range %v wraps around the address space", r)
+	}
+	return nil
+}
+
+// Region is a registered range. While pins are held on it, its owner cannot take it back: Unregister waits.
+type Region struct {
+	Range
+	Location string // as given at registration: "cpu:0", "npu:1", "*"
+	Remote   bool   // peers may read and write it
+
+	order   *list.Element // place in the registry's order of registration
+	pins    atomic.Int64  // one for the registration itself, one for each use
+	drained chan struct{} // closed when pins has come to 0
+}
+
+// Unpin ends a pin.
+func (r *Region) Unpin() {
+	if r.pins.Add(-1) == 0 {
+		close(r.drained)
+	}
+}
+
+// entry is a region in the index, with its key beside it: a look-up compares values and allocates nothing.
+type entry struct {
+	addr   uintptr
+	region *Region
+}
+
+// Registry is the index of an engine's registered regions, which never overlap. Adding, removing and finding one is
+// O(log n). Its methods may be called from any goroutine.
+type Registry struct {
+	mu    sync.RWMutex
+	index *btree.BTreeG[entry] // by address
+	order *list.List           // of *Region, in the order of registration
+}
+
+func newRegistry() *Registry {
+	const degree = 32 // nodes of 31 to 63 entries: a few cache lines each
+	return &Registry{
+		index: btree.NewG(degree, func(a, b entry) bool { return a.addr < b.addr }),
+		order: list.New(),
+	}
+}
+
+// add registers a range, or fails with status.InvalidArgument or status.AddressOverlapped.
+func (m *Registry) add(r Range, location string, remote bool) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if other := m.overlapping(r); other != nil {
+		return status.Errorf(status.AddressOverlapped, "memory range %v overlaps %v, which is registered", r, other.Range)
+	}
+	region := &Region{Range: r, Location: location, Remote: remote, drained: make(chan struct{})}
+	region.pins.Store(1)
+	region.order = m.order.PushBack(region)
+	m.index.ReplaceOrInsert(entry{region.Addr, region})
+	return nil
+}
+
+// take removes the region that starts at addr from the index, so that it gets no new pins. The caller waits for
+// Region.drained before it lets the owner have the memory back.
+func (m *Registry) take(addr uintptr) (*Region, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found, ok := m.index.Delete(entry{addr: addr})
+	if !ok {
+		return nil, status.Errorf(status.AddressNotRegistered, "no memory is registered at %#x", addr)
+	}
+	m.order.Remove(found.region.order)
+	found.region.Unpin()
+	return found.region, nil
+}
+
+// PinRemote finds the one remotely accessible region that holds [addr, addr+length) and keeps it from going away
+// until Unpin. The error says what is wrong with the range.
+func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
+	r := Range{Addr: uintptr(addr), Length: length}
+	if length == 0 || addr+length < addr {
+		return nil, status.Errorf(status.InvalidArgument, "address range %v is empty or wraps", r)
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	region := m.atOrBelow(r.Addr)
+	switch {
+	case region == nil || region.end()-1 < r.Addr:
+		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is not registered", r)
+	case region.end()-1 < r.end()-1:
+		return nil, status.Errorf(status.AddressNotRegistered, "address range %v reaches beyond the registered %v", r, region.Range)
+	case !region.Remote:
+		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is not open to peers", r)
+	}
+	region.pins.Add(1)
+	return region, nil
+}
+
+// pinOverlapping pins every region that shares a byte with r, and returns pinned with them appended. It leaves out what
+// was appended just before, since the blocks of a batch tend to share a few regions. Memory that is not registered
+// needs no pin.
+func (m *Registry) pinOverlapping(r Range, pinned []*Region) []*Region {
+	if r.Length == 0 || r.end()-1 < r.Addr {
+		return pinned
+	}
+	const recent = 8
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	pin := func(region *Region) {
+		if slices.Contains(pinned[max(0, len(pinned)-recent):], region) {
+			return
+		}
+		region.pins.Add(1)
+		pinned = append(pinned, region)
+	}
+	first := m.atOrBelow(r.Addr)
+	if first != nil && first.end()-1 >= r.Addr {
+		pin(first)
+		if first.end()-1 >= r.end()-1 {
+			return pinned
+		}
+	}
+	m.index.AscendGreaterOrEqual(entry{addr: r.Addr}, func(e entry) bool {
+		if e.addr > r.end()-1 {
+			return false
+		}
+		pin(e.region)
+		return true
+	})
+	return pinned
+}
+
+// Each calls f for every region in the order of registration until it returns false. f must not call the registry.
+func (m *Registry) Each(f func(*Region) bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for e := m.order.Front(); e != nil; e = e.Next() {
+		if !f(e.Value.(*Region)) {
+			return
+		}
+	}
+}
+
+// atOrBelow returns the region with the highest address not above addr, or nil. The lock is held.
+func (m *Registry) atOrBelow(addr uintptr) (found *Region) {
+	m.index.DescendLessOrEqual(entry{addr: addr}, func(e entry) bool {
+		found = e.region
+		return false
+	})
+	return found
+}
+
+// overlapping returns a region that shares a byte with the valid range r, or nil. The lock is held.
+func (m *Registry) overlapping(r Range) *Region {
+	last := r.end() - 1
+	if region := m.atOrBelow(last); region != nil && region.end()-1 >= r.Addr {
+		return region
+	}
+	return nil
+}
+
+// waitDrained waits until nothing pins a region that was taken, or the context ends.
+func (r *Region) waitDrained(ctx context.Context) bool {
+	select {
+	case <-r.drained:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-r.drained: // both at once
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,189 @@
+package core
+
+import (
+	"errors"
+	"slices"
+	"sync/atomic"
+
+	"kvferry/core/metadata"
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+)
+
+// lastBatch is the number of the latest batch of the process: ids are never used again, so that one that belongs to a
+// freed batch or to another engine is recognised.
+var lastBatch atomic.Uint64
+
+// AllocateBatch makes a batch that takes up to capacity requests.
+func (e *Engine) AllocateBatch(capacity int) (*Batch, error) {
+	if e.ctx.Err() != nil {
+		return nil, closedError()
+	}
+	b := &Batch{id: lastBatch.Add(1), capacity: capacity, engine: e}
+	e.batches.Store(b.id, b)
+	return b, nil
+}
+
+// Batch finds a batch by its id.
+func (e *Engine) Batch(id uint64) (*Batch, error) {
+	if b, ok := e.batches.Load(id); ok {
+		return b.(*Batch), nil
+	}
+	return nil, status.Errorf(status.InvalidArgument, "there is no batch %d: it was never allocated here, or is freed", id)
+}
+
+// Submit adds the requests to the batch and starts them; on an error nothing was added. reqs is not kept, the memory
+// that it names is in use until the tasks have ended. notify may be nil; else it goes to the first request's segment
+// after all tasks of the batch completed.
+func (e *Engine) Submit(b *Batch, reqs []Request, notify *metadata.Notification) error {
+	if e.ctx.Err() != nil {
+		return closedError()
+	}
+	if len(reqs) == 0 {
+		if notify != nil {
+			return status.Errorf(status.InvalidArgument, "a notification without requests has no segment to go to")
+		}
+		return nil
+	}
+	if err := b.checkRoom(len(reqs)); err != nil {
+		return err
+	}
+	transports := e.installed()
+	s := &submission{tasks: make([]Task, len(reqs))}
+	works, err := e.distribute(s, b, reqs, len(transports) > 0)
+	if err != nil {
+		return err
+	}
+	var message *pendingNotification
+	if notify != nil {
+		message = &pendingNotification{to: reqs[0].Target, msg: *notify}
+	}
+	if err := b.add(s, message); err != nil {
+		return err
+	}
+	if e.ctx.Err() != nil { // the engine was closed before the batch was seen to hold these tasks
+		s.abort(ErrClosed)
+	}
+	for _, w := range works {
+		if w.Segment == e.local.segment {
+			e.local.Submit(w)
+		} else {
+			transports[len(transports)-1].Submit(w)
+		}
+	}
+	b.endUnmoved(s)
+	return nil
+}
+
+// distribute checks the requests and fills the submission's tasks from them, linked by segment. Those that are empty,
+// and those that are out of the question, are in no work.
+func (e *Engine) distribute(s *submission, b *Batch, reqs []Request, haveTransport bool) ([]*Work, error) {
+	var works []*Work
+	var last *Work
+	bySegment := map[SegmentID]*Work{}
+	for i := range reqs {
+		task := &s.tasks[i]
+		task.Request, task.Next = reqs[i], -1
+		if task.Opcode != Read && task.Opcode != Write {
+			return nil, status.Errorf(status.InvalidArgument, "request %d has opcode %d", i, task.Opcode)
+		}
+		if last == nil || last.Segment.ID != task.Target {
+			last = bySegment[task.Target]
+			if last == nil {
+				segment, err := e.target(task.Target, haveTransport)
+				if err != nil {
+					return nil, err
+				}
+				last = &Work{Segment: segment, Tasks: s.tasks, Head: -1, batch: b, submission: s}
+				works, bySegment[task.Target] = append(works, last), last
+			}
+		}
+		switch {
+		case task.Length == 0:
+		case task.wraps() || last.Bytes+task.Length < last.Bytes:
+			s.refused = append(s.refused, int32(i))
+		default:
+			last.append(int32(i))
+		}
+	}
+	return slices.DeleteFunc(works, func(w *Work) bool { return w.Head < 0 }), nil
+}
+
+func (w *Work) append(i int32) {
+	if w.Head < 0 {
+		w.Head = i
+	} else {
+		w.Tasks[w.tail].Next = i
+	}
+	w.tail = i
+	w.Bytes += w.Tasks[i].Length
+}
+
+// target finds the segment of a request.
+func (e *Engine) target(id SegmentID, haveTransport bool) (*Segment, error) {
+	if id == LocalSegment {
+		return e.local.segment, nil
+	}
+	if !haveTransport {
+		return nil, status.Errorf(status.NotSupportedTransport, "no transport is installed")
+	}
+	segment, err := e.segment(id)
+	if err == nil && e.config.DisableMetaCache {
+		e.refresh(segment)
+	}
+	return segment, err
+}
+
+// expire gives up a submission whose time, MC_SLICE_TIMEOUT, is over.
+func (e *Engine) expire(s *submission) {
+	s.abort(ErrSliceTimeout)
+	e.abortTransports()
+}
+
+func (e *Engine) abortTransports() {
+	for _, t := range e.installed() {
+		t.Abort()
+	}
+}
+
+// Assist is for a caller that is about to wait for a batch on one segment: it helps to finish a short one, for a
+// fraction of a millisecond, which is faster than to be woken. The batch may be unfinished when it returns.
+func (e *Engine) Assist(b *Batch, id SegmentID) {
+	const short = 256 << 10 // bytes
+	if b.size() > short || b.Done() {
+		return
+	}
+	all := e.installed()
+	if s := e.segments.numbered(id); s != nil && len(all) > 0 {
+		all[len(all)-1].Assist(s, b.Done)
+	}
+}
+
+// FreeBatch frees a batch all of whose tasks have ended; status.BatchBusy before that.
+func (e *Engine) FreeBatch(b *Batch) error {
+	if err := b.free(); err != nil {
+		return err
+	}
+	e.batches.Delete(b.id)
+	return nil
+}
+
+// DiscardBatch gives up what is unfinished, waits until nothing touches its memory any more, and frees the batch.
+func (e *Engine) DiscardBatch(b *Batch) error {
+	if !b.Done() {
+		b.abort(ErrDiscarded)
+		e.abortTransports()
+		b.wait()
+	}
+	return e.FreeBatch(b)
+}
+
+// reportFailure logs a batch's first failure; the rest are in the tasks' states.
+func (e *Engine) reportFailure(b *Batch, reason error) {
+	if errors.Is(reason, ErrDiscarded) || errors.Is(reason, ErrClosed) {
+		e.log.Info("transfer given up", zap.Uint64("batch", b.id), zap.Error(reason))
+		return
+	}
+	e.log.Warn("transfer failed", zap.Uint64("batch", b.id), zap.Error(reason))
+}

@@ -1,0 +1,234 @@
+// Package transporttest has a transport that moves nothing: a test decides when which bytes of a work end, and how.
+package transporttest
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"kvferry/core"
+	"kvferry/core/status"
+)
+
+// Transport is a core.Transport that holds every work it is given until the test ends it. By itself it settles, with
+// the reason, only what the contract of core.Transport has it give up: aborted work in Abort and in Submit, everything in
+// Close, and what it gets after that. Those of its fields that are set are set before it is installed. Its methods may be
+// called from any goroutine.
+type Transport struct {
+	// Address is what Endpoint returns.
+	Address core.Endpoint
+
+	// KeepAborted leaves the settling of aborted work to the test, as if its bytes were still moving.
+	KeepAborted bool
+
+	// OnSubmit, OnAbort, OnEvict, OnForget and OnClose are called first in the method of that name. They may settle works.
+	OnSubmit func(*Held)
+	OnAbort  func()
+	OnEvict  func(*core.Region)
+	OnForget func(*core.Segment)
+	OnClose  func()
+
+	// OnLinks is what Links returns; nil for none.
+	OnLinks func() []core.Link
+
+	mu     sync.Mutex
+	held   []*Held
+	calls  Calls
+	closed bool
+}
+
+// Calls counts what the engine has asked of a transport.
+type Calls struct {
+	Open, Submit, Abort, Evict, Forget, Close int
+}
+
+var _ core.Transport = (*Transport)(nil)
+
+// Open is a factory for core.Engine.Install: it returns the transport itself.
+func (t *Transport) Open(*core.Engine) (core.Transport, error) {
+	t.count(func(c *Calls) { c.Open++ })
+	return t, nil
+}
+
+// Calls is the count so far.
+func (t *Transport) Calls() Calls {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.calls
+}
+
+// Held are the works some bytes of which are not settled, in the order of their arrival.
+func (t *Transport) Held() []*Held {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.held = slices.DeleteFunc(t.held, func(h *Held) bool { return h.Left() == 0 })
+	return slices.Clone(t.held)
+}
+
+// SettleAll ends all that is held.
+func (t *Transport) SettleAll(err error) {
+	for _, h := range t.Held() {
+		h.SettleRest(err)
+	}
+}
+
+// Endpoint implements core.Transport.
+func (t *Transport) Endpoint() core.Endpoint { return t.Address }
+
+// Submit implements core.Transport.
+func (t *Transport) Submit(w *core.Work) {
+	h := &Held{Work: w, open: []span{{0, w.Bytes}}}
+	t.count(func(c *Calls) { c.Submit++ })
+	if t.OnSubmit != nil {
+		t.OnSubmit(h)
+	}
+	t.mu.Lock()
+	closed := t.closed
+	if !closed {
+		t.held = append(t.held, h)
+	}
+	t.mu.Unlock()
+	if closed {
+		h.SettleRest(closedError())
+	}
+	t.giveUp(h)
+}
+
+// Abort implements core.Transport.
+func (t *Transport) Abort() {
+	t.count(func(c *Calls) { c.Abort++ })
+	if t.OnAbort != nil {
+		t.OnAbort()
+	}
+	for _, h := range t.Held() {
+		t.giveUp(h)
+	}
+}
+
+func (t *Transport) giveUp(h *Held) {
+	if cause := h.Aborted(); cause != nil && !t.KeepAborted {
+		h.SettleRest(cause)
+	}
+}
+
+// Assist implements core.Transport; it leaves it out.
+func (t *Transport) Assist(*core.Segment, func() bool) {}
+
+// Evict implements core.Transport.
+func (t *Transport) Evict(r *core.Region) {
+	t.count(func(c *Calls) { c.Evict++ })
+	if t.OnEvict != nil {
+		t.OnEvict(r)
+	}
+}
+
+// Forget implements core.Transport: what is held for the segment fails.
+func (t *Transport) Forget(s *core.Segment) {
+	t.count(func(c *Calls) { c.Forget++ })
+	if t.OnForget != nil {
+		t.OnForget(s)
+	}
+	for _, h := range t.Held() {
+		if h.Segment == s {
+			h.SettleRest(status.Errorf(status.InvalidArgument, "segment %q was removed", s.Name))
+		}
+	}
+}
+
+// Links implements core.Transport.
+func (t *Transport) Links() []core.Link {
+	if t.OnLinks == nil {
+		return nil
+	}
+	return t.OnLinks()
+}
+
+// Close implements core.Transport.
+func (t *Transport) Close() error {
+	t.count(func(c *Calls) { c.Close++ })
+	if t.OnClose != nil {
+		t.OnClose()
+	}
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.SettleAll(closedError())
+	return nil
+}
+
+func (t *Transport) count(add func(*Calls)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	add(&t.calls)
+}
+
+func closedError() error { return status.Errorf(status.Context, "%w", core.ErrClosed) }
+
+// Held is a work that a Transport has been given. Its bytes are counted from 0 over the tasks of the work, in the
+// order in which they are linked.
+type Held struct {
+	*core.Work
+
+	mu   sync.Mutex
+	open []span // not settled, none of them empty, in no order
+}
+
+// span is the bytes from from up to to, which is not one of them.
+type span struct{ from, to uint64 }
+
+// Left is the number of bytes not settled.
+func (h *Held) Left() (bytes uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.open {
+		bytes += s.to - s.from
+	}
+	return bytes
+}
+
+// Settle ends length bytes that begin at from. It panics when they are not all unsettled: a transport that
+// did this would break its contract.
+func (h *Held) Settle(from, length uint64, err error) {
+	h.take(span{from, from + length})
+	h.settle(span{from, from + length}, err)
+}
+
+// SettleRest ends the bytes that are not settled.
+func (h *Held) SettleRest(err error) {
+	h.mu.Lock()
+	rest := h.open
+	h.open = nil
+	h.mu.Unlock()
+	for _, s := range rest {
+		h.settle(s, err)
+	}
+}
+
+// take removes a span from those that are open.
+func (h *Held) take(s span) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, o := range h.open {
+		if s.from >= o.from && s.to <= o.to && s.from < s.to {
+			h.open = slices.Delete(h.open, i, i+1)
+			for _, rest := range []span{{o.from, s.from}, {s.to, o.to}} {
+				if rest.from < rest.to {
+					h.open = append(h.open, rest)
+				}
+			}
+			return
+		}
+	}
+	panic(fmt.Sprintf("transporttest: bytes %d to %d of a work of %d are empty, settled already or outside it",
+		s.from, s.to, h.Bytes))
+}
+
+// settle finds the task in which a span begins, and ends it.
+func (h *Held) settle(s span, err error) {
+	task, skip := h.Head, s.from
+	for skip >= h.Tasks[task].Length {
+		skip -= h.Tasks[task].Length
+		task = h.Tasks[task].Next
+	}
+	h.Work.Settle(task, skip, s.to-s.from, err)
+}
