@@ -1,0 +1,55 @@
+package tcp
+
+import (
+	"context"
+	"net"
+	"strconv"
+
+	"kvferry/core/metadata"
+	"kvferry/core/status"
+)
+
+// dial connects to the peer's data port. The descriptor is fetched again first when a connection was lost before, and
+// once when the port does not answer.
+func (p *peer) dial(ctx context.Context) (*net.TCPConn, *metadata.Descriptor, error) {
+	d := p.segment.Descriptor()
+	p.mu.Lock()
+	suspect := p.suspect
+	p.suspect = false
+	p.mu.Unlock()
+	if suspect {
+		if fresh, err := p.refresh(ctx, d); err == nil {
+			d = fresh
+		}
+	}
+	conn, err := p.dialData(ctx, d)
+	if err == nil || ctx.Err() != nil {
+		return conn, d, err
+	}
+	fresh, refreshErr := p.refresh(ctx, d)
+	if refreshErr != nil {
+		return nil, nil, status.Errorf(status.Socket, "%w; and its descriptor cannot be fetched again: %w", err, refreshErr)
+	}
+	conn, err = p.dialData(ctx, fresh)
+	return conn, fresh, err
+}
+
+// refresh fetches the descriptor again, and gives up where a transfer that makes no progress would be.
+func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metadata.Descriptor, error) {
+	ctx, done := context.WithTimeout(ctx, p.transport.config.ProgressTimeout)
+	defer done()
+	return p.segment.Refresh(ctx, stale)
+}
+
+func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor) (*net.TCPConn, error) {
+	host, err := p.segment.DataHost(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	dialer := net.Dialer{Timeout: p.transport.config.HandshakeConnectTimeout}
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(d.DataPort)))
+	if err != nil {
+		return nil, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)
+	}
+	return conn.(*net.TCPConn), nil
+}

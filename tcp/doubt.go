@@ -1,0 +1,86 @@
+package tcp
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"kvferry/core/metadata"
+	"kvferry/core/status"
+)
+
+// What becomes of a range that the peer refused, or that its descriptor does not show:
+//
+//  1. doubt sets the piece aside.
+//  2. resolve fetches the descriptor again, once for all that wait.
+//  3. judge has each task's share sent once more when the new descriptor shows it, and fails it otherwise.
+
+// doubt has a piece wait for the descriptor to be fetched again. The lock is held.
+func (p *peer) doubt(h piece) {
+	h.round = p.round
+	p.doubtful = append(p.doubtful, h)
+	if !p.resolving {
+		p.resolving = true
+		p.transport.running.Go(p.resolve)
+	}
+}
+
+// resolve fetches the descriptor for the doubtful pieces: those whose range it shows are sent once more, each task by
+// itself, and the others fail.
+func (p *peer) resolve() {
+	for {
+		p.mu.Lock()
+		if len(p.doubtful) == 0 {
+			p.resolving = false
+			p.mu.Unlock()
+			return
+		}
+		p.round++
+		round := p.round
+		p.mu.Unlock()
+
+		d, err := p.refresh(p.transport.ctx, p.segment.Descriptor())
+
+		p.mu.Lock()
+		p.checked = true
+		p.doubtful = slices.DeleteFunc(p.doubtful, func(h piece) bool {
+			if h.round >= round {
+				return false // doubted since: the descriptor may be older
+			}
+			h.split(func(part piece) { p.judge(part, d, err) })
+			return true
+		})
+		p.mu.Unlock()
+		p.dispatch(false)
+	}
+}
+
+// judge decides what becomes of a doubtful piece of one task. The lock is held.
+func (p *peer) judge(h piece, d *metadata.Descriptor, err error) {
+	const mostRefusals = 2 // once with the old descriptor, once with the new one
+	switch cause := h.work.Aborted(); {
+	case cause != nil:
+		h.settle(cause)
+	case p.closed != nil:
+		h.settle(p.closed)
+	case err != nil:
+		h.settle(p.refused(&h, fmt.Errorf("and its descriptor cannot be fetched again: %w", err)))
+	case h.refusals >= mostRefusals:
+		h.settle(p.refused(&h, errors.New("the peer refused it twice")))
+	case !shows(d, &h):
+		h.settle(p.refused(&h, errors.New("its descriptor shows no buffer that holds it")))
+	default:
+		p.requeue(h)
+	}
+}
+
+// shows reports whether a descriptor has a buffer that holds a piece's range, or does not list all of its buffers.
+func shows(d *metadata.Descriptor, h *piece) bool {
+	_, ok := d.Contains(h.remote, h.length)
+	return ok || d.Truncated
+}
+
+func (p *peer) refused(h *piece, why error) error {
+	return status.Errorf(status.AddressNotRegistered, "segment %q: range %#x+%d rejected: %w",
+		p.segment.Name, h.remote, h.length, why)
+}

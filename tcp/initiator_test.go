@@ -1,0 +1,1119 @@
+package tcp
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func fill(b []byte, seed byte) { copy(b, pattern(len(b), seed)) }
+
+var opcodes = []core.Opcode{core.Write, core.Read}
+
+// misbehaviours are what a connection may come to after it was accepted.
+var misbehaviours = []struct {
+	name string
+	play func(v *visitor)
+}{
+	{"closed at once", func(*visitor) {}},
+	{"reset at once", (*visitor).reset},
+	{"closed in the middle of a header", func(v *visitor) { v.skip(headerSize / 2) }},
+	{"closed in the middle of a payload", func(v *visitor) {
+		var h header
+		switch {
+		case !v.header(&h):
+		case h.op == core.Write:
+			v.skip(int64(h.length / 2))
+		default:
+			_ = v.status(statusOK) && v.send(make([]byte, h.length/2))
+		}
+	}},
+	{"reset in the middle of a payload", func(v *visitor) {
+		var h header
+		if v.header(&h) && h.op == core.Read {
+			_ = v.status(statusOK) && v.send(make([]byte, h.length/2))
+		}
+		v.reset()
+	}},
+	{"closed in the middle of a status", func(v *visitor) {
+		var h header
+		if v.header(&h) && (h.op == core.Read || v.skip(int64(h.length))) {
+			v.send([]byte{0, 0, 0, 0, 'V'})
+		}
+	}},
+	{"a status with a bad magic number", func(v *visitor) {
+		v.send([]byte{0, 0, 0, 0, 'A', 'B', 'C', 'D'})
+		v.waitForEnd()
+	}},
+	{"garbage", func(v *visitor) {
+		for v.send(pattern(5000, 3)) {
+		}
+	}},
+}
+
+func TestWhatABrokenConnectionLeftUnacknowledgedIsSentAgain(t *testing.T) {
+	for _, way := range ways[:2] {
+		for _, m := range misbehaviours {
+			for _, op := range opcodes {
+				t.Run(way.name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
+					const blocks, size = 20, 5000
+					near, far := arena(t, 1<<17), arena(t, 1<<17)
+					p := perform(t, 2, atFirst(2, func(v *visitor, _ int) { m.play(v) }), far)
+					e := engine(t, way.config)
+					reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
+					fill(near, 1)
+					fill(far, 2)
+					completes(t, submit(t, e, reqs...))
+					for _, r := range reqs {
+						require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestAPeerThatIsNoUseFailsItsTransfersWithTheReasonAndNobodyElses(t *testing.T) {
+	for _, way := range ways[:2] {
+		for _, m := range misbehaviours {
+			for _, op := range opcodes {
+				t.Run(way.name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
+					const blocks, size = 20, 5000
+					near, far, good := arena(t, 1<<17), arena(t, 1<<17), arena(t, 1<<17)
+					p := perform(t, 2, func(v *visitor, _ int) { m.play(v) }, far)
+					q := perform(t, 2, serveWell, good)
+					e := engine(t, way.config, fewRetries)
+					toBad := submit(t, e, scattered(op, near, open(t, e, p.name), far, blocks, size)...)
+					toGood := submit(t, e, scattered(op, near, open(t, e, q.name), good, blocks, size)...)
+					completes(t, toGood)
+					wait(t, toBad)
+					require.EqualValues(t, blocks, toBad.Summary().Failed)
+					require.ErrorContains(t, toBad.Err(), p.name)
+					require.ErrorContains(t, toBad.Err(), op.String()+" of 5000 bytes at 0x")
+					require.LessOrEqual(t, p.connections(), blocks*3)
+				})
+			}
+		}
+	}
+}
+
+func TestAV1PeerThatBreaksOffFailsOrIsAskedAgain(t *testing.T) {
+	const blocks, size = 12, 5000
+	for _, m := range misbehaviours[:5] {
+		for _, op := range opcodes {
+			t.Run(m.name+"/"+op.String(), func(t *testing.T) {
+				if op == core.Read && m.name == "closed in the middle of a payload" {
+					t.Skip("the status that it sends is payload in version 1") // and then it is no short one
+				}
+				near, far := arena(t, 1<<17), arena(t, 1<<17)
+				p := perform(t, 1, atFirst(3, func(v *visitor, _ int) { m.play(v) }), far)
+				e := engine(t)
+				reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
+				fill(near, 1)
+				fill(far, 2)
+				completes(t, submit(t, e, reqs...))
+				for _, r := range reqs {
+					require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
+				}
+				require.Equal(t, blocks+3, p.connections())
+			})
+		}
+	}
+}
+
+func TestAV1WriteIsNotTakenForCompleteWhenThePeerStoppedInTheMiddle(t *testing.T) {
+	for name, end := range map[string]func(*visitor){"closes": func(*visitor) {}, "resets": (*visitor).reset} {
+		t.Run(name, func(t *testing.T) {
+			near, far := arena(t, 8<<20), arena(t, 8<<20)
+			p := perform(t, 1, func(v *visitor, _ int) {
+				var h header
+				_ = v.header(&h) && v.skip(1<<20)
+				end(v)
+			}, far)
+			e := engine(t, fewRetries)
+			b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
+			failsOnly(t, b, 0)
+			require.ErrorContains(t, b.Err(), p.name)
+			require.ErrorContains(t, b.Err(), "after 3 tries")
+			require.Equal(t, 3, p.connections())
+		})
+	}
+}
+
+func TestAV1WriteIsNotTakenForCompleteWhenThePeerLeftPayloadUnread(t *testing.T) {
+	near, far := arena(t, 256<<10), arena(t, 256<<10)
+	p := perform(t, 1, func(v *visitor, _ int) {
+		_ = v.conn.SetReadBuffer(4096)
+		_ = v.conn.CloseWrite() // looks like the end of a peer that has taken all
+		<-v.peer.t.Context().Done()
+	}, far)
+	e := engine(t, fewRetries)
+	b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
+	failsOnly(t, b, 0)
+	require.ErrorContains(t, b.Err(), "bytes not received")
+}
+
+func TestAStatusThatComesInTwoPartsIsNotMixedUpWithTheOneBefore(t *testing.T) {
+	near, far := arena(t, 8192), arena(t, 8192)
+	firstIsDone := make(chan struct{})
+	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+		var h header
+		_ = v.header(&h) && v.skip(int64(h.length)) && v.header(&h) && v.skip(int64(h.length))
+		var answers [2 * statusSize]byte
+		putStatus(answers[:], statusOK)
+		putStatus(answers[statusSize:], 7)
+		const part = statusSize + 3
+		_ = v.send(answers[:part])
+		<-firstIsDone
+		_ = v.send(answers[part:])
+		v.waitForEnd()
+	}), far)
+	e := engine(t, oneLane)
+	b := submit(t, e, scattered(core.Write, near, open(t, e, p.name), far, 2, 100)...)
+	require.Eventually(t, func() bool {
+		state, _, err := b.Status(0)
+		return err == nil && state == core.Completed
+	}, patience, time.Millisecond)
+	close(firstIsDone)
+	failsOnly(t, b, 1)
+}
+
+func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
+	const blocks, size = 600, 37
+	near, far := arena(t, 1<<16), arena(t, 1<<16)
+	p := perform(t, 2, func(v *visitor, _ int) {
+		var h header
+		var answers []byte
+		for i := 0; v.header(&h); i++ {
+			place := core.MemoryAt(uintptr(h.addr), h.length)
+			if h.op == core.Write {
+				v.skip(0)
+				if _, err := readFull(v, place); err != nil {
+					return
+				}
+			}
+			var status [statusSize]byte
+			putStatus(status[:], statusOK)
+			answers = append(answers, status[:]...)
+			if h.op == core.Read {
+				answers = append(answers, place...)
+			}
+			if i%200 != 199 {
+				continue
+			}
+			for len(answers) > 0 {
+				n := min(1+rand.IntN(29), len(answers))
+				if !v.send(answers[:n]) {
+					return
+				}
+				answers = answers[n:]
+			}
+		}
+	}, far)
+	e := engine(t, oneLane)
+	id := open(t, e, p.name)
+	fill(near, 1)
+	fill(far, 2)
+	reqs := scattered(core.Write, near, id, far, blocks, size)
+	for i := range reqs {
+		reqs[i].Opcode = opcodes[rand.IntN(2)]
+	}
+	completes(t, submit(t, e, reqs...))
+	for _, r := range reqs {
+		require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
+	}
+	require.Equal(t, 1, p.connections())
+}
+
+func readFull(v *visitor, b []byte) (int, error) {
+	n := 0
+	for n < len(b) {
+		m, err := v.conn.Read(b[n:])
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func TestSurplusBytesEndTheConnectionAndHarmNoTransfer(t *testing.T) {
+	near, far := arena(t, 4096), arena(t, 4096)
+	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+		var h header
+		_ = v.header(&h) && v.obey(h) && v.send([]byte("surplus"))
+		v.waitForEnd()
+	}), far)
+	e := engine(t, oneLane)
+	id := open(t, e, p.name)
+	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, patience, time.Millisecond)
+	completes(t, submit(t, e, ask(core.Read, near, id, far)))
+	require.Equal(t, 2, p.connections())
+}
+
+func TestAPeerThatNeverAnswersIsGivenUpAfterTheStatusTimeout(t *testing.T) {
+	for _, way := range ways {
+		for _, op := range opcodes {
+			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+				near, far, good := arena(t, 4096), arena(t, 4096), arena(t, 4096)
+				p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd(); <-v.peer.t.Context().Done() }, far)
+				q := perform(t, 2, serveWell, good)
+				e := engine(t, way.config, impatient)
+				b := submit(t, e, ask(op, near, open(t, e, p.name), far))
+				completes(t, submit(t, e, ask(op, near, open(t, e, q.name), good)))
+				failsOnly(t, b, 0)
+				require.ErrorIs(t, b.Err(), errStalled)
+				require.ErrorContains(t, b.Err(), p.name)
+				require.Equal(t, 1, p.connections())
+			})
+		}
+	}
+}
+
+func TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := arena(t, 32<<20), arena(t, 32<<20)
+			p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() }, far)
+			e := engine(t, way.config, impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
+			b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
+			failsOnly(t, b, 0)
+			require.ErrorIs(t, b.Err(), errStalled)
+		})
+	}
+}
+
+func TestWhatIsQueuedForAPeerThatStandsStillFailsWithWhatIsInFlight(t *testing.T) {
+	const blocks = 20 * windowPieces
+	near, far := arena(t, 2*blocks), arena(t, 2*blocks)
+	p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd() }, far)
+	e := engine(t, impatient, oneLane)
+	b := submit(t, e, scattered(core.Write, near, open(t, e, p.name), far, blocks, 1)...)
+	wait(t, b)
+	require.EqualValues(t, blocks, b.Summary().Failed)
+	require.Equal(t, 1, p.connections())
+}
+
+func TestOneRejectedRequestOfManyFailsAlone(t *testing.T) {
+	for _, way := range ways[:2] {
+		for _, op := range opcodes {
+			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+				const blocks, size = 500, 100
+				near, far := arena(t, 1<<16), arena(t, 1<<16)
+				var bad atomic.Uint64
+				p := perform(t, 2, func(v *visitor, n int) {
+					var h header
+					for v.header(&h) {
+						if h.addr == bad.Load() {
+							v.reject()
+							return
+						}
+						if !v.obey(h) {
+							return
+						}
+					}
+				}, far)
+				e := engine(t, way.config)
+				reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
+				bad.Store(reqs[333].Remote)
+				b := submit(t, e, reqs...)
+				failsOnly(t, b, 333)
+				require.ErrorContains(t, b.Err(), "rejected")
+				require.ErrorContains(t, b.Err(), p.name)
+				if way.name == "lanes" {
+					require.LessOrEqual(t, p.connections(), 3)
+				}
+			})
+		}
+	}
+}
+
+func TestManyRejectedRequestsFailAndTheOthersComplete(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			const blocks, size = 4000, 16
+			far, near := arena(t, 1<<17), arena(t, 1<<17)
+			target, e := engine(t), engine(t, way.config)
+			const shown = 40
+			require.NoError(t, target.Register(addressOf(far), shown*(size+1), "cpu:0", true))
+			reqs := scattered(core.Write, near, open(t, e, target.Name()), far, blocks, size)
+			failing := make([]int, 0, blocks)
+			for i := shown; i < blocks; i++ {
+				failing = append(failing, i)
+			}
+			failsOnly(t, submit(t, e, reqs...), failing...)
+		})
+	}
+}
+
+func TestMemoryRegisteredAfterTheSegmentWasOpenedIsFound(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := arena(t, 8192), arena(t, 8192)
+			target, e := engine(t), engine(t, way.config)
+			require.NoError(t, target.Register(addressOf(far), 4096, "cpu:0", true))
+			id := open(t, e, target.Name())
+			failsOnly(t, submit(t, e, ask(core.Write, near[4096:], id, far[4096:])), 0)
+			require.NoError(t, target.Register(addressOf(far)+4096, 4096, "cpu:0", true))
+			completes(t, submit(t, e, ask(core.Write, near[4096:], id, far[4096:])))
+			completes(t, submit(t, e, ask(core.Read, near[4096:], id, far[4096:])))
+		})
+	}
+}
+
+func TestARangeThatIsRejectedOnceAndShownThenIsSentOnceMore(t *testing.T) {
+	near, far := arena(t, 4096), arena(t, 4096)
+	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+		var h header
+		if v.header(&h) {
+			v.peer.show(2, v.peer.memory...)
+			v.reject()
+		}
+	}), far)
+	p.show(2)
+	e := engine(t)
+	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
+	completes(t, b)
+	require.Equal(t, 2, p.connections())
+}
+
+func TestAnUnknownStatusCodeFailsItsTaskAtOnce(t *testing.T) {
+	near, far := arena(t, 4096), arena(t, 4096)
+	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+		var h header
+		_ = v.header(&h) && v.status(7)
+		v.waitForEnd()
+	}), far)
+	e := engine(t)
+	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
+	failsOnly(t, b, 0)
+	require.ErrorContains(t, b.Err(), "code 7")
+	require.Equal(t, 1, p.connections())
+}
+
+func TestAdjacentBlocksAreMergedInsideOneBufferOfThePeer(t *testing.T) {
+	for _, op := range opcodes {
+		t.Run(op.String(), func(t *testing.T) {
+			const size, blocks = 512, 64 // the first 16 in one buffer, the others in a second that follows it
+			near, far := arena(t, size*blocks), arena(t, size*blocks)
+			first, second := far[:16*size], far[16*size:]
+			p := perform(t, 2, serveWell, far)
+			p.show(2, first, second)
+			e := engine(t, oneLane)
+			fill(near, 1)
+			fill(far, 2)
+			id := open(t, e, p.name)
+			var reqs []core.Request
+			for i := range blocks {
+				reqs = append(reqs, ask(op, near[i*size:(i+1)*size], id, far[i*size:(i+1)*size]))
+			}
+			completes(t, submit(t, e, reqs...))
+			require.Equal(t, near, far)
+			require.Equal(t, []header{
+				{op: op, v2: true, addr: uint64(addressOf(first)), length: uint64(len(first))},
+				{op: op, v2: true, addr: uint64(addressOf(second)), length: uint64(len(second))},
+			}, p.requests())
+		})
+	}
+}
+
+func TestAMergedRequestThatIsRejectedFailsOnlyTheBadTask(t *testing.T) {
+	for _, way := range ways[:2] {
+		t.Run(way.name, func(t *testing.T) {
+			const size, blocks, bad = 512, 32, 11
+			near, far := arena(t, size*blocks), arena(t, size*blocks)
+			p := perform(t, 2, func(v *visitor, _ int) {
+				var h header
+				for v.header(&h) {
+					hole := uint64(addressOf(v.peer.memory[0])) + bad*size
+					if h.addr <= hole && hole < h.addr+h.length {
+						v.reject()
+						return
+					}
+					if !v.obey(h) {
+						return
+					}
+				}
+			}, far)
+			e := engine(t, way.config)
+			fill(near, 1)
+			id := open(t, e, p.name)
+			var reqs []core.Request
+			for i := range blocks {
+				reqs = append(reqs, ask(core.Write, near[i*size:(i+1)*size], id, far[i*size:(i+1)*size]))
+			}
+			failsOnly(t, submit(t, e, reqs...), bad)
+			require.Equal(t, near[:bad*size], far[:bad*size])
+			require.Equal(t, near[(bad+1)*size:], far[(bad+1)*size:])
+		})
+	}
+}
+
+// TestLocalMemoryThatCannotBeAccessedFailsItsTaskAlone covers small blocks, several of which the kernel moves in one
+// step, large ones, and adjacent ones, which travel as one request.
+func TestLocalMemoryThatCannotBeAccessedFailsItsTaskAlone(t *testing.T) {
+	const blocks, bad = 40, 17
+	page := unix.Getpagesize()
+	for _, way := range ways {
+		for _, op := range opcodes {
+			for _, shape := range []struct {
+				name           string
+				length, stride int
+			}{{"small", 64, 2 * page}, {"adjacent", page, page}, {"large", 48 * page, 64 * page}} {
+				t.Run(way.name+"/"+op.String()+"/"+shape.name, func(t *testing.T) {
+					near, far := arena(t, blocks*shape.stride), arena(t, blocks*shape.stride)
+					target, e := engine(t), engine(t, way.config, oneLane)
+					require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+					id := open(t, e, target.Name())
+					fill(near, 1)
+					fill(far, 2)
+					var reqs []core.Request
+					for i := range blocks {
+						at := i * shape.stride
+						reqs = append(reqs, ask(op, near[at:at+shape.length], id, far[at:at+shape.length]))
+					}
+					hole := near[bad*shape.stride+(shape.length-1)/page*page:][:page]
+					unmap(t, hole)
+					b := submit(t, e, reqs...)
+					failsOnly(t, b, bad)
+					require.ErrorIs(t, b.Err(), unix.EFAULT)
+					require.NoError(t, unix.Mprotect(hole, unix.PROT_READ|unix.PROT_WRITE))
+					for i, r := range reqs {
+						if i != bad {
+							require.Equal(t, core.MemoryAt(r.Local, r.Length), core.MemoryAt(uintptr(r.Remote), r.Length))
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestATaskOfAbsurdLengthFailsSoon(t *testing.T) {
+	for _, way := range ways {
+		for _, op := range opcodes {
+			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+				near, far := arena(t, 4096), arena(t, 4096)
+				target, e := engine(t), engine(t, way.config)
+				require.NoError(t, target.Register(addressOf(far), 4096, "cpu:0", true))
+				id := open(t, e, target.Name())
+				absurd := ask(op, near, id, far)
+				absurd.Length = 1 << 60
+				wrapped := ask(op, near, id, far)
+				wrapped.Remote = ^uint64(0) - 100
+				failsOnly(t, submit(t, e, absurd, ask(op, near, id, far), wrapped, absurd), 0, 2, 3)
+			})
+		}
+	}
+}
+
+func TestAHundredThousandRequestsTakeBoundedMemoryAndConnections(t *testing.T) {
+	const blocks, size = 100_000, 16
+	near, far := arena(t, blocks*(size+1)), arena(t, blocks*(size+1))
+	target, e := engine(t), engine(t)
+	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	reqs := scattered(core.Write, near, open(t, e, target.Name()), far, blocks, size)
+	fill(near, 1)
+	b, err := e.AllocateBatch(blocks)
+	require.NoError(t, err)
+	before := memoryInUse()
+	goroutines := runtime.NumGoroutine()
+	require.NoError(t, e.Submit(b, reqs, nil))
+	most, mostGoroutines := uint64(0), 0
+	done := make(chan struct{})
+	b.OnDone(func() { close(done) })
+	for over := false; !over; {
+		select {
+		case <-done:
+			over = true
+		default:
+			most, mostGoroutines = max(most, memoryInUse()), max(mostGoroutines, runtime.NumGoroutine())
+		}
+	}
+	completes(t, b)
+	const perTask = 80 // what the batch itself holds for a task
+	require.Less(t, int64(most)-int64(before), int64(blocks*perTask+16<<20))
+	require.LessOrEqual(t, mostGoroutines-goroutines, 4*e.Config().LanesPerPeer)
+	for _, r := range reqs {
+		if !bytes.Equal(core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size)) {
+			t.Fatalf("%#x differs", r.Remote)
+		}
+	}
+}
+
+func memoryInUse() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
+}
+
+func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
+	near, far := arena(t, 64<<20), arena(t, 64<<20)
+	fill(near, 1)
+	e := engine(t)
+	var busy sync.WaitGroup // until every lane has something to do
+	busy.Add(e.Config().LanesPerPeer)
+	p := perform(t, 2, func(v *visitor, n int) {
+		var h header
+		if v.header(&h) {
+			busy.Done()
+			busy.Wait()
+			_ = v.obey(h)
+			serveWell(v, n)
+		}
+	}, far)
+	completes(t, submit(t, e, ask(core.Write, near[3:], open(t, e, p.name), far[3:])))
+	require.True(t, bytes.Equal(near[3:], far[3:]))
+	require.Equal(t, e.Config().LanesPerPeer, p.connections())
+	for _, h := range p.requests() {
+		require.LessOrEqual(t, h.length, uint64(e.Config().SliceSize))
+	}
+}
+
+func TestAShortBatchDoesNotWaitForALongOneBeforeIt(t *testing.T) {
+	near, far := arena(t, 64<<20), arena(t, 64<<20)
+	release := make(chan struct{})
+	p := perform(t, 2, func(v *visitor, _ int) {
+		<-release
+		serveWell(v, 0)
+	}, far)
+	e := engine(t, oneLane)
+	id := open(t, e, p.name)
+	long := submit(t, e, ask(core.Read, near[1<<20:], id, far[1<<20:]))
+	short := submit(t, e, ask(core.Read, near[:100], id, far[:100]))
+	close(release)
+	completes(t, short)
+	completes(t, long)
+	place := slices.IndexFunc(p.requests(), func(h header) bool { return h.length == 100 })
+	require.Less(t, place, windowBytes>>20+3, "of %d", len(p.requests()))
+}
+
+func TestManyGoroutinesSubmitAtOnce(t *testing.T) {
+	const workers, rounds, size = 16, 60, 300
+	near, far := arena(t, workers*4*(size+1)), arena(t, workers*4*(size+1))
+	target, e := engine(t), engine(t)
+	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	id := open(t, e, target.Name())
+	var all sync.WaitGroup
+	for w := range workers {
+		all.Go(func() {
+			mine := near[w*4*(size+1) : (w+1)*4*(size+1)]
+			theirs := far[w*4*(size+1) : (w+1)*4*(size+1)]
+			for round := range rounds {
+				fill(mine, byte(round))
+				writeErr := finish(e, scattered(core.Write, mine, id, theirs, 4, size))
+				fill(mine, 0)
+				readErr := finish(e, scattered(core.Read, mine, id, theirs, 4, size))
+				assert.NoError(t, errors.Join(writeErr, readErr))
+				for at := 0; at < len(mine); at += size + 1 {
+					assert.True(t, bytes.Equal(pattern(len(mine), byte(round))[at:at+size], mine[at:at+size]), "round %d", round)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// finish has the requests done and returns why one failed.
+func finish(e *core.Engine, reqs []core.Request) error {
+	b, err := e.AllocateBatch(len(reqs))
+	if err != nil {
+		return err
+	}
+	if err := e.Submit(b, reqs, nil); err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	b.OnDone(func() { close(done) })
+	<-done
+	return errors.Join(b.Err(), e.FreeBatch(b))
+}
+
+func TestADiscardedReadIsNotTouchedAfterwards(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := arena(t, 1<<20), arena(t, 1<<20)
+			half, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+				defer close(over)
+				var h header
+				_ = v.header(&h) && (!h.v2 || v.status(statusOK)) && v.send(make([]byte, h.length/2))
+				close(half)
+				<-discarded
+				v.send(make([]byte, h.length/2))
+				v.waitForEnd()
+			}), far)
+			e := engine(t, way.config)
+			id := open(t, e, p.name)
+			b := submit(t, e, ask(core.Read, near, id, far))
+			<-half
+			require.NoError(t, e.DiscardBatch(b))
+			fill(near, 5)
+			close(discarded)
+			<-over
+			require.True(t, bytes.Equal(pattern(len(near), 5), near))
+			completes(t, submit(t, e, ask(core.Read, near, id, far)))
+		})
+	}
+}
+
+func TestADiscardedWriteIsNotReadAfterwards(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := arena(t, 64<<20), arena(t, 64<<20)
+			begun, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			var once sync.Once
+			var seen atomic.Bool
+			p := perform(t, 2, func(v *visitor, n int) {
+				var h header
+				if n > 0 || !v.header(&h) {
+					serveWell(v, n)
+					return
+				}
+				once.Do(func() { close(begun) })
+				<-discarded
+				chunk := make([]byte, 1<<16)
+				for {
+					m, err := v.conn.Read(chunk)
+					if bytes.IndexByte(chunk[:m], 0xee) >= 0 {
+						seen.Store(true)
+					}
+					if err != nil {
+						break
+					}
+				}
+				close(over)
+			}, far)
+			e := engine(t, way.config, oneLane)
+			id := open(t, e, p.name)
+			b := submit(t, e, ask(core.Write, near, id, far))
+			<-begun
+			require.NoError(t, e.DiscardBatch(b))
+			for i := range near {
+				near[i] = 0xee
+			}
+			close(discarded)
+			<-over
+			require.False(t, seen.Load())
+			completes(t, submit(t, e, ask(core.Write, near, id, far)))
+		})
+	}
+}
+
+func TestADiscardHarmsNoOtherBatch(t *testing.T) {
+	const rounds = 15
+	for _, way := range ways {
+		for _, op := range opcodes {
+			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+				near, far := arena(t, 8<<20), arena(t, 8<<20)
+				target, e := engine(t), engine(t, way.config)
+				require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+				id := open(t, e, target.Name())
+				for range rounds {
+					other := submit(t, e, scattered(op, near[4<<20:], id, far[4<<20:], 50, 2000)...)
+					b := submit(t, e, ask(op, near[:4<<20], id, far[:4<<20]))
+					last := submit(t, e, scattered(op, near[6<<20:], id, far[6<<20:], 50, 2000)...)
+					require.NoError(t, e.DiscardBatch(b))
+					completes(t, other)
+					completes(t, last)
+				}
+			})
+		}
+	}
+}
+
+func TestADiscardWhileAConnectionIsMadeHarmsNoOtherBatch(t *testing.T) {
+	near, far := arena(t, 8192), arena(t, 8192)
+	p := perform(t, 1, serveWell, far)
+	p.mu.Lock()
+	good := p.shown.DataPort
+	p.shown.DataPort = blockedPort(t)
+	p.mu.Unlock()
+	e := engine(t, oneLane)
+	id := open(t, e, p.name)
+	b := submit(t, e, ask(core.Write, near[:4096], id, far[:4096]))
+	other := submit(t, e, ask(core.Write, near[4096:], id, far[4096:]))
+	require.Eventually(t, func() bool {
+		onlyPeer(t, e).mu.Lock()
+		defer onlyPeer(t, e).mu.Unlock()
+		return onlyPeer(t, e).queued == 4096 // the first is with its carrier
+	}, patience, time.Millisecond)
+	p.mu.Lock()
+	p.shown.DataPort = good
+	p.mu.Unlock()
+	_, err := e.OpenSegmentNoCache(p.name)
+	require.NoError(t, err)
+	require.NoError(t, e.DiscardBatch(b))
+	completes(t, other)
+}
+
+func TestAPeerThatCameBackOnAnotherPortIsFound(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := arena(t, 4096), arena(t, 4096)
+			p := perform(t, 2, serveWell, far)
+			e := engine(t, way.config)
+			id := open(t, e, p.name)
+			completes(t, submit(t, e, ask(core.Write, near, id, far)))
+			p.leavePort()
+			p.hangUp()
+			p.enterPort(serveWell)
+			completes(t, submit(t, e, ask(core.Read, near, id, far)))
+		})
+	}
+}
+
+// The owner of a segment restarted, and its former data port is somebody else's now.
+func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
+	near, far := arena(t, 4096), arena(t, 4096)
+	fill(near, 1)
+	var strangers atomic.Int32
+	p := perform(t, 2, func(v *visitor, n int) {
+		if n > 0 {
+			strangers.Add(1)
+			return
+		}
+		serveWell(v, n)
+	}, far)
+	former := p.port
+	t.Cleanup(func() { _ = former.Close() })
+	e := engine(t, oneLane)
+	id := open(t, e, p.name)
+	completes(t, submit(t, e, ask(core.Write, near[:1], id, far[:1])))
+	p.enterPort(serveWell)
+	p.hangUp()
+	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, patience, time.Millisecond)
+	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	require.Equal(t, near, far)
+	require.Zero(t, strangers.Load())
+}
+
+func TestADataPortThatIsGoneFailsTheTransferWithTheReason(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := arena(t, 4096), arena(t, 4096)
+			p := perform(t, 2, serveWell, far)
+			e := engine(t, way.config)
+			id := open(t, e, p.name)
+			p.leavePort()
+			b := submit(t, e, ask(core.Write, near, id, far))
+			failsOnly(t, b, 0)
+			require.ErrorContains(t, b.Err(), p.name)
+			require.ErrorIs(t, b.Err(), unix.ECONNREFUSED)
+			require.Equal(t, 2, p.fetched())
+		})
+	}
+}
+
+func TestAPeerThatCameBackWithVersion1IsNeverSentVersion2(t *testing.T) {
+	near, far := arena(t, 4096), arena(t, 4096)
+	p := perform(t, 2, serveWell, far)
+	e := engine(t)
+	id := open(t, e, p.name)
+	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	p.leavePort()
+	p.show(1, far)
+	p.enterPort(serveWell)
+	p.hangUp()
+	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	requests := p.requests()
+	require.False(t, requests[len(requests)-1].v2)
+	require.Len(t, requests, 2)
+}
+
+func TestIdleConnectionsThatThePeerClosesCountForNothing(t *testing.T) {
+	near, far := arena(t, 4096), arena(t, 4096)
+	p := perform(t, 2, serveWell, far)
+	e := engine(t, fewRetries, oneLane)
+	id := open(t, e, p.name)
+	for range 6 {
+		completes(t, submit(t, e, ask(core.Write, near, id, far)))
+		p.hangUp()
+		require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, patience, time.Millisecond)
+	}
+	for range 6 { // lanes that never carried anything
+		l := newLane(onlyPeer(t, e))
+		onlyPeer(t, e).leave(l, nil, errRetired)
+	}
+	require.Zero(t, onlyPeer(t, e).fruitless)
+}
+
+func TestTheDescriptorIsNotFetchedForEveryConnection(t *testing.T) {
+	near, far := arena(t, 4096), arena(t, 4096)
+	for _, way := range ways[1:] {
+		t.Run(way.name, func(t *testing.T) {
+			p := perform(t, 2, serveWell, far)
+			e := engine(t, way.config)
+			id := open(t, e, p.name)
+			for range 5 {
+				completes(t, submit(t, e, ask(core.Write, near, id, far)))
+			}
+			require.Equal(t, 1, p.fetched())
+		})
+	}
+}
+
+func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *testing.T) {
+	near, far := arena(t, 64<<20), arena(t, 64<<20)
+	acknowledged, release := make(chan struct{}), make(chan struct{})
+	p := perform(t, 2, func(v *visitor, _ int) {
+		var h header
+		if v.header(&h) && v.status(statusOK) {
+			close(acknowledged)
+			<-release
+			v.skip(int64(h.length))
+		}
+		v.waitForEnd()
+	}, far)
+	e := engine(t, oneLane, func(c *core.Config) { c.SliceSize = 64 << 20 })
+	b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
+	<-acknowledged
+	p0 := onlyPeer(t, e)
+	require.Eventually(t, func() bool { // the status has been received
+		p0.mu.Lock()
+		l := p0.carriers[0].(*lane)
+		p0.mu.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		sent, moved := l.sent, l.moved.Load()
+		return sent > 0 && moved == sent+statusSize
+	}, patience, time.Millisecond)
+	require.False(t, b.Done())
+	close(release)
+	completes(t, b)
+}
+
+func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
+	const blocks = 3 * maxDoubtful
+	near, far := arena(t, 2*blocks), arena(t, 2*blocks)
+	p := perform(t, 1, serveWell)
+	e := engine(t)
+	id := open(t, e, p.name)
+	p.mu.Lock() // keeps the descriptor from being fetched
+	b := submit(t, e, scattered(core.Write, near, id, far, blocks, 1)...)
+	waiting := onlyPeer(t, e)
+	require.Eventually(t, func() bool {
+		waiting.mu.Lock()
+		defer waiting.mu.Unlock()
+		return len(waiting.doubtful) == maxDoubtful && len(waiting.carriers) == 0
+	}, patience, time.Millisecond)
+	waiting.mu.Lock()
+	require.Zero(t, waiting.wanted(false))
+	waiting.mu.Unlock()
+	p.mu.Unlock()
+	wait(t, b)
+	require.EqualValues(t, blocks, b.Summary().Failed)
+}
+
+func TestVersion1AndConnectionsPerRequestReachOurOwnTarget(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := arena(t, 40<<20), arena(t, 40<<20)
+			target, e := engine(t), engine(t, way.config)
+			require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+			id := open(t, e, target.Name())
+			fill(near, 1)
+			nothing := ask(core.Write, near[:0], id, far[:0])
+			nothing.Remote, nothing.Local = 0, 0
+			completes(t, submit(t, e, ask(core.Write, near[:1], id, far[:1]), nothing, ask(core.Write, near[1:4098], id, far[1:4098]),
+				ask(core.Write, near[5000:39<<20+7], id, far[5000:39<<20+7])))
+			require.True(t, bytes.Equal(near[:4098], far[:4098]))
+			require.True(t, bytes.Equal(near[5000:39<<20+7], far[5000:39<<20+7]))
+			fill(far, 9)
+			completes(t, submit(t, e, nothing, ask(core.Read, near[3:39<<20], id, far[3:39<<20]), ask(core.Read, near[:1], id, far[:1])))
+			require.True(t, bytes.Equal(near[3:39<<20], far[3:39<<20]))
+			require.Equal(t, far[0], near[0])
+		})
+	}
+}
+
+func TestARequestWithAConnectionOfItsOwnTakesOneEach(t *testing.T) {
+	for _, way := range ways[1:] {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := arena(t, 1<<16), arena(t, 1<<16)
+			p := perform(t, 2, func(v *visitor, _ int) { // as Mooncake 0.3.8 does
+				var h header
+				_ = v.header(&h) && v.obey(h)
+			}, far)
+			e := engine(t, way.config)
+			id := open(t, e, p.name)
+			completes(t, submit(t, e, scattered(core.Write, near, id, far, 30, 100)...))
+			completes(t, submit(t, e, scattered(core.Read, near, id, far, 30, 100)...))
+			require.Equal(t, 60, p.connections())
+		})
+	}
+}
+
+func TestLinksCountPayloadAndErrors(t *testing.T) {
+	near, far := arena(t, 1<<16), arena(t, 1<<16)
+	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+		var h header
+		v.header(&h)
+	}), far)
+	e := engine(t, oneLane)
+	id := open(t, e, p.name)
+	completes(t, submit(t, e, ask(core.Write, near[:1000], id, far[:1000])))
+	completes(t, submit(t, e, ask(core.Read, near[:700], id, far[:700])))
+	require.Equal(t, []core.Link{{Peer: p.name, Transport: "tcp", Direction: "initiator", Connections: 1,
+		BytesOut: 1000, BytesIn: 700, Errors: 1}}, e.Links())
+}
+
+func TestClosingTheEngineEndsTransfersInFlight(t *testing.T) {
+	for _, way := range ways {
+		for _, op := range opcodes {
+			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+				near, far := arena(t, 64<<20), arena(t, 64<<20)
+				p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() }, far)
+				e := engine(t, way.config)
+				id := open(t, e, p.name)
+				b := submit(t, e, ask(op, near, id, far))
+				small := submit(t, e, scattered(op, near, id, far, 3000, 100)...)
+				require.Eventually(t, func() bool { return p.connections() > 0 }, patience, time.Millisecond)
+				require.NoError(t, e.Close())
+				require.True(t, b.Done())
+				require.True(t, small.Done())
+				require.ErrorIs(t, b.Err(), core.ErrClosed)
+				require.EqualValues(t, 3000, small.Summary().Failed)
+			})
+		}
+	}
+}
+
+func TestForgettingASegmentFailsItsTransfers(t *testing.T) {
+	near, far := arena(t, 4096), arena(t, 4096)
+	p := perform(t, 2, func(v *visitor, n int) {
+		if n == 0 {
+			v.waitForEnd()
+		}
+		serveWell(v, n)
+	}, far)
+	e := engine(t)
+	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
+	require.Eventually(t, func() bool { return p.connections() == 1 }, patience, time.Millisecond)
+	require.NoError(t, e.RemoveLocalSegment(p.name))
+	failsOnly(t, b, 0)
+	require.ErrorContains(t, b.Err(), "was removed")
+	completes(t, submit(t, e, ask(core.Read, near, open(t, e, p.name), far)))
+}
+
+func TestTasksTimeOutAndLeaveTheOthersAlone(t *testing.T) {
+	near, far := arena(t, 8192), arena(t, 8192)
+	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) { v.waitForEnd() }), far)
+	e := engine(t, func(c *core.Config) { c.SliceTimeout = 200 * time.Millisecond })
+	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
+	require.Equal(t, []core.State{core.TimedOut}, states(t, b))
+	require.ErrorIs(t, b.Err(), core.ErrSliceTimeout)
+}
+
+// TestRandomBatchesMatchAModelWhileConnectionsBreak moves random blocks both ways between two engines, and checks both
+// memories against copies on which the same was done by hand.
+func TestRandomBatchesMatchAModelWhileConnectionsBreak(t *testing.T) {
+	const size, rounds = 4 << 20, 10
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			random := rand.New(rand.NewPCG(seed, 0))
+			near, far := arena(t, size), arena(t, size)
+			fill(near, 1)
+			fill(far, 2)
+			wantNear, wantFar := slices.Clone(near), slices.Clone(far)
+			target, e := engine(t), engine(t, way.config, func(c *core.Config) { c.RetryCount, c.SliceSize = 127, 64<<10 })
+			for at := 0; at < size; at += 1 << 20 { // four buffers side by side
+				require.NoError(t, target.Register(addressOf(far[at:]), 1<<20, "cpu:0", true))
+			}
+			id := open(t, e, target.Name())
+
+			stop := killNowAndThen(transportOf(t, target))
+			defer stop()
+			for range rounds {
+				var batches []*core.Batch
+				reqs := randomRequests(random, id, near, far, wantNear, wantFar)
+				for len(reqs) > 0 {
+					n := 1 + random.IntN(len(reqs))
+					batches = append(batches, submit(t, e, reqs[:n]...))
+					reqs = reqs[n:]
+				}
+				for _, b := range batches {
+					completes(t, b)
+					require.NoError(t, e.FreeBatch(b))
+				}
+			}
+			stop()
+			require.True(t, bytes.Equal(wantNear, near))
+			require.True(t, bytes.Equal(wantFar, far))
+		})
+	}
+}
+
+// killNowAndThen breaks data connections at the target until stop is called.
+func killNowAndThen(t *Transport) (stop func()) {
+	var killer sync.WaitGroup
+	over := make(chan struct{})
+	killer.Go(func() {
+		pause := time.NewTicker(5 * time.Millisecond)
+		defer pause.Stop()
+		for {
+			select {
+			case <-over:
+				return
+			case <-pause.C:
+				killOne(t)
+			}
+		}
+	})
+	return sync.OnceFunc(func() {
+		close(over)
+		killer.Wait()
+	})
+}
+
+// killOne breaks a data connection at the target.
+func killOne(t *Transport) {
+	t.target.mu.Lock()
+	defer t.target.mu.Unlock()
+	for s := range t.target.sessions {
+		_ = s.conn.SetDeadline(time.Unix(1, 0))
+		return
+	}
+}
+
+// randomRequests cuts both memories into blocks that do not overlap, pairs them, and does to the models what is asked.
+func randomRequests(random *rand.Rand, id core.SegmentID, near, far, wantNear, wantFar []byte) (reqs []core.Request) {
+	const quarter = 1 << 20
+	nearAt := 0
+	for farAt := 0; nearAt < len(near) && farAt < len(far); {
+		length := 1 + random.IntN(1<<uint(2+random.IntN(17)))
+		length = min(length, len(near)-nearAt, quarter-farAt%quarter)
+		op := opcodes[random.IntN(2)]
+		reqs = append(reqs, ask(op, near[nearAt:nearAt+length], id, far[farAt:farAt+length]))
+		if op == core.Write {
+			copy(wantFar[farAt:farAt+length], wantNear[nearAt:nearAt+length])
+		} else {
+			copy(wantNear[nearAt:nearAt+length], wantFar[farAt:farAt+length])
+		}
+		nearAt, farAt = nearAt+length, farAt+length
+		if random.IntN(3) == 0 { // otherwise adjacent to the next
+			nearAt += random.IntN(50)
+			farAt += random.IntN(50)
+		}
+	}
+	if random.IntN(2) == 0 {
+		random.Shuffle(len(reqs), func(i, j int) { reqs[i], reqs[j] = reqs[j], reqs[i] })
+	}
+	return reqs
+}

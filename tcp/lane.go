@@ -1,0 +1,271 @@
+package tcp
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/status"
+)
+
+// A lane is a long-lived connection to a peer on which requests are pipelined.
+//
+//  1. run connects, and starts the writer.
+//  2. write takes pieces from the peer's queue within the lane's window, and sends their headers and payloads, as many
+//     as there are in one system call. It is called by the lane's writer, or by a submitter that finds the lane idle.
+//  3. receive waits for the status frames and payloads of what is in flight, and reads them to where they belong, as
+//     many as have come in one system call. What a piece was to get, it has got: it is settled.
+//  4. When the connection ends, for whatever reason, receive returns: run waits until nobody sends any more, settles what
+//     was given up, and gives the rest of what was in flight back to the peer, to be sent on another lane.
+const (
+	// windowPieces and windowBytes bound what is in flight on a lane.
+	windowPieces = 1024
+	windowBytes  = 8 << 20
+	// sendPieces and sendBytes bound what is taken from the queue at once: a header and a payload each fill a sendmsg.
+	sendPieces = maxGatherVectors / 2
+	sendBytes  = 1 << 20
+	// receivePieces bounds the pieces whose answers are received at once.
+	receivePieces = 256
+	// lastAnswers is how long a lane that cannot send any more waits for answers that are on their way.
+	lastAnswers = time.Second
+)
+
+var (
+	errRefused  = errors.New("the peer refused a request before this one")
+	errAborted  = errors.New("a request on the same connection was given up")
+	errBadLocal = errors.New("local memory cannot be accessed")
+	errStalled  = errors.New("no progress")
+	errRetired  = errors.New("the peer closed an idle connection")
+	errOutdated = errors.New("the peer takes no pipelined requests any more")
+)
+
+// past is a deadline that ends what waits on a connection.
+var past = time.Unix(1, 0)
+
+type lane struct {
+	peer   *peer
+	ctx    context.Context // ends the dialling
+	cancel context.CancelFunc
+	wake   chan struct{} // for the writer; closed by nobody
+	moved  atomic.Uint64 // bytes sent and received
+
+	writing sync.Mutex // held by who sends
+	headers []byte     // of the pieces in unsent
+	vectors []ioVector // backing of unsent
+	unsent  []ioVector // what was taken and is not sent
+	taken   []piece    // scratch of write
+	careful bool       // one vector at a time is sent
+
+	mu       sync.Mutex
+	conn     *net.TCPConn // nil before the connection is up
+	sock     *socket
+	flight   queue[piece] // oldest first
+	flying   uint64       // their bytes
+	laidOut  uint64       // length of the stream of frames so far
+	sent     uint64       // how far it is sent
+	sending  *sync.Cond   // sent or broken has changed
+	broken   error        // why the lane ends
+	watching bool         // the watchdog is armed
+	watchdog *time.Timer
+
+	lastMoved uint64 // moved, when the watchdog saw it change
+	lastLook  time.Time
+
+	receiving  sync.Mutex // held by who receives: the receiver, or somebody who assists
+	onReadable func(fd uintptr) bool
+	onAssist   func(fd uintptr)
+	failure    error // why nothing can be received any more
+	statuses   [receivePieces * statusSize]byte
+	got        uint64     // bytes of the oldest piece's answer
+	alone      bool       // one answer at a time is received
+	answers    []ioVector // scratch of plan
+}
+
+func newLane(p *peer) *lane {
+	l := &lane{peer: p, wake: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*headerSize)}
+	l.ctx, l.cancel = context.WithCancel(p.transport.ctx)
+	l.sending = sync.NewCond(&l.mu)
+	l.onReadable = l.readable
+	l.onAssist = func(fd uintptr) { l.receiveOnce(fd) }
+	l.watchdog = time.AfterFunc(time.Hour, l.watch)
+	l.watchdog.Stop()
+	return l
+}
+
+// run is the lane's life.
+func (l *lane) run() {
+	defer l.cancel()
+	if err := l.connect(); err != nil {
+		l.peer.unreachable(l, nil, err)
+		return
+	}
+	var writer sync.WaitGroup
+	writer.Go(l.serveQueue)
+	l.quit(status.Guard(l.receive))
+	writer.Wait()
+	held, reason := l.retire()
+	held = settleAborted(held)
+	l.outlast(held, reason)
+	l.conn.SetLinger(0) // what the kernel still has is not to arrive after it was given up or sent elsewhere
+	l.conn.Close()
+	l.peer.leave(l, held, reason)
+}
+
+func (l *lane) connect() error {
+	conn, d, err := l.peer.dial(l.ctx)
+	if err != nil {
+		return err
+	}
+	if !l.peer.pipelined(d) {
+		conn.Close()
+		return errOutdated
+	}
+	sock, err := l.peer.transport.prepare(conn)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.broken != nil {
+		conn.Close()
+		return l.broken
+	}
+	l.conn, l.sock = conn, sock
+	return nil
+}
+
+func (l *lane) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sock != nil && l.broken == nil && l.flight.len() == 0
+}
+
+func (l *lane) nudge() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// lost says which connection failed.
+func (l *lane) lost(err error) error {
+	return status.Errorf(status.Socket, "segment %q (%v): %w", l.peer.segment.Name, l.conn.RemoteAddr(), err)
+}
+
+func badLocal(p *piece, err error) error {
+	return status.Errorf(status.InvalidArgument, "%w at %#x+%d: %w", errBadLocal, p.local, p.length, err)
+}
+
+// quit ends the lane from any goroutine; its own goroutines see the connection fail. The first reason counts, but
+// that the peer refused a request explains why it then closed the connection.
+func (l *lane) quit(reason error) {
+	l.mu.Lock()
+	if l.broken == nil || errors.Is(reason, errRefused) {
+		l.broken = reason
+	}
+	conn := l.conn
+	l.mu.Unlock()
+	l.cancel()
+	l.sending.Signal()
+	switch {
+	case conn == nil:
+	case isLoss(reason):
+		conn.Close() // not under the lock: it waits for the receiver, who may be at plan
+	default:
+		conn.SetDeadline(past)
+	}
+}
+
+func (l *lane) carriesAborted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.flight.len() {
+		if l.flight.at(i).work.Aborted() != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// retire empties the lane after receiver and writer have ended. From here on no memory of the pieces is touched: who
+// comes late to submit or to assist finds the lane broken.
+func (l *lane) retire() (held []piece, reason error) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
+	l.failure = errRetired
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watchdog.Stop()
+	for l.flight.len() > 0 {
+		held = append(held, l.flight.pop())
+	}
+	l.flying, l.unsent = 0, nil
+	if errors.Is(l.broken, errStalled) {
+		for i := range held {
+			held[i].fatal = firstError(held[i].fatal, l.broken)
+		}
+	}
+	return held, l.broken
+}
+
+// settleAborted settles the pieces of works that were given up, and returns the others.
+func settleAborted(held []piece) []piece {
+	return slices.DeleteFunc(held, func(h piece) bool {
+		cause := h.work.Aborted()
+		if cause != nil {
+			h.settle(cause)
+		}
+		return cause != nil
+	})
+}
+
+// outlast waits, for a bounded time, until the peer is done with a connection that this side gives up, if WRITEs in
+// flight on it are to be sent on another one: the peer may have received one that it has yet to apply, and would
+// overwrite with it what is written to the same place after the second copy was acknowledged.
+func (l *lane) outlast(held []piece, reason error) {
+	rewrites := slices.ContainsFunc(held, func(h piece) bool { return h.op == core.Write })
+	if isLoss(reason) || !rewrites || l.conn.CloseWrite() != nil {
+		return
+	}
+	l.conn.SetReadDeadline(time.Now().Add(lastAnswers))
+	_, _ = io.Copy(io.Discard, l.conn) // to the end, or for as long as that
+}
+
+// lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.
+func (l *lane) lookEvery() time.Duration {
+	config := l.peer.transport.config
+	return min(config.ProgressTimeout, config.StatusTimeout) / 4
+}
+
+// watch is the watchdog: while something is in flight it ends a lane on which nothing moves.
+func (l *lane) watch() {
+	l.mu.Lock()
+	if l.flight.len() == 0 || l.broken != nil {
+		l.watching = false
+		l.mu.Unlock()
+		return
+	}
+	now, moved := time.Now(), l.moved.Load()
+	if moved != l.lastMoved {
+		l.lastMoved, l.lastLook = moved, now
+	}
+	limit := l.peer.transport.config.StatusTimeout
+	if l.sent < l.laidOut {
+		limit = l.peer.transport.config.ProgressTimeout
+	}
+	oldest := *l.flight.at(0)
+	stalled := now.Sub(l.lastLook) >= limit
+	l.watchdog.Reset(l.lookEvery())
+	l.mu.Unlock()
+	if stalled {
+		l.quit(l.peer.stalled(&oldest, limit))
+	}
+}

@@ -1,0 +1,205 @@
+package tcp
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"unsafe"
+
+	"kvferry/core"
+)
+
+// The receiving half of a lane:
+//
+//  1. receive, the lane's own goroutine, and assist, a waiter's, take turns at receiveOnce.
+//  2. plan lays out where the answers to what is in flight go, and one system call receives them there.
+//  3. consume follows the bytes that came: checkStatus for each status frame, settleOldest for each complete answer.
+//  4. blameReceiver explains why there is nothing more to come.
+
+// receive reads answers until the connection ends, and returns why.
+func (l *lane) receive() error {
+	for {
+		waitErr := l.sock.whenReadable(l.onReadable)
+		l.receiving.Lock()
+		failure := l.failure
+		l.receiving.Unlock()
+		if failure != nil {
+			return failure
+		}
+		if waitErr != nil {
+			return l.blameReceiver(waitErr)
+		}
+		if l.peer.hasQueued() {
+			l.nudge() // the window has room again
+		}
+	}
+}
+
+// readable is the receiver's step: it reports whether there was something to receive, or nothing ever will be.
+func (l *lane) readable(fd uintptr) bool {
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
+	return l.failure != nil || l.receiveOnce(fd)
+}
+
+// assist has the calling goroutine, who waits for an answer on this lane, receive what has come, and so spares it
+// being woken by the receiver.
+func (l *lane) assist() {
+	l.mu.Lock()
+	sock := l.sock
+	l.mu.Unlock()
+	if sock == nil || !l.receiving.TryLock() {
+		return
+	}
+	defer l.receiving.Unlock()
+	if l.failure != nil || sock.control(l.onAssist) != nil {
+		return
+	}
+	if l.failure != nil {
+		l.conn.SetReadDeadline(past) // for the receiver to see it
+	}
+}
+
+// receiveOnce receives what has come and settles what is complete; false when nothing has. The lock for receiving is
+// held.
+func (l *lane) receiveOnce(fd uintptr) bool {
+	n, again, err := l.sock.receiveAt(fd, l.plan())
+	switch {
+	case again:
+		return false
+	case errors.Is(err, syscall.EFAULT) && !l.alone:
+		l.alone = true // the kernel does not say whose memory it was: the next time it is the oldest piece's
+	case err != nil:
+		l.failure = l.blameReceiver(err)
+	default:
+		l.moved.Add(uint64(n))
+		l.failure = l.consume(uint64(n))
+	}
+	return true
+}
+
+// plan lays out where the answers to what is in flight go: status frames to statuses, payloads to where they belong.
+// The first answer's status has slot 0, and so on; got bytes of the first answer have come already.
+func (l *lane) plan() []ioVector {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answers = l.answers[:0]
+	skip := l.got
+	most := receivePieces
+	if l.alone {
+		most = 1
+	}
+	for i := range min(l.flight.len(), most) {
+		p := l.flight.at(i)
+		slot := uintptr(unsafe.Pointer(&l.statuses[i*statusSize]))
+		skip = l.expect(slot, statusSize, skip)
+		if p.op == core.Read {
+			skip = l.expect(p.local, p.length, skip)
+		}
+	}
+	if len(l.answers) == 0 { // nothing is expected: the peer may only close
+		l.expect(uintptr(unsafe.Pointer(&l.statuses[0])), 1, 0)
+	}
+	return l.answers
+}
+
+// expect appends a stretch of memory to the answers, less skip bytes of it, and returns what is left to skip.
+func (l *lane) expect(base uintptr, length, skip uint64) uint64 {
+	if skip >= length {
+		return skip - length
+	}
+	base, length = base+uintptr(skip), length-skip
+	if last := len(l.answers) - 1; last >= 0 && l.answers[last].base+uintptr(l.answers[last].length) == base {
+		l.answers[last].length += length
+	} else {
+		l.answers = append(l.answers, ioVector{base: base, length: length})
+	}
+	return 0
+}
+
+// consume accounts for n received bytes: it checks the status frames among them, and settles the pieces that have all.
+func (l *lane) consume(n uint64) error {
+	for i := 0; n > 0; i++ {
+		l.mu.Lock()
+		if l.flight.len() == 0 {
+			l.mu.Unlock()
+			return l.lost(fmt.Errorf("the peer sent %d bytes that nothing had asked for", n))
+		}
+		p := *l.flight.at(0)
+		l.mu.Unlock()
+
+		need := uint64(statusSize)
+		if p.op == core.Read {
+			need += p.length
+		}
+		had := l.got
+		step := min(n, need-had)
+		l.got += step
+		n -= step
+		if had < statusSize && l.got >= statusSize {
+			if err := l.checkStatus(l.statuses[i*statusSize:]); err != nil {
+				return err
+			}
+		}
+		if l.got < need {
+			l.keepStatus(i)
+			return nil
+		}
+		if err := l.settleOldest(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepStatus moves a status frame of which a part has come to slot 0, where the next plan looks for the rest.
+func (l *lane) keepStatus(slot int) {
+	copy(l.statuses[:statusSize], l.statuses[slot*statusSize:])
+}
+
+// checkStatus looks at the status frame of the oldest piece.
+func (l *lane) checkStatus(frame []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.peer.judgeStatus(frame, l.flight.at(0))
+}
+
+// settleOldest ends the oldest piece in flight, whose answer is complete. An answer may overtake the sender, who has yet
+// to note that all is sent; when it comes from a peer that did not wait for all, the piece's memory is still in use.
+func (l *lane) settleOldest(p piece) error {
+	l.got = 0
+	l.mu.Lock()
+	for l.sent < p.end && l.broken == nil {
+		l.sending.Wait()
+	}
+	if l.sent < p.end {
+		defer l.mu.Unlock()
+		return l.broken
+	}
+	l.flight.pop()
+	l.flying -= p.length
+	l.mu.Unlock()
+	l.peer.count(&p)
+	p.settle(nil)
+	return nil
+}
+
+// blameReceiver explains why receiving ended. Memory that could not be written is the oldest READ's, which fails alone.
+func (l *lane) blameReceiver(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case errors.Is(err, syscall.EFAULT) && l.flight.len() > 0:
+		p := l.flight.at(0)
+		p.fatal = badLocal(p, err)
+		return fmt.Errorf("%w: %w", errBadLocal, err)
+	case l.broken != nil:
+		return l.broken
+	case errors.Is(err, io.EOF) && l.flight.len() == 0:
+		return l.lost(errRetired)
+	case errors.Is(err, io.EOF):
+		err = errors.New("the peer closed the connection")
+	}
+	return l.lost(err)
+}

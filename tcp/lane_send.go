@@ -1,0 +1,183 @@
+package tcp
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"kvferry/core"
+	"kvferry/core/status"
+)
+
+// The sending half of a lane:
+//
+//  1. serveQueue, the lane's own goroutine, and writeIfIdle, a submitter's, take turns at write.
+//  2. fill takes pieces from the peer's queue, and layOut makes vectors of their headers and payloads.
+//  3. send sends them, as many as the socket takes, in one system call.
+//  4. blameSender finds the piece whose memory cannot be read; endSending leaves the rest to the receiver.
+
+// serveQueue is the writer: it sends when it is told that there may be something to send.
+func (l *lane) serveQueue() {
+	for {
+		l.writing.Lock()
+		err := status.Guard(func() error { return l.write(true) })
+		l.writing.Unlock()
+		if err != nil {
+			l.endSending(err)
+			return
+		}
+		select {
+		case <-l.wake:
+		case <-l.ctx.Done():
+			return
+		}
+	}
+}
+
+// writeIfIdle sends what there is from the calling goroutine, when nothing is in flight and nobody else sends. What
+// the socket does not take at once is left to the writer.
+func (l *lane) writeIfIdle() bool {
+	if !l.idle() || !l.writing.TryLock() {
+		return false
+	}
+	err := l.write(false)
+	l.writing.Unlock()
+	if err != nil {
+		l.nudge() // the writer comes to the same error
+	}
+	return true
+}
+
+// write sends until there is nothing to take or the window is full. When it may not wait, it sends once, and leaves
+// the rest to the writer. The lock for writing is held.
+func (l *lane) write(mayWait bool) error {
+	for {
+		if len(l.unsent) == 0 && !l.fill() {
+			return nil
+		}
+		n, again, err := l.send(mayWait)
+		if errors.Is(err, syscall.EFAULT) && !l.careful {
+			l.careful = true // the kernel does not say which vector it was: the next time it is the first
+			continue
+		}
+		if err != nil {
+			return l.blameSender(err)
+		}
+		l.noteSent(n)
+		if !mayWait && (again || len(l.unsent) > 0 || l.peer.hasQueued()) {
+			l.nudge()
+			return nil
+		}
+	}
+}
+
+func (l *lane) send(mayWait bool) (n int, again bool, err error) {
+	v := l.unsent
+	if l.careful {
+		v = v[:1]
+	}
+	if mayWait {
+		n, err = l.sock.send(v)
+		return n, false, err
+	}
+	return l.sock.trySend(v)
+}
+
+func (l *lane) noteSent(n int) {
+	l.moved.Add(uint64(n))
+	l.unsent = advance(l.unsent, n)
+	l.mu.Lock()
+	l.sent += uint64(n)
+	l.mu.Unlock()
+	l.sending.Signal()
+}
+
+// fill takes pieces from the queue and lays their frames out in unsent. They are in flight from then on.
+func (l *lane) fill() bool {
+	l.mu.Lock()
+	pieces, bytes := windowPieces-l.flight.len(), int64(windowBytes)-int64(l.flying)
+	broken := l.broken
+	l.mu.Unlock()
+	if broken != nil || pieces <= 0 || bytes <= 0 {
+		return false
+	}
+	l.taken = l.peer.take(l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.headers, l.vectors = l.headers[:0], l.vectors[:0]
+	for i := range l.taken {
+		p := &l.taken[i]
+		if err := p.work.Aborted(); err != nil { // since it was taken: nobody looked for it here
+			p.settle(err)
+			continue
+		}
+		l.layOut(p)
+		l.flight.push(*p)
+		l.flying += p.length
+	}
+	clear(l.taken) // for the collector
+	l.unsent = l.vectors
+	if len(l.unsent) == 0 {
+		return false
+	}
+	if !l.watching {
+		l.watching, l.lastMoved, l.lastLook = true, l.moved.Load(), time.Now()
+		l.watchdog.Reset(l.lookEvery())
+	}
+	return true
+}
+
+// layOut appends a piece's frame to the vectors. Headers that follow each other share one.
+func (l *lane) layOut(p *piece) {
+	at := len(l.headers)
+	l.headers = l.headers[:at+headerSize] // never beyond its capacity: its address is in the vectors
+	putHeader(l.headers[at:], p.op, p.remote, p.length, true)
+	base := uintptr(unsafe.Pointer(&l.headers[at]))
+	if last := len(l.vectors) - 1; last >= 0 && l.vectors[last].base+uintptr(l.vectors[last].length) == base {
+		l.vectors[last].length += headerSize
+	} else {
+		l.vectors = append(l.vectors, ioVector{base: base, length: headerSize})
+	}
+	l.laidOut += headerSize
+	if p.op == core.Write {
+		l.vectors = append(l.vectors, ioVector{base: p.local, length: p.length})
+		l.laidOut += p.length
+	}
+	p.end = l.laidOut
+}
+
+// blameSender explains why sending ended. Memory that could not be read is that of the first piece not sent, which
+// fails alone.
+func (l *lane) blameSender(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !errors.Is(err, syscall.EFAULT) {
+		return l.lost(err)
+	}
+	for i := range l.flight.len() {
+		if p := l.flight.at(i); p.end > l.sent {
+			p.fatal = badLocal(p, err)
+			break
+		}
+	}
+	return fmt.Errorf("%w: %w", errBadLocal, err)
+}
+
+// endSending is called when nothing more can be sent. The lane goes on receiving for a while: what the peer answered
+// before it closed is still there to be read.
+func (l *lane) endSending(err error) {
+	l.mu.Lock()
+	if l.broken == nil {
+		l.broken = err
+	}
+	reason := l.broken
+	l.mu.Unlock()
+	l.sending.Signal()
+	if isLoss(reason) {
+		l.conn.SetReadDeadline(time.Now().Add(lastAnswers))
+	} else {
+		l.conn.SetReadDeadline(past)
+	}
+}

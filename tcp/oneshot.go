@@ -1,0 +1,250 @@
+package tcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"kvferry/core"
+	"kvferry/core/status"
+
+	"golang.org/x/sys/unix"
+)
+
+// A one-shot carrier moves pieces one after the other, each on a connection of its own: to a peer that sends no
+// acknowledgements (version 1), and where lanes are turned off.
+//
+//  1. run takes a piece, connects, and sends the header and, for a WRITE, the payload.
+//  2. Version 2: the status frame and, for a READ, the payload are received.
+//  3. Version 1, READ: the payload is received.
+//  4. Version 1, WRITE: the sending side is closed and the connection read to its end. End of file alone does not
+//     say that the peer has taken the payload, since it also comes when the peer was killed; together with an empty
+//     send queue it does, because a peer that closes with unread bytes resets the connection.
+type oneShot struct {
+	peer   *peer
+	ctx    context.Context // ends the dialling
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	conn   *net.TCPConn
+	held   []piece // the one under way, if any
+	broken error
+}
+
+// errIdle ends a one-shot carrier that finds nothing to take.
+var errIdle = errors.New("nothing is left to send")
+
+func newOneShot(p *peer) *oneShot {
+	o := &oneShot{peer: p}
+	o.ctx, o.cancel = context.WithCancel(p.transport.ctx)
+	return o
+}
+
+func (o *oneShot) run() {
+	defer o.cancel()
+	for {
+		p, ok := o.take()
+		if !ok {
+			o.peer.leave(o, nil, errIdle)
+			return
+		}
+		conn, sock, acknowledged, err := o.connect()
+		if err != nil {
+			o.peer.unreachable(o, o.held, err)
+			return
+		}
+		err = o.exchange(sock, conn, p, acknowledged)
+		conn.Close()
+		if err != nil {
+			o.peer.leave(o, o.held, o.reason(err))
+			return
+		}
+		o.peer.count(p)
+		o.release()
+		p.settle(nil)
+	}
+}
+
+// take takes a piece and holds it, so that an abort finds it here.
+func (o *oneShot) take() (*piece, bool) {
+	for {
+		taken := o.peer.take(nil, 1, 1)
+		if len(taken) == 0 {
+			return nil, false
+		}
+		o.mu.Lock()
+		if err := taken[0].work.Aborted(); err != nil {
+			o.mu.Unlock()
+			taken[0].settle(err)
+			continue
+		}
+		o.held = taken
+		o.mu.Unlock()
+		return &o.held[0], true
+	}
+}
+
+func (o *oneShot) release() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.held, o.conn = nil, nil
+}
+
+func (o *oneShot) connect() (*net.TCPConn, *socket, bool, error) {
+	conn, d, err := o.peer.dial(o.ctx)
+	if err != nil {
+		return nil, nil, false, o.reason(err)
+	}
+	sock, err := o.peer.transport.prepare(conn)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.broken != nil {
+		conn.Close()
+		return nil, nil, false, o.broken
+	}
+	o.conn = conn
+	return conn, sock, o.peer.acknowledges(d), nil
+}
+
+// exchange moves one piece over its connection.
+func (o *oneShot) exchange(sock *socket, conn *net.TCPConn, p *piece, acknowledged bool) error {
+	var header [headerSize]byte
+	putHeader(header[:], p.op, p.remote, p.length, acknowledged)
+	frame := []ioVector{vectorOf(header[:])}
+	if p.op == core.Write {
+		frame = append(frame, ioVector{base: p.local, length: p.length})
+	}
+	config := o.peer.transport.config
+	sendErr := o.move(conn, p, frame, sock.send, config.ProgressTimeout)
+	if acknowledged && p.fatal == nil {
+		// What the peer said of the request before it stopped reading is still there.
+		if err := o.receiveStatus(sock, conn, p); err != nil {
+			return errors.Join(sendErr, err)
+		}
+	}
+	switch {
+	case sendErr != nil:
+		return sendErr
+	case p.op == core.Read:
+		return o.move(conn, p, []ioVector{{base: p.local, length: p.length}}, sock.receive, config.ProgressTimeout)
+	case !acknowledged:
+		return o.confirm(sock, conn, p)
+	}
+	return nil
+}
+
+func vectorOf(b []byte) ioVector {
+	return ioVector{base: uintptr(unsafe.Pointer(unsafe.SliceData(b))), length: uint64(len(b))}
+}
+
+// move sends or receives all of the vectors. limit is how long it waits while nothing moves.
+func (o *oneShot) move(conn *net.TCPConn, p *piece, v []ioVector, step func([]ioVector) (int, error),
+	limit time.Duration) error {
+	for len(v) > 0 {
+		conn.SetDeadline(time.Now().Add(limit))
+		n, err := step(v)
+		if err != nil {
+			return o.blame(p, err, limit)
+		}
+		v = advance(v, n)
+	}
+	return nil
+}
+
+func (o *oneShot) blame(p *piece, err error, limit time.Duration) error {
+	switch {
+	case errors.Is(err, syscall.EFAULT):
+		p.fatal = badLocal(p, err)
+		return fmt.Errorf("%w: %w", errBadLocal, err)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		p.fatal = o.peer.stalled(p, limit)
+		return p.fatal
+	case errors.Is(err, io.EOF):
+		err = errors.New("the peer closed the connection")
+	}
+	return status.Errorf(status.Socket, "segment %q (%v): %w", o.peer.segment.Name, o.conn.RemoteAddr(), err)
+}
+
+func (o *oneShot) receiveStatus(sock *socket, conn *net.TCPConn, p *piece) error {
+	var frame [statusSize]byte
+	limit := o.peer.transport.config.StatusTimeout
+	if err := o.move(conn, p, []ioVector{vectorOf(frame[:])}, sock.receive, limit); err != nil {
+		return err
+	}
+	return o.peer.judgeStatus(frame[:], p)
+}
+
+// confirm makes sure that a WRITE without an acknowledgement has arrived.
+func (o *oneShot) confirm(sock *socket, conn *net.TCPConn, p *piece) error {
+	limit := o.peer.transport.config.StatusTimeout
+	if err := conn.CloseWrite(); err != nil {
+		return o.blame(p, err, limit)
+	}
+	var surplus [1]byte
+	conn.SetDeadline(time.Now().Add(limit))
+	switch _, err := sock.receive([]ioVector{vectorOf(surplus[:])}); {
+	case err == nil:
+		return o.blame(p, errors.New("the peer answered a request that has no answer"), limit)
+	case !errors.Is(err, io.EOF):
+		return o.blame(p, err, limit)
+	}
+	outstanding, err := unacknowledged(conn)
+	if err != nil {
+		return o.blame(p, err, limit)
+	}
+	const fin = 1 // the end of our stream may be on its way still
+	if outstanding > fin {
+		return status.Errorf(status.Socket, "segment %q: the peer closed the connection with %d bytes not received",
+			o.peer.segment.Name, outstanding)
+	}
+	return nil
+}
+
+// unacknowledged is what the peer's kernel has not acknowledged, in bytes, with the end of the stream counted as one.
+func unacknowledged(conn *net.TCPConn) (n int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	controlErr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return n, errors.Join(controlErr, err)
+}
+
+// reason is why the carrier was made to quit, or else err.
+func (o *oneShot) reason(err error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return firstError(o.broken, err)
+}
+
+func (o *oneShot) quit(reason error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.broken = firstError(o.broken, reason)
+	o.cancel()
+	if o.conn != nil {
+		o.conn.SetLinger(0) // what the kernel still has of the payload is not to arrive later
+		o.conn.Close()
+	}
+}
+
+func (o *oneShot) carriesAborted() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.held) > 0 && o.held[0].work.Aborted() != nil
+}
+
+func (o *oneShot) idle() bool        { return false }
+func (o *oneShot) writeIfIdle() bool { return false }
+func (o *oneShot) assist()           {}
+func (o *oneShot) nudge()            {} // it looks at the queue after each piece

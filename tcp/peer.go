@@ -1,0 +1,463 @@
+package tcp
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/metadata"
+	"kvferry/core/status"
+)
+
+// The way of a request on the initiator, from the queue of its peer on:
+//
+//  1. submit queues a work as a cursor, and dispatch sees to it that there are carriers for the queue: lanes to a peer
+//     that acknowledges (version 2), otherwise one-shot connections.
+//  2. A carrier takes pieces from the queue as fast as it can send them: take. Cursors have their turns, so that a
+//     short batch does not wait for a long one before it.
+//  3. A carrier settles what was acknowledged. What was in flight on one that broke comes back: giveBack queues it again,
+//     up to MC_RETRY_CNT times.
+//  4. A range that the peer refused, or that its descriptor does not show, is doubtful: resolve fetches the descriptor
+//     again, and the piece is queued once more or fails.
+
+const (
+	// oneShotSize is the most that one request carries where each takes a connection of its own. Elsewhere it is
+	// MC_TCP_SLICE_SIZE: small enough that all lanes share a large task, large enough that its header costs nothing.
+	oneShotSize = 16 << 20
+	// turnSize is what a cursor gives before the next one has its turn, and what a queue holds for each lane that is
+	// opened beyond the first.
+	turnSize = 1 << 20
+	// maxDoubtful bounds the pieces that wait for the descriptor; the queue stands still meanwhile.
+	maxDoubtful = 1024
+	// assistTime is how long somebody who waits for a short answer looks for it himself, instead of sleeping: some round
+	// trips in a rack, and some wake-ups of a thread.
+	assistTime = 150 * time.Microsecond
+)
+
+// carrier takes a peer's pieces over the network.
+type carrier interface {
+	// idle reports whether it holds nothing.
+	idle() bool
+	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.
+	writeIfIdle() bool
+	// assist has the calling goroutine receive what has come, without waiting.
+	assist()
+	// nudge tells it that there may be something to take.
+	nudge()
+	// quit makes it end: it stops moving bytes, and gives back what it holds with that reason.
+	quit(reason error)
+	// carriesAborted reports whether it holds a piece of an aborted work.
+	carriesAborted() bool
+}
+
+// peer is the owner of a segment, as the initiator sees it.
+type peer struct {
+	transport *Transport
+	segment   *core.Segment
+
+	mu        sync.Mutex
+	cursors   []*cursor // the first is next
+	returned  []piece   // to be sent again, before the cursors
+	queued    uint64    // bytes in cursors and returned
+	turn      uint64    // bytes that the first cursor has given since it is first
+	doubtful  []piece
+	resolving bool   // a goroutine runs resolve
+	round     int    // how often the descriptor was fetched for the doubtful
+	checked   bool   // every range is looked up in the descriptor: the peer checks none, or has refused one
+	fruitless int    // connections lost under work in a row without a piece settled
+	settled   uint64 // bytes settled when a connection was last lost
+	suspect   bool   // a connection was lost: the peer may have restarted, its descriptor is to be fetched again
+	carriers  []carrier
+	closed    error // why it takes nothing more
+
+	answers lookout
+
+	bytesOut, bytesIn, errors atomic.Uint64
+}
+
+// submit queues a work.
+func (p *peer) submit(w *core.Work) {
+	p.mu.Lock()
+	if p.closed != nil {
+		p.mu.Unlock()
+		w.Settle(w.Head, 0, w.Bytes, p.closed)
+		return
+	}
+	p.cursors = append(p.cursors, newCursor(w))
+	p.queued += w.Bytes
+	p.mu.Unlock()
+	p.dispatch(true)
+}
+
+// dispatch starts the carriers that the queue is worth, and nudges those there are. When mayWrite is set, a lane that
+// has nothing to do is written to by the calling goroutine.
+func (p *peer) dispatch(mayWrite bool) {
+	p.mu.Lock()
+	d := p.segment.Descriptor()
+	pipelined := p.pipelined(d)
+	if p.closed == nil {
+		p.startCarriers(pipelined)
+	}
+	carriers := p.carriers
+	wanted := p.wanted(pipelined)
+	p.mu.Unlock()
+
+	if mayWrite && slices.ContainsFunc(carriers, carrier.writeIfIdle) {
+		wanted--
+	}
+	for _, idle := range []bool{true, false} {
+		for _, c := range carriers {
+			if wanted > 0 && c.idle() == idle {
+				c.nudge()
+				wanted--
+			}
+		}
+	}
+}
+
+// pipelined reports whether requests travel on lanes; otherwise each has a connection of its own.
+func (p *peer) pipelined(d *metadata.Descriptor) bool {
+	return p.acknowledges(d) && p.transport.config.ConnectionPool
+}
+
+// acknowledges reports whether the peer is spoken to in version 2.
+func (p *peer) acknowledges(d *metadata.Descriptor) bool {
+	return d.ProtoVersion >= 2 && !p.transport.config.ForceProtoV1
+}
+
+// wanted is the number of carriers that the queue is worth. The lock is held.
+func (p *peer) wanted(pipelined bool) int {
+	if p.isEmpty() || len(p.doubtful) >= maxDoubtful {
+		return 0
+	}
+	worth := p.queued
+	if pipelined {
+		worth = (p.queued + turnSize - 1) / turnSize
+	}
+	return int(max(1, min(worth, uint64(p.transport.config.LanesPerPeer))))
+}
+
+// isEmpty reports whether there is nothing to take. The lock is held.
+func (p *peer) isEmpty() bool { return len(p.cursors) == 0 && len(p.returned) == 0 }
+
+// startCarriers opens the connections that are missing. The lock is held.
+func (p *peer) startCarriers(pipelined bool) {
+	for len(p.carriers) < p.wanted(pipelined) {
+		var run func()
+		if pipelined {
+			l := newLane(p)
+			p.carriers, run = append(slices.Clip(p.carriers), l), l.run
+		} else {
+			o := newOneShot(p)
+			p.carriers, run = append(slices.Clip(p.carriers), o), o.run
+		}
+		p.transport.running.Go(run)
+	}
+}
+
+// take moves pieces from the queue to the end of to: at most so many, and no more once they have that many bytes.
+func (p *peer) take(to []piece, pieces int, bytes uint64) []piece {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d := p.segment.Descriptor()
+	limit := uint64(p.transport.config.SliceSize)
+	if !p.pipelined(d) {
+		limit = oneShotSize
+	}
+	checked := p.checked || !p.acknowledges(d)
+	for got := uint64(0); pieces > 0 && got < bytes && len(p.doubtful) < maxDoubtful; {
+		next, ok := p.next(limit, d)
+		if !ok {
+			break
+		}
+		if err := next.work.Aborted(); err != nil {
+			next.settle(err)
+			continue
+		}
+		if checked && !shows(d, &next) {
+			p.doubt(next)
+			continue
+		}
+		to = append(to, next)
+		pieces--
+		got += next.length
+	}
+	return to
+}
+
+// next removes a piece from the queue. The lock is held.
+func (p *peer) next(limit uint64, d *metadata.Descriptor) (piece, bool) {
+	if n := len(p.returned); n > 0 {
+		next := p.returned[n-1]
+		p.returned = p.returned[:n-1]
+		p.queued -= next.length
+		return next, true
+	}
+	for len(p.cursors) > 0 {
+		c := p.cursors[0]
+		if err := c.work.Aborted(); err != nil {
+			p.queued -= c.left
+			c.settleRest(err)
+			p.dropCursor()
+			continue
+		}
+		if p.turn >= turnSize && len(p.cursors) > 1 {
+			p.dropCursor()
+			p.cursors = append(p.cursors, c)
+			continue
+		}
+		if c.work.Lost(c.task) {
+			p.queued -= c.settleTask(errLost)
+			p.dropIfCut(c)
+			continue
+		}
+		next := c.cut(limit, d)
+		p.turn += next.length
+		p.queued -= next.length
+		p.dropIfCut(c)
+		return next, true
+	}
+	return piece{}, false
+}
+
+func (p *peer) dropIfCut(first *cursor) {
+	if first.left == 0 {
+		p.dropCursor()
+	}
+}
+
+func (p *peer) dropCursor() {
+	p.cursors[0] = nil
+	p.cursors = p.cursors[1:]
+	p.turn = 0
+}
+
+// hasQueued reports whether there is something to take.
+func (p *peer) hasQueued() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.isEmpty()
+}
+
+// isLoss tells a connection that was lost from one that this side gave up.
+func isLoss(reason error) bool {
+	return !slices.ContainsFunc([]error{errRefused, errAborted, errBadLocal, errOutdated, errIdle}, func(other error) bool {
+		return errors.Is(reason, other)
+	})
+}
+
+// leave takes a carrier that has ended off the list, with the pieces that were in flight on it.
+func (p *peer) leave(c carrier, held []piece, reason error) {
+	p.mu.Lock()
+	p.drop(c)
+	lost := isLoss(reason)
+	if lost {
+		p.suspect = true
+	}
+	if len(held) > 0 {
+		p.errors.Add(1)
+	}
+	for _, h := range held {
+		p.giveBack(h, reason, lost)
+	}
+	if lost && (len(held) > 0 || !p.isEmpty()) && p.lostTooMany(reason) {
+		p.failQueue(reason)
+	}
+	p.mu.Unlock()
+	p.dispatch(false)
+}
+
+// lostTooMany counts a connection that was lost while there was work for it, and reports whether the queue is to be
+// given up: so many were lost since the last piece was settled, or it stands still. The lock is held.
+func (p *peer) lostTooMany(reason error) bool {
+	if settled := p.bytesOut.Load() + p.bytesIn.Load(); settled != p.settled {
+		p.settled, p.fruitless = settled, 0
+		return false
+	}
+	p.fruitless++
+	config := p.transport.config
+	return p.fruitless > config.RetryCount*config.LanesPerPeer || errors.Is(reason, errStalled)
+}
+
+func (p *peer) drop(c carrier) {
+	p.carriers = slices.DeleteFunc(slices.Clone(p.carriers), func(other carrier) bool { return other == c })
+}
+
+// stalled is why a carrier gives up on which nothing has moved for so long.
+func (p *peer) stalled(oldest *piece, limit time.Duration) error {
+	return status.Errorf(status.Socket, "segment %q: %w for %v while %d bytes at %#x were in flight",
+		p.segment.Name, errStalled, limit, oldest.length, oldest.remote)
+}
+
+// giveBack queues a piece again that was in flight when its carrier ended, or fails it. The lock is held.
+func (p *peer) giveBack(h piece, reason error, lost bool) {
+	if lost {
+		h.breaks++
+	}
+	switch cause := h.work.Aborted(); {
+	case cause != nil:
+		h.settle(cause)
+	case h.fatal != nil && h.merged && !errors.Is(h.fatal, errStalled):
+		h.split(p.requeue) // one of its tasks is to blame: each is tried by itself
+	case h.fatal != nil:
+		h.settle(h.fatal)
+	case p.closed != nil:
+		h.settle(p.closed)
+	case h.breaks > p.transport.config.RetryCount:
+		h.settle(fmt.Errorf("%w (after %d tries)", reason, h.breaks))
+	case h.refusals > 0 && errors.Is(reason, errRefused):
+		p.doubt(h)
+	default:
+		p.requeue(h)
+	}
+}
+
+// requeue has a piece sent again. The lock is held.
+func (p *peer) requeue(h piece) {
+	h.fatal = nil
+	p.returned = append(p.returned, h)
+	p.queued += h.length
+}
+
+// unreachable takes a carrier off the list that could not connect, with what it held. When it was the last one, all
+// that is queued fails. A connection that was made and reset before that was noticed is a lost one.
+func (p *peer) unreachable(c carrier, held []piece, reason error) {
+	if !isLoss(reason) || errors.Is(reason, syscall.ECONNRESET) {
+		p.leave(c, held, reason)
+		return
+	}
+	p.mu.Lock()
+	p.drop(c)
+	p.errors.Add(1)
+	for _, h := range held {
+		p.giveBack(h, reason, true)
+	}
+	if len(p.carriers) == 0 {
+		p.failQueue(reason)
+	}
+	p.mu.Unlock()
+}
+
+// failQueue settles everything that is queued. The lock is held.
+func (p *peer) failQueue(reason error) {
+	for _, c := range p.cursors {
+		c.settleRest(firstError(c.work.Aborted(), reason))
+	}
+	for _, h := range p.returned {
+		h.settle(firstError(h.work.Aborted(), reason))
+	}
+	p.cursors, p.returned, p.queued = nil, nil, 0
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// judgeStatus looks at the status frame that answers a piece: an error means that the connection is of no more use.
+func (p *peer) judgeStatus(frame []byte, h *piece) error {
+	code, err := parseStatus(frame)
+	switch {
+	case err != nil:
+		return status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err)
+	case code == statusOK:
+		return nil
+	case code != statusRejected:
+		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
+			p.segment.Name, code, h.remote, h.length)
+	}
+	h.refusals++
+	return errRefused
+}
+
+// count adds a settled piece to the figures.
+func (p *peer) count(h *piece) {
+	if h.op == core.Write {
+		p.bytesOut.Add(h.length)
+	} else {
+		p.bytesIn.Add(h.length)
+	}
+}
+
+// assist has the calling goroutine look for answers until done reports true, for at most assistTime.
+func (p *peer) assist(done func() bool) {
+	p.answers.look(assistTime, func() bool {
+		p.mu.Lock()
+		carriers := p.carriers
+		p.mu.Unlock()
+		for _, c := range carriers {
+			c.assist()
+		}
+		return done()
+	})
+}
+
+// abort settles what is queued of aborted works, and ends the carriers that hold pieces of them.
+func (p *peer) abort() {
+	p.mu.Lock()
+	carriers := p.carriers
+	p.cursors = slices.DeleteFunc(p.cursors, func(c *cursor) bool {
+		err := c.work.Aborted()
+		if err != nil {
+			p.queued -= c.left
+			c.settleRest(err)
+		}
+		return err != nil
+	})
+	p.returned = slices.DeleteFunc(p.returned, func(h piece) bool {
+		err := h.work.Aborted()
+		if err != nil {
+			p.queued -= h.length
+			h.settle(err)
+		}
+		return err != nil
+	})
+	p.doubtful = slices.DeleteFunc(p.doubtful, func(h piece) bool {
+		err := h.work.Aborted()
+		if err != nil {
+			h.settle(err)
+		}
+		return err != nil
+	})
+	p.mu.Unlock()
+	for _, c := range carriers {
+		if c.carriesAborted() {
+			c.quit(errAborted)
+		}
+	}
+}
+
+// close fails everything that the peer holds or gets from now on.
+func (p *peer) close(reason error) {
+	p.mu.Lock()
+	p.closed = reason
+	p.failQueue(reason)
+	for _, h := range p.doubtful {
+		h.settle(firstError(h.work.Aborted(), reason))
+	}
+	p.doubtful = nil
+	carriers := p.carriers
+	p.mu.Unlock()
+	for _, c := range carriers {
+		c.quit(reason)
+	}
+}
+
+func (p *peer) link() core.Link {
+	p.mu.Lock()
+	connections := len(p.carriers)
+	p.mu.Unlock()
+	return core.Link{
+		Peer: p.segment.Name, Transport: "tcp", Direction: "initiator", Connections: connections,
+		BytesOut: p.bytesOut.Load(), BytesIn: p.bytesIn.Load(), Errors: p.errors.Load(),
+	}
+}

@@ -1,0 +1,514 @@
+package tcp
+
+import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap/zapcore"
+)
+
+// lengths are small, odd, around the sizes of the read-ahead buffers, and long.
+var lengths = []int{1, 7, 24, 25, 4095, 4096, bulkLength - 1, bulkLength, readAhead - headerSize, readAhead,
+	readAhead + 1, turnBytes, 3<<20 + 5}
+
+func TestWriteIsAcknowledgedWhenItIsInMemory(t *testing.T) {
+	memory := mapped(t, 4<<20)
+	c := serve(t, targetOptions{}, memory).dial()
+	for i, length := range lengths {
+		payload := pattern(length, byte(i))
+		c.send(writeV2(addressOf(memory)+3, payload))
+		c.expectStatus(statusOK)
+		require.True(t, bytes.Equal(payload, memory[3:3+length]), length)
+	}
+}
+
+func TestReadAnswersStatusAndPayload(t *testing.T) {
+	memory := mapped(t, 4<<20)
+	copy(memory, pattern(len(memory), 1))
+	c := serve(t, targetOptions{}, memory).dial()
+	for _, length := range lengths {
+		c.send(readV2(memory[5 : 5+length]))
+		c.expectStatus(statusOK)
+		c.expect(memory[5 : 5+length])
+	}
+}
+
+func TestVersion1ConnectionServesManyRequests(t *testing.T) {
+	memory := mapped(t, 4<<20)
+	c := serve(t, targetOptions{}, memory).dial()
+	for i, length := range lengths {
+		payload := pattern(length, byte(i))
+		c.send(writeV1(addressOf(memory), payload))
+		c.send(readV1(memory[:length]))
+		c.expect(payload)
+	}
+}
+
+func TestVersion1WriteIsConfirmedByTheEndOfAHalfClosedConnection(t *testing.T) {
+	memory := mapped(t, 4<<20)
+	h := serve(t, targetOptions{}, memory)
+	for i, length := range lengths {
+		c := h.dial()
+		payload := pattern(length, byte(i))
+		c.send(writeV1(addressOf(memory), payload))
+		require.NoError(t, c.conn.CloseWrite())
+		c.expectEnd()
+		require.True(t, bytes.Equal(payload, memory[:length]), length)
+	}
+}
+
+func TestReadsOfAHalfClosedConnectionAreAnsweredBeforeItEnds(t *testing.T) {
+	memory := mapped(t, 1<<20)
+	copy(memory, pattern(len(memory), 1))
+	c := serve(t, targetOptions{}, memory).dial()
+	c.send(readV1(memory), readV2(memory[:10]))
+	require.NoError(t, c.conn.CloseWrite())
+	c.expect(memory)
+	c.expectStatus(statusOK)
+	c.expect(memory[:10])
+	c.expectEnd()
+}
+
+func TestPipelinedRequestsAreAnsweredInOrderWithTheirVersionMixed(t *testing.T) {
+	memory := mapped(t, 1<<20)
+	c := serve(t, targetOptions{}, memory).dial()
+	one, two := pattern(4096, 1), pattern(4096, 2)
+	at := addressOf(memory)
+	c.send(
+		writeV1(at, one), readV2(memory[:100]), writeV2(at, two), readV1(memory[:4096]), readV1(memory[10:11]),
+		writeV2(at+1, one), readV2(memory[:3]),
+	)
+	c.expectStatus(statusOK)
+	c.expect(one[:100])
+	c.expectStatus(statusOK)
+	c.expect(two)
+	c.expect(two[10:11])
+	c.expectStatus(statusOK)
+	c.expectStatus(statusOK)
+	c.expect([]byte{two[0], one[0], one[1]})
+}
+
+func TestReadGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
+	memory := mapped(t, 1<<20)
+	c := serve(t, targetOptions{}, memory).dial()
+	before := pattern(len(memory), 1)
+	copy(memory, before)
+	var requests [][]byte
+	for i := range 100 {
+		requests = append(requests, readV2(memory[i*100:(i+1)*100]))
+	}
+	c.send(append(requests, writeV2(addressOf(memory)+50, make([]byte, 9000)))...)
+	for i := range 100 {
+		c.expectStatus(statusOK)
+		c.expect(before[i*100 : (i+1)*100])
+	}
+	c.expectStatus(statusOK)
+}
+
+func TestGarbageInThePaddingIsIgnored(t *testing.T) {
+	memory := mapped(t, 4096)
+	c := serve(t, targetOptions{}, memory).dial()
+	b := writeV2(addressOf(memory), []byte("abc"))
+	copy(b[17:], "\xff\xfe\xfd\xfc\xfb\xfa\xf9")
+	c.send(b)
+	c.expectStatus(statusOK)
+}
+
+func TestRequestsThatTrickleInAreServed(t *testing.T) {
+	memory := mapped(t, 4096)
+	h := serve(t, targetOptions{progressTimeout: time.Second}, memory)
+	c := h.dial()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for _, b := range writeV2(addressOf(memory), []byte("hello")) {
+		<-tick.C
+		c.send([]byte{b})
+	}
+	c.expectStatus(statusOK)
+	require.Equal(t, "hello", string(memory[:5]))
+}
+
+func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBehind(t *testing.T) {
+	memory := mapped(t, 8192)
+	private := mapped(t, 4096)
+	at := uint64(addressOf(memory))
+	for name, bad := range map[string]struct{ addr, length uint64 }{
+		"length 0":             {at, 0},
+		"not registered":       {4096, 10},
+		"wraps":                {at, ^uint64(0) - 5},
+		"wraps to zero":        {^uint64(0) - 9, 10},
+		"half registered":      {at + 8000, 193},
+		"begins before":        {at - 1, 10},
+		"not open to peers":    {uint64(addressOf(private)), 10},
+		"one byte behind":      {at + 8192, 1},
+		"as long as can be":    {0, ^uint64(0)},
+		"the end of addresses": {^uint64(0), 1},
+	} {
+		for _, op := range []core.Opcode{core.Read, core.Write} {
+			t.Run(name+" "+opcodeName(op), func(t *testing.T) {
+				h := serve(t, targetOptions{}, memory)
+				h.memory.add(private, false)
+				clear(memory)
+				c := h.dial()
+				c.send(writeV2(addressOf(memory), []byte("before")), readV2(memory[:6]),
+					request(op, true, uintptr(bad.addr), bad.length), writeV2(addressOf(memory), []byte("behind")))
+				c.expectStatus(statusOK)
+				c.expectStatus(statusOK)
+				c.expect([]byte("before"))
+				c.expectStatus(statusRejected)
+				c.expectEnd()
+				require.NoError(t, c.conn.Close())
+				h.waitForSessions(0)
+				require.Equal(t, "before", string(memory[:6]))
+
+				fields := h.waitForLog("data request rejected").ContextMap()
+				require.Equal(t, c.conn.LocalAddr().String(), fields["peer"])
+				require.Equal(t, bad.length, fields["length"])
+				require.Contains(t, fields["reason"], "not registered")
+				require.EqualValues(t, 1, h.target.links()[0].Errors)
+			})
+			t.Run(name+" version 1 "+opcodeName(op), func(t *testing.T) {
+				h := serve(t, targetOptions{}, memory)
+				h.memory.add(private, false)
+				clear(memory)
+				c := h.dial()
+				c.send(writeV1(addressOf(memory), []byte("before")), readV1(memory[:6]))
+				c.expect([]byte("before"))
+				c.send(request(op, false, uintptr(bad.addr), bad.length))
+				c.expectReset()
+				h.waitForSessions(0)
+			})
+		}
+	}
+}
+
+func TestRejectionReachesAPeerThatIsStillSending(t *testing.T) {
+	memory := mapped(t, 4096)
+	h := serve(t, targetOptions{}, memory)
+	c := h.dial()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		_, _ = c.conn.Write(writeV2(4096, make([]byte, rejectedBytes/2)))
+	}()
+	<-sent
+	c.expectStatus(statusRejected)
+	c.expectEnd()
+}
+
+func TestPeerThatKeepsSendingAfterARejectionIsCutOff(t *testing.T) {
+	h := serve(t, targetOptions{})
+	c := h.dial()
+	c.send(request(core.Write, true, 4096, 1<<40))
+	b := make([]byte, 1<<20)
+	var err error
+	for err == nil {
+		_, err = c.conn.Write(b)
+	}
+	h.waitForSessions(0)
+}
+
+func TestRejectedVersion1WriteNeverLooksLikeSuccess(t *testing.T) {
+	h := serve(t, targetOptions{})
+	c := h.dial()
+	c.send(writeV1(4096, []byte("small enough to be acknowledged by the kernel")))
+	_ = c.conn.CloseWrite() // fails when the reset is here already
+	c.expectReset()
+}
+
+func TestUnknownOpcodeEndsTheConnectionAndIsLogged(t *testing.T) {
+	memory := mapped(t, 4096)
+	h := serve(t, targetOptions{}, memory)
+	c := h.dial()
+	b := writeV2(addressOf(memory), []byte("abc"))
+	b[16] = 0x42
+	c.send(b)
+	c.expectReset()
+	require.Contains(t, h.waitForLog("data connection lost").ContextMap()["error"], "opcode 0x42")
+	require.Zero(t, memory[0])
+}
+
+func TestPeerThatClosesInTheMiddleLeavesNothingBehind(t *testing.T) {
+	memory := mapped(t, 4<<20)
+	whole := writeV2(addressOf(memory), pattern(1<<20, 1))
+	for _, length := range []int{1, headerSize - 1, headerSize, headerSize + 1, readAhead, 1 << 19, len(whole) - 1} {
+		h := serve(t, targetOptions{}, memory)
+		c := h.dial()
+		c.send(readV2(memory[2<<20:2<<20+3]), whole[:length])
+		require.NoError(t, c.conn.CloseWrite())
+		c.expectStatus(statusOK)
+		c.expect(memory[2<<20 : 2<<20+3])
+		c.expectReset()
+		require.Contains(t, h.waitForLog("data connection lost").ContextMap()["error"], "the peer closed the connection")
+		h.waitForSessions(0)
+	}
+}
+
+func TestPeerThatClosesWithoutReadingItsAnswersLeavesNothingBehind(t *testing.T) {
+	memory := mapped(t, 64<<20)
+	h := serve(t, targetOptions{}, memory)
+	c := h.dial()
+	c.send(readV2(memory))
+	c.expectStatus(statusOK)
+	require.NoError(t, c.conn.SetLinger(0))
+	require.NoError(t, c.conn.Close())
+	h.waitForSessions(0)
+}
+
+func TestStalledPeerIsCutOff(t *testing.T) {
+	memory := mapped(t, 64<<20)
+	whole := writeV2(addressOf(memory), make([]byte, 1<<20))
+	for name, b := range map[string][]byte{
+		"in a header":     whole[:10],
+		"in a payload":    whole[:1<<19],
+		"not reading":     readV2(memory),
+		"not reading, v1": readV1(memory),
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := serve(t, targetOptions{progressTimeout: 50 * time.Millisecond}, memory)
+			c := h.dial()
+			c.send(b)
+			require.Contains(t, h.waitForLog("data connection lost").ContextMap()["error"], "no byte moved for 50ms")
+			h.waitForSessions(0)
+		})
+	}
+}
+
+func TestIdlePeerIsNeverCutOffAndCostsNothing(t *testing.T) {
+	memory := mapped(t, 1<<20)
+	h := serve(t, targetOptions{progressTimeout: 10 * time.Millisecond}, memory)
+	idle, other := h.dial(), h.dial()
+	idle.send(writeV2(addressOf(memory), make([]byte, 1<<20)))
+	idle.expectStatus(statusOK)
+	other.send([]byte{1}) // makes the target look for stalled sessions
+	h.waitForLog("data connection lost")
+	require.Eventually(t, func() bool { return !h.target.watching.Load() }, patience, time.Millisecond)
+	idle.send(readV1(memory[:1]))
+	idle.expect(memory[:1])
+	require.Equal(t, 1, h.sessions())
+}
+
+func TestEvictEndsTheSessionsThatMoveBytesOfTheRegionAndNoOthers(t *testing.T) {
+	memory, other := mapped(t, 1<<20), mapped(t, 64<<20)
+	h := serve(t, targetOptions{}, memory)
+	region := h.memory.add(other, true)
+	writer, reader, bystander := h.dial(), h.dial(), h.dial()
+	bystander.send(writeV2(addressOf(memory), make([]byte, 1<<20))[:1000])
+	writer.send(writeV2(addressOf(other), make([]byte, 1<<20))[:1<<19])
+	reader.send(readV2(other))
+	moving := func() (n int) {
+		h.target.mu.Lock()
+		defer h.target.mu.Unlock()
+		for s := range h.target.sessions {
+			if s.moves(region) {
+				n++
+			}
+		}
+		return n
+	}
+	require.Eventually(t, func() bool { return moving() == 2 }, patience, time.Millisecond)
+	h.target.evict(region)
+	writer.expectReset()
+	_, err := io.Copy(io.Discard, reader.conn)
+	require.Error(t, err)
+	h.waitForSessions(1)
+	require.Zero(t, moving())
+	bystander.send(make([]byte, 1<<20+headerSize-1000))
+	bystander.expectStatus(statusOK)
+	require.Contains(t, h.waitForLog("data connection lost").ContextMap()["error"], "being unregistered")
+}
+
+func TestIdleSessionHoldsNoRegion(t *testing.T) {
+	memory := mapped(t, 8<<20)
+	h := serve(t, targetOptions{})
+	region := h.memory.add(memory, true)
+	c := h.dial()
+	s := h.only()
+	for range 1024 {
+		c.send(writeV1(addressOf(memory), make([]byte, 4096)))
+	}
+	c.send(writeV2(addressOf(memory), make([]byte, 4096)))
+	c.expectStatus(statusOK)
+	require.Eventually(t, func() bool { return !s.moves(region) }, patience, time.Millisecond)
+}
+
+func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
+	gone, memory := mapped(t, 1<<20), mapped(t, 1<<20)
+	h := serve(t, targetOptions{}, gone, memory)
+	unmap(t, gone)
+	for name, b := range map[string][]byte{
+		"copied":   writeV2(addressOf(gone), make([]byte, 100)),
+		"received": writeV2(addressOf(gone), make([]byte, 1<<20)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := h.dial()
+			c.send(writeV2(addressOf(memory), []byte("abc")), b)
+			c.expectStatus(statusOK)
+			c.expectStatus(statusRejected)
+			c.expectEnd()
+		})
+		t.Run(name+" version 1", func(t *testing.T) {
+			c := h.dial()
+			b[16] &^= protoV2
+			_, err := c.conn.Write(b) // fails when the reset is here already, and then takes it from Read
+			if err == nil {
+				_, err = c.conn.Read(make([]byte, 1))
+			}
+			require.Error(t, err)
+			require.NotEqual(t, io.EOF, err)
+		})
+	}
+	t.Run("sent", func(t *testing.T) {
+		c := h.dial()
+		c.send(readV2(gone[:1]))
+		_, err := io.Copy(io.Discard, c.conn)
+		require.Error(t, err)
+	})
+	require.Equal(t, zapcore.WarnLevel, h.waitForLog("data request failed").Level)
+	c := h.dial()
+	c.send(writeV2(addressOf(memory), []byte("abc")))
+	c.expectStatus(statusOK)
+}
+
+func TestWriteThatRunsIntoUnmappedMemoryFails(t *testing.T) {
+	memory := mapped(t, 1<<20)
+	h := serve(t, targetOptions{}, memory)
+	unmap(t, memory[1<<19:])
+	c := h.dial()
+	c.send(writeV2(addressOf(memory), pattern(1<<20, 1)))
+	c.expectStatus(statusRejected)
+}
+
+func TestBytesAndConnectionsAreCounted(t *testing.T) {
+	memory := mapped(t, 1<<20)
+	h := serve(t, targetOptions{}, memory)
+	a, b := h.dial(), h.dial()
+	for _, c := range []*client{a, b} {
+		c.send(writeV2(addressOf(memory), make([]byte, 1000)), readV2(memory[:300]))
+		c.expectStatus(statusOK)
+		c.expectStatus(statusOK)
+		c.expect(memory[:300])
+	}
+	require.NoError(t, a.conn.Close())
+	h.waitForSessions(1)
+	var links []core.Link
+	require.Eventually(t, func() bool {
+		links = h.target.links()
+		return links[0].BytesOut == 600
+	}, patience, time.Millisecond)
+	require.Equal(t, []core.Link{{Peer: "127.0.0.1", Transport: "tcp", Direction: "target", Connections: 1,
+		BytesIn: 2000, BytesOut: 600}}, links)
+}
+
+// TestRandomRequestsMatchAModelOfMemory sends random pipelined requests, cut into random pieces, and compares answers
+// and memory with what a plain slice says.
+func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
+	for seed := range uint64(8) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		memory := mapped(t, 1<<20)
+		model := make([]byte, len(memory))
+		var stream, answers []byte
+		ok := make([]byte, statusSize)
+		putStatus(ok, statusOK)
+		for range 300 {
+			length := 1 + random.IntN([]int{8, 300, 5000, 70000, 300000}[random.IntN(5)])
+			from := random.IntN(len(memory) - length)
+			v2 := random.IntN(2) == 0
+			op := core.Opcode(random.IntN(2))
+			stream = append(stream, request(op, v2, addressOf(memory)+uintptr(from), uint64(length))...)
+			if v2 {
+				answers = append(answers, ok...)
+			}
+			if op == core.Read {
+				answers = append(answers, model[from:from+length]...)
+				continue
+			}
+			payload := pattern(length, byte(random.Uint32()))
+			stream = append(stream, payload...)
+			copy(model[from:], payload)
+		}
+		c := serve(t, targetOptions{}, memory).dial()
+		go func() {
+			for len(stream) > 0 {
+				n, err := c.conn.Write(stream[:min(len(stream), 1+random.IntN(200000))])
+				if !assert.NoError(t, err) {
+					return
+				}
+				stream = stream[n:]
+			}
+			assert.NoError(t, c.conn.CloseWrite())
+		}()
+		got, err := io.ReadAll(c.conn)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(answers, got), "seed %d", seed)
+		require.True(t, bytes.Equal(model, memory), "seed %d", seed)
+	}
+}
+
+func TestServingDoesNotAllocatePerRequest(t *testing.T) {
+	const depth, length = 64, 4096
+	memory := mapped(t, depth*length)
+	c := serve(t, targetOptions{}, memory).dial()
+	var requests []byte
+	for i := range depth {
+		requests = append(requests, writeV2(addressOf(memory)+uintptr(i*length), make([]byte, length))...)
+	}
+	for i := range depth {
+		requests = append(requests, readV2(memory[i*length:(i+1)*length])...)
+	}
+	answers := make([]byte, depth*statusSize+depth*(statusSize+length))
+	require.Zero(t, testing.AllocsPerRun(50, func() {
+		if _, err := c.conn.Write(requests); err != nil {
+			t.Error(err)
+		}
+		if _, err := io.ReadFull(c.conn, answers); err != nil {
+			t.Error(err)
+		}
+	}))
+}
+
+func benchmarkTarget(b *testing.B, op core.Opcode, length, depth int) {
+	memory := mapped(b, depth*length)
+	c := serve(b, targetOptions{}, memory).dial()
+	_ = c.conn.SetDeadline(time.Time{})
+	var requests []byte
+	answer := statusSize
+	for i := range depth {
+		at := memory[i*length : (i+1)*length]
+		if op == core.Write {
+			requests = append(requests, writeV2(addressOf(at), at)...)
+		} else {
+			requests = append(requests, readV2(at)...)
+			answer = statusSize + length
+		}
+	}
+	b.SetBytes(int64(length))
+	b.ResetTimer()
+	go func() {
+		for range b.N / depth {
+			if _, err := c.conn.Write(requests); err != nil {
+				b.Error(err)
+			}
+		}
+	}()
+	answers := make([]byte, depth*answer)
+	for range b.N / depth {
+		if _, err := io.ReadFull(c.conn, answers); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+func BenchmarkTargetWrite4K(b *testing.B)  { benchmarkTarget(b, core.Write, 4<<10, 64) }
+func BenchmarkTargetWrite16K(b *testing.B) { benchmarkTarget(b, core.Write, 16<<10, 64) }
+func BenchmarkTargetWrite64K(b *testing.B) { benchmarkTarget(b, core.Write, 64<<10, 64) }
+func BenchmarkTargetWrite1M(b *testing.B)  { benchmarkTarget(b, core.Write, 1<<20, 16) }
+func BenchmarkTargetRead4K(b *testing.B)   { benchmarkTarget(b, core.Read, 4<<10, 64) }
+func BenchmarkTargetRead1M(b *testing.B)   { benchmarkTarget(b, core.Read, 1<<20, 16) }

@@ -1,0 +1,274 @@
+package tcp
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvferry/core"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+const (
+	// What accept waits when it fails, for want of file descriptors mostly: doubled each time, within these limits.
+	shortestAcceptDelay = 5 * time.Millisecond
+	longestAcceptDelay  = time.Second
+
+	// Lines of one kind that sessions may log in a second: what a peer can cause must not fill a disk.
+	logLinesPerSecond = 10
+
+	// The counters of so many hosts outlast their sessions.
+	maxGonePeers = 256
+
+	// How often in a progress timeout stalled sessions are looked for.
+	watchTicks = 4
+)
+
+// keepAlive finds the dead among peers that have nothing to say: an idle connection is never closed otherwise.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
+
+// errTargetClosed ends the sessions of a target that is being closed.
+var errTargetClosed = errors.New("the engine is being closed")
+
+// targetOptions are the limits of a target. All must be positive.
+type targetOptions struct {
+	maxSessions     int           // connections served at the same time; more wait in the listener's backlog
+	progressTimeout time.Duration // a session ends when it has waited this long for the rest of a request or for room to answer
+}
+
+// target serves the registered memory of this process to peers: it accepts connections on the data port and runs a
+// session on each. Its methods may be called from any goroutine.
+type target struct {
+	log      *zap.Logger
+	memory   regions
+	listener *net.TCPListener
+	options  targetOptions
+
+	slots   chan struct{} // holds an item for each session
+	sayFull sync.Once
+	closing chan struct{}
+	running sync.WaitGroup
+
+	mu       sync.Mutex
+	closed   bool
+	sessions map[*session]struct{}
+	gone     map[string]*core.Link // what sessions that have ended came to, by host
+
+	watching atomic.Bool // the timer is set
+	timer    *time.Timer // calls check
+}
+
+// newTarget starts to serve. The listener is the target's from here on.
+func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, o targetOptions) *target {
+	t := &target{
+		log: log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
+			return zapcore.NewSamplerWithOptions(c, time.Second, logLinesPerSecond, 0)
+		})),
+		memory:   memory,
+		listener: listener,
+		options:  o,
+		slots:    make(chan struct{}, o.maxSessions),
+		closing:  make(chan struct{}),
+		sessions: make(map[*session]struct{}),
+		gone:     make(map[string]*core.Link),
+	}
+	t.timer = time.AfterFunc(time.Hour, t.check)
+	t.timer.Stop()
+	t.running.Go(t.accept)
+	return t
+}
+
+// close ends every session and returns when nothing touches registered memory any more.
+func (t *target) close() {
+	t.mu.Lock()
+	if !t.closed {
+		t.closed = true
+		close(t.closing)
+		t.timer.Stop()
+		for s := range t.sessions {
+			s.end(errTargetClosed)
+		}
+	}
+	t.mu.Unlock()
+	_ = t.listener.Close() // fails the second time
+	t.running.Wait()
+}
+
+// accept starts a session for each connection. It takes no more than can be served, and outlives every failure.
+func (t *target) accept() {
+	delay := shortestAcceptDelay
+	for t.takeSlot() {
+		conn, err := t.listener.AcceptTCP()
+		if err == nil {
+			delay = shortestAcceptDelay
+			t.start(conn)
+			continue
+		}
+		<-t.slots
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if delay == shortestAcceptDelay {
+			t.log.Warn("cannot accept data connections; still trying", zap.Error(err))
+		}
+		select {
+		case <-time.After(delay):
+		case <-t.closing:
+			return
+		}
+		delay = min(2*delay, longestAcceptDelay)
+	}
+}
+
+// takeSlot waits until there may be one more session. It returns false when the target is closed.
+func (t *target) takeSlot() bool {
+	select {
+	case t.slots <- struct{}{}:
+		return true
+	default:
+	}
+	t.sayFull.Do(func() {
+		t.log.Warn("as many data connections as may be; more have to wait until one ends", zap.Int("limit", cap(t.slots)))
+	})
+	select {
+	case t.slots <- struct{}{}:
+		return true
+	case <-t.closing:
+		return false
+	}
+}
+
+func (t *target) start(conn *net.TCPConn) {
+	s, err := newSession(t, conn)
+	if err == nil {
+		err = conn.SetKeepAliveConfig(keepAlive)
+	}
+	if err != nil {
+		t.log.Info("a data connection ended as it began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
+		t.abandon(conn)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		t.abandon(conn)
+		return
+	}
+	t.sessions[s] = struct{}{}
+	t.running.Go(func() {
+		err := s.run()
+		t.forget(s, err)
+	})
+}
+
+func (t *target) abandon(conn *net.TCPConn) {
+	_ = conn.Close()
+	<-t.slots
+}
+
+// forget takes a session that has ended off the list and keeps its counters.
+func (t *target) forget(s *session, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.sessions, s)
+	<-t.slots
+	link := t.gone[s.host]
+	if link == nil {
+		for host := range t.gone {
+			if len(t.gone) < maxGonePeers {
+				break
+			}
+			delete(t.gone, host)
+		}
+		link = newLink(s.host)
+		t.gone[s.host] = link
+	}
+	s.addTo(link)
+	if err != nil {
+		link.Errors++
+	}
+}
+
+func newLink(host string) *core.Link {
+	return &core.Link{Peer: host, Transport: "tcp", Direction: "target"}
+}
+
+// links describes the hosts that are or have been served.
+func (t *target) links() []core.Link {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	byHost := make(map[string]*core.Link, len(t.gone))
+	for host, link := range t.gone {
+		sum := *link
+		byHost[host] = &sum
+	}
+	for s := range t.sessions {
+		if byHost[s.host] == nil {
+			byHost[s.host] = newLink(s.host)
+		}
+		s.addTo(byHost[s.host])
+		byHost[s.host].Connections++
+	}
+	links := make([]core.Link, 0, len(byHost))
+	for _, host := range slices.Sorted(maps.Keys(byHost)) {
+		links = append(links, *byHost[host])
+	}
+	return links
+}
+
+// evict ends, soon, the sessions that move bytes of the region, which takes no new pins by now. It may not be called
+// under a lock that PinRemote takes.
+func (t *target) evict(r *core.Region) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for s := range t.sessions {
+		if s.moves(r) {
+			s.end(fmt.Errorf("its memory %v is being unregistered", r.Range))
+		}
+	}
+}
+
+// watch has stalled sessions ended. The timer runs only while some session waits for its peer to go on, and is not set
+// anew for each wait.
+func (t *target) watch() {
+	if t.watching.Load() {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.setTimer()
+}
+
+func (t *target) setTimer() {
+	if !t.closed && t.watching.CompareAndSwap(false, true) {
+		t.timer.Reset(t.options.progressTimeout / watchTicks)
+	}
+}
+
+// check ends the sessions that have been waiting without progress for too long.
+func (t *target) check() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.watching.Store(false) // before it looks: who starts waiting after that sets the timer himself
+	now := time.Now()
+	for s := range t.sessions {
+		if !s.waiting.Load() {
+			s.stalledSince = time.Time{}
+			continue
+		}
+		t.setTimer()
+		progress := s.progress.Load()
+		if s.stalledSince.IsZero() || progress != s.stalledAt {
+			s.stalledSince, s.stalledAt = now, progress
+		} else if now.Sub(s.stalledSince) >= t.options.progressTimeout {
+			s.end(fmt.Errorf("no byte moved for %v", t.options.progressTimeout))
+		}
+	}
+}

@@ -1,0 +1,196 @@
+package tcp
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is how long tests wait for what must happen.
+const patience = 20 * time.Second
+
+// served is a fake of the registry: a fixed set of regions.
+type served struct {
+	mu      sync.Mutex
+	regions []*core.Region
+	pinned  int // how often
+}
+
+func (s *served) add(b []byte, remote bool) *core.Region {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &core.Region{Range: core.Range{Addr: addressOf(b), Length: uint64(len(b))}, Remote: remote}
+	s.regions = append(s.regions, r)
+	return r
+}
+
+func (s *served) PinRemote(addr, length uint64) (*core.Region, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.regions {
+		if r.Remote && within(r, header{addr: addr, length: length}) {
+			s.pinned++
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("address range %#x+%d is not registered", addr, length)
+}
+
+type harness struct {
+	t      testing.TB
+	target *target
+	memory *served
+	logs   *observer.ObservedLogs
+}
+
+// serve starts a target that serves the given memory and ends with the test.
+func serve(t testing.TB, o targetOptions, memory ...[]byte) *harness {
+	t.Helper()
+	if o.maxSessions == 0 {
+		o.maxSessions = 64
+	}
+	if o.progressTimeout == 0 {
+		o.progressTimeout = time.Minute
+	}
+	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	observed, logs := observer.New(zapcore.DebugLevel)
+	h := &harness{t: t, memory: &served{}, logs: logs}
+	for _, b := range memory {
+		h.memory.add(b, true)
+	}
+	h.target = newTarget(zap.New(observed), h.memory, listener, o)
+	t.Cleanup(h.target.close)
+	return h
+}
+
+func (h *harness) sessions() int {
+	h.target.mu.Lock()
+	defer h.target.mu.Unlock()
+	return len(h.target.sessions)
+}
+
+func (h *harness) waitForSessions(n int) {
+	h.t.Helper()
+	require.Eventually(h.t, func() bool { return h.sessions() == n }, patience, time.Millisecond)
+}
+
+// only is the session of the one connection there is.
+func (h *harness) only() *session {
+	h.t.Helper()
+	h.waitForSessions(1)
+	h.target.mu.Lock()
+	defer h.target.mu.Unlock()
+	for s := range h.target.sessions {
+		return s
+	}
+	return nil
+}
+
+func (h *harness) waitForLog(message string) observer.LoggedEntry {
+	h.t.Helper()
+	var found []observer.LoggedEntry
+	require.Eventually(h.t, func() bool {
+		found = h.logs.FilterMessage(message).All()
+		return len(found) > 0
+	}, patience, time.Millisecond, "no log line %q in %v", message, h.logs.All())
+	return found[0]
+}
+
+// client is a peer made of plain socket calls.
+type client struct {
+	t    testing.TB
+	conn *net.TCPConn
+}
+
+func (h *harness) dial() *client {
+	h.t.Helper()
+	conn, err := net.DialTCP("tcp", nil, h.target.listener.Addr().(*net.TCPAddr))
+	require.NoError(h.t, err)
+	require.NoError(h.t, conn.SetDeadline(time.Now().Add(patience)))
+	h.t.Cleanup(func() { _ = conn.Close() })
+	return &client{h.t, conn}
+}
+
+func request(op core.Opcode, v2 bool, addr uintptr, length uint64) []byte {
+	b := make([]byte, headerSize)
+	putHeader(b, op, uint64(addr), length, v2)
+	return b
+}
+
+func writeV1(addr uintptr, payload []byte) []byte {
+	return append(request(core.Write, false, addr, uint64(len(payload))), payload...)
+}
+
+func writeV2(addr uintptr, payload []byte) []byte {
+	return append(request(core.Write, true, addr, uint64(len(payload))), payload...)
+}
+
+func readV1(b []byte) []byte { return request(core.Read, false, addressOf(b), uint64(len(b))) }
+func readV2(b []byte) []byte { return request(core.Read, true, addressOf(b), uint64(len(b))) }
+
+func (c *client) send(parts ...[]byte) {
+	c.t.Helper()
+	var all []byte
+	for _, b := range parts {
+		all = append(all, b...)
+	}
+	_, err := c.conn.Write(all)
+	require.NoError(c.t, err)
+}
+
+func (c *client) expect(want []byte) {
+	c.t.Helper()
+	got := make([]byte, len(want))
+	_, err := io.ReadFull(c.conn, got)
+	require.NoError(c.t, err)
+	require.Equal(c.t, want, got)
+}
+
+func (c *client) expectStatus(want uint32) {
+	c.t.Helper()
+	b := make([]byte, statusSize)
+	putStatus(b, want)
+	c.expect(b)
+}
+
+func (c *client) expectEnd() {
+	c.t.Helper()
+	n, err := c.conn.Read(make([]byte, 1))
+	require.Equal(c.t, io.EOF, err, "%d bytes", n)
+}
+
+func (c *client) expectReset() {
+	c.t.Helper()
+	n, err := c.conn.Read(make([]byte, 1))
+	require.ErrorIs(c.t, err, syscall.ECONNRESET, "%d bytes", n)
+}
+
+// pattern is bytes that differ from place to place.
+func pattern(length int, seed byte) []byte {
+	b := make([]byte, length)
+	for i := range b {
+		b[i] = byte(i*31>>3) + byte(i) ^ seed
+	}
+	return b
+}
+
+func unmap(t testing.TB, b []byte) {
+	t.Helper()
+	require.NoError(t, unix.Mprotect(b, unix.PROT_NONE))
+}

@@ -1,0 +1,254 @@
+package tcp
+
+import (
+	"io"
+	"math"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func TestCloseEndsSessionsInEveryState(t *testing.T) {
+	memory := mapped(t, 64<<20)
+	h := serve(t, targetOptions{}, memory)
+	var clients []*client
+	for _, b := range [][]byte{
+		nil,
+		writeV2(addressOf(memory), []byte("abc")),
+		writeV2(addressOf(memory), []byte("abc"))[:10],
+		writeV2(addressOf(memory), make([]byte, 1<<20))[:1<<19],
+		readV2(memory),
+		request(core.Write, true, 4096, 1<<20), // is rejected, and keeps the connection open
+	} {
+		c := h.dial()
+		c.send(b)
+		clients = append(clients, c)
+	}
+	h.waitForSessions(len(clients))
+	h.target.close()
+	require.Zero(t, h.sessions())
+	for _, c := range clients {
+		_, _ = io.Copy(io.Discard, c.conn) // ends
+	}
+	h.target.close()
+}
+
+func TestAcknowledgedWritesStayAcknowledgedWhenTheTargetCloses(t *testing.T) {
+	memory := mapped(t, 4096)
+	h := serve(t, targetOptions{}, memory)
+	c := h.dial()
+	c.send(writeV2(addressOf(memory), []byte("abc")))
+	s := h.only()
+	require.Eventually(t, func() bool { return s.bytesIn.Load() == 3 }, patience, time.Millisecond)
+	h.target.close()
+	c.expectStatus(statusOK)
+	c.expectEnd()
+}
+
+func TestSessionsAreLimitedAndTheNextIsServedWhenOneEnds(t *testing.T) {
+	memory := mapped(t, 4096)
+	h := serve(t, targetOptions{maxSessions: 2}, memory)
+	a, b, waiting := h.dial(), h.dial(), h.dial()
+	for _, c := range []*client{a, b} {
+		c.send(readV1(memory[:1]))
+		c.expect(memory[:1])
+	}
+	waiting.send(readV1(memory[:1]))
+	h.waitForLog("as many data connections as may be; more have to wait until one ends")
+	require.Equal(t, 2, h.sessions())
+	require.NoError(t, a.conn.Close())
+	waiting.expect(memory[:1])
+	require.LessOrEqual(t, h.sessions(), 2)
+}
+
+func TestCloseEndsATargetThatIsAtItsLimit(t *testing.T) {
+	h := serve(t, targetOptions{maxSessions: 1})
+	h.dial()
+	h.waitForLog("as many data connections as may be; more have to wait until one ends")
+	h.target.close()
+}
+
+func TestAcceptSurvivesRunningOutOfFileDescriptors(t *testing.T) {
+	memory := mapped(t, 4096)
+	h := serve(t, targetOptions{}, memory)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	conn := os.NewFile(uintptr(fd), "client")
+	defer func() { _ = conn.Close() }()
+
+	release := useUpFileDescriptors(t)
+	port := h.target.listener.Addr().(*net.TCPAddr).Port
+	require.NoError(t, unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}))
+	h.waitForLog("cannot accept data connections; still trying")
+	release()
+
+	_, err = conn.Write(writeV2(addressOf(memory), []byte("abc")))
+	require.NoError(t, err)
+	status := make([]byte, statusSize)
+	_, err = io.ReadFull(conn, status)
+	require.NoError(t, err)
+	code, err := parseStatus(status)
+	require.NoError(t, err)
+	require.EqualValues(t, statusOK, code)
+	require.Len(t, h.logs.FilterMessage("cannot accept data connections; still trying").All(), 1)
+}
+
+// useUpFileDescriptors leaves the process without a free one until release is called.
+func useUpFileDescriptors(t *testing.T) (release func()) {
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	low := limit
+	low.Cur = min(limit.Cur, 256)
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	var used []int
+	for {
+		fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			require.ErrorIs(t, err, unix.EMFILE)
+			break
+		}
+		used = append(used, fd)
+	}
+	release = sync.OnceFunc(func() {
+		for _, fd := range used {
+			_ = unix.Close(fd)
+		}
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	})
+	t.Cleanup(release)
+	return release
+}
+
+func TestConnectionsAreSetUpForSpeedAndToFindDeadPeers(t *testing.T) {
+	h := serve(t, targetOptions{})
+	h.dial()
+	raw, err := h.only().conn.SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) {
+		for _, option := range []struct{ level, name, want int }{
+			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 30},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
+		} {
+			got, err := unix.GetsockoptInt(int(fd), option.level, option.name)
+			require.NoError(t, err)
+			require.Equal(t, option.want, got, option.name)
+		}
+	}))
+}
+
+func TestWhatAPeerCanCauseDoesNotFillTheLog(t *testing.T) {
+	h := serve(t, targetOptions{})
+	for range 3 * logLinesPerSecond {
+		c := h.dial()
+		c.send(writeV1(4096, []byte("abc")))
+		c.expectReset()
+	}
+	h.waitForSessions(0)
+	require.Less(t, h.logs.FilterMessage("data request rejected").Len(), 3*logLinesPerSecond)
+}
+
+func TestCountersOfHostsThatHaveGoneAreBounded(t *testing.T) {
+	h := serve(t, targetOptions{})
+	for i := range 2 * maxGonePeers {
+		h.target.slots <- struct{}{}
+		h.target.forget(&session{host: string(rune(i + 1000))}, nil)
+	}
+	require.Len(t, h.target.links(), maxGonePeers)
+}
+
+// dialEngine connects to the data port of an engine, whose registry counts pins as the fake one does not.
+func dialEngine(t testing.TB, e *core.Engine) (*client, *target) {
+	t.Helper()
+	transport, err := e.Install("tcp", Open)
+	require.NoError(t, err)
+	h := &harness{t: t, target: transport.(*Transport).target}
+	return h.dial(), h.target
+}
+
+func TestMemoryThatNoRequestUsesIsUnregisteredWithoutEndingSessions(t *testing.T) {
+	e := engine(t)
+	memory, other := mapped(t, 1<<20), mapped(t, 1<<20)
+	for _, b := range [][]byte{memory, other} {
+		require.NoError(t, e.Register(addressOf(b), uint64(len(b)), "cpu:0", true))
+	}
+	c, target := dialEngine(t, e)
+	for range 100 {
+		c.send(writeV2(addressOf(memory), pattern(100, 1)), readV2(memory[:100]), writeV1(addressOf(other), pattern(5000, 2)),
+			readV1(memory[:7]), readV2(other[:5000]), writeV2(addressOf(memory), pattern(1<<20, 1)))
+		c.expectStatus(statusOK)
+		c.expectStatus(statusOK)
+		c.expect(pattern(100, 1))
+		c.expect(pattern(7, 1))
+		c.expectStatus(statusOK)
+		c.expect(pattern(5000, 2))
+		c.expectStatus(statusOK)
+	}
+	require.NoError(t, e.Unregister(addressOf(memory)))
+	c.send(readV2(other[:1]))
+	c.expectStatus(statusOK)
+	require.Equal(t, 1, target.links()[0].Connections)
+}
+
+func TestUnregisterEndsARequestThatDoesNotGetOn(t *testing.T) {
+	e := engine(t)
+	memory := mapped(t, 1<<20)
+	require.NoError(t, e.Register(addressOf(memory), uint64(len(memory)), "cpu:0", true))
+	c, _ := dialEngine(t, e)
+	c.send(writeV2(addressOf(memory), pattern(1<<20, 1))[:1<<19])
+	require.Eventually(t, func() bool { return memory[1<<18] == pattern(1<<19, 1)[1<<18] }, patience, time.Millisecond)
+	require.NoError(t, e.Unregister(addressOf(memory)))
+	unmap(t, memory)
+	c.expectReset()
+}
+
+// FuzzSession sends random bytes to a target whose region lies between memory that is mapped but not registered: the
+// target may do anything but crash, hang or touch that.
+func FuzzSession(f *testing.F) {
+	const page = 4096
+	// The corpus names addresses, so they have to be the same each time.
+	at := uintptr(0x7c0000000000)
+	base, err := unix.MmapPtr(-1, 0, *(*unsafe.Pointer)(unsafe.Pointer(&at)), 3*page, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_FIXED_NOREPLACE)
+	require.NoError(f, err)
+	f.Cleanup(func() { _ = unix.MunmapPtr(base, 3*page) })
+	memory := unsafe.Slice((*byte)(base), 3*page)
+	before, region, behind := memory[:page], memory[page:2*page], memory[2*page:]
+	h := serve(f, targetOptions{}, region)
+
+	for _, addr := range []uintptr{at, at + page - 1, at + page, at + 2*page - 8, at + 2*page, 0, math.MaxUint64 - 5} {
+		for _, v2 := range []bool{false, true} {
+			good := append(request(core.Write, v2, at+page+1, 5), "hello"...)
+			good = append(good, request(core.Read, v2, at+page+8, 8)...)
+			for _, op := range []core.Opcode{core.Read, core.Write} {
+				b := append(append(good, request(op, v2, addr, 8)...), "12345678"...)
+				f.Add(append(b, good...))
+			}
+		}
+	}
+	zero := make([]byte, page)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h.t = t
+		c := h.dial()
+		_, _ = c.conn.Write(b)
+		_ = c.conn.CloseWrite()
+		_, err := io.Copy(io.Discard, c.conn)
+		if err != nil {
+			require.ErrorIs(t, err, unix.ECONNRESET)
+		}
+		h.waitForSessions(0)
+		require.Equal(t, zero, before)
+		require.Equal(t, zero, behind)
+		h.logs.TakeAll()
+	})
+}

@@ -1,0 +1,151 @@
+// Package tcp moves bytes between engines over TCP: it speaks Mooncake's data port, versions 1 and 2, on both sides.
+package tcp
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+
+	"kvferry/core"
+	"kvferry/core/address"
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+)
+
+// protoVersion is what our data port speaks.
+const protoVersion = 2
+
+// Transport is the core.Transport over TCP.
+type Transport struct {
+	config   *core.Config
+	log      *zap.Logger
+	endpoint core.Endpoint
+	target   *target
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup // every goroutine of the initiator
+
+	mu     sync.Mutex
+	peers  map[*core.Segment]*peer
+	closed bool
+}
+
+// Open starts the data port of an engine, and returns the transport. It is a factory for core.Engine.Install.
+func Open(e *core.Engine) (core.Transport, error) {
+	config := e.Config()
+	listener, err := address.Listen(e.Context(), e.ListenHost(), config.MinPort, config.MaxPort, 0)
+	if err != nil {
+		return nil, err
+	}
+	t := &Transport{config: config, log: e.Log(), peers: map[*core.Segment]*peer{}}
+	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.target = newTarget(t.log, e.Memory(), listener, targetOptions{
+		maxSessions: config.MaxSessions, progressTimeout: config.ProgressTimeout,
+	})
+	return t, nil
+}
+
+// Endpoint is the data port's.
+func (t *Transport) Endpoint() core.Endpoint { return t.endpoint }
+
+// Submit queues the work at its peer.
+func (t *Transport) Submit(w *core.Work) {
+	p, err := t.peer(w.Segment)
+	if err != nil {
+		w.Settle(w.Head, 0, w.Bytes, err)
+		return
+	}
+	p.submit(w)
+}
+
+func (t *Transport) peer(s *core.Segment) (*peer, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, status.Errorf(status.Context, "%w", core.ErrClosed)
+	}
+	p := t.peers[s]
+	if p == nil {
+		p = &peer{transport: t, segment: s}
+		t.peers[s] = p
+	}
+	return p, nil
+}
+
+func (t *Transport) allPeers() []*peer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]*peer, 0, len(t.peers))
+	for _, p := range t.peers {
+		all = append(all, p)
+	}
+	return all
+}
+
+// Abort settles what is held of aborted works.
+func (t *Transport) Abort() {
+	for _, p := range t.allPeers() {
+		p.abort()
+	}
+}
+
+// Assist receives answers of the segment's peer on the calling goroutine until done reports true, or for a moment.
+func (t *Transport) Assist(s *core.Segment, done func() bool) {
+	t.mu.Lock()
+	p := t.peers[s]
+	t.mu.Unlock()
+	if p != nil {
+		p.assist(done)
+	}
+}
+
+// Evict ends the sessions that move bytes of a region.
+func (t *Transport) Evict(r *core.Region) { t.target.evict(r) }
+
+// Forget drops the connections to a segment's owner.
+func (t *Transport) Forget(s *core.Segment) {
+	t.mu.Lock()
+	p := t.peers[s]
+	delete(t.peers, s)
+	t.mu.Unlock()
+	if p != nil {
+		p.close(status.Errorf(status.InvalidArgument, "segment %q was removed", s.Name))
+	}
+}
+
+// Links describes the peers on either side.
+func (t *Transport) Links() []core.Link {
+	links := make([]core.Link, 0)
+	for _, p := range t.allPeers() {
+		links = append(links, p.link())
+	}
+	return append(links, t.target.links()...)
+}
+
+// Close ends every connection, settles what is held, and waits for the goroutines.
+func (t *Transport) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.cancel()
+	for _, p := range t.allPeers() {
+		p.close(status.Errorf(status.Context, "%w", core.ErrClosed))
+	}
+	t.target.close()
+	t.running.Wait()
+	return nil
+}
+
+// prepare sets a data connection up, or closes it.
+func (t *Transport) prepare(conn *net.TCPConn) (*socket, error) {
+	sock, err := newSocket(conn)
+	if err = errors.Join(err, conn.SetKeepAliveConfig(keepAlive)); err != nil {
+		conn.Close()
+		return nil, status.Errorf(status.Socket, "data connection to %v: %w", conn.RemoteAddr(), err)
+	}
+	return sock, nil
+}
