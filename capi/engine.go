@@ -1,0 +1,196 @@
+package main
+
+// #include "internal.h"
+import "C"
+
+import (
+	"errors"
+	"unsafe"
+
+	"kvferry/core"
+	"kvferry/core/status"
+	"kvferry/tcp"
+
+	"github.com/mattn/go-pointer"
+	"go.uber.org/zap"
+)
+
+//export kvferry_go_create
+func kvferry_go_create(store, name, ignoredHost C.text_t, autoDiscover C.int, reason *C.char) (handle unsafe.Pointer) {
+	run(reason, func() error {
+		options, err := options(store, name, ignoredHost)
+		if err != nil {
+			return err
+		}
+		handle, err = create(options, autoDiscover != 0)
+		return err
+	})
+	return handle
+}
+
+// options checks and copies the strings that an engine is made from.
+func options(store, name, ignoredHost C.text_t) (o core.Options, err error) {
+	if o.Metadata, err = readText("the metadata connection string", store); err != nil {
+		return o, err
+	}
+	if o.Name, err = readText("the local server name", name); err != nil {
+		return o, err
+	}
+	_, err = readText("ip_or_host_name", ignoredHost)
+	return o, err
+}
+
+// create makes an engine with the settings that the environment has now, and its handle.
+func create(o core.Options, install bool) (unsafe.Pointer, error) {
+	config, warnings := core.LoadConfig(environment)
+	log, closeLog := core.NewLogger(config)
+	for _, w := range warnings {
+		log.Warn(w.String())
+	}
+	o.Config, o.Log = config, log
+	e, err := core.New(o)
+	if err != nil {
+		return nil, errors.Join(err, closeLog())
+	}
+	if install {
+		if _, err := e.Install(tcpName, tcp.Open); err != nil {
+			return nil, errors.Join(err, e.Close(), closeLog())
+		}
+	}
+	h := &engineHandle{closeLog: closeLog, transports: map[string]unsafe.Pointer{}}
+	h.engine.Store(e)
+	return pointer.Save(h), nil
+}
+
+// environment looks a variable up as the C library sees it: Go's own view dates from when the library was loaded.
+func environment(variable string) (string, bool) {
+	name := C.CString(variable)
+	defer C.free(unsafe.Pointer(name))
+	value := C.getenv(name)
+	if value == nil {
+		return "", false
+	}
+	return C.GoString(value), true
+}
+
+//export kvferry_go_destroy
+func kvferry_go_destroy(handle unsafe.Pointer, reason *C.char) {
+	run(reason, func() error {
+		h, err := handleOf(handle)
+		if err != nil {
+			return err
+		}
+		return h.end(handle)
+	})
+}
+
+// tcpName is what the TCP transport is installed under.
+const tcpName = "tcp"
+
+//export kvferry_go_install
+func kvferry_go_install(handle unsafe.Pointer, protocol C.text_t, reason *C.char) (transport unsafe.Pointer) {
+	run(reason, func() error {
+		h, e, err := liveHandleOf(handle)
+		if err != nil {
+			return err
+		}
+		if err := h.checkProtocol(e, protocol); err != nil {
+			return err
+		}
+		if _, err := e.Install(tcpName, tcp.Open); err != nil {
+			return err
+		}
+		transport = h.transport(tcpName)
+		return nil
+	})
+	return transport
+}
+
+// checkProtocol accepts the protocols that TCP stands for.
+func (h *engineHandle) checkProtocol(e *core.Engine, protocol C.text_t) error {
+	name, err := readText("the protocol", protocol)
+	switch {
+	case err != nil:
+		return err
+	case name == tcpName:
+		return nil
+	case name == "rdma":
+		h.noRDMAOnce.Do(func() { e.Log().Warn("there is no RDMA here: TCP is used", zap.String("engine", e.Name())) })
+		return nil
+	case name == "ascend":
+		return status.Errorf(status.NotSupportedTransport, `the transport "ascend" is not in this version`)
+	}
+	return status.Errorf(status.NotSupportedTransport, "there is no transport %q", name)
+}
+
+// check is the whole of the calls that need a live engine, and a string that is not NULL, and do nothing.
+func check(handle unsafe.Pointer, what string, text C.text_t) error {
+	if _, err := engineOf(handle); err != nil {
+		return err
+	}
+	_, err := readText(what, text)
+	return err
+}
+
+//export kvferry_go_uninstall
+func kvferry_go_uninstall(engine unsafe.Pointer, protocol C.text_t, reason *C.char) C.int {
+	return negated(reason, func() error { return check(engine, "the protocol", protocol) })
+}
+
+//export kvferry_go_warmup
+func kvferry_go_warmup(engine unsafe.Pointer, segment C.text_t, reason *C.char) C.int {
+	return negated(reason, func() error { return check(engine, "the segment name", segment) })
+}
+
+//export kvferry_go_is_live
+func kvferry_go_is_live(engine unsafe.Pointer, reason *C.char) C.int {
+	return negated(reason, func() error {
+		_, err := engineOf(engine)
+		return err
+	})
+}
+
+//export kvferry_go_name
+func kvferry_go_name(engine unsafe.Pointer, out *C.char, size C.size_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err != nil {
+			return err
+		}
+		if out == nil || size == 0 {
+			return status.Errorf(status.InvalidArgument, "there is no room for the name of %s", e.Name())
+		}
+		writeText(out, size, e.Name())
+		return nil
+	})
+}
+
+//export kvferry_go_rpc_port
+func kvferry_go_rpc_port(engine unsafe.Pointer, reason *C.char) (port C.int) {
+	code := negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err == nil {
+			port = C.int(e.HandshakePort())
+		}
+		return err
+	})
+	if code != 0 {
+		return code
+	}
+	return port
+}
+
+//export kvferry_go_transfer_timeout_ms
+func kvferry_go_transfer_timeout_ms(engine unsafe.Pointer, reason *C.char) (timeout C.int64_t) {
+	code := negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err == nil {
+			timeout = C.int64_t(e.Config().TransferTimeout.Milliseconds())
+		}
+		return err
+	})
+	if code != 0 {
+		return C.int64_t(code)
+	}
+	return timeout
+}

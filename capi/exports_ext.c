@@ -1,0 +1,181 @@
+/* The functions of transfer_engine_ext.h. */
+#include "_cgo_export.h"
+#include "internal.h"
+
+#include <errno.h>
+
+#ifndef KVFERRY_VERSION
+#define KVFERRY_VERSION "0.0.0"
+#endif
+
+const char *kvferry_last_error(void)
+{
+    return kvferry_reason();
+}
+
+const char *kvferry_version(void)
+{
+    return KVFERRY_VERSION;
+}
+
+int kvferry_rpc_port(transfer_engine_t engine)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_rpc_port(engine, kvferry_reason());
+}
+
+int64_t kvferry_transfer_timeout_ms(transfer_engine_t engine)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_transfer_timeout_ms(engine, kvferry_reason());
+}
+
+int kvferry_submit(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local,
+                   const uint64_t *remote, const uint64_t *lengths, size_t count, const notify_msg_t *notify,
+                   batch_id_t *batch_out)
+{
+    if (batch_out != NULL) {
+        *batch_out = INVALID_BATCH;
+    }
+    ENTER(KVFERRY_ERR_FORKED);
+    if (batch_out == NULL) {
+        kvferry_explain("there is no room for the batch id: NULL");
+        return -1;
+    }
+    return kvferry_go_submit_arrays(engine, opcode, target, local, remote, lengths, count, notify, batch_out,
+                                    kvferry_reason());
+}
+
+/* The result of a wait that ended, by an errno, before what it waited for. */
+static int unfinished(int failure, int64_t timeout_ms, const char *awaited)
+{
+    if (failure == EINTR) {
+        kvferry_explain("a signal interrupted the wait for %s, which goes on", awaited);
+        return KVFERRY_ERR_INTERRUPTED;
+    }
+    kvferry_explain("%s: no answer within %lld ms", awaited, (long long)timeout_ms);
+    return KVFERRY_ERR_TIMED_OUT;
+}
+
+/* Steps 2 and 3 of a blocking call, as wait.go counts them. free_ended: free the batch if it has ended. */
+static int finish_watch(void *watch, uint32_t *word, int64_t timeout_ms, int free_ended)
+{
+    int failure = kvferry_wait_for_word(word, timeout_ms);
+    int result = kvferry_go_end_watch(watch, free_ended, kvferry_reason());
+
+    return result == BATCH_RUNNING ? unfinished(failure, timeout_ms, "the batch") : result;
+}
+
+int kvferry_batch_wait(transfer_engine_t engine, batch_id_t batch, int64_t timeout_ms)
+{
+    uint32_t word = 0;
+    void *watch = NULL;
+    int result;
+
+    ENTER(KVFERRY_ERR_FORKED);
+    result = kvferry_go_watch(engine, batch, &word, &watch, kvferry_reason());
+    if (result == BATCH_RUNNING) {
+        result = finish_watch(watch, &word, timeout_ms, 0);
+    }
+    return result;
+}
+
+int kvferry_batches_wait(transfer_engine_t engine, const batch_id_t *batches, size_t count, int64_t timeout_ms)
+{
+    int64_t start = kvferry_now_ms();
+    uint32_t word = 0;
+    void *watch = NULL;
+    int result, failure = 0;
+
+    ENTER(KVFERRY_ERR_FORKED);
+    result = kvferry_go_watch_many(engine, batches, count, &word, &watch, kvferry_reason());
+    if (result != 0) {
+        return result;
+    }
+    result = kvferry_go_look_many(watch, kvferry_reason());
+    while (result == BATCH_RUNNING && failure == 0) {
+        int64_t passed = kvferry_now_ms() - start;
+        int64_t left = timeout_ms > passed ? timeout_ms - passed : 0;
+
+        failure = kvferry_wait_for_word(&word, timeout_ms < 0 ? -1 : left);
+        __atomic_store_n(&word, 0, __ATOMIC_RELEASE); /* before the look, or an end in between would go unseen */
+        result = kvferry_go_look_many(watch, kvferry_reason());
+    }
+    kvferry_go_end_watch_many(watch, kvferry_reason());
+    return result == BATCH_RUNNING ? unfinished(failure, timeout_ms, "the batch") : result;
+}
+
+int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local,
+                          const uint64_t *remote, const uint64_t *lengths, size_t count, const notify_msg_t *notify,
+                          int64_t timeout_ms, batch_id_t *batch_out)
+{
+    uint32_t word = 0;
+    void *watch = NULL;
+    int result;
+
+    if (batch_out != NULL) {
+        *batch_out = INVALID_BATCH;
+    }
+    ENTER(KVFERRY_ERR_FORKED);
+    if (batch_out == NULL) {
+        kvferry_explain("there is no room for the batch id: NULL");
+        return -1;
+    }
+    result = kvferry_go_submit_and_watch(engine, opcode, target, local, remote, lengths, count, notify, batch_out,
+                                         &word, &watch, kvferry_reason());
+    if (result == BATCH_RUNNING) {
+        result = finish_watch(watch, &word, timeout_ms, 1);
+        if (result != KVFERRY_ERR_TIMED_OUT && result != KVFERRY_ERR_INTERRUPTED) {
+            *batch_out = INVALID_BATCH;
+        }
+    }
+    return result;
+}
+
+int kvferry_batch_status(transfer_engine_t engine, batch_id_t batch, kvferry_batch_status_t *status)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_batch_status(engine, batch, status, kvferry_reason());
+}
+
+int kvferry_batch_error(transfer_engine_t engine, batch_id_t batch, char *buf_out, size_t buf_len)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_batch_error(engine, batch, buf_out, buf_len, kvferry_reason());
+}
+
+int kvferry_batch_discard(transfer_engine_t engine, batch_id_t batch)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_discard_batch(engine, batch, kvferry_reason());
+}
+
+segment_id_t kvferry_open_segment(transfer_engine_t engine, const char *segment_name, int64_t timeout_ms)
+{
+    uint32_t word = 0;
+    void *wait = NULL;
+    int done = 0;
+    int failure;
+    segment_id_t result;
+
+    ENTER(KVFERRY_ERR_FORKED);
+    result = kvferry_go_start_open(engine, segment_name, &word, &wait, kvferry_reason());
+    if (wait == NULL) {
+        return result;
+    }
+    failure = kvferry_wait_for_word(&word, timeout_ms);
+    result = kvferry_go_end_open(wait, &done, kvferry_reason());
+    return done ? result : unfinished(failure, timeout_ms, segment_name);
+}
+
+int kvferry_probe(transfer_engine_t engine, const char *segment_name)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_probe(engine, segment_name, kvferry_reason());
+}
+
+uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name)
+{
+    ENTER(0);
+    return kvferry_go_first_buffer(engine, segment_name, kvferry_reason());
+}

@@ -1,0 +1,120 @@
+/*
+ * transfer_engine_ext.h: what kvferry offers beyond Mooncake's C interface. Every name starts with kvferry_ or KVFERRY_.
+ *
+ * Threads. Every function may be called from any number of threads at once.
+ * Errors. A function that fails leaves a sentence that says who, what and why; kvferry_last_error() returns the
+ * calling thread's latest. Functions of transfer_engine_c.h leave one too.
+ * fork(). A child forked after the library was loaded must not use it: there every function of both headers returns its
+ * error value at once (KVFERRY_ERR_FORKED where it returns a code of this header) and kvferry_last_error() says why.
+ * The parent is not affected. A child that needs an engine loads a private copy of the library file, as the Python
+ * package does.
+ */
+#ifndef KVFERRY_TRANSFER_ENGINE_EXT_H
+#define KVFERRY_TRANSFER_ENGINE_EXT_H
+
+#include "transfer_engine_c.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Results of the functions below that return int: 0, a Status code of transfer_engine_c.h negated, or one of these. */
+#define KVFERRY_OK 0
+#define KVFERRY_ERR_FAILED (-1000)      /* at least one task of the batch failed; kvferry_batch_error() says why */
+#define KVFERRY_ERR_TIMED_OUT (-1001)   /* the time was over before the batch was */
+#define KVFERRY_ERR_INTERRUPTED (-1002) /* a signal handler ran on this thread while it waited */
+#define KVFERRY_ERR_FORKED (-1003)      /* this process was forked after the library was loaded */
+
+/* Why the calling thread's latest failed call failed; "" when none did. Never NULL. Valid until the thread's next call. */
+const char *kvferry_last_error(void);
+
+/* Version of the library, as "0.1.0". Static; works in a forked child too. */
+const char *kvferry_version(void);
+
+/* The engine's handshake port, 1 to 65535, or a negated Status code. */
+int kvferry_rpc_port(transfer_engine_t engine);
+
+/* Default give-up time of blocking callers, milliseconds: MC_TRANSFER_TIMEOUT as it was when the engine was created. */
+int64_t kvferry_transfer_timeout_ms(transfer_engine_t engine);
+
+/*
+ * Allocates a batch and submits count requests of one kind to one segment: request i moves lengths[i] bytes between
+ * local[i], an address of this process, and remote[i], an address of the segment's owner. The arrays are not kept.
+ * notify may be NULL; else the message is delivered to the segment's owner after all completed, as
+ * submitTransferWithNotify does. Stores the batch id and returns 0; on failure nothing was submitted, no batch exists
+ * and *batch_out is INVALID_BATCH. The batch belongs to the caller until freeBatchID or kvferry_batch_discard.
+ */
+int kvferry_submit(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local,
+                   const uint64_t *remote, const uint64_t *lengths, size_t count, const notify_msg_t *notify,
+                   batch_id_t *batch_out);
+
+/*
+ * Waits until every task of the batch has ended, using no CPU. timeout_ms < 0 waits for ever, 0 only looks.
+ * 0 when all completed, KVFERRY_ERR_FAILED when all ended and some failed, KVFERRY_ERR_TIMED_OUT,
+ * KVFERRY_ERR_INTERRUPTED (call again to go on waiting). The batch stays the caller's in every case.
+ */
+int kvferry_batch_wait(transfer_engine_t engine, batch_id_t batch, int64_t timeout_ms);
+
+/*
+ * Waits until every task of count batches has ended, or one batch has ended with a failed task, using no CPU. timeout_ms
+ * as for kvferry_batch_wait. 0 when all completed (so also for count 0), KVFERRY_ERR_FAILED as soon as one has failed,
+ * KVFERRY_ERR_TIMED_OUT, KVFERRY_ERR_INTERRUPTED, or a negated Status code when one of the ids is unknown. The batches
+ * stay the caller's in every case.
+ */
+int kvferry_batches_wait(transfer_engine_t engine, const batch_id_t *batches, size_t count, int64_t timeout_ms);
+
+/* kvferry_submit, kvferry_batch_wait and, when the batch has ended, freeBatchID in one call. On
+ * KVFERRY_ERR_TIMED_OUT and KVFERRY_ERR_INTERRUPTED the batch still runs and *batch_out is its id, which the caller
+ * waits for again or discards; otherwise *batch_out is INVALID_BATCH. */
+int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local,
+                          const uint64_t *remote, const uint64_t *lengths, size_t count, const notify_msg_t *notify,
+                          int64_t timeout_ms, batch_id_t *batch_out);
+
+/* What a batch has come to, all its tasks in one look. */
+typedef struct kvferry_batch_status {
+    uint64_t tasks;     /* submitted */
+    uint64_t completed;
+    uint64_t failed;    /* STATUS_FAILED and STATUS_TIMEOUT */
+    uint64_t timed_out; /* STATUS_TIMEOUT alone */
+    uint64_t bytes;     /* sum of the completed tasks' lengths */
+} kvferry_batch_status_t;
+
+/* Fills *status; 0 or a negated Status code. */
+int kvferry_batch_status(transfer_engine_t engine, batch_id_t batch, kvferry_batch_status_t *status);
+
+/*
+ * The reason of the first task of the batch that failed, as a NUL-terminated sentence cut to buf_len; "" when none
+ * did. 0 or a negated Status code.
+ */
+int kvferry_batch_error(transfer_engine_t engine, batch_id_t batch, char *buf_out, size_t buf_len);
+
+/*
+ * Ends and frees a batch whatever its state: what is unfinished is given up, and no memory of it, in either direction,
+ * is touched after the call has returned. Takes milliseconds, also with a peer that does not answer.
+ */
+int kvferry_batch_discard(transfer_engine_t engine, batch_id_t batch);
+
+/*
+ * openSegment for callers that do not want to wait for the peer as long as it may take. timeout_ms < 0 waits for the
+ * attempt's own end. KVFERRY_ERR_TIMED_OUT when the time was over before, KVFERRY_ERR_INTERRUPTED when a signal handler
+ * ran on this thread while it waited: call again to go on waiting; the attempt under way is joined, not repeated.
+ */
+segment_id_t kvferry_open_segment(transfer_engine_t engine, const char *segment_name, int64_t timeout_ms);
+
+/* Asks the owner of a segment name whether it is alive: 0; -102 refused or unreachable; -200 unknown name. */
+int kvferry_probe(transfer_engine_t engine, const char *segment_name);
+
+/*
+ * The base address of a segment's first buffer in the order of registration; 0 if it has none or is unknown. A cached
+ * descriptor without buffers is fetched again. The engine's own name works.
+ */
+uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name);
+
+/* Copies length bytes between two addresses of this process; -1 when either is not mapped. */
+int kvferry_copy(void *dst, const void *src, size_t length);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,82 @@
+/*
+ * What the C and the Go half of the library share. A call of the interface goes this way:
+ *
+ *  1. a public function of exports.c or exports_ext.c, which refuses it in a forked child (fork.c);
+ *  2. a Go function, kvferry_go_*, which looks its handles up, runs the call, and turns an error or a panic into a
+ *     result and a reason (call.go);
+ *  3. back in C, where a blocking call waits on a futex on the caller's own stack, outside Go (wait.c), so that signal
+ *     handlers of the program run there and a wait costs no CPU.
+ *
+ * Names that C files share start with kvferry_ too: a program that is linked with the static library sees them.
+ */
+#ifndef KVFERRY_INTERNAL_H
+#define KVFERRY_INTERNAL_H
+
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "transfer_engine_c.h"
+#include "transfer_engine_ext.h"
+
+/* Size of a reason: the text of the last error, NUL included. */
+#define REASON_SIZE 1024
+
+/* Result of a call that was refused in a forked child, where it is a Status code. */
+#define FORKED_STATUS 202
+
+/* What the Go side answers about a batch that has not ended. No public function returns it. */
+#define BATCH_RUNNING 1
+
+/* Read-only parameters, by names that cgo keeps in the prototypes it writes. */
+typedef const char *text_t;
+typedef const uint64_t *numbers_t;
+typedef const notify_msg_t *message_t;
+
+/* The calling thread's reason buffer, REASON_SIZE bytes. */
+char *kvferry_reason(void);
+
+/* Fills the calling thread's reason. */
+void kvferry_explain(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Whether this process was forked after the library was loaded; if so, says so in the reason. */
+int kvferry_refused_after_fork(void);
+
+/* How every public function starts: returns value in a forked child. */
+#define ENTER(value)                        \
+    do {                                    \
+        if (kvferry_refused_after_fork()) { \
+            return value;                   \
+        }                                   \
+        kvferry_tend_handlers();            \
+    } while (0)
+
+/* Called in a forked child before anything else: no locks, no allocation. */
+void kvferry_forget_shutdown(void);
+
+/* The mask of the thread that loads the library, while constructors run. */
+extern sigset_t kvferry_callers_mask;
+
+/* A constructor: ends the blocking of signals while the Go runtime starts. */
+void kvferry_restore_signal_mask(void);
+
+/* Gives the handlers that the program has installed SA_ONSTACK, unless it has just done so. */
+void kvferry_tend_handlers(void);
+
+/* Makes SIGTERM and SIGINT withdraw the metadata of every engine that asked for it; 0 or an errno. */
+int kvferry_watch_for_shutdown(void);
+
+/*
+ * Waits until *word is 1. timeout_ms < 0 is for ever. 0, or ETIMEDOUT, or EINTR when a signal handler ran on this
+ * thread.
+ */
+int kvferry_wait_for_word(uint32_t *word, int64_t timeout_ms);
+
+/* The monotonic clock, in milliseconds. */
+int64_t kvferry_now_ms(void);
+
+/* Sets *word to 1 and wakes its waiter. Called from Go. */
+void kvferry_signal_word(uint32_t *word);
+
+#endif

@@ -1,0 +1,73 @@
+package main
+
+// #include "internal.h"
+import "C"
+
+import (
+	"unsafe"
+
+	"kvferry/core"
+)
+
+// anywhere is the location of memory whose place is not told.
+const anywhere = "*"
+
+func readLocation(location C.text_t) string {
+	if location == nil {
+		return anywhere
+	}
+	return C.GoString(location)
+}
+
+//export kvferry_go_register
+func kvferry_go_register(engine, addr unsafe.Pointer, length C.size_t, location C.text_t, remote C.int, reason *C.char) C.int {
+	return negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err != nil {
+			return err
+		}
+		return e.Register(uintptr(addr), uint64(length), readLocation(location), remote != 0)
+	})
+}
+
+//export kvferry_go_unregister
+func kvferry_go_unregister(engine, addr unsafe.Pointer, reason *C.char) C.int {
+	return negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err != nil {
+			return err
+		}
+		return e.Unregister(uintptr(addr))
+	})
+}
+
+//export kvferry_go_register_batch
+func kvferry_go_register_batch(engine unsafe.Pointer, list *C.buffer_entry_t, count C.size_t, location C.text_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err != nil {
+			return err
+		}
+		// buffer_entry_t has the layout of core.Range.
+		ranges, err := entries("the buffer list", (*core.Range)(unsafe.Pointer(list)), count)
+		if err != nil || len(ranges) == 0 {
+			return err
+		}
+		return e.RegisterBatch(ranges, readLocation(location))
+	})
+}
+
+//export kvferry_go_unregister_batch
+func kvferry_go_unregister_batch(engine unsafe.Pointer, list *unsafe.Pointer, count C.size_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err != nil {
+			return err
+		}
+		addrs, err := entries("the address list", (*uintptr)(unsafe.Pointer(list)), count)
+		if err != nil || len(addrs) == 0 {
+			return err
+		}
+		return e.UnregisterBatch(addrs)
+	})
+}

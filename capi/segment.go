@@ -1,0 +1,83 @@
+package main
+
+// #include "internal.h"
+import "C"
+
+import (
+	"unsafe"
+
+	"kvferry/core"
+	"kvferry/core/status"
+)
+
+// onSegment runs f with a live engine and a segment's name.
+func onSegment(engine unsafe.Pointer, segment C.text_t, f func(e *core.Engine, name string) error) error {
+	e, err := engineOf(engine)
+	if err != nil {
+		return err
+	}
+	name, err := readText("the segment name", segment)
+	if err != nil {
+		return err
+	}
+	return f(e, name)
+}
+
+//export kvferry_go_open_segment
+func kvferry_go_open_segment(engine unsafe.Pointer, segment C.text_t, cached C.int, reason *C.char) (id C.int32_t) {
+	code := negated(reason, func() error {
+		return onSegment(engine, segment, func(e *core.Engine, name string) error {
+			open := e.OpenSegment
+			if cached == 0 {
+				open = e.OpenSegmentNoCache
+			}
+			opened, err := open(name)
+			id = C.int32_t(opened)
+			return err
+		})
+	})
+	if code != 0 {
+		return C.int32_t(code)
+	}
+	return id
+}
+
+//export kvferry_go_remove_segment
+func kvferry_go_remove_segment(engine unsafe.Pointer, segment C.text_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		return onSegment(engine, segment, func(e *core.Engine, name string) error {
+			if name == "" {
+				return status.Errorf(status.InvalidArgument, "the segment name is empty")
+			}
+			return e.RemoveLocalSegment(name)
+		})
+	})
+}
+
+//export kvferry_go_sync_segments
+func kvferry_go_sync_segments(engine unsafe.Pointer, reason *C.char) C.int {
+	return negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err != nil {
+			return err
+		}
+		return e.SyncSegments()
+	})
+}
+
+//export kvferry_go_probe
+func kvferry_go_probe(engine unsafe.Pointer, segment C.text_t, reason *C.char) C.int {
+	return negated(reason, func() error { return onSegment(engine, segment, (*core.Engine).Probe) })
+}
+
+//export kvferry_go_first_buffer
+func kvferry_go_first_buffer(engine unsafe.Pointer, segment C.text_t, reason *C.char) (addr C.uint64_t) {
+	run(reason, func() error {
+		return onSegment(engine, segment, func(e *core.Engine, name string) error {
+			first, err := e.FirstBuffer(name)
+			addr = C.uint64_t(first)
+			return err
+		})
+	})
+	return addr
+}

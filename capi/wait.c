@@ -1,0 +1,62 @@
+/* One word that one thread waits for and another one sets. */
+#include "internal.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The longest a single wait takes, a day. A wait without a time would be restarted by the kernel after a signal handler
+ * that was installed with SA_RESTART, and not be interruptible. */
+#define LONGEST_WAIT_MS 86400000
+
+int64_t kvferry_now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Waits once for the word to leave 0. 0 when it may have, or an errno. */
+static int wait_once(uint32_t *word, int64_t ms)
+{
+    struct timespec patience;
+
+    if (ms > LONGEST_WAIT_MS) {
+        ms = LONGEST_WAIT_MS;
+    }
+    patience.tv_sec = ms / 1000;
+    patience.tv_nsec = ms % 1000 * 1000000;
+    if (syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, 0, &patience, NULL, 0) == 0) {
+        return 0;
+    }
+    return errno;
+}
+
+int kvferry_wait_for_word(uint32_t *word, int64_t timeout_ms)
+{
+    int64_t start = kvferry_now_ms();
+
+    while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == 0) {
+        int64_t left = LONGEST_WAIT_MS;
+
+        if (timeout_ms >= 0) {
+            left = timeout_ms - (kvferry_now_ms() - start);
+            if (left <= 0) {
+                return ETIMEDOUT;
+            }
+        }
+        if (wait_once(word, left) == EINTR) {
+            return EINTR;
+        }
+    }
+    return 0;
+}
+
+void kvferry_signal_word(uint32_t *word)
+{
+    __atomic_store_n(word, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}

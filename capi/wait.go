@@ -1,0 +1,106 @@
+package main
+
+// #include "internal.h"
+import "C"
+
+import (
+	"unsafe"
+
+	"kvferry/core"
+
+	"github.com/mattn/go-pointer"
+)
+
+// A blocking call on a batch goes this way:
+//
+//  1. Go submits or finds the batch, and makes a watch on it that sets a word on the C caller's stack;
+//  2. C waits for the word;
+//  3. Go ends the watch, after which nothing touches the word, and says what the batch has come to.
+//
+// Where the batch has ended by step 1, that is all.
+
+// watch is a C caller's wait for a batch.
+type watch struct {
+	engine *core.Engine
+	batch  *core.Batch
+	cancel func()
+}
+
+// startWatch makes a watch and leaves its handle in *handle; or, when the batch has ended, none, and returns what it
+// has come to.
+func startWatch(e *core.Engine, b *core.Batch, word *C.uint32_t, handle *unsafe.Pointer, free bool, reason *C.char) C.int {
+	if b.Done() {
+		return conclude(e, b, free, reason)
+	}
+	cancel := b.OnDone(func() { C.kvferry_signal_word(word) })
+	*handle = pointer.Save(&watch{e, b, cancel})
+	return C.BATCH_RUNNING
+}
+
+//export kvferry_go_watch
+func kvferry_go_watch(engine unsafe.Pointer, batch C.uint64_t, word *C.uint32_t, handle *unsafe.Pointer, reason *C.char) (result C.int) {
+	code := negated(reason, func() error {
+		e, b, err := batchOf(engine, uint64(batch))
+		if err == nil {
+			result = startWatch(e, b, word, handle, false, reason)
+		}
+		return err
+	})
+	if code != 0 {
+		return code
+	}
+	return result
+}
+
+//export kvferry_go_submit_and_watch
+func kvferry_go_submit_and_watch(engine unsafe.Pointer, opcode C.int, target C.int32_t, local, remote, lengths C.numbers_t,
+	count C.size_t, notify C.message_t, batch *C.uint64_t, word *C.uint32_t, handle *unsafe.Pointer, reason *C.char) (result C.int) {
+	code := negated(reason, func() error {
+		e, b, err := submitArrays(engine, opcode, target, local, remote, lengths, count, notify)
+		if err != nil {
+			return err
+		}
+		e.Assist(b, core.SegmentID(target))
+		if result = startWatch(e, b, word, handle, true, reason); result == C.BATCH_RUNNING {
+			*batch = C.uint64_t(b.ID())
+		}
+		return nil
+	})
+	if code != 0 {
+		return code
+	}
+	return result
+}
+
+//export kvferry_go_end_watch
+func kvferry_go_end_watch(handle unsafe.Pointer, free C.int, reason *C.char) (result C.int) {
+	code := negated(reason, func() error {
+		w := pointer.Restore(handle).(*watch)
+		pointer.Unref(handle)
+		w.cancel()
+		result = conclude(w.engine, w.batch, free != 0, reason)
+		return nil
+	})
+	if code != 0 {
+		return code
+	}
+	return result
+}
+
+// conclude says what a batch has come to, and frees it if that is wanted and it has ended.
+func conclude(e *core.Engine, b *core.Batch, free bool, reason *C.char) C.int {
+	if !b.Done() {
+		return C.BATCH_RUNNING
+	}
+	failure := b.Err()
+	if free {
+		if err := e.FreeBatch(b); err != nil {
+			return negated(reason, func() error { return err })
+		}
+	}
+	if failure != nil {
+		writeText(reason, C.REASON_SIZE, failure.Error())
+		return C.KVFERRY_ERR_FAILED
+	}
+	return C.KVFERRY_OK
+}
