@@ -1,0 +1,245 @@
+"""Written by scripts/generate_bindings.py from the C headers. Not to be edited.
+
+The headers say what each function does. Structs keep their names; a function is an attribute of Functions. An array
+that a function only reads is passed by its address, or as bytes; other pointers as ctypes.byref() or an array.
+"""
+
+# ruff: noqa: E501
+# fmt: off
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Callable, ClassVar, Union
+
+Address = Union[int, bytes, None]
+Text = Union[bytes, "ctypes.Array[ctypes.c_char]", None]
+
+LOCAL_SEGMENT = 0
+INVALID_BATCH = 18446744073709551615
+OPCODE_READ = 0
+OPCODE_WRITE = 1
+STATUS_WAITING = 0
+STATUS_PENDING = 1
+STATUS_INVALID = 2
+STATUS_CANCELED = 3
+STATUS_COMPLETED = 4
+STATUS_TIMEOUT = 5
+STATUS_FAILED = 6
+KVFERRY_OK = 0
+KVFERRY_ERR_FAILED = -1000
+KVFERRY_ERR_TIMED_OUT = -1001
+KVFERRY_ERR_INTERRUPTED = -1002
+KVFERRY_ERR_FORKED = -1003
+
+
+class transfer_request_t(ctypes.Structure):
+    opcode: int
+    source: int | None
+    target_id: int
+    target_offset: int
+    length: int
+    _fields_: ClassVar = [
+        ("opcode", ctypes.c_int),
+        ("source", ctypes.c_void_p),
+        ("target_id", ctypes.c_int32),
+        ("target_offset", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+    ]
+
+
+class transfer_status_t(ctypes.Structure):
+    status: int
+    transferred_bytes: int
+    _fields_: ClassVar = [
+        ("status", ctypes.c_int),
+        ("transferred_bytes", ctypes.c_uint64),
+    ]
+
+
+class notify_msg_t(ctypes.Structure):
+    name: bytes | None
+    msg: bytes | None
+    _fields_: ClassVar = [
+        ("name", ctypes.c_char_p),
+        ("msg", ctypes.c_char_p),
+    ]
+
+
+class buffer_entry_t(ctypes.Structure):
+    addr: int | None
+    length: int
+    _fields_: ClassVar = [
+        ("addr", ctypes.c_void_p),
+        ("length", ctypes.c_size_t),
+    ]
+
+
+class segment_desc_desc_rdma_t(ctypes.Structure):
+    addr: int | None
+    size: int
+    location: bytes | None
+    _fields_: ClassVar = [
+        ("addr", ctypes.c_void_p),
+        ("size", ctypes.c_uint64),
+        ("location", ctypes.c_char_p),
+    ]
+
+
+class segment_desc_desc_nvmeof_t(ctypes.Structure):
+    file_path: bytes | None
+    subsystem_name: bytes | None
+    proto: bytes | None
+    ip: bytes | None
+    port: int
+    _fields_: ClassVar = [
+        ("file_path", ctypes.c_char_p),
+        ("subsystem_name", ctypes.c_char_p),
+        ("proto", ctypes.c_char_p),
+        ("ip", ctypes.c_char_p),
+        ("port", ctypes.c_uint64),
+    ]
+
+
+class segment_desc_desc_t(ctypes.Union):
+    rdma: segment_desc_desc_rdma_t
+    nvmeof: segment_desc_desc_nvmeof_t
+    _fields_: ClassVar = [
+        ("rdma", segment_desc_desc_rdma_t),
+        ("nvmeof", segment_desc_desc_nvmeof_t),
+    ]
+
+
+class segment_desc_t(ctypes.Structure):
+    type: int
+    desc_: segment_desc_desc_t
+    _fields_: ClassVar = [
+        ("type", ctypes.c_int),
+        ("desc_", segment_desc_desc_t),
+    ]
+
+
+class nic_load_stat_t(ctypes.Structure):
+    device_name: bytes
+    inflight_bytes: int
+    ewma_bandwidth_bps: float
+    _fields_: ClassVar = [
+        ("device_name", ctypes.c_char * 64),
+        ("inflight_bytes", ctypes.c_uint64),
+        ("ewma_bandwidth_bps", ctypes.c_double),
+    ]
+
+
+class kvferry_batch_status_t(ctypes.Structure):
+    tasks: int
+    completed: int
+    failed: int
+    timed_out: int
+    bytes: int
+    _fields_: ClassVar = [
+        ("tasks", ctypes.c_uint64),
+        ("completed", ctypes.c_uint64),
+        ("failed", ctypes.c_uint64),
+        ("timed_out", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+    ]
+
+
+class Functions:
+    """Every function of the headers, as one loaded copy of the library has it."""
+
+    createTransferEngine: Callable[[Text, Text, Text, int, int], int | None]
+    destroyTransferEngine: Callable[[Address], None]
+    discoverTopology: Callable[[Address], int]
+    getLocalIpAndPort: Callable[[Address, Text, int], int]
+    installTransport: Callable[[Address, Text, Any], int | None]
+    uninstallTransport: Callable[[Address, Text], int]
+    openSegment: Callable[[Address, Text], int]
+    openSegmentNoCache: Callable[[Address, Text], int]
+    closeSegment: Callable[[Address, int], int]
+    warmupEfaSegment: Callable[[Address, Text], int]
+    removeLocalSegment: Callable[[Address, Text], int]
+    registerLocalMemory: Callable[[Address, Address, int, Text, int], int]
+    unregisterLocalMemory: Callable[[Address, Address], int]
+    registerLocalMemoryBatch: Callable[[Address, Any, int, Text], int]
+    unregisterLocalMemoryBatch: Callable[[Address, Any, int], int]
+    allocateBatchID: Callable[[Address, int], int]
+    submitTransfer: Callable[[Address, int, Any, int], int]
+    submitTransferWithNotify: Callable[[Address, int, Any, int, notify_msg_t], int]
+    getNotifsFromEngine: Callable[[Address, Any], Any]
+    freeNotifsMsgBuf: Callable[[Any, int], int]
+    genNotifyInEngine: Callable[[Address, int, notify_msg_t], int]
+    getTransferStatus: Callable[[Address, int, int, Any], int]
+    freeBatchID: Callable[[Address, int], int]
+    syncSegmentCache: Callable[[Address], int]
+    getNicLoadStats: Callable[[Address, Any, Any], int]
+    enableGracefulShutdown: Callable[[Address], None]
+    showLinks: Callable[[Address, Text, int, int], int]
+    kvferry_last_error: Callable[[], bytes | None]
+    kvferry_version: Callable[[], bytes | None]
+    kvferry_rpc_port: Callable[[Address], int]
+    kvferry_transfer_timeout_ms: Callable[[Address], int]
+    kvferry_submit: Callable[[Address, int, int, Address, Address, Address, int, Any, Any], int]
+    kvferry_batch_wait: Callable[[Address, int, int], int]
+    kvferry_batches_wait: Callable[[Address, Address, int, int], int]
+    kvferry_transfer_sync: Callable[[Address, int, int, Address, Address, Address, int, Any, int, Any], int]
+    kvferry_batch_status: Callable[[Address, int, Any], int]
+    kvferry_batch_error: Callable[[Address, int, Text, int], int]
+    kvferry_batch_discard: Callable[[Address, int], int]
+    kvferry_open_segment: Callable[[Address, Text, int], int]
+    kvferry_probe: Callable[[Address, Text], int]
+    kvferry_first_buffer: Callable[[Address, Text], int]
+    kvferry_copy: Callable[[Address, Address, int], int]
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        """Bind the functions of library. AttributeError when it lacks one."""
+        for name, (result, parameters) in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype = result
+            function.argtypes = parameters
+            setattr(self, name, function)
+
+
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "createTransferEngine": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64, ctypes.c_int]),
+    "destroyTransferEngine": (None, [ctypes.c_void_p]),
+    "discoverTopology": (ctypes.c_int, [ctypes.c_void_p]),
+    "getLocalIpAndPort": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "installTransport": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)]),
+    "uninstallTransport": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),
+    "openSegment": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p]),
+    "openSegmentNoCache": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p]),
+    "closeSegment": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int32]),
+    "warmupEfaSegment": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),
+    "removeLocalSegment": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),
+    "registerLocalMemory": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int]),
+    "unregisterLocalMemory": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p]),
+    "registerLocalMemoryBatch": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(buffer_entry_t), ctypes.c_size_t, ctypes.c_char_p]),
+    "unregisterLocalMemoryBatch": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t]),
+    "allocateBatchID": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_size_t]),
+    "submitTransfer": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(transfer_request_t), ctypes.c_size_t]),
+    "submitTransferWithNotify": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(transfer_request_t), ctypes.c_size_t, notify_msg_t]),
+    "getNotifsFromEngine": (ctypes.POINTER(notify_msg_t), [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)]),
+    "freeNotifsMsgBuf": (ctypes.c_int, [ctypes.POINTER(notify_msg_t), ctypes.c_int]),
+    "genNotifyInEngine": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, notify_msg_t]),
+    "getTransferStatus": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.POINTER(transfer_status_t)]),
+    "freeBatchID": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64]),
+    "syncSegmentCache": (ctypes.c_int, [ctypes.c_void_p]),
+    "getNicLoadStats": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(nic_load_stat_t), ctypes.POINTER(ctypes.c_size_t)]),
+    "enableGracefulShutdown": (None, [ctypes.c_void_p]),
+    "showLinks": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]),
+    "kvferry_last_error": (ctypes.c_char_p, []),
+    "kvferry_version": (ctypes.c_char_p, []),
+    "kvferry_rpc_port": (ctypes.c_int, [ctypes.c_void_p]),
+    "kvferry_transfer_timeout_ms": (ctypes.c_int64, [ctypes.c_void_p]),
+    "kvferry_submit": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(notify_msg_t), ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_batch_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]),
+    "kvferry_batches_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]),
+    "kvferry_transfer_sync": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(notify_msg_t), ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_batch_status": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_batch_status_t)]),
+    "kvferry_batch_error": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_batch_discard": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64]),
+    "kvferry_open_segment": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64]),
+    "kvferry_probe": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),
+    "kvferry_first_buffer": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_char_p]),
+    "kvferry_copy": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
+}

@@ -1,0 +1,88 @@
+"""Conversion of Python values to what the C functions take, and back.
+
+ctypes cuts integers to their width without a word, so that -1 would become an address. What is converted here is an
+integer from 0 to 2^64-1, or a TypeError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import operator
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple, SupportsIndex
+
+U64_MAX = 2**64 - 1
+
+Integers = Iterable[SupportsIndex]
+
+
+class U64Array(NamedTuple):
+    """An array of uint64_t for a C function to read."""
+
+    address: int | bytes
+    length: int
+    owner: Any  # keeps the memory while the C function runs; bytes, or a view of the caller's array
+
+    def items(self) -> tuple[int, ...]:
+        return _layout(self.length).unpack(self.owner)
+
+
+def u64(value: SupportsIndex, name: str) -> int:
+    """value as an int of 64 bits, unsigned. name is the argument's, for the error."""
+    number = operator.index(value)
+    if not 0 <= number <= U64_MAX:
+        raise TypeError(f"{name} must be from 0 to 2^64-1, not {number}")
+    return number
+
+
+pack_u64 = struct.Struct("Q").pack  # one item's array, the cheapest way; struct.error for what u64() refuses
+
+
+def u64_array(values: Integers, name: str) -> U64Array:
+    """The items of a sequence of integers. A writable array of unsigned 64-bit integers is not copied."""
+    items: Any = values if type(values) in (list, tuple, range) else _view_or_list(values)
+    if isinstance(items, memoryview):
+        return U64Array(address_of(items), len(items), items)
+    try:
+        packed = _layout(len(items)).pack(*items)
+    except struct.error:
+        raise TypeError(f"{name} must be integers from 0 to 2^64-1") from None
+    return U64Array(packed, len(items), packed)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(count: int) -> struct.Struct:
+    return struct.Struct(f"{count}Q")
+
+
+def _view_or_list(values: Any) -> Any:
+    """A view of an array that C can read as it is; a list of any other sequence's items."""
+    try:
+        view = memoryview(values)
+        if view.ndim == 1 and view.nbytes and view.contiguous and view.format in ("Q", "L") and not view.readonly:
+            return view
+        return list(view.tolist())
+    except (TypeError, ValueError, NotImplementedError):  # no buffer, or one of items that Python has no integers for
+        return list(values)
+
+
+def address_of(buffer: Any) -> int:
+    """The address of a writable buffer of at least one byte. The caller keeps the buffer."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def c_string(text: str, name: str) -> bytes:
+    """text as C takes it; bytes that are not UTF-8 pass as os.fsdecode() spells them. ValueError for a NUL."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, not {type(text).__name__}")
+    encoded = text.encode("utf-8", "surrogateescape")
+    if b"\0" in encoded:
+        raise ValueError(f"{name} must not have a NUL character: {text!r}")
+    return encoded
+
+
+def python_string(text: bytes | None) -> str:
+    """The other way of c_string(); "" for NULL."""
+    return (text or b"").decode("utf-8", "surrogateescape")

@@ -1,0 +1,43 @@
+"""The machine's topology as Mooncake tells it: for each memory node, which RDMA devices are near."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+NODES = Path("/sys/devices/system/node")
+
+_log = logging.getLogger("kvferry")
+
+
+def topology() -> str:
+    """JSON: location -> [preferred devices, available devices]. The file MC_CUSTOM_TOPO_JSON names, where it has any
+    text, stands in for what the machine has, which is no RDMA device that we would use."""
+    return json.dumps(_custom() or {f"cpu:{node}": [[], []] for node in _memory_nodes()}, indent=1)
+
+
+def _custom() -> Any:
+    path = os.environ.get("MC_CUSTOM_TOPO_JSON")
+    if not path:
+        return None
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text) if text.strip() else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as e:
+        _log.warning("MC_CUSTOM_TOPO_JSON: %s cannot be used: %s", path, e)
+        return None
+
+
+def _memory_nodes() -> list[int]:
+    try:
+        names = [entry.name for entry in NODES.iterdir()]
+    except OSError:
+        names = []
+    nodes = sorted(int(name[4:]) for name in names if re.fullmatch(r"node\d+", name))
+    return nodes or [0]

@@ -1,0 +1,62 @@
+"""A drop-in for mooncake.engine: the same names, arguments and results, over kvferry's own engine.
+
+Calls return codes as Mooncake's do. Why one failed is in the log of the "kvferry" logger, or in the library's own
+(MC_LOG_LEVEL, MC_LOG_DIR). A wrong kind of argument is a TypeError. Where Mooncake ends the process, an engine that was
+not initialized for one, the result is the failure value.
+
+Any number of threads may call an engine. The GIL is not held while a call waits. A process that was forked after its
+parent made an engine cannot use that one; it makes its own.
+
+Not here: SharedSegment, RpcInterface, CoroRPCInterface, ReceivedData, ReceivedTensor, create_rpc_client,
+create_rpc_server, and the module mooncake.store. There is no CUDA support in this version, so the *_on_cuda methods are
+absent, as they are from a build of Mooncake without it.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from kvferry._engine import Engine as InnerTransferEngine
+from mooncake.engine._engine import TransferEngine
+from mooncake.engine._types import TransferNotify, TransferOpcode
+
+Read = TransferOpcode.Read
+Write = TransferOpcode.Write
+
+SUPPORT_CUDA = False
+SUPPORT_EFA = False
+SUPPORT_HIP = False
+SUPPORT_INTRA_NVLINK = False
+SUPPORT_MNNVL = False
+SUPPORT_MUSA = False
+
+__all__ = [
+    "SUPPORT_CUDA",
+    "SUPPORT_EFA",
+    "SUPPORT_HIP",
+    "SUPPORT_INTRA_NVLINK",
+    "SUPPORT_MNNVL",
+    "SUPPORT_MUSA",
+    "InnerTransferEngine",
+    "Read",
+    "TransferEngine",
+    "TransferNotify",
+    "TransferOpcode",
+    "Write",
+]
+
+_ABSENT = (
+    "SharedSegment",
+    "RpcInterface",
+    "CoroRPCInterface",
+    "ReceivedData",
+    "ReceivedTensor",
+    "create_rpc_client",
+    "create_rpc_server",
+)
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name in _ABSENT:
+        raise AttributeError(f"mooncake.engine.{name} is not part of kvferry, which provides Mooncake's TransferEngine")
+    raise AttributeError(f"module 'mooncake.engine' has no attribute {name!r}")

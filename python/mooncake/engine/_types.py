@@ -1,0 +1,29 @@
+"""The small types of the interface."""
+
+from __future__ import annotations
+
+import enum
+
+
+class TransferOpcode(enum.IntEnum):
+    """Which way bytes go: Read from the peer, Write to it."""
+
+    Read = 0
+    Write = 1
+    READ = 0
+    WRITE = 1
+
+    __str__ = enum.Enum.__str__
+
+
+class TransferNotify:
+    """A message that a transfer delivers to the peer when it has completed."""
+
+    __slots__ = ("msg", "name")
+
+    def __init__(self, name: str = "", msg: str = "") -> None:
+        self.name = name
+        self.msg = msg
+
+    def __repr__(self) -> str:
+        return f"TransferNotify(name={self.name!r}, msg={self.msg!r})"
