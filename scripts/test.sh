@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Run every test: scripts/test.sh PYTHON, an interpreter with kvferry and scripts/test-requirements.txt installed.
+#
+#  1. Go's tests, with the race detector
+#  2. each of Go's fuzzers, for a few seconds
+#  3. everything under tests/, in one pytest
+#
+# All three run whatever the others come to. What the machine lacks is skipped and named at the end; with CI=true or
+# KVFERRY_REQUIRE_ALL=1 it is a failure instead.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=$1
+fuzz_time=${KVFERRY_FUZZ_TIME:-3s}
+failed=()
+skipped=()
+
+# run NAME COMMAND...: run a step and note it when it fails.
+run() {
+    local name=$1
+    shift
+    printf '\n== %s\n' "$name"
+    "$@" || failed+=("$name")
+}
+
+# skip NAME HOW: note a step that this machine cannot run, and how to get it.
+skip() {
+    if [[ ${CI:-} == true || ${KVFERRY_REQUIRE_ALL:-} == 1 ]]; then
+        failed+=("$1 ($2)")
+    else
+        skipped+=("$1: $2")
+    fi
+}
+
+# fuzz: run every fuzzer of the module on its own, as go test wants it.
+fuzz() {
+    local package fuzzer result=0
+    for package in $(go list ./...); do
+        for fuzzer in $(go test -list '^Fuzz' "$package" | grep '^Fuzz'); do
+            go test -run '^$' -fuzz "^$fuzzer\$" -fuzztime "$fuzz_time" -fuzzminimizetime 10x "$package" || result=1
+        done
+    done
+    return $result
+}
+
+if go list -m >/dev/null && command -v cc >/dev/null; then
+    run "Go tests" go test -race ./...
+    run "Go fuzzers" fuzz
+else
+    skip "Go tests and fuzzers" "install Go $(sed -n 's/^go //p' go.mod) or newer and a C compiler"
+fi
+run "Tests across languages and processes" "$python" -m pytest tests
+
+for step in "${skipped[@]}"; do printf 'Skipped: %s\n' "$step"; done
+for step in "${failed[@]}"; do printf 'FAILED: %s\n' "$step" >&2; done
+((${#failed[@]} == 0))
