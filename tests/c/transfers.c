@@ -1,0 +1,237 @@
+/* Batches, tasks and their states, as the interface defines them, between two engines of this process. */
+#include "check.h"
+
+enum { SIZE = 1 << 20 };
+
+static unsigned char near[SIZE], far[SIZE];
+static transfer_engine_t initiator, target;
+static segment_id_t peer;
+
+static void test_bytes_arrive_both_ways(void)
+{
+    unsigned char wanted[5000];
+
+    fill(near, SIZE, 1);
+    memset(far, 0, SIZE);
+    CHECK_EQUAL(move(initiator, OPCODE_WRITE, near + 3, peer, far + 7, 5000), STATUS_COMPLETED);
+    CHECK(memcmp(near + 3, far + 7, 5000) == 0);
+    CHECK(far[6] == 0 && far[7 + 5000] == 0);
+
+    fill(far, SIZE, 2);
+    memcpy(wanted, far + 100, 5000);
+    memset(near, 0, SIZE);
+    CHECK_EQUAL(move(initiator, OPCODE_READ, near + 50, peer, far + 100, 5000), STATUS_COMPLETED);
+    CHECK(memcmp(near + 50, wanted, 5000) == 0);
+    CHECK(near[49] == 0 && near[50 + 5000] == 0);
+}
+
+static void test_own_segment_is_a_copy(void)
+{
+    char name[128];
+
+    CHECK_EQUAL(getLocalIpAndPort(target, name, sizeof name), 0);
+    CHECK_EQUAL(openSegment(target, name), LOCAL_SEGMENT);
+    fill(near, SIZE, 3);
+    CHECK_EQUAL(move(target, OPCODE_WRITE, near, LOCAL_SEGMENT, far, SIZE), STATUS_COMPLETED);
+    CHECK(memcmp(near, far, SIZE) == 0);
+}
+
+static void test_task_ids_count_on_over_submits(void)
+{
+    batch_id_t batch = allocateBatchID(initiator, 3);
+    transfer_request_t r[2];
+    transfer_status_t status;
+
+    CHECK(batch >= 1 && batch <= INT64_MAX);
+    r[0] = request(OPCODE_WRITE, near, peer, far, 10);
+    r[1] = request(OPCODE_WRITE, near, peer, far + 100, 20);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 2), 0);
+    r[0].length = 30;
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 1), 0);
+    memset(r, 0xff, sizeof r);
+    CHECK_EQUAL(kvferry_batch_wait(initiator, batch, 20000), 0);
+    CHECK_EQUAL(getTransferStatus(initiator, batch, 2, &status), 0);
+    CHECK_EQUAL(status.status, STATUS_COMPLETED);
+    CHECK_EQUAL(status.transferred_bytes, 30);
+    CHECK_EQUAL(getTransferStatus(initiator, batch, 1, &status), 0);
+    CHECK_EQUAL(status.transferred_bytes, 20);
+    CHECK_EQUAL(getTransferStatus(initiator, batch, 1, &status), 0);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+}
+
+static void test_status_is_untouched_on_error(void)
+{
+    batch_id_t batch = allocateBatchID(initiator, 1);
+    transfer_status_t status = {77, 88};
+
+    CHECK_EQUAL(getTransferStatus(initiator, batch, 0, &status), 1);
+    CHECK_EQUAL(getTransferStatus(initiator, batch, SIZE_MAX, &status), 1);
+    CHECK_EQUAL(getTransferStatus(initiator, INVALID_BATCH, 0, &status), 1);
+    CHECK_EQUAL(getTransferStatus(initiator, 0, 0, &status), 1);
+    CHECK(status.status == 77 && status.transferred_bytes == 88);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+}
+
+static void test_batch_takes_no_more_than_its_capacity(void)
+{
+    batch_id_t batch = allocateBatchID(initiator, 1);
+    batch_id_t empty = allocateBatchID(initiator, 0);
+    transfer_request_t r[2];
+    transfer_status_t status;
+
+    r[0] = r[1] = request(OPCODE_WRITE, near, peer, far, 10);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 2), 2);
+    CHECK(strlen(kvferry_last_error()) > 0);
+    CHECK_EQUAL(getTransferStatus(initiator, batch, 0, &status), 1);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 1), 0);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 1), 2);
+    CHECK_EQUAL(outcome(initiator, batch, 0), STATUS_COMPLETED);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+
+    CHECK_EQUAL(submitTransfer(initiator, empty, r, 0), 0);
+    CHECK_EQUAL(submitTransfer(initiator, empty, NULL, 0), 0);
+    CHECK_EQUAL(submitTransfer(initiator, empty, r, 1), 2);
+    CHECK_EQUAL(freeBatchID(initiator, empty), 0);
+}
+
+static void test_absurd_counts_are_refused(void)
+{
+    batch_id_t batch = allocateBatchID(initiator, 1);
+    transfer_request_t r = request(OPCODE_WRITE, near, peer, far, 10);
+
+    CHECK(submitTransfer(initiator, batch, &r, SIZE_MAX) != 0);
+    CHECK(submitTransfer(initiator, batch, &r, SIZE_MAX / sizeof r) != 0);
+    CHECK_EQUAL(submitTransfer(initiator, batch, &r, (size_t)1 << 30), 2);
+    CHECK_EQUAL(allocateBatchID(initiator, SIZE_MAX), INVALID_BATCH);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+}
+
+static void test_bad_requests_submit_nothing(void)
+{
+    batch_id_t batch = allocateBatchID(initiator, 4);
+    transfer_request_t r[2];
+    transfer_status_t status;
+
+    r[0] = request(OPCODE_WRITE, near, peer, far, 10);
+    r[1] = request(2, near, peer, far, 10);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 2), 1);
+    r[1] = request(-1, near, peer, far, 10);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 2), 1);
+    r[1] = request(OPCODE_READ, near, 4711, far, 10);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 2), 1);
+    r[1] = request(OPCODE_READ, near, -1, far, 10);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 2), 1);
+    CHECK_EQUAL(getTransferStatus(initiator, batch, 0, &status), 1);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+}
+
+static void test_bad_target_range_fails_its_own_task_only(void)
+{
+    batch_id_t batch = allocateBatchID(initiator, 4);
+    kvferry_batch_status_t all;
+    transfer_request_t r[4];
+    char reason[256];
+
+    r[0] = request(OPCODE_WRITE, near, peer, far, 10);
+    r[1] = request(OPCODE_WRITE, near, peer, far + SIZE - 5, 10);
+    r[2] = request(OPCODE_WRITE, near, peer, far + 500, 10);
+    r[3] = request(OPCODE_READ, NULL, peer, NULL, 0);
+    CHECK_EQUAL(submitTransfer(initiator, batch, r, 4), 0);
+    CHECK_EQUAL(kvferry_batch_wait(initiator, batch, 20000), KVFERRY_ERR_FAILED);
+    CHECK_EQUAL(outcome(initiator, batch, 0), STATUS_COMPLETED);
+    CHECK_EQUAL(outcome(initiator, batch, 1), STATUS_FAILED);
+    CHECK_EQUAL(outcome(initiator, batch, 2), STATUS_COMPLETED);
+    CHECK_EQUAL(outcome(initiator, batch, 3), STATUS_COMPLETED);
+    CHECK_EQUAL(kvferry_batch_status(initiator, batch, &all), 0);
+    CHECK(all.tasks == 4 && all.completed == 3 && all.failed == 1 && all.timed_out == 0 && all.bytes == 20);
+    CHECK_EQUAL(kvferry_batch_error(initiator, batch, reason, sizeof reason), 0);
+    CHECK(strstr(reason, "127.0.0.1") != NULL);
+    CHECK_EQUAL(kvferry_batch_error(initiator, batch, reason, 5), 0);
+    CHECK_EQUAL(strlen(reason), 4);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+}
+
+static void test_freed_batch_is_gone(void)
+{
+    batch_id_t batch = start(initiator, OPCODE_WRITE, near, peer, far, 10);
+    transfer_request_t r = request(OPCODE_WRITE, near, peer, far, 10);
+    kvferry_batch_status_t all;
+    transfer_status_t status;
+    char reason[10];
+
+    CHECK_EQUAL(outcome(initiator, batch, 0), STATUS_COMPLETED);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 1);
+    CHECK_EQUAL(submitTransfer(initiator, batch, &r, 1), 1);
+    CHECK_EQUAL(getTransferStatus(initiator, batch, 0, &status), 1);
+    CHECK_EQUAL(kvferry_batch_wait(initiator, batch, 0), -1);
+    CHECK_EQUAL(kvferry_batch_status(initiator, batch, &all), -1);
+    CHECK_EQUAL(kvferry_batch_error(initiator, batch, reason, sizeof reason), -1);
+    CHECK_EQUAL(kvferry_batch_discard(initiator, batch), -1);
+    CHECK(allocateBatchID(initiator, 1) != batch);
+}
+
+static void test_batches_of_another_engine_are_unknown(void)
+{
+    batch_id_t batch = allocateBatchID(target, 1);
+
+    CHECK_EQUAL(freeBatchID(initiator, batch), 1);
+    CHECK_EQUAL(freeBatchID(target, batch), 0);
+}
+
+static void test_arrays_move_in_one_call(void)
+{
+    enum { COUNT = 100, LENGTH = 64 };
+    uint64_t local[COUNT], remote[COUNT], lengths[COUNT];
+    batch_id_t batch = 1;
+    int i;
+
+    fill(near, SIZE, 4);
+    for (i = 0; i < COUNT; i++) {
+        local[i] = (uint64_t)(uintptr_t)near + (uint64_t)(2 * i * LENGTH);
+        remote[i] = (uint64_t)(uintptr_t)far + (uint64_t)((COUNT - i) * 2 * LENGTH);
+        lengths[i] = LENGTH;
+    }
+    CHECK_EQUAL(kvferry_transfer_sync(initiator, OPCODE_WRITE, peer, local, remote, lengths, COUNT, NULL, 20000, &batch),
+                0);
+    CHECK_EQUAL(batch, INVALID_BATCH);
+    for (i = 0; i < COUNT; i++) {
+        CHECK(memcmp(near + 2 * i * LENGTH, far + (COUNT - i) * 2 * LENGTH, LENGTH) == 0);
+    }
+    CHECK_EQUAL(kvferry_submit(initiator, OPCODE_READ, peer, local, remote, lengths, COUNT, NULL, &batch), 0);
+    CHECK_EQUAL(kvferry_batch_wait(initiator, batch, -1), 0);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+
+    remote[COUNT / 2] = 8;
+    CHECK_EQUAL(kvferry_transfer_sync(initiator, OPCODE_WRITE, peer, local, remote, lengths, COUNT, NULL, 20000, &batch),
+                KVFERRY_ERR_FAILED);
+    CHECK_EQUAL(batch, INVALID_BATCH);
+    CHECK(strlen(kvferry_last_error()) > 0);
+    CHECK_EQUAL(kvferry_transfer_sync(initiator, 7, peer, local, remote, lengths, COUNT, NULL, 20000, &batch), -1);
+    CHECK_EQUAL(kvferry_submit(initiator, OPCODE_READ, 99, local, remote, lengths, COUNT, NULL, &batch), -1);
+    CHECK_EQUAL(batch, INVALID_BATCH);
+    CHECK_EQUAL(kvferry_transfer_sync(initiator, OPCODE_WRITE, peer, NULL, NULL, NULL, 0, NULL, 0, &batch), 0);
+}
+
+int main(void)
+{
+    initiator = make_engine();
+    target = make_engine();
+    CHECK_EQUAL(registerLocalMemory(target, far, SIZE, "cpu:0", 1), 0);
+    peer = open_peer(initiator, target);
+    CHECK(peer > 0);
+    test_bytes_arrive_both_ways();
+    test_own_segment_is_a_copy();
+    test_task_ids_count_on_over_submits();
+    test_status_is_untouched_on_error();
+    test_batch_takes_no_more_than_its_capacity();
+    test_absurd_counts_are_refused();
+    test_bad_requests_submit_nothing();
+    test_bad_target_range_fails_its_own_task_only();
+    test_freed_batch_is_gone();
+    test_batches_of_another_engine_are_unknown();
+    test_arrays_move_in_one_call();
+    destroyTransferEngine(initiator);
+    destroyTransferEngine(target);
+    return 0;
+}

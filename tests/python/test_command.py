@@ -1,0 +1,149 @@
+"""The kvferry command and its demo."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import kvferry
+from kvferry import demo
+from kvferry._bindings import OPCODE_WRITE
+from support.inprocess import environment
+
+SMALL = ("demo", "--layers", "3", "--blocks", "5", "--block-size", "4K", "--batch", "4")
+LIMIT = 30.0
+
+
+def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kvferry", *arguments],
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
+    process = start(*arguments, **settings)
+    out, err = process.communicate(timeout=LIMIT)
+    return process.returncode, out, err
+
+
+def test_the_version_is_told() -> None:
+    assert run("--version") == (0, f"kvferry {kvferry.__version__}\n", "")
+
+
+def test_without_a_command_the_usage_is_shown() -> None:
+    status, _, err = run()
+    assert status == 2
+    assert err.startswith("usage: kvferry")
+
+
+def test_the_demo_moves_its_cache_both_ways_and_checks_every_byte() -> None:
+    status, out, err = run(*SMALL)
+    assert (status, err) == (0, "")
+    assert "3 layers x K and V x 5 blocks of 4 KiB, 120 KiB in all" in out
+    for line in ("write", "read"):
+        assert re.search(rf"^{line} +122,880 +30 +8 +[\d.]+ s +[\d.]+ +[\d.]+ ms +[\d.]+ ms$", out, re.M), out
+    assert out.endswith("every byte checked: the digests of all 3 layers agree on both sides, both ways\n")
+
+
+@pytest.mark.parametrize("option", ["--layers=0", "--blocks=-1", "--block-size=x", "--batch=1.5", "--block-size=K"])
+def test_an_option_that_makes_no_sense_is_refused(option: str) -> None:
+    status, _, err = run("demo", option)
+    assert status == 2
+    assert option.split("=", 1)[0] in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "sentence"),
+    [
+        (("--host", "192.0.2.1"), {}, "192.0.2.1"),
+        (("--layers", "1000000000"), {}, "of memory for the cache: "),
+        ((), {"KVFERRY_LIBRARY": "/nonexistent"}, "KVFERRY_LIBRARY names /nonexistent, which is no file"),
+    ],
+)
+def test_what_fails_is_told_in_a_sentence(arguments: tuple[str, ...], settings: dict[str, str], sentence: str) -> None:
+    status, _, err = run(*SMALL, *arguments, **settings)
+    assert status == 1
+    assert err.startswith("kvferry demo failed: ") and sentence in err
+    assert "Traceback" not in err
+
+
+def test_a_full_range_of_ports_is_told() -> None:
+    """Only one port may be used, and decode has it."""
+    status, _, err = run(*SMALL, MC_MIN_RPC_PORT="14999", MC_MAX_RPC_PORT="14999")
+    assert status == 1
+    assert "14999" in err and "Traceback" not in err
+
+
+def until_printed(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    while text not in (line := process.stdout.readline()):
+        assert line, "the demo ended too early"
+    return line
+
+
+LARGE = ("demo", "--layers", "128", "--batch", "1")  # takes a while
+
+
+def test_ctrl_c_ends_the_demo_at_once_and_its_processes() -> None:
+    process = start(*LARGE)
+    line = until_printed(process, "decode")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=5)
+    assert (process.returncode, err) == (130, "kvferry demo was interrupted\n")
+    assert not Path(f"/proc/{decode_of(line)}").exists()
+
+
+def decode_of(line: str) -> int:
+    found = re.search(r"process (\d+)", line)
+    assert found is not None
+    return int(found[1])
+
+
+def test_a_decode_process_that_dies_is_told() -> None:
+    process = start(*LARGE)
+    os.kill(decode_of(until_printed(process, "decode")), signal.SIGKILL)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1
+    assert re.search("^kvferry demo failed: ", err, re.M)
+    assert "Traceback" not in err
+
+
+def test_a_byte_that_differs_is_noticed() -> None:
+    cache = demo.Cache(demo.Shape(3, 5, 4096))
+    cache.fill()
+    sent = cache.digests()
+    for offset in (0, 2 * 2 * 5 * 4096 + 1, 3 * 2 * 5 * 4096 - 1):
+        kept = cache.memory.buffer[offset]
+        cache.memory.buffer[offset] = kept ^ 1
+        with pytest.raises(demo.DemoError, match=f"in layers {offset // (2 * 5 * 4096)}$"):
+            demo.compare(sent, cache.digests(), "decode has")
+        cache.memory.buffer[offset] = kept
+    demo.compare(sent, cache.digests(), "decode has")
+
+
+def test_the_digest_covers_every_block_in_the_order_of_the_sequence() -> None:
+    shape = demo.Shape(2, 4, 16)
+    offsets = [o for layer in range(2) for o in shape.offsets(layer, [2, 0, 3, 1])]
+    assert offsets[:8] == [32, 0, 48, 16, 96, 64, 112, 80]
+    assert sorted(offsets) == list(range(0, shape.bytes, 16))
+
+
+def test_a_failed_transfer_is_told_with_its_direction() -> None:
+    shape = demo.Shape(1, 4, 4096)
+    target = demo.Cache(shape)
+    engine = demo.start_engine("127.0.0.1", target)  # which has registered nothing
+    prefill = demo.Prefill("127.0.0.1", shape, 2, demo.Decode(engine.name(), target.memory.address, target.table, 0))
+    with pytest.raises(demo.DemoError, match="writing to decode failed: "):
+        prefill.move(OPCODE_WRITE)

@@ -1,0 +1,122 @@
+"""Engines and fork(): an inherited engine refuses, a new one works."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.inprocess import run_python
+
+
+def forked(program: str, **settings: str) -> None:
+    # From 3.12 on Python warns of every fork() of a process with threads.
+    done = run_python(program, limit=40, PYTHONWARNINGS="ignore::DeprecationWarning", **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_a_child_of_a_parent_that_only_imported_makes_engines_as_ever() -> None:
+    forked("""
+import mooncake.engine
+assert child(works) == 0
+works()
+""")
+
+
+def test_every_call_of_an_inherited_engine_says_at_once_why_it_fails() -> None:
+    forked("""
+import inspect
+from mooncake.engine import TransferEngine
+engines = [start(), TransferEngine()]
+methods = [n for n, f in vars(TransferEngine).items() if inspect.isfunction(f) and not n.startswith("_")]
+assert len(methods) == 30
+def refuses():
+    for engine in engines:
+        assert isinstance(engine, TransferEngine)
+        for name in methods:
+            count = len(inspect.signature(getattr(TransferEngine, name)).parameters) - 1
+            begin = time.monotonic()
+            try:
+                getattr(engine, name)(*["127.0.0.1:1"] * count)
+            except RuntimeError as e:
+                assert f"made by process {os.getppid()}" in str(e) and "make a new TransferEngine()" in str(e), e
+            else:
+                raise AssertionError(name)
+            assert time.monotonic() - begin < 0.1
+assert child(refuses) == 0
+""")
+
+
+def test_a_new_engine_works_in_a_child_and_a_grandchild_and_the_parents_goes_on() -> None:
+    forked("""
+works()
+mine = start()
+def in_child():
+    works()
+    assert child(works) == 0
+    works()
+for _ in range(3):
+    assert child(in_child) == 0
+assert mine.send_probe(name(mine)) == 0
+works()
+""")
+
+
+def test_no_copy_of_the_library_stays_on_the_disk(tmp_path: object) -> None:
+    forked(
+        """
+e = start()
+assert child(works) == 0
+assert os.listdir(os.environ["TMPDIR"]) == []
+""",
+        TMPDIR=str(tmp_path),
+    )
+
+
+def test_an_inherited_engine_ends_quietly_with_its_child() -> None:
+    forked("""
+e = start()
+port = name(e)
+pid = os.fork()
+if pid == 0:
+    del e
+    sys.exit(0)  # as any program ends, with what is registered to run then
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert start().send_probe(port) == 0
+""")
+
+
+def test_the_error_comes_also_when_locks_were_held_at_the_time_of_the_fork() -> None:
+    forked("""
+e = start()
+stop = threading.Event()
+def use():
+    while not stop.is_set():
+        e.free_managed_buffer(e.allocate_managed_buffer(300 << 20), 300 << 20)
+threads = [threading.Thread(target=use, daemon=True) for _ in range(4)]
+for t in threads: t.start()
+def refuses():
+    try:
+        e.allocate_managed_buffer(1)
+    except RuntimeError:
+        works()
+    else:
+        raise AssertionError
+for _ in range(5):
+    assert child(refuses) == 0
+stop.set()
+for t in threads: t.join()
+""")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_multiprocessing_have_engines_of_their_own(method: str) -> None:
+    forked(f"""
+import multiprocessing
+from support.inprocess import probe_oneself
+if __name__ == "__main__":
+    e = start()
+    context = multiprocessing.get_context({method!r})
+    with context.Pool(2) as pool:
+        assert pool.map(probe_oneself, range(4), chunksize=1) == [0, 0, 0, 0]
+    assert e.send_probe(name(e)) == 0
+""")

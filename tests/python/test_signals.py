@@ -1,0 +1,92 @@
+"""Ctrl-C while a call waits, and the program's own signal handlers."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from support.inprocess import run_python
+
+BLOCK = "peer.name, m.address, peer.address, peer.length"
+WAITS = {
+    "sync write": f"e.transfer_sync_write({BLOCK})",
+    "batch read": "e.batch_transfer_sync_read(peer.name, [m.address], [peer.address], [peer.length])",
+    "wait for batches": f"e.get_batch_transfer_status([e.transfer_submit_write({BLOCK})])",
+}
+
+STUCK = """
+peer = StuckPeer()
+e, m = start(), Mapping(peer.length)
+assert e.transfer_sync_write(peer.name, m.address, peer.address, 1) == 0
+peer.stop()
+"""
+
+INTERRUPTED = (
+    STUCK
+    + """
+sent = interrupt_soon()
+try:
+    WAIT
+except KeyboardInterrupt:
+    print("interrupted", time.monotonic() - sent[0] < 1)
+peer.go_on()
+assert e.transfer_sync_write(peer.name, m.address, peer.address, 4096) == 0
+peer.kill()
+"""
+)
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_ctrl_c_ends_a_wait_within_a_second_and_the_engine_goes_on(wait: str) -> None:
+    done = run_python(INTERRUPTED.replace("WAIT", wait), limit=20)
+    assert (done.returncode, done.stdout) == (0, "interrupted True\n"), done.stderr
+
+
+def test_ctrl_c_ends_a_wait_for_a_peer_that_never_answers_the_handshake() -> None:
+    done = run_python(
+        """
+import socket
+listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen(5)
+e, m = start(), Mapping(4096)
+sent = interrupt_soon()
+try:
+    e.transfer_sync_write(f"127.0.0.1:{listener.getsockname()[1]}", m.address, m.address, 1)
+except KeyboardInterrupt:
+    print("interrupted", time.monotonic() - sent[0] < 1)
+""",
+        limit=20,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted True\n"), done.stderr
+
+
+def test_a_handler_of_the_programs_runs_while_a_call_waits_and_the_call_goes_on() -> None:
+    done = run_python(
+        STUCK
+        + """
+def handler(number, frame):
+    print("handled", flush=True)
+    peer.go_on()
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+print(e.transfer_sync_write(peer.name, m.address, peer.address, peer.length))
+peer.kill()
+""",
+        limit=20,
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n0\n"), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_without_a_handler_does_what_it_always_does(number: signal.Signals) -> None:
+    done = run_python(
+        f"signal.signal({number:d}, signal.SIG_DFL); e = start(); os.kill(os.getpid(), {number:d}); time.sleep(5)"
+    )
+    assert done.returncode == -number, done.stderr
+
+
+def test_a_crash_of_the_program_is_its_own() -> None:
+    """A bad access in Python code ends the process by SIGSEGV, with faulthandler's report where that is on."""
+    done = run_python("import ctypes, faulthandler; faulthandler.enable(); e = start(); ctypes.string_at(1)", limit=10)
+    assert done.returncode == -signal.SIGSEGV
+    assert "string_at" in done.stderr

@@ -1,0 +1,79 @@
+"""Pairs of our engine and another one, for every kind of the other and every way it may be set up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from .memory import Memory, Span, transfer
+from .peers import Peers
+from .venvs import VERSIONS
+
+KINDS = (*VERSIONS, "ours")
+SETTINGS: dict[str, dict[str, str]] = {
+    "default": {},
+    "v1": {"MC_TCP_PROTO": "1"},
+    "no-pool": {"MC_TCP_ENABLE_CONNECTION_POOL": "0"},
+    "pool": {"MC_TCP_ENABLE_CONNECTION_POOL": "1"},
+}
+V1_ONLY = ("0.3.8", "0.3.11")
+DIRECTIONS = ("ours-to-theirs", "theirs-to-ours")
+
+
+@dataclass
+class Pair:
+    """Our peer with its memory, and the other one with its own."""
+
+    kind: str
+    setting: str
+    ours: Memory
+    theirs: Memory
+
+    def sides(self, direction: str) -> tuple[Memory, Memory]:
+        """Return the initiator's memory and the target's."""
+        return (self.ours, self.theirs) if direction == "ours-to-theirs" else (self.theirs, self.ours)
+
+    def fill(self, seed: int) -> None:
+        self.ours.fill(2 * seed)
+        self.theirs.fill(2 * seed + 1)
+
+    def transfer(self, direction: str, opcode: str, how: str, spans: Sequence[Span]) -> None:
+        """Move spans, then compare both memories as a whole with what they must hold, byte for byte."""
+        initiator, target = self.sides(direction)
+        # Without a notification this call of the older versions raises.
+        notify = ("done", how) if how == "batch_opcode" else ()
+        transfer(initiator, target, opcode, spans, how, notify)
+        if notify:
+            assert target.peer.ask("notifies", engine="main") == [list(notify)]
+        if direction == "theirs-to-ours" and self.they_report_early():
+            target.check_soon()
+        self.ours.check()
+        self.theirs.check()
+
+    def they_report_early(self) -> bool:
+        """Tell whether they report a WRITE once it left them: v1 has no acknowledgement, and only we make up for it."""
+        return self.kind != "ours" and (self.kind in V1_ONLY or self.setting == "v1")
+
+
+def make_pair(peers: Peers, kind: str, setting: str, size: int, host: str = "127.0.0.1", **both: str) -> Pair:
+    ours = peers("ours", **both)
+    theirs = peers(kind, **SETTINGS[setting], **both)
+    ours.create(host)
+    theirs.create(host)
+    return Pair(kind, setting, ours.memory(size, 1), theirs.memory(size, 2))
+
+
+def combinations(kinds: Sequence[str], settings: Sequence[str]) -> list[Any]:
+    """Return the parameters of a fixture that calls `running`."""
+    return [pytest.param((k, s), id=f"{k}-{s}") for k in kinds for s in settings]
+
+
+def running(peers: Peers, which: tuple[str, str], size: int, host: str = "127.0.0.1", **both: str) -> Iterator[Pair]:
+    """The body of a fixture: make a pair, and end it when the fixture ends."""
+    pair = make_pair(peers, *which, size, host, **both)
+    yield pair
+    pair.ours.peer.kill()
+    pair.theirs.peer.kill()

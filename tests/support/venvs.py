@@ -1,0 +1,119 @@
+"""Interpreters for the peers: this one for ours, a virtual environment per version of Mooncake for Mooncake's."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PEERS = Path(os.environ.get("KVFERRY_PEERS_DIR", REPOSITORY / "build" / "peers"))
+PACKAGE = "mooncake-transfer-engine-non-cuda"
+VERSIONS = ("0.3.8", "0.3.11", "0.3.12", "0.3.13")
+LIBRARIES = ("libibverbs1", "ibverbs-providers", "libnuma1", "libcurl4")
+PYTHONS = ("python3.11", "python3.12", "python3.10")  # for which every one of VERSIONS has a wheel
+INSTALL_LIMIT = 300.0  # seconds
+
+
+class Unavailable(Exception):
+    """A peer cannot run here; the text says how to change that."""
+
+
+@functools.cache
+def ours() -> dict[str, str]:
+    """Return the environment variables by which this interpreter finds our package: none where it is installed."""
+    probe = [sys.executable, "-c", "import kvferry, mooncake.engine; mooncake.engine.TransferEngine()"]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MC_")}
+    attempts: list[dict[str, str]] = [{}]
+    built = REPOSITORY / "build" / "lib" / "libtransfer_engine.so"
+    if built.exists():
+        attempts.append({"PYTHONPATH": str(REPOSITORY / "python"), "KVFERRY_LIBRARY": str(built)})
+    errors = []
+    for settings in attempts:
+        done = subprocess.run(probe, env={**clean, **settings}, cwd="/", capture_output=True, text=True, timeout=60)
+        if done.returncode == 0:
+            return settings
+        errors.append(last_line(done.stderr))
+    raise Unavailable(
+        f"{sys.executable} cannot load kvferry ({'; '.join(errors)}): install it with `pip install .`, or build the"
+        f" library to {built}"
+    )
+
+
+@functools.cache
+def mooncake(version: str) -> Path:
+    """Return an interpreter that imports that version of Mooncake, made on first use."""
+    home = PEERS / version
+    python = home / "bin" / "python"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with locked(PEERS / f"{version}.lock"):
+        if not installed(python):
+            install(home, version)
+        check_import(python, version)
+    return python
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock, so that test runs side by side do not install into one folder at once."""
+    with open(path, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def installed(python: Path) -> bool:
+    """Tell whether the package is there, loadable or not."""
+    if not python.exists():
+        return False
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('mooncake') is None)"
+    return subprocess.run([str(python), "-I", "-c", find], capture_output=True, timeout=60).returncode == 0
+
+
+def install(home: Path, version: str) -> None:
+    # The package's own requirements serve its store and its tools; the engine module needs none of them.
+    steps = [
+        [base_python(), "-m", "venv", "--clear", str(home)],
+        [str(home / "bin" / "pip"), "install", "--quiet", "--no-deps", f"{PACKAGE}=={version}.post1"],
+    ]
+    for step in steps:
+        try:
+            done = subprocess.run(step, capture_output=True, text=True, timeout=INSTALL_LIMIT)
+            failure = last_line(done.stderr) if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            failure = f"no end after {INSTALL_LIMIT:g} s"
+        if failure:
+            raise Unavailable(
+                f"Mooncake {version} cannot be installed ({failure}): `{' '.join(step)}` must work, or"
+                f" KVFERRY_PEERS_DIR name a folder with a virtual environment {version} that has it"
+            )
+
+
+def base_python() -> str:
+    if f"python3.{sys.version_info.minor}" in PYTHONS:
+        return sys.executable
+    for name in PYTHONS:
+        path = shutil.which(name)
+        if path and subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0:
+            return path
+    raise Unavailable(f"Mooncake's wheels need one of {', '.join(PYTHONS)}: install one of them")
+
+
+def check_import(python: Path, version: str) -> None:
+    done = subprocess.run(
+        [str(python), "-I", "-c", "import mooncake.engine"], capture_output=True, text=True, timeout=60
+    )
+    if done.returncode != 0:
+        raise Unavailable(
+            f"Mooncake {version} does not load ({last_line(done.stderr)}): `apt-get install {' '.join(LIBRARIES)}`"
+        )
+
+
+def last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no message"

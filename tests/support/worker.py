@@ -1,0 +1,270 @@
+"""A process with engines and memory in it, driven by lines of JSON; needs Python 3.9 and no packages.
+
+A request is {"id": n, "op": name, ...arguments}, its answer {"id": n, "result": value} or {"id": n, "error": text}.
+Every request runs on a thread of its own, so one that blocks holds up no other. The process ends when its standard
+input does. `mooncake.engine` is whatever this interpreter imports by that name: ours or Mooncake's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import mmap
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from typing import Any, Callable, TextIO
+
+from .pattern import BLOCK, pattern
+
+
+class Region:
+    """Memory of this process that the tests fill, move and compare. Lives until the process ends."""
+
+    def __init__(self, size: int) -> None:
+        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+
+
+class Worker:
+    """The operations. Each public method is one, its parameters the request's arguments."""
+
+    def __init__(self) -> None:
+        self._engines: dict[str, Any] = {}
+        self._regions: dict[str, Region] = {}
+        self._hoard: list[int] = []
+
+    # Engines.
+
+    def create(self, host: str, metadata: str, protocol: str, engine: str) -> dict[str, int]:
+        """Make an engine and initialize it; a second call of the same name initializes the same engine again."""
+        if engine not in self._engines:
+            from mooncake.engine import TransferEngine
+
+            self._engines[engine] = TransferEngine()
+        code = self._engines[engine].initialize(host, metadata, protocol, "")
+        return {"code": code, "port": self._engines[engine].get_rpc_port() if code == 0 else 0}
+
+    def drop(self, engine: str) -> None:
+        """Drop the last reference to an engine, which destroys it."""
+        del self._engines[engine]
+        gc.collect()
+
+    def call(self, engine: str, method: str, arguments: list[Any]) -> Any:
+        """Call any method of the engine whose arguments and result JSON can hold."""
+        return getattr(self._engines[engine], method)(*arguments)
+
+    def notifies(self, engine: str) -> list[tuple[str, str]]:
+        """Drain the notifications the engine has received."""
+        return [(n.name, n.msg) for n in self._engines[engine].get_notifies()]
+
+    # Memory.
+
+    def region(self, region: str, size: int) -> int:
+        """Map zeroed memory and return its address. It is not registered."""
+        self._regions[region] = Region(size)
+        return self._regions[region].address
+
+    def fill(self, region: str, seed: int) -> None:
+        memory = self._regions[region].map
+        memory[:] = pattern(seed, len(memory))
+
+    def digest(self, region: str) -> str:
+        return hashlib.sha256(self._regions[region].map).hexdigest()
+
+    def blocks(self, region: str) -> list[str]:
+        """Digest a region BLOCK by BLOCK, to say where it differs."""
+        view = memoryview(self._regions[region].map)
+        return [hashlib.sha256(view[i : i + BLOCK]).hexdigest() for i in range(0, len(view), BLOCK)]
+
+    def peek(self, region: str, offset: int, length: int) -> str:
+        return self._regions[region].map[offset : offset + length].hex()
+
+    # Transfers.
+
+    def move(
+        self, engine: str, how: str, opcode: str, target: str, blocks: list[list[int]], notify: list[str]
+    ) -> dict[str, Any]:
+        """Move blocks of [local address, peer address, length] in the way `how` names; see MOVES."""
+        return timed(lambda: MOVES[how](self._engines[engine], opcode, target, blocks, notify))
+
+    def grid(
+        self, engine: str, opcode: str, target: str, local: int, peer: int, length: int, count: int
+    ) -> dict[str, Any]:
+        """Move `count` blocks of `length` bytes, the peer's in reverse order, and measure the memory that took."""
+        locals_ = [local + i * length for i in range(count)]
+        peers = [peer + i * length for i in reversed(range(count))]
+        lengths = [length] * count
+        gc.collect()
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")  # sets the peak to what is resident now
+        before = status_kib("VmHWM")
+        result = timed(lambda: batch_method(self._engines[engine], "sync", opcode)(target, locals_, peers, lengths))
+        result["kib"] = status_kib("VmHWM") - before
+        return result
+
+    # The process.
+
+    def limit_descriptors(self, spare: int) -> int:
+        """Lower the limit on open descriptors so that `spare` more can be opened; return the limit it was."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The limit is on the number, not on the count: fill the gaps below the highest one in use.
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        held = [os.open(os.devnull, os.O_RDONLY)]
+        while held[-1] < highest:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+        self._hoard += held
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1 + spare, hard))
+        return soft
+
+    def restore_descriptors(self, soft: int) -> None:
+        """Set the limit to what limit_descriptors returned."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        while self._hoard:
+            os.close(self._hoard.pop())
+
+    def collect(self) -> None:
+        """Run Python's collector, so that what it holds back is not taken for a leak."""
+        gc.collect()
+
+
+def status_kib(key: str) -> int:
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(key + ":"))
+
+
+def timed(action: Callable[[], int]) -> dict[str, Any]:
+    start = time.monotonic()
+    code = action()
+    return {"code": code, "seconds": time.monotonic() - start}
+
+
+def opcode_of(name: str) -> Any:
+    from mooncake.engine import TransferOpcode
+
+    return {"read": TransferOpcode.Read, "write": TransferOpcode.Write}[name]
+
+
+def batch_method(engine: Any, kind: str, opcode: str) -> Callable[..., int]:
+    method: Callable[..., int] = getattr(engine, f"batch_transfer_{kind}_{opcode}")
+    return method
+
+
+def columns(blocks: list[list[int]]) -> tuple[list[int], list[int], list[int]]:
+    return [b[0] for b in blocks], [b[1] for b in blocks], [b[2] for b in blocks]
+
+
+def notification(notify: list[str]) -> list[Any]:
+    from mooncake.engine import TransferNotify
+
+    return [TransferNotify(*notify)] if notify else []
+
+
+def first_failure(codes: Any) -> int:
+    return next((code for code in codes if code != 0), 0)
+
+
+def move_sync(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    method = getattr(engine, f"transfer_sync_{opcode}")
+    return first_failure(method(target, *block) for block in blocks)
+
+
+def move_sync_opcode(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    message = notification(notify)
+    return first_failure(engine.transfer_sync(target, *block, opcode_of(opcode), *message) for block in blocks)
+
+
+def move_batch(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    return batch_method(engine, "sync", opcode)(target, *columns(blocks))
+
+
+def move_batch_opcode(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    message = notification(notify)
+    code: int = engine.batch_transfer_sync(target, *columns(blocks), opcode_of(opcode), *message)
+    return code
+
+
+def move_async(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    """Three batches at once where there are blocks for them, waited for together."""
+    parts = [part for part in (blocks[i::3] for i in range(3)) if part]
+    ids = [batch_method(engine, "async", opcode)(target, *columns(part)) for part in parts]
+    return wait(engine, ids)
+
+
+def move_async_opcode(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    return wait(engine, [engine.batch_transfer_async(target, *columns(blocks), opcode_of(opcode))])
+
+
+def move_submit(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    """Submit all, then poll each. The API has this for WRITE only."""
+    ids = [engine.transfer_submit_write(target, *block) for block in blocks]
+    if 0 in ids:
+        return -1
+    return first_failure(poll(engine, batch) for batch in ids)
+
+
+def wait(engine: Any, ids: list[int]) -> int:
+    if 0 in ids:
+        return -1
+    code: int = engine.get_batch_transfer_status(ids)
+    return code
+
+
+def poll(engine: Any, batch: int) -> int:
+    """Ask until the transfer ends; 0 when it completed, else what the engine answered."""
+    while True:
+        code: int = engine.transfer_check_status(batch)
+        if code != 0:
+            return 0 if code == 1 else code
+        time.sleep(0.0005)
+
+
+MOVES: dict[str, Callable[[Any, str, str, list[list[int]], list[str]], int]] = {
+    "sync": move_sync,
+    "sync_opcode": move_sync_opcode,
+    "batch": move_batch,
+    "batch_opcode": move_batch_opcode,
+    "async": move_async,
+    "async_opcode": move_async_opcode,
+    "submit": move_submit,
+}
+
+
+class Server:
+    """Reads requests, runs each on its own thread, and writes the answers."""
+
+    def __init__(self, worker: Worker, answers: TextIO) -> None:
+        self._worker = worker
+        self._answers = answers
+        self._lock = threading.Lock()
+
+    def serve(self, requests: TextIO) -> None:
+        for line in requests:
+            threading.Thread(target=self._run, args=(json.loads(line),), daemon=True).start()
+
+    def _run(self, request: dict[str, Any]) -> None:
+        number, op = request.pop("id"), request.pop("op")
+        try:
+            answer = {"id": number, "result": getattr(self._worker, op)(**request)}
+        except BaseException:  # whatever it is, the test that asked must hear of it
+            answer = {"id": number, "error": traceback.format_exc()}
+        with self._lock:
+            self._answers.write(json.dumps(answer) + "\n")
+            self._answers.flush()
+
+
+def main() -> None:
+    # Native libraries print where they like: answers get a descriptor of their own, standard output joins the log.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    Server(Worker(), answers).serve(sys.stdin)
+
+
+if __name__ == "__main__":
+    main()
