@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from kvferry import _bindings
+from support.peers import unavailable
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "generate_bindings.py"
@@ -59,7 +60,7 @@ def test_bindings_that_are_not_current_are_noticed(tmp_path: Path) -> None:
 def test_structs_have_the_layout_that_a_c_compiler_gives_them(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("there is no C compiler")
+        unavailable("there is no C compiler: install gcc")
     structs = {name: s for name, s in vars(_bindings).items() if name.endswith("_t") and "desc_desc" not in name}
     members = [(s, f[0]) for s, t in structs.items() for f in t._fields_]
     lines = [f'printf("%zu\\n", sizeof({s}));' for s in structs]
