@@ -41,6 +41,14 @@ func protect(f func() error) (err error) {
 // negated is run for the functions that return negated codes.
 func negated(reason *C.char, f func() error) C.int { return -C.int(run(reason, f)) }
 
+// orCode is the code where there is one, and the value where the function succeeded.
+func orCode[T ~int32 | ~int64](code C.int, value T) T {
+	if code != 0 {
+		return T(code)
+	}
+	return value
+}
+
 // positive is run for the functions that return status codes as they are.
 func positive(reason *C.char, f func() error) C.int { return C.int(run(reason, f)) }
 

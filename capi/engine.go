@@ -174,10 +174,7 @@ func kvferry_go_rpc_port(engine unsafe.Pointer, reason *C.char) (port C.int) {
 		}
 		return err
 	})
-	if code != 0 {
-		return code
-	}
-	return port
+	return orCode(code, port)
 }
 
 //export kvferry_go_transfer_timeout_ms
@@ -189,8 +186,5 @@ func kvferry_go_transfer_timeout_ms(engine unsafe.Pointer, reason *C.char) (time
 		}
 		return err
 	})
-	if code != 0 {
-		return C.int64_t(code)
-	}
-	return timeout
+	return orCode(code, timeout)
 }

@@ -93,10 +93,7 @@ func kvferry_go_start_open(engine unsafe.Pointer, segment C.text_t, word *C.uint
 			return nil
 		})
 	})
-	if code != 0 {
-		return C.int32_t(code)
-	}
-	return id
+	return orCode(code, id)
 }
 
 // wait has the word set when the open has ended.
@@ -126,8 +123,5 @@ func kvferry_go_end_open(handle unsafe.Pointer, done *C.int, reason *C.char) (id
 		id = C.int32_t(w.opening.id)
 		return w.opening.err
 	})
-	if code != 0 {
-		return C.int32_t(code)
-	}
-	return id
+	return orCode(code, id)
 }

@@ -36,10 +36,7 @@ func kvferry_go_open_segment(engine unsafe.Pointer, segment C.text_t, cached C.i
 			return err
 		})
 	})
-	if code != 0 {
-		return C.int32_t(code)
-	}
-	return id
+	return orCode(code, id)
 }
 
 //export kvferry_go_remove_segment

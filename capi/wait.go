@@ -46,10 +46,7 @@ func kvferry_go_watch(engine unsafe.Pointer, batch C.uint64_t, word *C.uint32_t,
 		}
 		return err
 	})
-	if code != 0 {
-		return code
-	}
-	return result
+	return orCode(code, result)
 }
 
 //export kvferry_go_submit_and_watch
@@ -66,10 +63,7 @@ func kvferry_go_submit_and_watch(engine unsafe.Pointer, opcode C.int, target C.i
 		}
 		return nil
 	})
-	if code != 0 {
-		return code
-	}
-	return result
+	return orCode(code, result)
 }
 
 //export kvferry_go_end_watch
@@ -81,10 +75,7 @@ func kvferry_go_end_watch(handle unsafe.Pointer, free C.int, reason *C.char) (re
 		result = conclude(w.engine, w.batch, free != 0, reason)
 		return nil
 	})
-	if code != 0 {
-		return code
-	}
-	return result
+	return orCode(code, result)
 }
 
 // conclude says what a batch has come to, and frees it if that is wanted and it has ended.

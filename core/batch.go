@@ -108,6 +108,8 @@ type Batch struct {
 	ending  atomic.Int64 // tasks whose bytes are outstanding
 	pending atomic.Int64 // tasks that have not ended; the last to end is counted after the notifications went out
 
+	bytes atomic.Uint64 // that all tasks submitted so far are to move
+
 	submissions atomic.Pointer[[]*submission] // appended to under mu
 
 	mu      sync.Mutex
@@ -312,6 +314,7 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 		task := &s.tasks[i]
 		b.pins = b.engine.memory.pinOverlapping(Range{Addr: task.Local, Length: task.Length}, b.pins)
 		task.outstanding.Store(task.Length)
+		b.bytes.Add(task.Length)
 	}
 	b.ending.Add(int64(len(s.tasks)))
 	b.pending.Add(int64(len(s.tasks)))
@@ -412,16 +415,6 @@ func (b *Batch) Err() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.err
-}
-
-// size is the number of bytes that all tasks submitted so far are to move.
-func (b *Batch) size() (bytes uint64) {
-	for _, s := range b.all() {
-		for i := range s.tasks {
-			bytes += s.tasks[i].Length
-		}
-	}
-	return bytes
 }
 
 // Done reports whether every task submitted so far has ended.

@@ -175,16 +175,15 @@ func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
 		return -1, closedError()
 	case name == "":
 		return -1, status.Errorf(status.InvalidArgument, "a segment has no name")
-	case name == e.name:
-		return LocalSegment, nil
-	case len(e.installed()) == 0:
-		return -1, status.Errorf(status.NotSupportedTransport, "segment %q cannot be opened before a transport is installed", name)
 	}
-	if s := e.segments.named(name); s != nil {
-		if refresh {
+	if id, s, ok := e.lookUp(name); ok {
+		if s != nil && refresh {
 			e.refresh(s)
 		}
-		return s.ID, nil
+		return id, nil
+	}
+	if len(e.installed()) == 0 {
+		return -1, status.Errorf(status.NotSupportedTransport, "segment %q cannot be opened before a transport is installed", name)
 	}
 	d, err := e.store.Fetch(e.ctx, name)
 	if err != nil {
@@ -196,17 +195,22 @@ func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
 // Opened is OpenSegment for a name that needs no answer from anybody: the own one, or one that is open and need not be
 // fetched again. false for any other.
 func (e *Engine) Opened(name string) (SegmentID, bool) {
-	name = strings.TrimLeft(name, "/")
 	if e.ctx.Err() != nil || e.config.DisableMetaCache {
 		return -1, false
 	}
+	id, _, ok := e.lookUp(strings.TrimLeft(name, "/"))
+	return id, ok
+}
+
+// lookUp finds a name that is open: the own one, which has no Segment, or a peer's.
+func (e *Engine) lookUp(name string) (SegmentID, *Segment, bool) {
 	if name == e.name {
-		return LocalSegment, true
+		return LocalSegment, nil, true
 	}
 	if s := e.segments.named(name); s != nil {
-		return s.ID, true
+		return s.ID, s, true
 	}
-	return -1, false
+	return -1, nil, false
 }
 
 // refresh fetches a segment's descriptor again; a failure is logged only, since the cached one may still be good.

@@ -151,7 +151,7 @@ func (e *Engine) abortTransports() {
 // fraction of a millisecond, which is faster than to be woken. The batch may be unfinished when it returns.
 func (e *Engine) Assist(b *Batch, id SegmentID) {
 	const short = 256 << 10 // bytes
-	if b.size() > short || b.Done() {
+	if b.bytes.Load() > short || b.Done() {
 		return
 	}
 	all := e.installed()

@@ -69,7 +69,7 @@ func TestWhatABrokenConnectionLeftUnacknowledgedIsSentAgain(t *testing.T) {
 			for _, op := range opcodes {
 				t.Run(way.name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
 					const blocks, size = 20, 5000
-					near, far := arena(t, 1<<17), arena(t, 1<<17)
+					near, far := mapped(t, 1<<17), mapped(t, 1<<17)
 					p := perform(t, 2, atFirst(2, func(v *visitor, _ int) { m.play(v) }), far)
 					e := engine(t, way.config)
 					reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
@@ -91,7 +91,7 @@ func TestAPeerThatIsNoUseFailsItsTransfersWithTheReasonAndNobodyElses(t *testing
 			for _, op := range opcodes {
 				t.Run(way.name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
 					const blocks, size = 20, 5000
-					near, far, good := arena(t, 1<<17), arena(t, 1<<17), arena(t, 1<<17)
+					near, far, good := mapped(t, 1<<17), mapped(t, 1<<17), mapped(t, 1<<17)
 					p := perform(t, 2, func(v *visitor, _ int) { m.play(v) }, far)
 					q := perform(t, 2, serveWell, good)
 					e := engine(t, way.config, fewRetries)
@@ -117,7 +117,7 @@ func TestAV1PeerThatBreaksOffFailsOrIsAskedAgain(t *testing.T) {
 				continue // the status that it sends is payload in version 1, and then it is no short one
 			}
 			t.Run(m.name+"/"+op.String(), func(t *testing.T) {
-				near, far := arena(t, 1<<17), arena(t, 1<<17)
+				near, far := mapped(t, 1<<17), mapped(t, 1<<17)
 				p := perform(t, 1, atFirst(3, func(v *visitor, _ int) { m.play(v) }), far)
 				e := engine(t)
 				reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
@@ -136,7 +136,7 @@ func TestAV1PeerThatBreaksOffFailsOrIsAskedAgain(t *testing.T) {
 func TestAV1WriteIsNotTakenForCompleteWhenThePeerStoppedInTheMiddle(t *testing.T) {
 	for name, end := range map[string]func(*visitor){"closes": func(*visitor) {}, "resets": (*visitor).reset} {
 		t.Run(name, func(t *testing.T) {
-			near, far := arena(t, 8<<20), arena(t, 8<<20)
+			near, far := mapped(t, 8<<20), mapped(t, 8<<20)
 			p := perform(t, 1, func(v *visitor, _ int) {
 				var h header
 				_ = v.header(&h) && v.skip(1<<20)
@@ -153,7 +153,7 @@ func TestAV1WriteIsNotTakenForCompleteWhenThePeerStoppedInTheMiddle(t *testing.T
 }
 
 func TestAV1WriteIsNotTakenForCompleteWhenThePeerLeftPayloadUnread(t *testing.T) {
-	near, far := arena(t, 256<<10), arena(t, 256<<10)
+	near, far := mapped(t, 256<<10), mapped(t, 256<<10)
 	p := perform(t, 1, func(v *visitor, _ int) {
 		_ = v.conn.SetReadBuffer(4096)
 		_ = v.conn.CloseWrite() // looks like the end of a peer that has taken all
@@ -166,7 +166,7 @@ func TestAV1WriteIsNotTakenForCompleteWhenThePeerLeftPayloadUnread(t *testing.T)
 }
 
 func TestAStatusThatComesInTwoPartsIsNotMixedUpWithTheOneBefore(t *testing.T) {
-	near, far := arena(t, 8192), arena(t, 8192)
+	near, far := mapped(t, 8192), mapped(t, 8192)
 	firstIsDone := make(chan struct{})
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h header
@@ -192,7 +192,7 @@ func TestAStatusThatComesInTwoPartsIsNotMixedUpWithTheOneBefore(t *testing.T) {
 
 func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
 	const blocks, size = 600, 37
-	near, far := arena(t, 1<<16), arena(t, 1<<16)
+	near, far := mapped(t, 1<<16), mapped(t, 1<<16)
 	p := perform(t, 2, func(v *visitor, _ int) {
 		var h header
 		var answers []byte
@@ -250,7 +250,7 @@ func readFull(v *visitor, b []byte) (int, error) {
 }
 
 func TestSurplusBytesEndTheConnectionAndHarmNoTransfer(t *testing.T) {
-	near, far := arena(t, 4096), arena(t, 4096)
+	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h header
 		_ = v.header(&h) && v.obey(h) && v.send([]byte("surplus"))
@@ -268,7 +268,7 @@ func TestAPeerThatNeverAnswersIsGivenUpAfterTheStatusTimeout(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far, good := arena(t, 4096), arena(t, 4096), arena(t, 4096)
+				near, far, good := mapped(t, 4096), mapped(t, 4096), mapped(t, 4096)
 				p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd(); <-v.peer.t.Context().Done() }, far)
 				q := perform(t, 2, serveWell, good)
 				e := engine(t, way.config, impatient)
@@ -286,7 +286,7 @@ func TestAPeerThatNeverAnswersIsGivenUpAfterTheStatusTimeout(t *testing.T) {
 func TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := arena(t, 32<<20), arena(t, 32<<20)
+			near, far := mapped(t, 32<<20), mapped(t, 32<<20)
 			p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() }, far)
 			e := engine(t, way.config, impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
 			b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
@@ -298,7 +298,7 @@ func TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 
 func TestWhatIsQueuedForAPeerThatStandsStillFailsWithWhatIsInFlight(t *testing.T) {
 	const blocks = 20 * windowPieces
-	near, far := arena(t, 2*blocks), arena(t, 2*blocks)
+	near, far := mapped(t, 2*blocks), mapped(t, 2*blocks)
 	p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd() }, far)
 	e := engine(t, impatient, oneLane)
 	b := submit(t, e, scattered(core.Write, near, open(t, e, p.name), far, blocks, 1)...)
@@ -312,7 +312,7 @@ func TestOneRejectedRequestOfManyFailsAlone(t *testing.T) {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
 				const blocks, size = 500, 100
-				near, far := arena(t, 1<<16), arena(t, 1<<16)
+				near, far := mapped(t, 1<<16), mapped(t, 1<<16)
 				var bad atomic.Uint64
 				p := perform(t, 2, func(v *visitor, n int) {
 					var h header
@@ -345,7 +345,7 @@ func TestManyRejectedRequestsFailAndTheOthersComplete(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
 			const blocks, size = 4000, 16
-			far, near := arena(t, 1<<17), arena(t, 1<<17)
+			far, near := mapped(t, 1<<17), mapped(t, 1<<17)
 			target, e := engine(t), engine(t, way.config)
 			const shown = 40
 			require.NoError(t, target.Register(addressOf(far), shown*(size+1), "cpu:0", true))
@@ -362,7 +362,7 @@ func TestManyRejectedRequestsFailAndTheOthersComplete(t *testing.T) {
 func TestMemoryRegisteredAfterTheSegmentWasOpenedIsFound(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := arena(t, 8192), arena(t, 8192)
+			near, far := mapped(t, 8192), mapped(t, 8192)
 			target, e := engine(t), engine(t, way.config)
 			require.NoError(t, target.Register(addressOf(far), 4096, "cpu:0", true))
 			id := open(t, e, target.Name())
@@ -375,7 +375,7 @@ func TestMemoryRegisteredAfterTheSegmentWasOpenedIsFound(t *testing.T) {
 }
 
 func TestARangeThatIsRejectedOnceAndShownThenIsSentOnceMore(t *testing.T) {
-	near, far := arena(t, 4096), arena(t, 4096)
+	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h header
 		if v.header(&h) {
@@ -391,7 +391,7 @@ func TestARangeThatIsRejectedOnceAndShownThenIsSentOnceMore(t *testing.T) {
 }
 
 func TestAnUnknownStatusCodeFailsItsTaskAtOnce(t *testing.T) {
-	near, far := arena(t, 4096), arena(t, 4096)
+	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h header
 		_ = v.header(&h) && v.status(7)
@@ -408,7 +408,7 @@ func TestAdjacentBlocksAreMergedInsideOneBufferOfThePeer(t *testing.T) {
 	for _, op := range opcodes {
 		t.Run(op.String(), func(t *testing.T) {
 			const size, blocks = 512, 64 // the first 16 in one buffer, the others in a second that follows it
-			near, far := arena(t, size*blocks), arena(t, size*blocks)
+			near, far := mapped(t, size*blocks), mapped(t, size*blocks)
 			first, second := far[:16*size], far[16*size:]
 			p := perform(t, 2, serveWell, far)
 			p.show(2, first, second)
@@ -434,7 +434,7 @@ func TestAMergedRequestThatIsRejectedFailsOnlyTheBadTask(t *testing.T) {
 	for _, way := range ways[:2] {
 		t.Run(way.name, func(t *testing.T) {
 			const size, blocks, bad = 512, 32, 11
-			near, far := arena(t, size*blocks), arena(t, size*blocks)
+			near, far := mapped(t, size*blocks), mapped(t, size*blocks)
 			p := perform(t, 2, func(v *visitor, _ int) {
 				var h header
 				for v.header(&h) {
@@ -474,7 +474,7 @@ func TestLocalMemoryThatCannotBeAccessedFailsItsTaskAlone(t *testing.T) {
 				length, stride int
 			}{{"small", 64, 2 * page}, {"adjacent", page, page}, {"large", 48 * page, 64 * page}} {
 				t.Run(way.name+"/"+op.String()+"/"+shape.name, func(t *testing.T) {
-					near, far := arena(t, blocks*shape.stride), arena(t, blocks*shape.stride)
+					near, far := mapped(t, blocks*shape.stride), mapped(t, blocks*shape.stride)
 					target, e := engine(t), engine(t, way.config, oneLane)
 					require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
 					id := open(t, e, target.Name())
@@ -506,7 +506,7 @@ func TestATaskOfAbsurdLengthFailsSoon(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far := arena(t, 4096), arena(t, 4096)
+				near, far := mapped(t, 4096), mapped(t, 4096)
 				target, e := engine(t), engine(t, way.config)
 				require.NoError(t, target.Register(addressOf(far), 4096, "cpu:0", true))
 				id := open(t, e, target.Name())
@@ -522,7 +522,7 @@ func TestATaskOfAbsurdLengthFailsSoon(t *testing.T) {
 
 func TestAHundredThousandRequestsTakeBoundedMemoryAndConnections(t *testing.T) {
 	const blocks, size = 100_000, 16
-	near, far := arena(t, blocks*(size+1)), arena(t, blocks*(size+1))
+	near, far := mapped(t, blocks*(size+1)), mapped(t, blocks*(size+1))
 	target, e := engine(t), engine(t)
 	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
 	reqs := scattered(core.Write, near, open(t, e, target.Name()), far, blocks, size)
@@ -562,7 +562,7 @@ func memoryInUse() uint64 {
 }
 
 func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
-	near, far := arena(t, 64<<20), arena(t, 64<<20)
+	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
 	fill(near, 1)
 	e := engine(t)
 	var busy sync.WaitGroup // until every lane has something to do
@@ -585,7 +585,7 @@ func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
 }
 
 func TestAShortBatchDoesNotWaitForALongOneBeforeIt(t *testing.T) {
-	near, far := arena(t, 64<<20), arena(t, 64<<20)
+	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
 	release := make(chan struct{})
 	p := perform(t, 2, func(v *visitor, _ int) {
 		<-release
@@ -604,7 +604,7 @@ func TestAShortBatchDoesNotWaitForALongOneBeforeIt(t *testing.T) {
 
 func TestManyGoroutinesSubmitAtOnce(t *testing.T) {
 	const workers, rounds, size = 16, 60, 300
-	near, far := arena(t, workers*4*(size+1)), arena(t, workers*4*(size+1))
+	near, far := mapped(t, workers*4*(size+1)), mapped(t, workers*4*(size+1))
 	target, e := engine(t), engine(t)
 	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
 	id := open(t, e, target.Name())
@@ -646,7 +646,7 @@ func finish(e *core.Engine, reqs []core.Request) error {
 func TestADiscardedReadIsNotTouchedAfterwards(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := arena(t, 1<<20), arena(t, 1<<20)
+			near, far := mapped(t, 1<<20), mapped(t, 1<<20)
 			half, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 				defer close(over)
@@ -674,7 +674,7 @@ func TestADiscardedReadIsNotTouchedAfterwards(t *testing.T) {
 func TestADiscardedWriteIsNotReadAfterwards(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := arena(t, 64<<20), arena(t, 64<<20)
+			near, far := mapped(t, 64<<20), mapped(t, 64<<20)
 			begun, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			var once sync.Once
 			var seen atomic.Bool
@@ -719,7 +719,7 @@ func TestADiscardHarmsNoOtherBatch(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far := arena(t, 8<<20), arena(t, 8<<20)
+				near, far := mapped(t, 8<<20), mapped(t, 8<<20)
 				target, e := engine(t), engine(t, way.config)
 				require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
 				id := open(t, e, target.Name())
@@ -737,7 +737,7 @@ func TestADiscardHarmsNoOtherBatch(t *testing.T) {
 }
 
 func TestADiscardWhileAConnectionIsMadeHarmsNoOtherBatch(t *testing.T) {
-	near, far := arena(t, 8192), arena(t, 8192)
+	near, far := mapped(t, 8192), mapped(t, 8192)
 	p := perform(t, 1, serveWell, far)
 	p.mu.Lock()
 	good := p.shown.DataPort
@@ -764,7 +764,7 @@ func TestADiscardWhileAConnectionIsMadeHarmsNoOtherBatch(t *testing.T) {
 func TestAPeerThatCameBackOnAnotherPortIsFound(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := arena(t, 4096), arena(t, 4096)
+			near, far := mapped(t, 4096), mapped(t, 4096)
 			p := perform(t, 2, serveWell, far)
 			e := engine(t, way.config)
 			id := open(t, e, p.name)
@@ -779,7 +779,7 @@ func TestAPeerThatCameBackOnAnotherPortIsFound(t *testing.T) {
 
 // The owner of a segment restarted, and its former data port is somebody else's now.
 func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
-	near, far := arena(t, 4096), arena(t, 4096)
+	near, far := mapped(t, 4096), mapped(t, 4096)
 	fill(near, 1)
 	var strangers atomic.Int32
 	p := perform(t, 2, func(v *visitor, n int) {
@@ -805,7 +805,7 @@ func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
 func TestADataPortThatIsGoneFailsTheTransferWithTheReason(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := arena(t, 4096), arena(t, 4096)
+			near, far := mapped(t, 4096), mapped(t, 4096)
 			p := perform(t, 2, serveWell, far)
 			e := engine(t, way.config)
 			id := open(t, e, p.name)
@@ -820,7 +820,7 @@ func TestADataPortThatIsGoneFailsTheTransferWithTheReason(t *testing.T) {
 }
 
 func TestAPeerThatCameBackWithVersion1IsNeverSentVersion2(t *testing.T) {
-	near, far := arena(t, 4096), arena(t, 4096)
+	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, serveWell, far)
 	e := engine(t)
 	id := open(t, e, p.name)
@@ -836,7 +836,7 @@ func TestAPeerThatCameBackWithVersion1IsNeverSentVersion2(t *testing.T) {
 }
 
 func TestIdleConnectionsThatThePeerClosesCountForNothing(t *testing.T) {
-	near, far := arena(t, 4096), arena(t, 4096)
+	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, serveWell, far)
 	e := engine(t, fewRetries, oneLane)
 	id := open(t, e, p.name)
@@ -853,7 +853,7 @@ func TestIdleConnectionsThatThePeerClosesCountForNothing(t *testing.T) {
 }
 
 func TestTheDescriptorIsNotFetchedForEveryConnection(t *testing.T) {
-	near, far := arena(t, 4096), arena(t, 4096)
+	near, far := mapped(t, 4096), mapped(t, 4096)
 	for _, way := range ways[1:] {
 		t.Run(way.name, func(t *testing.T) {
 			p := perform(t, 2, serveWell, far)
@@ -868,7 +868,7 @@ func TestTheDescriptorIsNotFetchedForEveryConnection(t *testing.T) {
 }
 
 func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *testing.T) {
-	near, far := arena(t, 64<<20), arena(t, 64<<20)
+	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
 	acknowledged, release := make(chan struct{}), make(chan struct{})
 	p := perform(t, 2, func(v *visitor, _ int) {
 		var h header
@@ -899,7 +899,7 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 
 func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 	const blocks = 3 * maxDoubtful
-	near, far := arena(t, 2*blocks), arena(t, 2*blocks)
+	near, far := mapped(t, 2*blocks), mapped(t, 2*blocks)
 	p := perform(t, 1, serveWell)
 	e := engine(t)
 	id := open(t, e, p.name)
@@ -922,7 +922,7 @@ func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 func TestVersion1AndConnectionsPerRequestReachOurOwnTarget(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := arena(t, 40<<20), arena(t, 40<<20)
+			near, far := mapped(t, 40<<20), mapped(t, 40<<20)
 			target, e := engine(t), engine(t, way.config)
 			require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
 			id := open(t, e, target.Name())
@@ -944,7 +944,7 @@ func TestVersion1AndConnectionsPerRequestReachOurOwnTarget(t *testing.T) {
 func TestARequestWithAConnectionOfItsOwnTakesOneEach(t *testing.T) {
 	for _, way := range ways[1:] {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := arena(t, 1<<16), arena(t, 1<<16)
+			near, far := mapped(t, 1<<16), mapped(t, 1<<16)
 			p := perform(t, 2, func(v *visitor, _ int) { // as Mooncake 0.3.8 does
 				var h header
 				_ = v.header(&h) && v.obey(h)
@@ -959,7 +959,7 @@ func TestARequestWithAConnectionOfItsOwnTakesOneEach(t *testing.T) {
 }
 
 func TestLinksCountPayloadAndErrors(t *testing.T) {
-	near, far := arena(t, 1<<16), arena(t, 1<<16)
+	near, far := mapped(t, 1<<16), mapped(t, 1<<16)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h header
 		v.header(&h)
@@ -976,7 +976,7 @@ func TestClosingTheEngineEndsTransfersInFlight(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far := arena(t, 64<<20), arena(t, 64<<20)
+				near, far := mapped(t, 64<<20), mapped(t, 64<<20)
 				p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() }, far)
 				e := engine(t, way.config)
 				id := open(t, e, p.name)
@@ -994,7 +994,7 @@ func TestClosingTheEngineEndsTransfersInFlight(t *testing.T) {
 }
 
 func TestForgettingASegmentFailsItsTransfers(t *testing.T) {
-	near, far := arena(t, 4096), arena(t, 4096)
+	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, func(v *visitor, n int) {
 		if n == 0 {
 			v.waitForEnd()
@@ -1011,7 +1011,7 @@ func TestForgettingASegmentFailsItsTransfers(t *testing.T) {
 }
 
 func TestTasksTimeOutAndLeaveTheOthersAlone(t *testing.T) {
-	near, far := arena(t, 8192), arena(t, 8192)
+	near, far := mapped(t, 8192), mapped(t, 8192)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) { v.waitForEnd() }), far)
 	e := engine(t, func(c *core.Config) { c.SliceTimeout = 200 * time.Millisecond })
 	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
@@ -1028,7 +1028,7 @@ func TestRandomBatchesMatchAModelWhileConnectionsBreak(t *testing.T) {
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))
-			near, far := arena(t, size), arena(t, size)
+			near, far := mapped(t, size), mapped(t, size)
 			fill(near, 1)
 			fill(far, 2)
 			wantNear, wantFar := slices.Clone(near), slices.Clone(far)

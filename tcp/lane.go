@@ -110,7 +110,7 @@ func (l *lane) run() {
 	l.quit(status.Guard(l.receive))
 	writer.Wait()
 	held, reason := l.retire()
-	held = settleAborted(held)
+	held, _ = settleAborted(held)
 	l.outlast(held, reason)
 	l.conn.SetLinger(0) // what the kernel still has is not to arrive after it was given up or sent elsewhere
 	l.conn.Close()
@@ -214,17 +214,6 @@ func (l *lane) retire() (held []piece, reason error) {
 		}
 	}
 	return held, l.broken
-}
-
-// settleAborted settles the pieces of works that were given up, and returns the others.
-func settleAborted(held []piece) []piece {
-	return slices.DeleteFunc(held, func(h piece) bool {
-		cause := h.work.Aborted()
-		if cause != nil {
-			h.settle(cause)
-		}
-		return cause != nil
-	})
 }
 
 // outlast waits, for a bounded time, until the peer is done with a connection that this side gives up, if WRITEs in

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"syscall"
-	"unsafe"
 
 	"kvferry/core"
 )
@@ -92,14 +91,14 @@ func (l *lane) plan() []ioVector {
 	}
 	for i := range min(l.flight.len(), most) {
 		p := l.flight.at(i)
-		slot := uintptr(unsafe.Pointer(&l.statuses[i*statusSize]))
+		slot := addressOf(l.statuses[i*statusSize:])
 		skip = l.expect(slot, statusSize, skip)
 		if p.op == core.Read {
 			skip = l.expect(p.local, p.length, skip)
 		}
 	}
 	if len(l.answers) == 0 { // nothing is expected: the peer may only close
-		l.expect(uintptr(unsafe.Pointer(&l.statuses[0])), 1, 0)
+		l.expect(addressOf(l.statuses[:]), 1, 0)
 	}
 	return l.answers
 }
@@ -109,12 +108,7 @@ func (l *lane) expect(base uintptr, length, skip uint64) uint64 {
 	if skip >= length {
 		return skip - length
 	}
-	base, length = base+uintptr(skip), length-skip
-	if last := len(l.answers) - 1; last >= 0 && l.answers[last].base+uintptr(l.answers[last].length) == base {
-		l.answers[last].length += length
-	} else {
-		l.answers = append(l.answers, ioVector{base: base, length: length})
-	}
+	l.answers = extend(l.answers, base+uintptr(skip), length-skip)
 	return 0
 }
 

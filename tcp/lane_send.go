@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"kvferry/core"
 	"kvferry/core/status"
@@ -134,12 +133,7 @@ func (l *lane) layOut(p *piece) {
 	at := len(l.headers)
 	l.headers = l.headers[:at+headerSize] // never beyond its capacity: its address is in the vectors
 	putHeader(l.headers[at:], p.op, p.remote, p.length, true)
-	base := uintptr(unsafe.Pointer(&l.headers[at]))
-	if last := len(l.vectors) - 1; last >= 0 && l.vectors[last].base+uintptr(l.vectors[last].length) == base {
-		l.vectors[last].length += headerSize
-	} else {
-		l.vectors = append(l.vectors, ioVector{base: base, length: headerSize})
-	}
+	l.vectors = extend(l.vectors, addressOf(l.headers[at:]), headerSize)
 	l.laidOut += headerSize
 	if p.op == core.Write {
 		l.vectors = append(l.vectors, ioVector{base: p.local, length: p.length})
@@ -175,9 +169,9 @@ func (l *lane) endSending(err error) {
 	reason := l.broken
 	l.mu.Unlock()
 	l.sending.Signal()
+	deadline := past
 	if isLoss(reason) {
-		l.conn.SetReadDeadline(time.Now().Add(lastAnswers))
-	} else {
-		l.conn.SetReadDeadline(past)
+		deadline = time.Now().Add(lastAnswers)
 	}
+	l.conn.SetReadDeadline(deadline)
 }

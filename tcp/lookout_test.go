@@ -33,7 +33,7 @@ func TestALookoutThatFindsGoesOnLooking(t *testing.T) {
 func TestWaitersThatAssistGetTheirBytes(t *testing.T) {
 	target, initiator := engine(t), engine(t)
 	const block, waiters, rounds = 4096, 4, 100
-	far, near := arena(t, waiters*block), arena(t, waiters*block)
+	far, near := mapped(t, waiters*block), mapped(t, waiters*block)
 	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
 	id, err := initiator.OpenSegment(target.Name())
 	require.NoError(t, err)

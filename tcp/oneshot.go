@@ -10,7 +10,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"kvferry/core"
 	"kvferry/core/status"
@@ -141,10 +140,6 @@ func (o *oneShot) exchange(sock *socket, conn *net.TCPConn, p *piece, acknowledg
 		return o.confirm(sock, conn, p)
 	}
 	return nil
-}
-
-func vectorOf(b []byte) ioVector {
-	return ioVector{base: uintptr(unsafe.Pointer(unsafe.SliceData(b))), length: uint64(len(b))}
 }
 
 // move sends or receives all of the vectors. limit is how long it waits while nothing moves.

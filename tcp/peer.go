@@ -413,21 +413,10 @@ func (p *peer) abort() {
 		}
 		return err != nil
 	})
-	p.returned = slices.DeleteFunc(p.returned, func(h piece) bool {
-		err := h.work.Aborted()
-		if err != nil {
-			p.queued -= h.length
-			h.settle(err)
-		}
-		return err != nil
-	})
-	p.doubtful = slices.DeleteFunc(p.doubtful, func(h piece) bool {
-		err := h.work.Aborted()
-		if err != nil {
-			h.settle(err)
-		}
-		return err != nil
-	})
+	var settled uint64
+	p.returned, settled = settleAborted(p.returned)
+	p.queued -= settled
+	p.doubtful, _ = settleAborted(p.doubtful)
 	p.mu.Unlock()
 	for _, c := range carriers {
 		if c.carriesAborted() {

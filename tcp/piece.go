@@ -1,6 +1,8 @@
 package tcp
 
 import (
+	"slices"
+
 	"errors"
 
 	"kvferry/core"
@@ -45,6 +47,19 @@ func (p *piece) split(f func(piece)) {
 		left -= part.length
 		part.skip = 0
 	}
+}
+
+// settleAborted settles the pieces of works that were given up, and returns the others, and the bytes of those settled.
+func settleAborted(held []piece) (kept []piece, settled uint64) {
+	kept = slices.DeleteFunc(held, func(h piece) bool {
+		cause := h.work.Aborted()
+		if cause != nil {
+			settled += h.length
+			h.settle(cause)
+		}
+		return cause != nil
+	})
+	return kept, settled
 }
 
 // cursor cuts a work into pieces, one at a time, so that a batch of any size needs memory only for those in flight.

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"kvferry/core"
 	"kvferry/core/status"
@@ -110,17 +109,10 @@ type rejection struct {
 }
 
 func (r *rejection) Error() string {
-	return fmt.Sprintf("rejected a %s of %d bytes at %#x: %v", opcodeName(r.op), r.length, r.addr, r.reason)
+	return fmt.Sprintf("rejected a %v of %d bytes at %#x: %v", r.op, r.length, r.addr, r.reason)
 }
 
 func (r *rejection) Unwrap() error { return r.reason }
-
-func opcodeName(op core.Opcode) string {
-	if op == core.Write {
-		return "WRITE"
-	}
-	return "READ"
-}
 
 func newSession(t *target, conn *net.TCPConn) (*session, error) {
 	socket, err := newSocket(conn)
@@ -208,7 +200,7 @@ func (s *session) receive(place ioVector) (placed uint64, err error) {
 	if s.bulk {
 		window = window[:min(len(window), bulkReadAhead)]
 	}
-	v = append(v, ioVector{addressOf(window), uint64(len(window))})
+	v = append(v, vectorOf(window))
 
 	n, err := s.receiveOrWait(v)
 	if err != nil {
@@ -339,8 +331,6 @@ func (s *session) apply(h header, region *core.Region) error {
 	return nil
 }
 
-func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
-
 // readOut owes the answer to a READ.
 func (s *session) readOut(h header) {
 	s.bulk = false
@@ -364,15 +354,7 @@ func (s *session) oweStatus(code uint32) {
 }
 
 func (s *session) owe(base uintptr, length uint64) {
-	if s.vectors > 0 {
-		last := &s.owed[s.vectors-1]
-		if last.base+uintptr(last.length) == base {
-			last.length += length
-			return
-		}
-	}
-	s.owed[s.vectors] = ioVector{base, length}
-	s.vectors++
+	s.vectors = len(extend(s.owed[:s.vectors], base, length)) // in place: a turn owes no more than there is room for
 }
 
 // flush ends the turn.
@@ -437,7 +419,7 @@ func (s *session) refuse(r *rejection) bool {
 	if s.ended() != nil { // by a deadline that has just been overwritten
 		return false
 	}
-	scratch := []ioVector{{addressOf(s.ahead[:]), readAhead}}
+	scratch := []ioVector{vectorOf(s.ahead[:])}
 	for dropped := 0; dropped < rejectedBytes; {
 		n, err := s.socket.receive(scratch)
 		if err != nil {
@@ -463,7 +445,7 @@ func (s *session) report(err error) {
 	case errors.Is(err, errInaccessible):
 		log.Warn("data request failed", zap.Error(err))
 	case errors.As(err, &rejected):
-		log.Info("data request rejected", zap.String("operation", opcodeName(rejected.op)),
+		log.Info("data request rejected", zap.Stringer("operation", rejected.op),
 			zap.String("address", fmt.Sprintf("%#x", rejected.addr)), zap.Uint64("length", rejected.length),
 			zap.NamedError("reason", rejected.reason))
 	default:
@@ -484,7 +466,7 @@ func (s *session) end(cause error) {
 		s.cause = cause
 	}
 	s.mu.Unlock()
-	_ = s.conn.SetDeadline(time.Unix(1, 0)) // fails on a connection that is closed already
+	_ = s.conn.SetDeadline(past) // fails on a connection that is closed already
 }
 
 // ended is why somebody ended the session, or nil.

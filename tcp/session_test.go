@@ -152,7 +152,7 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 		"the end of addresses": {^uint64(0), 1},
 	} {
 		for _, op := range []core.Opcode{core.Read, core.Write} {
-			t.Run(name+" "+opcodeName(op), func(t *testing.T) {
+			t.Run(name+" "+op.String(), func(t *testing.T) {
 				h := serve(t, targetOptions{}, memory)
 				h.memory.add(private, false)
 				clear(memory)
@@ -174,7 +174,7 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 				require.Contains(t, fields["reason"], "not registered")
 				require.EqualValues(t, 1, h.target.links()[0].Errors)
 			})
-			t.Run(name+" version 1 "+opcodeName(op), func(t *testing.T) {
+			t.Run(name+" version 1 "+op.String(), func(t *testing.T) {
 				h := serve(t, targetOptions{}, memory)
 				h.memory.add(private, false)
 				clear(memory)

@@ -9,17 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 )
-
-// arena is memory outside the Go heap.
-func arena(t testing.TB, size int) []byte {
-	t.Helper()
-	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = unix.Munmap(b) })
-	return b
-}
 
 func engine(t testing.TB, change ...func(*core.Config)) *core.Engine {
 	t.Helper()
@@ -49,7 +39,7 @@ func wait(t testing.TB, b *core.Batch) {
 func TestScatteredBlocksArriveInBothDirections(t *testing.T) {
 	target, initiator := engine(t), engine(t)
 	const block, blocks = 4096 + 13, 300
-	far, near := arena(t, 2*block*blocks), arena(t, 2*block*blocks)
+	far, near := mapped(t, 2*block*blocks), mapped(t, 2*block*blocks)
 	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
 	id, err := initiator.OpenSegment(target.Name())
 	require.NoError(t, err)

@@ -143,6 +143,19 @@ func (h *half) once(fd uintptr) bool {
 	}
 }
 
+func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
+func vectorOf(b []byte) ioVector { return ioVector{addressOf(b), uint64(len(b))} }
+
+// extend appends a stretch of memory to v; one that begins where the last one ends makes that longer.
+func extend(v []ioVector, base uintptr, length uint64) []ioVector {
+	if last := len(v) - 1; last >= 0 && v[last].base+uintptr(v[last].length) == base {
+		v[last].length += length
+		return v
+	}
+	return append(v, ioVector{base, length})
+}
+
 // advance drops the first n bytes of v and any empty vectors before the rest. It changes the vectors in place.
 func advance(v []ioVector, n int) []ioVector {
 	left := uint64(n)

@@ -23,8 +23,6 @@ func mapped(t testing.TB, length int) []byte {
 	return b
 }
 
-func vector(b []byte) ioVector { return ioVector{addressOf(b), uint64(len(b))} }
-
 // connection is both ends of a TCP connection.
 func connection(t testing.TB) (a, b *net.TCPConn) {
 	t.Helper()
@@ -53,10 +51,10 @@ func TestSocketGathersAndScatters(t *testing.T) {
 	a, b, _, _ := sockets(t)
 	from, to := mapped(t, 4096), mapped(t, 4096)
 	copy(from, "hello, world")
-	n, err := a.send([]ioVector{vector(from[:5]), vector(from[5:7]), vector(from[7:12])})
+	n, err := a.send([]ioVector{vectorOf(from[:5]), vectorOf(from[5:7]), vectorOf(from[7:12])})
 	require.NoError(t, err)
 	require.Equal(t, 12, n)
-	n, err = b.receive([]ioVector{vector(to[:3]), vector(to[100:200])})
+	n, err = b.receive([]ioVector{vectorOf(to[:3]), vectorOf(to[100:200])})
 	require.NoError(t, err)
 	require.Equal(t, 12, n)
 	require.Equal(t, "hel", string(to[:3]))
@@ -68,13 +66,13 @@ func TestSocketUsesAtMostAsManyVectorsAsTheKernelTakes(t *testing.T) {
 	from, to := mapped(t, 4096), mapped(t, 4096)
 	v := make([]ioVector, 2*maxGatherVectors)
 	for i := range v {
-		v[i] = vector(from[i : i+1])
+		v[i] = vectorOf(from[i : i+1])
 	}
 	n, err := a.send(v)
 	require.NoError(t, err)
 	require.Equal(t, maxGatherVectors, n)
 	for i := range v {
-		v[i] = vector(to[i : i+1])
+		v[i] = vectorOf(to[i : i+1])
 	}
 	n, again, err := b.tryReceive(v)
 	require.NoError(t, err)
@@ -85,11 +83,11 @@ func TestSocketUsesAtMostAsManyVectorsAsTheKernelTakes(t *testing.T) {
 func TestSocketTriesWithoutWaiting(t *testing.T) {
 	a, b, _, _ := sockets(t)
 	memory := mapped(t, 1<<20)
-	_, again, err := b.tryReceive([]ioVector{vector(memory)})
+	_, again, err := b.tryReceive([]ioVector{vectorOf(memory)})
 	require.NoError(t, err)
 	require.True(t, again)
 	for again = false; !again; {
-		_, again, err = a.trySend([]ioVector{vector(memory)})
+		_, again, err = a.trySend([]ioVector{vectorOf(memory)})
 		require.NoError(t, err)
 	}
 }
@@ -102,7 +100,7 @@ func TestSocketWaitsUntilThereIsSomethingAndUntilThereIsRoom(t *testing.T) {
 	}
 	sent := make(chan error, 1)
 	go func() {
-		for v := []ioVector{vector(from)}; len(v) > 0; {
+		for v := []ioVector{vectorOf(from)}; len(v) > 0; {
 			n, err := a.send(v)
 			if err != nil {
 				sent <- err
@@ -112,7 +110,7 @@ func TestSocketWaitsUntilThereIsSomethingAndUntilThereIsRoom(t *testing.T) {
 		}
 		sent <- nil
 	}()
-	for v := []ioVector{vector(to)}; len(v) > 0; {
+	for v := []ioVector{vectorOf(to)}; len(v) > 0; {
 		n, err := b.receive(v)
 		require.NoError(t, err)
 		v = advance(v, n)
@@ -125,9 +123,9 @@ func TestSocketReportsEndOfFile(t *testing.T) {
 	_, b, conn, _ := sockets(t)
 	memory := mapped(t, 4096)
 	require.NoError(t, conn.CloseWrite())
-	_, err := b.receive([]ioVector{vector(memory)})
+	_, err := b.receive([]ioVector{vectorOf(memory)})
 	require.Equal(t, io.EOF, err)
-	_, again, err := b.tryReceive([]ioVector{vector(memory)})
+	_, again, err := b.tryReceive([]ioVector{vectorOf(memory)})
 	require.Equal(t, io.EOF, err)
 	require.False(t, again)
 }
@@ -136,7 +134,7 @@ func TestSocketHeedsDeadlines(t *testing.T) {
 	_, b, _, conn := sockets(t)
 	memory := mapped(t, 4096)
 	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Millisecond)))
-	_, err := b.receive([]ioVector{vector(memory)})
+	_, err := b.receive([]ioVector{vectorOf(memory)})
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 }
 
@@ -145,7 +143,7 @@ func TestSocketIsWokenByClose(t *testing.T) {
 	memory := mapped(t, 4096)
 	done := make(chan error)
 	go func() {
-		_, err := b.receive([]ioVector{vector(memory)})
+		_, err := b.receive([]ioVector{vectorOf(memory)})
 		done <- err
 	}()
 	require.NoError(t, conn.Close())
@@ -158,7 +156,7 @@ func TestMemoryThatIsNotMappedIsAnErrorOfTheSocket(t *testing.T) {
 	bad := ioVector{base: 4096, length: 10}
 	_, err := a.send([]ioVector{bad})
 	require.ErrorIs(t, err, syscall.EFAULT)
-	_, err = a.send([]ioVector{vector(memory[:10])})
+	_, err = a.send([]ioVector{vectorOf(memory[:10])})
 	require.NoError(t, err)
 	_, err = b.receive([]ioVector{bad})
 	require.ErrorIs(t, err, syscall.EFAULT)
@@ -171,7 +169,7 @@ func TestSendingToAClosedPeerIsAnErrorAndNoSignal(t *testing.T) {
 	require.NoError(t, conn.Close())
 	var err error
 	for err == nil {
-		_, err = a.send([]ioVector{vector(memory)})
+		_, err = a.send([]ioVector{vectorOf(memory)})
 	}
 	if !errors.Is(err, syscall.EPIPE) {
 		require.ErrorIs(t, err, syscall.ECONNRESET)
@@ -183,7 +181,7 @@ func TestSocketDoesNotAllocate(t *testing.T) {
 	memory := mapped(t, 4096)
 	v := make([]ioVector, 2)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
-		v[0], v[1] = vector(memory[:1000]), vector(memory[1000:2000])
+		v[0], v[1] = vectorOf(memory[:1000]), vectorOf(memory[1000:2000])
 		if _, err := a.send(v); err != nil {
 			t.Error(err)
 		}
