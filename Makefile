@@ -3,7 +3,7 @@
 #   make demo      build, and move KV cache between two processes, checked byte for byte
 #   make test      every test; what the machine does not allow is skipped, and listed at the end
 #   make lint      formatters, linters and type checkers, generated files, headers
-#   make build     the shared and the static library in build/lib
+#   make build     the shared and the static library, and the simulated devices, in build/lib
 #   make wheel     the Python wheel in dist
 #   make install   library, headers and pkg-config file under PREFIX
 #   make generate  the files that are made from others
@@ -17,12 +17,13 @@ LIBDIR ?= $(PREFIX)/lib
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 HEADERS := $(wildcard capi/include/*.h)
+PUBLIC_HEADERS := $(HEADERS) sim/kvferry_sim.h
 HEADER_FLAGS := -Wall -Wextra -pedantic -Werror -fsyntax-only
 TYPED := python scripts tests setup.py
 
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
-SOURCES := $(shell find capi core tcp python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
+SOURCES := $(shell find capi core tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
 .PHONY: demo test lint build wheel install generate clean
@@ -35,10 +36,10 @@ test: $(VENV)/installed $(VENV)/test-tools
 	scripts/test.sh $(VENV)/bin/python
 
 lint: $(VENV)/lint-tools $(VENV)/test-tools
-	test -z "$$(gofmt -l capi core tcp | tee /dev/stderr)"
+	test -z "$$(gofmt -l capi core sim tcp | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
-	for header in $(HEADERS); do \
+	for header in $(PUBLIC_HEADERS); do \
 	    $(CC) -x c -std=c99 $(HEADER_FLAGS) $$header && $(CXX) -x c++ -std=c++11 $(HEADER_FLAGS) $$header || exit 1; \
 	done
 	$(VENV)/bin/ruff check $(TYPED)
@@ -47,7 +48,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools
 	$(VENV)/bin/python scripts/generate_bindings.py --check
 	go test -run ^TestConfigurationGuideIsCurrent$$ ./core
 
-build: build/lib/libtransfer_engine.so build/lib/libtransfer_engine.a
+build: build/lib/libtransfer_engine.so build/lib/libtransfer_engine.a build/lib/sim/libascendcl.so
 
 build/lib/libtransfer_engine.so: $(SOURCES) $(PACKAGING)
 	$(PYTHON) scripts/build_library.py shared $@
@@ -55,6 +56,10 @@ build/lib/libtransfer_engine.so: $(SOURCES) $(PACKAGING)
 
 build/lib/libtransfer_engine.a: $(SOURCES) $(PACKAGING)
 	$(PYTHON) scripts/build_library.py static $@
+
+build/lib/sim/libascendcl.so: $(wildcard sim/*.[ch] sim/*.map) scripts/build_library.py
+	$(PYTHON) scripts/build_library.py sim $@
+	install -D $@ python/kvferry/_lib/sim/$(@F)
 
 wheel: $(VENV)/bin/python
 	rm -f dist/*.whl

@@ -1,4 +1,7 @@
-"""The wheel: the Python packages and the library, which they open with ctypes. So one wheel serves every CPython."""
+"""The wheel: the Python packages, the library, which they open with ctypes, and the simulated devices.
+
+So one wheel serves every CPython.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from build_library import build
 
 
 class PackagesAndLibrary(build_py):
-    """Copies the packages, and builds the library into kvferry/_lib."""
+    """Copies the packages, and builds the libraries into kvferry/_lib."""
 
     def run(self) -> None:
         if self.editable_mode:
@@ -25,7 +28,9 @@ class PackagesAndLibrary(build_py):
             packages = Path(self.build_lib)
             shutil.rmtree(packages, ignore_errors=True)  # or files that are no longer in the project get into the wheel
         super().run()
-        build("shared", packages.absolute() / "kvferry" / "_lib" / "libtransfer_engine.so")
+        libraries = packages.absolute() / "kvferry" / "_lib"
+        build("shared", libraries / "libtransfer_engine.so")
+        build("sim", libraries / "sim" / "libascendcl.so")
 
 
 class PlatformWheel(bdist_wheel):

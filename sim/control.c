@@ -1,0 +1,76 @@
+/* The functions by which tests control the simulator. */
+#include "kvferry_sim.h"
+
+#include "device.h"
+
+#include <string.h>
+
+SIM_EXPORT int kvferry_sim_faults(const char *spec)
+{
+    int result;
+
+    if (!sim_control()) {
+        return -1;
+    }
+    result = sim_parse_faults(spec);
+    pthread_mutex_unlock(&sim.lock);
+    return result == SIM_OK ? 0 : -1;
+}
+
+SIM_EXPORT int kvferry_sim_cost(const char *spec)
+{
+    int result;
+
+    if (!sim_control()) {
+        return -1;
+    }
+    result = sim_parse_cost(spec);
+    pthread_mutex_unlock(&sim.lock);
+    return result == SIM_OK ? 0 : -1;
+}
+
+SIM_EXPORT int kvferry_sim_seed(unsigned long long seed, int on)
+{
+    if (!sim_control()) {
+        return -1;
+    }
+    sim.seed = seed;
+    sim.adversarial = on != 0;
+    sim_wake_all();
+    pthread_mutex_unlock(&sim.lock);
+    return 0;
+}
+
+SIM_EXPORT void kvferry_sim_release_hangs(void)
+{
+    if (sim_control()) {
+        sim_release_hangs();
+        pthread_mutex_unlock(&sim.lock);
+    }
+}
+
+SIM_EXPORT size_t kvferry_sim_report(char *out, size_t size)
+{
+    size_t length;
+
+    if (!sim_control()) {
+        return 0;
+    }
+    length = sim_write_report(out, size);
+    pthread_mutex_unlock(&sim.lock);
+    return length;
+}
+
+SIM_EXPORT void kvferry_sim_reset_counters(void)
+{
+    int device;
+
+    if (!sim_control()) {
+        return;
+    }
+    memset(&sim.counters, 0, sizeof sim.counters);
+    for (device = 0; device < sim.devices; device++) {
+        sim.device[device].sets = sim.device[device].resets = 0;
+    }
+    pthread_mutex_unlock(&sim.lock);
+}

@@ -1,0 +1,257 @@
+/* Simulated devices, without the face of any runtime: memory, current devices, streams, events, faults and counters.
+ *
+ * One lock, sim.lock, guards everything. A face takes it with sim_begin and gives it back with sim_end around each
+ * call; all other functions here are called with it held. It is let go while bytes are moved and while anything waits.
+ *
+ * A result is 0, or a negative SIM_ reason that the face turns into its own code, or a positive code of the face's own
+ * that a fault named. Who returns a reason has said in sim_fail's text what is wrong. */
+#ifndef SIM_DEVICE_H
+#define SIM_DEVICE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SIM_NAME "kvferry simulator"
+#define SIM_EXPORT __attribute__((visibility("default")))
+
+enum {
+    SIM_DEVICES_MAX = 64,
+    SIM_BATCH_MAX = 4096, /* elements of a batched copy: DEVMM_MEMCPY_BATCH_MAX_COUNT of CANN's ascend_hal_define.h */
+    SIM_ALIGNMENT = 64,   /* of both ends of a copy within a device: acl/acl_rt.h */
+    SIM_MESSAGE_MAX = 256,
+};
+
+enum sim_reason {
+    SIM_OK = 0,
+    SIM_INVALID = -1,
+    SIM_UNINITIALIZED = -2,
+    SIM_REPEATED = -3,
+    SIM_NO_SUCH_DEVICE = -4,
+    SIM_NO_DEVICE_SET = -5,
+    SIM_OTHER_DEVICE = -6,
+    SIM_UNALIGNED = -7,
+    SIM_NO_SUCH_HANDLE = -8,
+    SIM_UNSUPPORTED = -9,
+    SIM_NO_MEMORY = -10,
+    SIM_NO_STREAM = -11,
+    SIM_STREAM_FULL = -12,
+    SIM_STREAM_TIMEOUT = -13,
+    SIM_EVENT_TIMEOUT = -14,
+    SIM_LOST = -15,
+    SIM_BROKEN = -16, /* what an injected fault is, where it names no code */
+    SIM_DMA_ERROR = -17,
+    SIM_FORKED = -18,
+    SIM_REASONS = 19,
+};
+
+/* The calls that are counted and that can be made to fail, of every face. */
+#define SIM_CALLS(CALL)                                                                                            \
+    CALL(aclInit) CALL(aclFinalize) CALL(aclrtSetDevice) CALL(aclrtGetDevice) CALL(aclrtResetDevice)               \
+    CALL(aclrtGetDeviceCount) CALL(aclrtDeviceCanAccessPeer) CALL(aclrtDeviceEnablePeerAccess) CALL(aclrtMalloc)   \
+    CALL(aclrtFree) CALL(aclrtMallocHost) CALL(aclrtFreeHost) CALL(aclrtPointerGetAttributes) CALL(aclrtMemset)    \
+    CALL(aclrtMemcpy) CALL(aclrtMemcpyAsync) CALL(aclrtMemcpyBatchAsync) CALL(aclrtCreateStream)                   \
+    CALL(aclrtDestroyStream) CALL(aclrtSynchronizeStream) CALL(aclrtSynchronizeStreamWithTimeout)                  \
+    CALL(aclrtCreateEvent) CALL(aclrtDestroyEvent) CALL(aclrtRecordEvent) CALL(aclrtStreamWaitEvent)               \
+    CALL(aclrtSynchronizeEvent) CALL(aclrtSynchronizeEventWithTimeout) CALL(aclrtQueryEventStatus)
+
+#define SIM_CALL_NUMBER(name) CALL_##name,
+enum sim_call { SIM_CALLS(SIM_CALL_NUMBER) CALLS };
+
+/* What a program did that it must not do, by the names that the report gives it. */
+#define SIM_MISUSES(MISUSE)                                                                                        \
+    MISUSE(double_free) MISUSE(use_after_free) MISUSE(busy_free) MISUSE(busy_destroy) MISUSE(out_of_bounds)        \
+    MISUSE(wrong_pointer) MISUSE(unknown_handle) MISUSE(no_device_set) MISUSE(other_device)                        \
+    MISUSE(reset_without_set)
+
+#define SIM_MISUSE_NUMBER(name) MISUSE_##name,
+enum sim_misuse { SIM_MISUSES(SIM_MISUSE_NUMBER) MISUSES };
+
+/* The kinds of copy, as the cost model and the report know them. */
+enum sim_kind { KIND_H2H, KIND_H2D, KIND_D2H, KIND_D2D, KINDS };
+
+enum sim_memory { MEMORY_UNKNOWN, MEMORY_DEVICE, MEMORY_HOST, MEMORY_FREED };
+
+/* Memory of a device, or page-locked memory of the host. */
+struct allocation {
+    uintptr_t base;       /* the address that was handed out */
+    size_t size, span;    /* as asked for; in whole pages */
+    unsigned char *bytes; /* elsewhere for device memory, whose handed-out address cannot be accessed */
+    enum sim_memory memory;
+    int device;
+    int users; /* queued or running copies */
+    bool freed;
+};
+
+struct device {
+    bool lost;
+    long held;         /* sets not yet taken back */
+    unsigned epoch;    /* goes up when the last one is: threads that had the device set have none then */
+    long sets, resets; /* counted for the report */
+    uint64_t peers;    /* a bit for each device whose memory this one may access */
+};
+
+/* What a copy takes, in nanoseconds. */
+struct price {
+    double per_byte;
+    int64_t latency;
+};
+
+struct cost {
+    struct price kinds[KINDS], pageable;
+    int64_t batch_element; /* each further one of a batched copy */
+};
+
+struct counters {
+    uint64_t calls[CALLS], misuses[MISUSES];
+    uint64_t copies[KINDS], copied_bytes[KINDS], pageable_copies, executed, faults;
+};
+
+struct sim {
+    pthread_mutex_t lock;
+    bool configured, initialized;
+    int devices;
+    struct device device[SIM_DEVICES_MAX];
+    bool adversarial;
+    uint64_t seed;
+    struct cost cost;
+    struct counters counters;
+    unsigned hang_releases;
+};
+
+extern struct sim sim;
+
+/* True in a child of fork(): nothing works there, and the lock may be held for ever. */
+extern bool sim_forked;
+
+/* device.c */
+
+/* Takes the lock, counts the call, and checks what every call needs. *later is what the call must return even where it
+ * does its work, as functions that give something back do: an injected fault, or a lost device. The lock must be given
+ * back with sim_end whatever the result is. */
+enum sim_needs { NEEDS_NOTHING, NEEDS_INIT, NEEDS_DEVICE };
+int sim_begin(enum sim_call call, enum sim_needs needs, int *later);
+void sim_end(void);
+
+/* Takes the lock for a control function; false in a child of fork(). */
+bool sim_control(void);
+
+int sim_fail(int reason, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int sim_misuse(enum sim_misuse misuse, int reason, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* This thread's last error text, which is then forgotten; NULL where there is none. Valid until the thread's next. */
+const char *sim_message(void);
+
+/* Ends a text at the first separator and returns what is behind it; NULL where there is none. */
+char *sim_cut(char *text, const char *separator);
+
+int sim_initialize(void);
+int sim_finalize(void);
+int sim_set_device(int device);
+int sim_reset_device(int device);
+int sim_current(void); /* this thread's device; -1 where none is set */
+int sim_check_device(int device);
+int sim_enable_peer(int peer);
+
+int64_t sim_now(void); /* nanoseconds, of the monotonic clock */
+
+/* Has this thread woken within a microsecond of the time it asked for, not the usual 50, until sim_blunt_timers. */
+int sim_sharpen_timers(void);
+void sim_blunt_timers(int sharpened);
+
+/* handle.c */
+
+enum sim_object { OBJECT_NONE, OBJECT_STREAM, OBJECT_EVENT };
+void *sim_handle(enum sim_object type, void *object); /* NULL where there are too many */
+void *sim_object(enum sim_object type, const void *handle); /* NULL where it is none */
+void *sim_next_object(enum sim_object type, size_t *position); /* goes through all, from position 0; NULL at the end */
+void sim_drop_handle(const void *handle);
+
+/* memory.c */
+
+int sim_malloc(enum sim_memory memory, size_t size, void **out);
+int sim_free(enum sim_memory memory, void *address);
+
+/* Finds the memory that an address lies in. MEMORY_UNKNOWN is the program's own memory. */
+enum sim_memory sim_locate(const void *address, struct allocation **out);
+void sim_release(struct allocation *allocation); /* one user less; NULL is nobody's memory */
+void sim_count_memory(enum sim_memory memory, size_t *allocations, size_t *bytes);
+
+/* Moves bytes from or to memory of the program itself, which may not be there: false then. Called without the lock. */
+bool sim_move_checked(unsigned char *to, const unsigned char *from, size_t size);
+
+/* copy.c */
+
+/* One end to the other: where the bytes are, and whose they are. */
+struct piece {
+    unsigned char *to;
+    const unsigned char *from;
+    size_t size;
+    struct allocation *to_owner, *from_owner; /* NULL for pageable memory */
+};
+
+/* Checks a copy on a device, and finds where its bytes are: the pieces' owners have a user more until
+ * sim_release_piece. *kind is what it is in truth; claimed is what the caller says, -1 for nothing. */
+int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, size_t size, int claimed, int device,
+                enum sim_kind *kind);
+void sim_release_piece(struct piece *piece);
+bool sim_is_pageable(const struct piece *piece);
+bool sim_move(const struct piece *piece); /* without the lock; false where pageable memory is not there */
+void sim_count_copy(enum sim_kind kind, bool pageable, size_t size);
+
+/* Done when they return, as a synchronous copy is. */
+int sim_copy_now(void *to, size_t room, const void *from, size_t size, int claimed);
+int sim_set_now(void *to, size_t room, int value, size_t size);
+
+/* cost.c */
+
+int64_t sim_copy_cost(enum sim_kind kind, bool pageable, size_t size, size_t elements); /* nanoseconds */
+int sim_parse_cost(const char *spec);
+
+/* stream.c and event.c */
+
+int sim_create_stream(void **out);
+int sim_destroy_stream(void *stream);
+int sim_copy_async(void *to, size_t room, const void *from, size_t size, int claimed, void *stream);
+
+struct batch {
+    void **to;
+    size_t *rooms;
+    void **from;
+    size_t *sizes;
+    size_t count;
+};
+
+/* All in one direction, in no order. *failed is the element that was refused, or SIZE_MAX. */
+int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void *stream);
+
+int sim_create_event(void **out);
+int sim_destroy_event(void *event);
+int sim_record_event(void *event, void *stream);
+int sim_stream_wait_event(void *stream, void *event);
+int sim_query_event(void *event, bool *complete);
+
+/* Timeouts are in milliseconds; -1 is none. */
+int sim_synchronize_stream(void *stream, int64_t timeout);
+int sim_synchronize_event(void *event, int64_t timeout);
+
+void sim_wake_all(void); /* after a device was lost or hangs were released */
+
+/* faults.c */
+
+int sim_parse_faults(const char *spec);
+int sim_call_fault(enum sim_call call);
+
+/* What is to become of the operation that a stream of that device executes next: 0, a reason, or FAULT_HANG. */
+enum { FAULT_HANG = -1000 };
+int sim_exec_fault(int device);
+void sim_executed(int device); /* counts an operation that has ended */
+void sim_release_hangs(void);
+
+/* report.c */
+
+extern const char *const sim_call_names[CALLS];
+size_t sim_write_report(char *out, size_t size);
+
+#endif

@@ -1,0 +1,118 @@
+/* Events: places in streams. */
+#include "stream.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct event {
+    int device;
+    const void *stream; /* NULL before it is recorded */
+    uint64_t place;
+    int64_t time;
+};
+
+static struct event *event_of(const void *handle, int *result)
+{
+    struct event *event = sim_object(OBJECT_EVENT, handle);
+
+    *result = SIM_OK;
+    if (event == NULL) {
+        *result = sim_misuse(MISUSE_unknown_handle, SIM_NO_SUCH_HANDLE, "%p is no event", handle);
+    } else if (event->device != sim_current()) {
+        *result = sim_misuse(MISUSE_other_device, SIM_OTHER_DEVICE, "an event of device %d, and device %d is set",
+                             event->device, sim_current());
+    }
+    return *result == SIM_OK ? event : NULL;
+}
+
+int sim_create_event(void **out)
+{
+    struct event *event = calloc(1, sizeof *event);
+
+    if (out != NULL && event != NULL) {
+        event->device = sim_current();
+        *out = sim_handle(OBJECT_EVENT, event);
+        if (*out != NULL) {
+            return SIM_OK;
+        }
+    }
+    free(event);
+    return out == NULL ? sim_fail(SIM_INVALID, "an event is to be returned at NULL")
+                       : sim_fail(SIM_NO_MEMORY, "there is no memory or handle for an event");
+}
+
+int sim_destroy_event(void *handle)
+{
+    int result;
+    struct event *event = event_of(handle, &result);
+
+    if (event != NULL) {
+        sim_drop_handle(handle);
+        free(event);
+    }
+    return result;
+}
+
+int sim_record_event(void *handle, void *stream_handle)
+{
+    int result;
+    struct event *event = event_of(handle, &result);
+    struct stream *stream = event != NULL ? stream_find(stream_handle, &result) : NULL;
+
+    if (stream != NULL) {
+        event->stream = stream_handle;
+        event->place = stream->submitted;
+        event->time = stream->busy_until;
+    }
+    return result;
+}
+
+int sim_stream_wait_event(void *stream_handle, void *handle)
+{
+    int result;
+    struct event *event = event_of(handle, &result);
+    struct stream *stream = event != NULL ? stream_find(stream_handle, &result) : NULL;
+    struct operation *operation = NULL;
+    struct event at;
+
+    if (stream != NULL) {
+        at = *event; /* as it is now: next_place may let the lock go */
+        operation = stream_next_place(stream, &result);
+    }
+    if (operation != NULL) {
+        memset(operation, 0, sizeof *operation);
+        operation->type = OPERATION_WAIT;
+        operation->stream = at.stream;
+        operation->place = at.place;
+        stream_submit(stream, 0);
+        stream->busy_until = stream->busy_until > at.time ? stream->busy_until : at.time;
+    }
+    return result;
+}
+
+int sim_query_event(void *handle, bool *complete)
+{
+    int result;
+    struct event *event = event_of(handle, &result);
+    struct stream *stream;
+
+    if (event == NULL) {
+        return result;
+    }
+    stream = sim_object(OBJECT_STREAM, event->stream);
+    *complete = (stream == NULL || stream->executed >= event->place) && sim_now() >= event->time;
+    return stream != NULL && *complete ? stream_outcome(stream, event->place) : SIM_OK;
+}
+
+int sim_synchronize_event(void *handle, int64_t timeout)
+{
+    int result;
+    struct event *event = event_of(handle, &result);
+    struct stream *stream;
+
+    if (event == NULL) {
+        return result;
+    }
+    stream = sim_object(OBJECT_STREAM, event->stream); /* one that was destroyed was complete */
+    return stream != NULL ? stream_wait(stream, event->place, event->time, timeout, SIM_EVENT_TIMEOUT) : SIM_OK;
+}

@@ -1,0 +1,191 @@
+/* Faults on purpose: calls that fail, operations that fail or hang, and devices that are lost. */
+#include "device.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FAULTS_MAX = 64 };
+
+enum fault_of { OF_CALL, OF_EXEC, OF_DEVICE };
+
+static struct fault {
+    enum fault_of of;
+    enum sim_call call;
+    int device;
+    unsigned long long number, seen; /* which occurrence, and how many there were */
+    bool onwards;
+    int result; /* a code of the face, a reason, or FAULT_HANG */
+} faults[FAULTS_MAX];
+static size_t faults_set;
+
+/* Finds what a fault is of, by its name. */
+static bool parse_subject(struct fault *fault, const char *name)
+{
+    int call;
+
+    fault->of = strcmp(name, "exec") == 0 ? OF_EXEC : strcmp(name, "lost") == 0 ? OF_DEVICE : OF_CALL;
+    fault->result = fault->of == OF_EXEC ? SIM_DMA_ERROR : SIM_BROKEN;
+    for (call = 0; fault->of == OF_CALL; call++) {
+        if (call == CALLS) {
+            return false;
+        }
+        if (strcmp(sim_call_names[call], name) == 0) {
+            fault->call = (enum sim_call)call;
+            break;
+        }
+    }
+    return true;
+}
+
+/* Takes what is behind the "=" in. */
+static bool parse_result(struct fault *fault, char **text)
+{
+    long code;
+
+    if (fault->of == OF_EXEC && strncmp(*text, "hang", 4) == 0) {
+        fault->result = FAULT_HANG;
+        *text += 4;
+        return true;
+    }
+    code = strtol(*text, text, 10);
+    fault->result = (int)code;
+    return code > 0 && code <= INT_MAX;
+}
+
+/* Takes "SUBJECT:[D@]N[=RESULT][+]" in. */
+static bool parse_fault(struct fault *fault, char *text)
+{
+    char *name = text;
+
+    memset(fault, 0, sizeof *fault);
+    text = sim_cut(name, ":");
+    if (text == NULL || !parse_subject(fault, name)) {
+        return false;
+    }
+    if (fault->of == OF_DEVICE) {
+        fault->device = (int)strtol(text, &text, 10);
+        if (*text++ != '@' || fault->device < 0 || fault->device >= sim.devices) {
+            return false;
+        }
+    }
+    if (*text < '0' || *text > '9') {
+        return false;
+    }
+    fault->number = strtoull(text, &text, 10);
+    if (*text == '=' && (fault->of == OF_DEVICE || (text++, !parse_result(fault, &text)))) {
+        return false;
+    }
+    fault->onwards = *text == '+' && fault->of != OF_DEVICE;
+    text += fault->onwards;
+    return *text == '\0' && (fault->number > 0 || fault->of == OF_DEVICE);
+}
+
+static void lose(int device)
+{
+    sim.device[device].lost = true;
+    sim_wake_all();
+}
+
+/* Puts faults in the place of those before, whose lost devices are there again. */
+static void install(const struct fault *parsed, size_t count)
+{
+    size_t i;
+
+    memcpy(faults, parsed, count * sizeof *parsed);
+    faults_set = count;
+    for (i = 0; i < SIM_DEVICES_MAX; i++) {
+        sim.device[i].lost = false;
+    }
+    for (i = 0; i < count; i++) {
+        if (faults[i].of == OF_DEVICE && faults[i].number == 0) {
+            lose(faults[i].device);
+        }
+    }
+}
+
+int sim_parse_faults(const char *spec)
+{
+    struct fault parsed[FAULTS_MAX];
+    char *text = strdup(spec != NULL ? spec : ""), *part, *rest;
+    size_t count = 0;
+    int result = text != NULL ? SIM_OK : sim_fail(SIM_NO_MEMORY, "there is no memory for a list of faults");
+
+    for (part = text != NULL ? strtok_r(text, ",", &rest) : NULL; part != NULL && result == SIM_OK;
+         part = strtok_r(NULL, ",", &rest)) {
+        if (count == FAULTS_MAX) {
+            result = sim_fail(SIM_INVALID, "more than %d faults", FAULTS_MAX);
+        } else if (!parse_fault(&parsed[count++], part)) {
+            result = sim_fail(SIM_INVALID, "fault %zu of \"%.120s\" is not understood", count, spec);
+        }
+    }
+    free(text);
+    if (result == SIM_OK) {
+        install(parsed, count);
+    }
+    return result;
+}
+
+/* Counts one occurrence, and tells whether the fault happens at it. */
+static bool happens(struct fault *fault)
+{
+    fault->seen++;
+    if (fault->seen != fault->number && !(fault->onwards && fault->seen > fault->number)) {
+        return false;
+    }
+    sim.counters.faults++;
+    return true;
+}
+
+int sim_call_fault(enum sim_call call)
+{
+    int result = SIM_OK;
+    size_t i;
+
+    for (i = 0; i < faults_set; i++) {
+        if (faults[i].of == OF_CALL && faults[i].call == call && happens(&faults[i])) {
+            result = sim_fail(faults[i].result, "%s, call %llu: a fault on purpose", sim_call_names[call],
+                              faults[i].seen);
+        }
+    }
+    return result;
+}
+
+int sim_exec_fault(int device)
+{
+    int result = SIM_OK;
+    size_t i;
+
+    for (i = 0; i < faults_set; i++) {
+        if (faults[i].of == OF_EXEC && happens(&faults[i])) {
+            result = faults[i].result;
+        }
+    }
+    return sim.device[device].lost ? SIM_LOST : result;
+}
+
+void sim_executed(int device)
+{
+    size_t i;
+
+    sim.counters.executed++;
+    for (i = 0; i < faults_set; i++) {
+        if (faults[i].of == OF_DEVICE && faults[i].device == device && happens(&faults[i])) {
+            lose(device);
+        }
+    }
+}
+
+void sim_release_hangs(void)
+{
+    size_t i, kept = 0;
+
+    for (i = 0; i < faults_set; i++) {
+        if (faults[i].result != FAULT_HANG) {
+            faults[kept++] = faults[i];
+        }
+    }
+    faults_set = kept;
+    sim.hang_releases++;
+    sim_wake_all();
+}

@@ -1,0 +1,60 @@
+/* Control of the simulated devices, for tests and for integrators.
+ *
+ * The simulator is a libascendcl.so. A program that wants more of it than its environment variables say looks these
+ * functions up in the library that it opened, by dlsym; no real AscendCL has them.
+ *
+ * Any thread may call any of them at any time, before aclInit too. In a child of fork(), where like the functions of
+ * AscendCL they cannot work, those that return a result return -1 or 0 and the others do nothing. */
+#ifndef KVFERRY_SIM_H
+#define KVFERRY_SIM_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Replaces the faults that wait to happen, as KVFERRY_SIM_FAULTS does at the start, and counts calls from 1 again.
+ * spec is a list of faults separated by commas; NULL or "" leaves none. N counts from 1; a "+" at the end of a fault
+ * means the N-th and all after it.
+ *
+ *   FUNCTION:N          the N-th call of that function fails, with 507899 (driver error)
+ *   FUNCTION:N=CODE     the same with another code. A function that gives something back (free, destroy, reset) does
+ *                       so and fails all the same: it must not be called again
+ *   exec:N              the N-th operation that is executed, on whichever stream, fails with 507013 (DMA error): its
+ *                       bytes are not moved, and whatever waits for a later place in its stream reports it
+ *   exec:N=CODE         the same with another code
+ *   exec:N=hang         the N-th operation that is executed does not end before kvferry_sim_release_hangs
+ *   lost:D@N            device D is lost after N operations executed on it, N from 0: those queued and all later calls
+ *                       on it fail with 507010 (lost heartbeat); what gives something back does so
+ *
+ * An operation is an asynchronous copy; a batched copy is one. Devices that were lost are there again, but streams on
+ * which an operation failed are not to be used any more. 0, or -1 where spec is not understood: the faults are then as
+ * before, and aclGetRecentErrMsg says what is wrong. At most 64 faults. */
+int kvferry_sim_faults(const char *spec);
+
+/* Lets the operations that hang go on, and takes the faults back that would have others hang. */
+void kvferry_sim_release_hangs(void);
+
+/* Turns the adversarial scheduler on, with that seed, or off: KVFERRY_SIM_SEED. 0, or -1 in a child of fork(). */
+int kvferry_sim_seed(unsigned long long seed, int on);
+
+/* Sets what operations cost, as KVFERRY_SIM_COST does: "KIND=GBPS/MICROSECONDS" separated by commas, with the kinds
+ * d2h, h2d, d2d and pageable, and "batch=MICROSECONDS" for each further element of a batched copy. Kinds that are not
+ * named get their defaults, NULL or "" gives all of them; "0" makes everything free. 0, or -1 where spec is not
+ * understood: the costs are then as before. It counts for operations that are submitted from then on. */
+int kvferry_sim_cost(const char *spec);
+
+/* Writes the report that KVFERRY_SIM_REPORT names, as of now: JSON in a string of at most size bytes with its NUL, cut
+ * off where it is longer. Returns the length of the whole, without the NUL; 0 in a child of fork(). */
+size_t kvferry_sim_report(char *out, size_t size);
+
+/* Zeroes what the report counts: calls, copies, operations, faults, misuse, and how often devices were set and reset.
+ * What is leaked is not a count: it stays. */
+void kvferry_sim_reset_counters(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

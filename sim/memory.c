@@ -1,0 +1,244 @@
+/* Memory of the devices, and page-locked memory of the host.
+ *
+ * The address of device memory is a range without access rights; its bytes are elsewhere, where only the simulator
+ * looks. Pages come into being when they are touched, so that many GiB can be allocated. Memory that was freed stays a
+ * range without access rights for a while, so that its use is recognised. */
+#include "device.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* How much freed memory is remembered. */
+#define FREED_MAX 1024
+#define FREED_BYTES_MAX ((size_t)1 << 40)
+
+#define HUGE_PAGE ((size_t)2 << 20)
+
+/* All memory, freed memory too, in the order of the addresses. */
+static struct allocation **index_;
+static size_t indexed, index_room;
+
+/* Freed memory that nothing uses any more, the oldest first. */
+static struct allocation *freed[FREED_MAX];
+static size_t freed_first, freed_count, freed_bytes;
+
+/* Fewer and larger pages make the copies cheaper, as they do on a device and in memory that a driver locks. */
+static void *map(size_t size, int access)
+{
+    void *address = mmap(NULL, size, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (address == MAP_FAILED) {
+        return NULL;
+    }
+    if (access != PROT_NONE && size >= HUGE_PAGE) {
+        madvise(address, size, MADV_HUGEPAGE); /* where there are none, small ones do */
+    }
+    return address;
+}
+
+/* The number of indexed allocations that begin at or below an address. */
+static size_t rank(uintptr_t address)
+{
+    size_t low = 0, high = indexed;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (index_[middle]->base <= address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+static bool insert(struct allocation *allocation)
+{
+    size_t at = rank(allocation->base);
+
+    if (indexed == index_room) {
+        size_t room = index_room == 0 ? 64 : 2 * index_room;
+        struct allocation **larger = realloc(index_, room * sizeof *larger);
+
+        if (larger == NULL) {
+            return false;
+        }
+        index_ = larger;
+        index_room = room;
+    }
+    memmove(index_ + at + 1, index_ + at, (indexed - at) * sizeof *index_);
+    index_[at] = allocation;
+    indexed++;
+    return true;
+}
+
+/* Forgets freed memory: its addresses may be handed out again. */
+static void forget_oldest(void)
+{
+    struct allocation *oldest = freed[freed_first];
+    size_t at = rank(oldest->base);
+
+    memmove(index_ + at - 1, index_ + at, (indexed - at) * sizeof *index_);
+    indexed--;
+    freed_first = (freed_first + 1) % FREED_MAX;
+    freed_count--;
+    freed_bytes -= oldest->span;
+    munmap((void *)oldest->base, oldest->span);
+    free(oldest);
+}
+
+/* Gives the pages of freed memory back, and keeps its range. */
+static void retire(struct allocation *allocation)
+{
+    if (allocation->memory == MEMORY_DEVICE) {
+        munmap(allocation->bytes, allocation->span);
+    } else {
+        mmap((void *)allocation->base, allocation->span, PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    }
+    if (freed_count == FREED_MAX) {
+        forget_oldest();
+    }
+    freed[(freed_first + freed_count++) % FREED_MAX] = allocation;
+    freed_bytes += allocation->span;
+    while (freed_bytes > FREED_BYTES_MAX && freed_count > 1) {
+        forget_oldest();
+    }
+}
+
+/* Maps an allocation's address and bytes. */
+static bool provide(struct allocation *allocation)
+{
+    bool device = allocation->memory == MEMORY_DEVICE;
+    void *base = map(allocation->span, device ? PROT_NONE : PROT_READ | PROT_WRITE);
+
+    allocation->base = (uintptr_t)base;
+    allocation->bytes = base;
+    if (base != NULL && device) {
+        allocation->bytes = map(allocation->span, PROT_READ | PROT_WRITE);
+    }
+    if (allocation->bytes != NULL && insert(allocation)) {
+        return true;
+    }
+    if (base != NULL) {
+        munmap(base, allocation->span);
+    }
+    if (device && allocation->bytes != NULL) {
+        munmap(allocation->bytes, allocation->span);
+    }
+    return false;
+}
+
+int sim_malloc(enum sim_memory memory, size_t size, void **out)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    struct allocation *allocation;
+
+    if (out == NULL || size == 0) {
+        return sim_fail(SIM_INVALID, "an allocation of %zu bytes, to be returned at %p", size, (void *)out);
+    }
+    allocation = calloc(1, sizeof *allocation);
+    if (allocation != NULL && size <= SIZE_MAX / 2) {
+        allocation->memory = memory;
+        allocation->device = sim_current();
+        allocation->size = size;
+        allocation->span = (size + page - 1) / page * page;
+        if (provide(allocation)) {
+            *out = (void *)allocation->base;
+            return SIM_OK;
+        }
+    }
+    free(allocation);
+    return sim_fail(SIM_NO_MEMORY, "there is no memory for an allocation of %zu bytes", size);
+}
+
+static struct allocation *find(const void *address)
+{
+    size_t at = rank((uintptr_t)address);
+    struct allocation *below = at > 0 ? index_[at - 1] : NULL;
+
+    return below != NULL && (uintptr_t)address - below->base < below->span ? below : NULL;
+}
+
+enum sim_memory sim_locate(const void *address, struct allocation **out)
+{
+    struct allocation *allocation = find(address);
+
+    *out = allocation;
+    if (allocation == NULL) {
+        return MEMORY_UNKNOWN;
+    }
+    return allocation->freed ? MEMORY_FREED : allocation->memory;
+}
+
+int sim_free(enum sim_memory memory, void *address)
+{
+    struct allocation *allocation;
+    enum sim_memory found = sim_locate(address, &allocation);
+    bool whole = allocation != NULL && allocation->base == (uintptr_t)address;
+
+    if (found == MEMORY_FREED && whole) {
+        return sim_misuse(MISUSE_double_free, SIM_INVALID, "%p is freed already", address);
+    }
+    if (found != memory || !whole) {
+        return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "%p is no allocation of %s memory", address,
+                          memory == MEMORY_DEVICE ? "device" : "page-locked host");
+    }
+    if (memory == MEMORY_DEVICE && allocation->device != sim_current()) {
+        return sim_misuse(MISUSE_other_device, SIM_OTHER_DEVICE, "%p is memory of device %d, and device %d is set",
+                          address, allocation->device, sim_current());
+    }
+    allocation->freed = true;
+    if (allocation->users == 0) {
+        retire(allocation);
+        return SIM_OK;
+    }
+    return sim_misuse(MISUSE_busy_free, SIM_OK, "%p was freed while %d copies use it", address, allocation->users);
+}
+
+void sim_release(struct allocation *allocation)
+{
+    if (allocation != NULL && --allocation->users == 0 && allocation->freed) {
+        retire(allocation);
+    }
+}
+
+void sim_count_memory(enum sim_memory memory, size_t *allocations, size_t *bytes)
+{
+    size_t i;
+
+    *allocations = *bytes = 0;
+    for (i = 0; i < indexed; i++) {
+        if (index_[i]->memory == memory && !index_[i]->freed) {
+            *allocations += 1;
+            *bytes += index_[i]->size;
+        }
+    }
+}
+
+bool sim_move_checked(unsigned char *to, const unsigned char *from, size_t size)
+{
+    while (size > 0) {
+        /* The kernel looks at both ends without a signal, and takes less than 2 GiB at once. */
+        size_t step = size < (size_t)1 << 30 ? size : (size_t)1 << 30;
+        struct iovec target = {to, step}, source = {(void *)from, step};
+        ssize_t moved = process_vm_readv(getpid(), &target, 1, &source, 1, 0);
+
+        if (moved < 0 && (errno == EPERM || errno == ENOSYS)) { /* forbidden here, as in some containers */
+            memcpy(to, from, size);
+            return true;
+        }
+        if (moved <= 0) {
+            return false;
+        }
+        to += moved;
+        from += moved;
+        size -= (size_t)moved;
+    }
+    return true;
+}

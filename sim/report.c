@@ -1,0 +1,157 @@
+/* The report: what is leaked, what was misused, what was called and copied. */
+#include "device.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NAME_OF(name) #name,
+const char *const sim_call_names[CALLS] = {SIM_CALLS(NAME_OF)};
+static const char *const misuse_names[MISUSES] = {SIM_MISUSES(NAME_OF)};
+static const char *const kind_names[KINDS] = {"h2h", "h2d", "d2h", "d2d"};
+
+/* A string that is written bit by bit, and counts what does not fit. */
+struct text {
+    char *out;
+    size_t size, length;
+};
+
+static void add(struct text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void add(struct text *text, const char *format, ...)
+{
+    size_t room = text->length < text->size ? text->size - text->length : 0;
+    va_list arguments;
+    int written;
+
+    va_start(arguments, format);
+    written = vsnprintf(room > 0 ? text->out + text->length : NULL, room, format, arguments);
+    va_end(arguments);
+    text->length += written > 0 ? (size_t)written : 0;
+}
+
+static size_t count_objects(enum sim_object type)
+{
+    size_t position = 0, count = 0;
+
+    while (sim_next_object(type, &position) != NULL) {
+        count++;
+    }
+    return count;
+}
+
+static void add_leaks(struct text *text)
+{
+    size_t allocations, bytes;
+    long sets = 0;
+    int device;
+
+    for (device = 0; device < sim.devices; device++) {
+        sets += sim.device[device].held;
+    }
+    sim_count_memory(MEMORY_DEVICE, &allocations, &bytes);
+    add(text, "  \"leaked\": {\"device_allocations\": %zu, \"device_bytes\": %zu, ", allocations, bytes);
+    sim_count_memory(MEMORY_HOST, &allocations, &bytes);
+    add(text, "\"host_allocations\": %zu, \"host_bytes\": %zu, ", allocations, bytes);
+    add(text, "\"streams\": %zu, \"events\": %zu, \"device_sets\": %ld},\n", count_objects(OBJECT_STREAM),
+        count_objects(OBJECT_EVENT), sets);
+}
+
+static void add_counts(struct text *text, const char *name, const char *const *names, const uint64_t *counts, size_t n)
+{
+    const char *separator = "";
+    size_t i;
+
+    add(text, "  \"%s\": {", name);
+    for (i = 0; i < n; i++) {
+        add(text, "%s\"%s\": %llu", separator, names[i], (unsigned long long)counts[i]);
+        separator = ", ";
+    }
+    add(text, "},\n");
+}
+
+static void add_devices(struct text *text)
+{
+    int i;
+
+    add(text, "  \"devices\": [");
+    for (i = 0; i < sim.devices; i++) {
+        const struct device *device = &sim.device[i];
+
+        add(text, "%s{\"sets\": %ld, \"resets\": %ld, \"lost\": %s}", i > 0 ? ", " : "", device->sets, device->resets,
+            device->lost ? "true" : "false");
+    }
+    add(text, "]\n");
+}
+
+size_t sim_write_report(char *out, size_t size)
+{
+    struct text text = {out, size, 0};
+    const struct counters *counters = &sim.counters;
+
+    add(&text, "{\n");
+    add_leaks(&text);
+    add_counts(&text, "misuse", misuse_names, counters->misuses, MISUSES);
+    add_counts(&text, "copies", kind_names, counters->copies, KINDS);
+    add_counts(&text, "copied_bytes", kind_names, counters->copied_bytes, KINDS);
+    add(&text, "  \"pageable_copies\": %llu,\n", (unsigned long long)counters->pageable_copies);
+    add(&text, "  \"executed\": %llu,\n", (unsigned long long)counters->executed);
+    add(&text, "  \"faults\": %llu,\n", (unsigned long long)counters->faults);
+    add_counts(&text, "calls", sim_call_names, counters->calls, CALLS);
+    add_devices(&text);
+    add(&text, "}\n");
+    return text.length;
+}
+
+static void write_to(const char *where)
+{
+    size_t length = sim_write_report(NULL, 0);
+    char *report = malloc(length + 1);
+    bool standard = strcmp(where, "stderr") == 0;
+    FILE *file = report == NULL ? NULL : standard ? stderr : fopen(where, "w");
+
+    if (file == NULL) {
+        fprintf(stderr, SIM_NAME ": no report can be written to %s\n", where);
+    } else {
+        sim_write_report(report, length + 1);
+        fputs(report, file);
+        if (!standard) {
+            fclose(file);
+        }
+    }
+    free(report);
+}
+
+/* One line, where something was misused. */
+static void complain(void)
+{
+    char line[1024];
+    struct text text = {line, sizeof line, 0};
+    size_t i;
+
+    for (i = 0; i < MISUSES; i++) {
+        if (sim.counters.misuses[i] > 0) {
+            add(&text, " %s %llu", misuse_names[i], (unsigned long long)sim.counters.misuses[i]);
+        }
+    }
+    if (text.length > 0) {
+        fprintf(stderr, SIM_NAME ": the runtime was misused:%s\n", line);
+    }
+}
+
+/* At the end of the process. The workers may still be at work. */
+__attribute__((destructor)) static void report_at_exit(void)
+{
+    const char *where = getenv("KVFERRY_SIM_REPORT");
+
+    if (!sim_control()) {
+        return;
+    }
+    if (where != NULL && *where != '\0') {
+        write_to(where);
+    } else {
+        complain();
+    }
+    pthread_mutex_unlock(&sim.lock);
+}

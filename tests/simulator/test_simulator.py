@@ -1,0 +1,145 @@
+"""The simulated devices, used by C programs: each checks what its first line says, and ends with 0."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.venvs import REPOSITORY
+
+from .conftest import SOURCES, Simulator, checked
+
+PROGRAMS = ["memory", "devices", "streams", "faults", "costs", "threads", "fork"]
+# A child that was forked while another thread allocated has a leak that nobody made, and would end a second later.
+FORKING = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "atexit_sleep_ms=0"}
+NEWER = {"aclrtMemcpyBatchAsync", "aclrtPointerGetAttributes", "aclrtSynchronizeEventWithTimeout"}
+
+
+@pytest.mark.parametrize("variant", ["plain", "address", "thread"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program_finds_what_the_simulator_promises(simulator: Simulator, name: str, variant: str) -> None:
+    done = simulator.run(name, variant, settings=FORKING if name == "fork" else {})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("variant", ["plain", "address"])
+def test_missing_wait_shows_as_wrong_bytes(simulator: Simulator, variant: str) -> None:
+    done = simulator.run("order", variant)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def exported(library: Path) -> set[str]:
+    symbols = checked(["nm", "-D", "--defined-only", str(library)])
+    return {line.split()[-1] for line in symbols.splitlines()}
+
+
+def declared(header: Path) -> set[str]:
+    """Return the names of the functions that a header declares."""
+    text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
+    return set(re.findall(r"\b(acl\w+|kvferry_sim_\w+)\(", text))
+
+
+def test_library_exports_ascendcl_and_its_controls_and_nothing_else(simulator: Simulator) -> None:
+    wanted = declared(Path(__file__).parent / "acl.h") | declared(SOURCES / "kvferry_sim.h")
+    assert exported(simulator.library("plain")) == wanted
+
+
+def test_older_cann_lacks_what_came_later(simulator: Simulator) -> None:
+    assert exported(simulator.library("older")) == exported(simulator.library("plain")) - NEWER
+
+
+def test_library_is_named_as_programs_look_for_it(simulator: Simulator) -> None:
+    assert "[libascendcl.so]" in checked(["readelf", "-d", str(simulator.library("plain"))])
+
+
+@pytest.mark.parametrize("how", ["busy", "hanging", "clean", "leaky"])
+def test_process_ends_at_once_and_without_a_word(simulator: Simulator, how: str) -> None:
+    done = simulator.run("exit", "plain", how)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_misuse_is_told_in_one_line(simulator: Simulator) -> None:
+    done = simulator.run("exit", "plain", "wrong")
+    assert done.returncode == 0
+    assert done.stderr == "kvferry simulator: the runtime was misused: no_device_set 1\n"
+
+
+def report(simulator: Simulator, how: str, folder: Path, **settings: str) -> dict[str, Any]:
+    """Run exit.c and return the report that it leaves."""
+    file = folder / "report.json"
+    done = simulator.run("exit", "plain", how, settings={"KVFERRY_SIM_REPORT": str(file), **settings})
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_report_of_a_clean_process_has_no_leaks(simulator: Simulator, tmp_path: Path) -> None:
+    found = report(simulator, "clean", tmp_path)
+    assert set(found["leaked"].values()) == {0}
+    assert set(found["misuse"].values()) == {0}
+    assert found["copies"] == {"h2h": 0, "h2d": 1, "d2h": 0, "d2d": 0}
+    assert found["copied_bytes"]["h2d"] == 4 << 20
+    assert (found["pageable_copies"], found["executed"], found["faults"]) == (0, 1, 0)
+    assert found["calls"]["aclrtMemcpyAsync"] == 1
+    assert found["calls"]["aclrtMemcpy"] == 0
+    assert found["devices"] == [{"sets": 1, "resets": 1, "lost": False}, {"sets": 0, "resets": 0, "lost": False}]
+
+
+def test_guide_names_every_kind_of_misuse_and_every_variable(simulator: Simulator, tmp_path: Path) -> None:
+    guide = (REPOSITORY / "docs" / "simulator.md").read_text()
+    variables = {name for source in SOURCES.glob("*.c") for name in re.findall(r"KVFERRY_SIM_\w+", source.read_text())}
+    for name in [*report(simulator, "clean", tmp_path)["misuse"], *variables]:
+        assert f"`{name}`" in guide or f"-D{name}`" in guide, name
+
+
+def test_report_tells_what_is_leaked(simulator: Simulator, tmp_path: Path) -> None:
+    assert report(simulator, "leaky", tmp_path)["leaked"] == {
+        "device_allocations": 1,
+        "device_bytes": 4 << 20,
+        "host_allocations": 1,
+        "host_bytes": 4 << 20,
+        "streams": 1,
+        "events": 1,
+        "device_sets": 1,
+    }
+
+
+def test_report_can_go_to_standard_error(simulator: Simulator) -> None:
+    done = simulator.run("exit", "plain", "clean", settings={"KVFERRY_SIM_REPORT": "stderr"})
+    assert json.loads(done.stderr)["calls"]["aclInit"] == 1
+
+
+def test_report_that_cannot_be_written_is_no_secret(simulator: Simulator, tmp_path: Path) -> None:
+    done = simulator.run("exit", "plain", "clean", settings={"KVFERRY_SIM_REPORT": str(tmp_path / "no" / "where")})
+    assert done.returncode == 0
+    assert f"no report can be written to {tmp_path}" in done.stderr
+
+
+def test_variables_set_devices_and_faults(simulator: Simulator, tmp_path: Path) -> None:
+    settings = {"KVFERRY_SIM_DEVICES": "5", "KVFERRY_SIM_FAULTS": "aclrtFree:7", "KVFERRY_SIM_COST": "0"}
+    assert len(report(simulator, "clean", tmp_path, **settings)["devices"]) == 5
+    done = simulator.run("exit", "plain", "clean", settings={"KVFERRY_SIM_FAULTS": "aclrtMallocHost:1=207001"})
+    assert done.returncode == 1
+    assert "is 207001, not 0 (aclrtMallocHost, call 1: a fault on purpose)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KVFERRY_SIM_DEVICES", "0"),
+        ("KVFERRY_SIM_DEVICES", "65"),
+        ("KVFERRY_SIM_DEVICES", "many"),
+        ("KVFERRY_SIM_SEED", "-1"),
+        ("KVFERRY_SIM_COST", "d2h=fast"),
+        ("KVFERRY_SIM_FAULTS", "aclrtMalloc"),
+    ],
+)
+def test_variable_that_makes_no_sense_fails_the_initialization(simulator: Simulator, variable: str, value: str) -> None:
+    done = simulator.run("exit", "plain", "clean", settings={variable: value})
+    assert done.returncode == 1
+    assert "kvferry simulator: " in done.stderr
+    assert value in done.stderr
