@@ -1,0 +1,78 @@
+package ascend
+
+// #include "acl.h"
+import "C"
+
+import (
+	"fmt"
+
+	"kvferry/core/device"
+	"kvferry/core/status"
+)
+
+// npu is one device. Threads that have set the same device share its default context, in which all is made here.
+type npu struct {
+	library *library
+	index   int
+}
+
+// failed names the device in the error of a call on it.
+func (d *npu) failed(result C.int, code status.Code, format string, args ...any) error {
+	if err := d.library.check(result, code, format, args...); err != nil {
+		return fmt.Errorf("%s: %w", nameOf(d.index), err)
+	}
+	return nil
+}
+
+// Bind makes the device current on this thread. AscendCL counts: a device is given up when the last that was set is
+// reset, so Unbind takes back no more than Bind has added.
+func (d *npu) Bind() error {
+	code := C.kvferry_acl_set_device(d.library.acl, C.int32_t(d.index))
+	return d.failed(code, status.DeviceNotFound, "aclrtSetDevice(%d)", d.index)
+}
+
+func (d *npu) Unbind() error {
+	code := C.kvferry_acl_reset_device(d.library.acl, C.int32_t(d.index))
+	return d.failed(code, status.Context, "aclrtResetDevice(%d)", d.index)
+}
+
+// alignment is what the addresses of a copy within a device are multiples of: acl_rt.h on aclrtMemcpyAsync. aclrtMalloc
+// and aclrtMallocHost promise as much of the memory that they return.
+const alignment = 64
+
+// Alignment is 64 bytes.
+func (d *npu) Alignment() uintptr { return alignment }
+
+func (d *npu) Allocate(length uint64) (uintptr, error) {
+	result := C.kvferry_acl_malloc(d.library.acl, C.size_t(length))
+	return uintptr(result.value), d.failed(result.code, status.Memory, "aclrtMalloc(%d bytes)", length)
+}
+
+func (d *npu) Free(addr uintptr) error {
+	return d.failed(C.kvferry_acl_free(d.library.acl, C.uintptr_t(addr)), status.Memory, "aclrtFree(%#x)", addr)
+}
+
+func (d *npu) AllocatePinned(length uint64) (uintptr, error) {
+	result := C.kvferry_acl_malloc_host(d.library.acl, C.size_t(length))
+	return uintptr(result.value), d.failed(result.code, status.Memory, "aclrtMallocHost(%d bytes)", length)
+}
+
+func (d *npu) FreePinned(addr uintptr) error {
+	return d.failed(C.kvferry_acl_free_host(d.library.acl, C.uintptr_t(addr)), status.Memory, "aclrtFreeHost(%#x)", addr)
+}
+
+func (d *npu) NewStream() (device.Stream, error) {
+	result := C.kvferry_acl_create_stream(d.library.acl)
+	if err := d.failed(result.code, status.Context, "aclrtCreateStream()"); err != nil {
+		return nil, err
+	}
+	return &stream{npu: d, handle: result.value}, nil
+}
+
+func (d *npu) NewEvent() (device.Event, error) {
+	result := C.kvferry_acl_create_event(d.library.acl)
+	if err := d.failed(result.code, status.Context, "aclrtCreateEvent()"); err != nil {
+		return nil, err
+	}
+	return &event{npu: d, handle: result.value}, nil
+}

@@ -1,0 +1,51 @@
+// Package dl opens shared libraries at run time.
+package dl
+
+// #cgo LDFLAGS: -ldl
+// #include <dlfcn.h>
+// #include <stdlib.h>
+import "C"
+
+import (
+	"errors"
+	"runtime"
+	"unsafe"
+)
+
+// Library is a shared library that has been opened. Two of the same library are equal.
+type Library struct{ handle unsafe.Pointer }
+
+// Open opens a library by its path, or by its name along the loader's search path, with everything that it needs: what
+// is missing shows now and not at the first call. The error is the loader's.
+func Open(name string) (Library, error) { return open(name, C.RTLD_NOW|C.RTLD_LOCAL) }
+
+// Loaded opens a library if the process has it loaded already.
+func Loaded(name string) (Library, bool) {
+	library, err := open(name, C.RTLD_NOW|C.RTLD_LOCAL|C.RTLD_NOLOAD)
+	return library, err == nil
+}
+
+func open(name string, flags C.int) (Library, error) {
+	runtime.LockOSThread() // dlerror is about the last call of its thread
+	defer runtime.UnlockOSThread()
+	path := C.CString(name)
+	defer C.free(unsafe.Pointer(path))
+	handle := C.dlopen(path, flags)
+	if handle != nil {
+		return Library{handle}, nil
+	}
+	if reason := C.dlerror(); reason != nil {
+		return Library{}, errors.New(C.GoString(reason))
+	}
+	return Library{}, errors.New(name + " is not loaded")
+}
+
+// Symbol returns the address of a function or variable, nil where the library has none of that name.
+func (l Library) Symbol(name string) unsafe.Pointer {
+	symbol := C.CString(name)
+	defer C.free(unsafe.Pointer(symbol))
+	return C.dlsym(l.handle, symbol)
+}
+
+// Close undoes one Open: the last one unloads the library.
+func (l Library) Close() { C.dlclose(l.handle) }
