@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"kvferry/core/staging"
 )
 
 //go:generate go test -run ^TestConfigurationGuideIsCurrent$ . -update
@@ -44,6 +46,10 @@ type Config struct {
 	Metrics                 bool
 	MetricsInterval         time.Duration
 	MetadataHTTPToken       Secret
+	AscendCL                string // "" for where the loader finds it
+	StagingBlockSize        int    // bytes
+	StagingPoolSize         int    // bytes
+	StagingGatherBelow      int    // bytes; 0 is off
 	MaxSessions             int
 	MaxHandshakes           int
 	MaxNotifications        int
@@ -232,6 +238,14 @@ var settings = []setting{
 	{one("MC_CUSTOM_TOPO_JSON", ""), text(func(*Config) *string { return new(string) }),
 		"File with the topology that `get_local_topology` of the Python package returns; a missing or empty one is as if none were given."},
 
+	{one("KVFERRY_ASCENDCL", ""), text(func(c *Config) *string { return &c.AscendCL }),
+		"File of the AscendCL library (`libascendcl.so`) to use instead of the one that the loader or the toolkit's variables lead to."},
+	{one("KVFERRY_STAGING_BLOCK_SIZE", "2097152"), multiple(staging.Granule, 1<<30, func(c *Config) *int { return &c.StagingBlockSize }),
+		"Size of a staging block: the most that one copy between a device and the host moves."},
+	{one("KVFERRY_STAGING_POOL_SIZE", "67108864"), integer("bytes", 4*staging.Granule, 1<<40, func(c *Config) *int { return &c.StagingPoolSize }),
+		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. It is allocated when it is needed."},
+	{one("KVFERRY_STAGING_GATHER_BELOW", "1048576"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
+		"Blocks of device memory shorter than this are gathered on the device, and copied together; 0: each is copied by itself."},
 	{one("KVFERRY_MAX_SESSIONS", "1024"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxSessions }),
 		"Data connections that are served at once; more wait until one ends."},
 	{one("KVFERRY_MAX_HANDSHAKES", "128"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxHandshakes }),
@@ -319,6 +333,16 @@ func integer(unit string, least, most int, field func(*Config) *int) kind {
 	}
 	return single(accepts, func(c *Config, text string) (err error) {
 		*field(c), err = parseInteger(text, least, most)
+		return err
+	})
+}
+
+// multiple is a number of bytes that is a multiple of unit.
+func multiple(unit, most int, field func(*Config) *int) kind {
+	return single(fmt.Sprintf("bytes, %d–%d, a multiple of %d", unit, most, unit), func(c *Config, text string) (err error) {
+		if *field(c), err = parseInteger(text, unit, most); err == nil && *field(c)%unit != 0 {
+			err = fmt.Errorf("%d is no multiple of %d", *field(c), unit)
+		}
 		return err
 	})
 }

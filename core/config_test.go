@@ -33,6 +33,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		SliceSize: 1 << 20, ConnectionPool: true, LanesPerPeer: 4,
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
 		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
+		StagingBlockSize: 2 << 20, StagingPoolSize: 64 << 20, StagingGatherBelow: 1 << 20,
 		MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536,
 	}, DefaultConfig())
 }
@@ -49,6 +50,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"MC_REDIS_USERNAME": "kv", "MC_REDIS_PASSWORD": "cache", "MC_REDIS_DB_INDEX": "255", "MC_USE_IPV6": "1",
 		"MC_LOG_LEVEL": "trace", "MC_LOG_DIR": "/var/log", "MC_TE_METRIC": "yes", "MC_TE_METRIC_INTERVAL_SECONDS": "11",
 		"MC_CUSTOM_TOPO_JSON": "/etc/topology.json", "MC_METADATA_HTTP_TOKEN": "token",
+		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
+		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "KVFERRY_MAX_NOTIFICATIONS": "14",
 	}))
 	assert.Empty(t, warnings)
@@ -63,7 +66,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		RedisUsername: "kv", RedisPassword: "cache", RedisDB: 255, UseIPv6: true,
 		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second,
 		MetadataHTTPToken: "token",
-		MaxSessions:       12, MaxHandshakes: 13, MaxNotifications: 14,
+		AscendCL:          "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
+		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14,
 	}, c)
 }
 
@@ -91,6 +95,10 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"MC_LOG_DIR":                              {"/var/\nlog"},
 		"MC_TE_METRIC":                            {"2"},
 		"MC_TE_METRIC_INTERVAL_SECONDS":           {"0"},
+		"KVFERRY_ASCENDCL":                        {"a\nb"},
+		"KVFERRY_STAGING_BLOCK_SIZE":              {"0", "65535", "65537", "2147483648"},
+		"KVFERRY_STAGING_POOL_SIZE":               {"262143", "-1", "64M"},
+		"KVFERRY_STAGING_GATHER_BELOW":            {"-1", "1073741825"},
 		"KVFERRY_MAX_SESSIONS":                    {"0", "65537"},
 		"KVFERRY_MAX_HANDSHAKES":                  {"0"},
 		"KVFERRY_MAX_NOTIFICATIONS":               {"0", "16777217"},
@@ -206,6 +214,9 @@ func requireInRange(t *testing.T, c Config) {
 	inRange("RedisDB", c.RedisDB, 0, 255)
 	require.Contains(t, logLevels, c.LogLevel)
 	inSeconds("MetricsInterval", c.MetricsInterval, 1, math.MaxInt32)
+	inRange("StagingBlockSize", c.StagingBlockSize, 1<<16, 1<<30)
+	inRange("StagingPoolSize", c.StagingPoolSize, 1<<18, 1<<40)
+	inRange("StagingGatherBelow", c.StagingGatherBelow, 0, 1<<30)
 	inRange("MaxSessions", c.MaxSessions, 1, 65536)
 	inRange("MaxHandshakes", c.MaxHandshakes, 1, 65536)
 	inRange("MaxNotifications", c.MaxNotifications, 1, 1<<24)

@@ -1,0 +1,317 @@
+package staging
+
+import (
+	"cmp"
+	"slices"
+
+	"kvferry/core/device"
+)
+
+// How the moves of a job are copied is decided here, from their sizes and addresses alone.
+//
+// To queue a copy between host and device costs the device some 10 to 20 us, whatever its length; at 25 GB/s that is the
+// time of 250 to 500 KB. A copy within the device costs some 2 us. So n small moves, copied one by one, cost n*15 us and the
+// time of their bytes; gathered, they cost n*2 us and once 15 us: seven times less for many blocks of 4 KiB. The rules:
+//
+//  1. Moves that follow each other on the device and in the lease are joined.
+//  2. A move of at least `below` bytes is copied by itself, and so is a small one that has no small fellow.
+//  3. Small moves are gathered. Out: they are copied into the gather block, device memory as long as a staging block, and
+//     lie there as in the lease; then each group of them that has no gaps goes to the host at once. In: each group goes
+//     to the gather block at once, and is scattered from there.
+//  4. What is small and cannot be gathered goes in one batch where the runtime has batches, if there are two or more. Copies
+//     of a batch have no order, so there is none where the destinations of moves overlap. A batch comes second since
+//     AscendCL's goes through its copies one by one, and saves no more than the calls.
+//  5. Copies within the device need both addresses aligned. place arranges that: an address in the lease and that on
+//     the device differ by a multiple of the alignment, and no two moves share an aligned unit of the lease. Out, the
+//     bytes before an unaligned move, up to its aligned unit, are gathered with it: allocations begin aligned, so they
+//     can be read, and they end in bytes that place has skipped. In, there is no such slack on the device: an
+//     unaligned move is copied by itself. So is what was not placed so.
+//  6. Gaps of a group: Out, less than an aligned unit, for the gap is overwritten. In, less than `below`, for bytes that are
+//     copied in vain cost less than another copy.
+//  7. Out, where destinations overlap, moves are copied one by one in their order. In, gathered moves and others are
+//     written in the order of the moves anyway.
+type planner struct {
+	dir       Direction
+	below     uint64
+	alignment uintptr // a power of two
+	batches   bool    // the runtime has them
+	gather    uintptr // the gather block; 0 where there is none
+	capacity  uint64  // its bytes
+
+	// What the last plan came to.
+	wanted   bool // it would have gathered, had there been a gather block
+	gathered int  // moves that it gathers
+
+	// Memory that is used again.
+	moves  []planned
+	order  []int32
+	groups []group
+	base   uintptr // the address in the lease that lies at the beginning of the gather block
+	copies []device.Copy
+	steps  []step
+}
+
+// planned is a move, joined with its neighbours.
+type planned struct {
+	Move
+	group int32 // of those that are gathered, or one of the following
+}
+
+const (
+	alone   = -1 // copied by itself
+	batched = -2
+)
+
+// group is a stretch of the lease whose moves are gathered.
+type group struct {
+	start, end uintptr
+	moves      int
+}
+
+// step is a call of the stream.
+type step struct {
+	kind   device.Kind
+	batch  bool
+	copies []device.Copy
+}
+
+// place: see Device.Place. A big move is aligned to a line of the processor's cache.
+func place(end uint64, addr uintptr, length, below, alignment uint64) uint64 {
+	const line = 64
+	if length >= below {
+		return roundUp(end, line)
+	}
+	return roundUp(end, alignment) + uint64(addr)%alignment
+}
+
+// plan returns the calls that do the moves, in their order. They are valid until plan is called again.
+func (p *planner) plan(moves []Move) []step {
+	p.join(moves)
+	p.groups, p.copies, p.steps = p.groups[:0], slices.Grow(p.copies[:0], 2*len(p.moves)), p.steps[:0]
+	p.wanted, p.gathered = false, 0
+	overlap := (p.dir == Out || p.batches) && p.overlap()
+	if p.countSmall() > 1 {
+		if p.dir == In || !overlap {
+			p.group()
+		}
+		if p.batches && !overlap {
+			p.planBatch()
+		}
+	}
+	if p.dir == Out {
+		p.planOut()
+	} else {
+		p.planIn()
+	}
+	return p.steps
+}
+
+func (p *planner) join(moves []Move) {
+	p.moves = p.moves[:0]
+	for _, m := range moves {
+		if m.Length == 0 {
+			continue
+		}
+		if n := len(p.moves); n > 0 {
+			last := &p.moves[n-1]
+			if last.Device+uintptr(last.Length) == m.Device && last.end() == m.Block {
+				last.Length += m.Length
+				continue
+			}
+		}
+		p.moves = append(p.moves, planned{m, alone})
+	}
+}
+
+// end is the first address after the move in the lease.
+func (m *Move) end() uintptr { return m.Block + uintptr(m.Length) }
+
+func (p *planner) small(m *planned) bool { return m.Length < p.below }
+
+func (p *planner) countSmall() int {
+	n := 0
+	for i := range p.moves {
+		if p.small(&p.moves[i]) {
+			n++
+		}
+	}
+	return n
+}
+
+func inLease(m *planned) uintptr  { return m.Block }
+func onDevice(m *planned) uintptr { return m.Device }
+
+// overlap reports whether any destinations overlap.
+func (p *planner) overlap() bool {
+	at := inLease
+	if p.dir == In {
+		at = onDevice
+	}
+	p.sort(at)
+	for i := 1; i < len(p.order); i++ {
+		before := &p.moves[p.order[i-1]]
+		if at(&p.moves[p.order[i]]) < at(before)+uintptr(before.Length) {
+			return true
+		}
+	}
+	return false
+}
+
+// sort puts the moves in the order of an address, which mostly they are in already.
+func (p *planner) sort(at func(*planned) uintptr) {
+	p.order = p.order[:0]
+	for i := range p.moves {
+		p.order = append(p.order, int32(i))
+	}
+	compare := func(a, b int32) int { return cmp.Compare(at(&p.moves[a]), at(&p.moves[b])) }
+	if !slices.IsSortedFunc(p.order, compare) {
+		slices.SortFunc(p.order, compare)
+	}
+}
+
+// planBatch has the small moves that are not gathered in a batch. It comes first: where batches turn out not to be had,
+// nothing is queued yet.
+func (p *planner) planBatch() {
+	n := 0
+	for i := range p.moves {
+		if m := &p.moves[i]; p.small(m) && m.group == alone {
+			n++
+		}
+	}
+	if n < 2 {
+		return
+	}
+	for i := range p.moves {
+		if m := &p.moves[i]; p.small(m) && m.group == alone {
+			m.group = batched
+			p.add(p.dir.kind(), p.direct(m))
+		}
+	}
+	p.steps[0].batch = true
+}
+
+// group finds the moves to be gathered, and their groups, going through the lease from its beginning.
+func (p *planner) group() {
+	p.sort(inLease)
+	open := false        // the next move may join the last group
+	before := uintptr(0) // end of the moves so far
+	for _, i := range p.order {
+		m := &p.moves[i]
+		fits := p.fits(m, before)
+		switch {
+		case fits && open && p.bridges(m):
+			g := &p.groups[len(p.groups)-1]
+			g.end, g.moves = max(g.end, m.end()), g.moves+1
+		case fits:
+			p.groups = append(p.groups, group{m.Block, m.end(), 1})
+			open = true
+		case p.dir == Out:
+			open = false
+		}
+		if fits {
+			m.group = int32(len(p.groups) - 1)
+		}
+		before = max(before, m.end())
+	}
+	p.dissolve()
+}
+
+// pad is how far beyond an aligned unit's beginning the move begins.
+func (p *planner) pad(m *planned) uintptr { return m.Block % p.alignment }
+
+// fits reports whether a move can be gathered. It fixes the base when it sees the first that can.
+func (p *planner) fits(m *planned, before uintptr) bool {
+	pad := p.pad(m)
+	if !p.small(m) || m.Device%p.alignment != pad {
+		return false
+	}
+	if p.dir == In && pad != 0 || p.dir == Out && m.Block-pad < before {
+		return false
+	}
+	if len(p.groups) == 0 {
+		p.base = m.Block - pad
+	}
+	return uint64(m.end()-p.base) <= p.capacity
+}
+
+// bridges reports whether the gap between the last group and a move that fits may be copied with them.
+func (p *planner) bridges(m *planned) bool {
+	end, start := p.groups[len(p.groups)-1].end, m.Block-p.pad(m)
+	limit := p.alignment
+	if p.dir == In {
+		limit = uintptr(p.below)
+	}
+	return start < end || start-end < limit
+}
+
+// dissolve leaves the moves alone that found no other for their group, or all if there is no gather block.
+func (p *planner) dissolve() {
+	for i := range p.moves {
+		m := &p.moves[i]
+		switch {
+		case m.group == alone:
+		case p.groups[m.group].moves == 1:
+			m.group = alone
+		case p.gather == 0:
+			m.group, p.wanted = alone, true
+		default:
+			p.gathered++
+		}
+	}
+	p.groups = slices.DeleteFunc(p.groups, func(g group) bool { return g.moves == 1 || p.gather == 0 })
+}
+
+// planOut gathers, and then copies the groups and what is alone to the host.
+func (p *planner) planOut() {
+	for i := range p.moves {
+		if m := &p.moves[i]; m.group >= 0 {
+			pad := p.pad(m)
+			p.add(device.WithinDevice, device.Copy{Dst: p.gatherAt(m.Block - pad), Src: m.Device - pad, Length: m.Length + uint64(pad)})
+		}
+	}
+	for _, g := range p.groups {
+		p.add(device.DeviceToHost, device.Copy{Dst: g.start, Src: p.gatherAt(g.start), Length: uint64(g.end - g.start)})
+	}
+	for i := range p.moves {
+		if m := &p.moves[i]; m.group == alone {
+			p.add(device.DeviceToHost, p.direct(m))
+		}
+	}
+}
+
+// planIn copies the groups to the device, and then scatters them, and copies what is alone, in the order of the moves.
+func (p *planner) planIn() {
+	for _, g := range p.groups {
+		p.add(device.HostToDevice, device.Copy{Dst: p.gatherAt(g.start), Src: g.start, Length: uint64(g.end - g.start)})
+	}
+	for i := range p.moves {
+		switch m := &p.moves[i]; {
+		case m.group >= 0:
+			p.add(device.WithinDevice, device.Copy{Dst: m.Device, Src: p.gatherAt(m.Block), Length: m.Length})
+		case m.group == alone:
+			p.add(device.HostToDevice, p.direct(m))
+		}
+	}
+}
+
+// gatherAt is where in the gather block the byte at an address in the lease lies.
+func (p *planner) gatherAt(addr uintptr) uintptr { return p.gather + addr - p.base }
+
+// direct is the copy that does a move by itself.
+func (p *planner) direct(m *planned) device.Copy {
+	if p.dir == Out {
+		return device.Copy{Dst: m.Block, Src: m.Device, Length: m.Length}
+	}
+	return device.Copy{Dst: m.Device, Src: m.Block, Length: m.Length}
+}
+
+// add puts a copy at the end of the plan: in the last call if it is of the kind.
+func (p *planner) add(kind device.Kind, c device.Copy) {
+	p.copies = append(p.copies, c) // within its capacity, so that steps can hold parts of it
+	if n := len(p.steps); n > 0 && p.steps[n-1].kind == kind && !p.steps[n-1].batch {
+		last := &p.steps[n-1]
+		last.copies = last.copies[:len(last.copies)+1]
+		return
+	}
+	p.steps = append(p.steps, step{kind: kind, copies: p.copies[len(p.copies)-1:]})
+}

@@ -1,0 +1,108 @@
+package staging
+
+import (
+	"fmt"
+	"time"
+
+	"kvferry/core/device"
+
+	"go.uber.org/zap"
+)
+
+// recover brings the stream to rest after a job has failed for a reason, within a time limit. It returns the reason,
+// with what became of the stream, and the other jobs that fail if it had to be given up.
+func (c *copier) recover(j *issued, reason error, limit time.Duration) (others []failure, err error) {
+	c.halt()
+	defer c.resume()
+	stuck, err := drain(c.stream, limit)
+	if err == nil {
+		return nil, reason
+	}
+	reason = fmt.Errorf("%w; the stream was given up: %w", reason, err)
+	dead := c.take(j)
+	if !stuck {
+		err = c.stream.Close()
+	}
+	if err == nil {
+		c.closeEvents(eventsOf(dead))
+	} else {
+		reason = fmt.Errorf("%w; it cannot be closed, and a copy may still be under way", reason)
+		c.abandon(dead, stuck, reason)
+	}
+	c.stream = nil
+	return failures(dead[1:], c.name, reason), reason
+}
+
+// drain brings a stream to rest. stuck means that the time was up, by the clock of the library, which may not be quite
+// ours: to close such a stream may take for ever.
+func drain(s device.Stream, limit time.Duration) (stuck bool, err error) {
+	began := time.Now()
+	err = s.Drain(limit)
+	return err != nil && time.Since(began) >= limit*3/4, err
+}
+
+// halt returns when nobody issues, and nobody will before resume.
+func (c *copier) halt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recovering = true
+	for c.issuing {
+		c.rest.Wait()
+	}
+}
+
+func (c *copier) resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recovering = false
+}
+
+// take is a job and all others in flight; if the copier is being closed, those as well that are not issued.
+func (c *copier) take(j *issued) []issued {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	dead := append([]issued{*j}, c.flight.take()...)
+	if c.closing {
+		for _, job := range c.queue.take() {
+			dead = append(dead, issued{job: job})
+		}
+	}
+	j.event = nil // it is not used again
+	return dead
+}
+
+func failures(dead []issued, name string, reason error) []failure {
+	var all []failure
+	for _, j := range dead {
+		err := j.err
+		if err == nil {
+			err = fmt.Errorf("%s: given up with a job before it: %w", name, reason)
+		}
+		all = append(all, failure{j.job, err})
+	}
+	return all
+}
+
+func eventsOf(dead []issued) []device.Event {
+	var events []device.Event
+	for _, j := range dead {
+		if j.event != nil {
+			events = append(events, j.event)
+		}
+	}
+	return events
+}
+
+// abandon sees to it that memory that copies of dead jobs may still touch is not used again.
+func (c *copier) abandon(dead []issued, stuck bool, reason error) {
+	var blocks []uintptr
+	for _, j := range dead {
+		if j.queued && len(j.job.Moves) > 0 {
+			blocks = append(blocks, j.job.Moves[0].Block)
+		}
+	}
+	c.abandoned = append(c.abandoned, abandoned{c.stream, stuck, eventsOf(dead), c.planner.gather})
+	c.planner.gather = 0
+	given := c.pool.giveUp(blocks)
+	c.log.Error("the device is stuck: staging blocks are given up", zap.String("device", c.name), zap.Int("blocks", given), zap.Error(reason))
+}

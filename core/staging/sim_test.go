@@ -1,0 +1,261 @@
+package staging_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"kvferry/core/staging"
+	"kvferry/sim/simtest"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// These tests run on simulated NPUs: device memory that the host cannot touch, streams with an order of their own.
+
+// builds of the simulator: with batched copies, and without.
+var builds = map[string]string{"batches": "", "gathering": simtest.OlderCANN}
+
+func onBuilds(t *testing.T, test func(t *testing.T)) {
+	for name, options := range builds {
+		t.Run(name, func(t *testing.T) {
+			simtest.Use(t, options)
+			test(t)
+		})
+	}
+}
+
+// npu is a simulated device with its staging.
+type npu struct {
+	t       *testing.T
+	memory  *simtest.Device
+	staging *staging.Device
+}
+
+func newNPU(t *testing.T, index int, o staging.Options) *npu {
+	d, err := simtest.Runtime(t).Open(index)
+	require.NoError(t, err)
+	return &npu{t, simtest.NewDevice(t, index), staging.New(d, fmt.Sprintf("npu:%d", index), o)}
+}
+
+// stretch is bytes on a device that the test knows.
+type stretch struct {
+	addr uintptr
+	want []byte
+}
+
+func (n *npu) stretch(length int) *stretch {
+	s := &stretch{n.memory.Alloc(length), make([]byte, length)}
+	fill(s.want)
+	n.memory.Write(s.addr, s.want)
+	return s
+}
+
+// transfer does a job of random moves between a stretch and a lease, and compares.
+func (n *npu) transfer(r *rand.Rand, dir staging.Direction, s *stretch) error {
+	a := n.staging.Account(dir, staging.Role(r.IntN(2)), nil)
+	defer a.Close()
+	l, err := a.Lease(n.t.Context(), uint64(1+r.IntN(4))*staging.Granule)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	block := memoryAt(l.Addr, l.Length)
+	fill(block)
+	moves := n.moves(r, l, s)
+	if err := do(n.staging, dir, moves); err != nil {
+		return err
+	}
+	for _, m := range moves {
+		on, in := s.want[m.Device-s.addr:][:m.Length], block[m.Block-l.Addr:][:m.Length]
+		if dir == staging.In {
+			copy(on, in)
+		} else if !bytes.Equal(on, in) {
+			return fmt.Errorf("a move of %d bytes brought wrong ones", m.Length)
+		}
+	}
+	return nil
+}
+
+// moves fills a lease with moves of random blocks of the stretch, at any offset, none twice.
+func (n *npu) moves(r *rand.Rand, l *staging.Lease, s *stretch) []staging.Move {
+	var moves []staging.Move
+	from, end := 0, uint64(0)
+	for {
+		length := 1 + r.IntN(5000)
+		if r.IntN(10) == 0 {
+			length = 64*kib + r.IntN(64*kib)
+		}
+		if r.IntN(2) == 0 {
+			from = (from + 63) &^ 63
+		}
+		at := n.staging.Place(end, s.addr+uintptr(from), uint64(length))
+		if from+length > len(s.want) || at+uint64(length) > l.Length {
+			break
+		}
+		moves = append(moves, staging.Move{Device: s.addr + uintptr(from), Block: l.Addr + uintptr(at), Length: uint64(length)})
+		from, end = from+length+r.IntN(100), at+uint64(length)
+	}
+	r.Shuffle(len(moves), func(i, j int) { moves[i], moves[j] = moves[j], moves[i] })
+	return moves
+}
+
+// check compares what is on the device.
+func (s *stretch) check(n *npu) {
+	require.True(n.t, bytes.Equal(s.want, n.memory.Read(s.addr, len(s.want))), "wrong bytes on the device")
+}
+
+// TestRandomJobsOnSimulatedDevices has streams delay whatever they may: what is not awaited shows as wrong bytes.
+func TestRandomJobsOnSimulatedDevices(t *testing.T) {
+	onBuilds(t, func(t *testing.T) {
+		simtest.NoLeaks(t)
+		for seed := range uint64(4) {
+			simtest.Seed(t, seed)
+			randomJobs(t, seed)
+		}
+	})
+}
+
+func randomJobs(t *testing.T, seed uint64) {
+	npus := []*npu{newNPU(t, 0, options()), newNPU(t, 1, options())}
+	var stretches []*stretch
+	var running sync.WaitGroup
+	for i := range 8 {
+		n := npus[i%2]
+		s := n.stretch(512 * kib)
+		stretches = append(stretches, s)
+		running.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(i)))
+			for range 20 {
+				assert.NoError(t, n.transfer(r, staging.Direction(r.IntN(2)), s))
+			}
+		})
+	}
+	running.Wait()
+	for i, s := range stretches {
+		s.check(npus[i%2])
+	}
+	for _, n := range npus {
+		require.NoError(t, n.staging.Close())
+		for _, dir := range []staging.Direction{staging.Out, staging.In} {
+			require.EqualValues(t, 0, n.staging.Stats(dir).Failed)
+		}
+	}
+}
+
+// simulatedWork does a few jobs of both directions, and returns how many failed.
+func (n *npu) simulatedWork(s *stretch) (failed []error) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range 6 {
+		if err := n.transfer(r, staging.Direction(i%2), s); err != nil {
+			failed = append(failed, err)
+			n.memory.Write(s.addr, s.want) // of the bytes of a job that failed nothing is known
+		}
+	}
+	return failed
+}
+
+// TestEveryCallOfAscendCLMayFail has each function fail at its first, middle and last use.
+func TestEveryCallOfAscendCLMayFail(t *testing.T) {
+	onBuilds(t, func(t *testing.T) {
+		var calls map[string]uint64
+		t.Run("none", func(t *testing.T) { calls = callsOfStaging(t) })
+		for function, uses := range calls {
+			for _, nth := range []uint64{1, (uses + 1) / 2, uses} {
+				t.Run(fmt.Sprintf("%s %d of %d", function, nth, uses), func(t *testing.T) { simulatedFault(t, function, nth) })
+			}
+		}
+	})
+}
+
+// callsOfStaging is how often each function is called for the jobs of simulatedWork.
+func callsOfStaging(t *testing.T) map[string]uint64 {
+	simtest.NoLeaks(t)
+	n := newNPU(t, 0, options())
+	s := n.stretch(512 * kib)
+	simtest.ResetCounters(t)
+	require.Empty(t, n.simulatedWork(s))
+	require.NoError(t, n.staging.Close())
+	calls := map[string]uint64{}
+	for function, uses := range simtest.TakeReport(t).Calls {
+		if uses > 0 && function != "aclInit" && function != "aclGetRecentErrMsg" && !strings.HasPrefix(function, "aclrtGet") {
+			calls[function] = uses
+		}
+	}
+	return calls
+}
+
+func simulatedFault(t *testing.T, function string, nth uint64) {
+	simtest.NoLeaks(t)
+	n := newNPU(t, 0, options())
+	s := n.stretch(512 * kib)
+	simtest.Faults(t, fmt.Sprintf("%s:%d", function, nth))
+	failed := n.simulatedWork(s)
+	closed := n.staging.Close()
+	simtest.Faults(t, "")
+	require.EqualValues(t, 1, simtest.TakeReport(t).Faults, "the fault has happened")
+	require.LessOrEqual(t, len(failed), 1)
+	for _, err := range append(failed, closed) {
+		if err != nil {
+			require.ErrorContains(t, err, "507899")
+			require.ErrorContains(t, err, function)
+		}
+	}
+	s.check(n)
+}
+
+func TestACopyThatFailsOnTheDeviceFailsItsJob(t *testing.T) {
+	onBuilds(t, func(t *testing.T) {
+		simtest.NoLeaks(t)
+		n := newNPU(t, 0, options())
+		s := n.stretch(512 * kib)
+		simtest.Faults(t, "exec:2")
+		failed := n.simulatedWork(s)
+		require.Len(t, failed, 1)
+		require.ErrorContains(t, failed[0], "507013")
+		s.check(n)
+		require.NoError(t, n.staging.Close())
+	})
+}
+
+func TestALostDeviceFailsItsJobsOnly(t *testing.T) {
+	onBuilds(t, func(t *testing.T) {
+		simtest.NoLeaks(t)
+		lost, other := newNPU(t, 0, options()), newNPU(t, 1, options())
+		first, second := lost.stretch(512*kib), other.stretch(512*kib)
+		simtest.Faults(t, "lost:0@3")
+		failed := 0
+		for range 6 {
+			if err := lost.transfer(rand.New(rand.NewPCG(1, 2)), staging.Out, first); err != nil {
+				require.ErrorContains(t, err, "507010")
+				failed++
+			}
+		}
+		require.NotZero(t, failed)
+		require.Empty(t, other.simulatedWork(second))
+		require.NoError(t, other.staging.Close())
+		require.ErrorContains(t, lost.staging.Close(), "507010")
+		simtest.Faults(t, "")
+	})
+}
+
+func TestAHangingCopyFailsItsJobInTimeAndIsNotWaitedForByClose(t *testing.T) {
+	onBuilds(t, func(t *testing.T) {
+		simtest.NoLeaks(t)
+		o := options()
+		o.Timeout = 200 * time.Millisecond
+		n := newNPU(t, 0, o)
+		s := n.stretch(512 * kib)
+		simtest.Faults(t, "exec:3=hang")
+		failed := n.simulatedWork(s)
+		require.Len(t, failed, 1)
+		require.ErrorContains(t, failed[0], "not done within 200ms")
+		simtest.ReleaseHangs(t)
+		require.NoError(t, n.staging.Close())
+	})
+}

@@ -1,0 +1,142 @@
+// Package staging moves bytes between device memory and page-locked blocks of host memory, from which and into which
+// they travel over the network. Memory for that is bounded, made when it is needed, and shared fairly.
+//
+//   - A Device is the staging of one device: one copier for each direction.
+//   - A copier (copier.go) is two OS threads bound to the device and a stream; it does jobs, and makes the blocks.
+//   - A pool (pool.go) is the blocks of a copier. Stretches of them are leased to accounts (account.go).
+//   - A planner (plan.go) decides how the moves of a job are copied.
+package staging
+
+import (
+	"errors"
+	"time"
+
+	"kvferry/core/device"
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+)
+
+// Options bound and tune the staging of one device.
+type Options struct {
+	BlockSize   uint64        // bytes of a staging block: a multiple of Granule
+	PoolSize    uint64        // bytes of all blocks of the device, both directions together; each has one block at least
+	GatherBelow uint64        // moves of fewer bytes are gathered or batched; 0 turns that off
+	Timeout     time.Duration // for the copies of one job, more than 0; then the device counts as stuck
+	Log         *zap.Logger
+}
+
+// Granule is the unit in which blocks are leased, in bytes.
+const Granule = 64 << 10
+
+// Direction is which way bytes pass through the blocks.
+type Direction int
+
+const (
+	Out Direction = iota // from the device to the network
+	In                   // from the network to the device
+)
+
+func (d Direction) String() string { return [...]string{"out", "in"}[d] }
+
+// kind is that of the copies between the device and the blocks.
+func (d Direction) kind() device.Kind {
+	return [...]device.Kind{device.DeviceToHost, device.HostToDevice}[d]
+}
+
+// Role is on whose behalf blocks are leased. Neither role can take all blocks of a direction: initiators that wait for
+// each other's targets would wait for ever.
+type Role int
+
+const (
+	Initiator Role = iota
+	Target
+)
+
+// ErrClosed is why the staging of a device takes no leases and no jobs any more.
+var ErrClosed = errors.New("the staging of the device is closed")
+
+func closedError(name string) error { return status.Errorf(status.Context, "%s: %w", name, ErrClosed) }
+
+// Device is the staging of one device. Its methods may be called from any goroutine.
+type Device struct {
+	name      string
+	options   Options
+	alignment uint64
+	copiers   [2]*copier // by direction
+}
+
+// New returns the staging of a device. Threads, streams and blocks are made when they are first needed. name is for logs
+// and errors: "npu:1".
+func New(d device.Device, name string, o Options) *Device {
+	o.BlockSize = max(roundUp(o.BlockSize, Granule), Granule)
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	s := &Device{name: name, options: o, alignment: uint64(d.Alignment())}
+	for dir := range s.copiers {
+		s.copiers[dir] = newCopier(d, name, Direction(dir), o)
+	}
+	return s
+}
+
+// Name is as given to New.
+func (d *Device) Name() string { return d.name }
+
+// BlockSize is the most that one lease holds, in bytes.
+func (d *Device) BlockSize() uint64 { return d.options.BlockSize }
+
+// Close waits for the jobs that were started, and frees everything on the device. Leases fail from then on. Those
+// outstanding may be released before or after, but their memory is gone when Close returns. Jobs that were started, but
+// that the device has not begun, fail if a job before them gets stuck: Close takes little longer than the time limit
+// of a job then. The error says what could not be freed.
+func (d *Device) Close() error {
+	for _, c := range d.copiers {
+		c.close()
+	}
+	var errs []error
+	for _, c := range d.copiers {
+		errs = append(errs, c.wait())
+	}
+	return errors.Join(errs...)
+}
+
+// Start has a job done. It does not block; j.Done is called once, on a goroutine of the device, and must not block
+// either, but may call anything of this package except Device.Close. Until then the job, its moves and its memory belong
+// to the device. Jobs of a direction are done in the order in which they are started.
+func (d *Device) Start(dir Direction, j *Job) { d.copiers[dir].start(j) }
+
+// Job is a set of moves between device memory and leased blocks.
+type Job struct {
+	Moves []Move
+
+	// Done is told what became of the job: err is nil when every byte is at its destination. Otherwise nothing is known
+	// of any byte, but no copy touches memory any more. There is one exception: where a device neither finishes
+	// a copy in time nor lets its stream be given up, nobody can tell whether the copy will ever be done. The error says
+	// so; the blocks are not used again, but device memory is the caller's.
+	Done func(err error)
+}
+
+// Move is one stretch of bytes of a job. All moves of a job lie in one lease. Ranges that overlap are written in the
+// order of the moves.
+type Move struct {
+	Device uintptr // address in device memory
+	Block  uintptr // address in a leased block; see Place
+	Length uint64  // bytes
+}
+
+// Place returns where in a lease the next move begins, given where the last one ended, both relative to the lease: as
+// close as can be if moves are to be gathered or scattered in one go. Bytes of a lease that Place skips may be
+// overwritten by a job whose moves lie on both sides of them, or next after them.
+func (d *Device) Place(end uint64, addr uintptr, length uint64) uint64 {
+	return place(end, addr, length, d.options.GatherBelow, d.alignment)
+}
+
+// Account opens an account for a peer. ready is called, on a goroutine of its own, when it is worthwhile to call TryLease
+// again after that returned no lease. It may call anything of this package, and take locks that are held elsewhere
+// during calls of it. It is nil for an account that is used with Lease.
+func (d *Device) Account(dir Direction, role Role, ready func()) *Account {
+	return newAccount(d.copiers[dir].pool, role, ready)
+}
+
+func roundUp(n, unit uint64) uint64 { return (n + unit - 1) / unit * unit }

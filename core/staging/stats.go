@@ -1,0 +1,49 @@
+package staging
+
+import (
+	"sync/atomic"
+
+	"kvferry/core/device"
+)
+
+// Stats is what one direction of a device's staging has done so far.
+type Stats struct {
+	Jobs     uint64 // done
+	Failed   uint64 // jobs
+	Bytes    uint64 // of the jobs that were done
+	Copies   uint64 // between host and device, each queued by itself
+	Within   uint64 // copies within the device
+	Batches  uint64 // calls that queued many copies at once
+	Gathered uint64 // moves that were gathered or scattered
+	Blocks   int    // made
+	Waits    uint64 // how often an account had to wait for a lease
+}
+
+// Stats returns the counts of a direction.
+func (d *Device) Stats(dir Direction) Stats {
+	c := d.copiers[dir]
+	s := c.counters.stats(dir)
+	s.Blocks, s.Waits = c.pool.stats()
+	return s
+}
+
+type counters struct {
+	jobs, failed, bytes, batches, gathered atomic.Uint64
+	copies                                 [3]atomic.Uint64 // by device.Kind
+}
+
+func (c *counters) count(j *Job) {
+	bytes := uint64(0)
+	for i := range j.Moves {
+		bytes += j.Moves[i].Length
+	}
+	c.jobs.Add(1)
+	c.bytes.Add(bytes)
+}
+
+func (c *counters) stats(dir Direction) Stats {
+	return Stats{
+		Jobs: c.jobs.Load(), Failed: c.failed.Load(), Bytes: c.bytes.Load(), Batches: c.batches.Load(),
+		Copies: c.copies[dir.kind()].Load(), Within: c.copies[device.WithinDevice].Load(), Gathered: c.gathered.Load(),
+	}
+}
