@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata"
+	"kvferry/core/staging"
 	"kvferry/core/status"
 )
 
@@ -133,36 +134,64 @@ type pendingNotification struct {
 
 // submission is the tasks of one Submit.
 type submission struct {
+	batch   *Batch
 	first   int // task id of tasks[0]
 	tasks   []Task
-	refused []int32 // indices of the tasks that no transport could make sense of
-	aborted atomic.Pointer[error]
+	refused []refusal
+	pins    []*Region // local regions in use; the batch's, once it has the submission
+	cause   atomic.Pointer[error]
 }
 
-func (s *submission) abort(cause error) { s.aborted.CompareAndSwap(nil, &cause) }
-
-// Work is the part of one submission that goes to one segment: the tasks from Head on, linked by Task.Next.
-type Work struct {
-	Segment *Segment
-	Tasks   []Task // of the whole submission
-	Head    int32
-	Bytes   uint64 // sum of the lengths
-
-	batch      *Batch
-	submission *submission
-	tail       int32
+// refusal is a task that goes to no transport, and why.
+type refusal struct {
+	task   int32
+	reason error
 }
 
-// Aborted returns why the work is to be given up; nil while it is not. One atomic load.
-func (w *Work) Aborted() error {
-	if cause := w.submission.aborted.Load(); cause != nil {
+func (s *submission) abort(cause error) { s.cause.CompareAndSwap(nil, &cause) }
+
+func (s *submission) aborted() error {
+	if cause := s.cause.Load(); cause != nil {
 		return *cause
 	}
 	return nil
 }
 
-// Lost reports whether a task will fail, whatever becomes of the rest of it. One atomic load.
-func (w *Work) Lost(task int32) bool { return w.Tasks[task].state.Load()&lost != 0 }
+func (s *submission) lost(task int32) bool { return s.tasks[task].state.Load()&lost != 0 }
+
+func (s *submission) settle(task int32, part uint64, err error) {
+	s.batch.settle(&s.tasks[task], part, err)
+}
+
+// Work is the part of one submission that goes to one segment: the tasks from Head on, linked by Task.Next. Their local
+// memory is host memory, or else all of it is on one device and they all go the same way.
+type Work struct {
+	Segment *Segment
+	Tasks   []Task // not all of them belong to the work
+	Head    int32
+	Bytes   uint64 // sum of the lengths
+
+	owner  owner
+	tail   int32
+	device *staging.Device // that the local memory is on; nil for host memory
+}
+
+// owner is who the ranges of a work are settled with: a submission, or a parcel, which carries a part of one. Tasks are
+// named by their index.
+type owner interface {
+	aborted() error
+	lost(task int32) bool
+	settle(task int32, part uint64, err error)
+}
+
+// Aborted returns why the work is to be given up; nil while it is not. It takes a few nanoseconds.
+func (w *Work) Aborted() error { return w.owner.aborted() }
+
+// Lost reports whether a task will fail, whatever becomes of the rest of it. It takes a few nanoseconds.
+func (w *Work) Lost(task int32) bool { return w.owner.lost(task) }
+
+// settleAll ends all of a work no part of which has ended.
+func (w *Work) settleAll(err error) { w.Settle(w.Head, 0, w.Bytes, err) }
 
 // Settle ends a range of the work: length bytes that start skip bytes into task first and go on over the tasks that
 // follow it in the work. err is nil when all of them are at their destination. Afterwards the transport does not touch
@@ -171,7 +200,7 @@ func (w *Work) Settle(first int32, skip, length uint64, err error) {
 	for i := first; length > 0; i = w.Tasks[i].Next {
 		task := &w.Tasks[i]
 		part := min(task.Length-skip, length)
-		w.batch.settle(task, part, err)
+		w.owner.settle(i, part, err)
 		length -= part
 		skip = 0
 	}
@@ -179,8 +208,8 @@ func (w *Work) Settle(first int32, skip, length uint64, err error) {
 
 // endUnmoved ends the tasks of a submission that are in no work.
 func (b *Batch) endUnmoved(s *submission) {
-	for _, i := range s.refused {
-		b.settle(&s.tasks[i], s.tasks[i].Length, errWraps)
+	for _, r := range s.refused {
+		b.settle(&s.tasks[r.task], s.tasks[r.task].Length, r.reason)
 	}
 	for i := range s.tasks {
 		if s.tasks[i].Length == 0 {
@@ -248,9 +277,7 @@ func (b *Batch) finishAll() {
 	if b.pending.Load() != 0 {
 		return // more was submitted meanwhile
 	}
-	for _, region := range b.pins {
-		region.Unpin()
-	}
+	unpinAll(b.pins)
 	b.pins = nil
 	for _, timer := range b.timers {
 		timer.Stop()
@@ -293,7 +320,7 @@ func (b *Batch) deliveryContext() context.Context {
 // ID is the batch's number, unique in the process.
 func (b *Batch) ID() uint64 { return b.id }
 
-// add appends the tasks of a submission, pins their local regions, and counts them as pending.
+// add appends the tasks of a submission, takes over its pins, and counts the tasks as pending.
 func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -304,6 +331,7 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	b.tasks += len(s.tasks)
 	submissions := append(b.all(), s)
 	b.submissions.Store(&submissions)
+	b.pins, s.pins = append(b.pins, s.pins...), nil
 	if notify != nil {
 		b.notify = append(b.notify, *notify)
 	}
@@ -312,7 +340,6 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	}
 	for i := range s.tasks {
 		task := &s.tasks[i]
-		b.pins = b.engine.memory.pinOverlapping(Range{Addr: task.Local, Length: task.Length}, b.pins)
 		task.outstanding.Store(task.Length)
 		b.bytes.Add(task.Length)
 	}

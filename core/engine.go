@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kvferry/core/address"
+	"kvferry/core/device"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 
@@ -25,6 +26,7 @@ type Options struct {
 	Metadata string // connection string of the metadata store, or "P2PHANDSHAKE"
 	Config   Config
 	Log      *zap.Logger
+	Runtimes []device.Runtime // of the devices whose memory may be registered
 }
 
 // Engine owns registered memory, opened segments and batches, and hands transfers to its transport. Its methods may be
@@ -49,6 +51,8 @@ type Engine struct {
 	transports atomic.Pointer[[]installedTransport]
 	installing sync.Mutex
 	local      *localTransport
+	stager     *stager
+	devices    *devices
 
 	sync  chan struct{} // asks for a refresh of the segments
 	grace time.Duration // how long memory that is unregistered is waited for before what uses it is ended
@@ -96,7 +100,7 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 		store: store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength,
 		},
-		local: newLocalTransport(memory), sync: make(chan struct{}, 1), grace: unregisterGrace,
+		local: newLocalTransport(ctx, memory), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: unregisterGrace,
 		ctx: ctx, cancel: cancel,
 	}
 	e.transports.Store(&[]installedTransport{})
@@ -147,10 +151,13 @@ func (e *Engine) close() error {
 
 	e.installing.Lock() // waits for an Install under way, and keeps out any later one
 	defer e.installing.Unlock()
+	e.stager.close()
 	for _, t := range e.installed() {
 		errs = append(errs, t.Close())
 	}
-	errs = append(errs, e.local.Close(), e.store.Close())
+	errs = append(errs, e.local.Close())
+	e.stager.wait()
+	errs = append(errs, e.devices.close(), e.store.Close())
 	e.running.Wait()
 	return errors.Join(errs...)
 }
@@ -238,6 +245,15 @@ func (e *Engine) Install(name string, open func(*Engine) (Transport, error)) (Tr
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
+}
+
+// RequireRuntime opens the library of one kind of device, "npu", or says why it cannot be had. Registering memory does
+// that too where it is needed.
+func (e *Engine) RequireRuntime(name string) error {
+	if e.ctx.Err() != nil {
+		return closedError()
+	}
+	return e.devices.require(name)
 }
 
 // installed are the transports, the one to be used last.

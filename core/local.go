@@ -1,22 +1,26 @@
 package core
 
 import (
+	"context"
 	"fmt"
 	"runtime/debug"
 	"sync"
 	"unsafe"
 
+	"kvferry/core/staging"
 	"kvferry/core/status"
 )
 
 // localTransport serves the engine's own segment: a memory copy, with the checks and the states of any other transfer.
 //
-//  1. Submit copies little work itself, and queues the rest for one goroutine, which lives while there is any.
+//  1. Submit copies little work itself, if it is in host memory, and queues the rest for one goroutine, which lives while
+//     there is any.
 //  2. Each task's remote range is checked and pinned as a peer's would be.
-//  3. The bytes are copied in steps, between which an abort is seen.
+//  3. The bytes are copied in steps, between which an abort is seen. What is on a device passes through staging blocks.
 type localTransport struct {
 	segment *Segment
 	memory  *Registry
+	leases  localLeases
 
 	mu      sync.Mutex
 	queue   []*Work
@@ -25,20 +29,22 @@ type localTransport struct {
 	running sync.WaitGroup
 }
 
-func newLocalTransport(memory *Registry) *localTransport {
-	return &localTransport{segment: &Segment{ID: LocalSegment}, memory: memory}
+func newLocalTransport(ctx context.Context, memory *Registry) *localTransport {
+	return &localTransport{segment: &Segment{ID: LocalSegment}, memory: memory, leases: localLeases{
+		ctx: ctx, accounts: map[localAccount]*staging.Account{},
+	}}
 }
 
 func (t *localTransport) Submit(w *Work) {
 	const little = 256 << 10 // bytes: about the cost of waking a goroutine
-	if w.Bytes <= little {
+	if w.Bytes <= little && !t.memory.hasDevices() {
 		t.copyAll(w)
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		w.Settle(w.Head, 0, w.Bytes, closedError())
+		w.settleAll(closedError())
 		return
 	}
 	t.queue = append(t.queue, w)
@@ -76,21 +82,25 @@ func (t *localTransport) copyTask(w *Work, r *Request) error {
 		return err
 	}
 	defer region.Unpin()
-	dst, src := uintptr(r.Remote), r.Local
+	dst, src := place{uintptr(r.Remote), region.Device}, place{r.Local, w.device}
 	if r.Opcode == Read {
 		dst, src = src, dst
 	}
-	const step = 4 << 20
+	way, err := t.leases.open(dst, src, r.Length)
+	if err != nil {
+		return err
+	}
+	defer way.close()
 	for done := uint64(0); done < r.Length; {
 		if err := w.Aborted(); err != nil {
 			return err
 		}
-		part := min(step, r.Length-done)
+		part := min(way.step(), r.Length-done)
 		at := uintptr(done)
-		if dst > src { // from the end on, lest a step overwrite what a later one reads
+		if dst.addr > src.addr { // from the end on, lest a step overwrite what a later one reads
 			at = uintptr(r.Length - done - part)
 		}
-		if err := CopyMemory(dst+at, src+at, part); err != nil {
+		if err := way.copy(at, part); err != nil {
 			return err
 		}
 		done += part
@@ -111,6 +121,7 @@ func (t *localTransport) Close() error {
 	t.closed = true
 	t.mu.Unlock()
 	t.running.Wait()
+	t.leases.close()
 	return nil
 }
 
@@ -121,17 +132,31 @@ func MemoryAt(addr uintptr, length uint64) []byte {
 }
 
 // CopyMemory copies length bytes, as memmove does. Addresses that are not mapped give an error, not a crash.
-func CopyMemory(dst, src uintptr, length uint64) (err error) {
+func CopyMemory(dst, src uintptr, length uint64) error {
 	if dst == 0 || src == 0 {
 		return status.Errorf(status.InvalidArgument, "copying %d bytes from %#x to %#x: no memory is at NULL", length, src, dst)
 	}
+	if err := guarded(func() { copy(MemoryAt(dst, length), MemoryAt(src, length)) }); err != nil {
+		return status.Errorf(status.InvalidArgument, "copying %d bytes from %#x to %#x: %w", length, src, dst, err)
+	}
+	return nil
+}
+
+// hostReads reports whether the byte at addr is there for the host to read.
+func hostReads(addr uintptr) bool {
+	var b [1]byte
+	return guarded(func() { copy(b[:], MemoryAt(addr, 1)) }) == nil
+}
+
+// guarded calls touch, and returns the fault when it touches memory that is not mapped.
+func guarded(touch func()) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if fault := recover(); fault != nil {
-			err = status.Errorf(status.InvalidArgument, "copying %d bytes from %#x to %#x: %w", length, src, dst, asError(fault))
+			err = asError(fault)
 		}
 	}()
-	copy(MemoryAt(dst, length), MemoryAt(src, length))
+	touch()
 	return nil
 }
 

@@ -23,7 +23,9 @@ func startBare(t *testing.T) *Engine {
 // added is a task of one byte that is added to a batch with a notification.
 func added(t *testing.T, b *Batch) *Task {
 	t.Helper()
-	s := &submission{tasks: []Task{{Request: Request{Local: 0x1000, Length: 1}, Next: -1}}}
+	s := &submission{batch: b, tasks: make([]Task, 1)}
+	_, err := b.engine.distribute(s, []Request{{Local: 0x1000, Length: 1}}, true)
+	require.NoError(t, err)
 	require.NoError(t, b.add(s, &pendingNotification{to: LocalSegment, msg: metadata.Notification{Name: "n"}}))
 	return &s.tasks[0]
 }
@@ -64,7 +66,7 @@ func TestAbortOfABatchThatIsDoneConcernsNothingLater(t *testing.T) {
 	require.NoError(t, err)
 	b.abort(ErrDiscarded)
 	task := added(t, b)
-	require.NoError(t, (&Work{submission: b.all()[0]}).Aborted())
+	require.NoError(t, (&Work{owner: b.all()[0]}).Aborted())
 	require.NoError(t, b.deliveryContext().Err())
 	b.settle(task, 1, nil)
 	b.wait()

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"kvferry/core/staging"
 	"kvferry/core/status"
 
 	"github.com/google/btree"
@@ -39,8 +40,9 @@ func (r Range) check() error {
 // Region is a registered range. While pins are held on it, its owner cannot take it back: Unregister waits.
 type Region struct {
 	Range
-	Location string // as given at registration: "cpu:0", "npu:1", "*"
-	Remote   bool   // peers may read and write it
+	Location string          // as given at registration: "cpu:0", "npu:1", "*"
+	Remote   bool            // peers may read and write it
+	Device   *staging.Device // where the memory is a device's: nobody but its copies touches the bytes; nil for host memory
 
 	order   *list.Element // place in the registry's order of registration
 	pins    atomic.Int64  // one for the registration itself, one for each use
@@ -66,6 +68,8 @@ type Registry struct {
 	mu    sync.RWMutex
 	index *btree.BTreeG[entry] // by address
 	order *list.List           // of *Region, in the order of registration
+
+	onDevices atomic.Int64 // regions of device memory
 }
 
 func newRegistry() *Registry {
@@ -76,8 +80,8 @@ func newRegistry() *Registry {
 	}
 }
 
-// add registers a range, or fails with status.InvalidArgument or status.AddressOverlapped.
-func (m *Registry) add(r Range, location string, remote bool) error {
+// add registers a range of host memory, or on a device, or fails with status.InvalidArgument or status.AddressOverlapped.
+func (m *Registry) add(r Range, location string, remote bool, on *staging.Device) error {
 	if err := r.check(); err != nil {
 		return err
 	}
@@ -86,9 +90,12 @@ func (m *Registry) add(r Range, location string, remote bool) error {
 	if other := m.overlapping(r); other != nil {
 		return status.Errorf(status.AddressOverlapped, "memory range %v overlaps %v, which is registered", r, other.Range)
 	}
-	region := &Region{Range: r, Location: location, Remote: remote, drained: make(chan struct{})}
+	region := &Region{Range: r, Location: location, Remote: remote, Device: on, drained: make(chan struct{})}
 	region.pins.Store(1)
 	region.order = m.order.PushBack(region)
+	if on != nil {
+		m.onDevices.Add(1)
+	}
 	m.index.ReplaceOrInsert(entry{region.Addr, region})
 	return nil
 }
@@ -103,6 +110,9 @@ func (m *Registry) take(addr uintptr) (*Region, error) {
 		return nil, status.Errorf(status.AddressNotRegistered, "no memory is registered at %#x", addr)
 	}
 	m.order.Remove(found.region.order)
+	if found.region.Device != nil {
+		m.onDevices.Add(-1)
+	}
 	found.region.Unpin()
 	return found.region, nil
 }
@@ -131,15 +141,19 @@ func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
 
 // pinOverlapping pins every region that shares a byte with r, and returns pinned with them appended. It leaves out what
 // was appended just before, since the blocks of a batch tend to share a few regions. Memory that is not registered
-// needs no pin.
-func (m *Registry) pinOverlapping(r Range, pinned []*Region) []*Region {
+// needs no pin, and is host memory. on is the device that all of r lies on, nil for host memory; an error says that r
+// lies on a device in part.
+func (m *Registry) pinOverlapping(r Range, pinned []*Region) (all []*Region, on *staging.Device, err error) {
 	if r.Length == 0 || r.end()-1 < r.Addr {
-		return pinned
+		return pinned, nil, nil
 	}
 	const recent = 8
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	pin := func(region *Region) {
+		if region.Device != nil {
+			on = region.Device
+		}
 		if slices.Contains(pinned[max(0, len(pinned)-recent):], region) {
 			return
 		}
@@ -150,7 +164,7 @@ func (m *Registry) pinOverlapping(r Range, pinned []*Region) []*Region {
 	if first != nil && first.end()-1 >= r.Addr {
 		pin(first)
 		if first.end()-1 >= r.end()-1 {
-			return pinned
+			return pinned, on, nil
 		}
 	}
 	m.index.AscendGreaterOrEqual(entry{addr: r.Addr}, func(e entry) bool {
@@ -160,8 +174,20 @@ func (m *Registry) pinOverlapping(r Range, pinned []*Region) []*Region {
 		pin(e.region)
 		return true
 	})
-	return pinned
+	if on != nil {
+		err = status.Errorf(status.InvalidArgument, "memory range %v is not within one region of device memory (%s)", r, on.Name())
+	}
+	return pinned, on, err
 }
+
+func unpinAll(regions []*Region) {
+	for _, r := range regions {
+		r.Unpin()
+	}
+}
+
+// hasDevices reports whether any memory of a device is registered.
+func (m *Registry) hasDevices() bool { return m.onDevices.Load() > 0 }
 
 // Each calls f for every region in the order of registration until it returns false. f must not call the registry.
 func (m *Registry) Each(f func(*Region) bool) {

@@ -94,7 +94,7 @@ func compareWithModel(t *testing.T, base uint64, random *rand.Rand) {
 			if r.Length > 0 && !wrapsOrEnds(Range{r.Addr, r.Length - 1}) {
 				expected = distinct(model.in(r))
 			}
-			pinned := registry.pinOverlapping(r, nil)
+			pinned := pinnedOf(registry, r, nil)
 			require.Equal(t, expected, pinned, "pinned for %v", r)
 			for _, region := range pinned {
 				region.Unpin()
@@ -104,7 +104,7 @@ func compareWithModel(t *testing.T, base uint64, random *rand.Rand) {
 }
 
 func addAndCompare(t *testing.T, registry *Registry, model *plainMemory, r Range, remote bool) {
-	err := registry.add(r, "cpu:0", remote)
+	err := registry.add(r, "cpu:0", remote, nil)
 	switch {
 	case r.Length == 0 || wrapsOrEnds(r):
 		require.Equal(t, status.InvalidArgument, status.Of(err, -1), "of %v", r)
@@ -159,15 +159,15 @@ func TestRegisteredRangesAreChecked(t *testing.T) {
 		{Range{top - 9, 9}, status.OK},
 		{Range{1, 1<<64 - 2}, status.OK},
 	} {
-		require.Equal(t, c.want, status.Of(newRegistry().add(c.r, "*", true), -1), "of %v", c.r)
+		require.Equal(t, c.want, status.Of(newRegistry().add(c.r, "*", true, nil), -1), "of %v", c.r)
 	}
 }
 
 func TestPeersGetOnlyWhatOneOpenRegionHolds(t *testing.T) {
 	m := newRegistry()
-	require.NoError(t, m.add(Range{0x1000, 0x1000}, "cpu:0", true))
-	require.NoError(t, m.add(Range{0x2000, 0x1000}, "cpu:0", true)) // adjacent
-	require.NoError(t, m.add(Range{0x4000, 0x1000}, "cpu:0", false))
+	require.NoError(t, m.add(Range{0x1000, 0x1000}, "cpu:0", true, nil))
+	require.NoError(t, m.add(Range{0x2000, 0x1000}, "cpu:0", true, nil)) // adjacent
+	require.NoError(t, m.add(Range{0x4000, 0x1000}, "cpu:0", false, nil))
 	for _, c := range []struct {
 		addr, length uint64
 		want         string
@@ -199,11 +199,11 @@ func TestPeersGetOnlyWhatOneOpenRegionHolds(t *testing.T) {
 func TestRegionsAreListedInTheOrderOfRegistration(t *testing.T) {
 	m := newRegistry()
 	for _, addr := range []uintptr{0x5000, 0x1000, 0x9000, 0x3000} {
-		require.NoError(t, m.add(Range{addr, 16}, "*", true))
+		require.NoError(t, m.add(Range{addr, 16}, "*", true, nil))
 	}
 	_, err := m.take(0x1000)
 	require.NoError(t, err)
-	require.NoError(t, m.add(Range{0x1000, 16}, "*", true))
+	require.NoError(t, m.add(Range{0x1000, 16}, "*", true, nil))
 
 	var listed []uintptr
 	m.Each(func(r *Region) bool {
@@ -227,7 +227,7 @@ func TestRegistryComparesLogarithmicallyOften(t *testing.T) {
 
 	// The loops hold no assertions, which would take most of the time.
 	for _, i := range order {
-		if m.add(Range{addr(i), 64}, "cpu:0", true) != nil {
+		if m.add(Range{addr(i), 64}, "cpu:0", true, nil) != nil {
 			t.Fatal("not registered")
 		}
 	}
@@ -240,7 +240,7 @@ func TestRegistryComparesLogarithmicallyOften(t *testing.T) {
 			t.Fatal(err)
 		}
 		region.Unpin()
-		m.pinOverlapping(Range{addr(i) + 1, 63}, nil)[0].Unpin()
+		pinnedOf(m, Range{addr(i) + 1, 63}, nil)[0].Unpin()
 	}
 	require.Less(t, comparisons, enough*regions, "to find")
 
@@ -257,12 +257,12 @@ func TestRegistryComparesLogarithmicallyOften(t *testing.T) {
 
 func TestBlocksOfOneRegionArePinnedOnce(t *testing.T) {
 	m := newRegistry()
-	require.NoError(t, m.add(Range{0x10000, 1 << 20}, "cpu:0", true))
-	require.NoError(t, m.add(Range{0x200000, 1 << 20}, "cpu:0", true))
+	require.NoError(t, m.add(Range{0x10000, 1 << 20}, "cpu:0", true, nil))
+	require.NoError(t, m.add(Range{0x200000, 1 << 20}, "cpu:0", true, nil))
 	var pinned []*Region
 	for i := range uintptr(1000) {
-		pinned = m.pinOverlapping(Range{0x10000 + i*64, 64}, pinned)
-		pinned = m.pinOverlapping(Range{0x200000 + i*64, 64}, pinned)
+		pinned = pinnedOf(m, Range{0x10000 + i*64, 64}, pinned)
+		pinned = pinnedOf(m, Range{0x200000 + i*64, 64}, pinned)
 	}
 	require.Len(t, pinned, 2)
 }
@@ -270,34 +270,34 @@ func TestBlocksOfOneRegionArePinnedOnce(t *testing.T) {
 func TestFindingARegionAllocatesNothing(t *testing.T) {
 	m := newRegistry()
 	for i := range uintptr(100) {
-		require.NoError(t, m.add(Range{0x10000 + i*64, 64}, "cpu:0", true))
+		require.NoError(t, m.add(Range{0x10000 + i*64, 64}, "cpu:0", true, nil))
 	}
 	pinned := make([]*Region, 0, 1)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		region, _ := m.PinRemote(0x10000+64, 64)
 		region.Unpin()
-		m.pinOverlapping(Range{0x10000 + 128, 64}, pinned)[0].Unpin()
+		pinnedOf(m, Range{0x10000 + 128, 64}, pinned)[0].Unpin()
 	}))
 }
 
 func TestOneRangeMayPinManyRegions(t *testing.T) {
 	m := newRegistry()
 	for i := range uintptr(20) {
-		require.NoError(t, m.add(Range{0x10000 + i*32, 16}, "cpu:0", i%2 == 0)) // a gap after each
+		require.NoError(t, m.add(Range{0x10000 + i*32, 16}, "cpu:0", i%2 == 0, nil)) // a gap after each
 	}
-	require.Len(t, m.pinOverlapping(Range{0x10008, 32*19 + 1}, nil), 20)
-	require.Len(t, m.pinOverlapping(Range{0x10010, 16}, nil), 0, "in a gap")
-	require.Len(t, m.pinOverlapping(Range{0x10010, 17}, nil), 1, "the first byte of the second")
-	require.Len(t, m.pinOverlapping(Range{1, 1<<64 - 1}, nil), 20, "to the end of the address space")
-	require.Empty(t, m.pinOverlapping(Range{0x10000, 1<<64 - 1}, nil), "a range that wraps")
+	require.Len(t, pinnedOf(m, Range{0x10008, 32*19 + 1}, nil), 20)
+	require.Len(t, pinnedOf(m, Range{0x10010, 16}, nil), 0, "in a gap")
+	require.Len(t, pinnedOf(m, Range{0x10010, 17}, nil), 1, "the first byte of the second")
+	require.Len(t, pinnedOf(m, Range{1, 1<<64 - 1}, nil), 20, "to the end of the address space")
+	require.Empty(t, pinnedOf(m, Range{0x10000, 1<<64 - 1}, nil), "a range that wraps")
 }
 
 func TestRegionIsDrainedByItsLastPin(t *testing.T) {
 	m := newRegistry()
-	require.NoError(t, m.add(Range{0x1000, 16}, "cpu:0", true))
+	require.NoError(t, m.add(Range{0x1000, 16}, "cpu:0", true, nil))
 	first, err := m.PinRemote(0x1000, 16)
 	require.NoError(t, err)
-	second := m.pinOverlapping(Range{0x1008, 16}, nil)
+	second := pinnedOf(m, Range{0x1008, 16}, nil)
 	require.Len(t, second, 1)
 
 	taken, err := m.take(0x1000)
@@ -322,10 +322,10 @@ func TestRegistryServesManyGoroutines(t *testing.T) {
 			base := uintptr(0x100000 * (g + 1))
 			for i := range uintptr(each) {
 				r := Range{base + i*64, 64}
-				if err := m.add(r, "cpu:0", true); err != nil {
+				if err := m.add(r, "cpu:0", true, nil); err != nil {
 					t.Error(err)
 				}
-				for _, pinned := range m.pinOverlapping(Range{base, each * 64}, nil) {
+				for _, pinned := range pinnedOf(m, Range{base, each * 64}, nil) {
 					pinned.Unpin()
 				}
 				if region, err := m.PinRemote(uint64(base), 64); err == nil {
@@ -344,4 +344,10 @@ func TestRegistryServesManyGoroutines(t *testing.T) {
 	}
 	all.Wait()
 	require.Equal(t, 8*each*2/3, m.index.Len())
+}
+
+// pinnedOf is pinOverlapping for a registry of host memory.
+func pinnedOf(m *Registry, r Range, pinned []*Region) []*Region {
+	pinned, _, _ = m.pinOverlapping(r, pinned)
+	return pinned
 }

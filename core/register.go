@@ -8,8 +8,12 @@ import (
 	"go.uber.org/zap"
 )
 
+// anywhere is the location of memory whose place is not told.
+const anywhere = "*"
+
 // Register makes a range of this process known: remote says whether peers may read and write it. location is where
-// the memory lies, as "cpu:0" or "npu:1"; "" and "*" leave that open.
+// the memory lies, as "cpu:0" or "npu:1"; "" and "*" leave that open. Device memory is recognised by itself where its
+// library can be asked, and by its location otherwise.
 func (e *Engine) Register(addr uintptr, length uint64, location string, remote bool) error {
 	return e.register([]Range{{Addr: addr, Length: length}}, location, remote)
 }
@@ -24,12 +28,12 @@ func (e *Engine) register(ranges []Range, location string, remote bool) error {
 		return closedError()
 	}
 	if location == "" {
-		location = "*"
+		location = anywhere
 	}
 	var err error
 	added := 0
 	for added < len(ranges) && err == nil {
-		if err = e.memory.add(ranges[added], location, remote); err == nil {
+		if err = e.add(ranges[added], location, remote); err == nil {
 			added++
 		}
 	}
@@ -46,6 +50,21 @@ func (e *Engine) register(ranges []Range, location string, remote bool) error {
 		e.drain(regions)
 	}
 	return err
+}
+
+// add registers one range. Memory that a device was found for is described by that.
+func (e *Engine) add(r Range, location string, remote bool) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	on, err := e.devices.at(r, location)
+	if err != nil {
+		return err
+	}
+	if on != nil {
+		location = on.Name()
+	}
+	return e.memory.add(r, location, remote, on)
 }
 
 // Unregister takes back the range that starts at addr. It first waits for what is moving its bytes, and after

@@ -235,6 +235,7 @@ func (e *Engine) RemoveLocalSegment(name string) error {
 		return status.Errorf(status.InvalidArgument, "a segment has no name")
 	}
 	if s := e.segments.remove(name); s != nil {
+		e.stager.forget(s, status.Errorf(status.InvalidArgument, "segment %q was removed", s.Name))
 		for _, t := range e.installed() {
 			t.Forget(s)
 		}

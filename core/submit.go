@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"kvferry/core/metadata"
+	"kvferry/core/staging"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -50,9 +51,10 @@ func (e *Engine) Submit(b *Batch, reqs []Request, notify *metadata.Notification)
 		return err
 	}
 	transports := e.installed()
-	s := &submission{tasks: make([]Task, len(reqs))}
-	works, err := e.distribute(s, b, reqs, len(transports) > 0)
+	s := &submission{batch: b, tasks: make([]Task, len(reqs))}
+	works, err := e.distribute(s, reqs, len(transports) > 0)
 	if err != nil {
+		unpinAll(s.pins)
 		return err
 	}
 	var message *pendingNotification
@@ -60,15 +62,19 @@ func (e *Engine) Submit(b *Batch, reqs []Request, notify *metadata.Notification)
 		message = &pendingNotification{to: reqs[0].Target, msg: *notify}
 	}
 	if err := b.add(s, message); err != nil {
+		unpinAll(s.pins)
 		return err
 	}
 	if e.ctx.Err() != nil { // the engine was closed before the batch was seen to hold these tasks
 		s.abort(ErrClosed)
 	}
 	for _, w := range works {
-		if w.Segment == e.local.segment {
+		switch {
+		case w.Segment == e.local.segment:
 			e.local.Submit(w)
-		} else {
+		case w.device != nil:
+			e.stager.submit(w, transports[len(transports)-1])
+		default:
 			transports[len(transports)-1].Submit(w)
 		}
 	}
@@ -76,33 +82,49 @@ func (e *Engine) Submit(b *Batch, reqs []Request, notify *metadata.Notification)
 	return nil
 }
 
-// distribute checks the requests and fills the submission's tasks from them, linked by segment. Those that are empty,
-// and those that are out of the question, are in no work.
-func (e *Engine) distribute(s *submission, b *Batch, reqs []Request, haveTransport bool) ([]*Work, error) {
+// route is what the tasks of a work have in common.
+type route struct {
+	target SegmentID
+	device *staging.Device // that their local memory is on; nil for host memory
+	opcode Opcode          // where there is a device
+}
+
+// distribute checks the requests, fills the submission's tasks from them, linked by route, and pins their local regions.
+// Those that are empty, and those that are out of the question, are in no work.
+func (e *Engine) distribute(s *submission, reqs []Request, haveTransport bool) ([]*Work, error) {
 	var works []*Work
 	var last *Work
-	bySegment := map[SegmentID]*Work{}
+	var lastRoute route
+	byRoute := map[route]*Work{}
 	for i := range reqs {
 		task := &s.tasks[i]
 		task.Request, task.Next = reqs[i], -1
 		if task.Opcode != Read && task.Opcode != Write {
 			return nil, status.Errorf(status.InvalidArgument, "request %d has opcode %d", i, task.Opcode)
 		}
-		if last == nil || last.Segment.ID != task.Target {
-			last = bySegment[task.Target]
+		way := route{target: task.Target}
+		var mixed error
+		s.pins, way.device, mixed = e.memory.pinOverlapping(Range{Addr: task.Local, Length: task.Length}, s.pins)
+		if way.device != nil {
+			way.opcode = task.Opcode
+		}
+		if last == nil || lastRoute != way {
+			last, lastRoute = byRoute[way], way
 			if last == nil {
 				segment, err := e.target(task.Target, haveTransport)
 				if err != nil {
 					return nil, err
 				}
-				last = &Work{Segment: segment, Tasks: s.tasks, Head: -1, batch: b, submission: s}
-				works, bySegment[task.Target] = append(works, last), last
+				last = &Work{Segment: segment, Tasks: s.tasks, Head: -1, owner: s, device: way.device}
+				works, byRoute[way] = append(works, last), last
 			}
 		}
 		switch {
 		case task.Length == 0:
 		case task.wraps() || last.Bytes+task.Length < last.Bytes:
-			s.refused = append(s.refused, int32(i))
+			s.refused = append(s.refused, refusal{int32(i), errWraps})
+		case mixed != nil:
+			s.refused = append(s.refused, refusal{int32(i), mixed})
 		default:
 			last.append(int32(i))
 		}
@@ -142,6 +164,7 @@ func (e *Engine) expire(s *submission) {
 }
 
 func (e *Engine) abortTransports() {
+	e.stager.abort()
 	for _, t := range e.installed() {
 		t.Abort()
 	}

@@ -31,8 +31,12 @@ func at(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) 
 
 // fill puts bytes into b that differ from one place to the next, and from one seed to the next.
 func fill(b []byte, seed byte) {
-	for i := range b {
+	const period = 1 << 16
+	for i := range b[:min(len(b), period)] {
 		b[i] = byte(i*7+i>>8) + seed
+	}
+	for n := period; n < len(b); n *= 2 {
+		copy(b[n:], b[:n])
 	}
 }
 
