@@ -35,6 +35,7 @@ const (
 const (
 	statusOK       = 0
 	statusRejected = 1 // the range is not in one remotely accessible region of the target
+	statusFailed   = 2 // the target could not move the bytes between its device and the network
 )
 
 // header is a parsed request.

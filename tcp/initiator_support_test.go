@@ -26,6 +26,7 @@ type scripted struct {
 	shown   metadata.Descriptor
 	fetches int
 	port    *net.TCPListener // nil while there is none
+	left    chan struct{}    // closed when nobody accepts on the port any more
 	conns   []*net.TCPConn   // all that were accepted
 	headers []header         // all that were received
 	memory  [][]byte
@@ -80,17 +81,24 @@ func (p *scripted) enterPort(s script) {
 	require.NoError(p.t, err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.port = port
+	left := make(chan struct{})
+	p.port, p.left = port, left
 	p.shown.DataPort = port.Addr().(*net.TCPAddr).Port
-	p.running.Go(func() { p.accept(port, s) })
+	p.running.Go(func() {
+		defer close(left)
+		p.accept(port, s)
+	})
 }
 
+// leavePort closes the data port. The kernel takes connections for it as long as somebody accepts.
 func (p *scripted) leavePort() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.port != nil {
-		_ = p.port.Close()
-		p.port = nil
+	port, left := p.port, p.left
+	p.port = nil
+	p.mu.Unlock()
+	if port != nil {
+		_ = port.Close()
+		<-left
 	}
 }
 

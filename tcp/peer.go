@@ -135,11 +135,24 @@ func (p *peer) wanted(pipelined bool) int {
 	if p.isEmpty() || len(p.doubtful) >= maxDoubtful {
 		return 0
 	}
-	worth := p.queued
-	if pipelined {
-		worth = (p.queued + turnSize - 1) / turnSize
+	worth := (p.queued + turnSize - 1) / turnSize
+	if !pipelined {
+		worth = p.requests()
 	}
 	return int(max(1, min(worth, uint64(p.transport.config.LanesPerPeer))))
+}
+
+// requests is how many requests are queued, or more of them when that would take counting. The lock is held.
+func (p *peer) requests() uint64 {
+	n := uint64(len(p.returned))
+	for _, c := range p.cursors {
+		if c.left <= oneShotSize && c.left == c.work.Tasks[c.task].Length-c.skip {
+			n++
+		} else {
+			n += c.left
+		}
+	}
+	return n
 }
 
 // isEmpty reports whether there is nothing to take. The lock is held.
@@ -371,6 +384,9 @@ func (p *peer) judgeStatus(frame []byte, h *piece) error {
 		return status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err)
 	case code == statusOK:
 		return nil
+	case code == statusFailed:
+		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer could not move %d bytes to or from its device at %#x; its log tells why",
+			p.segment.Name, h.length, h.remote)
 	case code != statusRejected:
 		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
 			p.segment.Name, code, h.remote, h.length)

@@ -14,6 +14,7 @@ import (
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,14 +25,13 @@ import (
 //  3. WRITE: apply copies what was read ahead of the payload into the region and receives the rest in place, in the
 //     same system call as what follows it. Then it owes a status frame.
 //  4. READ: readOut owes a status frame and the payload, which stays in the region until it is sent.
-//  5. flush sends what is owed in one system call and ends the pins: when the session would wait for the peer, so that
-//     nothing is withheld from it, and at the latest when a turn is full.
+//  5. flush ends the turn: it sends what is owed in one system call and ends the pins. That is when the session would
+//     wait for the peer, so that nothing is withheld from it, and at the latest when a turn is full.
 //  6. finish ends the connection. A rejected peer gets its status first.
 //
-// Memory of a device needs no more than an apply and a readOut of its own, which move the payload in chunks through
-// staging blocks, and owe the status when the copies have finished.
+// A request for device memory takes another way at 3 and 4: see session_staged.go.
 const (
-	// A turn is what is served between two flushes.
+	// A turn is full with so many requests or bytes.
 	turnRequests = 128
 	turnBytes    = 256 << 10
 
@@ -77,23 +77,18 @@ type session struct {
 	bulk           bool        // the last payload was long
 	in             [2]ioVector // for receive
 
-	// The turn. Vectors in owed point into statuses and into held regions.
-	requests    int
-	bytes       uint64 // applied or owed
-	owed        [2 * turnRequests]ioVector
-	vectors     int
-	statuses    [turnRequests * statusSize]byte
-	statusesEnd int
-	readLow     uint64 // the READ payloads owed lie within
-	readHigh    uint64 // [readLow, readHigh)
-	readBytes   uint64
-	writing     *core.Region // of the WRITE whose payload has not been applied completely
+	turn    *turn
+	reads   hull         // of the READ payloads owed from host memory
+	serving *core.Region // of the request whose payload has not been applied or owed completely
+	staged  *staged      // nil before the first request for device memory
 
-	mu    sync.Mutex // for whoever ends the session
-	held  []*core.Region
-	cause error // why somebody else ended it
+	mu    sync.Mutex // for whoever ends the session, and for the sender
+	cause error      // why somebody else ended it
 
-	waiting  atomic.Bool   // for a peer that has to move on: not at the end of a request with nothing owed
+	// Whether the session, or its sender, waits for a peer that has to move on: not at the end of a request with
+	// nothing owed.
+	waiting, sending atomic.Bool
+
 	progress atomic.Uint64 // grows whenever bytes move
 	bytesIn  atomic.Uint64 // payload
 	bytesOut atomic.Uint64
@@ -102,14 +97,46 @@ type session struct {
 	stalledAt    uint64    // with this progress
 }
 
-// rejection ends a session whose peer asked for what it cannot have.
+// turn is what is served between two flushes. Vectors in owed point into statuses, into held regions and into staging
+// blocks.
+type turn struct {
+	requests    int    // served completely
+	bytes       uint64 // their payload
+	owed        [2 * turnRequests]ioVector
+	vectors     int
+	sealed      int // what is owed from here on is not to be sent in one vector with what comes before
+	statuses    [turnRequests * statusSize]byte
+	statusesEnd int
+	readBytes   uint64 // READ payload owed
+
+	held []*core.Region // pinned; for others than the session's goroutine under its lock
+	load *load          // nil in a session that was never asked for device memory
+}
+
+func newTurn() *turn { return &turn{held: make([]*core.Region, 0, turnRequests+1)} }
+
+// hull is a range that holds every range added to it. The empty one meets nothing.
+type hull struct{ low, high uint64 }
+
+func (u *hull) add(h header) {
+	if u.high == 0 {
+		u.low = h.addr
+	}
+	u.low, u.high = min(u.low, h.addr), max(u.high, h.addr+h.length)
+}
+
+func (u *hull) meets(h header) bool { return h.addr < u.high && u.low < h.addr+h.length }
+
+// rejection ends a session whose peer asked for what it cannot have, or for what went wrong.
 type rejection struct {
 	header
-	reason error
+	code    uint32 // for the peer
+	started bool   // the answer to the READ has been sent in part: a status has no place in it any more
+	reason  error
 }
 
 func (r *rejection) Error() string {
-	return fmt.Sprintf("rejected a %v of %d bytes at %#x: %v", r.op, r.length, r.addr, r.reason)
+	return fmt.Sprintf("rejected a %v of %d bytes at %#x with status %d: %v", r.op, r.length, r.addr, r.code, r.reason)
 }
 
 func (r *rejection) Unwrap() error { return r.reason }
@@ -127,15 +154,18 @@ func newSession(t *target, conn *net.TCPConn) (*session, error) {
 		peer:    remote.String(),
 		host:    remote.IP.String(),
 		emptied: true,
-		held:    make([]*core.Region, 0, turnRequests+1),
+		turn:    newTurn(),
 	}, nil
 }
 
 // run serves until the connection ends, and closes it. The error is why it ended, nil when the peer wanted it to.
 func (s *session) run() error {
 	err := status.Guard(s.serve)
+	if s.staged != nil {
+		err = s.endStaging(err)
+	}
 	err = s.finish(err)
-	s.writing = nil
+	s.serving = nil
 	s.unpin()
 	return err
 }
@@ -149,21 +179,37 @@ func (s *session) serve() error {
 		}
 		region, err := s.pin(h)
 		if err != nil {
-			return &rejection{h, err}
+			return &rejection{header: h, code: statusRejected, reason: err}
 		}
-		if h.op == core.Read {
-			s.readOut(h)
-		} else if err := s.apply(h, region); err != nil {
+		if err := s.move(h, region); err != nil {
 			return err
 		}
-		s.requests++
-		s.bytes += h.length
-		if s.requests == turnRequests || s.bytes >= turnBytes {
+		t := s.turn
+		t.requests++
+		t.bytes += h.length
+		if t.requests == turnRequests || t.bytes >= turnBytes {
 			if err := s.flush(); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// move moves the payload of a WRITE, and owes what a request is to be answered.
+func (s *session) move(h header, region *core.Region) (err error) {
+	s.serving = region
+	switch {
+	case region.Device != nil:
+		err = s.stage(h, region.Device)
+	case h.op == core.Read:
+		s.readOut(h)
+	default:
+		err = s.apply(h)
+	}
+	if err == nil {
+		s.serving = nil
+	}
+	return err
 }
 
 func (s *session) nextHeader() (header, error) {
@@ -192,6 +238,16 @@ func (s *session) fill() error {
 
 // receive receives into place and, beyond it, into the read-ahead buffer. It returns how many bytes went to place.
 func (s *session) receive(place ioVector) (placed uint64, err error) {
+	v := s.plan(place)
+	n, err := s.receiveOrWait(v)
+	if err != nil {
+		return 0, err
+	}
+	return s.received(v, place, n), nil
+}
+
+// plan lays out where the bytes go that receive is about to receive.
+func (s *session) plan(place ioVector) []ioVector {
 	v := s.in[:0]
 	if place.length > 0 {
 		v = append(v, place)
@@ -200,29 +256,29 @@ func (s *session) receive(place ioVector) (placed uint64, err error) {
 	if s.bulk {
 		window = window[:min(len(window), bulkReadAhead)]
 	}
-	v = append(v, vectorOf(window))
+	return append(v, vectorOf(window))
+}
 
-	n, err := s.receiveOrWait(v)
-	if err != nil {
-		return 0, err
-	}
+// received accounts for n bytes that came to where v says, and returns how many of them went to place.
+func (s *session) received(v []ioVector, place ioVector, n int) (placed uint64) {
 	s.progress.Add(1)
-	s.emptied = uint64(n) < place.length+uint64(len(window))
+	s.emptied = uint64(n) < place.length+v[len(v)-1].length
 	placed = min(uint64(n), place.length)
 	s.filled += n - int(placed)
-	return placed, nil
+	return placed
 }
 
 // receiveOrWait sends what is owed before it waits, and before it returns io.EOF. Once a receive has emptied the socket
 // buffer waiting is likely, and flushing first saves the vain system call.
 func (s *session) receiveOrWait(v []ioVector) (int, error) {
-	if !s.emptied && s.vectors > 0 {
+	t := s.turn
+	if !s.emptied && (t.vectors > 0 || t.loaded()) {
 		n, again, err := s.socket.tryReceive(v)
 		if !again && err != io.EOF {
 			return n, err
 		}
 	}
-	alone := s.requests == 1 && s.bytes <= shortRequest && s.writing == nil && s.filled == 0
+	alone := t.requests == 1 && t.bytes <= shortRequest && s.serving == nil && s.filled == 0 && !t.loaded()
 	if err := s.flush(); err != nil {
 		return 0, err
 	}
@@ -231,7 +287,7 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 			return n, err
 		}
 	}
-	s.await(s.writing != nil || s.filled > 0)
+	s.await(&s.waiting, s.serving != nil || s.filled > 0)
 	return s.socket.receive(v)
 }
 
@@ -245,9 +301,10 @@ func (s *session) lookAhead(v []ioVector) (n int, again bool, err error) {
 	return n, again, err
 }
 
-// await tells the target's watch whether the wait that follows is for the rest of something.
-func (s *session) await(rest bool) {
-	s.waiting.Store(rest)
+// await tells the target's watch whether the wait that follows, of the session or of its sender, is for the rest of
+// something.
+func (s *session) await(who *atomic.Bool, rest bool) {
+	who.Store(rest)
 	if rest {
 		s.target.watch()
 	}
@@ -255,8 +312,9 @@ func (s *session) await(rest bool) {
 
 // pin finds the region of a request and pins it until the turn ends. Pinning and making it known to evict are one step.
 func (s *session) pin(h header) (*core.Region, error) {
-	if n := len(s.held); n > 0 && within(s.held[n-1], h) {
-		return s.held[n-1], nil
+	t := s.turn
+	if n := len(t.held); n > 0 && within(t.held[n-1], h) {
+		return t.held[n-1], nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -264,7 +322,7 @@ func (s *session) pin(h header) (*core.Region, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.held = append(s.held, region)
+	t.held = append(t.held, region)
 	return region, nil
 }
 
@@ -273,38 +331,39 @@ func within(r *core.Region, h header) bool {
 	return h.length > 0 && h.length <= r.Length && h.addr >= base && h.addr-base <= r.Length-h.length
 }
 
-// unpin ends the pins of the turn, but for that of the region being written.
+// unpin ends the pins of the turn, but for the last one while that is the pin of the request being served.
 func (s *session) unpin() {
-	if len(s.held) == 0 {
+	t := s.turn
+	if len(t.held) == 0 {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	kept := s.held[:0]
-	for _, r := range s.held {
-		if r == s.writing && len(kept) == 0 {
-			kept = append(kept, r)
-		} else {
-			r.Unpin()
-		}
+	kept := t.held[:0]
+	if s.serving != nil {
+		last := len(t.held) - 1
+		t.held[0], t.held[last] = t.held[last], t.held[0]
+		kept = t.held[:1]
 	}
-	clear(s.held[len(kept):])
-	s.held = kept
+	for _, r := range t.held[len(kept):] {
+		r.Unpin()
+	}
+	clear(t.held[len(kept):])
+	t.held = kept
 }
 
 // apply moves the payload of a WRITE into its region.
-func (s *session) apply(h header, region *core.Region) error {
-	if s.readBytes > 0 && h.addr < s.readHigh && s.readLow < h.addr+h.length {
-		if err := s.flush(); err != nil { // the READ came first, and gets what was there before
+func (s *session) apply(h header) error {
+	if s.reads.meets(h) {
+		if err := s.catchUp(); err != nil { // the READ came first, and gets what was there before
 			return err
 		}
 	}
-	s.writing = region
 	s.bulk = h.length >= bulkLength
 	left := ioVector{uintptr(h.addr), h.length}
 	buffered := min(uint64(s.filled-s.parsed), left.length)
 	if err := core.CopyMemory(left.base, addressOf(s.ahead[s.parsed:]), buffered); err != nil {
-		return &rejection{h, fmt.Errorf("%w: %w", errInaccessible, err)}
+		return inaccessible(h, err)
 	}
 	s.parsed += int(buffered)
 	for placed := buffered; placed < left.length; {
@@ -315,55 +374,80 @@ func (s *session) apply(h header, region *core.Region) error {
 		placed, err = s.receive(left)
 		switch {
 		case err == io.EOF:
-			return fmt.Errorf("the peer closed the connection with %d bytes of a WRITE of %d at %#x missing: %w",
-				left.length, h.length, h.addr, io.ErrUnexpectedEOF)
+			return cutShort(h, left.length)
 		case errors.Is(err, unix.EFAULT):
-			return &rejection{h, fmt.Errorf("%w: %w", errInaccessible, err)}
+			return inaccessible(h, err)
 		case err != nil:
 			return err
 		}
 	}
-	s.writing = nil
 	s.bytesIn.Add(h.length)
 	if h.v2 {
-		s.oweStatus(statusOK)
+		s.turn.oweStatus(statusOK)
 	}
 	return nil
+}
+
+func inaccessible(h header, err error) error {
+	return &rejection{header: h, code: statusRejected, reason: fmt.Errorf("%w: %w", errInaccessible, err)}
+}
+
+func cutShort(h header, missing uint64) error {
+	return fmt.Errorf("the peer closed the connection with %d bytes of a WRITE of %d at %#x missing: %w",
+		missing, h.length, h.addr, io.ErrUnexpectedEOF)
 }
 
 // readOut owes the answer to a READ.
 func (s *session) readOut(h header) {
 	s.bulk = false
-	if s.readBytes == 0 {
-		s.readLow, s.readHigh = h.addr, h.addr
-	}
-	s.readLow = min(s.readLow, h.addr)
-	s.readHigh = max(s.readHigh, h.addr+h.length)
-	s.readBytes += h.length
+	s.reads.add(h)
 	if h.v2 {
-		s.oweStatus(statusOK)
+		s.turn.oweStatus(statusOK)
 	}
-	s.owe(uintptr(h.addr), h.length)
+	s.turn.owePayload(uintptr(h.addr), h.length)
 }
 
-func (s *session) oweStatus(code uint32) {
-	b := s.statuses[s.statusesEnd : s.statusesEnd+statusSize]
-	s.statusesEnd += statusSize
+func (t *turn) owePayload(base uintptr, length uint64) {
+	t.readBytes += length
+	t.owe(base, length)
+}
+
+func (t *turn) oweStatus(code uint32) {
+	b := t.statuses[t.statusesEnd : t.statusesEnd+statusSize]
+	t.statusesEnd += statusSize
 	putStatus(b, code)
-	s.owe(addressOf(b), statusSize)
+	t.owe(addressOf(b), statusSize)
 }
 
-func (s *session) owe(base uintptr, length uint64) {
-	s.vectors = len(extend(s.owed[:s.vectors], base, length)) // in place: a turn owes no more than there is room for
+func (t *turn) owe(base uintptr, length uint64) {
+	// In place: a turn owes no more than there is room for.
+	t.vectors = t.sealed + len(extend(t.owed[t.sealed:t.vectors], base, length))
 }
 
 // flush ends the turn.
 func (s *session) flush() error {
-	for v := s.owed[:s.vectors]; len(v) > 0; {
+	if s.staged != nil && (s.turn.loaded() || s.senderBusy()) {
+		return s.handOver()
+	}
+	t := s.turn
+	if err := s.send(t.owed[:t.vectors], &s.waiting); err != nil {
+		return err
+	}
+	s.bytesOut.Add(t.readBytes)
+	t.reset()
+	s.caughtUp()
+	s.unpin()
+	return nil
+}
+
+// send sends the vectors, on behalf of the session or of its sender.
+func (s *session) send(v []ioVector, who *atomic.Bool) error {
+	for len(v) > 0 {
 		n, again, err := s.socket.trySend(v)
 		if again {
-			s.await(true)
+			s.await(who, true)
 			n, err = s.socket.send(v)
+			who.Store(false)
 		}
 		if errors.Is(err, unix.EFAULT) {
 			return fmt.Errorf("%w: the last %d bytes of a READ, at %#x: %w", errInaccessible, v[0].length, v[0].base, err)
@@ -374,10 +458,27 @@ func (s *session) flush() error {
 		s.progress.Add(1)
 		v = advance(v, n)
 	}
-	s.bytesOut.Add(s.readBytes)
-	s.requests, s.bytes, s.vectors, s.statusesEnd, s.readBytes = 0, 0, 0, 0, 0
-	s.unpin()
 	return nil
+}
+
+func (t *turn) reset() {
+	t.requests, t.bytes, t.vectors, t.sealed, t.statusesEnd, t.readBytes = 0, 0, 0, 0, 0, 0
+}
+
+// catchUp returns when everything that was asked for so far is done and answered.
+func (s *session) catchUp() error {
+	if err := s.flush(); err != nil || s.staged == nil {
+		return err
+	}
+	return s.drain()
+}
+
+// caughtUp forgets what the requests so far have touched: they are done.
+func (s *session) caughtUp() {
+	s.reads = hull{}
+	if s.staged != nil {
+		s.staged.touched = [2]hull{}
+	}
 }
 
 // finish closes the connection and returns why, unless the peer wanted it to or the engine is being closed. A peer that
@@ -408,11 +509,12 @@ func (s *session) finish(err error) error {
 // refuse sends what is owed for the requests before the rejected one and, where the peer understands it, the reason.
 // It reports whether the peer has read all that and closed its side.
 func (s *session) refuse(r *rejection) bool {
-	s.writing = nil
-	if r.v2 {
-		s.oweStatus(statusRejected)
+	s.serving = nil
+	answer := r.v2 && !r.started
+	if answer {
+		s.turn.oweStatus(r.code)
 	}
-	if s.flush() != nil || !r.v2 || s.conn.CloseWrite() != nil {
+	if s.flush() != nil || !answer || s.conn.CloseWrite() != nil {
 		return false
 	}
 	_ = s.conn.SetReadDeadline(time.Now().Add(rejectedTime))
@@ -432,7 +534,7 @@ func (s *session) refuse(r *rejection) bool {
 
 // between reports whether the session is between two requests with nothing owed.
 func (s *session) between() bool {
-	return s.writing == nil && s.parsed == s.filled && s.vectors == 0
+	return s.serving == nil && s.parsed == s.filled && s.turn.vectors == 0 && (s.staged == nil || s.staged.failure == nil)
 }
 
 // report logs why the session ended.
@@ -445,7 +547,11 @@ func (s *session) report(err error) {
 	case errors.Is(err, errInaccessible):
 		log.Warn("data request failed", zap.Error(err))
 	case errors.As(err, &rejected):
-		log.Info("data request rejected", zap.Stringer("operation", rejected.op),
+		level, message := zapcore.InfoLevel, "data request rejected"
+		if rejected.code == statusFailed {
+			level, message = zapcore.WarnLevel, "data request failed"
+		}
+		log.Log(level, message, zap.Stringer("operation", rejected.op),
 			zap.String("address", fmt.Sprintf("%#x", rejected.addr)), zap.Uint64("length", rejected.length),
 			zap.NamedError("reason", rejected.reason))
 	default:
@@ -465,6 +571,9 @@ func (s *session) end(cause error) {
 	if s.cause == nil {
 		s.cause = cause
 	}
+	if s.staged != nil {
+		s.staged.cancel()
+	}
 	s.mu.Unlock()
 	_ = s.conn.SetDeadline(past) // fails on a connection that is closed already
 }
@@ -480,5 +589,5 @@ func (s *session) ended() error {
 func (s *session) moves(r *core.Region) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Contains(s.held, r)
+	return slices.Contains(s.turn.held, r) || s.staged != nil && s.staged.moves(r)
 }

@@ -112,6 +112,19 @@ func TestReadGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 	c.expectStatus(statusOK)
 }
 
+func TestWriteBehindAReadOfTheSameMemoryKeepsItsRegionPinned(t *testing.T) {
+	memory := mapped(t, 1<<20)
+	h := serve(t, targetOptions{})
+	region := h.memory.add(memory, true)
+	c := h.dial()
+	payload := pattern(len(memory), 1)
+	c.send(readV2(memory[:100]), writeV2(addressOf(memory), payload)[:headerSize+1<<19])
+	c.expectStatus(statusOK)
+	c.expect(make([]byte, 100))
+	require.Eventually(t, func() bool { return memory[1<<19-1] == payload[1<<19-1] }, patience, time.Millisecond)
+	require.True(t, h.only().moves(region))
+}
+
 func TestGarbageInThePaddingIsIgnored(t *testing.T) {
 	memory := mapped(t, 4096)
 	c := serve(t, targetOptions{}, memory).dial()
@@ -476,7 +489,12 @@ func TestServingDoesNotAllocatePerRequest(t *testing.T) {
 
 func benchmarkTarget(b *testing.B, op core.Opcode, length, depth int) {
 	memory := mapped(b, depth*length)
-	c := serve(b, targetOptions{}, memory).dial()
+	benchmarkRequests(b, serve(b, targetOptions{}, memory).dial(), memory, op, length)
+}
+
+// benchmarkRequests has a client ask for the pieces of the memory over and over.
+func benchmarkRequests(b *testing.B, c *client, memory []byte, op core.Opcode, length int) {
+	depth := len(memory) / length
 	_ = c.conn.SetDeadline(time.Time{})
 	var requests []byte
 	answer := statusSize

@@ -259,7 +259,7 @@ func (t *target) check() {
 	t.watching.Store(false) // before it looks: who starts waiting after that sets the timer himself
 	now := time.Now()
 	for s := range t.sessions {
-		if !s.waiting.Load() {
+		if !s.waiting.Load() && !s.sending.Load() {
 			s.stalledSince = time.Time{}
 			continue
 		}

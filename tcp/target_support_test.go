@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/staging"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -32,9 +33,13 @@ type served struct {
 }
 
 func (s *served) add(b []byte, remote bool) *core.Region {
+	return s.addRange(core.Range{Addr: addressOf(b), Length: uint64(len(b))}, remote, nil)
+}
+
+func (s *served) addRange(at core.Range, remote bool, on *staging.Device) *core.Region {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &core.Region{Range: core.Range{Addr: addressOf(b), Length: uint64(len(b))}, Remote: remote}
+	r := &core.Region{Range: at, Remote: remote, Device: on}
 	s.regions = append(s.regions, r)
 	return r
 }

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"bytes"
 	"io"
 	"math"
 	"net"
@@ -11,8 +12,10 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/core/device"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap/zaptest"
 	"golang.org/x/sys/unix"
 )
 
@@ -210,6 +213,36 @@ func TestUnregisterEndsARequestThatDoesNotGetOn(t *testing.T) {
 	require.NoError(t, e.Unregister(addressOf(memory)))
 	unmap(t, memory)
 	c.expectReset()
+}
+
+func TestUnregisterOfDeviceMemoryWaitsForItsCopies(t *testing.T) {
+	a := accelerate(t, oneGranule)
+	memory := a.memory(1 << 20)
+	e, err := core.New(core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig(),
+		Log: zaptest.NewLogger(t), Runtimes: []device.Runtime{a.runtime()}})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, e.Close()) }()
+	require.NoError(t, e.Register(addressOf(memory), uint64(len(memory)), "npu:0", true))
+	c, _ := dialEngine(t, e)
+
+	release := a.holdCopies()
+	c.send(writeV2(addressOf(memory), pattern(1<<20, 1)))
+	a.waitForACopy()
+	unregistered := make(chan error, 1)
+	go func() { unregistered <- e.Unregister(addressOf(memory)) }()
+	require.Eventually(t, func() bool {
+		region, err := e.Memory().PinRemote(uint64(addressOf(memory)), 1)
+		if err == nil {
+			region.Unpin()
+		}
+		return err != nil
+	}, patience, time.Millisecond)
+	c.expectSilence()
+	require.Empty(t, unregistered)
+	release()
+	require.NoError(t, <-unregistered)
+	c.expectStatus(statusOK)
+	require.True(t, bytes.Equal(pattern(1<<20, 1), memory))
 }
 
 // FuzzSession sends random bytes to a target whose region lies between memory that is mapped but not registered: the
