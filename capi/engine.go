@@ -7,7 +7,9 @@ import (
 	"errors"
 	"unsafe"
 
+	"kvferry/ascend"
 	"kvferry/core"
+	"kvferry/core/device"
 	"kvferry/core/status"
 	"kvferry/tcp"
 
@@ -48,6 +50,7 @@ func create(o core.Options, install bool) (unsafe.Pointer, error) {
 		log.Warn(w.String())
 	}
 	o.Config, o.Log = config, log
+	o.Runtimes = []device.Runtime{ascend.New(config.AscendCL, log)}
 	e, err := core.New(o)
 	if err != nil {
 		return nil, errors.Join(err, closeLog())
@@ -106,7 +109,8 @@ func kvferry_go_install(handle unsafe.Pointer, protocol C.text_t, reason *C.char
 	return transport
 }
 
-// checkProtocol accepts the protocols that TCP stands for.
+// checkProtocol accepts the protocols that TCP stands for. With "ascend" the library of the NPUs is there, or that is an
+// error; without it, NPU memory is moved all the same once it is registered.
 func (h *engineHandle) checkProtocol(e *core.Engine, protocol C.text_t) error {
 	name, err := readText("the protocol", protocol)
 	switch {
@@ -118,7 +122,7 @@ func (h *engineHandle) checkProtocol(e *core.Engine, protocol C.text_t) error {
 		h.noRDMAOnce.Do(func() { e.Log().Warn("there is no RDMA here: TCP is used", zap.String("engine", e.Name())) })
 		return nil
 	case name == "ascend":
-		return status.Errorf(status.NotSupportedTransport, `the transport "ascend" is not in this version`)
+		return e.RequireRuntime(ascend.Name)
 	}
 	return status.Errorf(status.NotSupportedTransport, "there is no transport %q", name)
 }

@@ -9,16 +9,6 @@ import (
 	"kvferry/core"
 )
 
-// anywhere is the location of memory whose place is not told.
-const anywhere = "*"
-
-func readLocation(location C.text_t) string {
-	if location == nil {
-		return anywhere
-	}
-	return C.GoString(location)
-}
-
 //export kvferry_go_register
 func kvferry_go_register(engine, addr unsafe.Pointer, length C.size_t, location C.text_t, remote C.int, reason *C.char) C.int {
 	return negated(reason, func() error {
@@ -26,7 +16,7 @@ func kvferry_go_register(engine, addr unsafe.Pointer, length C.size_t, location 
 		if err != nil {
 			return err
 		}
-		return e.Register(uintptr(addr), uint64(length), readLocation(location), remote != 0)
+		return e.Register(uintptr(addr), uint64(length), C.GoString(location), remote != 0)
 	})
 }
 
@@ -53,7 +43,7 @@ func kvferry_go_register_batch(engine unsafe.Pointer, list *C.buffer_entry_t, co
 		if err != nil || len(ranges) == 0 {
 			return err
 		}
-		return e.RegisterBatch(ranges, readLocation(location))
+		return e.RegisterBatch(ranges, C.GoString(location))
 	})
 }
 

@@ -136,8 +136,9 @@ int discoverTopology(transfer_engine_t engine);
 int getLocalIpAndPort(transfer_engine_t engine, char *buf_out, size_t buf_len);
 
 /*
- * Installs a transport: "tcp"; "rdma" gives TCP too and says so once in the log. NULL for any other. args is not needed
- * and may be NULL. Installing one again returns the same handle. Memory registered earlier is served by it too.
+ * Installs a transport: "tcp"; "rdma" gives TCP too and says so once in the log; "ascend" is TCP as well, and fails where
+ * AscendCL, the library of the NPUs, is not found. NULL for any other. args is not needed and may be NULL. Installing one
+ * again returns the same handle. Memory registered earlier is served by it too.
  */
 transport_t installTransport(transfer_engine_t engine, const char *proto, void **args);
 
@@ -165,8 +166,11 @@ int removeLocalSegment(transfer_engine_t engine, const char *segment_name);
 
 /*
  * Lets transfers reach [addr, addr+length); with remote_accessible 0 no peer may. location names the memory's place, as
- * "cpu:0", or "*" for any. The memory stays the caller's and must stay mapped until it is unregistered.
- * -1 for NULL, length 0 and a range that wraps; -7 when it overlaps a registered one; -200 when the metadata store
+ * "cpu:0" or "npu:1", or "*" for any. The memory stays the caller's and must stay mapped until it is unregistered. It may
+ * be an NPU's, whatever the installed transport is: AscendCL is asked by the address, and where that is not possible
+ * location is believed. The calling thread's current device stays as it is.
+ * -1 for NULL, length 0, a range that wraps, and one that is on a device in part; -6 when location names a device that is
+ * not there, or AscendCL is needed and not found; -7 when it overlaps a registered one; -200 when the metadata store
  * cannot be told.
  */
 int registerLocalMemory(transfer_engine_t engine, void *addr, size_t length, const char *location,

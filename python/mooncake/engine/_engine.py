@@ -57,8 +57,9 @@ class TransferEngine:
         """Start the engine under a name; 0 or -1.
 
         metadata_server is P2PHANDSHAKE or a connection string, by default of etcd. protocol "tcp" and "ascend" mean
-        themselves, any other the best there is. device_name is not needed. A second call replaces the engine: its
-        transfers are ended, peers are forgotten, and only managed buffers are registered again.
+        themselves, any other the best there is; "ascend" fails where AscendCL, the library of the NPUs, is not found.
+        device_name is not needed. A second call replaces the engine: its transfers are ended, peers are forgotten, and
+        only managed buffers are registered again.
         """
         return self.initialize_ext(local_hostname, metadata_server, protocol, device_name, "etcd")
 
@@ -120,7 +121,11 @@ class TransferEngine:
     # Memory
 
     def register_memory(self, buffer_addr: SupportsIndex, capacity: SupportsIndex, location: str = "*") -> int:
-        """Let peers read and write memory, which must stay mapped until it is unregistered; 0 or negative."""
+        """Let peers read and write memory, which must stay mapped until it is unregistered; 0 or negative.
+
+        It may be host memory or an NPU's, which is recognised by its address where AscendCL can tell, and else by the
+        location "npu:N".
+        """
         address, length = u64(buffer_addr, "buffer_addr"), u64(capacity, "capacity")
         engine = self._engine
         if engine is None:
