@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -48,7 +49,7 @@ class Installed:
         if not program.exists():
             compiler = ["c++", "-std=c++11"] if source.suffix == ".cpp" else ["cc", "-std=c99", "-D_GNU_SOURCE"]
             command = [*compiler, *STRICT, "-g", f"-I{TESTS}", *self.flags("--cflags"), str(source)]
-            checked([*command, *self._library(kind), "-pthread", "-o", str(program)], COMPILE_LIMIT)
+            checked([*command, *self._library(kind), "-pthread", "-ldl", "-o", str(program)], COMPILE_LIMIT)
         return program
 
     def _library(self, kind: str) -> list[str]:
@@ -67,12 +68,14 @@ class Installed:
             checked(build, BUILD_LIMIT, {**os.environ, "CGO_ENABLED": "1"})
         return library
 
-    def run(self, program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a program with the installed library and none of the variables that engines look at."""
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("MC_", "KVFERRY_"))}
+    def run(
+        self, program: Path, *arguments: str, settings: Optional[Mapping[str, str]] = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program with the installed library and, of the variables that engines look at, only `settings`."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("MC_", "KVFERRY_", "ASCEND_"))}
         return subprocess.run(
             [str(program), *arguments],
-            env={**env, "LD_LIBRARY_PATH": str(self.lib)},
+            env={**env, "LD_LIBRARY_PATH": str(self.lib), **(settings or {})},
             capture_output=True,
             text=True,
             timeout=RUN_LIMIT,

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from pathlib import Path
+from typing import Optional
 
 import pytest
+
+from support import npus
 
 from .conftest import TESTS, Installed
 
 KINDS = pytest.mark.parametrize("kind", ["shared", "static", "sanitized"])
 
 
-def check(installed: Installed, kind: str, name: str, *arguments: str, ends_with: int = 0) -> None:
-    done = installed.run(installed.compile(TESTS / f"{name}.c", kind), *arguments)
+def check(
+    installed: Installed,
+    kind: str,
+    name: str,
+    *arguments: str,
+    ends_with: int = 0,
+    settings: Optional[dict[str, str]] = None,
+) -> None:
+    done = installed.run(installed.compile(TESTS / f"{name}.c", kind), *arguments, settings=settings)
     assert done.returncode == ends_with, done.stdout + done.stderr
 
 
@@ -20,6 +32,19 @@ def check(installed: Installed, kind: str, name: str, *arguments: str, ends_with
 @pytest.mark.parametrize("name", ["engine", "handles", "transfers", "stuck", "fork", "signals", "threads"])
 def test_program_finds_what_the_interface_promises(installed: Installed, name: str, kind: str) -> None:
     check(installed, kind, name)
+
+
+@KINDS
+def test_program_moves_npu_memory(installed: Installed, kind: str, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    check(installed, kind, "npus", settings=npus.settings(KVFERRY_SIM_REPORT=str(report)))
+    if npus.simulated():
+        npus.check_nothing_left(json.loads(report.read_text()))
+
+
+@KINDS
+def test_program_is_told_where_the_library_of_npus_was_searched(installed: Installed, kind: str) -> None:
+    check(installed, kind, "npus", "absent")
 
 
 @KINDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from .pattern import BLOCK, pattern
 
@@ -32,9 +32,10 @@ class Memory:
         self.peer.ask("fill", region=self.region, seed=seed)
         self.model[:] = pattern(seed, self.size)
 
-    def adopt(self) -> None:
-        """Take what the memory holds now as what it must go on holding."""
-        self.model[:] = bytes.fromhex(self.peer.ask("peek", region=self.region, offset=0, length=self.size))
+    def adopt(self, offset: int = 0, length: Optional[int] = None) -> None:
+        """Take what the memory holds now, from `offset` on, as what it must go on holding."""
+        held = bytes.fromhex(self.peer.ask("peek", region=self.region, offset=offset, length=length or self.size))
+        self.model[offset : offset + len(held)] = held
 
     def holds(self) -> bool:
         """Tell whether every byte is as the model has it."""

@@ -126,22 +126,38 @@ class Peer:
             self.name = f"[{host}]:{made['port']}" if bare else f"{host}:{made['port']}"
         return int(made["code"])
 
-    def create(self, host: str = "127.0.0.1") -> Peer:
+    def create(self, host: str = "127.0.0.1", protocol: str = "tcp") -> Peer:
         """Initialize the engine, which must succeed."""
-        code = self.try_create(host)
+        code = self.try_create(host, protocol=protocol)
         if code != 0:
             raise PeerError(f"{self}: initialize({host!r}) gave {code}")
         return self
 
-    def memory(self, size: int, seed: Optional[int] = None, register: bool = True) -> Memory:
-        """Map memory in the peer, fill it when there is a seed, and register it."""
+    def memory(
+        self,
+        size: int,
+        seed: Optional[int] = None,
+        register: bool = True,
+        place: str = "host",
+        location: Optional[str] = None,
+    ) -> Memory:
+        """Make memory in the peer, fill it when there is a seed, and register it, with a location when there is one.
+
+        See make_region for `place`.
+        """
         region = f"region-{next(self._regions)}"
-        memory = Memory(self, region, self.ask("region", region=region, size=size), size)
+        memory = Memory(self, region, self.ask("region", region=region, size=size, place=place), size)
         if seed is not None:
             memory.fill(seed)
         if register:
-            assert self.call("register_memory", memory.address, size) == 0, f"{self} did not register {size} bytes"
+            self.register(memory, location)
         return memory
+
+    def register(self, memory: Memory, location: Optional[str] = None) -> None:
+        """Register memory, which must succeed."""
+        arguments = (memory.address, memory.size) if location is None else (memory.address, memory.size, location)
+        code = self.call("register_memory", *arguments)
+        assert code == 0, f"{self}: registering {memory.size} bytes with location {location} gave {code}"
 
     def start_move(
         self, target: str, opcode: str, blocks: Sequence[Sequence[int]], how: str = "batch", notify: Sequence[str] = ()

@@ -7,11 +7,9 @@ input does. `mooncake.engine` is whatever this interpreter imports by that name:
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import json
-import mmap
 import os
 import resource
 import sys
@@ -20,15 +18,9 @@ import time
 import traceback
 from typing import Any, Callable, TextIO
 
+from . import npu
 from .pattern import BLOCK, pattern
-
-
-class Region:
-    """Memory of this process that the tests fill, move and compare. Lives until the process ends."""
-
-    def __init__(self, size: int) -> None:
-        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+from .regions import Region, make_region
 
 
 class Worker:
@@ -65,25 +57,41 @@ class Worker:
 
     # Memory.
 
-    def region(self, region: str, size: int) -> int:
-        """Map zeroed memory and return its address. It is not registered."""
-        self._regions[region] = Region(size)
-        return self._regions[region].address
+    def region(self, region: str, size: int, place: str) -> int:
+        """Make memory and return its address. It is not registered."""
+        self._regions[region] = made = make_region(size, place)
+        return made.address
+
+    def free_regions(self) -> None:
+        """Free all memory, and let go of the devices that it was on. No engine may use it any more."""
+        while self._regions:
+            self._regions.popitem()[1].free()
+        if npu.runtime.cache_info().currsize:
+            npu.runtime().close()
 
     def fill(self, region: str, seed: int) -> None:
-        memory = self._regions[region].map
-        memory[:] = pattern(seed, len(memory))
+        memory = self._regions[region]
+        memory.write(0, pattern(seed, memory.size))
 
     def digest(self, region: str) -> str:
-        return hashlib.sha256(self._regions[region].map).hexdigest()
+        memory = self._regions[region]
+        return hashlib.sha256(memory.read(0, memory.size)).hexdigest()
 
     def blocks(self, region: str) -> list[str]:
         """Digest a region BLOCK by BLOCK, to say where it differs."""
-        view = memoryview(self._regions[region].map)
+        memory = self._regions[region]
+        view = memoryview(memory.read(0, memory.size))
         return [hashlib.sha256(view[i : i + BLOCK]).hexdigest() for i in range(0, len(view), BLOCK)]
 
     def peek(self, region: str, offset: int, length: int) -> str:
-        return self._regions[region].map[offset : offset + length].hex()
+        return self._regions[region].read(offset, length).hex()
+
+    def poke(self, region: str, offset: int, data: str) -> None:
+        self._regions[region].write(offset, bytes.fromhex(data))
+
+    def simulate(self, control: str, arguments: list[Any]) -> Any:
+        """Use a control of the simulated devices; see npu.Simulator."""
+        return getattr(npu.Simulator(npu.runtime()), control)(*arguments)
 
     # Transfers.
 

@@ -28,14 +28,17 @@ SIZE = 1 << 20
 
 
 class World:
-    """`near` is memory of the engine that is tested, `far` that of a healthy peer. Both are compared as a whole."""
+    """`near` is memory of the engine that is tested, `far` that of a healthy peer. Both are compared as a whole.
 
-    def __init__(self, peers: Peers, kind: str = "ours", **settings: str) -> None:
+    `near` is at `place`, of which regions.py tells; `settings` are the engine's.
+    """
+
+    def __init__(self, peers: Peers, kind: str = "ours", place: str = "host", **settings: str) -> None:
         self.engine = peers("ours", **{**QUICK, **settings}).create()
         self.healthy = peers(kind).create()
-        self.near = self.engine.memory(SIZE, 1)
+        self.near = self.engine.memory(SIZE, 1, place=place)
         self.far = self.healthy.memory(SIZE, 2)
-        self.scratch = self.engine.memory(SIZE, 3)  # for transfers that fail
+        self.scratch = self.engine.memory(SIZE, 3, place=place)  # for transfers that fail
         self._warm_up()
 
     def _warm_up(self) -> None:

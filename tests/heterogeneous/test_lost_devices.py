@@ -1,0 +1,76 @@
+"""A device that is lost, or whose copies do not end: its transfers fail with the reason, those of another go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support import npus
+from support.memory import addresses
+from support.npus import simulate
+from support.peer import Pending
+from support.peers import Peers
+from support.world import GIVEN_UP, HUNG, World
+
+SIZE = 16 << 20  # bytes
+REPEATS = 16  # blocks of that size in a transfer in the middle of which a device goes
+COPIES = 20  # of a device before it goes
+
+roles = pytest.mark.parametrize("role", ("initiator", "target"))
+opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
+
+
+@pytest.fixture
+def world(start_peer: Peers) -> Iterator[World]:
+    """An engine with memory on the second device that moves all the time; in the end it must leave nothing anywhere."""
+    world = World(start_peer, place="npu:1", **npus.settings())
+    yield world
+    npus.end(world.engine)
+
+
+class Endangered:
+    """Memory on the first device, and transfers between it and host memory of the healthy peer."""
+
+    def __init__(self, world: World, role: str) -> None:
+        self.near = world.engine.memory(SIZE, 5, place="npu:0")
+        self.far = world.healthy.memory(SIZE, 6)
+        self.initiator, self.target = (self.near, self.far) if role == "initiator" else (self.far, self.near)
+
+    def start(self, opcode: str, repeats: int = REPEATS) -> Pending:
+        blocks = addresses(self.initiator, self.target, [(0, 0, SIZE)] * repeats)
+        return self.initiator.peer.start_move(self.target.peer.name, opcode, blocks)
+
+
+@roles
+@opcodes
+def test_a_lost_device_fails_its_own_transfers_only(world: World, role: str, opcode: str) -> None:
+    endangered = Endangered(world, role)
+    assert endangered.start(opcode, 1).result()["code"] == 0
+    simulate(world.engine, "reset_counters")
+    simulate(world.engine, "faults", f"lost:0@{COPIES}")
+    with world.unharmed():
+        result = endangered.start(opcode).result(HUNG)
+        assert result["code"] < 0
+        assert result["seconds"] < GIVEN_UP
+        again = endangered.start(opcode).result(HUNG)
+        assert again["code"] < 0
+        assert again["seconds"] < GIVEN_UP
+    assert "npu:0" in world.engine.log()
+    assert "device 0 is lost" in world.engine.log(), "what aclGetRecentErrMsg said"
+
+
+@roles
+@opcodes
+def test_a_copy_that_does_not_end_is_given_up_and_ends_no_other(world: World, role: str, opcode: str) -> None:
+    """Until it does end, its blocks are nobody else's: the engine goes on without them."""
+    endangered = Endangered(world, role)
+    assert endangered.start(opcode, 1).result()["code"] == 0
+    simulate(world.engine, "faults", "exec:2=hang")
+    result = endangered.start(opcode).result(HUNG)
+    assert result["code"] < 0
+    assert result["seconds"] < GIVEN_UP
+    assert "npu:0" in world.engine.log()
+    with world.unharmed():
+        pass
+    simulate(world.engine, "release_hangs")

@@ -1,0 +1,72 @@
+"""NPU memory of ours against host memory of Mooncake nodes, either way round, compared byte for byte on both sides."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from support import npus
+from support.memory import addresses, apply
+from support.pairs import DIRECTIONS, SETTINGS, Pair
+from support.peers import Peers
+from support.spans import adjacent_near_only, scattered
+
+MIB = 1 << 20
+SIZE = 3 * MIB + 4099
+SIZES = (1, 3, 24, 63, 64, 1000, 4095, 4097, 16384, 65537, 262147, 2 * MIB + 1)
+LAYOUTS = {
+    "all sizes, scattered": scattered(SIZES),
+    "adjacent at the initiator only": adjacent_near_only([16384, 5, 4096, 70001] * 12),
+    "many and small": scattered([random.Random(3).randrange(1, 9000) for _ in range(300)], seed=4),
+    "whole": [(0, 0, SIZE)],
+}
+PEERS = (("0.3.13", "default"), ("0.3.13", "no-pool"), ("0.3.8", "default"))
+
+directions = pytest.mark.parametrize("direction", DIRECTIONS)
+opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
+
+
+@pytest.fixture(scope="module", params=PEERS, ids="-".join)
+def pair(request: pytest.FixtureRequest, module_peers: Peers) -> Iterator[Pair]:
+    kind, setting = request.param
+    ours = npus.start(module_peers).create(protocol="ascend")
+    theirs = module_peers(kind, **SETTINGS[setting]).create()
+    yield Pair(kind, setting, ours.memory(SIZE, place="npu:1"), theirs.memory(SIZE))
+    ours.kill()
+    theirs.kill()
+
+
+@directions
+@opcodes
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_arrives_whatever_its_blocks_look_like(
+    pair: Pair, direction: str, opcode: str, layout: str, seed: int
+) -> None:
+    pair.fill(seed)
+    pair.transfer(direction, opcode, "batch", LAYOUTS[layout])
+
+
+@directions
+@opcodes
+@pytest.mark.parametrize("how", ("sync", "async"))
+def test_every_way_of_waiting_sees_the_bytes(pair: Pair, direction: str, opcode: str, how: str, seed: int) -> None:
+    pair.fill(seed)
+    pair.transfer(direction, opcode, how, LAYOUTS["all sizes, scattered"])
+
+
+def test_transfers_both_ways_at_once_do_not_mix(pair: Pair, seed: int) -> None:
+    """Each side reads and writes, at the same time, in parts of the memories of their own."""
+    pair.fill(seed)
+    quarter = pair.ours.size // 4
+    pending = []
+    for part, (direction, opcode) in enumerate(itertools.product(DIRECTIONS, ("read", "write"))):
+        local, remote = pair.sides(direction)
+        spans = [(a + part * quarter, b + part * quarter, n) for a, b, n in scattered([40001, 3, 8192] * 10, part)]
+        pending.append(local.peer.start_move(remote.peer.name, opcode, addresses(local, remote, spans), "async_opcode"))
+        apply(opcode, local, remote, spans)
+    assert [p.result()["code"] for p in pending] == [0] * len(pending)
+    pair.ours.check_soon() if pair.they_report_early() else pair.ours.check()
+    pair.theirs.check()

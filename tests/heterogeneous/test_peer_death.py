@@ -1,0 +1,98 @@
+"""Peers that are killed while bytes are staged on one side or the other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import pytest
+
+from support import npus, wire
+from support.memory import addresses
+from support.peers import Peers
+from support.process import connections_to, until
+from support.world import GIVEN_UP, HUNG, QUICK, World
+
+SIZE = 16 << 20  # bytes
+REPEATS = 64  # blocks of that size in a transfer that somebody dies in
+
+opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
+
+
+def wait_for_connection(port: int, before: Collection[int] = ()) -> None:
+    """Wait for a connection to a data port that is none of those there were before."""
+    until(lambda: bool(connections_to(port).difference(before)), 10, f"a connection to port {port}")
+
+
+@pytest.fixture
+def world(start_peer: Peers) -> Iterator[World]:
+    """An engine with NPU memory, which in the end must leave nothing on its devices."""
+    world = World(start_peer, place="npu:0", **npus.settings())
+    yield world
+    npus.end(world.engine)
+
+
+@pytest.mark.parametrize("kind", ("ours", "0.3.13"))
+@opcodes
+def test_a_target_killed_during_staging_fails_its_own_transfers(
+    world: World, start_peer: Peers, kind: str, opcode: str
+) -> None:
+    target = start_peer(kind).create()
+    far = target.memory(SIZE)
+    near = world.engine.memory(SIZE, place="npu:0")
+    port = wire.data_address(target.name)[1]
+    with world.unharmed():
+        pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
+        wait_for_connection(port)
+        target.kill()
+        result = pending.result(HUNG)
+    assert result["code"] < 0
+    assert result["seconds"] < GIVEN_UP
+    assert target.name in world.engine.log() or str(port) in world.engine.log()
+
+
+@pytest.mark.parametrize("kind", ("ours", "0.3.8", "0.3.13"))
+@opcodes
+def test_an_initiator_killed_during_staging_harms_nobody(
+    world: World, start_peer: Peers, kind: str, opcode: str
+) -> None:
+    far = world.engine.memory(SIZE, place="npu:0")
+    port = wire.data_address(world.engine.name)[1]
+    with world.unharmed():
+        for _ in range(3):
+            initiator = start_peer(kind).create()
+            near = initiator.memory(SIZE)
+            before = connections_to(port)
+            initiator.start_move(world.engine.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
+            wait_for_connection(port, before)
+            initiator.kill()
+    assert world.engine.call("unregister_memory", far.address) == 0
+
+
+@opcodes
+def test_memory_can_be_unregistered_while_it_is_staged_for_a_peer(world: World, start_peer: Peers, opcode: str) -> None:
+    """What is under way then fails, and once the call has returned nothing touches the memory."""
+    far = world.engine.memory(SIZE, 5, place="npu:0")
+    initiator = start_peer("ours").create()
+    near = initiator.memory(SIZE)
+    pending = initiator.start_move(world.engine.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
+    port = wire.data_address(world.engine.name)[1]
+    wait_for_connection(port)
+    assert world.engine.call("unregister_memory", far.address) == 0
+    far.fill(6)
+    assert pending.result(HUNG)["code"] < 0
+    far.check()
+
+
+@pytest.mark.parametrize("ending", ("initiator", "target"))
+@opcodes
+def test_an_engine_can_end_while_bytes_are_staged(start_peer: Peers, ending: str, opcode: str) -> None:
+    """A second initialization ends the engine, whoever still uses it."""
+    initiator, target = npus.start(start_peer, **QUICK).create(), npus.start(start_peer).create()
+    near, far = initiator.memory(SIZE, place="npu:0"), target.memory(SIZE, place="npu:1")
+    pending = initiator.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
+    port = wire.data_address(target.name)[1]
+    wait_for_connection(port)
+    (initiator if ending == "initiator" else target).create()
+    assert pending.result(HUNG)["code"] < 0
+    for peer in (initiator, target):
+        npus.end(peer)

@@ -1,0 +1,145 @@
+"""Peers of ours that have memory on NPUs, simulated ones unless the environment names a real library."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from kvferry import simulator
+
+from . import npu
+from .memory import Memory, Span
+from .peer import Peer
+from .peers import Peers, unavailable
+
+VARIABLE = "KVFERRY_ASCENDCL"  # by which engines find the library
+SIMULATED = {"KVFERRY_SIM_DEVICES": "2", "KVFERRY_SIM_COST": "0"}
+NPUS = ("npu:0", "npu:1")
+PLACES = ("host", "pinned", *NPUS)
+
+Move = tuple[Memory, Memory, Span]
+"""A block of a transfer between one of several memories on each side."""
+
+
+def library() -> str:
+    """Return the AscendCL that peers use: the one that KVFERRY_ASCENDCL names, or else the simulator."""
+    return os.environ.get(VARIABLE) or simulator.library()
+
+
+def settings(**more: str) -> dict[str, str]:
+    """Return the environment in which a peer finds the devices."""
+    return {VARIABLE: library(), npu.VARIABLE: library(), **SIMULATED, **more}
+
+
+def start(peers: Peers, **more: str) -> Peer:
+    """Start a peer of ours, without an engine, that finds the devices."""
+    return peers("ours", **settings(**more))
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of CANN, as the settings of peers. An older one cannot be asked where memory is, and has no batches."""
+
+    settings: Mapping[str, str]
+    older: bool
+
+    def location(self, place: str) -> Optional[str]:
+        """Return what whoever registers memory must say of its place."""
+        return place if self.older and place in NPUS else None
+
+
+class Side:
+    """An engine and its memory: one region for each of `places`, all of one size."""
+
+    def __init__(self, peer: Peer, size: int, release: Release, places: Sequence[str] = PLACES) -> None:
+        self.peer = peer
+        self.memories = {place: peer.memory(size, place=place, location=release.location(place)) for place in places}
+
+    def __getitem__(self, place: str) -> Memory:
+        return self.memories[place]
+
+    def fill(self, seed: int) -> None:
+        for i, memory in enumerate(self.memories.values()):
+            memory.fill(1000 * seed + i)
+
+    def check(self) -> None:
+        for memory in self.memories.values():
+            memory.check()
+
+
+def spread(lengths: Sequence[int], nears: Sequence[Memory], fars: Sequence[Memory], seed: int) -> list[Move]:
+    """Lay blocks out over the memories of two sides, at random, with gaps of odd lengths between them."""
+    chance = random.Random(seed)
+    ends = dict.fromkeys((*nears, *fars), 1)
+    moves: list[Move] = []
+    for length in lengths:
+        near, far = chance.choice(nears), chance.choice(fars)
+        moves.append((near, far, (ends[near], ends[far], length)))
+        for memory in (near, far):
+            ends[memory] += length + chance.choice((0, 1, 3, 61))
+            assert ends[memory] <= memory.size
+    chance.shuffle(moves)
+    return moves
+
+
+def blocks(moves: Sequence[Move]) -> list[list[int]]:
+    """Turn moves into the blocks that Peer.move takes."""
+    return [[near.address + a, far.address + b, length] for near, far, (a, b, length) in moves]
+
+
+def apply(opcode: str, moves: Sequence[Move]) -> None:
+    """Do to the models what a transfer does to the memories."""
+    for near, far, (a, b, length) in moves:
+        if opcode == "write":
+            far.model[b : b + length] = near.model[a : a + length]
+        else:
+            near.model[a : a + length] = far.model[b : b + length]
+
+
+def transfer(opcode: str, moves: Sequence[Move], how: str = "batch") -> None:
+    """Move blocks between two sides in one call, which must succeed, and do the same to the models."""
+    near, far, _ = moves[0]
+    result = near.peer.move(far.peer.name, opcode, blocks(moves), how)
+    assert result["code"] == 0, f"{near.peer}: {opcode} by {how} to {far.peer} gave {result['code']}"
+    apply(opcode, moves)
+
+
+# The simulator.
+
+
+@functools.cache
+def simulated() -> bool:
+    """Tell whether the devices are simulated ones."""
+    return b"kvferry_sim_report" in Path(library()).read_bytes()
+
+
+def need_simulator() -> None:
+    """Skip the test where there are real devices."""
+    if not simulated():
+        unavailable(f"this needs simulated devices: unset {VARIABLE}")
+
+
+def simulate(peer: Peer, control: str, *arguments: Any) -> Any:
+    """Use a control of the peer's simulated devices, see npu.Simulator; real ones have none."""
+    need_simulator()
+    return peer.ask("simulate", control=control, arguments=arguments)
+
+
+def check_nothing_left(report: dict[str, Any], tolerated: Collection[str] = ()) -> None:
+    """Fail where a simulator's report tells of something not given back, or of misuse that is not tolerated."""
+    for what in ("leaked", "misuse"):
+        found = {name: count for name, count in report[what].items() if count and name not in tolerated}
+        assert not found, f"the simulator reports {what}: {found}"
+
+
+def end(peer: Peer) -> None:
+    """End the peer's engine and free the memory of the tests; the simulator must then know of nothing that is left."""
+    peer.ask("drop", engine="main")
+    peer.ask("free_regions")
+    if simulated():
+        check_nothing_left(simulate(peer, "report"))
