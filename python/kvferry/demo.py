@@ -1,8 +1,10 @@
 """kvferry demo: KV cache moves between two processes over TCP, and every byte of it is checked.
 
-1. decode, a process of its own, maps a KV cache, registers it, and tells its name and address;
+For each pair of places, host to host, NPU to host and NPU to NPU:
+
+1. decode, a process of its own, makes a KV cache, registers it, and tells its name and address;
 2. prefill, the process that was started, fills a cache of the same shape and takes a digest of each layer;
-3. prefill writes all blocks, in batches, to slots that are scattered over decode's cache;
+3. prefill writes all blocks, a layer's in a batch, to slots that are scattered over decode's cache;
 4. decode takes the digests of what has arrived, and prefill compares them with its own;
 5. prefill wipes its cache, reads all blocks back, and compares again.
 """
@@ -10,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -21,17 +22,21 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Union
 
-from kvferry import __version__
+from kvferry import __version__, simulator
 from kvferry._bindings import OPCODE_READ, OPCODE_WRITE
 from kvferry._engine import Engine, EngineError
 from kvferry._ffi import u64_array
 from kvferry._library import LibraryError
 from kvferry._memory import Mapping
+from kvferry.npu import VARIABLE, AscendCL, Memory, NpuError
 
 ANSWER_TIME = 60.0  # seconds until a process that does not answer is given up
 TRANSFER_TIME = 30.0  # seconds until a batch is given up
+STEP = 1 << 20  # bytes that a cache is filled with at once
+
+DIGESTS = "digests"  # what prefill asks decode for, other than a place
 
 Table = list[int]  # where each block of a sequence lies: its slot in every layer's K and in every layer's V
 
@@ -61,37 +66,78 @@ class Shape(NamedTuple):
         return f"{self.layers} layers x K and V x {self.blocks} blocks of {size_text(self.block_size)}"
 
 
-class Cache:
-    """Memory of this process in the shape of a KV cache, its blocks in random slots."""
+class HostMemory:
+    """Host memory, with the methods of an NPU's."""
 
-    def __init__(self, shape: Shape) -> None:
+    location = "*"
+
+    def __init__(self, size: int) -> None:
+        self._mapping = Mapping(size)
+        self.address = self._mapping.address
+
+    def write(self, data: bytes, offset: int = 0) -> None:
+        self._mapping.buffer[offset : offset + len(data)] = data
+
+    def read(self, length: int, offset: int = 0) -> bytes:
+        return self._mapping.buffer[offset : offset + length]
+
+
+def allocate(place: str, size: int) -> Union[HostMemory, Memory]:
+    """Memory in a place: "host", or "npu:0"."""
+    try:
+        return HostMemory(size) if place == "host" else AscendCL().allocate(size, int(place.split(":")[1]))
+    except (NpuError, OSError, OverflowError, ValueError) as e:
+        raise DemoError(f"there are no {size_text(size)} of memory for the cache on {place}: {e}") from e
+
+
+class Cache:
+    """Memory in the shape of a KV cache, its blocks in random slots."""
+
+    def __init__(self, shape: Shape, place: str) -> None:
         self.shape = shape
         self.table: Table = random.sample(range(shape.blocks), shape.blocks)
-        try:
-            self.memory = Mapping(shape.bytes)
-        except (OSError, OverflowError, ValueError) as e:
-            raise DemoError(f"there are no {size_text(shape.bytes)} of memory for the cache: {e}") from e
+        self.memory = allocate(place, shape.bytes)
 
     def fill(self) -> None:
         """Fill it with random bytes."""
-        step = 1 << 20
-        for start in range(0, self.shape.bytes, step):
-            end = min(start + step, self.shape.bytes)
-            self.memory.buffer[start:end] = os.urandom(end - start)
+        self._write(os.urandom)
 
     def wipe(self) -> None:
-        ctypes.memset(self.memory.address, 0, self.shape.bytes)
+        self._write(bytes)
+
+    def _write(self, data: Callable[[int], bytes]) -> None:
+        for start in range(0, self.shape.bytes, STEP):
+            self.memory.write(data(min(STEP, self.shape.bytes - start)), start)
 
     def digests(self) -> list[bytes]:
         """One digest of each layer: of its blocks in the order of the sequence, wherever they lie."""
         return [self._digest(layer) for layer in range(self.shape.layers)]
 
     def _digest(self, layer: int) -> bytes:
+        size = self.shape.bytes // self.shape.layers
         digest = hashlib.blake2b(digest_size=16)
-        with memoryview(self.memory.buffer) as view:
+        with memoryview(self.memory.read(size, layer * size)) as view:
             for offset in self.shape.offsets(layer, self.table):
-                digest.update(view[offset : offset + self.shape.block_size])
+                start = offset - layer * size
+                digest.update(view[start : start + self.shape.block_size])
         return digest.digest()
+
+
+class Node:
+    """An engine and the cache that is registered with it."""
+
+    def __init__(self, host: str, shape: Shape, place: str) -> None:
+        self.cache = Cache(shape, place)
+        memory = self.cache.memory
+        try:
+            self.engine = Engine(host, "P2PHANDSHAKE", "tcp", memory)
+        except (EngineError, LibraryError, ValueError) as e:
+            raise DemoError(f"no engine can be started on {host}: {e}") from e
+        if self.engine.register(memory.address, shape.bytes, memory.location) != 0:
+            raise DemoError(f"the cache on {place} cannot be registered: {self.engine.last_error()}")
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 class Decode(NamedTuple):
@@ -100,45 +146,41 @@ class Decode(NamedTuple):
     name: str
     address: int
     table: Table
-    pid: int
 
 
 def decode(connection: Connection, host: str, shape: Shape) -> None:
-    """The decode process: serve its cache, and its digests when asked, until the other end closes."""
+    """The decode process: serve a cache in each place that is asked for, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # prefill gets it too, and ends this process
     try:
-        cache = Cache(shape)
-        cache.wipe()  # so that its pages are there, as a cache's in use
-        engine = start_engine(host, cache)
-        if engine.register(cache.memory.address, shape.bytes) != 0:
-            raise DemoError(f"decode's cache cannot be registered: {engine.last_error()}")
-        connection.send(Decode(engine.name(), cache.memory.address, cache.table, os.getpid()))
-        while connection.recv() == "digests":
-            connection.send(cache.digests())
+        place = connection.recv()
+        while True:
+            place = serve(connection, Node(host, shape, place))
     except DemoError as e:
         connection.send(e)
     except (EOFError, OSError):
         pass  # prefill has ended
 
 
-def start_engine(host: str, cache: Cache) -> Engine:
-    try:
-        return Engine(host, "P2PHANDSHAKE", "tcp", cache.memory)
-    except (EngineError, LibraryError, ValueError) as e:
-        raise DemoError(f"no engine can be started on {host}: {e}") from e
+def serve(connection: Connection, node: Node) -> str:
+    """Tell where the cache is, and as often as asked what is in it. Returns the next place that is asked for."""
+    node.cache.wipe()  # so that its pages are there, as a cache's in use
+    connection.send(Decode(node.engine.name(), node.cache.memory.address, node.cache.table))
+    while (asked := connection.recv()) == DIGESTS:
+        connection.send(node.cache.digests())
+    node.close()
+    return str(asked)
 
 
-class Prefill:
-    """The process that moves the bytes."""
+class Prefill(Node):
+    """The side that moves the bytes."""
 
-    def __init__(self, host: str, shape: Shape, batch: int, peer: Decode) -> None:
-        self.cache = Cache(shape)
-        self._engine = start_engine(host, self.cache)
+    def __init__(self, host: str, shape: Shape, place: str, batch: int, peer: Decode) -> None:
+        super().__init__(host, shape, place)
         self._batch = batch
         self._peer = peer
-        self._segment = self._engine.segment(peer.name, TRANSFER_TIME)
+        self._segment = self.engine.segment(peer.name, TRANSFER_TIME)
         if self._segment < 0:
-            raise DemoError(f"decode's memory {peer.name} cannot be opened: {self._engine.last_error()}")
+            raise DemoError(f"decode's memory {peer.name} cannot be opened: {self.engine.last_error()}")
 
     def move(self, opcode: int) -> list[float]:
         """Write or read every block; the seconds that each batch took."""
@@ -157,14 +199,11 @@ class Prefill:
         remote = u64_array([b[1] for b in blocks], "remote").address
         lengths = u64_array([self.cache.shape.block_size] * len(blocks), "lengths").address
         start = time.perf_counter()
-        code = self._engine.transfer(opcode, self._segment, local, remote, lengths, len(blocks), None, TRANSFER_TIME)
+        code = self.engine.transfer(opcode, self._segment, local, remote, lengths, len(blocks), None, TRANSFER_TIME)
         if code != 0:
             verb = "writing to" if opcode == OPCODE_WRITE else "reading from"
-            raise DemoError(f"{verb} decode failed: {self._engine.last_error()}")
+            raise DemoError(f"{verb} decode failed: {self.engine.last_error()}")
         return time.perf_counter() - start
-
-    def close(self) -> None:
-        self._engine.close()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -174,9 +213,10 @@ def run(arguments: argparse.Namespace) -> int:
     here, there = spawn.Pipe()
     process = spawn.Process(target=decode, args=(there, arguments.host, shape), name="decode", daemon=True)
     try:
+        npus = find_npus()
         process.start()
         there.close()
-        move_and_check(arguments.host, shape, arguments.batch, here, process)
+        move_and_check(arguments.host, shape, arguments.batch or 2 * shape.blocks, npus, here, process)
     except DemoError as e:
         print(f"kvferry demo failed: {e}", file=sys.stderr)
         return 1
@@ -189,37 +229,82 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def move_and_check(host: str, shape: Shape, batch: int, connection: Connection, process: BaseProcess) -> None:
-    """Steps 2 to 5, with what is printed about them."""
-    print(f"kvferry {__version__}: a KV cache of {shape}, {size_text(shape.bytes)} in all", flush=True)
-    peer: Decode = answer(connection, process)
-    print(f"decode  (process {peer.pid}) has registered it at {peer.address:#x}, as {peer.name}", flush=True)
-    prefill = Prefill(host, shape, batch, peer)
+class Npus(NamedTuple):
+    """The NPUs that this process and those that it starts use."""
+
+    number: int
+    simulated: bool
+    told: str  # the sentence about them
+
+    @staticmethod
+    def of(acl: AscendCL, why: str = "") -> Npus:
+        """Those of a library. why says what is in the way of real ones."""
+        number = acl.devices()
+        if acl.simulated:
+            return Npus(number, True, f"the NPU is simulated{f': {why}' if why else f', by {acl.path}'}")
+        return Npus(number, False, f"the NPU is real, one of {number}, by way of {acl.path}")
+
+    def place(self, other: bool) -> str:
+        """One of them, or another one where there are two."""
+        return f"npu:{min(int(other), self.number - 1)}"
+
+
+def find_npus() -> Npus:
+    """Those of the library that KVFERRY_ASCENDCL names, or of the machine, or simulated ones where it has none; the
+    variable is set to what simulates them. DemoError when there is nothing."""
+    try:
+        if os.environ.get(VARIABLE) or (absent := why_no_npu()) is None:
+            return Npus.of(AscendCL())
+        os.environ[VARIABLE] = simulator.library()
+        return Npus.of(AscendCL(), absent)
+    except (NpuError, LibraryError) as e:
+        raise DemoError(str(e)) from e
+
+
+def why_no_npu() -> str | None:
+    """None on a machine that has an NPU."""
+    try:
+        return None if AscendCL().devices() else "AscendCL finds no NPU"
+    except NpuError as e:
+        return str(e)
+
+
+def move_and_check(
+    host: str, shape: Shape, batch: int, npus: Npus, connection: Connection, process: BaseProcess
+) -> None:
+    """All pairs of places, with what is printed about them."""
+    print(f"kvferry {__version__}: a KV cache of {shape}, {size_text(shape.bytes)} in all")
+    print(npus.told)
+    print(f"prefill (process {os.getpid()}) writes it over TCP to decode (process {process.pid}), {batch} scattered")
+    print("blocks at a time, and reads it back\n")
+    print("prefill  decode             bytes   blocks  batches    time    GB/s  p50/batch  p99/batch", flush=True)
+    for here, there in (("host", "host"), (npus.place(False), "host"), (npus.place(False), npus.place(True))):
+        prefill = Prefill(host, shape, here, batch, ask(connection, process, there))
+        written, read = both_ways(prefill, connection, process)
+        prefill.close()
+        print(table_row(f"{here:5} -> {there:5} write", shape, written))
+        print(table_row(f"{here:5} <- {there:5} read ", shape, read), flush=True)
+    print(f"\nevery byte checked: the digests of all {shape.layers} layers agree on both sides, in each row")
+
+
+def both_ways(prefill: Prefill, connection: Connection, process: BaseProcess) -> tuple[list[float], list[float]]:
+    """Steps 2 to 5: the seconds of each batch, written and read."""
     prefill.cache.fill()
     sent = prefill.cache.digests()
-    print(
-        f"prefill (process {os.getpid()}) writes it over TCP, {batch} scattered blocks at a time, and reads it back\n"
-    )
-
     written = prefill.move(OPCODE_WRITE)
-    connection.send("digests")
-    compare(sent, answer(connection, process), "decode has")
+    compare(sent, ask(connection, process, DIGESTS), "decode has")
     prefill.cache.wipe()
     read = prefill.move(OPCODE_READ)
     compare(sent, prefill.cache.digests(), "prefill has read back")
-    prefill.close()
-
-    print("            bytes   blocks  batches    time    GB/s  p50/batch  p99/batch")
-    print(table_row("write", shape, written))
-    print(table_row("read", shape, read))
-    print(f"\nevery byte checked: the digests of all {shape.layers} layers agree on both sides, both ways")
+    return written, read
 
 
-def answer(connection: Connection, process: BaseProcess) -> Any:
-    """What decode sends next."""
-    if not connection.poll(ANSWER_TIME):
-        raise DemoError(f"the decode process did not answer within {ANSWER_TIME:.0f} s")
+def ask(connection: Connection, process: BaseProcess, what: str) -> Any:
+    """What decode answers."""
     try:
+        connection.send(what)
+        if not connection.poll(ANSWER_TIME):
+            raise DemoError(f"the decode process did not answer within {ANSWER_TIME:.0f} s")
         received = connection.recv()
     except (EOFError, OSError):
         process.join(1)
@@ -250,7 +335,7 @@ def table_row(name: str, shape: Shape, times: list[float]) -> str:
     p50, p99 = (ordered[int(p * (len(ordered) - 1))] * 1e3 for p in (0.5, 0.99))
     blocks = shape.layers * 2 * shape.blocks
     return (
-        f"{name:5} {shape.bytes:11,} {blocks:8,} {len(times):8,} {total:5.2f} s {shape.bytes / total / 1e9:7.2f}"
+        f"{name} {shape.bytes:11,} {blocks:8,} {len(times):8,} {total:5.2f} s {shape.bytes / total / 1e9:7.2f}"
         f" {p50:7.2f} ms {p99:7.2f} ms"
     )
 
@@ -278,6 +363,6 @@ def add_command(commands: Any) -> None:
     option("--layers", type=positive, default=32, metavar="N", help="layers of the model (%(default)s)")
     option("--blocks", type=positive, default=256, metavar="N", help="blocks of each layer's K and V (%(default)s)")
     option("--block-size", type=positive, default="16K", metavar="BYTES", help="bytes of a block (%(default)s)")
-    option("--batch", type=positive, default=64, metavar="N", help="blocks in one call (%(default)s)")
+    option("--batch", type=positive, metavar="N", help="blocks in one call (those of a layer)")
     option("--host", default="127.0.0.1", help="address of this machine to use (%(default)s)")
     parser.set_defaults(run=run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import kvferry
-from kvferry import demo
+from kvferry import demo, simulator
 from kvferry._bindings import OPCODE_WRITE
 from support.inprocess import environment
 
@@ -47,13 +48,53 @@ def test_without_a_command_the_usage_is_shown() -> None:
     assert err.startswith("usage: kvferry")
 
 
-def test_the_demo_moves_its_cache_both_ways_and_checks_every_byte() -> None:
-    status, out, err = run(*SMALL)
+PLACES = (("host", "host"), ("npu:0", "host"), ("npu:0", "npu:1"))
+
+
+def test_the_demo_moves_its_cache_between_all_places_both_ways_and_checks_every_byte() -> None:
+    status, out, err = run(*SMALL, KVFERRY_ASCENDCL=simulator.library(), KVFERRY_SIM_DEVICES="2")
     assert (status, err) == (0, "")
     assert "3 layers x K and V x 5 blocks of 4 KiB, 120 KiB in all" in out
-    for line in ("write", "read"):
-        assert re.search(rf"^{line} +122,880 +30 +8 +[\d.]+ s +[\d.]+ +[\d.]+ ms +[\d.]+ ms$", out, re.M), out
-    assert out.endswith("every byte checked: the digests of all 3 layers agree on both sides, both ways\n")
+    for here, there in PLACES:
+        for line in (f"{here} +-> {there} +write", f"{here} +<- {there} +read"):
+            assert re.search(rf"^{line} +122,880 +30 +8 +[\d.]+ s +[\d.]+ +[\d.]+ ms +[\d.]+ ms$", out, re.M), out
+    assert out.endswith("every byte checked: the digests of all 3 layers agree on both sides, in each row\n")
+
+
+def test_one_npu_is_enough_for_the_demo() -> None:
+    status, out, _ = run(*SMALL, KVFERRY_ASCENDCL=simulator.library(), KVFERRY_SIM_DEVICES="1")
+    assert status == 0
+    assert "npu:0 -> npu:0" in out and "npu:1" not in out
+
+
+def test_the_demo_leaves_nothing_on_the_npus(tmp_path: Path) -> None:
+    """The report is that of the process that ended last, prefill."""
+    report = tmp_path / "report"
+    status, _, _ = run(*SMALL, KVFERRY_ASCENDCL=simulator.library(), KVFERRY_SIM_REPORT=str(report))
+    assert status == 0
+    found = json.loads(report.read_text())
+    assert found["copied_bytes"]["d2h"] > 0
+    assert not any(found["leaked"].values()) and not any(found["misuse"].values()), found
+
+
+def test_without_an_npu_the_demo_simulates_one_and_says_why() -> None:
+    status, out, err = run(*SMALL, KVFERRY_ASCENDCL="", ASCEND_TOOLKIT_HOME="", ASCEND_HOME_PATH="")
+    assert (status, err) == (0, "")
+    assert re.search("^the NPU is simulated: .*libascendcl.so", out, re.M)
+
+
+def test_the_library_that_is_named_is_taken_and_no_other() -> None:
+    status, _, err = run(*SMALL, KVFERRY_ASCENDCL="/nonexistent.so")
+    assert status == 1
+    assert err.startswith("kvferry demo failed: AscendCL cannot be opened: /nonexistent.so: ")
+
+
+def test_a_toolkits_library_is_found(tmp_path: Path) -> None:
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64" / "libascendcl.so").symlink_to(simulator.library())
+    status, out, _ = run(*SMALL, KVFERRY_ASCENDCL="", ASCEND_TOOLKIT_HOME=str(tmp_path), ASCEND_HOME_PATH="")
+    assert status == 0
+    assert f"the NPU is simulated, by {tmp_path}/lib64/libascendcl.so" in out
 
 
 @pytest.mark.parametrize("option", ["--layers=0", "--blocks=-1", "--block-size=x", "--batch=1.5", "--block-size=K"])
@@ -67,7 +108,7 @@ def test_an_option_that_makes_no_sense_is_refused(option: str) -> None:
     ("arguments", "settings", "sentence"),
     [
         (("--host", "192.0.2.1"), {}, "192.0.2.1"),
-        (("--layers", "1000000000"), {}, "of memory for the cache: "),
+        (("--layers", "1000000000"), {}, "of memory for the cache on host: "),
         ((), {"KVFERRY_LIBRARY": "/nonexistent"}, "KVFERRY_LIBRARY names /nonexistent, which is no file"),
     ],
 )
@@ -106,7 +147,7 @@ def test_ctrl_c_ends_the_demo_at_once_and_its_processes() -> None:
 
 
 def decode_of(line: str) -> int:
-    found = re.search(r"process (\d+)", line)
+    found = re.search(r"decode \(process (\d+)\)", line)
     assert found is not None
     return int(found[1])
 
@@ -120,16 +161,18 @@ def test_a_decode_process_that_dies_is_told() -> None:
     assert "Traceback" not in err
 
 
-def test_a_byte_that_differs_is_noticed() -> None:
-    cache = demo.Cache(demo.Shape(3, 5, 4096))
+@pytest.mark.parametrize("place", ["host", "npu:0"])
+def test_a_byte_that_differs_is_noticed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVFERRY_ASCENDCL", simulator.library())
+    cache = demo.Cache(demo.Shape(3, 5, 4096), place)
     cache.fill()
     sent = cache.digests()
     for offset in (0, 2 * 2 * 5 * 4096 + 1, 3 * 2 * 5 * 4096 - 1):
-        kept = cache.memory.buffer[offset]
-        cache.memory.buffer[offset] = kept ^ 1
+        kept = cache.memory.read(1, offset)
+        cache.memory.write(bytes([kept[0] ^ 1]), offset)
         with pytest.raises(demo.DemoError, match=f"in layers {offset // (2 * 5 * 4096)}$"):
             demo.compare(sent, cache.digests(), "decode has")
-        cache.memory.buffer[offset] = kept
+        cache.memory.write(bytes(kept), offset)
     demo.compare(sent, cache.digests(), "decode has")
 
 
@@ -142,8 +185,8 @@ def test_the_digest_covers_every_block_in_the_order_of_the_sequence() -> None:
 
 def test_a_failed_transfer_is_told_with_its_direction() -> None:
     shape = demo.Shape(1, 4, 4096)
-    target = demo.Cache(shape)
-    engine = demo.start_engine("127.0.0.1", target)  # which has registered nothing
-    prefill = demo.Prefill("127.0.0.1", shape, 2, demo.Decode(engine.name(), target.memory.address, target.table, 0))
+    target = demo.Node("127.0.0.1", shape, "host")
+    nowhere = demo.Decode(target.engine.name(), target.cache.memory.address + shape.bytes, target.cache.table)
+    prefill = demo.Prefill("127.0.0.1", shape, "host", 2, nowhere)
     with pytest.raises(demo.DemoError, match="writing to decode failed: "):
         prefill.move(OPCODE_WRITE)

@@ -44,6 +44,13 @@ def test_a_strange_protocol_takes_what_there_is_and_warns_once(
     assert len([r for r in caplog.records if repr(protocol) in r.getMessage()]) == 1
 
 
+@pytest.fixture
+def no_ascendcl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test of this process may have loaded simulated NPUs."""
+    monkeypatch.setenv("KVFERRY_ASCENDCL", "/nowhere/libascendcl.so")
+
+
+@pytest.mark.usefixtures("no_ascendcl")
 @pytest.mark.parametrize(
     ("name", "metadata", "protocol"),
     [
@@ -87,6 +94,7 @@ def test_a_second_initialize_replaces_the_engine(near: Node) -> None:
     assert node.engine.free_managed_buffer(managed, 4096) == 0
 
 
+@pytest.mark.usefixtures("no_ascendcl")
 def test_a_failed_second_initialize_leaves_an_engine_that_is_not_initialized() -> None:
     node = Node()
     assert start(node.engine, protocol="ascend") == -1
