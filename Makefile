@@ -1,6 +1,8 @@
 # The one way to do each thing; CI and the README call these targets.
 #
 #   make demo      build, and move KV cache between two processes, checked byte for byte
+#   make bench     how fast KV cache moves between host memory and NPUs
+#   make test-npu  the demo, the tests of device memory and the benchmark on this machine's NPUs, and a report of them
 #   make test      every test; what the machine does not allow is skipped, and listed at the end
 #   make lint      formatters, linters and type checkers, generated files, headers
 #   make build     the shared and the static library, and the simulated devices, in build/lib
@@ -19,24 +21,30 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 HEADERS := $(wildcard capi/include/*.h)
 PUBLIC_HEADERS := $(HEADERS) sim/kvferry_sim.h
 HEADER_FLAGS := -Wall -Wextra -pedantic -Werror -fsyntax-only
-TYPED := python scripts tests setup.py
+TYPED := bench python scripts tests setup.py
 
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
-SOURCES := $(shell find capi core tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
+SOURCES := $(shell find ascend capi core internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo test lint build wheel install generate clean
+.PHONY: demo bench test test-npu lint build wheel install generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(VENV)/bin/kvferry demo
 
+bench: $(VENV)/installed
+	$(VENV)/bin/python bench/heterogeneous.py
+
+test-npu: $(VENV)/installed $(VENV)/test-tools
+	$(VENV)/bin/python scripts/test_npu.py
+
 test: $(VENV)/installed $(VENV)/test-tools
 	scripts/test.sh $(VENV)/bin/python
 
 lint: $(VENV)/lint-tools $(VENV)/test-tools
-	test -z "$$(gofmt -l capi core sim tcp | tee /dev/stderr)"
+	test -z "$$(gofmt -l ascend bench capi core internal sim tcp | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	for header in $(PUBLIC_HEADERS); do \
