@@ -22,7 +22,7 @@ def test_python_example_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("target", ["demo", "test", "bench"])
 def test_commands_are_targets_of_the_makefile(target: str) -> None:
     assert f"make {target}" in (venvs.REPOSITORY / "README.md").read_text()
     assert re.search(rf"^{target}:", (venvs.REPOSITORY / "Makefile").read_text(), re.MULTILINE)
