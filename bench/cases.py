@@ -8,7 +8,8 @@ from nodes import Work
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCKS = (4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 16 * MIB)
-SMALL = BLOCKS[:4]  # those that the way of copying makes a difference to
+SMALL = BLOCKS[:3]  # those that the engine gathers
+STAGED = BLOCKS[:4]  # those that staging alone is measured with, gathered or not
 OPERATIONS = {"write": "->", "read": "<-"}  # from the initiator to the target, and the other way
 
 WORKING_SET = 64 * MIB  # bytes that a case moves before it begins again

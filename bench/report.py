@@ -22,6 +22,7 @@ from cases import (
     PAIRS,
     POOL,
     SMALL,
+    STAGED,
     Pair,
     one_by_one,
 )
@@ -43,7 +44,7 @@ def tables(figures: Figures) -> Iterator[str]:
     if figures.staging:
         yield "Staging alone, without a network, GB/s"
         header = ["", "block", "one by one, by arithmetic", ONE_BY_ONE, GATHERED]
-        yield table(header, [staging_row(figures.staging, way, block) for way in ("out", "in") for block in SMALL])
+        yield table(header, [staging_row(figures.staging, way, block) for way in ("out", "in") for block in STAGED])
 
 
 def overview(rounds: Rounds, where: str) -> Iterator[str]:
@@ -181,8 +182,8 @@ def write_files(folder: Path, figures: Figures, compared: Sequence[Comparison], 
     (folder / "heterogeneous.svg").write_text(plot.svg("WRITE of scattered blocks", lines, ticks))
     if figures.staging:
         ways = (GATHERED, ONE_BY_ONE)
-        lines = {way: {block: figures.staging["out", block, way] for block in SMALL} for way in ways}
-        (folder / "staging.svg").write_text(plot.svg("From the NPU, without a network", lines, ticks[: len(SMALL)]))
+        lines = {way: {block: figures.staging["out", block, way] for block in STAGED} for way in ways}
+        (folder / "staging.svg").write_text(plot.svg("From the NPU, without a network", lines, ticks[: len(STAGED)]))
 
 
 def rates(rounds: Rounds, pair: Pair, blocks: Sequence[int]) -> dict[int, float]:

@@ -244,7 +244,7 @@ var settings = []setting{
 		"Size of a staging block: the most that one copy between a device and the host moves."},
 	{one("KVFERRY_STAGING_POOL_SIZE", "67108864"), integer("bytes", 4*staging.Granule, 1<<40, func(c *Config) *int { return &c.StagingPoolSize }),
 		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. It is allocated when it is needed."},
-	{one("KVFERRY_STAGING_GATHER_BELOW", "1048576"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
+	{one("KVFERRY_STAGING_GATHER_BELOW", "262144"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
 		"Blocks of device memory shorter than this are gathered on the device, and copied together; 0: each is copied by itself."},
 	{one("KVFERRY_MAX_SESSIONS", "1024"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxSessions }),
 		"Data connections that are served at once; more wait until one ends."},
