@@ -14,7 +14,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// Name is what the locations of NPU memory begin with, and what the transport is called after it.
+// Name is what the locations of NPU memory begin with.
 const Name = "npu"
 
 // Runtime is AscendCL, as the engine knows it.
