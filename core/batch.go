@@ -79,6 +79,9 @@ var ErrDiscarded = errors.New("given up by the caller")
 // ErrClosed is why tasks fail whose engine is destroyed, and why a closed engine takes no calls.
 var ErrClosed = errors.New("the engine is closed")
 
+// ErrPartFailed ends the rest of a task of which a part has failed already, for a reason of its own.
+var ErrPartFailed = errors.New("another part of it failed")
+
 // errWraps is why a task fails that no memory could hold.
 var errWraps = status.Errorf(status.InvalidArgument, "the range wraps around the address space")
 

@@ -1,7 +1,6 @@
 package core
 
 import (
-	"errors"
 	"slices"
 	"sync"
 
@@ -235,7 +234,7 @@ func (q *stagedQueue) next() *parcel {
 		if err := q.givenUp(c.work); err != nil {
 			c.settleRest(err)
 		} else if c.work.Lost(c.task) {
-			c.settleTask(errPartFailed)
+			c.settleTask(ErrPartFailed)
 		} else if lease, err := q.account.TryLease(min(c.left, q.parcelSize())); err != nil {
 			c.settleRest(err)
 		} else if lease == nil {
@@ -251,9 +250,6 @@ func (q *stagedQueue) next() *parcel {
 	}
 	return nil
 }
-
-// errPartFailed ends the rest of a task of which a part has failed already, for a reason of its own.
-var errPartFailed = errors.New("another part of it failed")
 
 // parcelSize is the most that the next parcel holds, in bytes.
 func (q *stagedQueue) parcelSize() uint64 {
@@ -413,7 +409,7 @@ func (p *parcel) land(err error) {
 		case s.complete():
 			p.parent.owner.settle(s.task, s.arrived, err)
 		default:
-			p.parent.owner.settle(s.task, s.arrived, errPartFailed)
+			p.parent.owner.settle(s.task, s.arrived, ErrPartFailed)
 		}
 	}
 	p.end()

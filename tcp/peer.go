@@ -225,7 +225,7 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor) (piece, bool) {
 			continue
 		}
 		if c.work.Lost(c.task) {
-			p.queued -= c.settleTask(errLost)
+			p.queued -= c.settleTask(core.ErrPartFailed)
 			p.dropIfCut(c)
 			continue
 		}

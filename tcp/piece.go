@@ -3,14 +3,9 @@ package tcp
 import (
 	"slices"
 
-	"errors"
-
 	"kvferry/core"
 	"kvferry/core/metadata"
 )
-
-// errLost ends the rest of a task of which a part has failed already, for a reason of its own.
-var errLost = errors.New("another part of it failed")
 
 // piece is a byte range of a work that travels as one request: a part of a large task, a task, or several tasks that
 // are adjacent on both sides.
