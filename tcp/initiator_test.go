@@ -152,6 +152,62 @@ func TestAV1WriteIsNotTakenForCompleteWhenThePeerStoppedInTheMiddle(t *testing.T
 	}
 }
 
+// dirtyStack moves the goroutine's stack and has others write to where it was.
+func dirtyStack() {
+	growStack(200)
+	var others sync.WaitGroup
+	for range 200 {
+		others.Go(func() { growStack(30) })
+	}
+	others.Wait()
+}
+
+//go:noinline
+func growStack(depth int) byte {
+	var frame [1024]byte
+	for i := range frame {
+		frame[i] = 0xAA
+	}
+	if depth > 0 {
+		frame[0] += growStack(depth - 1)
+	}
+	return frame[depth%len(frame)]
+}
+
+func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		memory := mapped(t, 4096)
+		local := pattern(len(memory), 1)
+		e := engine(t, withoutPool)
+		p := perform(t, version, serveWell, memory)
+		id := open(t, e, p.name)
+		completes(t, submit(t, e, ask(core.Write, local, id, memory)))
+		moved := make(chan error)
+		go func() { // a goroutine with a stack that has not grown yet
+			o := newOneShot(onlyPeer(t, e))
+			conn, sock, acknowledged, err := o.connect()
+			if err == nil {
+				wait := sock.out.wait
+				sock.out.wait = func(step func(uintptr) bool) error {
+					dirtyStack()
+					return wait(step)
+				}
+				one := piece{op: core.Write, local: addressOf(local), remote: uint64(addressOf(memory)), length: 4096}
+				err = o.exchange(sock, conn, &one, acknowledged)
+				_ = conn.Close()
+			}
+			moved <- err
+		}()
+		require.NoError(t, <-moved)
+		runtime.KeepAlive(local)
+		for _, h := range p.requests() {
+			require.EqualValues(t, addressOf(memory), h.addr)
+			require.EqualValues(t, len(memory), h.length)
+		}
+		require.Len(t, p.requests(), 2)
+	}
+}
+
 func TestAV1WriteIsNotTakenForCompleteWhenThePeerLeftPayloadUnread(t *testing.T) {
 	near, far := mapped(t, 256<<10), mapped(t, 256<<10)
 	p := perform(t, 1, func(v *visitor, _ int) {

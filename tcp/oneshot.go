@@ -35,6 +35,10 @@ type oneShot struct {
 	conn   *net.TCPConn
 	held   []piece // the one under way, if any
 	broken error
+
+	// Frames are here, and not on the stack, which may move while the kernel is given their addresses.
+	header [headerSize]byte
+	answer [statusSize]byte
 }
 
 // errIdle ends a one-shot carrier that finds nothing to take.
@@ -117,9 +121,8 @@ func (o *oneShot) connect() (*net.TCPConn, *socket, bool, error) {
 
 // exchange moves one piece over its connection.
 func (o *oneShot) exchange(sock *socket, conn *net.TCPConn, p *piece, acknowledged bool) error {
-	var header [headerSize]byte
-	putHeader(header[:], p.op, p.remote, p.length, acknowledged)
-	frame := []ioVector{vectorOf(header[:])}
+	putHeader(o.header[:], p.op, p.remote, p.length, acknowledged)
+	frame := []ioVector{vectorOf(o.header[:])}
 	if p.op == core.Write {
 		frame = append(frame, ioVector{base: p.local, length: p.length})
 	}
@@ -171,12 +174,11 @@ func (o *oneShot) blame(p *piece, err error, limit time.Duration) error {
 }
 
 func (o *oneShot) receiveStatus(sock *socket, conn *net.TCPConn, p *piece) error {
-	var frame [statusSize]byte
 	limit := o.peer.transport.config.StatusTimeout
-	if err := o.move(conn, p, []ioVector{vectorOf(frame[:])}, sock.receive, limit); err != nil {
+	if err := o.move(conn, p, []ioVector{vectorOf(o.answer[:])}, sock.receive, limit); err != nil {
 		return err
 	}
-	return o.peer.judgeStatus(frame[:], p)
+	return o.peer.judgeStatus(o.answer[:], p)
 }
 
 // confirm makes sure that a WRITE without an acknowledgement has arrived.
@@ -185,9 +187,8 @@ func (o *oneShot) confirm(sock *socket, conn *net.TCPConn, p *piece) error {
 	if err := conn.CloseWrite(); err != nil {
 		return o.blame(p, err, limit)
 	}
-	var surplus [1]byte
 	conn.SetDeadline(time.Now().Add(limit))
-	switch _, err := sock.receive([]ioVector{vectorOf(surplus[:])}); {
+	switch _, err := sock.receive([]ioVector{vectorOf(o.answer[:1])}); {
 	case err == nil:
 		return o.blame(p, errors.New("the peer answered a request that has no answer"), limit)
 	case !errors.Is(err, io.EOF):

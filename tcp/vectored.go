@@ -143,6 +143,7 @@ func (h *half) once(fd uintptr) bool {
 	}
 }
 
+// addressOf is the address of memory that is not on a goroutine's stack, which may move. The caller keeps it alive.
 func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
 
 func vectorOf(b []byte) ioVector { return ioVector{addressOf(b), uint64(len(b))} }
