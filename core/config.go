@@ -53,6 +53,8 @@ type Config struct {
 	MaxSessions             int
 	MaxHandshakes           int
 	MaxNotifications        int
+	SameHost                bool
+	Polling                 time.Duration // 0 is off
 }
 
 // Secret is text that is never printed: every way of formatting or marshalling it gives asterisks, so that a Config
@@ -246,6 +248,10 @@ var settings = []setting{
 		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. It is allocated when it is needed."},
 	{one("KVFERRY_STAGING_GATHER_BELOW", "262144"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
 		"Blocks of device memory shorter than this are gathered on the device, and copied together; 0: each is copied by itself."},
+	{one("KVFERRY_SAME_HOST", "1"), onOff(func(c *Config) *bool { return &c.SameHost }),
+		"Off, or with `MC_FORCE_TCP`: engines on one host use TCP among themselves, too, instead of reading each other's memory."},
+	{one("KVFERRY_POLL_US", "0"), microseconds(0, 1000000, func(c *Config) *time.Duration { return &c.Polling }),
+		"For how long whoever waits, for an answer or for the next request, looks for it before sleeping. Saves wake-ups, and keeps processors busy; 0: a moment, and only where that tends to pay."},
 	{one("KVFERRY_MAX_SESSIONS", "1024"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxSessions }),
 		"Data connections that are served at once; more wait until one ends."},
 	{one("KVFERRY_MAX_HANDSHAKES", "128"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxHandshakes }),
@@ -353,9 +359,17 @@ func unused(least, most int) kind {
 }
 
 func seconds(least, most int, field func(*Config) *time.Duration) kind {
-	return single(fmt.Sprintf("seconds, %d–%d", least, most), func(c *Config, text string) error {
+	return duration("seconds", time.Second, least, most, field)
+}
+
+func microseconds(least, most int, field func(*Config) *time.Duration) kind {
+	return duration("microseconds", time.Microsecond, least, most, field)
+}
+
+func duration(name string, unit time.Duration, least, most int, field func(*Config) *time.Duration) kind {
+	return single(fmt.Sprintf("%s, %d–%d", name, least, most), func(c *Config, text string) error {
 		n, err := parseInteger(text, least, most)
-		*field(c) = time.Duration(n) * time.Second
+		*field(c) = time.Duration(n) * unit
 		return err
 	})
 }

@@ -34,7 +34,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
 		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
 		StagingBlockSize: 2 << 20, StagingPoolSize: 64 << 20, StagingGatherBelow: 256 << 10,
-		MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536,
+		SameHost: true, MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536,
 	}, DefaultConfig())
 }
 
@@ -53,6 +53,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "KVFERRY_MAX_NOTIFICATIONS": "14",
+		"KVFERRY_SAME_HOST": "off", "KVFERRY_POLL_US": "15",
 	}))
 	assert.Empty(t, warnings)
 	assert.Equal(t, Config{
@@ -67,7 +68,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second,
 		MetadataHTTPToken: "token",
 		AscendCL:          "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
-		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14,
+		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14, Polling: 15 * time.Microsecond,
 	}, c)
 }
 
@@ -102,6 +103,8 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"KVFERRY_MAX_SESSIONS":                    {"0", "65537"},
 		"KVFERRY_MAX_HANDSHAKES":                  {"0"},
 		"KVFERRY_MAX_NOTIFICATIONS":               {"0", "16777217"},
+		"KVFERRY_SAME_HOST":                       {"2", "perhaps"},
+		"KVFERRY_POLL_US":                         {"-1", "1000001", "1ms"},
 	} {
 		for _, value := range values {
 			c, warnings := LoadConfig(environment(map[string]string{variable: value}))
@@ -220,6 +223,7 @@ func requireInRange(t *testing.T, c Config) {
 	inRange("MaxSessions", c.MaxSessions, 1, 65536)
 	inRange("MaxHandshakes", c.MaxHandshakes, 1, 65536)
 	inRange("MaxNotifications", c.MaxNotifications, 1, 1<<24)
+	inRange("Polling", int(c.Polling/time.Microsecond), 0, 1000000)
 }
 
 const guide = "../docs/configuration.md"

@@ -147,6 +147,7 @@ func (e *Engine) close() error {
 		b.(*Batch).abort(ErrClosed)
 		return true
 	})
+	e.memory.close()
 	errs := []error{e.Withdraw(), e.server.Close()}
 
 	e.installing.Lock() // waits for an Install under way, and keeps out any later one
@@ -210,7 +211,7 @@ func (e *Engine) Descriptor() *metadata.Descriptor {
 	d := &metadata.Descriptor{Name: e.name, Protocol: "tcp", DataHost: e.host.Host}
 	for _, t := range e.installed() {
 		endpoint := t.Endpoint()
-		d.DataPort, d.ProtoVersion = endpoint.Port, endpoint.ProtoVersion
+		d.DataPort, d.ProtoVersion, d.Neighbour = endpoint.Port, endpoint.ProtoVersion, endpoint.Neighbour
 	}
 	e.memory.Each(func(r *Region) bool {
 		if r.Remote {

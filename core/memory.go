@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -70,15 +71,27 @@ type Registry struct {
 	order *list.List           // of *Region, in the order of registration
 
 	onDevices atomic.Int64 // regions of device memory
+
+	epoch atomic.Uint64 // see Epoch
 }
 
 func newRegistry() *Registry {
 	const degree = 32 // nodes of 31 to 63 entries: a few cache lines each
-	return &Registry{
+	m := &Registry{
 		index: btree.NewG(degree, func(a, b entry) bool { return a.addr < b.addr }),
 		order: list.New(),
 	}
+	m.epoch.Store(rand.Uint64())
+	return m
 }
+
+// Epoch is a number that changes whenever a region is taken back, before its owner may use the memory for something
+// else: what was read while it stayed the same was read from registered memory. It begins at random, so that no other
+// process has the same by chance. Peers on this host look at it where it is, by its address.
+func (m *Registry) Epoch() *atomic.Uint64 { return &m.epoch }
+
+// close tells those who look at the epoch that all memory is taken back.
+func (m *Registry) close() { m.epoch.Store(rand.Uint64()) }
 
 // add registers a range of host memory, or on a device, or fails with status.InvalidArgument or status.AddressOverlapped.
 func (m *Registry) add(r Range, location string, remote bool, on *staging.Device) error {
@@ -109,6 +122,7 @@ func (m *Registry) take(addr uintptr) (*Region, error) {
 	if !ok {
 		return nil, status.Errorf(status.AddressNotRegistered, "no memory is registered at %#x", addr)
 	}
+	m.epoch.Add(1)
 	m.order.Remove(found.region.order)
 	if found.region.Device != nil {
 		m.onDevices.Add(-1)

@@ -5,6 +5,7 @@ type Endpoint struct {
 	Host         string // without brackets
 	Port         int
 	ProtoVersion int
+	Neighbour    string // socket for peers on the same host; "" for none
 }
 
 // Transport moves bytes between this process and the owners of segments.

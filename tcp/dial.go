@@ -11,7 +11,7 @@ import (
 
 // dial connects to the peer's data port. The descriptor is fetched again first when a connection was lost before, and
 // once when the port does not answer.
-func (p *peer) dial(ctx context.Context) (*net.TCPConn, *metadata.Descriptor, error) {
+func (p *peer) dial(ctx context.Context) (stream, *metadata.Descriptor, error) {
 	d := p.segment.Descriptor()
 	p.mu.Lock()
 	suspect := p.suspect
@@ -41,7 +41,10 @@ func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metada
 	return p.segment.Refresh(ctx, stale)
 }
 
-func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor) (*net.TCPConn, error) {
+func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor) (stream, error) {
+	if conn := p.dialNeighbour(ctx, d); conn != nil {
+		return conn, nil
+	}
 	host, err := p.segment.DataHost(ctx, d)
 	if err != nil {
 		return nil, err

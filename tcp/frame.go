@@ -11,14 +11,23 @@ import (
 //
 //	request  u64 size · u64 addr · u8 opcode · 7 bytes of padding
 //	status   u64: statusMagic in the high half, the code in the low half
+//	grant    u64 addr · u64 size · u64 addr of the epoch · u64 epoch
 //
-// A WRITE's payload follows its request; a READ's follows its status (version 2) or stands alone (version 1).
+// A WRITE's payload follows its request; a READ's follows its status (version 2) or stands alone (version 1). Between
+// neighbours there are requests by address, too, in version 2: a WRITE has the initiator's address in place of the
+// padding, and no payload; a READ is answered with a status and a grant, the region that the range is in. A grant after
+// another status than statusOK is all zeros.
 const (
 	headerSize = 24
 	statusSize = 8
+	grantSize  = 32
 
 	// protoV2 is set in the opcode byte of a request that wants a status frame.
 	protoV2 = 0x80
+	// byAddress is set, too, in one that comes or goes without payload.
+	byAddress = 0x40
+	// maxSource is above every address that a WRITE by address can name. No process has memory there.
+	maxSource = 1 << 56
 
 	statusMagic = 0x4D435456 // "MCTV"
 )
@@ -36,6 +45,9 @@ const (
 	statusOK       = 0
 	statusRejected = 1 // the range is not in one remotely accessible region of the target
 	statusFailed   = 2 // the target could not move the bytes between its device and the network
+
+	// statusOutOfReach answers a request by address that is to be sent with its payload instead. Nothing else is wrong.
+	statusOutOfReach = 3
 )
 
 // header is a parsed request.
@@ -44,6 +56,9 @@ type header struct {
 	v2     bool
 	addr   uint64 // in the target's address space
 	length uint64 // payload bytes; not yet checked against anything
+
+	byAddress bool
+	source    uint64 // where a WRITE by address has its payload, in the initiator's address space
 }
 
 // putHeader writes a request into the first headerSize bytes of b.
@@ -60,14 +75,28 @@ func putHeader(b []byte, op core.Opcode, addr, length uint64, v2 bool) {
 	binary.LittleEndian.PutUint64(b[16:], uint64(code)) // zeroes the padding
 }
 
+// putHeaderByAddress writes the request of a piece by address. Its local memory is below maxSource.
+func putHeaderByAddress(b []byte, p *piece) {
+	putHeader(b, p.op, p.remote, p.length, true)
+	b[16] |= byAddress
+	if p.op == core.Write {
+		binary.LittleEndian.PutUint64(b[16:], uint64(p.local)<<8|uint64(b[16]))
+	}
+}
+
 // parseHeader reads a request from the first headerSize bytes of b. The padding is ignored: older peers leave heap
-// garbage there. The error is for an opcode that does not exist, after which the stream cannot be followed.
-func parseHeader(b []byte) (header, error) {
+// garbage there. Only a neighbour may send requests by address. The error is for an opcode that does not exist, after
+// which the stream cannot be followed.
+func parseHeader(b []byte, neighbour bool) (header, error) {
 	code := opcode(b[16])
 	h := header{
 		v2:     code&protoV2 != 0,
 		addr:   binary.LittleEndian.Uint64(b[8:]),
 		length: binary.LittleEndian.Uint64(b[0:]),
+	}
+	if neighbour && h.v2 && code&byAddress != 0 {
+		h.byAddress, h.source = true, binary.LittleEndian.Uint64(b[16:])>>8
+		code &^= byAddress
 	}
 	switch code &^ protoV2 {
 	case opRead:
@@ -78,6 +107,30 @@ func parseHeader(b []byte) (header, error) {
 		return header{}, fmt.Errorf("unknown opcode %#02x in the request header % x", b[16], b[:headerSize])
 	}
 	return h, nil
+}
+
+// grant is a region that a neighbour may read, as long as its epoch has not changed.
+type grant struct {
+	addr, length uint64
+	epochAt      uint64 // address of the epoch
+	epoch        uint64
+}
+
+func (g *grant) holds(addr, length uint64) bool {
+	return length > 0 && length <= g.length && addr >= g.addr && addr-g.addr <= g.length-length
+}
+
+// putGrant writes a grant into the first grantSize bytes of b.
+func putGrant(b []byte, g grant) {
+	for i, v := range []uint64{g.addr, g.length, g.epochAt, g.epoch} {
+		binary.LittleEndian.PutUint64(b[8*i:], v)
+	}
+}
+
+// parseGrant reads a grant from the first grantSize bytes of b.
+func parseGrant(b []byte) grant {
+	word := func(i int) uint64 { return binary.LittleEndian.Uint64(b[8*i:]) }
+	return grant{addr: word(0), length: word(1), epochAt: word(2), epoch: word(3)}
 }
 
 // putStatus writes a status frame into the first statusSize bytes of b.

@@ -158,7 +158,7 @@ func (v *visitor) header(h *header) bool {
 		return false
 	}
 	var err error
-	if *h, err = parseHeader(b[:]); err != nil {
+	if *h, err = parseHeader(b[:], false); err != nil {
 		return false
 	}
 	v.peer.mu.Lock()

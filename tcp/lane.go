@@ -63,7 +63,7 @@ type lane struct {
 	careful bool       // one vector at a time is sent
 
 	mu       sync.Mutex
-	conn     *net.TCPConn // nil before the connection is up
+	conn     stream // nil before the connection is up
 	sock     *socket
 	flight   queue[piece] // oldest first
 	flying   uint64       // their bytes
@@ -76,6 +76,8 @@ type lane struct {
 
 	lastMoved uint64 // moved, when the watchdog saw it change
 	lastLook  time.Time
+
+	reach reach // of a neighbour's memory
 
 	receiving  sync.Mutex // held by who receives: the receiver, or somebody who assists
 	onReadable func(fd uintptr) bool
@@ -112,8 +114,7 @@ func (l *lane) run() {
 	held, reason := l.retire()
 	held, _ = settleAborted(held)
 	l.outlast(held, reason)
-	l.conn.SetLinger(0) // what the kernel still has is not to arrive after it was given up or sent elsewhere
-	l.conn.Close()
+	abandon(l.conn) // what the kernel still has is not to arrive after it was given up or sent elsewhere
 	l.peer.leave(l, held, reason)
 }
 
@@ -137,7 +138,10 @@ func (l *lane) connect() error {
 		return l.broken
 	}
 	l.conn, l.sock = conn, sock
-	return nil
+	if c, ok := conn.(*net.UnixConn); ok {
+		l.reach.pid, err = neighbourOf(c)
+	}
+	return err
 }
 
 func (l *lane) idle() bool {

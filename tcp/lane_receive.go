@@ -93,7 +93,10 @@ func (l *lane) plan() []ioVector {
 		p := l.flight.at(i)
 		slot := addressOf(l.statuses[i*statusSize:])
 		skip = l.expect(slot, statusSize, skip)
-		if p.op == core.Read {
+		switch {
+		case p.op == core.Read && p.byAddress:
+			skip = l.expect(addressOf(l.reach.frame[:]), grantSize, skip)
+		case p.op == core.Read:
 			skip = l.expect(p.local, p.length, skip)
 		}
 	}
@@ -123,10 +126,7 @@ func (l *lane) consume(n uint64) error {
 		p := *l.flight.at(0)
 		l.mu.Unlock()
 
-		need := uint64(statusSize)
-		if p.op == core.Read {
-			need += p.length
-		}
+		need := p.answer()
 		had := l.got
 		step := min(n, need-had)
 		l.got += step
@@ -171,9 +171,13 @@ func (l *lane) settleOldest(p piece) error {
 		defer l.mu.Unlock()
 		return l.broken
 	}
-	l.flight.pop()
+	p = l.flight.pop()
 	l.flying -= p.length
 	l.mu.Unlock()
+	if p.unmoved() {
+		l.comeBack(p)
+		return nil
+	}
 	l.peer.count(&p)
 	p.settle(nil)
 	return nil

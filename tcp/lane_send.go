@@ -56,6 +56,15 @@ func (l *lane) write(mayWait bool) error {
 		if len(l.unsent) == 0 && !l.fill() {
 			return nil
 		}
+		if len(l.unsent) == 0 { // all that was taken is done already
+			if mayWait {
+				continue
+			}
+			if l.peer.hasQueued() {
+				l.nudge()
+			}
+			return nil
+		}
 		n, again, err := l.send(mayWait)
 		if errors.Is(err, syscall.EFAULT) && !l.careful {
 			l.careful = true // the kernel does not say which vector it was: the next time it is the first
@@ -93,7 +102,8 @@ func (l *lane) noteSent(n int) {
 	l.sending.Signal()
 }
 
-// fill takes pieces from the queue and lays their frames out in unsent. They are in flight from then on.
+// fill takes pieces from the queue and lays their frames out in unsent. They are in flight from then on. It reports
+// whether there was anything to take.
 func (l *lane) fill() bool {
 	l.mu.Lock()
 	pieces, bytes := windowPieces-l.flight.len(), int64(windowBytes)-int64(l.flying)
@@ -103,6 +113,10 @@ func (l *lane) fill() bool {
 		return false
 	}
 	l.taken = l.peer.take(l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
+	if len(l.taken) == 0 {
+		return false
+	}
+	l.taken = l.fetchGranted(l.taken)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.headers, l.vectors = l.headers[:0], l.vectors[:0]
@@ -118,10 +132,7 @@ func (l *lane) fill() bool {
 	}
 	clear(l.taken) // for the collector
 	l.unsent = l.vectors
-	if len(l.unsent) == 0 {
-		return false
-	}
-	if !l.watching {
+	if len(l.unsent) > 0 && !l.watching {
 		l.watching, l.lastMoved, l.lastLook = true, l.moved.Load(), time.Now()
 		l.watchdog.Reset(l.lookEvery())
 	}
@@ -132,10 +143,15 @@ func (l *lane) fill() bool {
 func (l *lane) layOut(p *piece) {
 	at := len(l.headers)
 	l.headers = l.headers[:at+headerSize] // never beyond its capacity: its address is in the vectors
-	putHeader(l.headers[at:], p.op, p.remote, p.length, true)
+	l.choose(p)
+	if p.byAddress {
+		putHeaderByAddress(l.headers[at:], p)
+	} else {
+		putHeader(l.headers[at:], p.op, p.remote, p.length, true)
+	}
 	l.vectors = extend(l.vectors, addressOf(l.headers[at:]), headerSize)
 	l.laidOut += headerSize
-	if p.op == core.Write {
+	if p.op == core.Write && !p.byAddress {
 		l.vectors = append(l.vectors, ioVector{base: p.local, length: p.length})
 		l.laidOut += p.length
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -32,7 +31,7 @@ type oneShot struct {
 	cancel context.CancelFunc
 
 	mu     sync.Mutex
-	conn   *net.TCPConn
+	conn   stream
 	held   []piece // the one under way, if any
 	broken error
 
@@ -100,7 +99,7 @@ func (o *oneShot) release() {
 	o.held, o.conn = nil, nil
 }
 
-func (o *oneShot) connect() (*net.TCPConn, *socket, bool, error) {
+func (o *oneShot) connect() (stream, *socket, bool, error) {
 	conn, d, err := o.peer.dial(o.ctx)
 	if err != nil {
 		return nil, nil, false, o.reason(err)
@@ -120,7 +119,7 @@ func (o *oneShot) connect() (*net.TCPConn, *socket, bool, error) {
 }
 
 // exchange moves one piece over its connection.
-func (o *oneShot) exchange(sock *socket, conn *net.TCPConn, p *piece, acknowledged bool) error {
+func (o *oneShot) exchange(sock *socket, conn stream, p *piece, acknowledged bool) error {
 	putHeader(o.header[:], p.op, p.remote, p.length, acknowledged)
 	frame := []ioVector{vectorOf(o.header[:])}
 	if p.op == core.Write {
@@ -146,7 +145,7 @@ func (o *oneShot) exchange(sock *socket, conn *net.TCPConn, p *piece, acknowledg
 }
 
 // move sends or receives all of the vectors. limit is how long it waits while nothing moves.
-func (o *oneShot) move(conn *net.TCPConn, p *piece, v []ioVector, step func([]ioVector) (int, error),
+func (o *oneShot) move(conn stream, p *piece, v []ioVector, step func([]ioVector) (int, error),
 	limit time.Duration) error {
 	for len(v) > 0 {
 		conn.SetDeadline(time.Now().Add(limit))
@@ -173,7 +172,7 @@ func (o *oneShot) blame(p *piece, err error, limit time.Duration) error {
 	return status.Errorf(status.Socket, "segment %q (%v): %w", o.peer.segment.Name, o.conn.RemoteAddr(), err)
 }
 
-func (o *oneShot) receiveStatus(sock *socket, conn *net.TCPConn, p *piece) error {
+func (o *oneShot) receiveStatus(sock *socket, conn stream, p *piece) error {
 	limit := o.peer.transport.config.StatusTimeout
 	if err := o.move(conn, p, []ioVector{vectorOf(o.answer[:])}, sock.receive, limit); err != nil {
 		return err
@@ -182,7 +181,7 @@ func (o *oneShot) receiveStatus(sock *socket, conn *net.TCPConn, p *piece) error
 }
 
 // confirm makes sure that a WRITE without an acknowledgement has arrived.
-func (o *oneShot) confirm(sock *socket, conn *net.TCPConn, p *piece) error {
+func (o *oneShot) confirm(sock *socket, conn stream, p *piece) error {
 	limit := o.peer.transport.config.StatusTimeout
 	if err := conn.CloseWrite(); err != nil {
 		return o.blame(p, err, limit)
@@ -207,7 +206,7 @@ func (o *oneShot) confirm(sock *socket, conn *net.TCPConn, p *piece) error {
 }
 
 // unacknowledged is what the peer's kernel has not acknowledged, in bytes, with the end of the stream counted as one.
-func unacknowledged(conn *net.TCPConn) (n int, err error) {
+func unacknowledged(conn stream) (n int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return 0, err
@@ -229,8 +228,7 @@ func (o *oneShot) quit(reason error) {
 	o.broken = firstError(o.broken, reason)
 	o.cancel()
 	if o.conn != nil {
-		o.conn.SetLinger(0) // what the kernel still has of the payload is not to arrive later
-		o.conn.Close()
+		abandon(o.conn)
 	}
 }
 

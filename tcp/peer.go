@@ -107,16 +107,23 @@ func (p *peer) dispatch(mayWrite bool) {
 	wanted := p.wanted(pipelined)
 	p.mu.Unlock()
 
-	if mayWrite && slices.ContainsFunc(carriers, carrier.writeIfIdle) {
-		wanted--
+	var mine carrier // the others start first: what this goroutine does takes longer than to wake them
+	if mayWrite && wanted > 0 {
+		if i := slices.IndexFunc(carriers, carrier.idle); i >= 0 {
+			mine = carriers[i]
+			wanted--
+		}
 	}
 	for _, idle := range []bool{true, false} {
 		for _, c := range carriers {
-			if wanted > 0 && c.idle() == idle {
+			if wanted > 0 && c != mine && c.idle() == idle {
 				c.nudge()
 				wanted--
 			}
 		}
+	}
+	if mine != nil && !mine.writeIfIdle() {
+		mine.nudge()
 	}
 }
 
@@ -332,7 +339,7 @@ func (p *peer) giveBack(h piece, reason error, lost bool) {
 
 // requeue has a piece sent again. The lock is held.
 func (p *peer) requeue(h piece) {
-	h.fatal = nil
+	h.fatal, h.byAddress = nil, false
 	p.returned = append(p.returned, h)
 	p.queued += h.length
 }
@@ -383,6 +390,9 @@ func (p *peer) judgeStatus(frame []byte, h *piece) error {
 	case err != nil:
 		return status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err)
 	case code == statusOK:
+		return nil
+	case code == statusOutOfReach && h.byAddress:
+		h.plain = true
 		return nil
 	case code == statusFailed:
 		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer could not move %d bytes to or from its device at %#x; its log tells why",

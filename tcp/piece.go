@@ -24,10 +24,27 @@ type piece struct {
 	round    int    // of the peer's descriptor, when the piece became doubtful
 	merged   bool   // spans several tasks
 	fatal    error  // why it is not to be tried again
+
+	byAddress bool // sent without its payload
+	plain     bool // not to be sent by address: it was out of reach
 }
 
 // settle ends the piece; see core.Work.Settle.
 func (p *piece) settle(err error) { p.work.Settle(p.first, p.skip, p.length, err) }
+
+// answer is the length of what the peer answers if all is well.
+func (p *piece) answer() uint64 {
+	switch {
+	case p.op == core.Write:
+		return statusSize
+	case p.byAddress:
+		return statusSize + grantSize
+	}
+	return statusSize + p.length
+}
+
+// unmoved reports whether the piece is not done although the peer has answered it well.
+func (p *piece) unmoved() bool { return p.byAddress && (p.plain || p.op == core.Read) }
 
 // split calls f with the piece's share of each task.
 func (p *piece) split(f func(piece)) {

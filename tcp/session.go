@@ -60,14 +60,16 @@ var errInaccessible = errors.New("registered memory cannot be accessed")
 // regions is what sessions need of a core.Registry.
 type regions interface {
 	PinRemote(addr, length uint64) (*core.Region, error)
+	Epoch() *atomic.Uint64
 }
 
 type session struct {
 	target *target
-	conn   *net.TCPConn
+	conn   stream
 	socket *socket
 	peer   string // host:port
 	host   string
+	pid    int // of a neighbour's process; 0 for other peers
 
 	// Read ahead: the bytes in ahead[parsed:filled] have not been served yet.
 	ahead          [readAhead]byte
@@ -81,6 +83,7 @@ type session struct {
 	reads   hull         // of the READ payloads owed from host memory
 	serving *core.Region // of the request whose payload has not been applied or owed completely
 	staged  *staged      // nil before the first request for device memory
+	fetches *fetches     // nil before the first WRITE by address
 
 	mu    sync.Mutex // for whoever ends the session, and for the sender
 	cause error      // why somebody else ended it
@@ -107,6 +110,7 @@ type turn struct {
 	sealed      int // what is owed from here on is not to be sent in one vector with what comes before
 	statuses    [turnRequests * statusSize]byte
 	statusesEnd int
+	grants      []byte // never beyond its capacity: what is owed points into it
 	readBytes   uint64 // READ payload owed
 
 	held []*core.Region // pinned; for others than the session's goroutine under its lock
@@ -141,21 +145,23 @@ func (r *rejection) Error() string {
 
 func (r *rejection) Unwrap() error { return r.reason }
 
-func newSession(t *target, conn *net.TCPConn) (*session, error) {
+func newSession(t *target, conn stream) (*session, error) {
 	socket, err := newSocket(conn)
 	if err != nil {
 		return nil, err
 	}
-	remote := conn.RemoteAddr().(*net.TCPAddr)
-	return &session{
-		target:  t,
-		conn:    conn,
-		socket:  socket,
-		peer:    remote.String(),
-		host:    remote.IP.String(),
-		emptied: true,
-		turn:    newTurn(),
-	}, nil
+	s := &session{target: t, conn: conn, socket: socket, emptied: true, turn: newTurn(), next: lookout{polling: t.options.polling}}
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		remote := c.RemoteAddr().(*net.TCPAddr)
+		s.peer, s.host = remote.String(), remote.IP.String()
+	case *net.UnixConn:
+		if s.pid, err = neighbourOf(c); err != nil {
+			return nil, err
+		}
+		s.peer, s.host = fmt.Sprintf("process %d", s.pid), "localhost"
+	}
+	return s, nil
 }
 
 // run serves until the connection ends, and closes it. The error is why it ended, nil when the peer wanted it to.
@@ -199,6 +205,8 @@ func (s *session) serve() error {
 func (s *session) move(h header, region *core.Region) (err error) {
 	s.serving = region
 	switch {
+	case h.byAddress:
+		err = s.neighbourly(h, region)
 	case region.Device != nil:
 		err = s.stage(h, region.Device)
 	case h.op == core.Read:
@@ -225,7 +233,7 @@ func (s *session) nextHeader() (header, error) {
 	}
 	b := s.ahead[s.parsed:]
 	s.parsed += headerSize
-	return parseHeader(b)
+	return parseHeader(b, s.pid != 0)
 }
 
 // fill adds to what is read ahead, which is less than a header.
@@ -282,7 +290,7 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 	if err := s.flush(); err != nil {
 		return 0, err
 	}
-	if alone {
+	if alone || s.next.polling > 0 {
 		if n, again, err := s.lookAhead(v); !again {
 			return n, err
 		}
@@ -359,6 +367,9 @@ func (s *session) apply(h header) error {
 			return err
 		}
 	}
+	if s.fetches != nil && s.fetches.targets.meets(h) {
+		s.fetch()
+	}
 	s.bulk = h.length >= bulkLength
 	left := ioVector{uintptr(h.addr), h.length}
 	buffered := min(uint64(s.filled-s.parsed), left.length)
@@ -419,6 +430,16 @@ func (t *turn) oweStatus(code uint32) {
 	t.owe(addressOf(b), statusSize)
 }
 
+func (t *turn) oweGrant(g grant) {
+	if t.grants == nil {
+		t.grants = make([]byte, 0, turnRequests*grantSize)
+	}
+	end := len(t.grants)
+	t.grants = t.grants[:end+grantSize]
+	putGrant(t.grants[end:], g)
+	t.owe(addressOf(t.grants[end:]), grantSize)
+}
+
 func (t *turn) owe(base uintptr, length uint64) {
 	// In place: a turn owes no more than there is room for.
 	t.vectors = t.sealed + len(extend(t.owed[t.sealed:t.vectors], base, length))
@@ -426,6 +447,7 @@ func (t *turn) owe(base uintptr, length uint64) {
 
 // flush ends the turn.
 func (s *session) flush() error {
+	s.fetch()
 	if s.staged != nil && (s.turn.loaded() || s.senderBusy()) {
 		return s.handOver()
 	}
@@ -463,6 +485,7 @@ func (s *session) send(v []ioVector, who *atomic.Bool) error {
 
 func (t *turn) reset() {
 	t.requests, t.bytes, t.vectors, t.sealed, t.statusesEnd, t.readBytes = 0, 0, 0, 0, 0, 0
+	t.grants = t.grants[:0]
 }
 
 // catchUp returns when everything that was asked for so far is done and answered.
@@ -495,10 +518,11 @@ func (s *session) finish(err error) error {
 	case cause != nil:
 		orderly, err = s.between(), cause
 	}
-	if !orderly {
-		_ = s.conn.SetLinger(0) // fails on a connection that is reset already
+	if orderly {
+		_ = s.conn.Close()
+	} else {
+		abandon(s.conn)
 	}
-	_ = s.conn.Close()
 	if err == errTargetClosed {
 		err = nil
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"math/rand/v2"
+	"net"
 	"testing"
 	"time"
 
@@ -270,7 +271,7 @@ func TestPeerThatClosesWithoutReadingItsAnswersLeavesNothingBehind(t *testing.T)
 	c := h.dial()
 	c.send(readV2(memory))
 	c.expectStatus(statusOK)
-	require.NoError(t, c.conn.SetLinger(0))
+	require.NoError(t, c.conn.(*net.TCPConn).SetLinger(0))
 	require.NoError(t, c.conn.Close())
 	h.waitForSessions(0)
 }
@@ -423,7 +424,8 @@ func TestBytesAndConnectionsAreCounted(t *testing.T) {
 // TestRandomRequestsMatchAModelOfMemory sends random pipelined requests, cut into random pieces, and compares answers
 // and memory with what a plain slice says.
 func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range uint64(16) {
+		neighbour := seed%2 == 1
 		random := rand.New(rand.NewPCG(seed, 1))
 		memory := mapped(t, 1<<20)
 		model := make([]byte, len(memory))
@@ -435,6 +437,14 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 			from := random.IntN(len(memory) - length)
 			v2 := random.IntN(2) == 0
 			op := core.Opcode(random.IntN(2))
+			if neighbour && v2 && op == core.Write && random.IntN(2) == 0 {
+				payload := mapped(t, length)
+				copy(payload, pattern(length, byte(random.Uint32())))
+				stream = append(stream, writeByAddress(addressOf(memory)+uintptr(from), payload)...)
+				answers = append(answers, ok...)
+				copy(model[from:], payload)
+				continue
+			}
 			stream = append(stream, request(op, v2, addressOf(memory)+uintptr(from), uint64(length))...)
 			if v2 {
 				answers = append(answers, ok...)
@@ -447,7 +457,12 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 			stream = append(stream, payload...)
 			copy(model[from:], payload)
 		}
-		c := serve(t, targetOptions{}, memory).dial()
+		h := serve(t, targetOptions{}, memory)
+		dial := h.dial
+		if neighbour {
+			dial = h.dialNeighbour
+		}
+		c := dial()
 		go func() {
 			for len(stream) > 0 {
 				n, err := c.conn.Write(stream[:min(len(stream), 1+random.IntN(200000))])

@@ -41,6 +41,7 @@ var errTargetClosed = errors.New("the engine is being closed")
 type targetOptions struct {
 	maxSessions     int           // connections served at the same time; more wait in the listener's backlog
 	progressTimeout time.Duration // a session ends when it has waited this long for the rest of a request or for room to answer
+	polling         time.Duration // see lookout; may be 0
 }
 
 // target serves the registered memory of this process to peers: it accepts connections on the data port and runs a
@@ -49,12 +50,15 @@ type target struct {
 	log      *zap.Logger
 	memory   regions
 	listener *net.TCPListener
+	local    *net.UnixListener // for neighbours; nil where there are to be none
 	options  targetOptions
 
-	slots   chan struct{} // holds an item for each session
-	sayFull sync.Once
-	closing chan struct{}
-	running sync.WaitGroup
+	accepted chan stream
+	slots    chan struct{} // holds an item for each session
+	sayFull  sync.Once
+	failing  atomic.Bool // nothing could be accepted, the last time, by one of the listeners
+	closing  chan struct{}
+	running  sync.WaitGroup
 
 	mu       sync.Mutex
 	closed   bool
@@ -65,15 +69,17 @@ type target struct {
 	timer    *time.Timer // calls check
 }
 
-// newTarget starts to serve. The listener is the target's from here on.
-func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, o targetOptions) *target {
+// newTarget starts to serve. The listeners are the target's from here on; local, for neighbours, may be nil.
+func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local *net.UnixListener, o targetOptions) *target {
 	t := &target{
 		log: log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 			return zapcore.NewSamplerWithOptions(c, time.Second, logLinesPerSecond, 0)
 		})),
 		memory:   memory,
 		listener: listener,
+		local:    local,
 		options:  o,
+		accepted: make(chan stream),
 		slots:    make(chan struct{}, o.maxSessions),
 		closing:  make(chan struct{}),
 		sessions: make(map[*session]struct{}),
@@ -81,7 +87,11 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, o tar
 	}
 	t.timer = time.AfterFunc(time.Hour, t.check)
 	t.timer.Stop()
-	t.running.Go(t.accept)
+	t.running.Go(t.admit)
+	t.running.Go(func() { t.accept(func() (stream, error) { return listener.AcceptTCP() }) })
+	if local != nil {
+		t.running.Go(func() { t.accept(func() (stream, error) { return local.AcceptUnix() }) })
+	}
 	return t
 }
 
@@ -98,24 +108,44 @@ func (t *target) close() {
 	}
 	t.mu.Unlock()
 	_ = t.listener.Close() // fails the second time
+	if t.local != nil {
+		_ = t.local.Close()
+	}
 	t.running.Wait()
 }
 
-// accept starts a session for each connection. It takes no more than can be served, and outlives every failure.
-func (t *target) accept() {
-	delay := shortestAcceptDelay
+// admit starts a session for each connection that is accepted, as many as can be served.
+func (t *target) admit() {
 	for t.takeSlot() {
-		conn, err := t.listener.AcceptTCP()
+		select {
+		case conn := <-t.accepted:
+			t.start(conn)
+		case <-t.closing:
+			return
+		}
+	}
+}
+
+// accept takes the connections of a listener, one at most beyond those that can be served, and outlives every failure.
+func (t *target) accept(next func() (stream, error)) {
+	delay := shortestAcceptDelay
+	for {
+		conn, err := next()
 		if err == nil {
 			delay = shortestAcceptDelay
-			t.start(conn)
-			continue
+			t.failing.Store(false)
+			select {
+			case t.accepted <- conn:
+				continue
+			case <-t.closing:
+				_ = conn.Close()
+				return
+			}
 		}
-		<-t.slots
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if delay == shortestAcceptDelay {
+		if t.failing.CompareAndSwap(false, true) {
 			t.log.Warn("cannot accept data connections; still trying", zap.Error(err))
 		}
 		select {
@@ -145,10 +175,10 @@ func (t *target) takeSlot() bool {
 	}
 }
 
-func (t *target) start(conn *net.TCPConn) {
+func (t *target) start(conn stream) {
 	s, err := newSession(t, conn)
 	if err == nil {
-		err = conn.SetKeepAliveConfig(keepAlive)
+		err = tune(conn)
 	}
 	if err != nil {
 		t.log.Info("a data connection ended as it began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
@@ -168,7 +198,7 @@ func (t *target) start(conn *net.TCPConn) {
 	})
 }
 
-func (t *target) abandon(conn *net.TCPConn) {
+func (t *target) abandon(conn stream) {
 	_ = conn.Close()
 	<-t.slots
 }

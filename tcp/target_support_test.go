@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,7 +31,10 @@ type served struct {
 	mu      sync.Mutex
 	regions []*core.Region
 	pinned  int // how often
+	epoch   atomic.Uint64
 }
+
+func (s *served) Epoch() *atomic.Uint64 { return &s.epoch }
 
 func (s *served) add(b []byte, remote bool) *core.Region {
 	return s.addRange(core.Range{Addr: addressOf(b), Length: uint64(len(b))}, remote, nil)
@@ -61,6 +65,8 @@ type harness struct {
 	target *target
 	memory *served
 	logs   *observer.ObservedLogs
+
+	neighbours string // name of the socket for them
 }
 
 // serve starts a target that serves the given memory and ends with the test.
@@ -75,11 +81,13 @@ func serve(t testing.TB, o targetOptions, memory ...[]byte) *harness {
 	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(t, err)
 	observed, logs := observer.New(zapcore.DebugLevel)
-	h := &harness{t: t, memory: &served{}, logs: logs}
+	local, name, err := listenForNeighbours()
+	require.NoError(t, err)
+	h := &harness{t: t, memory: &served{}, logs: logs, neighbours: name}
 	for _, b := range memory {
 		h.memory.add(b, true)
 	}
-	h.target = newTarget(zap.New(observed), h.memory, listener, o)
+	h.target = newTarget(zap.New(observed), h.memory, listener, local, o)
 	t.Cleanup(h.target.close)
 	return h
 }
@@ -120,13 +128,26 @@ func (h *harness) waitForLog(message string) observer.LoggedEntry {
 // client is a peer made of plain socket calls.
 type client struct {
 	t    testing.TB
-	conn *net.TCPConn
+	conn stream
 }
 
 func (h *harness) dial() *client {
 	h.t.Helper()
 	conn, err := net.DialTCP("tcp", nil, h.target.listener.Addr().(*net.TCPAddr))
 	require.NoError(h.t, err)
+	return h.connected(conn)
+}
+
+// dialNeighbour makes the test process a neighbour of itself.
+func (h *harness) dialNeighbour() *client {
+	h.t.Helper()
+	conn, err := net.DialUnix("unix", nil, abstract(h.neighbours))
+	require.NoError(h.t, err)
+	return h.connected(conn)
+}
+
+func (h *harness) connected(conn stream) *client {
+	h.t.Helper()
 	require.NoError(h.t, conn.SetDeadline(time.Now().Add(patience)))
 	h.t.Cleanup(func() { _ = conn.Close() })
 	return &client{h.t, conn}

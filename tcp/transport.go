@@ -23,6 +23,7 @@ type Transport struct {
 	log      *zap.Logger
 	endpoint core.Endpoint
 	target   *target
+	sameHost bool // peers on this host are neighbours
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -42,9 +43,16 @@ func Open(e *core.Engine) (core.Transport, error) {
 	}
 	t := &Transport{config: config, log: e.Log(), peers: map[*core.Segment]*peer{}}
 	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion}
+	t.sameHost = config.SameHost && !config.ForceTCP
+	var local *net.UnixListener
+	if t.sameHost {
+		if local, t.endpoint.Neighbour, err = listenForNeighbours(); err != nil {
+			t.log.Warn("peers on this host use TCP", zap.Error(err))
+		}
+	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
-	t.target = newTarget(t.log, e.Memory(), listener, targetOptions{
-		maxSessions: config.MaxSessions, progressTimeout: config.ProgressTimeout,
+	t.target = newTarget(t.log, e.Memory(), listener, local, targetOptions{
+		maxSessions: config.MaxSessions, progressTimeout: config.ProgressTimeout, polling: config.Polling,
 	})
 	return t, nil
 }
@@ -70,7 +78,7 @@ func (t *Transport) peer(s *core.Segment) (*peer, error) {
 	}
 	p := t.peers[s]
 	if p == nil {
-		p = &peer{transport: t, segment: s}
+		p = &peer{transport: t, segment: s, answers: lookout{polling: t.config.Polling}}
 		t.peers[s] = p
 	}
 	return p, nil
@@ -141,9 +149,9 @@ func (t *Transport) Close() error {
 }
 
 // prepare sets a data connection up, or closes it.
-func (t *Transport) prepare(conn *net.TCPConn) (*socket, error) {
+func (t *Transport) prepare(conn stream) (*socket, error) {
 	sock, err := newSocket(conn)
-	if err = errors.Join(err, conn.SetKeepAliveConfig(keepAlive)); err != nil {
+	if err = errors.Join(err, tune(conn)); err != nil {
 		conn.Close()
 		return nil, status.Errorf(status.Socket, "data connection to %v: %w", conn.RemoteAddr(), err)
 	}

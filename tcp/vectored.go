@@ -2,7 +2,6 @@ package tcp
 
 import (
 	"io"
-	"net"
 	"os"
 	"syscall"
 	"unsafe"
@@ -21,7 +20,7 @@ type ioVector struct {
 	length uint64
 }
 
-// socket moves bytes between a TCP connection and vectors of memory without a copy and without allocating. Waiting is
+// socket moves bytes between a data connection and vectors of memory without a copy and without allocating. Waiting is
 // done by Go's netpoller, so the connection's deadlines and Close end it. SIGPIPE is never raised.
 //
 // One goroutine may send while another receives; two may not do the same.
@@ -30,7 +29,7 @@ type socket struct {
 	out, in half
 }
 
-func newSocket(c *net.TCPConn) (*socket, error) {
+func newSocket(c syscall.Conn) (*socket, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err

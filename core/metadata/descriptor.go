@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"regexp"
 	"slices"
 	"sort"
 	"time"
@@ -29,7 +30,8 @@ type Descriptor struct {
 	DataPort     int
 	ProtoVersion int // 1: no acknowledgements, 2: acknowledged frames
 	Buffers      []Buffer
-	Truncated    bool // there are more buffers than Buffers lists: they did not fit the handshake frame
+	Truncated    bool   // there are more buffers than Buffers lists: they did not fit the handshake frame
+	Neighbour    string // socket for peers on the same host, see IsNeighbourName; "" for none
 
 	extents []extent // see BuildIndex
 }
@@ -50,17 +52,35 @@ type wireDescriptor struct {
 	RDMAServerName string `json:"rdma_server_name"`
 	Timestamp      string `json:"timestamp"`
 	Truncated      bool   `json:"kvferry_truncated,omitempty"`
+
+	Extensions json.RawMessage `json:"kvferry,omitempty"` // of extensions, or whatever a stranger puts there
 }
+
+// extensions is what only engines like this one know of each other. Mooncake ignores the key.
+type extensions struct {
+	Neighbour string `json:"neighbour,omitempty"`
+}
+
+// neighbourName is what a neighbour's socket is called: nobody but an engine listens there, and none by accident.
+var neighbourName = regexp.MustCompile(`^kvferry-[0-9a-f]{32}$`)
+
+// IsNeighbourName reports whether a name may be that of an engine's socket for peers on the same host: "kvferry-" and
+// 32 hexadecimal digits, in the abstract namespace of Unix-domain sockets.
+func IsNeighbourName(name string) bool { return neighbourName.MatchString(name) }
 
 // Encode gives the JSON form in at most maxLength bytes. Where the buffers do not all fit, the first ones are kept
 // and truncated is true; the key "kvferry_truncated", which Mooncake ignores, tells it to the reader. The fields beside
 // the buffers, some 200 bytes and the two names, are always there.
 func (d *Descriptor) Encode(maxLength int) (encoded []byte, truncated bool) {
 	port, version := int64(d.DataPort), int64(d.ProtoVersion)
-	fields := mustEncode(wireDescriptor{
+	wire := wireDescriptor{
 		Name: d.Name, Protocol: d.Protocol, DataPort: &port, ProtoVersion: &version, DataHost: d.DataHost,
 		Timestamp: time.Now().Format("2006-01-02 15:04:05.000000"),
-	})
+	}
+	if d.Neighbour != "" {
+		wire.Extensions = mustEncode(extensions{Neighbour: d.Neighbour})
+	}
+	fields := mustEncode(wire)
 	const opening, closing, shortened = `,"buffers":[`, `]}`, `],"kvferry_truncated":true}`
 	encoded = append(bytes.TrimSuffix(fields, []byte("}")), opening...)
 	kept := len(encoded) // as far as leaves room for the ending of a shortened list
@@ -126,9 +146,20 @@ func ParseDescriptor(encoded []byte) (*Descriptor, error) {
 	d := &Descriptor{
 		Name: wire.Name, Protocol: "tcp", DataHost: wire.DataHost, DataPort: int(*wire.DataPort),
 		ProtoVersion: protoVersion(wire.ProtoVersion), Buffers: wire.Buffers, Truncated: wire.Truncated,
+		Neighbour: neighbour(wire.Extensions),
 	}
 	d.BuildIndex()
 	return d, nil
+}
+
+// neighbour is the socket that the extensions name. What is not understood there is as good as absent: all that it says
+// can be done without.
+func neighbour(encoded json.RawMessage) string {
+	var e extensions
+	if json.Unmarshal(encoded, &e) != nil || !IsNeighbourName(e.Neighbour) {
+		return ""
+	}
+	return e.Neighbour
 }
 
 // checkProtocol takes the JSON of the key "protocol"; nil when there is none.

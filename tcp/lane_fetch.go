@@ -1,0 +1,154 @@
+package tcp
+
+import (
+	"strings"
+	"unsafe"
+
+	"kvferry/core"
+	"kvferry/core/metadata"
+)
+
+// What a lane to a neighbour does without sending payload (neighbour.go):
+//
+//  1. fetchGranted gets the READs among the pieces just taken whose ranges are in a region that was granted, in one
+//     system call, and then looks at the peer's epoch. They are never in flight.
+//  2. choose decides for each of the others whether it is sent by address: a WRITE, for the peer to fetch, or one READ at
+//     a time, to be granted its region.
+//  3. comeBack queues a piece again that was answered without having been moved: now it can be fetched, or it is to be
+//     sent with its payload.
+//
+// The first time that memory is out of reach, of either process, ends it for the lane: the system does not allow it, or
+// the memory is of a kind that only its owner can read.
+const (
+	// leastByAddress is the payload of a WRITE that a copy by the target's kernel is worth a look at its address: less
+	// passes through the socket with its header at no more cost.
+	leastByAddress = 2 << 10
+	// maxGrants bounds the regions that a lane knows; with more of them it forgets all.
+	maxGrants = 1024
+)
+
+// reach is what a lane knows of a neighbour's memory. It is under the lane's lock, but for what only who sends uses.
+type reach struct {
+	pid      int // 0: the peer is no neighbour
+	lost     bool
+	asking   bool // a READ by address is in flight
+	frame    [grantSize]byte
+	grants   []grant // all of one epoch
+	fetching fetching
+	chosen   []piece // scratch of fetchGranted: those that are fetched
+	look     fetching
+	epoch    uint64 // as it was last seen
+}
+
+// inReach reports whether the lane may try to do without payload. The lock is held.
+func (r *reach) inReach() bool { return r.pid != 0 && !r.lost }
+
+func (r *reach) granted(p *piece) bool {
+	for i := range r.grants {
+		if r.grants[i].holds(p.remote, p.length) {
+			return true
+		}
+	}
+	return false
+}
+
+// fetchGranted fetches what it can of the pieces, settles that, and returns the others, in the same memory.
+func (l *lane) fetchGranted(pieces []piece) []piece {
+	r := &l.reach
+	l.mu.Lock()
+	if !r.inReach() || len(r.grants) == 0 {
+		l.mu.Unlock()
+		return pieces
+	}
+	proof := r.grants[0]
+	rest := pieces[:0]
+	for _, p := range pieces {
+		if p.op == core.Read && !p.plain && !r.fetching.full() && r.granted(&p) {
+			r.chosen = append(r.chosen, p)
+			r.fetching.add(p.local, uintptr(p.remote), p.length)
+		} else {
+			rest = append(rest, p)
+		}
+	}
+	l.mu.Unlock()
+	fetched := r.fetching.run(r.pid)
+	valid := fetched && l.unchanged(proof)
+	for i := range r.chosen {
+		if valid {
+			l.peer.count(&r.chosen[i])
+			r.chosen[i].settle(nil)
+		} else {
+			rest = append(rest, r.chosen[i])
+		}
+	}
+	if !valid {
+		l.forget(!fetched)
+	}
+	clear(r.chosen) // for the collector
+	clear(pieces[len(rest):])
+	r.chosen = r.chosen[:0]
+	r.fetching.reset()
+	return rest
+}
+
+// unchanged reports whether no memory has been taken back since the grant was made.
+func (l *lane) unchanged(proof grant) bool {
+	r := &l.reach
+	r.look.reset()
+	r.look.add(uintptr(unsafe.Pointer(&r.epoch)), uintptr(proof.epochAt), uint64(unsafe.Sizeof(r.epoch)))
+	return r.look.run(r.pid) && r.epoch == proof.epoch
+}
+
+// forget drops what is known of the peer's regions; lost says that it is not to be learnt again.
+func (l *lane) forget(lost bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reach.grants = nil
+	l.reach.lost = l.reach.lost || lost
+}
+
+// choose sets whether a piece is sent by address. The lock is held.
+func (l *lane) choose(p *piece) {
+	r := &l.reach
+	p.byAddress = r.inReach() && !p.plain && !onDevice(l.peer.segment.Descriptor(), p)
+	switch {
+	case !p.byAddress:
+	case p.op == core.Read:
+		p.byAddress = !r.asking && !r.granted(p)
+		r.asking = r.asking || p.byAddress
+	default:
+		p.byAddress = p.length >= leastByAddress && uint64(p.local) < maxSource
+	}
+}
+
+// onDevice reports whether a descriptor shows a range as memory of a device, which nobody can reach by its address.
+func onDevice(d *metadata.Descriptor, p *piece) bool {
+	buffer, ok := d.Contains(p.remote, p.length)
+	return ok && !strings.HasPrefix(buffer.Name, "cpu") && buffer.Name != "*"
+}
+
+// comeBack takes a piece that was answered, but not moved.
+func (l *lane) comeBack(p piece) {
+	l.mu.Lock()
+	r := &l.reach
+	if p.op == core.Read {
+		r.asking = false
+	}
+	if p.plain {
+		r.lost = true
+	} else {
+		r.learn(parseGrant(r.frame[:]))
+	}
+	l.mu.Unlock()
+	l.peer.mu.Lock()
+	l.peer.giveBack(p, nil, false)
+	l.peer.mu.Unlock()
+	l.nudge()
+}
+
+func (r *reach) learn(g grant) {
+	if len(r.grants) == maxGrants || len(r.grants) > 0 && r.grants[0].epoch != g.epoch {
+		r.grants = nil
+	}
+	r.grants = append(r.grants, g)
+}

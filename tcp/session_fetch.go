@@ -1,0 +1,113 @@
+package tcp
+
+import (
+	"unsafe"
+
+	"kvferry/core"
+)
+
+// Requests by address, which only neighbours send (neighbour.go):
+//
+//  1. WRITE: fetchIn owes a status frame, and notes where the payload is and where it goes.
+//  2. fetch gets what was noted, in one system call: at the end of a turn, before anything is answered, and before other
+//     bytes are moved that might meet it.
+//  3. Where that fails each request is tried by itself. One whose payload cannot be had is answered statusOutOfReach:
+//     the peer sends it again, with the payload.
+//  4. READ: grant answers with the region that the range is in.
+
+// fetches is the payloads of a turn that are to be fetched from the peer's process.
+type fetches struct {
+	fetching
+	statuses []int // for each its status frame, by the position in the turn's
+	targets  hull
+}
+
+// neighbourly serves a request by address.
+func (s *session) neighbourly(h header, region *core.Region) error {
+	switch {
+	case region.Device != nil:
+		s.outOfReach(h)
+		return nil
+	case h.op == core.Read:
+		s.grant(h)
+		return nil
+	}
+	return s.fetchIn(h)
+}
+
+// outOfReach has the peer send the request again in the other form.
+func (s *session) outOfReach(h header) {
+	s.turn.oweStatus(statusOutOfReach)
+	if h.op == core.Read {
+		s.turn.oweGrant(grant{})
+	}
+}
+
+// grant owes the answer to a READ by address. The region is looked up once more after the epoch was read: if it is still
+// there, the epoch has yet to change when it is taken back.
+func (s *session) grant(h header) {
+	epoch := s.target.memory.Epoch()
+	now := epoch.Load()
+	region, err := s.target.memory.PinRemote(h.addr, h.length)
+	if err != nil {
+		s.outOfReach(h)
+		return
+	}
+	region.Unpin()
+	s.turn.oweStatus(statusOK)
+	s.turn.oweGrant(grant{
+		addr: uint64(region.Addr), length: region.Length, epochAt: uint64(uintptr(unsafe.Pointer(epoch))), epoch: now,
+	})
+}
+
+// fetchIn takes a WRITE by address into the turn.
+func (s *session) fetchIn(h header) error {
+	if s.reads.meets(h) {
+		if err := s.catchUp(); err != nil { // the READ came first, and gets what was there before
+			return err
+		}
+	}
+	if s.fetches == nil {
+		s.fetches = &fetches{}
+	}
+	f := s.fetches
+	if f.targets.meets(h) { // the order of two copies in one system call is not promised
+		s.fetch()
+	}
+	f.targets.add(h)
+	f.statuses = append(f.statuses, s.turn.statusesEnd)
+	f.add(uintptr(h.addr), uintptr(h.source), h.length)
+	s.turn.oweStatus(statusOK)
+	if f.full() {
+		s.fetch()
+	}
+	return nil
+}
+
+// fetch gets every payload that was noted, and says in its status frame what became of it.
+func (s *session) fetch() {
+	f := s.fetches
+	if f == nil || len(f.statuses) == 0 {
+		return
+	}
+	if f.run(s.pid) {
+		s.bytesIn.Add(f.bytes)
+	} else {
+		s.fetchEach(f)
+	}
+	s.progress.Add(1)
+	f.reset()
+	f.statuses, f.targets = f.statuses[:0], hull{}
+}
+
+// fetchEach gets the payloads one by one.
+func (s *session) fetchEach(f *fetches) {
+	for i, at := range f.statuses {
+		one := fetching{to: f.to[i : i+1], from: f.from[i : i+1], bytes: f.to[i].length}
+		if one.run(s.pid) {
+			s.bytesIn.Add(one.bytes)
+		} else {
+			putStatus(s.turn.statuses[at:], statusOutOfReach)
+		}
+	}
+}
