@@ -3,14 +3,17 @@
 #
 #  1. Go's tests, with the race detector
 #  2. each of Go's fuzzers, for a few seconds
-#  3. everything under tests/, in one pytest
+#  3. everything under tests/, in one pytest, in which engines use TCP among themselves
+#  4. once more, as engines on one host, the tests of what passes between engines, whatever it passes over
 #
-# All three run whatever the others come to. What the machine lacks is skipped and named at the end; with CI=true or
+# All four run whatever the others come to. What the machine lacks is skipped and named at the end; with CI=true or
 # KVFERRY_REQUIRE_ALL=1 it is a failure instead.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=$1
 fuzz_time=${KVFERRY_FUZZ_TIME:-3s}
+same_host=(tests/python/test_{transfers,fork,signals,lifecycle,memory}.py
+    tests/heterogeneous/test_{pairings,model,faults,large}.py tests/c/test_c_programs.py)
 failed=()
 skipped=()
 
@@ -49,6 +52,7 @@ else
     skip "Go tests and fuzzers" "install Go $(sed -n 's/^go //p' go.mod) or newer and a C compiler"
 fi
 run "Tests across languages and processes" "$python" -m pytest tests
+run "Engines on one host" "$python" -m pytest --same-host "${same_host[@]}"
 
 for step in "${skipped[@]}"; do printf 'Skipped: %s\n' "$step"; done
 for step in "${failed[@]}"; do printf 'FAILED: %s\n' "$step" >&2; done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -17,6 +18,17 @@ from support.peers import Peers
 
 # A shell starts what runs in the background with SIGINT ignored, which the processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--same-host", action="store_true", help="let engines know that they are on one host, instead of using TCP"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The peers of a test stand for those on different hosts, unless a test or --same-host says otherwise."""
+    os.environ["KVFERRY_SAME_HOST"] = str(int(config.getoption("--same-host")))
+
 
 LOG_TAIL = 8000  # characters of each peer's log that a failure shows
 

@@ -7,6 +7,7 @@ input does. `mooncake.engine` is whatever this interpreter imports by that name:
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import json
@@ -136,6 +137,17 @@ class Worker:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         while self._hoard:
             os.close(self._hoard.pop())
+
+    def become(self, user: int, dumpable: bool) -> None:
+        """Go on as another user, for good. Where it is dumpable, others of that user may look into the process."""
+        from mooncake.engine import TransferEngine
+
+        TransferEngine()  # loads all that the user may not be able to read
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        set_dumpable = 4  # PR_SET_DUMPABLE
+        assert ctypes.CDLL(None).prctl(set_dumpable, int(dumpable), 0, 0, 0) == 0
 
     def collect(self) -> None:
         """Run Python's collector, so that what it holds back is not taken for a leak."""
