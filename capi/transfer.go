@@ -145,30 +145,17 @@ func kvferry_go_batch_error(engine unsafe.Pointer, batch C.uint64_t, out *C.char
 	})
 }
 
-// arrays are the parallel arrays of kvferry_submit, which make one request of each index.
-type arrays struct {
-	local, remote, lengths []uint64
-}
-
-func readArrays(local, remote, lengths C.numbers_t, count C.size_t) (a arrays, err error) {
-	if a.local, err = entries("the list of local addresses", (*uint64)(unsafe.Pointer(local)), count); err != nil {
+// readArrays views the parallel arrays of kvferry_submit in C's memory.
+func readArrays(opcode C.int, target C.int32_t, local, remote, lengths C.numbers_t, count C.size_t) (a core.Arrays, err error) {
+	a = core.Arrays{Opcode: core.Opcode(opcode), Target: core.SegmentID(target)}
+	if a.Local, err = entries("the list of local addresses", (*uint64)(unsafe.Pointer(local)), count); err != nil {
 		return a, err
 	}
-	if a.remote, err = entries("the list of remote addresses", (*uint64)(unsafe.Pointer(remote)), count); err != nil {
+	if a.Remote, err = entries("the list of remote addresses", (*uint64)(unsafe.Pointer(remote)), count); err != nil {
 		return a, err
 	}
-	a.lengths, err = entries("the list of lengths", (*uint64)(unsafe.Pointer(lengths)), count)
+	a.Lengths, err = entries("the list of lengths", (*uint64)(unsafe.Pointer(lengths)), count)
 	return a, err
-}
-
-func (a *arrays) requests(opcode core.Opcode, target core.SegmentID) []core.Request {
-	requests := make([]core.Request, len(a.local))
-	for i := range requests {
-		requests[i] = core.Request{
-			Opcode: opcode, Local: uintptr(a.local[i]), Target: target, Remote: a.remote[i], Length: a.lengths[i],
-		}
-	}
-	return requests
 }
 
 //export kvferry_go_submit_arrays
@@ -190,7 +177,7 @@ func submitArrays(engine unsafe.Pointer, opcode C.int, target C.int32_t, local, 
 	if err != nil {
 		return nil, nil, err
 	}
-	a, err := readArrays(local, remote, lengths, count)
+	a, err := readArrays(opcode, target, local, remote, lengths, count)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -200,11 +187,11 @@ func submitArrays(engine unsafe.Pointer, opcode C.int, target C.int32_t, local, 
 			return nil, nil, err
 		}
 	}
-	b, err := e.AllocateBatch(len(a.local))
+	b, err := e.AllocateBatch(len(a.Local))
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := e.Submit(b, a.requests(core.Opcode(opcode), core.SegmentID(target)), message); err != nil {
+	if err := e.SubmitArrays(b, &a, message); err != nil {
 		return nil, nil, errors.Join(err, e.FreeBatch(b))
 	}
 	return e, b, nil

@@ -94,7 +94,7 @@ type Task struct {
 	Next int32 // index of the next task of the same Work, or -1
 
 	state       atomic.Uint32 // a State, or one with lost
-	outstanding atomic.Uint64 // bytes not settled
+	outstanding uint64        // bytes not settled; changed atomically once the batch has the task
 }
 
 // Summary is what a batch has come to, all its tasks in one look.
@@ -114,7 +114,7 @@ type Batch struct {
 
 	bytes atomic.Uint64 // that all tasks submitted so far are to move
 
-	submissions atomic.Pointer[[]*submission] // appended to under mu
+	latest atomic.Pointer[submission] // set under mu
 
 	mu      sync.Mutex
 	freed   bool
@@ -137,12 +137,37 @@ type pendingNotification struct {
 
 // submission is the tasks of one Submit.
 type submission struct {
-	batch   *Batch
-	first   int // task id of tasks[0]
-	tasks   []Task
-	refused []refusal
-	pins    []*Region // local regions in use; the batch's, once it has the submission
-	cause   atomic.Pointer[error]
+	batch    *Batch
+	first    int           // task id of tasks[0]
+	upToThis []*submission // of the batch, oldest first; nobody changes them
+	tasks    []Task
+	bytes    uint64 // sum of the lengths
+	works    []*Work
+	refused  []refusal
+	empty    bool // some tasks have no bytes
+	pins     pins // local regions in use; the batch's, once it has the submission
+	cause    atomic.Pointer[error]
+
+	// Room for what most submissions need, which then takes no allocation of its own.
+	room struct {
+		self  [1]*submission
+		task  [1]Task
+		work  Work
+		works [1]*Work
+		pins  [2]*Region
+	}
+}
+
+// newSubmission is a submission of so many tasks, all of them zero.
+func newSubmission(b *Batch, tasks int) *submission {
+	s := &submission{batch: b}
+	s.tasks = s.room.task[:]
+	if tasks > 1 {
+		s.tasks = make([]Task, tasks)
+	}
+	s.works = s.room.works[:0]
+	s.pins = pins{regions: s.room.pins[:0], ranges: tasks}
+	return s
 }
 
 // refusal is a task that goes to no transport, and why.
@@ -214,6 +239,9 @@ func (b *Batch) endUnmoved(s *submission) {
 	for _, r := range s.refused {
 		b.settle(&s.tasks[r.task], s.tasks[r.task].Length, r.reason)
 	}
+	if !s.empty {
+		return
+	}
 	for i := range s.tasks {
 		if s.tasks[i].Length == 0 {
 			b.end(&s.tasks[i])
@@ -226,7 +254,7 @@ func (b *Batch) settle(task *Task, part uint64, err error) {
 	if err != nil {
 		b.lose(task, err)
 	}
-	if task.outstanding.Add(-part) == 0 {
+	if atomic.AddUint64(&task.outstanding, -part) == 0 {
 		b.end(task)
 	}
 }
@@ -332,23 +360,33 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	}
 	s.first = b.tasks
 	b.tasks += len(s.tasks)
-	submissions := append(b.all(), s)
-	b.submissions.Store(&submissions)
-	b.pins, s.pins = append(b.pins, s.pins...), nil
+	before := b.all()
+	if before == nil {
+		before = s.room.self[:0]
+	}
+	s.upToThis = append(before, s)
+	b.latest.Store(s)
+	b.takePins(s)
 	if notify != nil {
 		b.notify = append(b.notify, *notify)
 	}
 	if timeout := b.engine.config.SliceTimeout; timeout > 0 {
 		b.timers = append(b.timers, time.AfterFunc(timeout, func() { b.engine.expire(s) }))
 	}
-	for i := range s.tasks {
-		task := &s.tasks[i]
-		task.outstanding.Store(task.Length)
-		b.bytes.Add(task.Length)
-	}
+	b.bytes.Add(s.bytes)
 	b.ending.Add(int64(len(s.tasks)))
 	b.pending.Add(int64(len(s.tasks)))
 	return nil
+}
+
+// takePins makes the pins of a submission the batch's.
+func (b *Batch) takePins(s *submission) {
+	if len(b.pins) == 0 {
+		b.pins = s.pins.regions
+	} else {
+		b.pins = append(b.pins, s.pins.regions...)
+	}
+	s.pins.regions = nil
 }
 
 // takes tells why the batch cannot hold n more requests, nil when it can. mu is held.
@@ -372,8 +410,8 @@ func (b *Batch) checkRoom(n int) error {
 
 // all returns the submissions so far, oldest first.
 func (b *Batch) all() []*submission {
-	if submissions := b.submissions.Load(); submissions != nil {
-		return *submissions
+	if latest := b.latest.Load(); latest != nil {
+		return latest.upToThis
 	}
 	return nil
 }

@@ -567,23 +567,23 @@ func TestDiscardLeavesOtherBatchesAlone(t *testing.T) {
 }
 
 func TestSubmitAllocatesNothingPerRequest(t *testing.T) {
-	p := startPairWith(t, &transporttest.Transport{OnSubmit: func(h *transporttest.Held) { h.SettleRest(nil) }}, nil)
-	local := pages(t, 1<<16)
-	require.NoError(t, p.Register(at(local), 1<<16, "cpu:0", true))
-	allocations := func(requests int) float64 {
-		reqs := make([]core.Request, requests)
-		for i := range reqs {
-			reqs[i] = core.Request{Opcode: core.Write, Local: at(local), Target: p.segment, Remote: 1, Length: 8}
-		}
-		return testing.AllocsPerRun(20, func() {
-			b, err := p.AllocateBatch(requests)
-			require.NoError(t, err)
-			require.NoError(t, p.Submit(b, reqs, nil))
-			require.NoError(t, p.FreeBatch(b))
+	for _, c := range []struct {
+		name           string
+		regions, peers int
+	}{
+		{"memory that is not registered", 0, 1},
+		{"one region", 1, 1},
+		{"many regions", 40, 1},
+		{"several peers", 1, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			allocations := func(requests int) float64 {
+				p := startPrompt(t, requests, c.regions, c.peers)
+				return testing.AllocsPerRun(20, func() { p.transfer(t) })
+			}
+			require.InDelta(t, allocations(64), allocations(4096), 1, "with 64 requests, and with 4096; each is rounded")
 		})
 	}
-	few, many := allocations(4), allocations(20_000)
-	require.InDelta(t, few, many, 2)
 }
 
 func TestLargeBatch(t *testing.T) {

@@ -23,9 +23,9 @@ func startBare(t *testing.T) *Engine {
 // added is a task of one byte that is added to a batch with a notification.
 func added(t *testing.T, b *Batch) *Task {
 	t.Helper()
-	s := &submission{batch: b, tasks: make([]Task, 1)}
-	_, err := b.engine.distribute(s, []Request{{Local: 0x1000, Length: 1}}, true)
-	require.NoError(t, err)
+	s := newSubmission(b, 1)
+	s.tasks[0].Request = Request{Local: 0x1000, Length: 1}
+	require.NoError(t, b.engine.distribute(s, true))
 	require.NoError(t, b.add(s, &pendingNotification{to: LocalSegment, msg: metadata.Notification{Name: "n"}}))
 	return &s.tasks[0]
 }

@@ -47,7 +47,14 @@ type Region struct {
 
 	order   *list.Element // place in the registry's order of registration
 	pins    atomic.Int64  // one for the registration itself, one for each use
+	pinner  atomic.Uint64 // number of the pins that were the latest to pin it by Registry.pin
 	drained chan struct{} // closed when pins has come to 0
+}
+
+// holds reports whether all of a range lies in the region.
+func (r *Region) holds(other Range) bool {
+	skip := uint64(other.Addr - r.Addr) // large where other begins before the region
+	return skip < r.Length && other.Length <= r.Length-skip
 }
 
 // Unpin ends a pin.
@@ -70,9 +77,9 @@ type Registry struct {
 	index *btree.BTreeG[entry] // by address
 	order *list.List           // of *Region, in the order of registration
 
-	onDevices atomic.Int64 // regions of device memory
-
-	epoch atomic.Uint64 // see Epoch
+	onDevices  atomic.Int64  // regions of device memory
+	lastPinner atomic.Uint64 // number of the latest pins
+	epoch      atomic.Uint64 // see Epoch
 }
 
 func newRegistry() *Registry {
@@ -153,45 +160,65 @@ func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
 	return region, nil
 }
 
-// pinOverlapping pins every region that shares a byte with r, and returns pinned with them appended. It leaves out what
-// was appended just before, since the blocks of a batch tend to share a few regions. Memory that is not registered
-// needs no pin, and is host memory. on is the device that all of r lies on, nil for host memory; an error says that r
-// lies on a device in part.
-func (m *Registry) pinOverlapping(r Range, pinned []*Region) (all []*Region, on *staging.Device, err error) {
+// pins are the regions that one submission keeps from going away, each of them once; or more often, where others pin the
+// same regions at the same time.
+type pins struct {
+	number  uint64 // unlike that of any other pins of the registry; 0 before the first
+	regions []*Region
+	latest  *Region // that held all of a range: the next range tends to lie in it too
+	ranges  int     // that are to be pinned, about: room is made for so many regions at most
+}
+
+// pinOverlapping adds every region that shares a byte with r. Memory that is not registered needs no pin, and is host
+// memory. on is the device that all of r lies on, nil for host memory; an error says that r lies on a device in part.
+func (m *Registry) pinOverlapping(r Range, to *pins) (on *staging.Device, err error) {
 	if r.Length == 0 || r.end()-1 < r.Addr {
-		return pinned, nil, nil
+		return nil, nil
 	}
-	const recent = 8
+	if to.latest != nil && to.latest.holds(r) {
+		return to.latest.Device, nil
+	}
+	if to.number == 0 {
+		to.number = m.lastPinner.Add(1)
+	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	pin := func(region *Region) {
-		if region.Device != nil {
-			on = region.Device
-		}
-		if slices.Contains(pinned[max(0, len(pinned)-recent):], region) {
-			return
-		}
-		region.pins.Add(1)
-		pinned = append(pinned, region)
-	}
 	first := m.atOrBelow(r.Addr)
 	if first != nil && first.end()-1 >= r.Addr {
-		pin(first)
-		if first.end()-1 >= r.end()-1 {
-			return pinned, on, nil
+		m.pin(first, to)
+		on = first.Device
+		if first.holds(r) {
+			to.latest = first
+			return on, nil
 		}
 	}
 	m.index.AscendGreaterOrEqual(entry{addr: r.Addr}, func(e entry) bool {
 		if e.addr > r.end()-1 {
 			return false
 		}
-		pin(e.region)
+		m.pin(e.region, to)
+		if e.region.Device != nil {
+			on = e.region.Device
+		}
 		return true
 	})
 	if on != nil {
 		err = status.Errorf(status.InvalidArgument, "memory range %v is not within one region of device memory (%s)", r, on.Name())
 	}
-	return pinned, on, err
+	return on, err
+}
+
+// pin adds a region, unless it is there already. The lock is held.
+func (m *Registry) pin(region *Region, to *pins) {
+	if region.pinner.Load() == to.number {
+		return
+	}
+	region.pinner.Store(to.number)
+	region.pins.Add(1)
+	if len(to.regions) == cap(to.regions) {
+		to.regions = slices.Grow(to.regions, min(m.index.Len(), to.ranges)+1)
+	}
+	to.regions = append(to.regions, region)
 }
 
 func unpinAll(regions []*Region) {

@@ -94,7 +94,7 @@ func compareWithModel(t *testing.T, base uint64, random *rand.Rand) {
 			if r.Length > 0 && !wrapsOrEnds(Range{r.Addr, r.Length - 1}) {
 				expected = distinct(model.in(r))
 			}
-			pinned := pinnedOf(registry, r, nil)
+			pinned := pinnedOf(registry, r)
 			require.Equal(t, expected, pinned, "pinned for %v", r)
 			for _, region := range pinned {
 				region.Unpin()
@@ -240,7 +240,7 @@ func TestRegistryComparesLogarithmicallyOften(t *testing.T) {
 			t.Fatal(err)
 		}
 		region.Unpin()
-		pinnedOf(m, Range{addr(i) + 1, 63}, nil)[0].Unpin()
+		pinnedOf(m, Range{addr(i) + 1, 63})[0].Unpin()
 	}
 	require.Less(t, comparisons, enough*regions, "to find")
 
@@ -259,12 +259,12 @@ func TestBlocksOfOneRegionArePinnedOnce(t *testing.T) {
 	m := newRegistry()
 	require.NoError(t, m.add(Range{0x10000, 1 << 20}, "cpu:0", true, nil))
 	require.NoError(t, m.add(Range{0x200000, 1 << 20}, "cpu:0", true, nil))
-	var pinned []*Region
+	var to pins
 	for i := range uintptr(1000) {
-		pinned = pinnedOf(m, Range{0x10000 + i*64, 64}, pinned)
-		pinned = pinnedOf(m, Range{0x200000 + i*64, 64}, pinned)
+		_, _ = m.pinOverlapping(Range{0x10000 + i*64, 64}, &to)
+		_, _ = m.pinOverlapping(Range{0x200000 + i*64, 64}, &to)
 	}
-	require.Len(t, pinned, 2)
+	require.Len(t, to.regions, 2)
 }
 
 func TestFindingARegionAllocatesNothing(t *testing.T) {
@@ -272,11 +272,13 @@ func TestFindingARegionAllocatesNothing(t *testing.T) {
 	for i := range uintptr(100) {
 		require.NoError(t, m.add(Range{0x10000 + i*64, 64}, "cpu:0", true, nil))
 	}
-	pinned := make([]*Region, 0, 1)
+	room := make([]*Region, 0, 1)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		region, _ := m.PinRemote(0x10000+64, 64)
 		region.Unpin()
-		pinnedOf(m, Range{0x10000 + 128, 64}, pinned)[0].Unpin()
+		to := pins{regions: room}
+		_, _ = m.pinOverlapping(Range{0x10000 + 128, 64}, &to)
+		to.regions[0].Unpin()
 	}))
 }
 
@@ -285,11 +287,11 @@ func TestOneRangeMayPinManyRegions(t *testing.T) {
 	for i := range uintptr(20) {
 		require.NoError(t, m.add(Range{0x10000 + i*32, 16}, "cpu:0", i%2 == 0, nil)) // a gap after each
 	}
-	require.Len(t, pinnedOf(m, Range{0x10008, 32*19 + 1}, nil), 20)
-	require.Len(t, pinnedOf(m, Range{0x10010, 16}, nil), 0, "in a gap")
-	require.Len(t, pinnedOf(m, Range{0x10010, 17}, nil), 1, "the first byte of the second")
-	require.Len(t, pinnedOf(m, Range{1, 1<<64 - 1}, nil), 20, "to the end of the address space")
-	require.Empty(t, pinnedOf(m, Range{0x10000, 1<<64 - 1}, nil), "a range that wraps")
+	require.Len(t, pinnedOf(m, Range{0x10008, 32*19 + 1}), 20)
+	require.Len(t, pinnedOf(m, Range{0x10010, 16}), 0, "in a gap")
+	require.Len(t, pinnedOf(m, Range{0x10010, 17}), 1, "the first byte of the second")
+	require.Len(t, pinnedOf(m, Range{1, 1<<64 - 1}), 20, "to the end of the address space")
+	require.Empty(t, pinnedOf(m, Range{0x10000, 1<<64 - 1}), "a range that wraps")
 }
 
 func TestRegionIsDrainedByItsLastPin(t *testing.T) {
@@ -297,7 +299,7 @@ func TestRegionIsDrainedByItsLastPin(t *testing.T) {
 	require.NoError(t, m.add(Range{0x1000, 16}, "cpu:0", true, nil))
 	first, err := m.PinRemote(0x1000, 16)
 	require.NoError(t, err)
-	second := pinnedOf(m, Range{0x1008, 16}, nil)
+	second := pinnedOf(m, Range{0x1008, 16})
 	require.Len(t, second, 1)
 
 	taken, err := m.take(0x1000)
@@ -325,7 +327,7 @@ func TestRegistryServesManyGoroutines(t *testing.T) {
 				if err := m.add(r, "cpu:0", true, nil); err != nil {
 					t.Error(err)
 				}
-				for _, pinned := range pinnedOf(m, Range{base, each * 64}, nil) {
+				for _, pinned := range pinnedOf(m, Range{base, each * 64}) {
 					pinned.Unpin()
 				}
 				if region, err := m.PinRemote(uint64(base), 64); err == nil {
@@ -346,8 +348,9 @@ func TestRegistryServesManyGoroutines(t *testing.T) {
 	require.Equal(t, 8*each*2/3, m.index.Len())
 }
 
-// pinnedOf is pinOverlapping for a registry of host memory.
-func pinnedOf(m *Registry, r Range, pinned []*Region) []*Region {
-	pinned, _, _ = m.pinOverlapping(r, pinned)
-	return pinned
+// pinnedOf is the regions that are pinned for one range of host memory.
+func pinnedOf(m *Registry, r Range) []*Region {
+	var to pins
+	_, _ = m.pinOverlapping(r, &to)
+	return to.regions
 }

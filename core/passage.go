@@ -78,9 +78,8 @@ type localAccount struct {
 }
 
 // open leases what a passage for length bytes needs.
-func (l *localLeases) open(dst, src place, length uint64) (*passage, error) {
-	p := &passage{dst: dst, src: src}
-	var err error
+func (l *localLeases) open(dst, src place, length uint64) (p passage, err error) {
+	p = passage{dst: dst, src: src}
 	if src.on != nil {
 		p.out, err = l.lease(src.on, staging.Out, length)
 	}
@@ -89,9 +88,8 @@ func (l *localLeases) open(dst, src place, length uint64) (*passage, error) {
 	}
 	if err != nil {
 		p.close()
-		return nil, err
 	}
-	return p, nil
+	return p, err
 }
 
 func (l *localLeases) lease(on *staging.Device, dir staging.Direction, length uint64) (*staging.Lease, error) {

@@ -2,7 +2,6 @@ package core
 
 import (
 	"errors"
-	"slices"
 	"sync/atomic"
 
 	"kvferry/core/metadata"
@@ -38,38 +37,68 @@ func (e *Engine) Batch(id uint64) (*Batch, error) {
 // that it names is in use until the tasks have ended. notify may be nil; else it goes to the first request's segment
 // after all tasks of the batch completed.
 func (e *Engine) Submit(b *Batch, reqs []Request, notify *metadata.Notification) error {
+	return e.submit(b, len(reqs), notify, func(tasks []Task) {
+		for i := range tasks {
+			tasks[i].Request = reqs[i]
+		}
+	})
+}
+
+// Arrays are requests with one opcode and segment: one request for each index of the arrays, which are of one length.
+type Arrays struct {
+	Opcode  Opcode
+	Target  SegmentID
+	Local   []uint64 // addresses in this process
+	Remote  []uint64 // addresses in the segment's owner
+	Lengths []uint64 // bytes
+}
+
+// SubmitArrays is Submit for requests in arrays, which are not kept either.
+func (e *Engine) SubmitArrays(b *Batch, a *Arrays, notify *metadata.Notification) error {
+	return e.submit(b, len(a.Local), notify, func(tasks []Task) {
+		for i := range tasks {
+			tasks[i].Request = Request{
+				Opcode: a.Opcode, Local: uintptr(a.Local[i]), Target: a.Target, Remote: a.Remote[i], Length: a.Lengths[i],
+			}
+		}
+	})
+}
+
+// submit is Submit of so many requests, which fill writes into tasks.
+func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, fill func([]Task)) error {
 	if e.ctx.Err() != nil {
 		return closedError()
 	}
-	if len(reqs) == 0 {
+	if requests == 0 {
 		if notify != nil {
 			return status.Errorf(status.InvalidArgument, "a notification without requests has no segment to go to")
 		}
 		return nil
 	}
-	if err := b.checkRoom(len(reqs)); err != nil {
+	if err := b.checkRoom(requests); err != nil {
 		return err
 	}
 	transports := e.installed()
-	s := &submission{batch: b, tasks: make([]Task, len(reqs))}
-	works, err := e.distribute(s, reqs, len(transports) > 0)
-	if err != nil {
-		unpinAll(s.pins)
+	s := newSubmission(b, requests)
+	fill(s.tasks)
+	if err := e.distribute(s, len(transports) > 0); err != nil {
+		unpinAll(s.pins.regions)
 		return err
 	}
 	var message *pendingNotification
 	if notify != nil {
-		message = &pendingNotification{to: reqs[0].Target, msg: *notify}
+		message = &pendingNotification{to: s.tasks[0].Target, msg: *notify}
 	}
 	if err := b.add(s, message); err != nil {
-		unpinAll(s.pins)
+		unpinAll(s.pins.regions)
 		return err
 	}
 	if e.ctx.Err() != nil { // the engine was closed before the batch was seen to hold these tasks
 		s.abort(ErrClosed)
 	}
-	for _, w := range works {
+	for _, w := range s.works {
 		switch {
+		case w.Head < 0: // no task of it is to be moved
 		case w.Segment == e.local.segment:
 			e.local.Submit(w)
 		case w.device != nil:
@@ -89,38 +118,44 @@ type route struct {
 	opcode Opcode          // where there is a device
 }
 
-// distribute checks the requests, fills the submission's tasks from them, linked by route, and pins their local regions.
-// Those that are empty, and those that are out of the question, are in no work.
-func (e *Engine) distribute(s *submission, reqs []Request, haveTransport bool) ([]*Work, error) {
-	var works []*Work
+// distribute checks the submission's tasks, links them by route to works, and pins their local regions. Those that are
+// empty, and those that are out of the question, are in no work.
+func (e *Engine) distribute(s *submission, haveTransport bool) error {
 	var last *Work
 	var lastRoute route
-	byRoute := map[route]*Work{}
-	for i := range reqs {
+	var byRoute map[route]*Work // made when there is a second one
+	for i := range s.tasks {
 		task := &s.tasks[i]
-		task.Request, task.Next = reqs[i], -1
 		if task.Opcode != Read && task.Opcode != Write {
-			return nil, status.Errorf(status.InvalidArgument, "request %d has opcode %d", i, task.Opcode)
+			return status.Errorf(status.InvalidArgument, "request %d has opcode %d", i, task.Opcode)
 		}
+		task.Next, task.outstanding = -1, task.Length
+		s.bytes += task.Length
 		way := route{target: task.Target}
 		var mixed error
-		s.pins, way.device, mixed = e.memory.pinOverlapping(Range{Addr: task.Local, Length: task.Length}, s.pins)
+		way.device, mixed = e.memory.pinOverlapping(Range{Addr: task.Local, Length: task.Length}, &s.pins)
 		if way.device != nil {
 			way.opcode = task.Opcode
 		}
 		if last == nil || lastRoute != way {
-			last, lastRoute = byRoute[way], way
-			if last == nil {
+			if last != nil && byRoute == nil {
+				byRoute = map[route]*Work{lastRoute: last}
+			}
+			if last = byRoute[way]; last == nil {
 				segment, err := e.target(task.Target, haveTransport)
 				if err != nil {
-					return nil, err
+					return err
 				}
-				last = &Work{Segment: segment, Tasks: s.tasks, Head: -1, owner: s, device: way.device}
-				works, byRoute[way] = append(works, last), last
+				last = s.newWork(segment, way.device)
+				if byRoute != nil {
+					byRoute[way] = last
+				}
 			}
+			lastRoute = way
 		}
 		switch {
 		case task.Length == 0:
+			s.empty = true
 		case task.wraps() || last.Bytes+task.Length < last.Bytes:
 			s.refused = append(s.refused, refusal{int32(i), errWraps})
 		case mixed != nil:
@@ -129,7 +164,18 @@ func (e *Engine) distribute(s *submission, reqs []Request, haveTransport bool) (
 			last.append(int32(i))
 		}
 	}
-	return slices.DeleteFunc(works, func(w *Work) bool { return w.Head < 0 }), nil
+	return nil
+}
+
+// newWork makes a work of none of the tasks yet.
+func (s *submission) newWork(segment *Segment, device *staging.Device) *Work {
+	w := &s.room.work
+	if len(s.works) > 0 {
+		w = &Work{}
+	}
+	w.Segment, w.Tasks, w.Head, w.owner, w.device = segment, s.tasks, -1, s, device
+	s.works = append(s.works, w)
+	return w
 }
 
 func (w *Work) append(i int32) {

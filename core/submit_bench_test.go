@@ -1,0 +1,80 @@
+package core_test
+
+import (
+	"fmt"
+	"testing"
+
+	"kvferry/core"
+	"kvferry/core/metadata/metadatatest"
+	"kvferry/core/transporttest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// atOnce is a transport for which all works are done as soon as it gets them.
+type atOnce struct{ transporttest.Transport }
+
+func (*atOnce) Submit(w *core.Work) { w.Settle(w.Head, 0, w.Bytes, nil) }
+
+// prompt is an engine with that transport, and requests for it.
+type prompt struct {
+	*core.Engine
+	requests []core.Request
+}
+
+// startPrompt makes 4 KiB WRITEs in turn from so many registered regions of local memory to so many peers.
+func startPrompt(t testing.TB, requests, regions, peers int) *prompt {
+	t.Helper()
+	const length, apart = 4096, 1 << 20
+	directory := metadatatest.NewDirectory()
+	p := &prompt{Engine: startEngine(t, directory, nil), requests: make([]core.Request, requests)}
+	transport := &atOnce{}
+	_, err := p.Install("fake", func(*core.Engine) (core.Transport, error) { return transport, nil })
+	require.NoError(t, err)
+	memory := at(pages(t, max(regions, 1)*apart))
+	for i := range regions {
+		require.NoError(t, p.Register(memory+uintptr(i*apart), apart/2, "cpu:0", true))
+	}
+	var segments []core.SegmentID
+	for range peers {
+		segments = append(segments, open(t, p.Engine, startPeer(t, directory).Name()))
+	}
+	for i := range p.requests {
+		p.requests[i] = core.Request{
+			Opcode: core.Write, Local: memory + uintptr(i%max(regions, 1)*apart), Target: segments[i%peers],
+			Remote: uint64(2 * i * length), Length: length,
+		}
+	}
+	return p
+}
+
+// transfer is the whole life of a batch.
+func (p *prompt) transfer(t testing.TB) {
+	batch, err := p.AllocateBatch(len(p.requests))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Submit(batch, p.requests, nil); err != nil {
+		t.Fatal(err)
+	}
+	if !batch.Done() || batch.Err() != nil {
+		t.Fatal("the batch is not done", batch.Err())
+	}
+	if err := p.FreeBatch(batch); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func BenchmarkSubmit(b *testing.B) {
+	for _, regions := range []int{1, 160} {
+		for _, requests := range []int{1, 64, 4096} {
+			b.Run(fmt.Sprintf("regions=%d/requests=%d", regions, requests), func(b *testing.B) {
+				p := startPrompt(b, requests, regions, 1)
+				b.ReportAllocs()
+				for b.Loop() {
+					p.transfer(b)
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package tcp
+
+import (
+	"fmt"
+	"testing"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/require"
+)
+
+// loopback is two engines of this process, and requests from one to the other.
+type loopback struct {
+	*core.Engine
+	requests []core.Request
+	ended    chan struct{} // one token for each batch that has ended
+}
+
+func startLoopback(t testing.TB, op core.Opcode, requests, length int) *loopback {
+	t.Helper()
+	target, initiator := engine(t), engine(t)
+	far, near := mapped(t, requests*(length+1)), mapped(t, requests*(length+1))
+	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, initiator.Register(addressOf(near), uint64(len(near)), "cpu:0", true))
+	id := open(t, initiator, target.Name())
+	return &loopback{initiator, scattered(op, near, id, far, requests, length), make(chan struct{}, 1)}
+}
+
+// transfer moves the requests in one batch, and waits for it.
+func (l *loopback) transfer(t testing.TB) {
+	batch, err := l.AllocateBatch(len(l.requests))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Submit(batch, l.requests, nil); err != nil {
+		t.Fatal(err)
+	}
+	l.Assist(batch, l.requests[0].Target)
+	batch.OnDone(func() { l.ended <- struct{}{} })
+	<-l.ended
+	if err := batch.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.FreeBatch(batch); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// BenchmarkLoopback moves batches of 4 KiB blocks over the loopback interface, one batch at a time.
+func BenchmarkLoopback(b *testing.B) {
+	const length = 4096
+	for _, op := range []core.Opcode{core.Write, core.Read} {
+		for _, requests := range []int{1, 64} {
+			b.Run(fmt.Sprintf("%v/requests=%d", op, requests), func(b *testing.B) {
+				l := startLoopback(b, op, requests, length)
+				l.transfer(b) // connects
+				b.SetBytes(int64(requests * length))
+				b.ReportAllocs()
+				for b.Loop() {
+					l.transfer(b)
+				}
+			})
+		}
+	}
+}
+
+// Both sides are counted: the initiator's work and the target's.
+func TestATransferAllocatesNothingPerRequest(t *testing.T) {
+	const length = 64 // of a block: all of them are worth one lane
+	for _, op := range []core.Opcode{core.Write, core.Read} {
+		t.Run(op.String(), func(t *testing.T) {
+			few, many := startLoopback(t, op, 64, length), startLoopback(t, op, 4096, length)
+			require.InDelta(t, allocations(t, few), allocations(t, many), 1, "with 64 requests, and with 4096; each is rounded")
+		})
+	}
+}
+
+func allocations(t *testing.T, l *loopback) float64 {
+	const warm, runs = 5, 20
+	for range warm { // connects, and grows the buffers that are kept
+		l.transfer(t)
+	}
+	return testing.AllocsPerRun(runs, func() { l.transfer(t) })
+}
