@@ -2,6 +2,7 @@
 #
 #   make demo      build, and move KV cache between two processes, checked byte for byte
 #   make bench     how fast KV cache moves between host memory and NPUs
+#   make bench-go  what the steps of a transfer cost, each by itself; COUNT=10 measures each ten times
 #   make test-npu  the demo, the tests of device memory and the benchmark on this machine's NPUs, and a report of them
 #   make test      every test; what the machine does not allow is skipped, and listed at the end
 #   make lint      formatters, linters and type checkers, generated files, headers
@@ -16,6 +17,7 @@
 PYTHON ?= python3
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
+COUNT ?= 5
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 HEADERS := $(wildcard capi/include/*.h)
@@ -28,7 +30,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench test test-npu lint build wheel install generate clean
+.PHONY: demo bench bench-go test test-npu lint build wheel install generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -36,6 +38,11 @@ demo: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python bench/heterogeneous.py
+
+# benchstat reads what it prints.
+bench-go: build/bench/crossing
+	go test -run '^$$' -bench . -benchtime 300ms -count $(COUNT) ./core ./tcp ./capi
+	build/bench/crossing $(COUNT)
 
 test-npu: $(VENV)/installed $(VENV)/test-tools
 	$(VENV)/bin/python scripts/test_npu.py
@@ -64,6 +71,11 @@ build/lib/libtransfer_engine.so: $(SOURCES) $(PACKAGING)
 
 build/lib/libtransfer_engine.a: $(SOURCES) $(PACKAGING)
 	$(PYTHON) scripts/build_library.py static $@
+
+build/bench/crossing: bench/c/crossing.c build/lib/libtransfer_engine.so
+	install -D build/lib/libtransfer_engine.so $(@D)/libtransfer_engine.so.0
+	$(CC) -std=c99 -D_GNU_SOURCE -O2 -Wall -Wextra -pedantic -Werror -Icapi/include -o $@ $< \
+	    $(@D)/libtransfer_engine.so.0 -Wl,-rpath,'$$ORIGIN'
 
 build/lib/sim/libascendcl.so: $(wildcard sim/*.[ch] sim/*.map) scripts/build_library.py
 	$(PYTHON) scripts/build_library.py sim $@

@@ -20,7 +20,7 @@ func BenchmarkFrame(b *testing.B) {
 		putHeader(frame, core.Write, 1<<40, 4096, true)
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := parseHeader(frame); err != nil {
+			if _, err := parseHeader(frame, false); err != nil {
 				b.Fatal(err)
 			}
 		}
