@@ -30,7 +30,14 @@ Array = Union[int, bytes]  # the address of an array of uint64_t, or the array
 
 # A signal that comes just before a wait does not end it: no single wait is longer than this, in seconds.
 LONGEST_WAIT = 0.5
+LONGEST_WAIT_MS = int(LONGEST_WAIT * 1000)
 UNFINISHED = (KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT)
+
+Seconds = Callable[[], float]
+
+
+def _nothing() -> float:
+    return 0.0
 
 
 class EngineError(RuntimeError):
@@ -39,6 +46,9 @@ class EngineError(RuntimeError):
 
 class Engine(Managed):
     """One engine. Any thread may call it, also while another one closes it.
+
+    A time limit is timeout plus what more() returns, in seconds. more() takes a while for a large batch: it is called
+    only where it makes a difference, or once the bytes are on their way.
 
     Functions that return a code return 0 for success and something negative for failure; last_error() then has the
     calling thread's reason.
@@ -94,12 +104,14 @@ class Engine(Managed):
 
     # Segments
 
-    def segment(self, name: str, timeout: float) -> int:
-        """The id of a peer's segment, or something negative, within so many seconds."""
+    def segment(self, name: str, timeout: float, more: Seconds = _nothing) -> int:
+        """The id of a peer's segment, or something negative, within the timeout."""
         segment = self._segments.get(name)
         if segment is None:
             encoded = c_string(name, "segment name")
-            segment = _patiently(timeout, lambda ms: self._functions.kvferry_open_segment(self.handle, encoded, ms))
+            segment = _patiently(
+                timeout + more(), lambda ms: self._functions.kvferry_open_segment(self.handle, encoded, ms)
+            )
             if segment >= 0:
                 self._segments[name] = segment
         return segment
@@ -128,6 +140,7 @@ class Engine(Managed):
         count: int,
         notify: notify_msg_t | None,
         timeout: float,
+        more: Seconds = _nothing,
     ) -> int:
         """Move count blocks and wait. When it returns, or raises, nothing touches their memory any more."""
         functions, handle = self._functions, self.handle
@@ -144,11 +157,11 @@ class Engine(Managed):
                 lengths,
                 count,
                 message,
-                _milliseconds(min(timeout, LONGEST_WAIT)),
+                LONGEST_WAIT_MS if timeout >= LONGEST_WAIT else _milliseconds(timeout),
                 byref(batch),
             )
             if code in UNFINISHED:
-                left = deadline - time.monotonic()
+                left = deadline + more() - time.monotonic()
                 code = _patiently(left, lambda ms: functions.kvferry_batch_wait(handle, batch.value, ms))
             return code
         finally:
@@ -156,7 +169,15 @@ class Engine(Managed):
                 functions.kvferry_batch_discard(handle, batch.value)
 
     def submit(
-        self, opcode: int, segment: int, local: Array, remote: Array, lengths: Array, count: int, timeout: float
+        self,
+        opcode: int,
+        segment: int,
+        local: Array,
+        remote: Array,
+        lengths: Array,
+        count: int,
+        timeout: float,
+        more: Seconds = _nothing,
     ) -> int:
         """Start moving count blocks. The id of the batch, whose timeout runs from now, or 0."""
         batch = c_uint64(INVALID_BATCH)
@@ -165,7 +186,8 @@ class Engine(Managed):
         )
         if code != 0:
             return 0
-        self._deadlines[batch.value] = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
+        self._deadlines[batch.value] = deadline + more()
         return batch.value
 
     def wait(self, batches: list[int]) -> int:

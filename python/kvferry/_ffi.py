@@ -11,19 +11,23 @@ import functools
 import operator
 import struct
 from collections.abc import Iterable
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 U64_MAX = 2**64 - 1
 
 Integers = Iterable[SupportsIndex]
 
 
-class U64Array(NamedTuple):
+class U64Array:
     """An array of uint64_t for a C function to read."""
 
-    address: int | bytes
-    length: int
-    owner: Any  # keeps the memory while the C function runs; bytes, or a view of the caller's array
+    __slots__ = ("address", "length", "owner")
+
+    def __init__(self, address: int | bytes, length: int, owner: Any) -> None:
+        """owner keeps the memory while the C function runs: bytes, or a view of the caller's array."""
+        self.address = address
+        self.length = length
+        self.owner = owner
 
     def items(self) -> tuple[int, ...]:
         return _layout(self.length).unpack(self.owner)
@@ -41,9 +45,12 @@ pack_u64 = struct.Struct("Q").pack  # one item's array, the cheapest way; struct
 
 
 def u64_array(values: Integers, name: str) -> U64Array:
-    """The items of a sequence of integers. A writable array of unsigned 64-bit integers is not copied."""
+    """The items of a sequence of integers. A writable array of 64-bit integers is not copied."""
     items: Any = values if type(values) in (list, tuple, range) else _view_or_list(values)
     if isinstance(items, memoryview):
+        if items.readonly or not items.contiguous:
+            packed = items.tobytes()
+            return U64Array(packed, len(items), packed)
         return U64Array(address_of(items), len(items), items)
     try:
         packed = _layout(len(items)).pack(*items)
@@ -58,14 +65,19 @@ def _layout(count: int) -> struct.Struct:
 
 
 def _view_or_list(values: Any) -> Any:
-    """A view of an array that C can read as it is; a list of any other sequence's items."""
+    """A view of an array whose items are as C wants them; a list of any other sequence's items."""
     try:
         view = memoryview(values)
-        if view.ndim == 1 and view.nbytes and view.contiguous and view.format in ("Q", "L") and not view.readonly:
+        if view.ndim == 1 and view.nbytes and (view.format in ("Q", "L") or _is_unsigned(view)):
             return view
         return list(view.tolist())
     except (TypeError, ValueError, NotImplementedError):  # no buffer, or one of items that Python has no integers for
         return list(values)
+
+
+def _is_unsigned(view: memoryview) -> bool:
+    """Whether these are signed 64-bit integers none of which is negative: no highest byte has its highest bit set."""
+    return view.format in ("q", "l") and view.tobytes()[7::8].isascii()
 
 
 def address_of(buffer: Any) -> int:

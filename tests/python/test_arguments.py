@@ -57,10 +57,37 @@ def test_a_range_is_a_sequence(count: int, step: int) -> None:
     assert list(u64_array(values, "values").items()) == list(values)
 
 
-def test_an_array_of_unsigned_64_bit_integers_is_not_copied() -> None:
-    numpy, standard = np.arange(8, dtype=np.uint64), array.array("Q", range(8))
-    assert u64_array(numpy, "values").address == numpy.ctypes.data
-    assert u64_array(standard, "values").address == standard.buffer_info()[0]
+def test_an_array_of_64_bit_integers_is_not_copied() -> None:
+    for dtype in (np.uint64, np.int64):
+        numpy = np.arange(8, dtype=dtype)
+        assert u64_array(numpy, "values").address == numpy.ctypes.data
+    for typecode in "QqLl":
+        standard = array.array(typecode, range(8))
+        assert u64_array(standard, "values").address == standard.buffer_info()[0]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))
+def test_signed_integers_are_taken_when_none_is_negative(values: list[int]) -> None:
+    made = np.array(values, dtype=np.int64)
+    if min(values) < 0:
+        with pytest.raises(TypeError):
+            u64_array(made, "values")
+    else:
+        assert list(u64_array(made, "values").items()) == values
+
+
+def test_an_array_that_cannot_be_written_is_taken() -> None:
+    values = np.arange(8, dtype=np.uint64)
+    values.setflags(write=False)
+    assert list(u64_array(values, "values").items()) == list(range(8))
+    assert list(u64_array(memoryview(values.tobytes()).cast("Q"), "values").items()) == list(range(8))
+
+
+def test_an_array_with_gaps_or_backwards_is_taken_in_its_order() -> None:
+    for dtype in (np.uint64, np.int64):
+        values = np.arange(8, dtype=dtype)
+        assert list(u64_array(values[::3], "values").items()) == [0, 3, 6]
+        assert list(u64_array(values[::-1], "values").items()) == list(range(7, -1, -1))
 
 
 NO_ADDRESSES = [-1, U64_MAX + 1, 10**30, 1.0, None, "1", b"1", [1], np.float64(1), float("nan"), Index(-1)]

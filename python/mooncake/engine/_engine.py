@@ -12,7 +12,7 @@ import weakref
 from typing import Any, SupportsIndex
 
 from kvferry._bindings import KVFERRY_ERR_FAILED
-from kvferry._engine import Array, Engine, EngineError, notification
+from kvferry._engine import Array, Engine, EngineError, Seconds, notification
 from kvferry._ffi import Integers, U64Array, address_of, pack_u64, u64, u64_array
 from kvferry._library import LibraryError, load
 from kvferry._memory import ManagedMemory
@@ -338,8 +338,7 @@ class TransferEngine:
         notify: TransferNotify | None,
     ) -> int:
         local, remote, size = _pack_one(buffer, peer_address, length)
-        timeout = self._timeout + operator.index(length) / GIB
-        return self._transfer(target, local, remote, size, 1, opcode, notify, timeout)
+        return self._transfer(target, local, remote, size, 1, opcode, notify, lambda: operator.index(length) / GIB)
 
     def _transfer_many(
         self,
@@ -353,9 +352,8 @@ class TransferEngine:
         local, remote, sizes = _pack_many(buffers, peer_addresses, lengths)
         if not local.length == remote.length == sizes.length:
             return _unequal(local, remote, sizes)
-        timeout = self._timeout + sum(sizes.items()) / GIB
         return self._transfer(
-            target, local.address, remote.address, sizes.address, local.length, opcode, notify, timeout
+            target, local.address, remote.address, sizes.address, local.length, opcode, notify, _time_for(sizes)
         )
 
     def _transfer(
@@ -367,21 +365,21 @@ class TransferEngine:
         count: int,
         opcode: SupportsIndex,
         notify: TransferNotify | None,
-        timeout: float,
+        more: Seconds,
     ) -> int:
         engine = self._engine
         if engine is None:
             return _not_initialized("transfer")
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + self._timeout
         try:
             direction = _direction(opcode)
             message = None if notify is None else notification(notify.name, notify.msg)
-            code = segment = engine.segment(target, timeout)
+            code = segment = engine.segment(target, self._timeout, more)
         except ValueError as e:
             return _refused(f"transfer with {target}", e)
         if segment >= 0:
             left = deadline - time.monotonic()
-            code = engine.transfer(direction, segment, local, remote, sizes, count, message, left)
+            code = engine.transfer(direction, segment, local, remote, sizes, count, message, left, more)
         return 0 if code == 0 else _failed(engine, code, f"transfer with {target}")
 
     # Transfers to be asked about
@@ -430,8 +428,7 @@ class TransferEngine:
     ) -> int:
         """Start writing one block; a batch id, or 0 on failure. The buffer must stay until the batch has ended."""
         local, remote, size = _pack_one(buffer, peer_buffer_address, length)
-        timeout = self._timeout + operator.index(length) / GIB
-        return self._submit(target_hostname, local, remote, size, 1, WRITE, timeout)
+        return self._submit(target_hostname, local, remote, size, 1, WRITE, lambda: operator.index(length) / GIB)
 
     def get_batch_transfer_status(self, batch_ids: Integers) -> int:
         """Wait for batches: 0 when all completed, -1 as soon as one failed or its time, counted from its start, was
@@ -466,8 +463,9 @@ class TransferEngine:
         if not local.length == remote.length == sizes.length:
             _unequal(local, remote, sizes)
             return 0
-        timeout = self._timeout + sum(sizes.items()) / GIB
-        return self._submit(target, local.address, remote.address, sizes.address, local.length, opcode, timeout)
+        return self._submit(
+            target, local.address, remote.address, sizes.address, local.length, opcode, _time_for(sizes)
+        )
 
     def _submit(
         self,
@@ -477,20 +475,20 @@ class TransferEngine:
         sizes: Array,
         count: int,
         opcode: SupportsIndex,
-        timeout: float,
+        more: Seconds,
     ) -> int:
         engine = self._engine
         if engine is None:
             _not_initialized("transfer")
             return 0
         try:
-            direction, segment = _direction(opcode), engine.segment(target, timeout)
+            direction, segment = _direction(opcode), engine.segment(target, self._timeout, more)
         except ValueError as e:
             _refused(f"transfer with {target}", e)
             return 0
         batch = 0
         if segment >= 0:
-            batch = engine.submit(direction, segment, local, remote, sizes, count, timeout)
+            batch = engine.submit(direction, segment, local, remote, sizes, count, self._timeout, more)
         if batch == 0:
             _refused(f"transfer with {target}", engine.last_error())
         return batch
@@ -562,6 +560,11 @@ def _pack_many(buffers: Integers, peer_addresses: Integers, lengths: Integers) -
         u64_array(peer_addresses, "peer_buffer_addresses"),
         u64_array(lengths, "lengths"),
     )
+
+
+def _time_for(sizes: U64Array) -> Seconds:
+    """The seconds that a transfer is given for its bytes."""
+    return lambda: sum(sizes.items()) / GIB
 
 
 def _unequal(local: U64Array, remote: U64Array, sizes: U64Array) -> int:
