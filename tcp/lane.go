@@ -150,6 +150,12 @@ func (l *lane) idle() bool {
 	return l.sock != nil && l.broken == nil && l.flight.len() == 0
 }
 
+func (l *lane) laden() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flying > ladenBytes
+}
+
 func (l *lane) nudge() {
 	select {
 	case l.wake <- struct{}{}:

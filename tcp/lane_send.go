@@ -112,7 +112,7 @@ func (l *lane) fill() bool {
 	if broken != nil || pieces <= 0 || bytes <= 0 {
 		return false
 	}
-	l.taken = l.peer.take(l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
+	l.taken = l.peer.take(l, l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
 	if len(l.taken) == 0 {
 		return false
 	}

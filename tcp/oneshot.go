@@ -77,7 +77,7 @@ func (o *oneShot) run() {
 // take takes a piece and holds it, so that an abort finds it here.
 func (o *oneShot) take() (*piece, bool) {
 	for {
-		taken := o.peer.take(nil, 1, 1)
+		taken := o.peer.take(o, nil, 1, 1)
 		if len(taken) == 0 {
 			return nil, false
 		}
@@ -239,6 +239,7 @@ func (o *oneShot) carriesAborted() bool {
 }
 
 func (o *oneShot) idle() bool        { return false }
+func (o *oneShot) laden() bool       { return false }
 func (o *oneShot) writeIfIdle() bool { return false }
 func (o *oneShot) assist()           {}
 func (o *oneShot) nudge()            {} // it looks at the queue after each piece

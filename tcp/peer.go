@@ -32,6 +32,11 @@ const (
 	// turnSize is what a cursor gives before the next one has its turn, and what a queue holds for each lane that is
 	// opened beyond the first.
 	turnSize = 1 << 20
+	// shortWork is the most bytes of a work that does not queue behind longer ones: where it finds every lane laden, with
+	// more than ladenBytes in flight, the first one is reserved for the likes of it, for reserveTime.
+	shortWork   = 64 << 10
+	ladenBytes  = 256 << 10
+	reserveTime = time.Second
 	// maxDoubtful bounds the pieces that wait for the descriptor; the queue stands still meanwhile.
 	maxDoubtful = 1024
 	// assistTime is how long somebody who waits for a short answer looks for it himself, instead of sleeping: some round
@@ -43,6 +48,8 @@ const (
 type carrier interface {
 	// idle reports whether it holds nothing.
 	idle() bool
+	// laden reports whether it holds so much that what comes behind it has to wait.
+	laden() bool
 	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.
 	writeIfIdle() bool
 	// assist has the calling goroutine receive what has come, without waiting.
@@ -65,6 +72,7 @@ type peer struct {
 	returned  []piece   // to be sent again, before the cursors
 	queued    uint64    // bytes in cursors and returned
 	turn      uint64    // bytes that the first cursor has given since it is first
+	reserved  time.Time // until when the first lane is for short works
 	doubtful  []piece
 	resolving bool   // a goroutine runs resolve
 	round     int    // how often the descriptor was fetched for the doubtful
@@ -90,8 +98,25 @@ func (p *peer) submit(w *core.Work) {
 	}
 	p.cursors = append(p.cursors, newCursor(w))
 	p.queued += w.Bytes
+	if w.Bytes <= shortWork && p.isLaden() {
+		p.reserved = time.Now().Add(reserveTime)
+	}
 	p.mu.Unlock()
 	p.dispatch(true)
+}
+
+// isLaden reports whether a short work would wait on every carrier but a reserved one. The lock is held.
+func (p *peer) isLaden() bool {
+	reserved := p.reservedLane()
+	return len(p.carriers) > 0 && !slices.ContainsFunc(p.carriers, func(c carrier) bool { return c != reserved && !c.laden() })
+}
+
+// reservedLane is the lane for short works, if there is one, and others beside it. The lock is held.
+func (p *peer) reservedLane() carrier {
+	if len(p.carriers) < 2 || p.reserved.IsZero() || time.Now().After(p.reserved) {
+		return nil
+	}
+	return p.carriers[0]
 }
 
 // dispatch starts the carriers that the queue is worth, and nudges those there are. When mayWrite is set, a lane that
@@ -105,6 +130,9 @@ func (p *peer) dispatch(mayWrite bool) {
 	}
 	carriers := p.carriers
 	wanted := p.wanted(pipelined)
+	if p.reservedLane() != nil && !p.hasShort() {
+		carriers = carriers[1:]
+	}
 	p.mu.Unlock()
 
 	var mine carrier // the others start first: what this goroutine does takes longer than to wake them
@@ -146,6 +174,9 @@ func (p *peer) wanted(pipelined bool) int {
 	if !pipelined {
 		worth = p.requests()
 	}
+	if pipelined && time.Now().Before(p.reserved) {
+		worth++
+	}
 	return int(max(1, min(worth, uint64(p.transport.config.LanesPerPeer))))
 }
 
@@ -180,10 +211,12 @@ func (p *peer) startCarriers(pipelined bool) {
 	}
 }
 
-// take moves pieces from the queue to the end of to: at most so many, and no more once they have that many bytes.
-func (p *peer) take(to []piece, pieces int, bytes uint64) []piece {
+// take moves pieces from the queue to the end of to, for a carrier: at most so many, and no more once they have that
+// many bytes.
+func (p *peer) take(c carrier, to []piece, pieces int, bytes uint64) []piece {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	onlyShort := p.reservedLane() == c
 	d := p.segment.Descriptor()
 	limit := uint64(p.transport.config.SliceSize)
 	if !p.pipelined(d) {
@@ -191,7 +224,7 @@ func (p *peer) take(to []piece, pieces int, bytes uint64) []piece {
 	}
 	checked := p.checked || !p.acknowledges(d)
 	for got := uint64(0); pieces > 0 && got < bytes && len(p.doubtful) < maxDoubtful; {
-		next, ok := p.next(limit, d)
+		next, ok := p.next(limit, d, onlyShort)
 		if !ok {
 			break
 		}
@@ -210,8 +243,8 @@ func (p *peer) take(to []piece, pieces int, bytes uint64) []piece {
 	return to
 }
 
-// next removes a piece from the queue. The lock is held.
-func (p *peer) next(limit uint64, d *metadata.Descriptor) (piece, bool) {
+// next removes a piece from the queue; onlyShort has it pass over long works. The lock is held.
+func (p *peer) next(limit uint64, d *metadata.Descriptor, onlyShort bool) (piece, bool) {
 	if n := len(p.returned); n > 0 {
 		next := p.returned[n-1]
 		p.returned = p.returned[:n-1]
@@ -219,42 +252,59 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor) (piece, bool) {
 		return next, true
 	}
 	for len(p.cursors) > 0 {
-		c := p.cursors[0]
+		at := 0
+		if onlyShort {
+			if at = slices.IndexFunc(p.cursors, (*cursor).short); at < 0 {
+				break
+			}
+		}
+		c := p.cursors[at]
 		if err := c.work.Aborted(); err != nil {
 			p.queued -= c.left
 			c.settleRest(err)
-			p.dropCursor()
+			p.dropCursor(at)
 			continue
 		}
-		if p.turn >= turnSize && len(p.cursors) > 1 {
-			p.dropCursor()
+		if at == 0 && p.turn >= turnSize && len(p.cursors) > 1 {
+			p.dropCursor(0)
 			p.cursors = append(p.cursors, c)
 			continue
 		}
 		if c.work.Lost(c.task) {
 			p.queued -= c.settleTask(core.ErrPartFailed)
-			p.dropIfCut(c)
+			p.dropIfCut(at)
 			continue
 		}
 		next := c.cut(limit, d)
-		p.turn += next.length
+		if at == 0 {
+			p.turn += next.length
+		}
 		p.queued -= next.length
-		p.dropIfCut(c)
+		p.dropIfCut(at)
 		return next, true
 	}
 	return piece{}, false
 }
 
-func (p *peer) dropIfCut(first *cursor) {
-	if first.left == 0 {
-		p.dropCursor()
+func (p *peer) dropIfCut(at int) {
+	if p.cursors[at].left == 0 {
+		p.dropCursor(at)
 	}
 }
 
-func (p *peer) dropCursor() {
+func (p *peer) dropCursor(at int) {
+	if at > 0 {
+		p.cursors = slices.Delete(p.cursors, at, at+1)
+		return
+	}
 	p.cursors[0] = nil
 	p.cursors = p.cursors[1:]
 	p.turn = 0
+}
+
+// hasShort reports whether a short work is queued, or something that is to be sent again. The lock is held.
+func (p *peer) hasShort() bool {
+	return len(p.returned) > 0 || slices.ContainsFunc(p.cursors, (*cursor).short)
 }
 
 // hasQueued reports whether there is something to take.

@@ -82,6 +82,9 @@ type cursor struct {
 	left uint64 // bytes not cut yet
 }
 
+// short reports whether the work has bytes for a moment only.
+func (c *cursor) short() bool { return c.work.Bytes <= shortWork }
+
 func newCursor(w *core.Work) *cursor { return &cursor{work: w, task: w.Head, left: w.Bytes} }
 
 // cut takes the next piece, of at most limit bytes. Tasks are merged as long as they are adjacent on both sides
