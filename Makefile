@@ -1,7 +1,8 @@
 # The one way to do each thing; CI and the README call these targets.
 #
 #   make demo      build, and move KV cache between two processes, checked byte for byte
-#   make bench     how fast KV cache moves between host memory and NPUs
+#   make bench     how fast kvferry is beside Mooncake, NIXL and plain C, on this machine
+#   make bench-npu how fast KV cache moves between host memory and NPUs
 #   make bench-go  what the steps of a transfer cost, each by itself; COUNT=10 measures each ten times
 #   make test-npu  the demo, the tests of device memory and the benchmark on this machine's NPUs, and a report of them
 #   make test      every test; what the machine does not allow is skipped, and listed at the end
@@ -30,13 +31,18 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench bench-go test test-npu lint build wheel install generate clean
+.PHONY: demo bench bench-npu bench-go test test-npu lint build wheel install generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(VENV)/bin/kvferry demo
 
+# What the benchmark can do without, it goes without: NumPy is only tried to be had. BENCH has options: BENCH=--quick
 bench: $(VENV)/installed
+	-$(PIP) install --quiet numpy
+	$(VENV)/bin/python bench/compare.py $(BENCH)
+
+bench-npu: $(VENV)/installed
 	$(VENV)/bin/python bench/heterogeneous.py
 
 # benchstat reads what it prints.

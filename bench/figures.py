@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cases import Case, Pair, work
 from nodes import Measured
 from staging import Rates
+from tables import median_ratio
 
 
 class Rounds:
@@ -59,7 +60,3 @@ class Figures(NamedTuple):
     over_link: Rounds | None
     peaks: dict[str, Peak]  # by role
     staging: Rates
-
-
-def median_ratio(rates: list[float], base: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(rates, base))

@@ -1,4 +1,4 @@
-"""How fast KV cache moves between host memory and NPUs, beside host to host in the same minute: `make bench`.
+"""How fast KV cache moves between host memory and NPUs, beside host to host in the same minute: `make bench-npu`.
 
 1. processes are started: initiators and targets with host memory and with an NPU's, and some of the latter that copy
    block by block. Each case is run once, and every byte of it compared;
@@ -53,7 +53,8 @@ from figures import Figures, Peak, Pipelining, Rounds
 from kvferry import __version__
 from kvferry.demo import DemoError, Npus, find_npus, size_text
 from nodes import Measured, Node, NodeError, Place
-from report import comparisons, table, tables, write_files
+from report import comparisons, tables, write_files
+from tables import table
 
 ROLES = ("initiator", "target")
 

@@ -1,21 +1,29 @@
-"""A link between processes of this machine that is slower than the loopback interface, and costs the processors less.
+"""Links between processes of this machine that are slower than the loopback interface. They need root.
 
-It is the loopback interface of a network namespace of its own, behind a token bucket. Needs root, and iproute2.
+One is the loopback interface of a network namespace of its own, behind a token bucket, which costs the processors less.
+Needs iproute2. The other joins two namespaces, with a round trip that takes its time.
+
+A namespace lasts as long as the process that keeps it, and is known by that process's id.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-CLONE_NEWNET = 0x40000000  # of sched.h
+NAMESPACES = {"mnt": 0x00020000, "net": 0x40000000}  # CLONE_NEWNS and CLONE_NEWNET of sched.h
 
 # The queue holds more than connections have under way, so that nothing is dropped.
-SCRIPT = """
-ip link set lo up && tc qdisc add dev lo root tbf rate {gigabits}gbit burst 1mb limit 64mb && echo up && exec cat
-"""
+LIMITED = "ip link set lo up && tc qdisc add dev lo root tbf rate {gigabits}gbit burst 1mb limit 64mb && "
+KEEP = "echo up && exec cat"
+ISOLATED = "mount -t sysfs sysfs /sys && " + KEEP  # programs look there for the interfaces that there are
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")  # of the two ends of a link with a delay
+INTERFACE = "dl0"  # at both of them
 
 
 class LinkError(Exception):
@@ -24,23 +32,47 @@ class LinkError(Exception):
 
 @contextlib.contextmanager
 def made(gigabits: int) -> Iterator[int]:
-    """A link of so many Gbit/s, for the time of the block. It is known by the id of the process that keeps it."""
-    command = ["unshare", "--net", "sh", "-c", SCRIPT.format(gigabits=gigabits)]
+    """A link of so many Gbit/s within one namespace, for the time of the block."""
+    with _running(["unshare", "--net", "sh", "-c", LIMITED.format(gigabits=gigabits) + KEEP]) as keeper:
+        yield keeper
+
+
+@contextlib.contextmanager
+def delayed(program: Path, microseconds: int) -> Iterator[tuple[int, int]]:
+    """A link between two namespaces with so much delay each way beside its own, for the time of the block. program is
+    comparison/delaylink.c."""
+    isolated = ["unshare", "--net", "--mount", "sh", "-c", ISOLATED]
+    with _running(isolated) as here, _running(isolated) as there:
+        ends = zip((here, there), ADDRESSES)
+        arguments = [text for keeper, address in ends for text in (f"/proc/{keeper}/ns/net", address)]
+        with _running([str(program), *arguments, str(microseconds)]):
+            yield here, there
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str]) -> Iterator[int]:
+    """The id of a process that says when it is up, until the end of the block."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as keeper:
-        assert keeper.stdin and keeper.stdout and keeper.stderr
-        if keeper.stdout.readline() != "up\n":
-            raise LinkError(" ".join(keeper.stderr.read().split()))
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        if process.stdout.readline() != "up\n":
+            raise LinkError(" ".join(process.stderr.read().split()))
         try:
-            yield keeper.pid
+            yield process.pid
         finally:
-            keeper.stdin.close()
+            process.stdin.close()
 
 
 def join(keeper: int) -> None:
-    """Put this process, which has one thread as yet, behind the link."""
+    """Put this process, which has one thread as yet, in the namespaces of that one."""
     libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"/proc/{keeper}/ns/net", "rb") as namespace:
-        if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"the link of process {keeper} cannot be used")
+    folder = os.getcwd()
+    for name, kind in NAMESPACES.items():
+        theirs = f"/proc/{keeper}/ns/{name}"
+        if os.readlink(theirs) == os.readlink(f"/proc/self/ns/{name}"):
+            continue
+        with open(theirs, "rb") as namespace:
+            if libc.setns(namespace.fileno(), kind) != 0:
+                raise OSError(ctypes.get_errno(), f"the link of process {keeper} cannot be used")
+    os.chdir(folder)  # another mount namespace begins at its root

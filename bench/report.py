@@ -26,8 +26,9 @@ from cases import (
     Pair,
     one_by_one,
 )
-from figures import Figures, Rounds, median_ratio
+from figures import Figures, Rounds
 from kvferry.demo import size_text
+from tables import median_ratio, table
 
 # Tables
 
@@ -91,20 +92,6 @@ def staging_row(rates: staging.Rates, direction: str, block: int) -> list[str]:
     name = {"out": "from the NPU", "in": "to the NPU"}[direction]
     measured = [rates[direction, block, way] for way in (ONE_BY_ONE, GATHERED)]
     return [name, size_text(block), *(f"{rate:.2f}" for rate in (one_by_one(block), *measured))]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: texts to the left, figures to the right."""
-    texts = [not any(character.isdigit() for row in rows for character in row[i][:1]) for i in range(len(header))]
-    texts[0] = True
-    widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
-    rule = ["-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, texts)]
-    return "\n".join(_line(row, widths, texts) for row in (header, rule, *rows))
-
-
-def _line(row: Sequence[str], widths: Sequence[int], texts: Sequence[bool]) -> str:
-    cells = (cell.ljust(width) if text else cell.rjust(width) for cell, width, text in zip(row, widths, texts))
-    return f"| {' | '.join(cells)} |"
 
 
 # Comparisons

@@ -1,4 +1,5 @@
-"""Interpreters for the peers: this one for ours, a virtual environment per version of Mooncake for Mooncake's."""
+"""Interpreters for the peers: this one for ours, a virtual environment per version of Mooncake for Mooncake's, and one
+for NIXL, with which the benchmark compares."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PEERS = Path(os.environ.get("KVFERRY_PEERS_DIR", REPOSITORY / "build" / "peers"))
 PACKAGE = "mooncake-transfer-engine-non-cuda"
 VERSIONS = ("0.3.8", "0.3.11", "0.3.12", "0.3.13")
+NIXL = "1.5.1"
 LIBRARIES = ("libibverbs1", "ibverbs-providers", "libnuma1", "libcurl4")
-PYTHONS = ("python3.11", "python3.12", "python3.10")  # for which every one of VERSIONS has a wheel
+PYTHONS = ("python3.11", "python3.12", "python3.10")  # for which every one of VERSIONS, and NIXL, has a wheel
 INSTALL_LIMIT = 300.0  # seconds
 
 
@@ -49,13 +51,28 @@ def ours() -> dict[str, str]:
 @functools.cache
 def mooncake(version: str) -> Path:
     """Return an interpreter that imports that version of Mooncake, made on first use."""
-    home = PEERS / version
-    python = home / "bin" / "python"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with locked(PEERS / f"{version}.lock"):
-        if not installed(python):
-            install(home, version)
-        check_import(python, version)
+    # The package's own requirements serve its store and its tools; the engine module needs none of them.
+    python = environment(version, f"Mooncake {version}", "mooncake", f"{PACKAGE}=={version}.post1")
+    check_import(python, f"Mooncake {version}", "mooncake.engine", f"`apt-get install {' '.join(LIBRARIES)}`")
+    return python
+
+
+@functools.cache
+def nixl() -> Path:
+    """Return an interpreter that imports NIXL, made on first use."""
+    # Of the package's own requirements torch, with its gigabytes, serves tensors alone.
+    python = environment(f"nixl-{NIXL}", f"NIXL {NIXL}", "nixl_cu12", f"nixl-cu12=={NIXL}", "numpy")
+    check_import(python, f"NIXL {NIXL}", "nixl_cu12._api", f"remove {python.parents[1]} to have it installed again")
+    return python
+
+
+def environment(folder: str, what: str, module: str, *requirements: str) -> Path:
+    """Return the interpreter of a virtual environment that has these packages, and with them the module."""
+    python = PEERS / folder / "bin" / "python"
+    PEERS.mkdir(parents=True, exist_ok=True)
+    with locked(PEERS / f"{folder}.lock"):
+        if not installed(python, module):
+            install(PEERS / folder, what, *requirements)
     return python
 
 
@@ -67,19 +84,19 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def installed(python: Path) -> bool:
-    """Tell whether the package is there, loadable or not."""
+def installed(python: Path, module: str) -> bool:
+    """Tell whether the package of a module is there, loadable or not."""
     if not python.exists():
         return False
-    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('mooncake') is None)"
-    return subprocess.run([str(python), "-I", "-c", find], capture_output=True, timeout=60).returncode == 0
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+    return subprocess.run([str(python), "-I", "-c", find, module], capture_output=True, timeout=60).returncode == 0
 
 
-def install(home: Path, version: str) -> None:
-    # The package's own requirements serve its store and its tools; the engine module needs none of them.
+def install(home: Path, what: str, *requirements: str) -> None:
+    """Make a virtual environment with these packages, and nothing that they require."""
     steps = [
         [base_python(), "-m", "venv", "--clear", str(home)],
-        [str(home / "bin" / "pip"), "install", "--quiet", "--no-deps", f"{PACKAGE}=={version}.post1"],
+        [str(home / "bin" / "pip"), "install", "--quiet", "--no-deps", *requirements],
     ]
     for step in steps:
         try:
@@ -89,8 +106,8 @@ def install(home: Path, version: str) -> None:
             failure = f"no end after {INSTALL_LIMIT:g} s"
         if failure:
             raise Unavailable(
-                f"Mooncake {version} cannot be installed ({failure}): `{' '.join(step)}` must work, or"
-                f" KVFERRY_PEERS_DIR name a folder with a virtual environment {version} that has it"
+                f"{what} cannot be installed ({failure}): `{' '.join(step)}` must work, or"
+                f" KVFERRY_PEERS_DIR name a folder with a virtual environment {home.name} that has it"
             )
 
 
@@ -101,17 +118,13 @@ def base_python() -> str:
         path = shutil.which(name)
         if path and subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0:
             return path
-    raise Unavailable(f"Mooncake's wheels need one of {', '.join(PYTHONS)}: install one of them")
+    raise Unavailable(f"the peers' wheels need one of {', '.join(PYTHONS)}: install one of them")
 
 
-def check_import(python: Path, version: str) -> None:
-    done = subprocess.run(
-        [str(python), "-I", "-c", "import mooncake.engine"], capture_output=True, text=True, timeout=60
-    )
+def check_import(python: Path, what: str, module: str, remedy: str) -> None:
+    done = subprocess.run([str(python), "-I", "-c", f"import {module}"], capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
-        raise Unavailable(
-            f"Mooncake {version} does not load ({last_line(done.stderr)}): `apt-get install {' '.join(LIBRARIES)}`"
-        )
+        raise Unavailable(f"{what} does not load ({last_line(done.stderr)}): {remedy}")
 
 
 def last_line(text: str) -> str:

@@ -1,0 +1,156 @@
+"""What is wanted of kvferry, beside what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from comparison.case import KIB, MIB, Case
+from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, Results, cpu, p50, rate
+from comparison.sections import ADJACENT, BATCHES, MANY, MIDDLE, ON_LINK, OPERATIONS, THREADS, batch, one
+from tables import median_ratio
+
+LOOPBACK, LINK = "loopback", "link"
+NO_TIME = 0.01  # seconds of processor time a second that count as none
+
+
+class Wanted(NamedTuple):
+    """A measured figure and what it should reach. None where it was not measured."""
+
+    what: str
+    measured: float | None
+    wanted: float
+    at_most: bool = False  # else at least
+    direct: float | None = None  # the same with the same-host shortcut off
+
+    def row(self) -> list[str]:
+        wanted = f"{self.wanted:.2f} at {'most' if self.at_most else 'least'}"
+        return [self.what, wanted, _text(self.measured), self.reached(self.measured), _text(self.direct)]
+
+    def reached(self, value: float | None) -> str:
+        if value is None:
+            return "not measured"
+        return "yes" if (value <= self.wanted if self.at_most else value >= self.wanted) else "no"
+
+
+HEADER = ["compared", "wanted", "measured", "reached", "shortcut off"]
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def wanted(results: Results, processors: int) -> list[Wanted]:
+    """The rows of the sections that were run."""
+    rows: list[Wanted] = []
+    if LOOPBACK in results.cases:
+        rows += [*loopback(results, processors), *one_request(results), *threads(results)]
+    if LINK in results.cases:
+        rows += over_link(results)
+    for where, least in ((LOOPBACK, 1.3), (LINK, 2.0)):
+        if where in results.cases:
+            rows += mixed(results, where, least)
+            rows += processor_time(results, where)
+    if processors >= MANY and "lanes" in results.series:
+        rows += lanes(results)
+    return [*rows, *resources(results)]
+
+
+def loopback(results: Results, processors: int) -> Iterator[Wanted]:
+    for op in OPERATIONS:
+        for block, mooncake, nixl in ((4 * KIB, 6, 1.3), (64 * KIB, 2.5, 1), (MIB, 2, 1), (16 * MIB, 2, 1)):
+            case = batch(op, block)
+            more = processors >= MANY and block == MIB
+            yield faster(results, LOOPBACK, case, MOONCAKE, 4 if more else mooncake)
+            yield faster(results, LOOPBACK, case, NIXL, nixl)
+            if block > 4 * KIB:
+                yield faster(results, LOOPBACK, case, PLAIN[4], 0.9)
+        if processors >= MANY:
+            yield faster(results, LOOPBACK, Case(op, 16 * MIB, 8), MOONCAKE, 4)
+    yield faster(results, LOOPBACK, ADJACENT, MOONCAKE, 12)
+    yield faster(results, LOOPBACK, ADJACENT, NIXL, 1)
+
+
+def one_request(results: Results) -> Iterator[Wanted]:
+    for op in OPERATIONS:
+        case = one(op, 4 * KIB)
+        yield sooner(results, case, OURS, MOONCAKE, 0.6)
+        yield sooner(results, case, OURS, NIXL, 1.3)
+        yield sooner(results, case, POLLING, NIXL, 1)
+
+
+def threads(results: Results) -> Iterator[Wanted]:
+    many, single = (
+        [results.values(LOOPBACK, case, name, rate) for name in (OURS, DIRECT)] for case in (THREADS, MIDDLE)
+    )
+    totals = [median_ratio(a, b) if a and b else None for a, b in zip(many, single)]
+    yield Wanted(f"loopback, {THREADS} / 1 thread", totals[0], 1, direct=totals[1])
+    beside = [
+        statistics.median(each["beside_p99"] / each["alone_p50"] for each in found) if found else None
+        for found in (results.beside.get(name) for name in (OURS, DIRECT))
+    ]
+    yield Wanted("loopback, a 4 KiB request: p99 beside bulk / p50 alone", beside[0], 5, True, beside[1])
+
+
+def over_link(results: Results) -> Iterator[Wanted]:
+    for op in OPERATIONS:
+        for block in ON_LINK:
+            case = batch(op, block)
+            yield faster(results, LINK, case, MOONCAKE, 6 if block == 4 * KIB else 2.4)
+            yield faster(results, LINK, case, NIXL, 1.5 if block == 4 * KIB else 1)
+            if block > 4 * KIB:
+                ours = results.median(LINK, case, OURS, rate)
+                reference = ours / statistics.median(results.iperf) if ours and results.iperf else None
+                yield Wanted(f"{LINK}, {case}: ours / iperf3", reference, 0.9)
+
+
+def mixed(results: Results, where: str, least: float) -> Iterator[Wanted]:
+    for op in OPERATIONS:
+        case = batch(op, 64 * KIB)
+        ratio = results.ratio(where, case, MIXED, results.best(where, case, MOONCAKE))
+        yield Wanted(f"{where}, {case}: ours to Mooncake / Mooncake to Mooncake", ratio, least)
+
+
+def processor_time(results: Results, where: str) -> Iterator[Wanted]:
+    blocks = BATCHES if where == LOOPBACK else ON_LINK
+    cases = [batch(op, block) for op in OPERATIONS for block in blocks]
+    for family, most in ((MOONCAKE, 0.6), (NIXL, 1.0)):
+        what = f"{where}, processor time per GB: ours / {family}, the worst of {len(cases)} cases"
+        worst = [_worst(results, where, cases, name, family) for name in (OURS, DIRECT)]
+        yield Wanted(what, worst[0], most, True, worst[1])
+
+
+def _worst(results: Results, where: str, cases: Iterable[Case], name: str, family: str) -> float | None:
+    ratios = [results.ratio(where, case, name, results.best(where, case, family), cpu) for case in cases]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
+
+
+def lanes(results: Results) -> Iterator[Wanted]:
+    found = results.series["lanes"].get(OURS, {})
+    ratio = median_ratio(found[4], found[1]) if 4 in found and 1 in found else None
+    yield Wanted("loopback, WRITE 1 MiB x 32, shortcut off: 4 lanes / 1 lane", ratio, 2.5)
+
+
+def resources(results: Results) -> Iterator[Wanted]:
+    if results.idle:
+        yield Wanted("processor time of an idle pair, seconds a second", results.idle.get(OURS), NO_TIME, True)
+    ours, mooncake = results.extra_memory(OURS), results.extra_memory(MOONCAKE)
+    if results.memory:
+        ratio = ours / mooncake if ours is not None and mooncake else None
+        yield Wanted("memory beside what is registered: ours / Mooncake", ratio, 1, True)
+
+
+def faster(results: Results, where: str, case: Case, family: str, least: float) -> Wanted:
+    """GB/s of ours, and of the best of Mooncake's settings, or of another engine."""
+    base = results.best(where, case, family) if family == MOONCAKE else family
+    ratios = [results.ratio(where, case, name, base) for name in (OURS, DIRECT)]
+    return Wanted(f"{where}, {case}: ours / {family}", ratios[0], least, direct=ratios[1])
+
+
+def sooner(results: Results, case: Case, name: str, family: str, most: float) -> Wanted:
+    """The time that half of the calls take."""
+    base = results.best(LOOPBACK, case, family, by_latency=True)
+    ratios = [results.ratio(LOOPBACK, case, each, base, p50) for each in (name, DIRECT)]
+    direct = ratios[1] if name == OURS else None
+    return Wanted(f"{LOOPBACK}, {case}, p50: {name} / {family}", ratios[0], most, True, direct)
