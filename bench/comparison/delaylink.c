@@ -64,6 +64,8 @@ static void *read_packets(void *argument)
             pthread_cond_wait(&w->changed, &w->mutex);
         pthread_mutex_unlock(&w->mutex);
         p->length = read(w->in, p->bytes, MTU);
+        if (p->length < 0 && errno != EINTR)
+            die("dl0");
         if (p->length <= 0)
             continue;
         p->due = now() + delay;

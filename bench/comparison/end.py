@@ -43,6 +43,7 @@ class Served:
     def __init__(self, kind: str, host: str, size: int, registered: int) -> None:
         self._kind, self._host, self._registered = kind, host, registered
         importlib.import_module(MODULES[kind])
+        turned(random_step(), 1)  # what filling memory takes is no engine's
         self._bare = peak_memory()
         self._map = mmap.mmap(-1, size)
         self._view = memoryview(self._map)
@@ -68,14 +69,13 @@ class Served:
 
     def prepare(self, case: list[Any], side: str, source: bool) -> None:
         """Fill the blocks of a case: those of the source with random bytes, each with others; else with none."""
-        data = random.Random(os.urandom(8)).getrandbits(8 * MIB).to_bytes(MIB, "little")
+        data = random_step()
         for number, offset in enumerate(self._offsets(Case(*case), side)):
             block = Case(*case).block
             for start in range(offset, offset + block, MIB):
                 length = min(MIB, offset + block - start)
                 turn = (number * 4099 + start // MIB * 31) % MIB
-                turned = data[turn:] + data[:turn]
-                self._view[start : start + length] = turned[:length] if source else bytes(length)
+                self._view[start : start + length] = turned(data, turn)[:length] if source else bytes(length)
 
     def digest(self, case: list[Any], side: str) -> str:
         """The digest of the blocks of a case in the order of the transfer."""
@@ -208,7 +208,7 @@ class Served:
         return time.process_time()
 
     def memory(self) -> dict[str, int]:
-        """Bytes: the most that this process ever had, what it had with the module alone, what is registered."""
+        """Bytes: the most that this process ever had, what it had without an engine, what is registered."""
         return {"peak": peak_memory(), "bare": self._bare, "registered": self._registered}
 
     def has(self, module: str) -> bool:
@@ -217,6 +217,16 @@ class Served:
         except ImportError:
             return False
         return True
+
+
+def random_step() -> bytes:
+    """A MiB of random bytes."""
+    return random.Random(os.urandom(8)).getrandbits(8 * MIB).to_bytes(MIB, "little")
+
+
+def turned(data: bytes, turn: int) -> bytes:
+    """The same bytes, beginning with another one."""
+    return data[turn:] + data[:turn]
 
 
 def peak_memory() -> int:

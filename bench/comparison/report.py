@@ -37,8 +37,9 @@ scattered, every other one of the memory and in another order on the target, unl
 1 GB is 10^9 bytes. Both ends run on this machine. Mooncake is taken with the better one of its settings where it is
 compared with others. NIXL runs over UCX TCP with segments of 256 KiB, both ends calling it all the time, with lists
 that are prepared beforehand. The plain C program sends a header and a payload, and receives a status, for each request.
-Memory is the peak of resident memory, less what is registered, less the peak of the same interpreter when it had
-imported the engine's module and nothing else. Processor time is that of both ends."""
+Memory is the peak of resident memory, less what is registered, less the peak of the same process when it had imported
+the engine's module and had no engine yet. Processor time is that of both ends. Growth is that of kvferry alone. Many
+peers are not measured with NIXL, which would have to call all the time for every one of them."""
 
 CROSSING = "A call with so many neighbours of 8 bytes, microseconds"
 SERIES = {
