@@ -137,3 +137,10 @@ class Nixl:
 Adapter = Union[Mooncake, Nixl]
 KINDS: dict[str, Callable[[str], Adapter]] = {"ours": Mooncake, "mooncake": Mooncake, "nixl": Nixl}
 MODULES = {"ours": "mooncake.engine", "mooncake": "mooncake.engine", "nixl": "nixl_cu12._api"}
+
+
+def load(kind: str) -> None:
+    """Import an engine's module, and have its native library in memory, which ours opens only when it is used."""
+    importlib.import_module(MODULES[kind])
+    if kind == "ours":
+        importlib.import_module("kvferry._library").load()

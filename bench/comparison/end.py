@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import link
-from comparison.adapters import KINDS, MODULES, Adapter, Blocks, Mooncake, Move
+from comparison.adapters import KINDS, Adapter, Blocks, Mooncake, Move, load
 from comparison.case import MIB, Case, percentile
 
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
@@ -42,7 +42,7 @@ class Served:
 
     def __init__(self, kind: str, host: str, size: int, registered: int) -> None:
         self._kind, self._host, self._registered = kind, host, registered
-        importlib.import_module(MODULES[kind])
+        load(kind)
         turned(random_step(), 1)  # what filling memory takes is no engine's
         self._bare = peak_memory()
         self._map = mmap.mmap(-1, size)

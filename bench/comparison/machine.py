@@ -112,6 +112,7 @@ def description(pythons: dict[str, str]) -> Iterator[tuple[str, str]]:
     yield "processors", str(os.cpu_count())
     yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB"
     yield "system", f"Linux {platform.release()}, {platform.machine()}, {' '.join(platform.libc_ver())}"
+    yield "load before", f"{os.getloadavg()[0]:.1f}"
     yield "Python", platform.python_version()
     for kind, python in pythons.items():
         yield kind, version(kind, python)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
-from comparison.case import Case, size_text
+from comparison.case import MIB, Case, size_text
 from comparison.results import (
     DIRECT,
     MOONCAKE,
@@ -38,8 +38,9 @@ scattered, every other one of the memory and in another order on the target, unl
 compared with others. NIXL runs over UCX TCP with segments of 256 KiB, both ends calling it all the time, with lists
 that are prepared beforehand. The plain C program sends a header and a payload, and receives a status, for each request.
 Memory is the peak of resident memory, less what is registered, less the peak of the same process when it had imported
-the engine's module and had no engine yet. Processor time is that of both ends. Growth is that of kvferry alone. Many
-peers are not measured with NIXL, which would have to call all the time for every one of them."""
+the engine's module with its native library, and had no engine yet; in brackets with that. Processor time is that of
+both ends. Growth is that of kvferry alone. Many peers are not measured with NIXL, which would have to call all the time
+for every one of them. "load before" tells how many programs were running beside: other work falsifies the figures."""
 
 CROSSING = "A call with so many neighbours of 8 bytes, microseconds"
 SERIES = {
@@ -50,7 +51,7 @@ SERIES = {
     "in flight": "Microseconds for a request of 64 bytes, over the number of them in one batch",
     "regions, registering": "Microseconds to register a region, up to so many",
     "regions, transfer": "Microseconds for a batch of 64 requests to different regions, of so many registered ones",
-    "TIME_WAIT": "More sockets in TIME_WAIT after so many transfers",
+    "TIME_WAIT": "Sockets in TIME_WAIT, of the two ends, after so many transfers",
     "crossing": CROSSING,
 }
 PLOTS = {  # file, title, across, upwards, whether upwards is logarithmic
@@ -61,7 +62,7 @@ PLOTS = {  # file, title, across, upwards, whether upwards is logarithmic
     "in flight": ("growth-in-flight", "Requests of 64 bytes in one batch", "requests", "µs for a request", True),
     "regions, registering": ("growth-registering", "Registering", "registered regions", "µs for a region", True),
     "regions, transfer": ("growth-regions", "64 requests to many regions", "registered regions", "µs", True),
-    "TIME_WAIT": ("growth-time-wait", "Sockets in TIME_WAIT", "transfers", "more sockets", False),
+    "TIME_WAIT": ("growth-time-wait", "Sockets in TIME_WAIT", "transfers", "sockets", False),
 }
 
 
@@ -155,7 +156,10 @@ def short(value: float | None) -> str:
 def resources(results: Results) -> str:
     rows = []
     for name, sides in results.memory.items():
-        extra = [f"{(m['peak'] - m['bare'] - m['registered']) / (1 << 20):.1f}" for m in sides.values()]
+        extra = [
+            f"{(m['peak'] - m['registered'] - m['bare']) / MIB:.1f} ({(m['peak'] - m['registered']) / MIB:.1f})"
+            for m in sides.values()
+        ]
         rows.append([name, *extra, f"{results.idle[name]:.3f}"])
     return table(["", "initiator, MiB beside", "target, MiB beside", "idle pair, processor s a second"], rows)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NamedTuple
 
 from comparison.case import KIB, MIB, Case
 from comparison.pairs import LOOPBACK, EndError, Mover, Network, Pair, PlainC, Setup, Star
@@ -59,7 +60,7 @@ PEER_MEMORY = 2 * MIB  # bytes of each of many peers
 POWERS = (1, 10, 100, 1000, 10_000, 100_000)
 CROSSINGS = (1, 64, 4096)  # requests of a call
 PATIENT = {"MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER": "65535", "MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER": "65535"}
-TIME_WAIT = "06"  # of net/tcp_states.h
+LISTEN, TIME_WAIT = "0A", "06"  # of net/tcp_states.h
 
 
 def batch(operation: str, block: int) -> Case:
@@ -282,19 +283,44 @@ def in_flight(run: Run, pair: Pair, counts: Sequence[int]) -> None:
 
 
 def time_wait(run: Run, pair: Pair, counts: Sequence[int]) -> None:
-    """Sockets in TIME_WAIT that are more after so many transfers."""
+    """Sockets in TIME_WAIT after so many transfers, of the ports on which the two ends listen."""
     progress("  sockets in TIME_WAIT")
-    before, done = sockets_in_time_wait(), 0
+    ports = {port for end in (pair.initiator, *pair.targets) for port in listening(end.process.pid)}
+    done = 0
     with pair.awake():
         for count in counts:
             pair.initiator.ask("transfers", count - done)
             done = count
-            run.results.add_to_series("TIME_WAIT", "sockets", count, max(0, sockets_in_time_wait() - before))
+            run.results.add_to_series("TIME_WAIT", "sockets", count, in_time_wait(ports))
 
 
-def sockets_in_time_wait() -> int:
-    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
-    return sum(line[3] == TIME_WAIT for line in lines)
+class Socket(NamedTuple):
+    """A line of the kernel's tables."""
+
+    ports: set[str]  # hexadecimal, of both sides
+    state: str
+    inode: str
+
+
+def sockets() -> Iterator[Socket]:
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            _, here, there, state, *_, inode = line.split()[:10]
+            yield Socket({place.rsplit(":", 1)[1] for place in (here, there)}, state, inode)
+
+
+def listening(process: int) -> set[str]:
+    """The ports on which a process listens."""
+    inodes = set()
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            inodes.add(os.readlink(link).removeprefix("socket:[").rstrip("]"))
+    found = [each.ports for each in sockets() if each.state == LISTEN and each.inode in inodes]
+    return set().union(*found) - {"0000"}
+
+
+def in_time_wait(ports: set[str]) -> int:
+    return sum(each.state == TIME_WAIT and bool(each.ports & ports) for each in sockets())
 
 
 def region_pair(run: Run, setup: Setup, regions: int) -> Pair:
