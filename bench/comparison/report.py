@@ -31,16 +31,17 @@ from comparison.wanted import HEADER, Wanted, wanted
 from tables import table
 
 METHOD = """\
-Figures are medians of {rounds} rounds of {seconds:g} s for each engine and case, ratios medians of the rounds' ratios.
-In each round all engines run one case before any runs the next one; who is not measured is suspended. Blocks are
-scattered, every other one of the memory and in another order on the target, unless a case says that they are adjacent.
-1 GB is 10^9 bytes. Both ends run on this machine. Mooncake is taken with the better one of its settings where it is
-compared with others. NIXL runs over UCX TCP with segments of 256 KiB, both ends calling it all the time, with lists
-that are prepared beforehand. The plain C program sends a header and a payload, and receives a status, for each request.
-Memory is the peak of resident memory, less what is registered, less the peak of the same process when it had imported
-the engine's module with its native library, and had no engine yet; in brackets with that. Processor time is that of
-both ends. Growth is that of kvferry alone. Many peers are not measured with NIXL, which would have to call all the time
-for every one of them. "load before" tells how many programs were running beside: other work falsifies the figures."""
+Figures are medians of {rounds} rounds of {seconds:g} s for each engine and case, ratios medians of the rounds'
+ratios. In each round all engines run one case before any runs the next one; who is not measured is suspended. Blocks
+are scattered, every other one of the memory and in another order on the target, unless a case says that they are
+adjacent. 1 GB is 10^9 bytes. Both ends run on this machine; "no shortcut" has kvferry do as between two. Mooncake is
+taken with the better one of its settings where it is compared with others. NIXL runs over UCX TCP with segments of
+256 KiB, both ends calling it all the time, with lists that are prepared beforehand. The plain C program sends a
+header and a payload, and receives a status, for each request. Memory is the peak of resident memory, less what is
+registered, less the peak of the same process when it had imported the engine's module with its native library, and
+had no engine yet; in brackets with that. Processor time is that of both ends. Growth is that of kvferry alone. Many
+peers are not measured with NIXL, which would have to call all the time for every one of them. "load before" tells how
+many programs were running beside: other work falsifies the figures."""
 
 CROSSING = "A call with so many neighbours of 8 bytes, microseconds"
 SERIES = {

@@ -12,7 +12,7 @@ from comparison.pairs import Measured
 from tables import median_ratio
 
 OURS = "ours"
-DIRECT = "ours, same-host shortcut off"
+DIRECT = "ours, no shortcut"  # between processes of one host: as between two
 POLLING = "ours, polling"
 MOONCAKE = "Mooncake"  # by default; its other settings begin with the same word
 UNPOOLED = "Mooncake, unpooled"
