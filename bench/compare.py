@@ -11,7 +11,8 @@
 Sections are: loopback (every case, processor time, memory), link (the same cases over a round trip of 0.65 ms), lanes,
 roundtrip, peers, growth (of what a program has under way, registered, or moved), and crossing (from Python).
 
-The exit status is 1 when a byte was wrong or an engine failed. A slow machine is no failure, nor is a missing peer.
+The exit status is 1 when a byte was wrong or kvferry failed. A slow machine is no failure, nor is a peer that
+is missing or fails.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Union
 from comparison.case import Case
 
 BENCH = Path(__file__).resolve().parents[1]
-ANSWER_TIME = 120.0  # seconds until a process that does not answer is given up
+ANSWER_TIME = 45.0  # seconds until a process that does not answer is given up
 IN_FLIGHT = 64  # requests on a connection of the plain C program
 
 # What belongs to this interpreter, or is set for one engine alone.
@@ -30,6 +30,10 @@ SETTINGS = ("MC_", "UCX_", "NIXL_", "KVFERRY_SAME_HOST", "KVFERRY_POLL_US")
 
 class EndError(Exception):
     """A process failed; the text says which, and why."""
+
+
+class PeerError(EndError):
+    """The process was not one of ours."""
 
 
 class Setup(NamedTuple):
@@ -87,6 +91,7 @@ class End:
     ) -> None:
         """Start it: in that interpreter, with that much memory of which so much is registered."""
         self._name = f"{kind} {side}"
+        self._error = EndError if kind == "ours" else PeerError
         command = [python, "-m", "comparison.end", kind, getattr(network, side), *map(str, sizes)]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -112,23 +117,23 @@ class End:
             self.process.stdin.write(json.dumps([request, *arguments]).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as e:
-            raise EndError(f"{self._name} ended before {request}: see {self._log}") from e
+            raise self._error(f"{self._name} ended before {request}: see {self._log}") from e
         return self._answer(request)
 
     def _answer(self, request: str) -> Any:
         assert self.process.stdout
         while b"\n" not in self._pending:
             if not select.select([self.process.stdout], [], [], ANSWER_TIME)[0]:
-                raise EndError(f"{self._name}: {request} is not done within {ANSWER_TIME:.0f} s")
+                raise self._error(f"{self._name}: {request} is not done within {ANSWER_TIME:.0f} s")
             read = os.read(self.process.stdout.fileno(), 1 << 20)
             if not read:
                 status = self.process.wait()
-                raise EndError(f"{self._name} ended at {request}, with status {status}: see {self._log}")
+                raise self._error(f"{self._name} ended at {request}, with status {status}: see {self._log}")
             self._pending += read
         line, self._pending = self._pending.split(b"\n", 1)
         answer = json.loads(line)
         if "error" in answer:
-            raise EndError(f"{self._name}: {answer['error']}")
+            raise self._error(f"{self._name}: {answer['error']}")
         return answer["result"]
 
     def close(self) -> None:

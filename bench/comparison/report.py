@@ -74,6 +74,7 @@ def summary(run: Run) -> str:
     """What standard output gets."""
     results = run.results
     parts = [told(run), listed("Could not be run", results.missing), listed("FAILED", results.failures)]
+    parts.append(listed("Peers that failed, and were left out from then on", results.peer_failures))
     parts += [table(HEADER, [each.row() for each in rows_wanted(results)])]
     parts += [f"It took {results.seconds:.0f} s. The whole report is in {run.options.output / 'report.md'}"]
     return "\n\n".join(part for part in parts if part)
@@ -96,6 +97,7 @@ def report(run: Run, plots: Iterable[str]) -> str:
     machine = table(["", "this machine"], [[name, text] for name, text in run.machine.told.items()])
     parts = ["# kvferry beside others", machine, METHOD.format(**vars(run.options))]
     parts += [listed("Could not be run", results.missing), listed("Failed", results.failures)]
+    parts.append(listed("Peers that failed, and were left out from then on", results.peer_failures))
     parts += ["## Wanted and measured", table(HEADER, [each.row() for each in rows_wanted(results)])]
     for where in results.cases:
         parts += [f"## Over the {'loopback interface' if where == 'loopback' else 'link'}", *cases(results, where)]

@@ -59,6 +59,8 @@ class Results:
     checked: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """By the network: engine and case of which every byte was compared."""
     failures: list[str] = dataclasses.field(default_factory=list)
+    peer_failures: list[str] = dataclasses.field(default_factory=list)
+    """Those of others' processes, which is no fault of ours."""
     missing: list[str] = dataclasses.field(default_factory=list)
     """What could not be run, why, and how to get it."""
     seconds: float = 0.0

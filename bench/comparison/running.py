@@ -17,7 +17,7 @@ from typing import Callable, NamedTuple, TypeVar
 import link
 from comparison.case import Case
 from comparison.machine import Machine
-from comparison.pairs import EndError, Mover, Network, Pair, PlainC, Setup
+from comparison.pairs import EndError, Mover, Network, Pair, PeerError, PlainC, Setup
 from comparison.results import (
     DIRECT,
     MIXED,
@@ -88,7 +88,8 @@ def attempt(run: Run, what: str) -> Iterator[None]:
     try:
         yield
     except (EndError, OSError) as e:
-        run.results.failures.append(f"{what}: {e}")
+        failures = run.results.peer_failures if isinstance(e, PeerError) else run.results.failures
+        failures.append(f"{what}: {e}")
         progress(f"FAILED: {what}: {e}")
 
 
