@@ -43,10 +43,10 @@ const (
 	bulkLength    = 32 << 10
 	bulkReadAhead = 1 << 10
 
-	// After a request of at most shortRequest bytes that came alone, a session looks for the next one for lookAheadTime:
-	// about what a peer needs to take its answer and ask again.
-	shortRequest  = 64 << 10
-	lookAheadTime = 50 * time.Microsecond
+	// After requests that came together, of at most shortBurst bytes in all, a session looks for the next ones for
+	// lookAheadTime: what a peer needs to take its answers and ask again, and then some.
+	shortBurst    = 512 << 10
+	lookAheadTime = 200 * time.Microsecond
 
 	// A peer that was rejected while it was sending has to get around to reading the status. Until then what it sends
 	// is thrown away: closing would reset the connection, and the status might be lost.
@@ -75,6 +75,7 @@ type session struct {
 	ahead          [readAhead]byte
 	parsed, filled int
 	next           lookout
+	burst          uint64      // bytes of the requests since it last waited for one
 	emptied        bool        // the last receive took all that there was
 	bulk           bool        // the last payload was long
 	in             [2]ioVector // for receive
@@ -193,6 +194,7 @@ func (s *session) serve() error {
 		t := s.turn
 		t.requests++
 		t.bytes += h.length
+		s.burst += h.length
 		if t.requests == turnRequests || t.bytes >= turnBytes {
 			if err := s.flush(); err != nil {
 				return err
@@ -286,14 +288,19 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 			return n, err
 		}
 	}
-	alone := t.requests == 1 && t.bytes <= shortRequest && s.serving == nil && s.filled == 0 && !t.loaded()
+	between := s.serving == nil && s.filled == 0 && !t.loaded()
+	short := s.burst > 0 && s.burst <= shortBurst
 	if err := s.flush(); err != nil {
 		return 0, err
 	}
-	if alone || s.next.polling > 0 {
+	if between && (short || s.next.polling > 0) {
 		if n, again, err := s.lookAhead(v); !again {
+			s.burst = 0
 			return n, err
 		}
+	}
+	if between {
+		s.burst = 0
 	}
 	s.await(&s.waiting, s.serving != nil || s.filled > 0)
 	return s.socket.receive(v)
@@ -367,7 +374,7 @@ func (s *session) apply(h header) error {
 			return err
 		}
 	}
-	if s.fetches != nil && s.fetches.targets.meets(h) {
+	if s.fetches != nil && s.fetches.meets(h) {
 		s.fetch()
 	}
 	s.bulk = h.length >= bulkLength

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"slices"
 	"unsafe"
 
 	"kvferry/core"
@@ -19,7 +20,14 @@ import (
 type fetches struct {
 	fetching
 	statuses []int // for each its status frame, by the position in the turn's
-	targets  hull
+	targets  hull  // of where they go
+}
+
+// meets reports whether one of them goes where a request's payload goes, too.
+func (f *fetches) meets(h header) bool {
+	return f.targets.meets(h) && slices.ContainsFunc(f.to, func(v ioVector) bool {
+		return uint64(v.base) < h.addr+h.length && h.addr < uint64(v.base)+v.length
+	})
 }
 
 // neighbourly serves a request by address.
@@ -71,7 +79,7 @@ func (s *session) fetchIn(h header) error {
 		s.fetches = &fetches{}
 	}
 	f := s.fetches
-	if f.targets.meets(h) { // the order of two copies in one system call is not promised
+	if f.meets(h) { // the order of two copies in one system call is not promised
 		s.fetch()
 	}
 	f.targets.add(h)

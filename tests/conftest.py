@@ -19,6 +19,7 @@ from support.peers import Peers
 # A shell starts what runs in the background with SIGINT ignored, which the processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--same-host", action="store_true", help="let engines know that they are on one host, instead of using TCP"
