@@ -131,17 +131,21 @@ func (l *lane) connect() error {
 	if err != nil {
 		return err
 	}
+	pid := 0
+	if c, ok := conn.(*net.UnixConn); ok {
+		if pid, err = neighbourOf(c); err != nil {
+			conn.Close()
+			return err
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.broken != nil {
 		conn.Close()
 		return l.broken
 	}
-	l.conn, l.sock = conn, sock
-	if c, ok := conn.(*net.UnixConn); ok {
-		l.reach.pid, err = neighbourOf(c)
-	}
-	return err
+	l.conn, l.sock, l.reach.pid = conn, sock, pid
+	return nil
 }
 
 func (l *lane) idle() bool {

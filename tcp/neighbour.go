@@ -23,8 +23,9 @@ import (
 //
 //  1. A target listens on a Unix-domain socket beside its data port, and names it in its descriptor. The name is in the
 //     abstract namespace, so it belongs to the network namespace, and is gone with the process.
-//  2. dialNeighbour connects to it. The kernel tells both sides which process and which user the other one is: what is
-//     not of the same user is no neighbour, nor is a process that this one cannot see. Then TCP it is.
+//  2. dialNeighbour connects to it. The kernel tells both sides which process and which user the other one is. An
+//     initiator leaves alone what is not of its user, or cannot be seen from where it is: then TCP it is. A target serves
+//     whoever can connect, as on its data port, but fetches nothing from such a process.
 //  3. What is sent over it are data frames as over TCP, and two more, in which the payload is named by its address: see
 //     frame.go. Everything can be sent without these, and is where they are of no use.
 //  4. WRITE by address: the session fetches the payload from the initiator's memory (session_fetch.go).
@@ -138,8 +139,11 @@ func (f *fetching) reset() { f.to, f.from, f.bytes = f.to[:0], f.from[:0], 0 }
 
 // run makes the copies, and reports whether all were made. Those that were not may have been made in part.
 func (f *fetching) run(pid int) bool {
-	if f.bytes == 0 {
+	switch {
+	case f.bytes == 0:
 		return true
+	case pid == 0:
+		return false
 	}
 	n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(pid),
 		uintptr(unsafe.Pointer(unsafe.SliceData(f.to))), uintptr(len(f.to)),

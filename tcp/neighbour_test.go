@@ -3,6 +3,7 @@ package tcp
 import (
 	"bytes"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"testing"
 
@@ -144,6 +145,16 @@ func TestABadRangeByAddressIsRejected(t *testing.T) {
 		c.expectStatus(statusRejected)
 		c.expectEnd()
 	}
+}
+
+func TestNothingIsFetchedFromAProcessThatCannotBeSeen(t *testing.T) {
+	from, to := mapped(t, 4096), mapped(t, 4096)
+	fill(from, 1)
+	var f fetching
+	f.add(addressOf(to), addressOf(from), 4096)
+	require.False(t, f.run(0))
+	require.True(t, f.run(os.Getpid()))
+	require.Equal(t, from, to)
 }
 
 func TestAStrangerMayNotNameAddresses(t *testing.T) {

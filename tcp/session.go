@@ -69,7 +69,9 @@ type session struct {
 	socket *socket
 	peer   string // host:port
 	host   string
-	pid    int // of a neighbour's process; 0 for other peers
+
+	sameHost bool // the connection came by the socket for neighbours
+	pid      int  // of a neighbour's process; 0 where its memory is out of reach
 
 	// Read ahead: the bytes in ahead[parsed:filled] have not been served yet.
 	ahead          [readAhead]byte
@@ -157,8 +159,9 @@ func newSession(t *target, conn stream) (*session, error) {
 		remote := c.RemoteAddr().(*net.TCPAddr)
 		s.peer, s.host = remote.String(), remote.IP.String()
 	case *net.UnixConn:
+		s.sameHost = true
 		if s.pid, err = neighbourOf(c); err != nil {
-			return nil, err
+			t.log.Debug("the memory of a peer on this host is out of reach", zap.Error(err))
 		}
 		s.peer, s.host = fmt.Sprintf("process %d", s.pid), "localhost"
 	}
@@ -235,7 +238,7 @@ func (s *session) nextHeader() (header, error) {
 	}
 	b := s.ahead[s.parsed:]
 	s.parsed += headerSize
-	return parseHeader(b, s.pid != 0)
+	return parseHeader(b, s.sameHost)
 }
 
 // fill adds to what is read ahead, which is less than a header.
