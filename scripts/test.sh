@@ -12,7 +12,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=$1
 fuzz_time=${KVFERRY_FUZZ_TIME:-3s}
-same_host=(tests/python/test_{transfers,fork,signals,lifecycle,memory}.py
+same_host=(tests/python/test_{transfers,signals,lifecycle,memory}.py
     tests/heterogeneous/test_{pairings,model,faults,large}.py tests/c/test_c_programs.py)
 failed=()
 skipped=()

@@ -265,14 +265,25 @@ func FuzzSession(f *testing.F) {
 			good = append(good, request(core.Read, v2, at+page+8, 8)...)
 			for _, op := range []core.Opcode{core.Read, core.Write} {
 				b := append(append(good, request(op, v2, addr, 8)...), "12345678"...)
-				f.Add(append(b, good...))
+				b = append(b, good...)
+				f.Add(b, false)
+				f.Add(b, true)
 			}
 		}
+		byAddress := make([]byte, 3*headerSize)
+		putHeaderByAddress(byAddress, &piece{op: core.Write, local: addr % maxSource, remote: uint64(at) + page + 1, length: 5})
+		putHeaderByAddress(byAddress[headerSize:], &piece{op: core.Read, remote: uint64(addr), length: 8})
+		putHeaderByAddress(byAddress[2*headerSize:], &piece{op: core.Write, local: at, remote: uint64(addr), length: 8})
+		f.Add(byAddress, true)
 	}
 	zero := make([]byte, page)
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, b []byte, neighbour bool) {
 		h.t = t
-		c := h.dial()
+		dial := h.dial
+		if neighbour {
+			dial = h.dialNeighbour
+		}
+		c := dial()
 		_, _ = c.conn.Write(b)
 		_ = c.conn.CloseWrite()
 		_, err := io.Copy(io.Discard, c.conn)
