@@ -57,6 +57,7 @@ from report import comparisons, tables, write_files
 from tables import table
 
 ROLES = ("initiator", "target")
+AS_IF_APART = {"KVFERRY_SAME_HOST": "0"}  # the processes stand for two hosts, and use TCP
 
 
 class Processes:
@@ -110,7 +111,7 @@ def started(pairs: Iterable[Pair], npus: Npus, host: str, keeper: int | None = N
             name = pair.node(role)
             if name not in nodes:
                 where = "host" if pair.kind(role) == "host" else npus.place(role == "target")
-                settings = {"KVFERRY_STAGING_POOL_SIZE": str(POOL), **SETTINGS[pair.way]}
+                settings = {"KVFERRY_STAGING_POOL_SIZE": str(POOL), **AS_IF_APART, **SETTINGS[pair.way]}
                 nodes[name] = Node(name, where, MEMORY, host, settings, keeper)
                 stack.callback(nodes[name].close)
         yield Processes(nodes)

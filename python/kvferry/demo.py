@@ -209,6 +209,7 @@ class Prefill(Node):
 def run(arguments: argparse.Namespace) -> int:
     """The command: 0 when every byte was right, 1 when one was not or something failed."""
     shape = Shape(arguments.layers, arguments.blocks, arguments.block_size)
+    os.environ["KVFERRY_SAME_HOST"] = "0"  # the processes stand for two hosts, and use TCP
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=decode, args=(there, arguments.host, shape), name="decode", daemon=True)
