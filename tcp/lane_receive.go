@@ -55,8 +55,11 @@ func (l *lane) assist() {
 	if l.failure != nil || sock.control(l.onAssist) != nil {
 		return
 	}
-	if l.failure != nil {
+	switch {
+	case l.failure != nil:
 		l.conn.SetReadDeadline(past) // for the receiver to see it
+	case l.peer.hasQueued():
+		l.nudge() // the window may have room again, and the receiver has seen nothing
 	}
 }
 

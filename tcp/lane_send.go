@@ -106,9 +106,9 @@ func (l *lane) noteSent(n int) {
 // whether there was anything to take.
 func (l *lane) fill() bool {
 	l.mu.Lock()
-	pieces, bytes := windowPieces-l.flight.len(), int64(windowBytes)-int64(l.flying)
-	broken := l.broken
+	pieces, flying, broken := windowPieces-l.flight.len(), l.flying, l.broken
 	l.mu.Unlock()
+	bytes := int64(min(windowBytes, l.peer.share(l, flying))) - int64(flying)
 	if broken != nil || pieces <= 0 || bytes <= 0 {
 		return false
 	}

@@ -37,6 +37,8 @@ const (
 	shortWork   = 64 << 10
 	ladenBytes  = 256 << 10
 	reserveTime = time.Second
+	// leastShare is what a lane takes whatever the others have.
+	leastShare = 512 << 10
 	// maxDoubtful bounds the pieces that wait for the descriptor; the queue stands still meanwhile.
 	maxDoubtful = 1024
 	// assistTime is how long somebody who waits for a short answer looks for it himself, instead of sleeping: some round
@@ -209,6 +211,20 @@ func (p *peer) startCarriers(pipelined bool) {
 		}
 		p.transport.running.Go(run)
 	}
+}
+
+// share is how many bytes a lane that has so many in flight may have there: it leaves as much to each lane that is idle.
+// Headers alone fill no socket buffer, which would keep the lane that happens to come first from taking all.
+func (p *peer) share(l *lane, flying uint64) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sharers := uint64(1)
+	for _, c := range p.carriers {
+		if c != carrier(l) && c.idle() {
+			sharers++
+		}
+	}
+	return max(leastShare, (p.queued+flying)/sharers)
 }
 
 // take moves pieces from the queue to the end of to, for a carrier: at most so many, and no more once they have that
