@@ -56,6 +56,7 @@ func newNode(t testing.TB, library string, configure func(*core.Config)) *node {
 	t.Helper()
 	observed, logs := observer.New(zapcore.DebugLevel)
 	o := core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig(), Log: zap.New(observed)}
+	o.Config.SameHost = false // the engines stand for two hosts
 	o.Runtimes = []device.Runtime{ascend.New(library, o.Log)}
 	if configure != nil {
 		configure(&o.Config)

@@ -18,7 +18,7 @@ type loopback struct {
 
 func startLoopback(t testing.TB, op core.Opcode, requests, length int, change ...func(*core.Config)) *loopback {
 	t.Helper()
-	target, initiator := engine(t), engine(t, change...)
+	target, initiator := engine(t, change...), engine(t, change...)
 	far, near := mapped(t, requests*(length+1)), mapped(t, requests*(length+1))
 	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
 	require.NoError(t, initiator.Register(addressOf(near), uint64(len(near)), "cpu:0", true))
@@ -51,8 +51,8 @@ var paths = []struct {
 	name   string
 	config func(*core.Config)
 }{
-	{"tcp", func(c *core.Config) { c.SameHost = false }},
-	{"memory", func(*core.Config) {}},
+	{"tcp", func(*core.Config) {}},
+	{"memory", onOneHost},
 }
 
 // BenchmarkLoopback moves batches of 4 KiB blocks from one engine of the process to the other, one batch at a time.

@@ -32,10 +32,12 @@ func (c *client) expectGrant(want grant) {
 	c.expect(b)
 }
 
+func onOneHost(c *core.Config) { c.SameHost = true }
+
 // neighbours are an engine with registered memory and the bytes of it, and another engine that has opened it.
 func neighbours(t testing.TB, length int, change ...func(*core.Config)) (target, e *core.Engine, memory, local []byte, id core.SegmentID) {
 	t.Helper()
-	target, e = engine(t), engine(t, change...)
+	target, e = engine(t, onOneHost), engine(t, append([]func(*core.Config){onOneHost}, change...)...)
 	memory, local = mapped(t, length), mapped(t, length)
 	fill(memory, 1)
 	require.NoError(t, target.Register(addressOf(memory), uint64(length), "cpu:0", true))
@@ -205,8 +207,7 @@ func TestOffMeansTCP(t *testing.T) {
 }
 
 func TestAnEngineThatOffersNoSocketIsReachedOverTCP(t *testing.T) {
-	target := engine(t, func(c *core.Config) { c.SameHost = false })
-	e := engine(t)
+	target, e := engine(t), engine(t, onOneHost)
 	memory, local := mapped(t, 1<<20), mapped(t, 1<<20)
 	fill(memory, 1)
 	require.NoError(t, target.Register(addressOf(memory), uint64(len(memory)), "cpu:0", true))
@@ -221,7 +222,7 @@ func TestAPeerWhoseSocketIsNotHereIsReachedOverTCP(t *testing.T) {
 	p.mu.Lock()
 	p.shown.Neighbour = "kvferry-0123456789abcdef0123456789abcdef"
 	p.mu.Unlock()
-	e := engine(t)
+	e := engine(t, onOneHost)
 	completes(t, submit(t, e, ask(core.Read, local, open(t, e, p.name), memory)))
 	require.Equal(t, memory, local)
 }

@@ -14,6 +14,7 @@ import (
 func engine(t testing.TB, change ...func(*core.Config)) *core.Engine {
 	t.Helper()
 	config := core.DefaultConfig()
+	config.SameHost = false // engines stand for those of several hosts
 	for _, f := range change {
 		f(&config)
 	}
