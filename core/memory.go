@@ -26,6 +26,12 @@ func (r Range) String() string { return fmt.Sprintf("%#x+%d", r.Addr, r.Length) 
 // end is the first address after the range; a valid range does not wrap.
 func (r Range) end() uintptr { return r.Addr + uintptr(r.Length) }
 
+// Holds reports whether length bytes from addr on, at least one of them, lie in the range.
+func (r Range) Holds(addr, length uint64) bool {
+	skip := addr - uint64(r.Addr) // large where addr is below the range
+	return length > 0 && skip < r.Length && length <= r.Length-skip
+}
+
 func (r Range) check() error {
 	switch {
 	case r.Addr == 0:
@@ -49,12 +55,6 @@ type Region struct {
 	pins    atomic.Int64  // one for the registration itself, one for each use
 	pinner  atomic.Uint64 // number of the pins that were the latest to pin it by Registry.pin
 	drained chan struct{} // closed when pins has come to 0
-}
-
-// holds reports whether all of a range lies in the region.
-func (r *Region) holds(other Range) bool {
-	skip := uint64(other.Addr - r.Addr) // large where other begins before the region
-	return skip < r.Length && other.Length <= r.Length-skip
 }
 
 // Unpin ends a pin.
@@ -175,7 +175,7 @@ func (m *Registry) pinOverlapping(r Range, to *pins) (on *staging.Device, err er
 	if r.Length == 0 || r.end()-1 < r.Addr {
 		return nil, nil
 	}
-	if to.latest != nil && to.latest.holds(r) {
+	if to.latest != nil && to.latest.Holds(uint64(r.Addr), r.Length) {
 		return to.latest.Device, nil
 	}
 	if to.number == 0 {
@@ -187,7 +187,7 @@ func (m *Registry) pinOverlapping(r Range, to *pins) (on *staging.Device, err er
 	if first != nil && first.end()-1 >= r.Addr {
 		m.pin(first, to)
 		on = first.Device
-		if first.holds(r) {
+		if first.Holds(uint64(r.Addr), r.Length) {
 			to.latest = first
 			return on, nil
 		}

@@ -117,7 +117,7 @@ type grant struct {
 }
 
 func (g *grant) holds(addr, length uint64) bool {
-	return length > 0 && length <= g.length && addr >= g.addr && addr-g.addr <= g.length-length
+	return core.Range{Addr: uintptr(g.addr), Length: g.length}.Holds(addr, length)
 }
 
 // putGrant writes a grant into the first grantSize bytes of b.

@@ -296,14 +296,13 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 	if err := s.flush(); err != nil {
 		return 0, err
 	}
-	if between && (short || s.next.polling > 0) {
-		if n, again, err := s.lookAhead(v); !again {
-			s.burst = 0
-			return n, err
-		}
-	}
 	if between {
 		s.burst = 0
+	}
+	if between && (short || s.next.polling > 0) {
+		if n, again, err := s.lookAhead(v); !again {
+			return n, err
+		}
 	}
 	s.await(&s.waiting, s.serving != nil || s.filled > 0)
 	return s.socket.receive(v)
@@ -344,10 +343,7 @@ func (s *session) pin(h header) (*core.Region, error) {
 	return region, nil
 }
 
-func within(r *core.Region, h header) bool {
-	base := uint64(r.Addr)
-	return h.length > 0 && h.length <= r.Length && h.addr >= base && h.addr-base <= r.Length-h.length
-}
+func within(r *core.Region, h header) bool { return r.Holds(h.addr, h.length) }
 
 // unpin ends the pins of the turn, but for the last one while that is the pin of the request being served.
 func (s *session) unpin() {

@@ -31,7 +31,7 @@ type Descriptor struct {
 	ProtoVersion int // 1: no acknowledgements, 2: acknowledged frames
 	Buffers      []Buffer
 	Truncated    bool   // there are more buffers than Buffers lists: they did not fit the handshake frame
-	Neighbour    string // socket for peers on the same host, see IsNeighbourName; "" for none
+	Neighbour    string // socket for peers on the same host, see neighbourName; "" for none
 
 	extents []extent // see BuildIndex
 }
@@ -61,12 +61,9 @@ type extensions struct {
 	Neighbour string `json:"neighbour,omitempty"`
 }
 
-// neighbourName is what a neighbour's socket is called: nobody but an engine listens there, and none by accident.
+// neighbourName is what an engine's socket for peers on the same host is called, in the abstract namespace of Unix-domain
+// sockets: nobody but an engine listens there, and none by accident.
 var neighbourName = regexp.MustCompile(`^kvferry-[0-9a-f]{32}$`)
-
-// IsNeighbourName reports whether a name may be that of an engine's socket for peers on the same host: "kvferry-" and
-// 32 hexadecimal digits, in the abstract namespace of Unix-domain sockets.
-func IsNeighbourName(name string) bool { return neighbourName.MatchString(name) }
 
 // Encode gives the JSON form in at most maxLength bytes. Where the buffers do not all fit, the first ones are kept
 // and truncated is true; the key "kvferry_truncated", which Mooncake ignores, tells it to the reader. The fields beside
@@ -156,7 +153,7 @@ func ParseDescriptor(encoded []byte) (*Descriptor, error) {
 // can be done without.
 func neighbour(encoded json.RawMessage) string {
 	var e extensions
-	if json.Unmarshal(encoded, &e) != nil || !IsNeighbourName(e.Neighbour) {
+	if json.Unmarshal(encoded, &e) != nil || !neighbourName.MatchString(e.Neighbour) {
 		return ""
 	}
 	return e.Neighbour
