@@ -259,3 +259,20 @@ func FuzzParseDescriptor(f *testing.F) {
 		assert.Equal(t, len(d.Buffers), len(twice.Buffers))
 	})
 }
+
+func TestTheSocketForNeighboursIsTakenOrWhateverStandsThereIgnored(t *testing.T) {
+	const name = "kvferry-0123456789abcdef0123456789abcdef"
+	d := Descriptor{Name: "a:1", Protocol: "tcp", DataPort: 1, ProtoVersion: 2, Neighbour: name}
+	encoded, _ := d.Encode(1 << 20)
+	parsed, err := ParseDescriptor(encoded)
+	require.NoError(t, err)
+	require.Equal(t, name, parsed.Neighbour)
+	for _, strange := range []string{
+		`null`, `7`, `"text"`, `[]`, `{}`, `{"neighbour":7}`, `{"neighbour":"/tmp/socket"}`, `{"neighbour":"kvferry-0123"}`,
+		`{"neighbour":"` + name + `0"}`, `{"neighbour":"KVFERRY-0123456789abcdef0123456789abcdef"}`,
+	} {
+		parsed, err := ParseDescriptor([]byte(`{"protocol":"tcp","tcp_data_port":1,"kvferry":` + strange + `}`))
+		require.NoError(t, err, strange)
+		require.Empty(t, parsed.Neighbour, strange)
+	}
+}
