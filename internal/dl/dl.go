@@ -1,14 +1,17 @@
 // Package dl opens shared libraries at run time.
 package dl
 
-// #cgo LDFLAGS: -ldl
+// #cgo CFLAGS: -std=c99
+// #cgo LDFLAGS: -ldl -pthread
 // #include <dlfcn.h>
 // #include <stdlib.h>
+// #include "dl.h"
 import "C"
 
 import (
 	"errors"
 	"runtime"
+	"sync"
 	"unsafe"
 )
 
@@ -19,9 +22,20 @@ type Library struct{ handle unsafe.Pointer }
 // is missing shows now and not at the first call. The error is the loader's.
 func Open(name string) (Library, error) { return open(name, C.RTLD_NOW|C.RTLD_LOCAL) }
 
-// Loaded opens a library if the process has it loaded already.
+// absent are the libraries that were not loaded, with how many libraries the process had loaded by then.
+var absent sync.Map
+
+// Loaded opens a library if the process has it loaded already. The loader searches the whole of its path for a library
+// that is not there, so it is only asked again when something was loaded since.
 func Loaded(name string) (Library, bool) {
+	loads := C.kvferry_dl_loads()
+	if last, known := absent.Load(name); known && last == loads {
+		return Library{}, false
+	}
 	library, err := open(name, C.RTLD_NOW|C.RTLD_LOCAL|C.RTLD_NOLOAD)
+	if err != nil {
+		absent.Store(name, loads)
+	}
 	return library, err == nil
 }
 
@@ -30,7 +44,7 @@ func open(name string, flags C.int) (Library, error) {
 	defer runtime.UnlockOSThread()
 	path := C.CString(name)
 	defer C.free(unsafe.Pointer(path))
-	handle := C.dlopen(path, flags)
+	handle := C.kvferry_dl_open(path, flags)
 	if handle != nil {
 		return Library{handle}, nil
 	}
@@ -48,4 +62,4 @@ func (l Library) Symbol(name string) unsafe.Pointer {
 }
 
 // Close undoes one Open: the last one unloads the library.
-func (l Library) Close() { C.dlclose(l.handle) }
+func (l Library) Close() { C.kvferry_dl_close(l.handle) }

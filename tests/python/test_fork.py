@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from support.inprocess import run_python
+from support.peers import unavailable
 
 
-def forked(program: str, **settings: str) -> None:
+def forked(program: str, stderr: str = "", **settings: str) -> None:
+    """Run a program that must succeed, with that on its standard error, or nothing."""
     # From 3.12 on Python warns of every fork() of a process with threads.
     done = run_python(program, limit=40, PYTHONWARNINGS="ignore::DeprecationWarning", **settings)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert stderr in done.stderr if stderr else done.stderr == ""
 
 
 def test_a_child_of_a_parent_that_only_imported_makes_engines_as_ever() -> None:
@@ -120,3 +126,42 @@ if __name__ == "__main__":
         assert pool.map(probe_oneself, range(4), chunksize=1) == [0, 0, 0, 0]
     assert e.send_probe(name(e)) == 0
 """)
+
+
+SLOW_TO_OPEN = """
+#include <stdlib.h>
+#include <unistd.h>
+__attribute__((constructor)) static void open_slowly(void)
+{
+    int pipe = atoi(getenv("TEST_PIPE"));
+    if (write(pipe, "begin", 5) == 5 && usleep(300000) == 0 && write(pipe, "end", 3) != 3)
+        abort();
+}
+"""
+
+
+def test_no_fork_happens_in_the_middle_of_the_opening_of_a_library(tmp_path: Path) -> None:
+    """The child's loader would go on from the state of that moment."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        unavailable("there is no C compiler: install gcc")
+    library = tmp_path / "libslow.so"
+    command = [compiler, "-D_GNU_SOURCE", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=SLOW_TO_OPEN, text=True, check=True)
+    forked(
+        """
+from mooncake.engine import TransferEngine
+progress, pipe = os.pipe()
+os.environ["TEST_PIPE"] = str(pipe)
+opener = threading.Thread(target=TransferEngine().initialize, args=("127.0.0.1", "P2PHANDSHAKE", "ascend", ""))
+opener.start()
+assert os.read(progress, 5) == b"begin"
+def sees_the_end():
+    os.set_blocking(progress, False)
+    assert os.read(progress, 3) == b"end"
+assert child(sees_the_end) == 0
+opener.join()
+""",
+        stderr=f"{library}: it has no function",
+        KVFERRY_ASCENDCL=str(library),
+    )
