@@ -132,6 +132,14 @@ int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t tar
     return result;
 }
 
+int kvferry_transfer_on_stream(transfer_engine_t engine, const char *kind, void *stream, int opcode, segment_id_t target,
+                               const uint64_t *local, const uint64_t *remote, const uint64_t *lengths, size_t count)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_transfer_on_stream(engine, kind, (uintptr_t)stream, opcode, target, local, remote, lengths, count,
+                                         kvferry_reason());
+}
+
 int kvferry_batch_status(transfer_engine_t engine, batch_id_t batch, kvferry_batch_status_t *status)
 {
     ENTER(KVFERRY_ERR_FORKED);

@@ -79,6 +79,9 @@ var ErrDiscarded = errors.New("given up by the caller")
 // ErrClosed is why tasks fail whose engine is destroyed, and why a closed engine takes no calls.
 var ErrClosed = errors.New("the engine is closed")
 
+// ErrEarlierFailed is why a transfer in the order of a stream was not queued: one before it failed, when nobody waited.
+var ErrEarlierFailed = errors.New("an earlier transfer in the order of a stream failed")
+
 // ErrPartFailed ends the rest of a task of which a part has failed already, for a reason of its own.
 var ErrPartFailed = errors.New("another part of it failed")
 

@@ -53,6 +53,7 @@ type Engine struct {
 	local      *localTransport
 	stager     *stager
 	devices    *devices
+	ordered    ordered
 
 	sync  chan struct{} // asks for a refresh of the segments
 	grace time.Duration // how long memory that is unregistered is waited for before what uses it is ended
@@ -165,12 +166,24 @@ func (e *Engine) close() error {
 
 // spawn runs f in a goroutine that Close waits for, or reports false when the engine is closed.
 func (e *Engine) spawn(f func()) bool {
+	if !e.enter() {
+		return false
+	}
+	go func() {
+		defer e.running.Done()
+		f()
+	}()
+	return true
+}
+
+// enter has Close wait for the caller, until running.Done, or reports false when the engine is closed.
+func (e *Engine) enter() bool {
 	e.starting.Lock()
 	defer e.starting.Unlock()
 	if e.ctx.Err() != nil {
 		return false
 	}
-	e.running.Go(f)
+	e.running.Add(1)
 	return true
 }
 

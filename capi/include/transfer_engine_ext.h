@@ -70,6 +70,18 @@ int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t tar
                           const uint64_t *remote, const uint64_t *lengths, size_t count, const notify_msg_t *notify,
                           int64_t timeout_ms, batch_id_t *batch_out);
 
+/*
+ * Moves bytes as kvferry_submit says, in the order of a stream of the application: after what is queued in the stream by
+ * now, and before what is queued in it later. Returns at once. kind is whose stream it is, "cuda", and stream a CUstream
+ * (cudaStream_t), or NULL for the default stream of the calling thread's current context. The arrays are not kept; the
+ * memory that they name is in use until the stream has come past the transfer, which is given up after
+ * kvferry_transfer_timeout_ms() and a second for each GiB. The stream goes on whatever becomes of it. A failure is in the
+ * log, and the engine's next call of this function returns it: it then queues nothing.
+ * 0, or a negated Status code; 0 and nothing queued for count 0. A stream that is being captured into a graph is refused.
+ */
+int kvferry_transfer_on_stream(transfer_engine_t engine, const char *kind, void *stream, int opcode, segment_id_t target,
+                               const uint64_t *local, const uint64_t *remote, const uint64_t *lengths, size_t count);
+
 /* What a batch has come to, all its tasks in one look. */
 typedef struct kvferry_batch_status {
     uint64_t tasks;     /* submitted */

@@ -25,6 +25,17 @@ type Runtime interface {
 	Open(index int) (Device, error)
 }
 
+// Ordering is a Runtime that can do something at a place in a stream of the application.
+type Ordering interface {
+	Runtime
+
+	// Call has f called, once, when everything that is queued in the stream by now has been done; what is queued later
+	// waits until f has returned. It does not wait itself. f runs on a thread of the library, and may not call the library
+	// on it. Where the device fails before, f is not called. stream is the library's handle, 0 for its default stream, that
+	// of the calling thread's current context: Call does not change threads.
+	Call(stream uintptr, f func()) error
+}
+
 // Device is one device. Except for Bind and Alignment, its methods, and those of its streams and events, are called on OS
 // threads that are bound to it; from several of them at once they are safe for different streams and events.
 type Device interface {

@@ -182,6 +182,7 @@ class Functions:
     kvferry_batch_wait: Callable[[Address, int, int], int]
     kvferry_batches_wait: Callable[[Address, Address, int, int], int]
     kvferry_transfer_sync: Callable[[Address, int, int, Address, Address, Address, int, Any, int, Any], int]
+    kvferry_transfer_on_stream: Callable[[Address, Text, Address, int, int, Address, Address, Address, int], int]
     kvferry_batch_status: Callable[[Address, int, Any], int]
     kvferry_batch_error: Callable[[Address, int, Text, int], int]
     kvferry_batch_discard: Callable[[Address, int], int]
@@ -235,6 +236,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_batch_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]),
     "kvferry_batches_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]),
     "kvferry_transfer_sync": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(notify_msg_t), ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_transfer_on_stream": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
     "kvferry_batch_status": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_batch_status_t)]),
     "kvferry_batch_error": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_batch_discard": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64]),

@@ -190,6 +190,15 @@ class Engine(Managed):
         self._deadlines[batch.value] = deadline + more()
         return batch.value
 
+    def order(
+        self, kind: str, stream: int, opcode: int, segment: int, local: Array, remote: Array, lengths: Array, count: int
+    ) -> int:
+        """Move count blocks at a place in a stream of that kind of device: after what is queued in it, and before what is
+        queued later. A code, also that of an earlier such transfer that failed, when nothing is queued."""
+        return self._functions.kvferry_transfer_on_stream(
+            self.handle, c_string(kind, "kind"), stream, opcode, segment, local, remote, lengths, count
+        )
+
     def wait(self, batches: list[int]) -> int:
         """Wait until all of the batches have completed, one has failed, or one's time is over; then free them all."""
         deadlines = {batch: self._deadlines.get(batch, 0.0) for batch in batches}

@@ -17,6 +17,7 @@ from kvferry._ffi import Integers, U64Array, address_of, pack_u64, u64, u64_arra
 from kvferry._library import LibraryError, load
 from kvferry._memory import ManagedMemory
 from kvferry._topology import topology
+from mooncake.engine._cuda import OnlyWithCuda
 from mooncake.engine._types import TransferNotify, TransferOpcode
 
 P2P = "P2PHANDSHAKE"
@@ -382,6 +383,97 @@ class TransferEngine:
             code = engine.transfer(direction, segment, local, remote, sizes, count, message, left, more)
         return 0 if code == 0 else _failed(engine, code, f"transfer with {target}")
 
+    # Transfers in the order of a CUDA stream
+
+    @OnlyWithCuda
+    def transfer_write_on_cuda(
+        self,
+        target_hostname: str,
+        buffer: SupportsIndex,
+        peer_buffer_address: SupportsIndex,
+        length: SupportsIndex,
+        stream_ptr: SupportsIndex = 0,
+        transport_hint: str = "",
+    ) -> None:
+        """Write length bytes to the peer's address in the order of a stream: see batch_transfer_write_on_cuda()."""
+        packed = _pack_one(buffer, peer_buffer_address, length)
+        self._order(target_hostname, packed, 1, WRITE, stream_ptr)
+
+    @OnlyWithCuda
+    def transfer_read_on_cuda(
+        self,
+        target_hostname: str,
+        buffer: SupportsIndex,
+        peer_buffer_address: SupportsIndex,
+        length: SupportsIndex,
+        stream_ptr: SupportsIndex = 0,
+        transport_hint: str = "",
+    ) -> None:
+        """Read length bytes into buffer in the order of a stream: see batch_transfer_write_on_cuda()."""
+        packed = _pack_one(buffer, peer_buffer_address, length)
+        self._order(target_hostname, packed, 1, READ, stream_ptr)
+
+    @OnlyWithCuda
+    def batch_transfer_write_on_cuda(
+        self,
+        target_hostname: str,
+        buffers: Integers,
+        peer_buffer_addresses: Integers,
+        lengths: Integers,
+        stream_ptr: SupportsIndex = 0,
+        transport_hint: str = "",
+    ) -> None:
+        """Write blocks in the order of a stream: after what is queued in it by now, and before what is queued later.
+
+        stream_ptr is a cudaStream_t or CUstream, 0 the default stream of the calling thread's current context. The call
+        does not wait for the transfer; for a peer that is not open yet it waits. The memory must stay until the stream
+        has come past the transfer. The stream goes on also when that fails; the reason is in the log and is raised by
+        the engine's next call of this kind. RuntimeError says why nothing was queued.
+        """
+        self._order_many(target_hostname, buffers, peer_buffer_addresses, lengths, WRITE, stream_ptr)
+
+    @OnlyWithCuda
+    def batch_transfer_read_on_cuda(
+        self,
+        target_hostname: str,
+        buffers: Integers,
+        peer_buffer_addresses: Integers,
+        lengths: Integers,
+        stream_ptr: SupportsIndex = 0,
+        transport_hint: str = "",
+    ) -> None:
+        """Read blocks in the order of a stream: see batch_transfer_write_on_cuda()."""
+        self._order_many(target_hostname, buffers, peer_buffer_addresses, lengths, READ, stream_ptr)
+
+    def _order_many(
+        self,
+        target: str,
+        buffers: Integers,
+        peer_addresses: Integers,
+        lengths: Integers,
+        opcode: int,
+        stream: SupportsIndex,
+    ) -> None:
+        local, remote, sizes = _pack_many(buffers, peer_addresses, lengths)
+        if not local.length == remote.length == sizes.length:
+            raise RuntimeError(_unequal_text(local, remote, sizes))
+        self._order(target, (local.address, remote.address, sizes.address), local.length, opcode, stream)
+
+    def _order(
+        self, target: str, arrays: tuple[Array, Array, Array], count: int, opcode: int, stream: SupportsIndex
+    ) -> None:
+        handle, engine = u64(stream, "stream_ptr"), self._engine
+        if engine is None:
+            raise RuntimeError("the engine is not initialized")
+        try:
+            code = segment = engine.segment(target, self._timeout)
+        except ValueError as e:
+            raise RuntimeError(f"{target!r} cannot be opened: {e}") from e
+        if segment >= 0:
+            code = engine.order("cuda", handle, opcode, segment, *arrays, count)
+        if code != 0:
+            raise RuntimeError(engine.last_error())
+
     # Transfers to be asked about
 
     def batch_transfer_async_write(
@@ -568,8 +660,11 @@ def _time_for(sizes: U64Array) -> Seconds:
 
 
 def _unequal(local: U64Array, remote: U64Array, sizes: U64Array) -> int:
-    counts = f"{local.length} buffers, {remote.length} peer addresses and {sizes.length} lengths do not match"
-    return _refused("batch transfer", counts)
+    return _refused("batch transfer", _unequal_text(local, remote, sizes))
+
+
+def _unequal_text(local: U64Array, remote: U64Array, sizes: U64Array) -> str:
+    return f"{local.length} buffers, {remote.length} peer addresses and {sizes.length} lengths do not match"
 
 
 def _not_initialized(call: str) -> int:
