@@ -19,7 +19,7 @@ type npu struct {
 // failed names the device in the error of a call on it.
 func (d *npu) failed(result C.int, code status.Code, format string, args ...any) error {
 	if err := d.library.check(result, code, format, args...); err != nil {
-		return fmt.Errorf("%s: %w", nameOf(d.index), err)
+		return fmt.Errorf("%s: %w", npus.NameOf(d.index), err)
 	}
 	return nil
 }

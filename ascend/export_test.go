@@ -4,7 +4,7 @@ import "time"
 
 // Decide tells where memory is that AscendCL says to be of a kind, with that id; named is as in a location, -1 for none.
 func Decide(kind, id, named int) (index int, found bool, err error) {
-	return memory{kind: kind, index: id}.device(named)
+	return memory{kind: kind, index: id}.On(named)
 }
 
 // Milliseconds is a limit as AscendCL gets it.

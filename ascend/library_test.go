@@ -9,6 +9,7 @@ import (
 	"kvferry/ascend"
 	"kvferry/core/status"
 	"kvferry/internal/dl"
+	"kvferry/internal/vendor"
 	"kvferry/sim/simtest"
 
 	"github.com/stretchr/testify/require"
@@ -117,6 +118,6 @@ func TestOpenWithoutALibrary(t *testing.T) {
 }
 
 func TestAnErrorWithoutAMessageIsWhole(t *testing.T) {
-	err := &ascend.Error{Call: "aclrtFree(0x40)", Code: 507899}
+	err := &vendor.Error{Call: "aclrtFree(0x40)", Code: 507899}
 	require.EqualError(t, err, "aclrtFree(0x40) failed with 507899")
 }

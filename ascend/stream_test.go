@@ -12,6 +12,7 @@ import (
 	"kvferry/ascend"
 	"kvferry/core/device"
 	"kvferry/core/status"
+	"kvferry/internal/vendor"
 	"kvferry/sim/simtest"
 
 	"github.com/stretchr/testify/require"
@@ -286,7 +287,7 @@ func TestADeviceThatIsLostFailsEverythingAndIsGivenBack(t *testing.T) {
 		_, err = s.Copy(device.DeviceToHost, copies)
 		lost := func(err error) {
 			t.Helper()
-			var failed *ascend.Error
+			var failed *vendor.Error
 			require.ErrorAs(t, err, &failed)
 			require.Equal(t, 507010, failed.Code)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"kvferry/ascend"
 	"kvferry/core/device"
+	"kvferry/internal/vendor"
 	"kvferry/sim/simtest"
 
 	"github.com/stretchr/testify/require"
@@ -27,7 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const enough = 20 * time.Second
 
 // logged returns a runtime of that library, and what it warns of.
-func logged(library string) (*ascend.Runtime, *observer.ObservedLogs) {
+func logged(library string) (*vendor.Runtime, *observer.ObservedLogs) {
 	core, logs := observer.New(zapcore.WarnLevel)
 	return ascend.New(library, zap.New(core)), logs
 }

@@ -10,6 +10,7 @@ import "C"
 
 import (
 	"errors"
+	"iter"
 	"runtime"
 	"sync"
 	"unsafe"
@@ -59,6 +60,27 @@ func (l Library) Symbol(name string) unsafe.Pointer {
 	symbol := C.CString(name)
 	defer C.free(unsafe.Pointer(symbol))
 	return C.dlsym(l.handle, symbol)
+}
+
+// Symbol is a function of a library, and its place in a table of them.
+type Symbol struct {
+	Name     string
+	Offset   uintptr // of the pointer to it in the table, in bytes
+	Optional bool    // it may be missing: the pointer is nil then
+}
+
+// Table returns a table with the addresses of the functions, of that many bytes. It is C's, and stays for ever.
+func (l Library) Table(size uintptr, symbols iter.Seq[Symbol]) (unsafe.Pointer, error) {
+	table := C.calloc(1, C.size_t(size))
+	for symbol := range symbols {
+		address := l.Symbol(symbol.Name)
+		if address == nil && !symbol.Optional {
+			C.free(table)
+			return nil, errors.New("it has no function " + symbol.Name)
+		}
+		*(*unsafe.Pointer)(unsafe.Add(table, symbol.Offset)) = address
+	}
+	return table, nil
 }
 
 // Close undoes one Open: the last one unloads the library.
