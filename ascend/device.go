@@ -40,8 +40,9 @@ func (d *npu) Unbind() error {
 // and aclrtMallocHost promise as much of the memory that they return.
 const alignment = 64
 
-// Alignment is 64 bytes.
-func (d *npu) Alignment() uintptr { return alignment }
+// Traits: to queue a copy between host and device costs an NPU many times what one within it does, also where the copies
+// are a batch.
+func (d *npu) Traits() device.Traits { return device.Traits{Alignment: alignment, Gathers: true} }
 
 func (d *npu) Allocate(length uint64) (uintptr, error) {
 	result := C.kvferry_acl_malloc(d.library.acl, C.size_t(length))

@@ -156,9 +156,9 @@ func TestACopyThatIsRefusedIsNamedAndThoseBeforeItAreMade(t *testing.T) {
 func TestAnUnalignedCopyWithinTheDeviceIsRefused(t *testing.T) {
 	simtest.NoLeaks(t)
 	d := open(t, 0)
-	require.EqualValues(t, 64, d.Alignment())
+	require.EqualValues(t, 64, d.Traits().Alignment)
 	onBench(t, d, func(b *bench) {
-		require.Zero(t, b.memory%d.Alignment())
+		require.Zero(t, b.memory%d.Traits().Alignment)
 		fine := device.Copy{Dst: b.memory, Src: b.memory + 4096, Length: 65}
 		for _, bad := range []device.Copy{
 			{Dst: b.memory + 32, Src: b.memory + 4096, Length: 64},

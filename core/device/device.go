@@ -36,7 +36,7 @@ type Ordering interface {
 	Call(stream uintptr, f func()) error
 }
 
-// Device is one device. Except for Bind and Alignment, its methods, and those of its streams and events, are called on OS
+// Device is one device. Except for Bind and Traits, its methods, and those of its streams and events, are called on OS
 // threads that are bound to it; from several of them at once they are safe for different streams and events.
 type Device interface {
 	// Bind makes the device current on the calling OS thread, to which the caller has locked its goroutine. Unbind
@@ -44,22 +44,32 @@ type Device interface {
 	Bind() error
 	Unbind() error
 
-	// Allocate returns device memory, aligned to Alignment.
+	// Allocate returns device memory, aligned to the Traits' Alignment.
 	Allocate(length uint64) (uintptr, error)
 	Free(addr uintptr) error
 
-	// AllocatePinned returns page-locked host memory, aligned to Alignment.
+	// AllocatePinned returns page-locked host memory, aligned to the Traits' Alignment.
 	AllocatePinned(length uint64) (uintptr, error)
 	FreePinned(addr uintptr) error
 
-	// Alignment is what both addresses of a copy within the device must be multiples of: a power of two.
-	Alignment() uintptr
+	// Traits are always the same.
+	Traits() Traits
 
 	// NewStream returns a queue of copies.
 	NewStream() (Stream, error)
 
 	// NewEvent returns a mark for the progress of a stream.
 	NewEvent() (Event, error)
+}
+
+// Traits are what there is to know of a device to copy to and from it in its best way.
+type Traits struct {
+	// Alignment is what both addresses of a copy within the device must be multiples of: a power of two.
+	Alignment uintptr
+
+	// Gathers is whether many small blocks cross faster when they are gathered on the device, by copies within it, into one
+	// piece, or scattered from one there. Else a batch of them is better, or one copy for each.
+	Gathers bool
 }
 
 // Kind is which way a copy goes.

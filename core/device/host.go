@@ -15,8 +15,10 @@ import (
 // a vendor's library. It is as strict as one: methods of a device are refused on threads that are not bound to it, and
 // copies that leave its memory, or page-locked memory, fail.
 type Host struct {
-	// Batches is whether streams take batches. It is set before the first stream is made.
+	// Batches is whether streams take batches, and Traits are those of all devices: AscendCL's where they are not set.
+	// They are set before the first device is opened.
 	Batches bool
+	Traits  Traits
 
 	name    string
 	devices []*hostDevice
@@ -25,12 +27,9 @@ type Host struct {
 	bound map[int]*hostDevice // by thread
 }
 
-// hostAlignment is that of AscendCL.
-const hostAlignment = 64
-
 // NewHost returns a runtime with so many devices.
 func NewHost(name string, devices int) *Host {
-	h := &Host{name: name, bound: map[int]*hostDevice{}}
+	h := &Host{name: name, bound: map[int]*hostDevice{}, Traits: Traits{Alignment: 64, Gathers: true}}
 	for i := range devices {
 		h.devices = append(h.devices, &hostDevice{host: h, name: fmt.Sprintf("%s:%d", name, i)})
 	}
@@ -145,7 +144,7 @@ func (d *hostDevice) AllocatePinned(length uint64) (uintptr, error) {
 }
 func (d *hostDevice) Free(addr uintptr) error       { return d.freeBound(addr, false) }
 func (d *hostDevice) FreePinned(addr uintptr) error { return d.freeBound(addr, true) }
-func (d *hostDevice) Alignment() uintptr            { return hostAlignment }
+func (d *hostDevice) Traits() Traits                { return d.host.Traits }
 
 func (d *hostDevice) allocateBound(length uint64, pinned bool) (uintptr, error) {
 	if err := d.check(); err != nil {
@@ -244,8 +243,8 @@ func (d *hostDevice) resolve(kind Kind, c Copy) (dst, src []byte, err error) {
 		err = fmt.Errorf("%s: copying %v: destination %#x+%d is not such memory", d.name, kind, c.Dst, c.Length)
 	case src == nil:
 		err = fmt.Errorf("%s: copying %v: source %#x+%d is not such memory", d.name, kind, c.Src, c.Length)
-	case kind == WithinDevice && (c.Dst|c.Src)%hostAlignment != 0:
-		err = fmt.Errorf("%s: copying %v: %#x or %#x is not aligned to %d", d.name, kind, c.Dst, c.Src, hostAlignment)
+	case kind == WithinDevice && (c.Dst|c.Src)%d.host.Traits.Alignment != 0:
+		err = fmt.Errorf("%s: copying %v: %#x or %#x is not aligned to %d", d.name, kind, c.Dst, c.Src, d.host.Traits.Alignment)
 	}
 	return dst, src, err
 }

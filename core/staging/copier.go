@@ -77,7 +77,7 @@ type abandoned struct {
 func newCopier(d device.Device, name string, dir Direction, o Options) *copier {
 	c := &copier{
 		name: fmt.Sprintf("%s, %v", name, dir), device: d, timeout: o.Timeout, log: o.Log, ended: make(chan struct{}),
-		planner: planner{dir: dir, below: o.GatherBelow, alignment: d.Alignment(), batches: true, capacity: o.BlockSize},
+		planner: newPlanner(dir, d.Traits(), o),
 	}
 	c.pool = newPool(c.name, o)
 	c.pool.ask = c.ask

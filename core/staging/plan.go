@@ -2,6 +2,7 @@ package staging
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"kvferry/core/device"
@@ -9,18 +10,19 @@ import (
 
 // How the moves of a job are copied is decided here, from their sizes and addresses alone.
 //
-// To queue a copy between host and device costs the device some 10 to 20 us, whatever its length; at 25 GB/s that is the
+// To queue a copy between host and device costs an NPU some 10 to 20 us, whatever its length; at 25 GB/s that is the
 // time of 250 to 500 KB. A copy within the device costs some 2 us. So n small moves, copied one by one, cost n*15 us and the
-// time of their bytes; gathered, they cost n*2 us and once 15 us: seven times less for many blocks of 4 KiB. The rules:
+// time of their bytes; gathered, they cost n*2 us and once 15 us: seven times less for many blocks of 4 KiB. For a GPU both
+// kinds of copies cost the same, and those of a batch a fraction of it. device.Traits tell which way a device is. The rules:
 //
 //  1. Moves that follow each other on the device and in the lease are joined.
 //  2. A move of at least `below` bytes is copied by itself, and so is a small one that has no small fellow.
-//  3. Small moves are gathered. Out: they are copied into the gather block, device memory as long as a staging block, and
+//  3. Small moves are gathered, on a device that gathers. On another every move counts as small: see 4. Out: they are copied into the gather block, device memory as long as a staging block, and
 //     lie there as in the lease; then each group of them that has no gaps goes to the host at once. In: each group goes
 //     to the gather block at once, and is scattered from there.
 //  4. What is small and cannot be gathered goes in one batch where the runtime has batches, if there are two or more. Copies
 //     of a batch have no order, so there is none where the destinations of moves overlap. A batch comes second since
-//     AscendCL's goes through its copies one by one, and saves no more than the calls.
+//     AscendCL's goes through its copies one by one, and saves no more than the calls. Elsewhere it comes first.
 //  5. Copies within the device need both addresses aligned. place arranges that: an address in the lease and that on
 //     the device differ by a multiple of the alignment, and no two moves share an aligned unit of the lease. Out, the
 //     bytes before an unaligned move, up to its aligned unit, are gathered with it: allocations begin aligned, so they
@@ -34,6 +36,7 @@ type planner struct {
 	dir       Direction
 	below     uint64
 	alignment uintptr // a power of two
+	gathers   bool    // small moves
 	batches   bool    // the runtime has them
 	gather    uintptr // the gather block; 0 where there is none
 	capacity  uint64  // its bytes
@@ -49,6 +52,14 @@ type planner struct {
 	base   uintptr // the address in the lease that lies at the beginning of the gather block
 	copies []device.Copy
 	steps  []step
+}
+
+func newPlanner(dir Direction, traits device.Traits, o Options) planner {
+	p := planner{dir: dir, below: o.GatherBelow, alignment: traits.Alignment, gathers: traits.Gathers, batches: true, capacity: o.BlockSize}
+	if !p.gathers && p.below > 0 {
+		p.below = math.MaxUint64
+	}
+	return p
 }
 
 // planned is a move, joined with its neighbours.
@@ -91,7 +102,7 @@ func (p *planner) plan(moves []Move) []step {
 	p.wanted, p.gathered = false, 0
 	overlap := (p.dir == Out || p.batches) && p.overlap()
 	if p.countSmall() > 1 {
-		if p.dir == In || !overlap {
+		if p.gathers && (p.dir == In || !overlap) {
 			p.group()
 		}
 		if p.batches && !overlap {

@@ -25,7 +25,9 @@ const (
 )
 
 func testPlanner(dir Direction) *planner {
-	return &planner{dir: dir, below: testBelow, alignment: testAlignment, gather: gatherAt, capacity: testCapacity}
+	p := newPlanner(dir, device.Traits{Alignment: testAlignment, Gathers: true}, Options{GatherBelow: testBelow, BlockSize: testCapacity})
+	p.batches, p.gather = false, gatherAt
+	return &p
 }
 
 // show writes a plan as its calls: "within 2" is a call for two copies within the device.

@@ -21,7 +21,7 @@ import (
 type Options struct {
 	BlockSize   uint64        // bytes of a staging block: a multiple of Granule
 	PoolSize    uint64        // bytes of all blocks of the device, both directions together; each has one block at least
-	GatherBelow uint64        // moves of fewer bytes are gathered or batched; 0 turns that off
+	GatherBelow uint64        // moves of fewer bytes are gathered, on devices that gather; 0 turns off gathering and batches
 	Timeout     time.Duration // for the copies of one job, more than 0; then the device counts as stuck
 	Log         *zap.Logger
 }
@@ -73,7 +73,7 @@ func New(d device.Device, name string, o Options) *Device {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	s := &Device{name: name, options: o, alignment: uint64(d.Alignment())}
+	s := &Device{name: name, options: o, alignment: uint64(d.Traits().Alignment)}
 	for dir := range s.copiers {
 		s.copiers[dir] = newCopier(d, name, Direction(dir), o)
 	}
