@@ -28,7 +28,7 @@ TYPED := bench python scripts tests setup.py
 
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
-SOURCES := $(shell find ascend capi core internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
+SOURCES := $(shell find ascend capi core cuda internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
 .PHONY: demo bench bench-npu bench-go test test-npu lint build wheel install generate clean
@@ -57,7 +57,7 @@ test: $(VENV)/installed $(VENV)/test-tools
 	scripts/test.sh $(VENV)/bin/python
 
 lint: $(VENV)/lint-tools $(VENV)/test-tools
-	test -z "$$(gofmt -l ascend bench capi core internal sim tcp | tee /dev/stderr)"
+	test -z "$$(gofmt -l ascend bench capi core cuda internal sim tcp | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	for header in $(PUBLIC_HEADERS); do \

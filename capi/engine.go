@@ -11,6 +11,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/status"
+	"kvferry/cuda"
 	"kvferry/tcp"
 
 	"github.com/mattn/go-pointer"
@@ -50,7 +51,7 @@ func create(o core.Options, install bool) (unsafe.Pointer, error) {
 		log.Warn(w.String())
 	}
 	o.Config, o.Log = config, log
-	o.Runtimes = []device.Runtime{ascend.New(config.AscendCL, log)}
+	o.Runtimes = []device.Runtime{ascend.New(config.AscendCL, log), cuda.New(config.CUDA, log)}
 	e, err := core.New(o)
 	if err != nil {
 		return nil, errors.Join(err, closeLog())

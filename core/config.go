@@ -47,6 +47,7 @@ type Config struct {
 	MetricsInterval         time.Duration
 	MetadataHTTPToken       Secret
 	AscendCL                string // "" for where the loader finds it
+	CUDA                    string // "" for where the loader finds it
 	StagingBlockSize        int    // bytes
 	StagingPoolSize         int    // bytes
 	StagingGatherBelow      int    // bytes; 0 is off
@@ -242,12 +243,14 @@ var settings = []setting{
 
 	{one("KVFERRY_ASCENDCL", ""), text(func(c *Config) *string { return &c.AscendCL }),
 		"File of the AscendCL library (`libascendcl.so`) to use instead of the one that the loader or the toolkit's variables lead to."},
+	{one("KVFERRY_CUDA", ""), text(func(c *Config) *string { return &c.CUDA }),
+		"File of the CUDA driver's library (`libcuda.so.1`) to use instead of the one that the loader finds."},
 	{one("KVFERRY_STAGING_BLOCK_SIZE", "2097152"), multiple(staging.Granule, 1<<30, func(c *Config) *int { return &c.StagingBlockSize }),
 		"Size of a staging block: the most that one copy between a device and the host moves."},
 	{one("KVFERRY_STAGING_POOL_SIZE", "67108864"), integer("bytes", 4*staging.Granule, 1<<40, func(c *Config) *int { return &c.StagingPoolSize }),
 		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. It is allocated when it is needed."},
 	{one("KVFERRY_STAGING_GATHER_BELOW", "262144"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
-		"Blocks of device memory shorter than this are gathered on the device, and copied together; 0: each is copied by itself."},
+		"Blocks of NPU memory shorter than this are gathered on the device, and copied together. Those of GPU memory are queued together, whatever their length. 0: each is copied by itself."},
 	{one("KVFERRY_SAME_HOST", "1"), onOff(func(c *Config) *bool { return &c.SameHost }),
 		"Off, or with `MC_FORCE_TCP`: engines on one host use TCP among themselves, too, instead of reading each other's memory."},
 	{one("KVFERRY_POLL_US", "0"), microseconds(0, 1000000, func(c *Config) *time.Duration { return &c.Polling }),

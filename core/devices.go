@@ -60,7 +60,7 @@ func (d *devices) at(r Range, location string) (*staging.Device, error) {
 		return d.locate(r, d.named)
 	}
 	return nil, status.Errorf(status.InvalidArgument,
-		"memory range %v: the host cannot read it, and nobody says on which device it is: name that as its location, as npu:0", r)
+		"memory range %v: the host cannot read it, and nobody says on which device it is: name that as its location, as npu:0 or cuda:0", r)
 }
 
 func (d *devices) locate(r Range, location string) (*staging.Device, error) {

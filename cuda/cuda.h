@@ -1,0 +1,180 @@
+/*
+ * The CUDA driver API as far as it is used here. Prototypes and numbers are those of NVIDIA's public header cuda.h, with
+ * int for its enumerations and for CUdevice, void * for its handles, and uintptr_t for CUdeviceptr. Functions have the
+ * names under which the library exports them: the header maps cuMemAlloc to cuMemAlloc_v2, say. What a function promises
+ * beyond that is said where it is called, and is from its page in NVIDIA's public reference of the driver API.
+ */
+#ifndef KVFERRY_CUDA_H
+#define KVFERRY_CUDA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* What functions return: success, and the errors that mean something of their own here. */
+enum {
+    CUDA_SUCCESS = 0,
+    CUDA_NOT_INITIALIZED = 3, /* before cuInit, and in a process that was forked after it */
+    CUDA_NOT_READY = 600,
+    CUDA_NOT_SUPPORTED = 801,
+};
+
+/* CUmemorytype, of memory that CUDA knows. */
+enum { CUDA_MEMORY_HOST = 1, CUDA_MEMORY_DEVICE = 2 };
+
+/* CUpointer_attribute, each with the type of what it is. */
+enum {
+    CUDA_POINTER_MEMORY_TYPE = 2,    /* unsigned int */
+    CUDA_POINTER_IS_MANAGED = 8,     /* unsigned int */
+    CUDA_POINTER_DEVICE_ORDINAL = 9, /* int */
+};
+
+/* Flags of cuMemHostAlloc, cuStreamCreate and cuEventCreate. */
+enum { CUDA_PINNED_PORTABLE = 1 };     /* page-locked for all contexts */
+enum { CUDA_STREAM_NON_BLOCKING = 1 }; /* has no order with the stream 0 of the application */
+enum { CUDA_EVENT_BLOCKING_SYNC = 1, CUDA_EVENT_DISABLE_TIMING = 2 };
+
+/* CUmemLocation */
+struct cuda_location {
+    int type, id;
+};
+
+/* CUmemcpyAttributes. The locations are hints for managed memory, and zeros are none. */
+struct cuda_batch_attributes {
+    int source_order;
+    struct cuda_location source_hint, destination_hint;
+    unsigned int flags;
+};
+
+/* CUmemcpySrcAccessOrder: sources are read when the stream has come to the batch. */
+enum { CUDA_SOURCE_ORDER_STREAM = 1 };
+
+/*
+ * The functions. Optional are those that came with later drivers: cuMemcpyBatchAsync with CUDA 12.8, and _v2, which does
+ * without the index of the copy that failed, with 13.0. All others are in every driver since CUDA 10.
+ */
+#define CUDA_FUNCTIONS(REQUIRED, OPTIONAL)                                                                             \
+    REQUIRED(int, cuInit, (unsigned int flags))                                                                       \
+    REQUIRED(int, cuGetErrorName, (int error, const char **out))                                                      \
+    REQUIRED(int, cuGetErrorString, (int error, const char **out))                                                    \
+    REQUIRED(int, cuDeviceGetCount, (int *out))                                                                       \
+    REQUIRED(int, cuDeviceGet, (int *out, int ordinal))                                                               \
+    REQUIRED(int, cuDevicePrimaryCtxRetain, (void **out, int device))                                                 \
+    REQUIRED(int, cuDevicePrimaryCtxRelease_v2, (int device))                                                         \
+    REQUIRED(int, cuCtxPushCurrent_v2, (void *context))                                                               \
+    REQUIRED(int, cuCtxPopCurrent_v2, (void **out))                                                                   \
+    REQUIRED(int, cuCtxGetCurrent, (void **out))                                                                      \
+    REQUIRED(int, cuCtxGetDevice, (int *out))                                                                         \
+    REQUIRED(int, cuPointerGetAttributes,                                                                             \
+             (unsigned int count, int *attributes, void **outs, uintptr_t pointer))                                   \
+    REQUIRED(int, cuMemAlloc_v2, (uintptr_t *out, size_t length))                                                     \
+    REQUIRED(int, cuMemFree_v2, (uintptr_t memory))                                                                   \
+    REQUIRED(int, cuMemHostAlloc, (void **out, size_t length, unsigned int flags))                                    \
+    REQUIRED(int, cuMemFreeHost, (void *memory))                                                                      \
+    REQUIRED(int, cuStreamCreate, (void **out, unsigned int flags))                                                   \
+    REQUIRED(int, cuStreamDestroy_v2, (void *stream))                                                                 \
+    REQUIRED(int, cuStreamSynchronize, (void *stream))                                                                \
+    REQUIRED(int, cuStreamGetCtx, (void *stream, void **out))                                                         \
+    REQUIRED(int, cuStreamWaitEvent, (void *stream, void *event, unsigned int flags))                                 \
+    REQUIRED(int, cuLaunchHostFunc, (void *stream, void (*function)(void *), void *argument))                         \
+    REQUIRED(int, cuMemcpyHtoDAsync_v2, (uintptr_t to, const void *from, size_t length, void *stream))                \
+    REQUIRED(int, cuMemcpyDtoHAsync_v2, (void *to, uintptr_t from, size_t length, void *stream))                      \
+    REQUIRED(int, cuMemcpyDtoDAsync_v2, (uintptr_t to, uintptr_t from, size_t length, void *stream))                  \
+    OPTIONAL(int, cuMemcpyBatchAsync,                                                                                 \
+             (uintptr_t *to, uintptr_t *from, size_t *lengths, size_t count,                                          \
+              struct cuda_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,             \
+              size_t *failed, void *stream))                                                                          \
+    OPTIONAL(int, cuMemcpyBatchAsync_v2,                                                                              \
+             (const uintptr_t *to, const uintptr_t *from, const size_t *lengths, size_t count,                        \
+              struct cuda_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,             \
+              void *stream))                                                                                          \
+    REQUIRED(int, cuEventCreate, (void **out, unsigned int flags))                                                    \
+    REQUIRED(int, cuEventDestroy_v2, (void *event))                                                                   \
+    REQUIRED(int, cuEventRecord, (void *event, void *stream))                                                         \
+    REQUIRED(int, cuEventQuery, (void *event))                                                                        \
+    REQUIRED(int, cuEventSynchronize, (void *event))
+
+/* One library's functions. An optional one that it lacks is NULL. */
+struct cuda {
+#define CUDA_MEMBER(type, name, parameters) type(*name) parameters;
+    CUDA_FUNCTIONS(CUDA_MEMBER, CUDA_MEMBER)
+#undef CUDA_MEMBER
+};
+
+/* Where a function's address belongs in struct cuda. */
+struct cuda_symbol {
+    const char *name;
+    size_t offset;
+    int optional;
+};
+
+/* All of them, ended by one without a name. */
+extern const struct cuda_symbol *const kvferry_cuda_symbols;
+
+/* One copy: the layout of device.Copy. */
+struct cuda_copy {
+    uintptr_t to, from;
+    uint64_t length; /* bytes */
+};
+
+/* What a call came to, and where it succeeded the number, address or handle that it returned. */
+struct cuda_result {
+    int code;
+    uintptr_t value;
+};
+
+/* What a list of copies came to: the error is about the one with that index. */
+struct cuda_progress {
+    int code;
+    size_t index;
+};
+
+/* What CUDA says of an address: of memory that it does not know, zeros. */
+struct cuda_attributes {
+    unsigned int memory_type, managed;
+    int device;
+};
+
+/* Which way copies go: the values of device.Kind. */
+enum cuda_kind { CUDA_HOST_TO_DEVICE, CUDA_DEVICE_TO_HOST, CUDA_WITHIN_DEVICE };
+
+/*
+ * The functions, as Go can call them. Device addresses and handles are integers: Go is not to take them for pointers of
+ * its own. Which thread may call what is as in CUDA.
+ */
+int kvferry_cuda_init(const struct cuda *cuda);
+struct cuda_result kvferry_cuda_count(const struct cuda *cuda);
+struct cuda_result kvferry_cuda_device(const struct cuda *cuda, int ordinal);
+struct cuda_result kvferry_cuda_retain(const struct cuda *cuda, int device);
+int kvferry_cuda_release(const struct cuda *cuda, int device);
+int kvferry_cuda_push(const struct cuda *cuda, uintptr_t context);
+int kvferry_cuda_pop(const struct cuda *cuda);
+int kvferry_cuda_attributes(const struct cuda *cuda, uintptr_t pointer, struct cuda_attributes *out);
+struct cuda_result kvferry_cuda_malloc(const struct cuda *cuda, size_t length);
+int kvferry_cuda_free(const struct cuda *cuda, uintptr_t memory);
+struct cuda_result kvferry_cuda_malloc_host(const struct cuda *cuda, size_t length);
+int kvferry_cuda_free_host(const struct cuda *cuda, uintptr_t memory);
+struct cuda_result kvferry_cuda_create_stream(const struct cuda *cuda);
+int kvferry_cuda_destroy_stream(const struct cuda *cuda, uintptr_t stream);
+int kvferry_cuda_synchronize_stream(const struct cuda *cuda, uintptr_t stream);
+struct cuda_result kvferry_cuda_create_event(const struct cuda *cuda);
+int kvferry_cuda_destroy_event(const struct cuda *cuda, uintptr_t event);
+int kvferry_cuda_record_event(const struct cuda *cuda, uintptr_t event, uintptr_t stream);
+int kvferry_cuda_query_event(const struct cuda *cuda, uintptr_t event);
+int kvferry_cuda_synchronize_event(const struct cuda *cuda, uintptr_t event);
+
+/* The name of an error, and what it says in words: NULL where CUDA does not know it. */
+const char *kvferry_cuda_error_name(const struct cuda *cuda, int error);
+const char *kvferry_cuda_error_text(const struct cuda *cuda, int error);
+
+/* Queues the copies one by one, up to the first that fails. */
+struct cuda_progress kvferry_cuda_copy(const struct cuda *cuda, enum cuda_kind kind, const struct cuda_copy *copies,
+                                       size_t count, uintptr_t stream);
+
+/*
+ * Queues count copies, at least one, in one call: CUDA_NOT_SUPPORTED where there is no such call. index is SIZE_MAX where
+ * the error is about none of them, or CUDA does not say.
+ */
+struct cuda_progress kvferry_cuda_copy_batch(const struct cuda *cuda, uintptr_t *to, uintptr_t *from, size_t *lengths,
+                                             size_t count, uintptr_t stream);
+
+#endif

@@ -1,0 +1,116 @@
+package cuda
+
+// #include "cuda.h"
+import "C"
+
+import (
+	"errors"
+	"fmt"
+
+	"kvferry/core/device"
+	"kvferry/core/status"
+)
+
+// gpu is one device. All is made in its primary context, which the CUDA runtime of the application uses, too, and which
+// there is for as long as anybody retains it.
+type gpu struct {
+	library *library
+	index   int
+}
+
+// failed names the device in the error of a call on it.
+func (d *gpu) failed(result C.int, code status.Code, format string, args ...any) error {
+	if err := d.library.check(result, code, format, args...); err != nil {
+		return fmt.Errorf("%s: %w", gpus.NameOf(d.index), err)
+	}
+	return nil
+}
+
+// Bind retains the primary context, and makes it current on this thread.
+func (d *gpu) Bind() error {
+	handle, err := d.handle()
+	if err != nil {
+		return err
+	}
+	context := C.kvferry_cuda_retain(d.library.cuda, handle)
+	if err := d.failed(context.code, status.Context, "cuDevicePrimaryCtxRetain(%d)", handle); err != nil {
+		return err
+	}
+	err = d.failed(C.kvferry_cuda_push(d.library.cuda, context.value), status.Context, "cuCtxPushCurrent()")
+	if err != nil {
+		return errors.Join(err, d.release(handle))
+	}
+	return nil
+}
+
+// Unbind gives the context up even where the thread, or the context itself, is out of order.
+func (d *gpu) Unbind() error {
+	popped := d.failed(C.kvferry_cuda_pop(d.library.cuda), status.Context, "cuCtxPopCurrent()")
+	handle, err := d.handle()
+	if err != nil {
+		return errors.Join(popped, err)
+	}
+	return errors.Join(popped, d.release(handle))
+}
+
+// handle is what CUDA calls the device.
+func (d *gpu) handle() (C.int, error) {
+	result := C.kvferry_cuda_device(d.library.cuda, C.int(d.index))
+	return C.int(result.value), d.failed(result.code, status.DeviceNotFound, "cuDeviceGet(%d)", d.index)
+}
+
+func (d *gpu) release(handle C.int) error {
+	return d.failed(C.kvferry_cuda_release(d.library.cuda, handle), status.Context, "cuDevicePrimaryCtxRelease(%d)", handle)
+}
+
+// Traits: a batch of copies costs little more than a single one, and copies within the device are not cheaper than those
+// to and from the host.
+func (d *gpu) Traits() device.Traits { return device.Traits{Alignment: 1, Gathers: false} }
+
+func (d *gpu) Allocate(length uint64) (uintptr, error) {
+	result := C.kvferry_cuda_malloc(d.library.cuda, C.size_t(length))
+	return uintptr(result.value), d.failed(result.code, status.Memory, "cuMemAlloc(%d bytes)", length)
+}
+
+func (d *gpu) Free(addr uintptr) error {
+	return d.failed(C.kvferry_cuda_free(d.library.cuda, C.uintptr_t(addr)), status.Memory, "cuMemFree(%#x)", addr)
+}
+
+func (d *gpu) AllocatePinned(length uint64) (uintptr, error) {
+	result := C.kvferry_cuda_malloc_host(d.library.cuda, C.size_t(length))
+	return uintptr(result.value), d.failed(result.code, status.Memory, "cuMemHostAlloc(%d bytes)", length)
+}
+
+func (d *gpu) FreePinned(addr uintptr) error {
+	return d.failed(C.kvferry_cuda_free_host(d.library.cuda, C.uintptr_t(addr)), status.Memory, "cuMemFreeHost(%#x)", addr)
+}
+
+func (d *gpu) NewStream() (device.Stream, error) {
+	result := C.kvferry_cuda_create_stream(d.library.cuda)
+	if err := d.failed(result.code, status.Context, "cuStreamCreate()"); err != nil {
+		return nil, err
+	}
+	s := &stream{gpu: d, handle: result.value, waiter: newWaiter(d)}
+	drained, err := d.newEvent()
+	if err != nil {
+		return nil, errors.Join(err, s.destroy())
+	}
+	s.drained = drained
+	return s, nil
+}
+
+func (d *gpu) NewEvent() (device.Event, error) {
+	e, err := d.newEvent()
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (d *gpu) newEvent() (*event, error) {
+	result := C.kvferry_cuda_create_event(d.library.cuda)
+	if err := d.failed(result.code, status.Context, "cuEventCreate()"); err != nil {
+		return nil, err
+	}
+	return &event{gpu: d, handle: result.value}, nil
+}

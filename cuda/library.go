@@ -1,0 +1,85 @@
+package cuda
+
+// #include "cuda.h"
+import "C"
+
+import (
+	"fmt"
+	"sync"
+	"unsafe"
+
+	"kvferry/core/device"
+	"kvferry/core/status"
+	"kvferry/internal/dl"
+	"kvferry/internal/vendor"
+)
+
+// library is a CUDA driver that has been opened.
+type library struct {
+	cuda *C.struct_cuda
+
+	mu    sync.Mutex
+	ready bool // initialised, and count known
+	count int  // of devices that the process may use
+}
+
+func use(handle dl.Library) (vendor.Library, error) {
+	table, err := handle.Table(C.sizeof_struct_cuda, symbols)
+	if err != nil {
+		return nil, err
+	}
+	return &library{cuda: (*C.struct_cuda)(table)}, nil
+}
+
+// symbols are the functions of struct cuda.
+func symbols(yield func(dl.Symbol) bool) {
+	for s := C.kvferry_cuda_symbols; s.name != nil; s = (*C.struct_cuda_symbol)(unsafe.Add(unsafe.Pointer(s), unsafe.Sizeof(*s))) {
+		if !yield(dl.Symbol{Name: C.GoString(s.name), Offset: uintptr(s.offset), Optional: s.optional != 0}) {
+			return
+		}
+	}
+}
+
+// Devices initialises CUDA, which may be done again and again, and makes no context.
+func (l *library) Devices() (count int, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ready {
+		err = l.initialise()
+		l.ready = err == nil
+	}
+	return l.count, err
+}
+
+func (l *library) initialise() error {
+	code := C.kvferry_cuda_init(l.cuda)
+	if code == C.CUDA_NOT_INITIALIZED {
+		err := l.check(code, status.Context, "cuInit(0)")
+		return fmt.Errorf("%w (a process cannot use CUDA that was forked when its parent had done so)", err)
+	}
+	if err := l.check(code, status.DeviceNotFound, "cuInit(0)"); err != nil {
+		return err
+	}
+	result := C.kvferry_cuda_count(l.cuda)
+	l.count = int(result.value)
+	return l.check(result.code, status.DeviceNotFound, "cuDeviceGetCount()")
+}
+
+func (l *library) Open(index int) device.Device { return &gpu{library: l, index: index} }
+
+// check makes an error of a code: nil for success.
+func (l *library) check(result C.int, code status.Code, format string, args ...any) error {
+	if result == C.CUDA_SUCCESS {
+		return nil
+	}
+	return status.Errorf(code, "%w", &vendor.Error{Call: fmt.Sprintf(format, args...), Code: int(result), Message: l.describe(result)})
+}
+
+// describe is an error's name, and what it means.
+func (l *library) describe(result C.int) string {
+	name, text := C.GoString(C.kvferry_cuda_error_name(l.cuda, result)), C.GoString(C.kvferry_cuda_error_text(l.cuda, result))
+	if name == "" || text == "" {
+		return name + text
+	}
+	return name + ": " + text
+}

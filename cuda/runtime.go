@@ -1,0 +1,27 @@
+// Package cuda is the memory of NVIDIA GPUs, by way of the CUDA driver API: libcuda.so.1, opened at run time.
+package cuda
+
+// #cgo CFLAGS: -std=c99
+import "C"
+
+import (
+	"kvferry/internal/vendor"
+
+	"go.uber.org/zap"
+)
+
+// Name is what the locations of GPU memory begin with.
+const Name = "cuda"
+
+var gpus = vendor.Kind{
+	Name:     Name,
+	Device:   "GPU",
+	Library:  "the library of the CUDA driver",
+	File:     "libcuda.so.1",
+	Variable: "KVFERRY_CUDA",
+	Source:   "NVIDIA's driver, of this machine",
+	Use:      use,
+}
+
+// New returns the runtime of a library file, "" for the libcuda.so.1 that the loader finds. Nothing is opened yet.
+func New(file string, log *zap.Logger) *vendor.Runtime { return vendor.New(&gpus, file, log) }

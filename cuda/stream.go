@@ -1,0 +1,115 @@
+package cuda
+
+// #include "cuda.h"
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"kvferry/core/device"
+	"kvferry/core/status"
+	"kvferry/internal/vendor"
+)
+
+// Copies go this way:
+//
+//  1. Copy, or CopyBatch, queues a list of them in a stream with one call into C;
+//  2. Record queues an event behind them;
+//  3. Wait, on another thread, sleeps until the device has come to the event (wait.go);
+//  4. Drain waits for the whole stream, and Close gives it up.
+
+// kinds are C's names for the ways, with the function that copies that way.
+var kinds = [...]struct {
+	kind     C.enum_cuda_kind
+	function string
+}{
+	device.HostToDevice: {C.CUDA_HOST_TO_DEVICE, "cuMemcpyHtoDAsync"},
+	device.DeviceToHost: {C.CUDA_DEVICE_TO_HOST, "cuMemcpyDtoHAsync"},
+	device.WithinDevice: {C.CUDA_WITHIN_DEVICE, "cuMemcpyDtoDAsync"},
+}
+
+// stream is a queue of copies.
+type stream struct {
+	gpu     *gpu
+	handle  C.uintptr_t
+	waiter  *waiter
+	drained *event // of Drain
+
+	to, from []C.uintptr_t // of the batch that is being queued
+	lengths  []C.size_t
+}
+
+// A device.Copy is handed to C as it is.
+var _ = [1]struct{}{}[unsafe.Sizeof(device.Copy{})-C.sizeof_struct_cuda_copy]
+
+// Copy queues the copies up to the first that is refused.
+func (s *stream) Copy(kind device.Kind, copies []device.Copy) (issued int, err error) {
+	list := (*C.struct_cuda_copy)(unsafe.Pointer(unsafe.SliceData(copies)))
+	progress := C.kvferry_cuda_copy(s.gpu.library.cuda, kinds[kind].kind, list, C.size_t(len(copies)), s.handle)
+	issued = int(progress.index)
+	if issued == len(copies) {
+		return issued, nil
+	}
+	refused := copies[issued]
+	return issued, s.gpu.failed(progress.code, status.Context, "%s(%d bytes from %#x to %#x)",
+		kinds[kind].function, refused.Length, refused.Src, refused.Dst)
+}
+
+// CopyBatch queues the copies in one call. After an error other than ErrNoBatches, some of them may have been queued.
+func (s *stream) CopyBatch(kind device.Kind, copies []device.Copy) error {
+	if len(copies) == 0 {
+		return nil
+	}
+	s.to, s.from, s.lengths = s.to[:0], s.from[:0], s.lengths[:0]
+	for _, c := range copies {
+		s.to = append(s.to, C.uintptr_t(c.Dst))
+		s.from = append(s.from, C.uintptr_t(c.Src))
+		s.lengths = append(s.lengths, C.size_t(c.Length))
+	}
+	progress := C.kvferry_cuda_copy_batch(s.gpu.library.cuda, &s.to[0], &s.from[0], &s.lengths[0], C.size_t(len(copies)), s.handle)
+	err := s.gpu.failed(progress.code, status.Context, "cuMemcpyBatchAsync(%d copies, %v)", len(copies), kind)
+	if vendor.FailedWith(err, C.CUDA_NOT_SUPPORTED) {
+		return device.ErrNoBatches
+	}
+	if err != nil && uint64(progress.index) < uint64(len(copies)) {
+		refused := copies[progress.index]
+		err = fmt.Errorf("%w (%d bytes from %#x to %#x)", err, refused.Length, refused.Src, refused.Dst)
+	}
+	return err
+}
+
+// Record queues an event.
+func (s *stream) Record(e device.Event) error {
+	own := e.(*event)
+	own.stream = s
+	code := C.kvferry_cuda_record_event(s.gpu.library.cuda, own.handle, s.handle)
+	return s.gpu.failed(code, status.Context, "cuEventRecord()")
+}
+
+// Drain waits for everything that was queued.
+func (s *stream) Drain(timeout time.Duration) error {
+	if err := s.Record(s.drained); err != nil {
+		return err
+	}
+	done, err := s.drained.Wait(timeout)
+	if err == nil && !done {
+		err = status.Errorf(status.Context, "%s: the stream has not come to rest within %v", gpus.NameOf(s.gpu.index), timeout)
+	}
+	return err
+}
+
+// Close waits for what is queued, without a limit, since CUDA's own way to give a stream up does not. Where that fails,
+// the rest is given up all the same.
+func (s *stream) Close() error {
+	code := C.kvferry_cuda_synchronize_stream(s.gpu.library.cuda, s.handle)
+	err := s.gpu.failed(code, status.Context, "cuStreamSynchronize()")
+	return errors.Join(err, s.waiter.close(err == nil), s.drained.Close(), s.destroy())
+}
+
+func (s *stream) destroy() error {
+	code := C.kvferry_cuda_destroy_stream(s.gpu.library.cuda, s.handle)
+	return s.gpu.failed(code, status.Context, "cuStreamDestroy()")
+}
