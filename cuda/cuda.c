@@ -207,3 +207,26 @@ struct cuda_progress kvferry_cuda_copy_batch(const struct cuda *cuda, uintptr_t 
     }
     return progress;
 }
+
+struct cuda_result kvferry_cuda_stream_context(const struct cuda *cuda, uintptr_t stream)
+{
+    void *context = NULL;
+    int code = cuda->cuStreamGetCtx((void *)stream, &context);
+
+    return result_of(code, context);
+}
+
+struct cuda_result kvferry_cuda_capture(const struct cuda *cuda, uintptr_t stream)
+{
+    int state = CUDA_CAPTURES_NOTHING;
+    int code = cuda->cuStreamIsCapturing((void *)stream, &state);
+
+    return number_of(code, state);
+}
+
+void kvferry_cuda_reached(void *argument); /* call.go */
+
+int kvferry_cuda_call(const struct cuda *cuda, uintptr_t stream, void *argument)
+{
+    return cuda->cuLaunchHostFunc((void *)stream, kvferry_cuda_reached, argument);
+}

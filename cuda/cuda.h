@@ -33,6 +33,12 @@ enum { CUDA_PINNED_PORTABLE = 1 };     /* page-locked for all contexts */
 enum { CUDA_STREAM_NON_BLOCKING = 1 }; /* has no order with the stream 0 of the application */
 enum { CUDA_EVENT_BLOCKING_SYNC = 1, CUDA_EVENT_DISABLE_TIMING = 2 };
 
+/* CUstreamCaptureStatus. */
+enum { CUDA_CAPTURES_NOTHING = 0 };
+
+/* Handles of default streams: the context's and, the last such handle, the thread's. 0 is the first, too. */
+enum { CUDA_STREAM_LEGACY = 1, CUDA_STREAM_PER_THREAD = 2 };
+
 /* CUmemLocation */
 struct cuda_location {
     int type, id;
@@ -79,6 +85,7 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuMemcpyHtoDAsync_v2, (uintptr_t to, const void *from, size_t length, void *stream))                \
     REQUIRED(int, cuMemcpyDtoHAsync_v2, (void *to, uintptr_t from, size_t length, void *stream))                      \
     REQUIRED(int, cuMemcpyDtoDAsync_v2, (uintptr_t to, uintptr_t from, size_t length, void *stream))                  \
+    REQUIRED(int, cuStreamIsCapturing, (void *stream, int *out))                                                      \
     OPTIONAL(int, cuMemcpyBatchAsync,                                                                                 \
              (uintptr_t *to, uintptr_t *from, size_t *lengths, size_t count,                                          \
               struct cuda_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,             \
@@ -161,6 +168,13 @@ int kvferry_cuda_destroy_event(const struct cuda *cuda, uintptr_t event);
 int kvferry_cuda_record_event(const struct cuda *cuda, uintptr_t event, uintptr_t stream);
 int kvferry_cuda_query_event(const struct cuda *cuda, uintptr_t event);
 int kvferry_cuda_synchronize_event(const struct cuda *cuda, uintptr_t event);
+
+/* The context of a stream, and whether it is being captured: a CUstreamCaptureStatus. */
+struct cuda_result kvferry_cuda_stream_context(const struct cuda *cuda, uintptr_t stream);
+struct cuda_result kvferry_cuda_capture(const struct cuda *cuda, uintptr_t stream);
+
+/* Has kvferry_cuda_reached called with the argument, in the order of a stream. */
+int kvferry_cuda_call(const struct cuda *cuda, uintptr_t stream, void *argument);
 
 /* The name of an error, and what it says in words: NULL where CUDA does not know it. */
 const char *kvferry_cuda_error_name(const struct cuda *cuda, int error);

@@ -23,5 +23,8 @@ var gpus = vendor.Kind{
 	Use:      use,
 }
 
+// Runtime is the CUDA driver, as the engine knows it.
+type Runtime struct{ *vendor.Runtime }
+
 // New returns the runtime of a library file, "" for the libcuda.so.1 that the loader finds. Nothing is opened yet.
-func New(file string, log *zap.Logger) *vendor.Runtime { return vendor.New(&gpus, file, log) }
+func New(file string, log *zap.Logger) *Runtime { return &Runtime{vendor.New(&gpus, file, log)} }

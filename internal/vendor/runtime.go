@@ -35,11 +35,12 @@ func (r *Runtime) Name() string { return r.kind.Name }
 // Require opens the library if it is not open yet: the file that New was given; else the kind's where the loader finds it,
 // or one of the kind's variables leads to it. The error is a status.DeviceNotFound.
 func (r *Runtime) Require() error {
-	_, err := r.open()
+	_, err := r.Opened()
 	return err
 }
 
-func (r *Runtime) open() (Library, error) {
+// Opened opens the library as Require does, and returns it.
+func (r *Runtime) Opened() (Library, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.library != nil {
@@ -61,7 +62,7 @@ func (r *Runtime) present() Library {
 		}
 		return r.library
 	}
-	l, err := r.open()
+	l, err := r.Opened()
 	if err != nil {
 		r.warnOnce(err)
 	}
@@ -79,7 +80,7 @@ func (r *Runtime) warnOnce(err error) {
 
 // Open returns a device, by its number.
 func (r *Runtime) Open(index int) (device.Device, error) {
-	l, err := r.open()
+	l, err := r.Opened()
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +130,7 @@ func (r *Runtime) openFor(named int) (Library, error) {
 	if named == Unnamed {
 		return r.present(), nil
 	}
-	l, err := r.open()
+	l, err := r.Opened()
 	if err != nil {
 		return nil, fmt.Errorf("memory on %s: %w", r.kind.NameOf(named), err)
 	}
