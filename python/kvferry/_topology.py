@@ -1,4 +1,4 @@
-"""The machine's topology as Mooncake tells it: for each memory node, which RDMA devices are near."""
+"""The machine's topology as Mooncake tells it: for each memory node and GPU, which RDMA devices are near."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from kvferry.gpu import visible_devices
 
 NODES = Path("/sys/devices/system/node")
 
@@ -17,7 +20,12 @@ _log = logging.getLogger("kvferry")
 def topology() -> str:
     """JSON: location -> [preferred devices, available devices]. The file MC_CUSTOM_TOPO_JSON names, where it has any
     text, stands in for what the machine has, which is no RDMA device that we would use."""
-    return json.dumps(_custom() or {f"cpu:{node}": [[], []] for node in _memory_nodes()}, indent=1)
+    return json.dumps(_custom() or {location: [[], []] for location in _locations()}, indent=1)
+
+
+def _locations() -> Iterator[str]:
+    yield from (f"cpu:{node}" for node in _memory_nodes())
+    yield from (f"cuda:{device}" for device in range(visible_devices()))
 
 
 def _custom() -> Any:

@@ -8,14 +8,14 @@ Any number of threads may call an engine. The GIL is not held while a call waits
 parent made an engine cannot use that one; it makes its own.
 
 Not here: SharedSegment, RpcInterface, CoroRPCInterface, ReceivedData, ReceivedTensor, create_rpc_client,
-create_rpc_server, and the module mooncake.store. There is no CUDA support in this version, so the *_on_cuda methods are
-absent, as they are from a build of Mooncake without it.
+create_rpc_server, and the module mooncake.store.
+
+SUPPORT_CUDA is whether this process may use a GPU now: it is looked for when the flag is.
 """
 
 from __future__ import annotations
 
-from typing import NoReturn
-
+from kvferry import gpu
 from kvferry._engine import Engine as InnerTransferEngine
 from mooncake.engine._engine import TransferEngine
 from mooncake.engine._types import TransferNotify, TransferOpcode
@@ -23,7 +23,7 @@ from mooncake.engine._types import TransferNotify, TransferOpcode
 Read = TransferOpcode.Read
 Write = TransferOpcode.Write
 
-SUPPORT_CUDA = False
+SUPPORT_CUDA: bool
 SUPPORT_EFA = False
 SUPPORT_HIP = False
 SUPPORT_INTRA_NVLINK = False
@@ -56,7 +56,13 @@ _ABSENT = (
 )
 
 
-def __getattr__(name: str) -> NoReturn:
+def __getattr__(name: str) -> bool:
+    if name == "SUPPORT_CUDA":
+        return gpu.available()
     if name in _ABSENT:
         raise AttributeError(f"mooncake.engine.{name} is not part of kvferry, which provides Mooncake's TransferEngine")
     raise AttributeError(f"module 'mooncake.engine' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "SUPPORT_CUDA"})
