@@ -193,8 +193,8 @@ class Engine(Managed):
     def order(
         self, kind: str, stream: int, opcode: int, segment: int, local: Array, remote: Array, lengths: Array, count: int
     ) -> int:
-        """Move count blocks at a place in a stream of that kind of device: after what is queued in it, and before what is
-        queued later. A code, also that of an earlier such transfer that failed, when nothing is queued."""
+        """Move count blocks in the order of a stream of that kind of device: after what is queued in it by now, and
+        before what is queued later. A code, also that of an earlier one that failed: nothing is queued then."""
         return self._functions.kvferry_transfer_on_stream(
             self.handle, c_string(kind, "kind"), stream, opcode, segment, local, remote, lengths, count
         )
