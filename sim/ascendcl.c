@@ -5,6 +5,31 @@
 
 #include <string.h>
 
+#define CALLS(CALL)                                                                                                \
+    CALL(aclInit) CALL(aclFinalize) CALL(aclrtSetDevice) CALL(aclrtGetDevice) CALL(aclrtResetDevice)               \
+    CALL(aclrtGetDeviceCount) CALL(aclrtDeviceCanAccessPeer) CALL(aclrtDeviceEnablePeerAccess) CALL(aclrtMalloc)   \
+    CALL(aclrtFree) CALL(aclrtMallocHost) CALL(aclrtFreeHost) CALL(aclrtPointerGetAttributes) CALL(aclrtMemset)    \
+    CALL(aclrtMemcpy) CALL(aclrtMemcpyAsync) CALL(aclrtMemcpyBatchAsync) CALL(aclrtCreateStream)                   \
+    CALL(aclrtDestroyStream) CALL(aclrtSynchronizeStream) CALL(aclrtSynchronizeStreamWithTimeout)                  \
+    CALL(aclrtCreateEvent) CALL(aclrtDestroyEvent) CALL(aclrtRecordEvent) CALL(aclrtStreamWaitEvent)               \
+    CALL(aclrtSynchronizeEvent) CALL(aclrtSynchronizeEventWithTimeout) CALL(aclrtQueryEventStatus)
+
+#define NUMBER_OF(name) CALL_##name,
+#define NAME_OF(name) #name,
+enum call { CALLS(NUMBER_OF) CALL_COUNT };
+static const char *const names[SIM_CALLS_MAX] = {CALLS(NAME_OF)};
+
+const struct sim_face sim_face = {
+    .runtime = "AscendCL",
+    .prefix = "acl",
+    .report_suffix = "",
+    .calls = names,
+    .call_count = CALL_COUNT,
+    .alignment = 64, /* acl/acl_rt.h */
+};
+
+enum { BATCH_MAX = 4096 }; /* elements: DEVMM_MEMCPY_BATCH_MAX_COUNT of CANN's ascend_hal_define.h */
+
 enum location { LOCATION_HOST, LOCATION_DEVICE, LOCATION_UNREGISTERED }; /* aclrtMemLocationType */
 enum status { STATUS_NOT_READY, STATUS_COMPLETE };                      /* aclrtEventRecordedStatus */
 
@@ -43,6 +68,10 @@ static const int codes[SIM_REASONS] = {
     [-SIM_BROKEN] = 507899,          /* drv internal error */
     [-SIM_DMA_ERROR] = 507013,       /* sys dma error */
     [-SIM_FORKED] = 107002,
+    [-SIM_NOT_PERMITTED] = 207000,
+    [-SIM_REGISTERED] = 107000,
+    [-SIM_UNREGISTERED] = 107000,
+    [-SIM_OTHER_MEMORY] = 107003,
 };
 
 static int end(int result)
@@ -52,7 +81,7 @@ static int end(int result)
 }
 
 /* Begins a call that does nothing where it is to fail. */
-static int begin(enum sim_call call, enum sim_needs needs)
+static int begin(enum call call, enum sim_needs needs)
 {
     int later, result = sim_begin(call, needs, &later);
 
@@ -75,6 +104,9 @@ SIM_EXPORT int aclInit(const char *config)
     int result = begin(CALL_aclInit, NEEDS_NOTHING);
 
     (void)config;
+    if (result == SIM_OK && sim.initialized) {
+        result = sim_fail(SIM_REPEATED, "the runtime is initialised already");
+    }
     return end(result == SIM_OK ? sim_initialize() : result);
 }
 
@@ -105,14 +137,19 @@ SIM_EXPORT int aclrtSetDevice(int32_t device)
 {
     int result = begin(CALL_aclrtSetDevice, NEEDS_INIT);
 
-    return end(result == SIM_OK ? sim_set_device(device) : result);
+    if (result == SIM_OK && (result = sim_hold(device)) == SIM_OK) {
+        sim_set_current(sim_held_device(device));
+    }
+    return end(result);
 }
 
+/* Streams, events and memory of the device stay, and show in the report as leaked. */
 SIM_EXPORT int aclrtResetDevice(int32_t device)
 {
     int later, result = sim_begin(CALL_aclrtResetDevice, NEEDS_INIT, &later);
+    bool last;
 
-    return end(result == SIM_OK ? given_back(sim_reset_device(device), later) : result);
+    return end(result == SIM_OK ? given_back(sim_unhold(device, &last), later) : result);
 }
 
 SIM_EXPORT int aclrtGetDevice(int32_t *device)
@@ -217,7 +254,7 @@ SIM_EXPORT int aclrtCreateStream(void **stream)
 {
     int result = begin(CALL_aclrtCreateStream, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_create_stream(stream) : result);
+    return end(result == SIM_OK ? sim_create_stream(false, stream) : result);
 }
 
 SIM_EXPORT int aclrtDestroyStream(void *stream)
@@ -364,14 +401,14 @@ SIM_EXPORT int aclrtMemcpyBatchAsync(void **to, size_t *rooms, void **from, size
                               size_t *failed, void *stream)
 {
     int claimed = -1, result = begin(CALL_aclrtMemcpyBatchAsync, NEEDS_DEVICE);
-    struct batch batch = {to, rooms, from, sizes, count};
+    struct batch batch = {to, rooms, from, sizes, count, NULL};
 
     if (result != SIM_OK || (result = null(failed)) != SIM_OK) {
         return end(result);
     }
     *failed = SIZE_MAX;
-    if (to == NULL || rooms == NULL || from == NULL || sizes == NULL || count == 0 || count > SIM_BATCH_MAX) {
-        return end(sim_fail(SIM_INVALID, "a batch of %zu copies, of at most %d", count, SIM_BATCH_MAX));
+    if (to == NULL || rooms == NULL || from == NULL || sizes == NULL || count == 0 || count > BATCH_MAX) {
+        return end(sim_fail(SIM_INVALID, "a batch of %zu copies, of at most %d", count, BATCH_MAX));
     }
     result = batch_direction(attributes, indexes, attribute_count, count, &claimed);
     return end(result == SIM_OK ? sim_copy_batch(&batch, claimed, failed, stream) : result);

@@ -12,7 +12,7 @@ SIM_EXPORT int kvferry_sim_faults(const char *spec)
     if (!sim_control()) {
         return -1;
     }
-    result = sim_parse_faults(spec);
+    result = sim_parse_faults(spec, false);
     pthread_mutex_unlock(&sim.lock);
     return result == SIM_OK ? 0 : -1;
 }

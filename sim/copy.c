@@ -2,80 +2,105 @@
 #include "device.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 static const char *const kind_names[KINDS] = {"host to host", "host to device", "device to host", "device to device"};
 
-/* Finds where the bytes of one end are. NULL is returned in *bytes, and a reason as result, where they are nowhere. */
-static int find_end(const void *address, size_t size, unsigned char **bytes, struct allocation **owner)
+/* One end of a copy. */
+struct end {
+    unsigned char *bytes;
+    struct allocation *owner; /* NULL for pageable memory */
+    int device;               /* -1 for the host's */
+    bool shared;              /* the host and a device both can access it */
+};
+
+/* Finds where the bytes of one end are. */
+static int find_end(const void *address, size_t size, struct end *end)
 {
-    enum sim_memory memory = sim_locate(address, owner);
+    enum sim_memory memory = sim_locate(address, &end->owner);
     size_t offset;
 
-    *bytes = NULL;
     if (address == NULL) {
         return sim_fail(SIM_INVALID, "one end of a copy is NULL");
     }
+    end->bytes = (unsigned char *)address;
+    end->device = -1;
+    end->shared = memory == MEMORY_MANAGED;
     if (memory == MEMORY_UNKNOWN) {
-        *bytes = (unsigned char *)address;
         return SIM_OK;
     }
     if (memory == MEMORY_FREED) {
         return sim_misuse(MISUSE_use_after_free, SIM_INVALID, "%p is in memory that was freed", address);
     }
-    offset = (uintptr_t)address - (*owner)->base;
-    if (offset > (*owner)->size || size > (*owner)->size - offset) {
+    offset = (uintptr_t)address - end->owner->base;
+    if (offset > end->owner->size || size > end->owner->size - offset) {
         return sim_misuse(MISUSE_out_of_bounds, SIM_INVALID, "%zu bytes at %p end behind the %zu bytes allocated at %p",
-                          size, address, (*owner)->size, (void *)(*owner)->base);
+                          size, address, end->owner->size, (void *)end->owner->base);
     }
-    *bytes = (*owner)->bytes + offset;
+    end->bytes = end->owner->bytes + offset;
+    if (memory == MEMORY_DEVICE || memory == MEMORY_MANAGED) {
+        end->device = end->owner->device;
+    } else if (memory == MEMORY_VIRTUAL && (end->device = sim_mapped(end->owner, offset, size)) < 0) {
+        return sim_misuse(MISUSE_out_of_bounds, SIM_INVALID,
+                          "%zu bytes at %p are not all mapped, of one device, and open to it", size, address);
+    }
     return SIM_OK;
 }
 
-static bool on_device(const struct allocation *owner)
-{
-    return owner != NULL && owner->memory == MEMORY_DEVICE;
-}
-
 /* Checks that a device may use memory in a copy: its own, or that of a peer where both ends are on devices. */
-static int check_owner(const struct allocation *owner, int device, enum sim_kind kind)
+static int check_owner(const struct end *end, int device, enum sim_kind kind)
 {
-    if (!on_device(owner) || owner->device == device) {
+    if (end->device < 0 || end->device == device) {
         return SIM_OK;
     }
-    if (kind == KIND_D2D && (sim.device[device].peers >> owner->device & 1) != 0) {
+    if (kind == KIND_D2D && (sim.device[device].peers >> end->device & 1) != 0) {
         return SIM_OK;
     }
-    return sim_misuse(MISUSE_other_device, SIM_OTHER_DEVICE, "%p is memory of device %d, not of device %d",
-                      (void *)owner->base, owner->device, device);
+    return sim_misuse(MISUSE_other_device, SIM_OTHER_MEMORY, "%p is memory of device %d, not of device %d",
+                      (void *)end->owner->base, end->device, device);
 }
 
 static int check_alignment(const void *to, const void *from, enum sim_kind kind)
 {
-    if (kind != KIND_D2D || ((uintptr_t)to | (uintptr_t)from) % SIM_ALIGNMENT == 0) {
+    if (kind != KIND_D2D || ((uintptr_t)to | (uintptr_t)from) % sim_face.alignment == 0) {
         return SIM_OK;
     }
-    return sim_fail(SIM_UNALIGNED, "a copy within a device, from %p to %p, wants both aligned to %d bytes", from, to,
-                    SIM_ALIGNMENT);
+    return sim_fail(SIM_UNALIGNED, "a copy within a device, from %p to %p, wants both aligned to %zu bytes", from, to,
+                    sim_face.alignment);
+}
+
+/* Whether an end is what a copy is said to have there. */
+static bool is_as_claimed(const struct end *end, bool device)
+{
+    return end->shared || (end->device >= 0) == device;
 }
 
 /* Finds both ends of a copy, and what it is. */
-static int find_ends(struct piece *piece, void *to, const void *from, size_t size, enum sim_kind *kind)
+static int find_ends(struct end *target, void *to, struct end *source, const void *from, size_t size, int claimed,
+                     enum sim_kind *kind)
 {
     static const enum sim_kind kinds[2][2] = {{KIND_H2H, KIND_H2D}, {KIND_D2H, KIND_D2D}};
-    unsigned char *source;
-    int result = find_end(from, size, &source, &piece->from_owner);
+    int result = find_end(from, size, source);
 
     if (result == SIM_OK) {
-        result = find_end(to, size, &piece->to, &piece->to_owner);
+        result = find_end(to, size, target);
     }
-    if (result == SIM_OK) {
-        piece->from = source;
-        piece->size = size;
-        *kind = kinds[on_device(piece->from_owner)][on_device(piece->to_owner)];
+    if (result != SIM_OK) {
+        return result;
     }
-    return result;
+    *kind = kinds[source->device >= 0][target->device >= 0];
+    if (claimed < 0) {
+        return SIM_OK;
+    }
+    if (!is_as_claimed(source, claimed == KIND_D2H || claimed == KIND_D2D) ||
+        !is_as_claimed(target, claimed == KIND_H2D || claimed == KIND_D2D)) {
+        return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "a copy from %p to %p is not %s but %s", from, to,
+                          kind_names[claimed], kind_names[*kind]);
+    }
+    *kind = (enum sim_kind)claimed;
+    return SIM_OK;
 }
 
 static void hold(struct allocation *allocation)
@@ -88,26 +113,21 @@ static void hold(struct allocation *allocation)
 int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, size_t size, int claimed, int device,
                 enum sim_kind *kind)
 {
+    struct end source, target;
     int result;
 
     if (size == 0 || room < size) {
         return sim_fail(SIM_INVALID, "a copy of %zu bytes to where %zu bytes have room", size, room);
     }
-    result = find_ends(piece, to, from, size, kind);
-    if (result != SIM_OK) {
-        return result;
-    }
-    if (claimed >= 0 && (int)*kind != claimed) {
-        return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "a copy from %p to %p is not %s but %s", from, to,
-                          kind_names[claimed], kind_names[*kind]);
-    }
-    if ((result = check_owner(piece->from_owner, device, *kind)) != SIM_OK ||
-        (result = check_owner(piece->to_owner, device, *kind)) != SIM_OK ||
+    if ((result = find_ends(&target, to, &source, from, size, claimed, kind)) != SIM_OK ||
+        (result = check_owner(&source, device, *kind)) != SIM_OK ||
+        (result = check_owner(&target, device, *kind)) != SIM_OK ||
         (result = check_alignment(to, from, *kind)) != SIM_OK) {
         return result;
     }
-    hold(piece->from_owner);
-    hold(piece->to_owner);
+    hold(source.owner);
+    hold(target.owner);
+    *piece = (struct piece){target.bytes, source.bytes, size, target.owner, source.owner, NULL};
     return SIM_OK;
 }
 
@@ -115,6 +135,13 @@ void sim_release_piece(struct piece *piece)
 {
     sim_release(piece->from_owner);
     sim_release(piece->to_owner);
+    free(piece->early);
+}
+
+bool sim_read_early(struct piece *piece)
+{
+    piece->early = malloc(piece->size);
+    return piece->early != NULL && sim_move_checked(piece->early, piece->from, piece->size);
 }
 
 bool sim_is_pageable(const struct piece *piece)
@@ -124,10 +151,12 @@ bool sim_is_pageable(const struct piece *piece)
 
 bool sim_move(const struct piece *piece)
 {
+    const unsigned char *from = piece->early != NULL ? piece->early : piece->from;
+
     if (sim_is_pageable(piece)) {
-        return sim_move_checked(piece->to, piece->from, piece->size);
+        return sim_move_checked(piece->to, from, piece->size);
     }
-    memmove(piece->to, piece->from, piece->size);
+    memmove(piece->to, from, piece->size);
     return true;
 }
 
@@ -174,27 +203,26 @@ int sim_copy_now(void *to, size_t room, const void *from, size_t size, int claim
 
 int sim_set_now(void *to, size_t room, int value, size_t size)
 {
-    struct allocation *owner;
-    unsigned char *bytes;
+    struct end end;
     int result;
 
     if (size == 0 || room < size) {
         return sim_fail(SIM_INVALID, "setting %zu bytes where %zu bytes have room", size, room);
     }
-    result = find_end(to, size, &bytes, &owner);
-    if (result == SIM_OK && owner == NULL) {
+    result = find_end(to, size, &end);
+    if (result == SIM_OK && end.owner == NULL) {
         result = sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "%p is memory of no device", to);
     }
     if (result == SIM_OK) {
-        result = check_owner(owner, sim_current(), KIND_H2D);
+        result = check_owner(&end, sim_current(), KIND_H2D);
     }
     if (result != SIM_OK) {
         return result;
     }
-    owner->users++;
+    end.owner->users++;
     pthread_mutex_unlock(&sim.lock);
-    memset(bytes, value, size);
+    memset(end.bytes, value, size);
     pthread_mutex_lock(&sim.lock);
-    sim_release(owner);
+    sim_release(end.owner);
     return SIM_OK;
 }

@@ -12,10 +12,8 @@
 struct sim sim = {.devices = 2};
 bool sim_forked;
 
-static __thread struct {
-    int device; /* plus one, as zero is none */
-    unsigned epoch;
-} current;
+static __thread struct sim_current current;
+static __thread bool called_back; /* by the simulator */
 
 static __thread struct {
     char text[2][SIM_MESSAGE_MAX]; /* the last one, and the one that was asked for */
@@ -121,7 +119,7 @@ static int configure(void)
     sim.adversarial = set != NULL && *set != '\0';
     sim.seed = seed;
     result = sim_parse_cost(getenv("KVFERRY_SIM_COST"));
-    return result != SIM_OK ? result : sim_parse_faults(getenv("KVFERRY_SIM_FAULTS"));
+    return result != SIM_OK ? result : sim_parse_faults(getenv("KVFERRY_SIM_FAULTS"), true);
 }
 
 /* Takes the variables in when the first call is made. Where one makes no sense, the runtime cannot be initialised. */
@@ -144,27 +142,30 @@ bool sim_control(void)
     return true;
 }
 
-int sim_begin(enum sim_call call, enum sim_needs needs, int *later)
+int sim_begin(int call, enum sim_needs needs, int *later)
 {
     int device;
 
     *later = SIM_OK;
     if (!sim_control()) {
         return sim_fail(SIM_FORKED, "%s in a child of fork(): devices work only in the process that initialised them",
-                        sim_call_names[call]);
+                        sim_face.calls[call]);
     }
     sim.counters.calls[call]++;
+    if (called_back) {
+        return sim_fail(SIM_NOT_PERMITTED, "%s by a function that a stream calls", sim_face.calls[call]);
+    }
     if (needs != NEEDS_NOTHING && !sim.initialized) {
-        return sim_fail(SIM_UNINITIALIZED, "%s before the runtime was initialised", sim_call_names[call]);
+        return sim_fail(SIM_UNINITIALIZED, "%s before the runtime was initialised", sim_face.calls[call]);
     }
     device = sim_current();
     if (needs == NEEDS_DEVICE && device < 0) {
         return sim_misuse(MISUSE_no_device_set, SIM_NO_DEVICE_SET, "%s on a thread with no device set",
-                          sim_call_names[call]);
+                          sim_face.calls[call]);
     }
     *later = sim_call_fault(call);
-    if (*later == SIM_OK && needs == NEEDS_DEVICE && sim.device[device].lost) {
-        *later = sim_fail(SIM_LOST, "%s: device %d is lost", sim_call_names[call], device);
+    if (*later == SIM_OK && needs == NEEDS_DEVICE) {
+        *later = sim_trouble(device);
     }
     return SIM_OK;
 }
@@ -178,9 +179,6 @@ void sim_end(void)
 
 int sim_initialize(void)
 {
-    if (sim.initialized) {
-        return sim_fail(SIM_REPEATED, "the runtime is initialised already");
-    }
     if (*misconfigured != '\0') {
         return sim_fail(SIM_INVALID, "%s", misconfigured);
     }
@@ -202,46 +200,77 @@ int sim_check_device(int device)
     return sim.device[device].lost ? sim_fail(SIM_LOST, "device %d is lost", device) : SIM_OK;
 }
 
-int sim_current(void)
+int sim_trouble(int device)
 {
-    int device = current.device - 1;
+    const struct device *d = &sim.device[device];
 
-    return device >= 0 && current.epoch == sim.device[device].epoch ? device : -1;
+    if (d->lost) {
+        return sim_fail(SIM_LOST, "device %d is lost", device);
+    }
+    return d->broken != SIM_OK ? sim_fail(d->broken, "an operation on device %d has failed", device) : SIM_OK;
 }
 
-int sim_set_device(int device)
+int sim_hold(int device)
 {
     int result = sim_check_device(device);
 
-    if (result != SIM_OK) {
-        return result;
+    if (result == SIM_OK) {
+        sim.device[device].held++;
+        sim.device[device].sets++;
     }
-    sim.device[device].held++;
-    sim.device[device].sets++;
-    current.device = device + 1;
-    current.epoch = sim.device[device].epoch;
-    return SIM_OK;
+    return result;
 }
 
-/* Streams, events and memory of the device stay, and show in the report as leaked. */
-int sim_reset_device(int device)
+int sim_unhold(int device, bool *last)
 {
     int result = sim_check_device(device);
     struct device *d;
 
+    *last = false;
     if (result != SIM_OK && result != SIM_LOST) {
         return result;
     }
     d = &sim.device[device];
     if (d->held == 0) {
-        return sim_misuse(MISUSE_reset_without_set, SIM_INVALID, "device %d is reset more often than it was set",
+        return sim_misuse(MISUSE_reset_without_set, SIM_INVALID, "device %d is given back more often than it was taken",
                           device);
     }
     d->resets++;
     if (--d->held == 0) {
+        *last = true;
         d->epoch++;
+        d->broken = SIM_OK;
     }
     return result;
+}
+
+struct sim_current sim_held_device(int device)
+{
+    struct sim_current held = {device + 1, sim.device[device].epoch};
+
+    return held;
+}
+
+struct sim_current sim_get_current(void)
+{
+    return current;
+}
+
+void sim_set_current(struct sim_current wanted)
+{
+    current = wanted;
+}
+
+int sim_device_of(struct sim_current which)
+{
+    int device = which.device - 1;
+
+    return device >= 0 && which.epoch == sim.device[device].epoch ? device : -1;
+}
+
+int sim_current(void)
+{
+    return sim_device_of(current);
 }
 
 int sim_enable_peer(int peer)
@@ -255,6 +284,15 @@ int sim_enable_peer(int peer)
         sim.device[device].peers |= (uint64_t)1 << peer;
     }
     return result;
+}
+
+void sim_call_back(void (*function)(void *), void *argument)
+{
+    pthread_mutex_unlock(&sim.lock);
+    called_back = true;
+    function(argument);
+    called_back = false;
+    pthread_mutex_lock(&sim.lock);
 }
 
 int64_t sim_now(void)

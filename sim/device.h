@@ -1,5 +1,8 @@
 /* Simulated devices, without the face of any runtime: memory, current devices, streams, events, faults and counters.
  *
+ * A face is a runtime's functions, in files of its name: ascendcl.c, and cuda.c with cuda_*.c. A library has one of them,
+ * which says in sim_face what is different with it.
+ *
  * One lock, sim.lock, guards everything. A face takes it with sim_begin and gives it back with sim_end around each
  * call; all other functions here are called with it held. It is let go while bytes are moved and while anything waits.
  *
@@ -18,8 +21,7 @@
 
 enum {
     SIM_DEVICES_MAX = 64,
-    SIM_BATCH_MAX = 4096, /* elements of a batched copy: DEVMM_MEMCPY_BATCH_MAX_COUNT of CANN's ascend_hal_define.h */
-    SIM_ALIGNMENT = 64,   /* of both ends of a copy within a device: acl/acl_rt.h */
+    SIM_CALLS_MAX = 64, /* functions of a face */
     SIM_MESSAGE_MAX = 256,
 };
 
@@ -43,27 +45,31 @@ enum sim_reason {
     SIM_BROKEN = -16, /* what an injected fault is, where it names no code */
     SIM_DMA_ERROR = -17,
     SIM_FORKED = -18,
-    SIM_REASONS = 19,
+    SIM_NOT_PERMITTED = -19, /* called by a function that a stream calls */
+    SIM_REGISTERED = -20,    /* page-locked already */
+    SIM_UNREGISTERED = -21,  /* not page-locked */
+    SIM_OTHER_MEMORY = -22,  /* of another device */
+    SIM_REASONS = 23,
 };
 
-/* The calls that are counted and that can be made to fail, of every face. */
-#define SIM_CALLS(CALL)                                                                                            \
-    CALL(aclInit) CALL(aclFinalize) CALL(aclrtSetDevice) CALL(aclrtGetDevice) CALL(aclrtResetDevice)               \
-    CALL(aclrtGetDeviceCount) CALL(aclrtDeviceCanAccessPeer) CALL(aclrtDeviceEnablePeerAccess) CALL(aclrtMalloc)   \
-    CALL(aclrtFree) CALL(aclrtMallocHost) CALL(aclrtFreeHost) CALL(aclrtPointerGetAttributes) CALL(aclrtMemset)    \
-    CALL(aclrtMemcpy) CALL(aclrtMemcpyAsync) CALL(aclrtMemcpyBatchAsync) CALL(aclrtCreateStream)                   \
-    CALL(aclrtDestroyStream) CALL(aclrtSynchronizeStream) CALL(aclrtSynchronizeStreamWithTimeout)                  \
-    CALL(aclrtCreateEvent) CALL(aclrtDestroyEvent) CALL(aclrtRecordEvent) CALL(aclrtStreamWaitEvent)               \
-    CALL(aclrtSynchronizeEvent) CALL(aclrtSynchronizeEventWithTimeout) CALL(aclrtQueryEventStatus)
+struct sim_face {
+    const char *runtime;       /* what it is called */
+    const char *prefix;        /* of its functions */
+    const char *report_suffix; /* of the file that a report is written to */
+    const char *const *calls;  /* the functions that are counted and that can be made to fail */
+    int call_count;
+    size_t alignment;      /* of both ends of a copy within a device */
+    bool failures_spread;  /* an operation that fails breaks all of its device */
+    bool default_stream;   /* NULL is a stream */
+};
 
-#define SIM_CALL_NUMBER(name) CALL_##name,
-enum sim_call { SIM_CALLS(SIM_CALL_NUMBER) CALLS };
+extern const struct sim_face sim_face;
 
 /* What a program did that it must not do, by the names that the report gives it. */
 #define SIM_MISUSES(MISUSE)                                                                                        \
     MISUSE(double_free) MISUSE(use_after_free) MISUSE(busy_free) MISUSE(busy_destroy) MISUSE(out_of_bounds)        \
     MISUSE(wrong_pointer) MISUSE(unknown_handle) MISUSE(no_device_set) MISUSE(other_device)                        \
-    MISUSE(reset_without_set)
+    MISUSE(reset_without_set) MISUSE(left_behind)
 
 #define SIM_MISUSE_NUMBER(name) MISUSE_##name,
 enum sim_misuse { SIM_MISUSES(SIM_MISUSE_NUMBER) MISUSES };
@@ -71,21 +77,33 @@ enum sim_misuse { SIM_MISUSES(SIM_MISUSE_NUMBER) MISUSES };
 /* The kinds of copy, as the cost model and the report know them. */
 enum sim_kind { KIND_H2H, KIND_H2D, KIND_D2H, KIND_D2D, KINDS };
 
-enum sim_memory { MEMORY_UNKNOWN, MEMORY_DEVICE, MEMORY_HOST, MEMORY_FREED };
+/* Host memory is page-locked; registered memory is the program's own, page-locked later; managed memory is a device's
+ * that the host can access; a virtual range has pieces of device memory mapped into it. */
+enum sim_memory {
+    MEMORY_UNKNOWN,
+    MEMORY_DEVICE,
+    MEMORY_HOST,
+    MEMORY_REGISTERED,
+    MEMORY_MANAGED,
+    MEMORY_VIRTUAL,
+    MEMORY_FREED
+};
 
-/* Memory of a device, or page-locked memory of the host. */
+/* A range of addresses that a copy can be from or to. */
 struct allocation {
     uintptr_t base;       /* the address that was handed out */
     size_t size, span;    /* as asked for; in whole pages */
-    unsigned char *bytes; /* elsewhere for device memory, whose handed-out address cannot be accessed */
+    unsigned char *bytes; /* elsewhere where the host cannot access the address that was handed out */
     enum sim_memory memory;
-    int device;
-    int users; /* queued or running copies */
+    int device;             /* -1 for a virtual range */
+    struct granule *granules; /* of a virtual range: what is mapped where */
+    int users;              /* queued or running copies */
     bool freed;
 };
 
 struct device {
     bool lost;
+    int broken;        /* the code of an operation that failed, where that spreads */
     long held;         /* sets not yet taken back */
     unsigned epoch;    /* goes up when the last one is: threads that had the device set have none then */
     long sets, resets; /* counted for the report */
@@ -104,7 +122,7 @@ struct cost {
 };
 
 struct counters {
-    uint64_t calls[CALLS], misuses[MISUSES];
+    uint64_t calls[SIM_CALLS_MAX], misuses[MISUSES];
     uint64_t copies[KINDS], copied_bytes[KINDS], pageable_copies, executed, faults;
 };
 
@@ -128,10 +146,10 @@ extern bool sim_forked;
 /* device.c */
 
 /* Takes the lock, counts the call, and checks what every call needs. *later is what the call must return even where it
- * does its work, as functions that give something back do: an injected fault, or a lost device. The lock must be given
+ * does its work, as functions that give something back do: an injected fault, or a lost or broken device. The lock must be given
  * back with sim_end whatever the result is. */
 enum sim_needs { NEEDS_NOTHING, NEEDS_INIT, NEEDS_DEVICE };
-int sim_begin(enum sim_call call, enum sim_needs needs, int *later);
+int sim_begin(int call, enum sim_needs needs, int *later);
 void sim_end(void);
 
 /* Takes the lock for a control function; false in a child of fork(). */
@@ -148,11 +166,29 @@ char *sim_cut(char *text, const char *separator);
 
 int sim_initialize(void);
 int sim_finalize(void);
-int sim_set_device(int device);
-int sim_reset_device(int device);
-int sim_current(void); /* this thread's device; -1 where none is set */
+
+/* A device is in use while it is held: its counts are one more and one less. SIM_LOST is returned by sim_unhold where it
+ * has done its work. *last tells whether nobody holds the device any more: no thread has it for its own then. */
+int sim_hold(int device);
+int sim_unhold(int device, bool *last);
+
+/* Which device a thread has for its own, and since when; none where it is all zero. */
+struct sim_current {
+    int device; /* plus one */
+    unsigned epoch;
+};
+struct sim_current sim_held_device(int device); /* what a thread has from now on that is given that device */
+struct sim_current sim_get_current(void);
+void sim_set_current(struct sim_current current);
+int sim_device_of(struct sim_current current); /* -1 where there is none, or nobody holds it any more */
+int sim_current(void);                         /* this thread's */
+
 int sim_check_device(int device);
+int sim_trouble(int device); /* why nothing works on a device: SIM_LOST, or what it is broken by; or SIM_OK */
 int sim_enable_peer(int peer);
+
+/* Calls a function of the program, without the lock; it may call none of the face's that need anything. */
+void sim_call_back(void (*function)(void *), void *argument);
 
 int64_t sim_now(void); /* nanoseconds, of the monotonic clock */
 
@@ -162,7 +198,7 @@ void sim_blunt_timers(int sharpened);
 
 /* handle.c */
 
-enum sim_object { OBJECT_NONE, OBJECT_STREAM, OBJECT_EVENT };
+enum sim_object { OBJECT_NONE, OBJECT_STREAM, OBJECT_EVENT, OBJECT_PIECE };
 void *sim_handle(enum sim_object type, void *object); /* NULL where there are too many */
 void *sim_object(enum sim_object type, const void *handle); /* NULL where it is none */
 void *sim_next_object(enum sim_object type, size_t *position); /* goes through all, from position 0; NULL at the end */
@@ -173,13 +209,37 @@ void sim_drop_handle(const void *handle);
 int sim_malloc(enum sim_memory memory, size_t size, void **out);
 int sim_free(enum sim_memory memory, void *address);
 
+int sim_register(void *address, size_t size);
+int sim_unregister(void *address);
+size_t sim_drop_memory(int device); /* frees all that was allocated on a device; returns how much there was */
+
 /* Finds the memory that an address lies in. MEMORY_UNKNOWN is the program's own memory. */
 enum sim_memory sim_locate(const void *address, struct allocation **out);
+bool sim_index(struct allocation *allocation); /* has sim_locate find it; false where there is no memory for that */
+void sim_unindex(struct allocation *allocation);
 void sim_release(struct allocation *allocation); /* one user less; NULL is nobody's memory */
-void sim_count_memory(enum sim_memory memory, size_t *allocations, size_t *bytes);
+
+/* Adds what there is of some kinds of memory. */
+void sim_count_memory(const enum sim_memory *kinds, size_t n, size_t *allocations, size_t *bytes);
+
 
 /* Moves bytes from or to memory of the program itself, which may not be there: false then. Called without the lock. */
 bool sim_move_checked(unsigned char *to, const unsigned char *from, size_t size);
+
+/* virtual.c */
+
+enum { SIM_GRANULE = 2 << 20 }; /* bytes, of which a virtual range has a whole number */
+int sim_reserve(size_t size, size_t alignment, void **out);
+int sim_unreserve(void *address, size_t size);
+int sim_create_piece(size_t size, int device, void **out);
+int sim_drop_piece(void *handle);
+int sim_map(void *address, size_t size, void *handle);
+int sim_unmap(void *address, size_t size);
+int sim_allow(void *address, size_t size, int device); /* lets the device access what is mapped there */
+
+/* The device whose memory is mapped at all of a part of a virtual range, and may be accessed; -1 where there is none. */
+int sim_mapped(const struct allocation *range, size_t offset, size_t size);
+void sim_count_virtual(size_t *pieces, size_t *bytes, size_t *ranges);
 
 /* copy.c */
 
@@ -189,6 +249,7 @@ struct piece {
     const unsigned char *from;
     size_t size;
     struct allocation *to_owner, *from_owner; /* NULL for pageable memory */
+    unsigned char *early;                     /* its bytes, where they were read before its turn; freed with it */
 };
 
 /* Checks a copy on a device, and finds where its bytes are: the pieces' owners have a user more until
@@ -196,6 +257,7 @@ struct piece {
 int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, size_t size, int claimed, int device,
                 enum sim_kind *kind);
 void sim_release_piece(struct piece *piece);
+bool sim_read_early(struct piece *piece); /* false where pageable memory is not there, or no memory for it */
 bool sim_is_pageable(const struct piece *piece);
 bool sim_move(const struct piece *piece); /* without the lock; false where pageable memory is not there */
 void sim_count_copy(enum sim_kind kind, bool pageable, size_t size);
@@ -211,7 +273,8 @@ int sim_parse_cost(const char *spec);
 
 /* stream.c and event.c */
 
-int sim_create_stream(void **out);
+/* One that is blocking is ordered with the default stream. */
+int sim_create_stream(bool blocking, void **out);
 int sim_destroy_stream(void *stream);
 int sim_copy_async(void *to, size_t room, const void *from, size_t size, int claimed, void *stream);
 
@@ -221,10 +284,23 @@ struct batch {
     void **from;
     size_t *sizes;
     size_t count;
+    const bool *early; /* whose source is read at once; NULL: none */
 };
 
-/* All in one direction, in no order. *failed is the element that was refused, or SIZE_MAX. */
+/* In no order; all in one direction where that is claimed. *failed is the element that was refused, or SIZE_MAX. */
 int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void *stream);
+
+int sim_call_in_stream(void *stream, void (*function)(void *), void *argument);
+int sim_query_stream(void *stream, bool *complete);
+int sim_stream_device(void *stream, int *device);
+
+/* Waits for all that this thread's device has been given, or for what orders itself with the default stream. */
+enum sim_streams { STREAMS_ALL, STREAMS_BLOCKING };
+int sim_synchronize_device(enum sim_streams which);
+
+size_t sim_count_streams(void);       /* without default streams */
+size_t sim_drop_streams(int device);  /* ends all of a device; returns how many there were */
+size_t sim_drop_events(int device);
 
 int sim_create_event(void **out);
 int sim_destroy_event(void *event);
@@ -240,8 +316,9 @@ void sim_wake_all(void); /* after a device was lost or hangs were released */
 
 /* faults.c */
 
-int sim_parse_faults(const char *spec);
-int sim_call_fault(enum sim_call call);
+/* Where others are tolerated, faults of functions of another face are passed over. */
+int sim_parse_faults(const char *spec, bool tolerant);
+int sim_call_fault(int call);
 
 /* What is to become of the operation that a stream of that device executes next: 0, a reason, or FAULT_HANG. */
 enum { FAULT_HANG = -1000 };
@@ -251,7 +328,6 @@ void sim_release_hangs(void);
 
 /* report.c */
 
-extern const char *const sim_call_names[CALLS];
 size_t sim_write_report(char *out, size_t size);
 
 #endif

@@ -2,10 +2,10 @@
 #include "stream.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 struct event {
     int device;
+    void *handle;
     const void *stream; /* NULL before it is recorded */
     uint64_t place;
     int64_t time;
@@ -31,7 +31,7 @@ int sim_create_event(void **out)
 
     if (out != NULL && event != NULL) {
         event->device = sim_current();
-        *out = sim_handle(OBJECT_EVENT, event);
+        *out = event->handle = sim_handle(OBJECT_EVENT, event);
         if (*out != NULL) {
             return SIM_OK;
         }
@@ -59,8 +59,12 @@ int sim_record_event(void *handle, void *stream_handle)
     struct event *event = event_of(handle, &result);
     struct stream *stream = event != NULL ? stream_find(stream_handle, &result) : NULL;
 
-    if (stream != NULL) {
-        event->stream = stream_handle;
+    if (stream == NULL || (result = stream_keep_order(stream)) != SIM_OK) {
+        return result;
+    }
+    event = event_of(handle, &result); /* the lock may have been let go */
+    if (event != NULL) {
+        event->stream = stream->handle;
         event->place = stream->submitted;
         event->time = stream->busy_until;
     }
@@ -72,22 +76,23 @@ int sim_stream_wait_event(void *stream_handle, void *handle)
     int result;
     struct event *event = event_of(handle, &result);
     struct stream *stream = event != NULL ? stream_find(stream_handle, &result) : NULL;
-    struct operation *operation = NULL;
-    struct event at;
 
-    if (stream != NULL) {
-        at = *event; /* as it is now: next_place may let the lock go */
-        operation = stream_next_place(stream, &result);
+    return stream != NULL ? stream_queue_wait(stream, event->stream, event->place, event->time) : result;
+}
+
+size_t sim_drop_events(int device)
+{
+    size_t position = 0, dropped = 0;
+    struct event *event;
+
+    while ((event = sim_next_object(OBJECT_EVENT, &position)) != NULL) {
+        if (event->device == device) {
+            sim_drop_handle(event->handle);
+            free(event);
+            dropped++;
+        }
     }
-    if (operation != NULL) {
-        memset(operation, 0, sizeof *operation);
-        operation->type = OPERATION_WAIT;
-        operation->stream = at.stream;
-        operation->place = at.place;
-        stream_submit(stream, 0);
-        stream->busy_until = stream->busy_until > at.time ? stream->busy_until : at.time;
-    }
-    return result;
+    return dropped;
 }
 
 int sim_query_event(void *handle, bool *complete)
@@ -101,6 +106,9 @@ int sim_query_event(void *handle, bool *complete)
     }
     stream = sim_object(OBJECT_STREAM, event->stream);
     *complete = (stream == NULL || stream->executed >= event->place) && sim_now() >= event->time;
+    if (sim_trouble(event->device) != SIM_OK) {
+        return sim_trouble(event->device);
+    }
     return stream != NULL && *complete ? stream_outcome(stream, event->place) : SIM_OK;
 }
 

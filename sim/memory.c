@@ -1,5 +1,7 @@
 /* Memory of the devices, and page-locked memory of the host.
  *
+ * The index has them all in the order of their addresses; virtual.c adds its ranges.
+ *
  * The address of device memory is a range without access rights; its bytes are elsewhere, where only the simulator
  * looks. Pages come into being when they are touched, so that many GiB can be allocated. Memory that was freed stays a
  * range without access rights for a while, so that its use is recognised. */
@@ -57,7 +59,7 @@ static size_t rank(uintptr_t address)
     return low;
 }
 
-static bool insert(struct allocation *allocation)
+bool sim_index(struct allocation *allocation)
 {
     size_t at = rank(allocation->base);
 
@@ -77,14 +79,20 @@ static bool insert(struct allocation *allocation)
     return true;
 }
 
+void sim_unindex(struct allocation *allocation)
+{
+    size_t at = rank(allocation->base);
+
+    memmove(index_ + at - 1, index_ + at, (indexed - at) * sizeof *index_);
+    indexed--;
+}
+
 /* Forgets freed memory: its addresses may be handed out again. */
 static void forget_oldest(void)
 {
     struct allocation *oldest = freed[freed_first];
-    size_t at = rank(oldest->base);
 
-    memmove(index_ + at - 1, index_ + at, (indexed - at) * sizeof *index_);
-    indexed--;
+    sim_unindex(oldest);
     freed_first = (freed_first + 1) % FREED_MAX;
     freed_count--;
     freed_bytes -= oldest->span;
@@ -92,9 +100,14 @@ static void forget_oldest(void)
     free(oldest);
 }
 
-/* Gives the pages of freed memory back, and keeps its range. */
+/* Gives the pages of freed memory back, and keeps its range. Registered memory goes on as the program's. */
 static void retire(struct allocation *allocation)
 {
+    if (allocation->memory == MEMORY_REGISTERED) {
+        sim_unindex(allocation);
+        free(allocation);
+        return;
+    }
     if (allocation->memory == MEMORY_DEVICE) {
         munmap(allocation->bytes, allocation->span);
     } else {
@@ -122,7 +135,7 @@ static bool provide(struct allocation *allocation)
     if (base != NULL && device) {
         allocation->bytes = map(allocation->span, PROT_READ | PROT_WRITE);
     }
-    if (allocation->bytes != NULL && insert(allocation)) {
+    if (allocation->bytes != NULL && sim_index(allocation)) {
         return true;
     }
     if (base != NULL) {
@@ -176,6 +189,26 @@ enum sim_memory sim_locate(const void *address, struct allocation **out)
     return allocation->freed ? MEMORY_FREED : allocation->memory;
 }
 
+/* Frees what may be freed. *busy tells whether copies use it: then it goes when they end. */
+static void free_now(struct allocation *allocation, bool *busy)
+{
+    *busy = allocation->users > 0;
+    allocation->freed = true;
+    if (!*busy) {
+        retire(allocation);
+    }
+}
+
+static int give_back(struct allocation *allocation)
+{
+    void *address = (void *)allocation->base;
+    int users = allocation->users;
+    bool busy;
+
+    free_now(allocation, &busy);
+    return busy ? sim_misuse(MISUSE_busy_free, SIM_OK, "%p was freed while %d copies use it", address, users) : SIM_OK;
+}
+
 int sim_free(enum sim_memory memory, void *address)
 {
     struct allocation *allocation;
@@ -185,20 +218,87 @@ int sim_free(enum sim_memory memory, void *address)
     if (found == MEMORY_FREED && whole) {
         return sim_misuse(MISUSE_double_free, SIM_INVALID, "%p is freed already", address);
     }
-    if (found != memory || !whole) {
+    if (!whole || (found != memory && !(found == MEMORY_MANAGED && memory == MEMORY_DEVICE))) {
         return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "%p is no allocation of %s memory", address,
                           memory == MEMORY_DEVICE ? "device" : "page-locked host");
     }
     if (memory == MEMORY_DEVICE && allocation->device != sim_current()) {
-        return sim_misuse(MISUSE_other_device, SIM_OTHER_DEVICE, "%p is memory of device %d, and device %d is set",
+        return sim_misuse(MISUSE_other_device, SIM_OTHER_MEMORY, "%p is memory of device %d, and device %d is set",
                           address, allocation->device, sim_current());
     }
-    allocation->freed = true;
-    if (allocation->users == 0) {
-        retire(allocation);
-        return SIM_OK;
+    return give_back(allocation);
+}
+
+/* Whether any of it is known already. */
+static bool overlaps(uintptr_t base, size_t size)
+{
+    size_t at = rank(base + size - 1);
+
+    return at > 0 && index_[at - 1]->base + index_[at - 1]->span > base;
+}
+
+/* Whether all of it is mapped. */
+static bool is_mapped(uintptr_t base, size_t size)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (base % page + size + page - 1) / page;
+    unsigned char *resident = malloc(pages);
+    bool mapped = resident != NULL && mincore((void *)(base / page * page), pages * page, resident) == 0;
+
+    free(resident);
+    return mapped;
+}
+
+int sim_register(void *address, size_t size)
+{
+    uintptr_t base = (uintptr_t)address;
+    struct allocation *allocation;
+
+    if (size == 0 || base + size < base || !is_mapped(base, size)) {
+        return sim_fail(SIM_INVALID, "there are no %zu bytes at %p to be page-locked", size, address);
     }
-    return sim_misuse(MISUSE_busy_free, SIM_OK, "%p was freed while %d copies use it", address, allocation->users);
+    if (overlaps(base, size)) {
+        return sim_fail(SIM_REGISTERED, "some of %zu bytes at %p is page-locked, or a device's, already", size, address);
+    }
+    allocation = calloc(1, sizeof *allocation);
+    if (allocation != NULL) {
+        allocation->memory = MEMORY_REGISTERED;
+        allocation->device = sim_current();
+        allocation->base = base;
+        allocation->bytes = address;
+        allocation->size = allocation->span = size;
+        if (sim_index(allocation)) {
+            return SIM_OK;
+        }
+    }
+    free(allocation);
+    return sim_fail(SIM_NO_MEMORY, "there is no memory to page-lock %zu bytes", size);
+}
+
+int sim_unregister(void *address)
+{
+    struct allocation *allocation;
+
+    if (sim_locate(address, &allocation) != MEMORY_REGISTERED || allocation->base != (uintptr_t)address) {
+        return sim_misuse(MISUSE_wrong_pointer, SIM_UNREGISTERED, "%p was not page-locked by registering it", address);
+    }
+    return give_back(allocation);
+}
+
+size_t sim_drop_memory(int device)
+{
+    size_t dropped = 0, i = 0;
+    bool busy;
+
+    while (i < indexed) {
+        if (index_[i]->freed || index_[i]->device != device) {
+            i++;
+            continue;
+        }
+        free_now(index_[i], &busy);
+        dropped++;
+        i = 0; /* freeing may have changed the index */
+    }
+    return dropped;
 }
 
 void sim_release(struct allocation *allocation)
@@ -208,15 +308,16 @@ void sim_release(struct allocation *allocation)
     }
 }
 
-void sim_count_memory(enum sim_memory memory, size_t *allocations, size_t *bytes)
+void sim_count_memory(const enum sim_memory *kinds, size_t n, size_t *allocations, size_t *bytes)
 {
-    size_t i;
+    size_t i, kind;
 
-    *allocations = *bytes = 0;
     for (i = 0; i < indexed; i++) {
-        if (index_[i]->memory == memory && !index_[i]->freed) {
-            *allocations += 1;
-            *bytes += index_[i]->size;
+        for (kind = 0; kind < n; kind++) {
+            if (index_[i]->memory == kinds[kind] && !index_[i]->freed) {
+                *allocations += 1;
+                *bytes += index_[i]->size;
+            }
         }
     }
 }

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #define NAME_OF(name) #name,
-const char *const sim_call_names[CALLS] = {SIM_CALLS(NAME_OF)};
 static const char *const misuse_names[MISUSES] = {SIM_MISUSES(NAME_OF)};
 static const char *const kind_names[KINDS] = {"h2h", "h2d", "d2h", "d2d"};
 
@@ -31,11 +30,11 @@ static void add(struct text *text, const char *format, ...)
     text->length += written > 0 ? (size_t)written : 0;
 }
 
-static size_t count_objects(enum sim_object type)
+static size_t count_events(void)
 {
     size_t position = 0, count = 0;
 
-    while (sim_next_object(type, &position) != NULL) {
+    while (sim_next_object(OBJECT_EVENT, &position) != NULL) {
         count++;
     }
     return count;
@@ -43,19 +42,22 @@ static size_t count_objects(enum sim_object type)
 
 static void add_leaks(struct text *text)
 {
-    size_t allocations, bytes;
+    static const enum sim_memory device_memory[] = {MEMORY_DEVICE, MEMORY_MANAGED};
+    static const enum sim_memory host_memory[] = {MEMORY_HOST, MEMORY_REGISTERED};
+    size_t allocations, bytes, ranges;
     long sets = 0;
     int device;
 
     for (device = 0; device < sim.devices; device++) {
         sets += sim.device[device].held;
     }
-    sim_count_memory(MEMORY_DEVICE, &allocations, &bytes);
+    sim_count_virtual(&allocations, &bytes, &ranges);
+    sim_count_memory(device_memory, 2, &allocations, &bytes);
     add(text, "  \"leaked\": {\"device_allocations\": %zu, \"device_bytes\": %zu, ", allocations, bytes);
-    sim_count_memory(MEMORY_HOST, &allocations, &bytes);
-    add(text, "\"host_allocations\": %zu, \"host_bytes\": %zu, ", allocations, bytes);
-    add(text, "\"streams\": %zu, \"events\": %zu, \"device_sets\": %ld},\n", count_objects(OBJECT_STREAM),
-        count_objects(OBJECT_EVENT), sets);
+    allocations = bytes = 0;
+    sim_count_memory(host_memory, 2, &allocations, &bytes);
+    add(text, "\"host_allocations\": %zu, \"host_bytes\": %zu, \"virtual_ranges\": %zu, ", allocations, bytes, ranges);
+    add(text, "\"streams\": %zu, \"events\": %zu, \"device_sets\": %ld},\n", sim_count_streams(), count_events(), sets);
 }
 
 static void add_counts(struct text *text, const char *name, const char *const *names, const uint64_t *counts, size_t n)
@@ -98,10 +100,21 @@ size_t sim_write_report(char *out, size_t size)
     add(&text, "  \"pageable_copies\": %llu,\n", (unsigned long long)counters->pageable_copies);
     add(&text, "  \"executed\": %llu,\n", (unsigned long long)counters->executed);
     add(&text, "  \"faults\": %llu,\n", (unsigned long long)counters->faults);
-    add_counts(&text, "calls", sim_call_names, counters->calls, CALLS);
+    add_counts(&text, "calls", sim_face.calls, counters->calls, (size_t)sim_face.call_count);
     add_devices(&text);
     add(&text, "}\n");
     return text.length;
+}
+
+/* The file to write to, under its name for this face. */
+static FILE *open_report(const char *where)
+{
+    char name[4096];
+
+    if (snprintf(name, sizeof name, "%s%s", where, sim_face.report_suffix) >= (int)sizeof name) {
+        return NULL;
+    }
+    return fopen(name, "w");
 }
 
 static void write_to(const char *where)
@@ -109,10 +122,10 @@ static void write_to(const char *where)
     size_t length = sim_write_report(NULL, 0);
     char *report = malloc(length + 1);
     bool standard = strcmp(where, "stderr") == 0;
-    FILE *file = report == NULL ? NULL : standard ? stderr : fopen(where, "w");
+    FILE *file = report == NULL ? NULL : standard ? stderr : open_report(where);
 
     if (file == NULL) {
-        fprintf(stderr, SIM_NAME ": no report can be written to %s\n", where);
+        fprintf(stderr, SIM_NAME ": no report can be written to %s%s\n", where, sim_face.report_suffix);
     } else {
         sim_write_report(report, length + 1);
         fputs(report, file);
@@ -136,7 +149,7 @@ static void complain(void)
         }
     }
     if (text.length > 0) {
-        fprintf(stderr, SIM_NAME ": the runtime was misused:%s\n", line);
+        fprintf(stderr, SIM_NAME ": %s was misused:%s\n", sim_face.runtime, line);
     }
 }
 

@@ -9,6 +9,7 @@
 #include "stream.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 static uint64_t streams_made;
@@ -33,27 +34,65 @@ static struct stream *new_stream(void)
     return stream;
 }
 
-int sim_create_stream(void **out)
+/* Makes a stream, and starts it. NULL where that cannot be. */
+static struct stream *start_stream(bool blocking, void **handle)
 {
-    struct stream *stream;
+    struct stream *stream = new_stream();
 
-    if (out == NULL) {
-        return sim_fail(SIM_INVALID, "a stream is to be returned at NULL");
-    }
-    stream = new_stream();
     if (stream != NULL) {
+        stream->blocking = blocking;
         stream->references = 1;
-        *out = sim_handle(OBJECT_STREAM, stream);
-        if (stream->queue != NULL && *out != NULL && worker_start(stream)) {
+        stream->handle = *handle = sim_handle(OBJECT_STREAM, stream);
+        if (stream->queue != NULL && *handle != NULL && worker_start(stream)) {
             stream->references++;
-            return SIM_OK;
+            return stream;
         }
-        if (*out != NULL) {
-            sim_drop_handle(*out);
+        if (*handle != NULL) {
+            sim_drop_handle(*handle);
         }
         stream_release(stream);
     }
-    return sim_fail(SIM_NO_STREAM, "there is no memory, thread or handle for a stream");
+    sim_fail(SIM_NO_STREAM, "there is no memory, thread or handle for a stream");
+    return NULL;
+}
+
+int sim_create_stream(bool blocking, void **out)
+{
+    if (out == NULL) {
+        return sim_fail(SIM_INVALID, "a stream is to be returned at NULL");
+    }
+    return start_stream(blocking, out) != NULL ? SIM_OK : SIM_NO_STREAM;
+}
+
+/* The default stream of a device, if it has been used. */
+static struct stream *find_default(int device)
+{
+    struct stream *stream;
+    size_t position = 0;
+
+    while ((stream = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
+        if (stream->is_default && stream->device == device) {
+            return stream;
+        }
+    }
+    return NULL;
+}
+
+static struct stream *default_stream(int *result)
+{
+    struct stream *stream = find_default(sim_current());
+    void *handle;
+
+    *result = SIM_OK;
+    if (stream == NULL) {
+        stream = start_stream(true, &handle);
+        if (stream == NULL) {
+            *result = SIM_NO_STREAM;
+            return NULL;
+        }
+        stream->is_default = true;
+    }
+    return stream;
 }
 
 void stream_release(struct stream *stream)
@@ -71,8 +110,11 @@ struct stream *stream_find(const void *handle, int *result)
 {
     struct stream *stream = sim_object(OBJECT_STREAM, handle);
 
+    if (handle == NULL && sim_face.default_stream) {
+        return default_stream(result);
+    }
     *result = SIM_OK;
-    if (stream == NULL || stream->closed) {
+    if (stream == NULL || stream->closed || stream->is_default) {
         *result = sim_misuse(MISUSE_unknown_handle, SIM_NO_SUCH_HANDLE, "%p is no stream", handle);
     } else if (stream->device != sim_current()) {
         *result = sim_misuse(MISUSE_other_device, SIM_OTHER_DEVICE, "a stream of device %d, and device %d is set",
@@ -110,15 +152,55 @@ void stream_submit(struct stream *stream, int64_t cost)
     }
 }
 
+bool stream_is_complete(const struct stream *stream)
+{
+    return stream->executed == stream->submitted && sim_now() >= stream->busy_until;
+}
+
+int stream_queue_wait(struct stream *stream, const void *other, uint64_t place, int64_t time)
+{
+    int result;
+    struct operation *operation = stream_next_place(stream, &result);
+
+    if (operation != NULL) {
+        memset(operation, 0, sizeof *operation);
+        operation->type = OPERATION_WAIT;
+        operation->stream = other;
+        operation->place = place;
+        stream_submit(stream, 0);
+        stream->busy_until = stream->busy_until > time ? stream->busy_until : time;
+    }
+    return result;
+}
+
+/* The default stream waits for those that block, and they wait for it. */
+int stream_keep_order(struct stream *stream)
+{
+    size_t position = 0;
+    int result = SIM_OK;
+    struct stream *other;
+
+    while (stream->blocking && result == SIM_OK && (other = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
+        if (other->device == stream->device && other->blocking && other->is_default != stream->is_default &&
+            !stream_is_complete(other)) {
+            result = stream_queue_wait(stream, other->handle, other->submitted, other->busy_until);
+        }
+    }
+    return result;
+}
+
+/* A place for a copy, with room for its pieces. */
 static struct operation *new_copy(struct stream *stream, size_t count, int *result)
 {
-    struct operation *operation = stream_next_place(stream, result);
+    struct operation *operation;
 
+    *result = stream_keep_order(stream);
+    operation = *result == SIM_OK ? stream_next_place(stream, result) : NULL;
     if (operation == NULL) {
         return NULL;
     }
     operation->type = OPERATION_COPY;
-    operation->count = count;
+    operation->count = 0;
     operation->pieces = count == 1 ? &operation->one : calloc(count, sizeof *operation->pieces);
     if (operation->pieces == NULL) {
         *result = sim_fail(SIM_NO_MEMORY, "there is no memory for a batch of %zu copies", count);
@@ -127,19 +209,51 @@ static struct operation *new_copy(struct stream *stream, size_t count, int *resu
     return operation;
 }
 
-/* Submits a copy that was prepared. Where pageable memory takes part, it is complete when this returns. */
-static int submit_copy(struct stream *stream, const struct operation *operation, enum sim_kind kind)
-{
-    size_t size = 0, i;
-    bool pageable = false;
+/* What a copy consists of, by kind. */
+struct parts {
+    size_t sizes[KINDS], counts[KINDS];
+    bool pageable;
+};
 
-    for (i = 0; i < operation->count; i++) {
-        size += operation->pieces[i].size;
-        pageable = pageable || sim_is_pageable(&operation->pieces[i]);
+/* Takes one element of a batch in. */
+static int add_piece(struct operation *operation, struct parts *parts, const struct batch *batch, size_t i, int claimed,
+                     int device)
+{
+    struct piece *piece = &operation->pieces[i];
+    enum sim_kind kind = KIND_H2H;
+    int result = sim_prepare(piece, batch->to[i], batch->rooms[i], batch->from[i], batch->sizes[i], claimed, device,
+                             &kind);
+
+    if (result != SIM_OK) {
+        return result;
     }
-    sim_count_copy(kind, pageable, size);
-    stream_submit(stream, sim_copy_cost(kind, pageable, size, operation->count));
-    return pageable ? stream_wait(stream, stream->submitted, stream->busy_until, -1, SIM_STREAM_TIMEOUT) : SIM_OK;
+    operation->count++;
+    if (kind == KIND_H2H) {
+        return sim_fail(SIM_UNSUPPORTED, "streams do not copy from host to host");
+    }
+    if (batch->early != NULL && batch->early[i] && !sim_read_early(piece)) {
+        return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "there are no %zu bytes at %p", piece->size, batch->from[i]);
+    }
+    parts->sizes[kind] += piece->size;
+    parts->counts[kind]++;
+    parts->pageable = parts->pageable || sim_is_pageable(piece);
+    return SIM_OK;
+}
+
+/* Submits a copy that was prepared. Where pageable memory takes part, it is complete when this returns. */
+static int submit_copy(struct stream *stream, const struct parts *parts)
+{
+    int64_t cost = 0;
+    enum sim_kind kind;
+
+    for (kind = KIND_H2H; kind < KINDS; kind++) {
+        if (parts->counts[kind] > 0) {
+            sim_count_copy(kind, parts->pageable, parts->sizes[kind]);
+            cost += sim_copy_cost(kind, parts->pageable, parts->sizes[kind], parts->counts[kind]);
+        }
+    }
+    stream_submit(stream, cost);
+    return parts->pageable ? stream_wait(stream, stream->submitted, stream->busy_until, -1, SIM_STREAM_TIMEOUT) : SIM_OK;
 }
 
 int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void *handle)
@@ -147,7 +261,7 @@ int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void 
     int result;
     struct stream *stream = stream_find(handle, &result);
     struct operation *operation = stream != NULL ? new_copy(stream, batch->count, &result) : NULL;
-    enum sim_kind kind = KIND_H2H;
+    struct parts parts = {{0}, {0}, false};
     size_t i;
 
     *failed = SIZE_MAX;
@@ -155,18 +269,12 @@ int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void 
         return result;
     }
     for (i = 0; i < batch->count && result == SIM_OK; i++) {
-        result = sim_prepare(&operation->pieces[i], batch->to[i], batch->rooms[i], batch->from[i], batch->sizes[i],
-                             claimed, stream->device, &kind);
-        if (result == SIM_OK && kind == KIND_H2H) {
-            sim_release_piece(&operation->pieces[i]);
-            result = sim_fail(SIM_UNSUPPORTED, "streams do not copy from host to host");
-        }
+        result = add_piece(operation, &parts, batch, i, claimed, stream->device);
     }
     if (result == SIM_OK) {
-        return submit_copy(stream, operation, kind);
+        return submit_copy(stream, &parts);
     }
     *failed = i - 1;
-    operation->count = i - 1; /* those that have users more */
     operation_release(operation);
     return result;
 }
@@ -174,7 +282,7 @@ int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void 
 int sim_copy_async(void *to, size_t room, const void *from, size_t size, int claimed, void *stream)
 {
     void *source = (void *)from;
-    struct batch batch = {&to, &room, &source, &size, 1};
+    struct batch batch = {&to, &room, &source, &size, 1, NULL};
     size_t failed;
 
     return sim_copy_batch(&batch, claimed, &failed, stream);
@@ -192,12 +300,68 @@ void operation_release(struct operation *operation)
     }
 }
 
+int sim_call_in_stream(void *handle, void (*function)(void *), void *argument)
+{
+    int result;
+    struct stream *stream = stream_find(handle, &result);
+    struct operation *operation;
+
+    if (stream == NULL || (result = stream_keep_order(stream)) != SIM_OK) {
+        return result;
+    }
+    operation = stream_next_place(stream, &result);
+    if (operation != NULL) {
+        memset(operation, 0, sizeof *operation);
+        operation->type = OPERATION_CALL;
+        operation->function = function;
+        operation->argument = argument;
+        operation->time = stream->busy_until;
+        stream_submit(stream, 0);
+    }
+    return result;
+}
+
+int sim_query_stream(void *handle, bool *complete)
+{
+    int result;
+    struct stream *stream = stream_find(handle, &result);
+
+    if (stream == NULL || (stream->is_default && (result = stream_keep_order(stream)) != SIM_OK)) {
+        return result;
+    }
+    *complete = stream_is_complete(stream);
+    return stream_outcome(stream, stream->executed);
+}
+
+int sim_stream_device(void *handle, int *device)
+{
+    int result;
+    struct stream *stream = stream_find(handle, &result);
+
+    *device = stream != NULL ? stream->device : -1;
+    return result;
+}
+
+int sim_synchronize_device(enum sim_streams which)
+{
+    int device = sim_current(), result = SIM_OK;
+    size_t position = 0;
+    struct stream *stream;
+
+    while (result == SIM_OK && (stream = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
+        if (stream->device == device && (which == STREAMS_ALL || stream->blocking)) {
+            result = stream_wait(stream, stream->submitted, stream->busy_until, -1, SIM_STREAM_TIMEOUT);
+        }
+    }
+    return result;
+}
+
 int sim_synchronize_stream(void *handle, int64_t timeout)
 {
     int result;
     struct stream *stream = stream_find(handle, &result);
 
-    if (stream == NULL) {
+    if (stream == NULL || (stream->is_default && (result = stream_keep_order(stream)) != SIM_OK)) {
         return result;
     }
     return stream_wait(stream, stream->submitted, stream->busy_until, timeout, SIM_STREAM_TIMEOUT);
@@ -211,7 +375,7 @@ int stream_wait(struct stream *stream, uint64_t place, int64_t time, int64_t tim
     stream->references++;
     stream_hurry(stream, place);
     while (stream->executed < place || now < time) {
-        if (now >= deadline || sim.device[stream->device].lost) {
+        if (now >= deadline || sim_trouble(stream->device) != SIM_OK) {
             break;
         }
         if (now < time) {
@@ -266,8 +430,10 @@ void stream_sleep(pthread_cond_t *condition, int64_t until)
 
 int stream_outcome(const struct stream *stream, uint64_t place)
 {
-    if (sim.device[stream->device].lost) {
-        return sim_fail(SIM_LOST, "device %d is lost", stream->device);
+    int trouble = sim_trouble(stream->device);
+
+    if (trouble != SIM_OK) {
+        return trouble;
     }
     if (stream->failure != SIM_OK && stream->failed_at < place) {
         return sim_fail(stream->failure, "operation %llu of a stream of device %d failed",
@@ -276,28 +442,66 @@ int stream_outcome(const struct stream *stream, uint64_t place)
     return SIM_OK;
 }
 
+/* Has a stream end, and waits for that. */
+static void end_stream(struct stream *stream)
+{
+    stream->closed = true;
+    pthread_cond_signal(&stream->work);
+    stream_wait(stream, stream->submitted, stream->busy_until, -1, SIM_STREAM_TIMEOUT);
+    while (stream->executed < stream->submitted) { /* as the device is in trouble: nothing is moved any more */
+        stream_wait_for_progress(stream, NEVER);
+    }
+    sim_drop_handle(stream->handle);
+    stream_release(stream);
+}
+
 /* Waits for what is queued, as CANN does; a program should have waited for it before. */
 int sim_destroy_stream(void *handle)
 {
     int result;
-    struct stream *stream = stream_find(handle, &result);
+    struct stream *stream = handle != NULL ? stream_find(handle, &result) : NULL;
 
+    if (handle == NULL) {
+        return sim_misuse(MISUSE_unknown_handle, SIM_NO_SUCH_HANDLE, "NULL is no stream to be destroyed");
+    }
     if (stream == NULL) {
         return result;
     }
-    if (stream->executed < stream->submitted || sim_now() < stream->busy_until) {
+    if (!stream_is_complete(stream)) {
         result = sim_misuse(MISUSE_busy_destroy, SIM_OK, "a stream of device %d is destroyed before it is complete",
                             stream->device);
     }
-    stream->closed = true;
-    pthread_cond_signal(&stream->work);
-    stream_wait(stream, stream->submitted, stream->busy_until, -1, SIM_STREAM_TIMEOUT);
-    while (stream->executed < stream->submitted) { /* as the device was lost: nothing is moved any more */
-        stream_wait_for_progress(stream, NEVER);
-    }
-    sim_drop_handle(handle);
-    stream_release(stream);
+    end_stream(stream);
     return result;
+}
+
+size_t sim_count_streams(void)
+{
+    size_t position = 0, count = 0;
+    struct stream *stream;
+
+    while ((stream = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
+        count += !stream->is_default;
+    }
+    return count;
+}
+
+/* What is queued does not run any more, as if the device were broken. */
+size_t sim_drop_streams(int device)
+{
+    size_t position = 0, dropped = 0;
+    struct stream *stream;
+
+    sim.device[device].broken = SIM_BROKEN;
+    sim_wake_all();
+    while ((stream = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
+        if (stream->device == device && !stream->closed) {
+            dropped += !stream->is_default;
+            end_stream(stream);
+        }
+    }
+    sim.device[device].broken = SIM_OK;
+    return dropped;
 }
 
 void sim_wake_all(void)

@@ -9,16 +9,22 @@
 enum { STREAM_DEPTH = 1024 }; /* operations that a stream holds; who submits more waits */
 
 struct operation {
-    enum { OPERATION_COPY, OPERATION_WAIT } type;
+    enum { OPERATION_COPY, OPERATION_WAIT, OPERATION_CALL } type;
     struct piece *pieces; /* of a copy: `one`, or an array of its own */
     struct piece one;
     size_t count;
     const void *stream; /* of a wait: where, and for which place */
     uint64_t place;
+    void (*function)(void *); /* of a call, and not before a time */
+    void *argument;
+    int64_t time;
 };
 
 struct stream {
     int device;
+    const void *handle;
+    bool is_default; /* of its device: the one that NULL is. The simulator's own, made when it is first used */
+    bool blocking;   /* ordered with the default stream, as that itself is */
     int references;  /* the handle's, the worker's and those of who waits */
     uint64_t number; /* of all streams, from 1 */
     bool closed;     /* it is being destroyed */
@@ -37,7 +43,7 @@ struct stream {
 
 #define NEVER INT64_MAX
 
-/* The stream with a handle, if it is of this thread's device; NULL and a reason where there is none. */
+/* The stream with a handle, or the default one, if it is of this thread's device; NULL and a reason where there is none. */
 struct stream *stream_find(const void *handle, int *result);
 
 /* Takes one of the references. */
@@ -45,6 +51,14 @@ void stream_release(struct stream *stream);
 
 /* Waits until there is a place for an operation, and returns it. NULL and a reason where there will be none. */
 struct operation *stream_next_place(struct stream *stream, int *result);
+
+/* Queues that a stream waits for a place in another, and for its time. */
+int stream_queue_wait(struct stream *stream, const void *other, uint64_t place, int64_t time);
+
+/* Queues the waits that put what comes next behind what the default stream and those that block are ordered by. */
+int stream_keep_order(struct stream *stream);
+
+bool stream_is_complete(const struct stream *stream);
 
 /* Makes the operation at that place the worker's. cost is how long it takes, in nanoseconds. */
 void stream_submit(struct stream *stream, int64_t cost);

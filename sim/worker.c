@@ -60,7 +60,7 @@ static void hang(struct stream *stream)
 
     stream->hanging = true;
     pthread_cond_broadcast(&stream->done);
-    while (sim.hang_releases == releases && !sim.device[stream->device].lost) {
+    while (sim.hang_releases == releases && sim_trouble(stream->device) == SIM_OK) {
         stream_sleep(&stream->work, NEVER);
     }
     stream->hanging = false;
@@ -86,7 +86,7 @@ static int execute_copy(struct stream *stream, const struct operation *operation
 
     if (result == FAULT_HANG) {
         hang(stream);
-        result = sim.device[stream->device].lost ? SIM_LOST : SIM_OK;
+        result = sim_trouble(stream->device);
     }
     if (result != SIM_OK) {
         return result;
@@ -103,9 +103,33 @@ static void execute_wait(struct stream *stream, const struct operation *operatio
     struct stream *other;
 
     while ((other = sim_object(OBJECT_STREAM, operation->stream)) != NULL && other->executed < operation->place &&
-           !sim.device[stream->device].lost) {
+           sim_trouble(stream->device) == SIM_OK) {
         stream_hurry(other, operation->place);
         stream_wait_for_progress(other, NEVER);
+    }
+}
+
+/* Calls a function of the program, unless something before it has failed. */
+static void execute_call(struct stream *stream, const struct operation *operation)
+{
+    while (sim_now() < operation->time && sim_trouble(stream->device) == SIM_OK) {
+        stream_sleep(&stream->work, operation->time);
+    }
+    if (stream->failure == SIM_OK && sim_trouble(stream->device) == SIM_OK) {
+        sim_call_back(operation->function, operation->argument);
+    }
+}
+
+/* Remembers that an operation failed. */
+static void fail(struct stream *stream, int result)
+{
+    if (stream->failure == SIM_OK) {
+        stream->failure = result;
+        stream->failed_at = stream->executed;
+    }
+    if (sim_face.failures_spread && result != SIM_LOST && sim.device[stream->device].broken == SIM_OK) {
+        sim.device[stream->device].broken = result;
+        sim_wake_all();
     }
 }
 
@@ -116,13 +140,14 @@ static void execute(struct stream *stream)
 
     if (operation->type == OPERATION_WAIT) {
         execute_wait(stream, operation);
+    } else if (operation->type == OPERATION_CALL) {
+        execute_call(stream, operation);
     } else {
         result = execute_copy(stream, operation);
         sim_executed(stream->device);
     }
-    if (result != SIM_OK && stream->failure == SIM_OK) {
-        stream->failure = result;
-        stream->failed_at = stream->executed;
+    if (result != SIM_OK) {
+        fail(stream, result);
     }
     if (operation->type == OPERATION_COPY) {
         operation_release(operation);

@@ -1,8 +1,9 @@
-"""The simulated NPUs that come with the package: a libascendcl.so that computes on the host.
+"""The simulated devices that come with the package: a libascendcl.so and a libcuda.so.1 that compute on the host.
 
-    export KVFERRY_ASCENDCL=$(kvferry simulator)
+    export KVFERRY_ASCENDCL=$(kvferry simulator) KVFERRY_CUDA=$(kvferry simulator cuda)
 
-Whatever finds AscendCL by that variable then has NPUs: the engine, and kvferry.npu.
+Whatever finds AscendCL by that variable then has NPUs, and whatever finds CUDA's driver so has GPUs: the engine,
+kvferry.npu and kvferry.gpu.
 """
 
 from __future__ import annotations
@@ -14,23 +15,30 @@ from typing import Any
 
 from kvferry._library import LibraryError
 
-FILE = Path(__file__).resolve().parent / "_lib" / "sim" / "libascendcl.so"
+FOLDER = Path(__file__).resolve().parent / "_lib" / "sim"
+FILES = {"npu": "libascendcl.so", "cuda": "libcuda.so.1"}
 
 
-def library() -> str:
-    """The path of the simulator's library, whatever the environment says. LibraryError where it is missing."""
-    if not FILE.is_file():
+def library(kind: str = "npu") -> str:
+    """The path of the simulator's library of a kind of device, "npu" or "cuda", whatever the environment says.
+
+    LibraryError where it is missing; ValueError for another kind.
+    """
+    if kind not in FILES:
+        raise ValueError(f"there are no simulated devices of kind {kind!r}, only of {' and '.join(FILES)}")
+    file = FOLDER / FILES[kind]
+    if not file.is_file():
         raise LibraryError(
-            f"the simulated NPUs are missing: {FILE} does not exist. Build them with 'make build' in a source tree, or"
-            " install the wheel for this platform."
+            f"the simulated devices are missing: {file} does not exist. Build them with 'make build' in a source tree,"
+            " or install the wheel for this platform."
         )
-    return str(FILE)
+    return str(file)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command: print the path; 1 where there is nothing."""
     try:
-        print(library())
+        print(library(arguments.kind))
     except LibraryError as e:
         print(f"kvferry simulator failed: {e}", file=sys.stderr)
         return 1
@@ -41,7 +49,9 @@ def add_command(commands: Any) -> None:
     """Add the command to argparse's subparsers."""
     parser = commands.add_parser(
         "simulator",
-        help="print the path of the simulated NPUs",
-        description="Print the path of the simulated NPUs: export KVFERRY_ASCENDCL=$(kvferry simulator).",
+        help="print the path of the simulated devices",
+        description="Print the path of the simulated devices: export KVFERRY_ASCENDCL=$(kvferry simulator), and"
+        " KVFERRY_CUDA=$(kvferry simulator cuda).",
     )
+    parser.add_argument("kind", nargs="?", choices=FILES, default="npu", help="the kind of device (default: npu)")
     parser.set_defaults(run=run)

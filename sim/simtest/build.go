@@ -14,29 +14,32 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// OlderCANN builds a simulator without what CANN has added in later releases.
-const OlderCANN = "-DKVFERRY_SIM_OLDER_CANN"
+// OlderCANN and OlderCUDA build a simulator without what CANN and CUDA have added in later releases.
+const (
+	OlderCANN = "-DKVFERRY_SIM_OLDER_CANN"
+	OlderCUDA = "-DKVFERRY_SIM_OLDER_CUDA"
+)
 
 // builder is scripts/build_library.py, which knows how the simulator is built.
 var builder = filepath.Join("scripts", "build_library.py")
 
 var building sync.Mutex
 
-// build returns the path of a simulator that was compiled with those options, which it makes where there is none of these
+// build returns the path of a simulator with that face that was compiled with those options, which it makes where there is none of these
 // sources yet. It stays there, under build/ in the repository: a name that has its sources in it is never out of date.
-func build(t testing.TB, options string) string {
+func build(t testing.TB, f *face, options string) string {
 	t.Helper()
 	building.Lock()
 	defer building.Unlock()
 	root := repository(t)
 	folder := filepath.Join(root, "build", "simtest", fingerprint(t, root, options))
-	library := filepath.Join(folder, "libascendcl.so")
+	library := filepath.Join(folder, f.file)
 	if _, err := os.Stat(library); err == nil {
 		return library
 	}
 	require.NoError(t, os.MkdirAll(folder, 0o755))
-	made := filepath.Join(t.TempDir(), "libascendcl.so")
-	compile := exec.Command("python3", builder, "sim", made)
+	made := filepath.Join(t.TempDir(), f.file)
+	compile := exec.Command("python3", builder, f.kind, made)
 	compile.Dir = root
 	compile.Env = append(os.Environ(), "CGO_CFLAGS=-g -O2 "+options)
 	output, err := compile.CombinedOutput()

@@ -1,8 +1,11 @@
 // Package simtest gives Go tests simulated devices: it builds the simulator, opens it, controls it, and has memory on its
 // devices as an application has it.
 //
+// A simulator has one of two faces, AscendCL and CUDA, each with devices of its own. Tests use AscendCL's unless they call
+// UseCUDA.
+//
 // What a test sets lasts until its end: otherwise operations cost nothing, no fault waits to happen, and streams do not
-// delay what they could do. The simulator is one for the whole process, so tests that use it do not run in parallel.
+// delay what they could do. A simulator is one for the whole process, so tests that use it do not run in parallel.
 package simtest
 
 // #include <stdlib.h>
@@ -34,35 +37,55 @@ import (
 
 // simulator is one build of the simulator, opened in this process.
 type simulator struct {
+	face    *face
 	path    string
 	library dl.Library
 }
 
-// simulators are by the options of their build; used is the one that tests use now.
+// variant is what a simulator was built as.
+type variant struct {
+	face    *face
+	options string
+}
+
+// simulators are all that were opened; used is the one that tests use now.
 var (
-	simulators = map[string]*simulator{}
+	simulators = map[variant]*simulator{}
 	used       *simulator
 )
 
-// Use has the test use a simulator that was compiled with options, such as OlderCANN. Called before anything else here.
+// Use has the test use the simulator of AscendCL that was compiled with options, such as OlderCANN. Called before anything
+// else here.
 func Use(t testing.TB, options string) {
+	t.Helper()
+	use(t, variant{&ascendCL, options})
+}
+
+// UseCUDA has the test use the simulator of CUDA that was compiled with options, such as OlderCUDA, from now on: all that
+// is called here has to do with that. A Device stays with the simulator that it was made with.
+func UseCUDA(t testing.TB, options string) {
+	t.Helper()
+	use(t, variant{&cuda, options})
+}
+
+func use(t testing.TB, v variant) {
 	t.Helper()
 	before := used
 	t.Cleanup(func() { used = before })
-	used = open(t, options)
+	used = open(t, v)
 }
 
-func open(t testing.TB, options string) *simulator {
+func open(t testing.TB, v variant) *simulator {
 	t.Helper()
-	if s := simulators[options]; s != nil {
+	if s := simulators[v]; s != nil {
 		return s
 	}
-	path := build(t, options)
+	path := build(t, v.face, v.options)
 	library, err := dl.Open(path)
 	require.NoError(t, err)
-	s := &simulator{path: path, library: library}
+	s := &simulator{face: v.face, path: path, library: library}
 	s.text(t, "kvferry_sim_cost", free)
-	simulators[options] = s
+	simulators[v] = s
 	return s
 }
 
@@ -70,7 +93,7 @@ func open(t testing.TB, options string) *simulator {
 func current(t testing.TB) *simulator {
 	t.Helper()
 	if used == nil {
-		return open(t, "")
+		return open(t, variant{face: &ascendCL})
 	}
 	return used
 }
@@ -91,7 +114,7 @@ func (s *simulator) text(t testing.TB, name, text string) {
 	require.Zero(t, C.call_text(s.symbol(t, name), given), "%s(%q)", name, text)
 }
 
-// Library returns the path of the simulator's libascendcl.so, for KVFERRY_ASCENDCL or ascend.New.
+// Library returns the path of the simulator, for KVFERRY_ASCENDCL or ascend.New, or KVFERRY_CUDA or cuda.New.
 func Library(t testing.TB) string {
 	t.Helper()
 	return current(t).path
@@ -100,6 +123,7 @@ func Library(t testing.TB) string {
 // Runtime returns the simulated devices as the engine knows them. They log to the test.
 func Runtime(t testing.TB) device.Runtime {
 	t.Helper()
+	require.Same(t, &ascendCL, current(t).face)
 	return ascend.New(Library(t), zaptest.NewLogger(t))
 }
 
@@ -155,8 +179,8 @@ type Report struct {
 
 // DeviceUse is what was done with one device.
 type DeviceUse struct {
-	Sets   int64 `json:"sets"`   // on how many occasions it was made a thread's current device
-	Resets int64 `json:"resets"` // and given up again
+	Sets   int64 `json:"sets"`   // how often it was made a thread's current device; how often its context was retained
+	Resets int64 `json:"resets"` // how often that was taken back
 	Lost   bool  `json:"lost"`
 }
 
@@ -166,9 +190,10 @@ type Leaked struct {
 	DeviceBytes       uint64 `json:"device_bytes"`
 	HostAllocations   uint64 `json:"host_allocations"`
 	HostBytes         uint64 `json:"host_bytes"`
+	VirtualRanges     uint64 `json:"virtual_ranges"`
 	Streams           uint64 `json:"streams"`
 	Events            uint64 `json:"events"`
-	DeviceSets        int64  `json:"device_sets"` // less what was reset
+	DeviceSets        int64  `json:"device_sets"` // less resets
 }
 
 // TakeReport returns what the simulator has counted since ResetCounters, and what is allocated and open now.

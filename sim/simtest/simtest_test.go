@@ -60,6 +60,14 @@ func TestFaultsEndWithTheTest(t *testing.T) {
 }
 
 func TestMemoryOfADevice(t *testing.T) {
+	t.Run("of AscendCL", testMemoryOfADevice)
+	t.Run("of CUDA", func(t *testing.T) {
+		simtest.UseCUDA(t, "")
+		testMemoryOfADevice(t)
+	})
+}
+
+func testMemoryOfADevice(t *testing.T) {
 	simtest.NoLeaks(t)
 	app := simtest.NewDevice(t, 1)
 	kept, freed := app.Alloc(1<<20), app.Alloc(64)
@@ -72,4 +80,35 @@ func TestMemoryOfADevice(t *testing.T) {
 		require.True(t, set)
 		require.Equal(t, 1, index)
 	})
+}
+
+func TestMemoryThatOnlyCUDAHas(t *testing.T) {
+	simtest.UseCUDA(t, "")
+	simtest.NoLeaks(t)
+	app := simtest.NewDevice(t, 1)
+	text := []byte("kv cache")
+	const piece = simtest.VirtualPiece
+	across := app.AllocVirtual(piece, 2*piece, -piece, piece)
+	app.Write(across+piece-4, text)
+	require.Equal(t, text, app.Read(across+piece-4, len(text)))
+	managed, pinned := app.AllocManaged(64), app.AllocPinned(64)
+	app.Write(managed, text)
+	require.Equal(t, text, app.Read(managed, len(text)))
+	leaked := simtest.TakeReport(t).Leaked
+	require.EqualValues(t, 1, leaked.HostAllocations)
+	require.EqualValues(t, 1, leaked.VirtualRanges)
+	require.EqualValues(t, 4, leaked.DeviceAllocations)
+	app.Free(pinned)
+	app.Free(across)
+}
+
+func TestFacesHaveDevicesOfTheirOwn(t *testing.T) {
+	npu := simtest.NewDevice(t, 0)
+	at := npu.Alloc(64)
+	simtest.UseCUDA(t, "")
+	simtest.ResetCounters(t)
+	require.Zero(t, simtest.TakeReport(t).Leaked)
+	simtest.NewDevice(t, 0)
+	npu.Write(at, []byte("kv cache"))
+	require.Equal(t, []simtest.DeviceUse{{Sets: 1}, {}}, simtest.TakeReport(t).Devices[:2])
 }

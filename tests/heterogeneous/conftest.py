@@ -35,7 +35,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The simulator as an older release of CANN."""
     npus.need_simulator()
     path = tmp_path_factory.mktemp("older") / "libascendcl.so"
-    command = [sys.executable, str(REPOSITORY / "scripts" / "build_library.py"), "sim", str(path)]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "build_library.py"), "npu", str(path)]
     environment = {**os.environ, "CGO_CFLAGS": "-O2 -DKVFERRY_SIM_OLDER_CANN"}
     subprocess.run(command, env=environment, check=True, timeout=BUILD_LIMIT)
     return Release(npus.settings(**{npus.VARIABLE: str(path), npu.VARIABLE: str(path)}), older=True)

@@ -42,7 +42,7 @@ class Simulator:
         if not made.exists():
             self._need(variant)
             flags = {"CGO_CFLAGS": shlex.join(["-g", "-O2", *STRICT, *VARIANTS[variant]])}
-            command = [sys.executable, str(REPOSITORY / "scripts" / "build_library.py"), "sim", str(made)]
+            command = [sys.executable, str(REPOSITORY / "scripts" / "build_library.py"), "npu", str(made)]
             checked(command, {**os.environ, **flags})
         return made
 

@@ -65,7 +65,7 @@ def test_process_ends_at_once_and_without_a_word(simulator: Simulator, how: str)
 def test_misuse_is_told_in_one_line(simulator: Simulator) -> None:
     done = simulator.run("exit", "plain", "wrong")
     assert done.returncode == 0
-    assert done.stderr == "kvferry simulator: the runtime was misused: no_device_set 1\n"
+    assert done.stderr == "kvferry simulator: AscendCL was misused: no_device_set 1\n"
 
 
 def report(simulator: Simulator, how: str, folder: Path, **settings: str) -> dict[str, Any]:
@@ -102,6 +102,7 @@ def test_report_tells_what_is_leaked(simulator: Simulator, tmp_path: Path) -> No
         "device_bytes": 4 << 20,
         "host_allocations": 1,
         "host_bytes": 4 << 20,
+        "virtual_ranges": 0,
         "streams": 1,
         "events": 1,
         "device_sets": 1,

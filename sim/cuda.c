@@ -1,0 +1,367 @@
+/* CUDA's driver on simulated devices, of which this file has errors, devices and contexts; cuda_memory.c, cuda_copy.c and
+ * cuda_stream.c have the rest. They are those functions of cuda.h that a program that copies needs.
+ *
+ * There are no contexts but the primary one of each device. */
+#include "cuda.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#ifdef KVFERRY_SIM_OLDER_CUDA
+enum { DRIVER_VERSION = 12040 };
+#else
+enum { DRIVER_VERSION = 13000 };
+#endif
+
+enum { CONTEXTS_DEEP = 64 }; /* a thread's stack of them */
+
+#define CONTEXT_MARK ((uintptr_t)0x5ac2 << 48) /* that no address has */
+#define DEVICE_BYTES ((size_t)80 << 30)
+
+#define NAME_OF(name) #name,
+static const char *const names[SIM_CALLS_MAX] = {CUDA_CALLS(NAME_OF)};
+
+const struct sim_face sim_face = {
+    .runtime = "CUDA",
+    .prefix = "cu",
+    .report_suffix = ".cuda",
+    .calls = names,
+    .call_count = CUDA_CALL_COUNT,
+    .alignment = 1,
+    .failures_spread = true,
+    .default_stream = true,
+};
+
+/* What lies below a thread's current context. */
+static __thread struct {
+    struct sim_current contexts[CONTEXTS_DEEP];
+    int depth;
+} below;
+
+static const int codes[SIM_REASONS] = {
+    [-SIM_INVALID] = CUDA_ERROR_INVALID_VALUE,
+    [-SIM_UNINITIALIZED] = 3,
+    [-SIM_REPEATED] = 999,
+    [-SIM_NO_SUCH_DEVICE] = 101,
+    [-SIM_NO_DEVICE_SET] = 201,
+    [-SIM_OTHER_DEVICE] = 400,
+    [-SIM_UNALIGNED] = CUDA_ERROR_INVALID_VALUE,
+    [-SIM_NO_SUCH_HANDLE] = 400,
+    [-SIM_UNSUPPORTED] = 801,
+    [-SIM_NO_MEMORY] = 2,
+    [-SIM_NO_STREAM] = 2,
+    [-SIM_STREAM_FULL] = 2,
+    [-SIM_STREAM_TIMEOUT] = 999,
+    [-SIM_EVENT_TIMEOUT] = 999,
+    [-SIM_LOST] = 46,
+    [-SIM_BROKEN] = 999,
+    [-SIM_DMA_ERROR] = 700,
+    [-SIM_FORKED] = 3,
+    [-SIM_NOT_PERMITTED] = 800,
+    [-SIM_REGISTERED] = 712,
+    [-SIM_UNREGISTERED] = 713,
+    [-SIM_OTHER_MEMORY] = CUDA_ERROR_INVALID_VALUE,
+};
+
+static const struct {
+    int code;
+    const char *name, *text;
+} errors[] = {
+    {0, "CUDA_SUCCESS", "no error"},
+    {1, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {2, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {3, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {46, "CUDA_ERROR_DEVICE_UNAVAILABLE", "CUDA-capable device(s) is/are busy or unavailable"},
+    {100, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {101, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
+    {201, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {600, "CUDA_ERROR_NOT_READY", "device not ready"},
+    {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the requested memory range is already mapped"},
+    {713, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", "pointer does not correspond to a registered memory region"},
+    {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {800, "CUDA_ERROR_NOT_PERMITTED", "operation not permitted"},
+    {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
+};
+
+int cuda_end(int result)
+{
+    sim_end();
+    return result <= 0 ? codes[-result] : result;
+}
+
+int cuda_begin(enum cuda_call call, enum sim_needs needs)
+{
+    int later, result = sim_begin(call, needs, &later);
+
+    return result != SIM_OK ? result : later;
+}
+
+int cuda_given_back(int result, int later)
+{
+    return result != SIM_OK ? result : later;
+}
+
+int cuda_check_out(const void *out)
+{
+    return out != NULL ? SIM_OK : sim_fail(SIM_INVALID, "a result is to be returned at NULL");
+}
+
+void *cuda_context(int device)
+{
+    return device >= 0 ? (void *)(CONTEXT_MARK | (uintptr_t)device) : NULL;
+}
+
+/* The device that a handle is the context of, if that is there; or -1. */
+static int device_of(const void *context)
+{
+    uintptr_t number = (uintptr_t)context ^ CONTEXT_MARK;
+
+    return number < (uintptr_t)sim.devices && sim.device[number].held > 0 ? (int)number : -1;
+}
+
+/* Finds what is known of an error. */
+static int find_error(int code, size_t *index)
+{
+    for (*index = 0; *index < sizeof errors / sizeof *errors; *index += 1) {
+        if (errors[*index].code == code) {
+            return CUDA_SUCCESS;
+        }
+    }
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
+SIM_EXPORT int cuGetErrorName(int code, const char **name)
+{
+    size_t i;
+    int result = name == NULL ? CUDA_ERROR_INVALID_VALUE : find_error(code, &i);
+
+    if (name != NULL) {
+        *name = result == CUDA_SUCCESS ? errors[i].name : NULL;
+    }
+    return result;
+}
+
+SIM_EXPORT int cuGetErrorString(int code, const char **text)
+{
+    size_t i;
+    int result = text == NULL ? CUDA_ERROR_INVALID_VALUE : find_error(code, &i);
+
+    if (text != NULL) {
+        *text = result == CUDA_SUCCESS ? errors[i].text : NULL;
+    }
+    return result;
+}
+
+SIM_EXPORT int cuInit(unsigned flags)
+{
+    int result = cuda_begin(CALL_cuInit, NEEDS_NOTHING);
+
+    if (result == SIM_OK) {
+        result = flags == 0 ? sim_initialize() : sim_fail(SIM_INVALID, "flags must be 0, not %u", flags);
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuDriverGetVersion(int *version)
+{
+    int result = cuda_begin(CALL_cuDriverGetVersion, NEEDS_NOTHING);
+
+    if (result == SIM_OK && (result = cuda_check_out(version)) == SIM_OK) {
+        *version = DRIVER_VERSION;
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuDeviceGetCount(int *count)
+{
+    int result = cuda_begin(CALL_cuDeviceGetCount, NEEDS_INIT);
+
+    if (result == SIM_OK && (result = cuda_check_out(count)) == SIM_OK) {
+        *count = sim.devices;
+    }
+    return cuda_end(result);
+}
+
+/* Begins a call that tells something of a device at `out`. */
+static int begin_device(enum cuda_call call, const void *out, int device)
+{
+    int result = cuda_begin(call, NEEDS_INIT);
+
+    if (result == SIM_OK) {
+        result = cuda_check_out(out);
+    }
+    return result == SIM_OK ? sim_check_device(device) : result;
+}
+
+SIM_EXPORT int cuDeviceGet(int *device, int ordinal)
+{
+    int result = begin_device(CALL_cuDeviceGet, device, ordinal);
+
+    if (result == SIM_OK) {
+        *device = ordinal;
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuDeviceGetName(char *name, int size, int device)
+{
+    int result = begin_device(CALL_cuDeviceGetName, name, device);
+
+    if (result == SIM_OK && size <= 0) {
+        result = sim_fail(SIM_INVALID, "a name in %d bytes", size);
+    }
+    if (result == SIM_OK) {
+        snprintf(name, (size_t)size, SIM_NAME " GPU");
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device)
+{
+    int result = begin_device(CALL_cuDeviceTotalMem_v2, bytes, device);
+
+    if (result == SIM_OK) {
+        *bytes = DEVICE_BYTES;
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuDevicePrimaryCtxRetain(void **context, int device)
+{
+    int result = cuda_begin(CALL_cuDevicePrimaryCtxRetain, NEEDS_INIT);
+
+    if (result == SIM_OK && (result = cuda_check_out(context)) == SIM_OK && (result = sim_hold(device)) == SIM_OK) {
+        *context = cuda_context(device);
+    }
+    return cuda_end(result);
+}
+
+/* Ends all that was made in a context. A program should have done that before. */
+static void destroy_context(int device)
+{
+    size_t left = sim_drop_streams(device) + sim_drop_events(device) + sim_drop_memory(device);
+
+    while (left-- > 0) {
+        sim_misuse(MISUSE_left_behind, SIM_OK, "the context of device %d goes with things in it", device);
+    }
+}
+
+SIM_EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
+{
+    int later, result = sim_begin(CALL_cuDevicePrimaryCtxRelease_v2, NEEDS_INIT, &later);
+    bool last = false;
+
+    if (result == SIM_OK) {
+        result = sim_unhold(device, &last);
+        if (result == SIM_INVALID) { /* that of a device that was not retained */
+            result = SIM_NO_DEVICE_SET;
+        }
+        if (last) {
+            destroy_context(device);
+        }
+        result = cuda_given_back(result, later);
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active)
+{
+    int result = begin_device(CALL_cuDevicePrimaryCtxGetState, flags, device);
+
+    if (result == SIM_OK && (result = cuda_check_out(active)) == SIM_OK) {
+        *flags = 0;
+        *active = sim.device[device].held > 0;
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuCtxGetCurrent(void **context)
+{
+    int result = cuda_begin(CALL_cuCtxGetCurrent, NEEDS_INIT);
+
+    if (result == SIM_OK && (result = cuda_check_out(context)) == SIM_OK) {
+        *context = cuda_context(sim_current());
+    }
+    return cuda_end(result);
+}
+
+/* Puts a context on top of this thread's stack. */
+static int push(int device)
+{
+    if (device < 0) {
+        return sim_fail(SIM_NO_DEVICE_SET, "no context, or one that has gone, is to be made current");
+    }
+    if (below.depth == CONTEXTS_DEEP) {
+        return sim_fail(SIM_NO_MEMORY, "a stack of %d contexts", CONTEXTS_DEEP);
+    }
+    below.contexts[below.depth++] = sim_get_current();
+    sim_set_current(sim_held_device(device));
+    return SIM_OK;
+}
+
+/* Takes the current context from the stack, whose lowest place holds none. */
+static void pop(void)
+{
+    if (below.depth > 0) {
+        sim_set_current(below.contexts[--below.depth]);
+    }
+}
+
+SIM_EXPORT int cuCtxSetCurrent(void *context)
+{
+    int result = cuda_begin(CALL_cuCtxSetCurrent, NEEDS_INIT), device;
+
+    if (result == SIM_OK) {
+        device = device_of(context);
+        if (context != NULL && device < 0) {
+            result = sim_fail(SIM_NO_DEVICE_SET, "%p is no context, or one that has gone", context);
+        } else {
+            pop();
+            result = context != NULL ? push(device) : SIM_OK;
+        }
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuCtxPushCurrent_v2(void *context)
+{
+    int result = cuda_begin(CALL_cuCtxPushCurrent_v2, NEEDS_INIT);
+
+    return cuda_end(result == SIM_OK ? push(device_of(context)) : result);
+}
+
+SIM_EXPORT int cuCtxPopCurrent_v2(void **context)
+{
+    int result = cuda_begin(CALL_cuCtxPopCurrent_v2, NEEDS_INIT);
+
+    if (result == SIM_OK && below.depth == 0) {
+        result = sim_fail(SIM_NO_DEVICE_SET, "there is no context to be popped");
+    }
+    if (result == SIM_OK) {
+        if (context != NULL) {
+            *context = cuda_context(sim_current());
+        }
+        pop();
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuCtxGetDevice(int *device)
+{
+    int result = cuda_begin(CALL_cuCtxGetDevice, NEEDS_DEVICE);
+
+    if (result == SIM_OK && (result = cuda_check_out(device)) == SIM_OK) {
+        *device = sim_current();
+    }
+    return cuda_end(result);
+}
+
+SIM_EXPORT int cuCtxSynchronize(void)
+{
+    int result = cuda_begin(CALL_cuCtxSynchronize, NEEDS_DEVICE);
+
+    return cuda_end(result == SIM_OK ? sim_synchronize_device(STREAMS_ALL) : result);
+}

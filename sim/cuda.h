@@ -1,0 +1,58 @@
+/* What the files of the CUDA face share.
+ *
+ * A CUdeviceptr is declared as a pointer here, which it is passed like. */
+#ifndef SIM_CUDA_H
+#define SIM_CUDA_H
+
+#include "device.h"
+
+#define CUDA_CALLS(CALL)                                                                                           \
+    CALL(cuInit) CALL(cuDriverGetVersion) CALL(cuDeviceGetCount) CALL(cuDeviceGet) CALL(cuDeviceGetName)           \
+    CALL(cuDeviceTotalMem_v2) CALL(cuDevicePrimaryCtxRetain) CALL(cuDevicePrimaryCtxRelease_v2)                    \
+    CALL(cuDevicePrimaryCtxGetState) CALL(cuCtxGetCurrent) CALL(cuCtxSetCurrent) CALL(cuCtxPushCurrent_v2)         \
+    CALL(cuCtxPopCurrent_v2) CALL(cuCtxGetDevice) CALL(cuCtxSynchronize) CALL(cuPointerGetAttribute)               \
+    CALL(cuPointerGetAttributes) CALL(cuMemAlloc_v2) CALL(cuMemFree_v2) CALL(cuMemAllocManaged)                    \
+    CALL(cuMemHostAlloc) CALL(cuMemFreeHost) CALL(cuMemHostRegister_v2) CALL(cuMemHostUnregister)                  \
+    CALL(cuMemcpyHtoD_v2) CALL(cuMemcpyDtoH_v2) CALL(cuMemcpyDtoD_v2) CALL(cuMemcpyHtoDAsync_v2)                   \
+    CALL(cuMemcpyDtoHAsync_v2) CALL(cuMemcpyDtoDAsync_v2) CALL(cuMemsetD8_v2) CALL(cuMemcpyBatchAsync)             \
+    CALL(cuMemcpyBatchAsync_v2) CALL(cuStreamCreate) CALL(cuStreamDestroy_v2) CALL(cuStreamSynchronize)            \
+    CALL(cuStreamQuery) CALL(cuStreamWaitEvent) CALL(cuStreamGetCtx) CALL(cuEventCreate) CALL(cuEventDestroy_v2)   \
+    CALL(cuEventRecord) CALL(cuEventSynchronize) CALL(cuEventQuery) CALL(cuLaunchHostFunc)                         \
+    CALL(cuMemAddressReserve) CALL(cuMemAddressFree) CALL(cuMemCreate) CALL(cuMemRelease) CALL(cuMemMap)           \
+    CALL(cuMemUnmap) CALL(cuMemSetAccess)
+
+#define CUDA_NUMBER_OF(name) CALL_##name,
+enum cuda_call { CUDA_CALLS(CUDA_NUMBER_OF) CUDA_CALL_COUNT };
+
+/* CUresult of cuda.h, as far as it is returned here. */
+enum {
+    CUDA_SUCCESS = 0,
+    CUDA_ERROR_INVALID_VALUE = 1,
+    CUDA_ERROR_NOT_READY = 600,
+};
+
+enum { CUDA_LOCATION_DEVICE = 1 }; /* CUmemLocationType */
+
+struct cuda_location {
+    int type, id;
+};
+
+/* Ends a call: gives the lock back, and makes a CUresult of its result. */
+int cuda_end(int result);
+
+/* Begins a call that does nothing where it is to fail. */
+int cuda_begin(enum cuda_call call, enum sim_needs needs);
+
+/* What a call that gives something back returns: what came of that, or what it was to fail with. */
+int cuda_given_back(int result, int later);
+
+/* Refuses NULL for where a result is to be returned. */
+int cuda_check_out(const void *out);
+
+/* The handle of a device's primary context; NULL for -1. */
+void *cuda_context(int device);
+
+/* The stream that a program means: it has two names for the default stream, of which NULL is the one here. */
+void *cuda_stream(void *stream);
+
+#endif
