@@ -9,7 +9,6 @@ import (
 	"kvferry/ascend"
 	"kvferry/core/status"
 	"kvferry/internal/dl"
-	"kvferry/internal/vendor"
 	"kvferry/sim/simtest"
 
 	"github.com/stretchr/testify/require"
@@ -115,9 +114,4 @@ func TestOpenOfADeviceThatIsNotThere(t *testing.T) {
 func TestOpenWithoutALibrary(t *testing.T) {
 	_, err := ascend.New("/nowhere/libascendcl.so", zap.NewNop()).Open(0)
 	require.Equal(t, status.DeviceNotFound, status.Of(err, status.OK))
-}
-
-func TestAnErrorWithoutAMessageIsWhole(t *testing.T) {
-	err := &vendor.Error{Call: "aclrtFree(0x40)", Code: 507899}
-	require.EqualError(t, err, "aclrtFree(0x40) failed with 507899")
 }

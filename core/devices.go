@@ -3,6 +3,8 @@ package core
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 
 	"kvferry/core/address"
@@ -64,7 +66,7 @@ func (d *devices) at(r Range, location string) (*staging.Device, error) {
 }
 
 func (d *devices) locate(r Range, location string) (*staging.Device, error) {
-	for _, runtime := range d.runtimes {
+	for _, runtime := range d.inTurn(location) {
 		first, found, err := runtime.Locate(r.Addr, location)
 		if err != nil {
 			return nil, fmt.Errorf("memory range %v, location %q: %w", r, location, err)
@@ -80,6 +82,17 @@ func (d *devices) locate(r Range, location string) (*staging.Device, error) {
 		}
 	}
 	return nil, nil
+}
+
+// inTurn are all runtimes, the one first to which a location belongs: what the others say counts only where that knows
+// of no such memory, as memory of one vendor's devices is nothing special to the libraries of others.
+func (d *devices) inTurn(location string) []device.Runtime {
+	order := slices.Clone(d.runtimes)
+	first := slices.IndexFunc(order, func(r device.Runtime) bool { return strings.HasPrefix(location, r.Name()) })
+	if first > 0 {
+		order[0], order[first] = order[first], order[0]
+	}
+	return order
 }
 
 func (d *devices) open(runtime device.Runtime, index int) (*staging.Device, error) {

@@ -101,6 +101,37 @@ func TestPlans(t *testing.T) {
 	}
 }
 
+// batchingPlanner is of a device that does not gather.
+func batchingPlanner(dir Direction, below uint64) *planner {
+	p := newPlanner(dir, device.Traits{Alignment: 1}, Options{GatherBelow: below, BlockSize: testCapacity})
+	return &p
+}
+
+func TestADeviceThatDoesNotGatherCopiesWholeJobsInBatches(t *testing.T) {
+	overlapping := []Move{{deviceAt, leaseAt, 100}, {deviceAt + 64, leaseAt + 64, 100}}
+	for _, c := range []struct {
+		name            string
+		moves           []Move
+		want, noBatches string // the plans for the way out; those for the way in are alike
+	}{
+		{"nothing", nil, "", ""},
+		{"one move", scattered(0, 100), "out 1", "out 1"},
+		{"small moves", scattered(0, 100, 200, 300), "batch 3", "out 3"},
+		{"moves of any length and place", scattered(7, 100, 1024, 2000), "batch 3", "out 3"},
+		{"overlapping moves", overlapping, "out 2", "out 2"},
+	} {
+		for _, dir := range []Direction{Out, In} {
+			p := batchingPlanner(dir, testBelow)
+			shown := strings.ReplaceAll(show(p.plan(c.moves)), "in", "out")
+			require.Equal(t, c.want, shown, c.name)
+			p.batches = false
+			require.Equal(t, c.noBatches, strings.ReplaceAll(show(p.plan(c.moves)), "in", "out"), c.name)
+			require.False(t, p.wanted, "a gather block")
+		}
+	}
+	require.Equal(t, "out 3", show(batchingPlanner(Out, 0).plan(scattered(0, 100, 200, 300))), "batches can be turned off")
+}
+
 func TestWithoutAGatherBlockMovesAreCopiedOneByOne(t *testing.T) {
 	p := testPlanner(Out)
 	p.gather = 0
@@ -256,6 +287,7 @@ func TestPlansDoWhatTheMovesSay(t *testing.T) {
 		moves := randomMoves(r)
 		for _, dir := range []Direction{Out, In} {
 			p := testPlanner(dir)
+			p.gathers = r.IntN(4) > 0
 			p.batches = r.IntN(3) == 0
 			before := newMemories(source)
 			want, got := before.clone(), before.clone()

@@ -1,0 +1,22 @@
+package vendor_test
+
+import (
+	"fmt"
+	"testing"
+
+	"kvferry/internal/vendor"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestAnErrorWithoutAMessageIsWhole(t *testing.T) {
+	err := &vendor.Error{Call: "aclrtFree(0x40)", Code: 507899}
+	require.EqualError(t, err, "aclrtFree(0x40) failed with 507899")
+}
+
+func TestAnErrorIsFoundByItsCodeInOthers(t *testing.T) {
+	err := fmt.Errorf("cuda:0: %w", &vendor.Error{Call: "cuMemFree(0x40)", Code: 700, Message: "CUDA_ERROR_ILLEGAL_ADDRESS"})
+	require.True(t, vendor.FailedWith(err, 700))
+	require.False(t, vendor.FailedWith(err, 719))
+	require.False(t, vendor.FailedWith(nil, 0))
+}
