@@ -5,7 +5,6 @@ import "C"
 
 import (
 	"fmt"
-	"sync"
 	"unsafe"
 
 	"kvferry/core/device"
@@ -15,13 +14,7 @@ import (
 )
 
 // library is a CUDA driver that has been opened.
-type library struct {
-	cuda *C.struct_cuda
-
-	mu    sync.Mutex
-	ready bool // initialised, and count known
-	count int  // of devices that the process may use
-}
+type library struct{ cuda *C.struct_cuda }
 
 func use(handle dl.Library) (vendor.Library, error) {
 	table, err := handle.Table(C.sizeof_struct_cuda, symbols)
@@ -40,29 +33,18 @@ func symbols(yield func(dl.Symbol) bool) {
 	}
 }
 
-// Devices initialises CUDA, which may be done again and again, and makes no context.
+// Devices initialises CUDA, again and again: that makes no context, and is how a process learns that was forked.
 func (l *library) Devices() (count int, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.ready {
-		err = l.initialise()
-		l.ready = err == nil
-	}
-	return l.count, err
-}
-
-func (l *library) initialise() error {
 	code := C.kvferry_cuda_init(l.cuda)
+	err = l.check(code, status.DeviceNotFound, "cuInit(0)")
 	if code == C.CUDA_NOT_INITIALIZED {
-		err := l.check(code, status.Context, "cuInit(0)")
-		return fmt.Errorf("%w (a process cannot use CUDA that was forked when its parent had done so)", err)
+		err = fmt.Errorf("%w (CUDA is of no use in a process that was forked from one that uses it)", err)
 	}
-	if err := l.check(code, status.DeviceNotFound, "cuInit(0)"); err != nil {
-		return err
+	if err != nil {
+		return 0, err
 	}
 	result := C.kvferry_cuda_count(l.cuda)
-	l.count = int(result.value)
-	return l.check(result.code, status.DeviceNotFound, "cuDeviceGetCount()")
+	return int(result.value), l.check(result.code, status.DeviceNotFound, "cuDeviceGetCount()")
 }
 
 func (l *library) Open(index int) device.Device { return &gpu{library: l, index: index} }

@@ -40,7 +40,8 @@ type Kind struct {
 // Library is a vendor's library that has been opened. It stays open until the process ends: device memory may outlive the
 // engine that moved it. Its methods may be called from any goroutine, and leave what is current on its thread as it was.
 type Library interface {
-	// Devices returns how many devices the process may use: they have the numbers from 0. It initialises the library.
+	// Devices returns how many devices the process may use: they have the numbers from 0. It initialises the library where
+	// that was not done.
 	Devices() (count int, err error)
 
 	// Ask tells what memory at addr is. named is the device that its owner says it is on, or Unnamed: then the library may
