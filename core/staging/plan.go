@@ -16,13 +16,14 @@ import (
 // kinds of copies cost the same, and those of a batch a fraction of it. device.Traits tell which way a device is. The rules:
 //
 //  1. Moves that follow each other on the device and in the lease are joined.
-//  2. A move of at least `below` bytes is copied by itself, and so is a small one that has no small fellow.
-//  3. Small moves are gathered, on a device that gathers. On another every move counts as small: see 4. Out: they are copied into the gather block, device memory as long as a staging block, and
-//     lie there as in the lease; then each group of them that has no gaps goes to the host at once. In: each group goes
-//     to the gather block at once, and is scattered from there.
-//  4. What is small and cannot be gathered goes in one batch where the runtime has batches, if there are two or more. Copies
-//     of a batch have no order, so there is none where the destinations of moves overlap. A batch comes second since
-//     AscendCL's goes through its copies one by one, and saves no more than the calls. Elsewhere it comes first.
+//  2. A move of at least `below` bytes is copied by itself, and so is a small one that has no small fellow. On a device that
+//     does not gather every move counts as small.
+//  3. Small moves are gathered, on a device that gathers. Out: they are copied into the gather block, device memory as long
+//     as a staging block, and lie there as in the lease; then each group of them that has no gaps goes to the host at once.
+//     In: each group goes to the gather block at once, and is scattered from there.
+//  4. What is small and is not gathered goes in one batch where the runtime has batches, if there are two or more. Copies
+//     of a batch have no order, so there is none where the destinations of moves overlap. For AscendCL a batch comes second
+//     since it goes through its copies one by one, and saves no more than the calls.
 //  5. Copies within the device need both addresses aligned. place arranges that: an address in the lease and that on
 //     the device differ by a multiple of the alignment, and no two moves share an aligned unit of the lease. Out, the
 //     bytes before an unaligned move, up to its aligned unit, are gathered with it: allocations begin aligned, so they
