@@ -12,7 +12,7 @@ import (
 	"kvferry/core/device"
 	"kvferry/core/status"
 	"kvferry/internal/dl"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 )
 
 // library is an AscendCL that has been opened. It stays initialised: aclFinalize would take it from the application too.
@@ -24,7 +24,7 @@ type library struct {
 	count int  // of devices that the process may use
 }
 
-func use(handle dl.Library) (vendor.Library, error) {
+func use(handle dl.Library) (driver.Library, error) {
 	table, err := handle.Table(C.sizeof_struct_acl, symbols)
 	if err != nil {
 		return nil, err
@@ -47,7 +47,7 @@ func (l *library) Devices() (count int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.ready {
-		vendor.OnOwnThread(func() { err = l.initialise() })
+		driver.OnOwnThread(func() { err = l.initialise() })
 		l.ready = err == nil
 	}
 	return l.count, err
@@ -56,7 +56,7 @@ func (l *library) Devices() (count int, err error) {
 func (l *library) initialise() error {
 	code := C.kvferry_acl_init(l.acl)
 	err := l.check(code, status.Context, "aclInit(NULL)")
-	if err != nil && !vendor.FailedWith(err, C.ACL_REPEATED_INITIALIZATION) {
+	if err != nil && !driver.FailedWith(err, C.ACL_REPEATED_INITIALIZATION) {
 		return err
 	}
 	result := C.kvferry_acl_count(l.acl)
@@ -72,5 +72,5 @@ func (l *library) check(result C.int, code status.Code, format string, args ...a
 		return nil
 	}
 	message := strings.Join(strings.Fields(C.GoString(C.kvferry_acl_message(l.acl))), " ")
-	return status.Errorf(code, "%w", &vendor.Error{Call: fmt.Sprintf(format, args...), Code: int(result), Message: message})
+	return status.Errorf(code, "%w", &driver.Error{Call: fmt.Sprintf(format, args...), Code: int(result), Message: message})
 }

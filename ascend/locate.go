@@ -7,7 +7,7 @@ import (
 	"strconv"
 
 	"kvferry/core/status"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 )
 
 // memory is what AscendCL says of an address.
@@ -15,13 +15,13 @@ type memory struct{ kind, index int }
 
 // Ask has AscendCL say what memory at addr is, on a thread of our own. Releases that do so for a thread with a current
 // device only are asked again, with the device that was named, or the first one, made current on a thread that then ends.
-func (l *library) Ask(addr uintptr, named int) (m vendor.Memory, err error) {
+func (l *library) Ask(addr uintptr, named int) (m driver.Memory, err error) {
 	if l.acl.aclrtPointerGetAttributes == nil {
 		return nil, status.Errorf(status.NotImplemented, "this release of CANN has no aclrtPointerGetAttributes")
 	}
-	vendor.OnOwnThread(func() {
+	driver.OnOwnThread(func() {
 		m, err = l.attributes(addr)
-		if vendor.FailedWith(err, C.ACL_NO_CONTEXT) {
+		if driver.FailedWith(err, C.ACL_NO_CONTEXT) {
 			m, err = l.attributesOn(max(named, 0), addr)
 		}
 	})
@@ -59,7 +59,7 @@ func (m memory) On(named int) (index int, found bool, err error) {
 	case C.ACL_MEMORY_HOST, C.ACL_MEMORY_UNREGISTERED, C.ACL_MEMORY_MANAGED, C.ACL_MEMORY_HOST_NUMA:
 		return 0, false, nil
 	}
-	if named == vendor.Unnamed {
+	if named == driver.Unnamed {
 		return 0, false, status.Errorf(status.NotSupportedTransport,
 			"AscendCL says that it is of type %d, which is unknown here: name its device, as %s:0 for the first", m.kind, Name)
 	}

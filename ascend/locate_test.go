@@ -10,7 +10,7 @@ import (
 	"kvferry/ascend"
 	"kvferry/core/status"
 	"kvferry/internal/dl"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 	"kvferry/sim/simtest"
 
 	"github.com/stretchr/testify/require"
@@ -20,21 +20,21 @@ import (
 var hostMemory = make([]byte, 4096)
 
 // where is what Locate answers, and must answer without an error.
-func where(t *testing.T, r *vendor.Runtime, addr uintptr, location string) (index int, found bool) {
+func where(t *testing.T, r *driver.Runtime, addr uintptr, location string) (index int, found bool) {
 	t.Helper()
 	index, found, err := r.Locate(addr, location)
 	require.NoError(t, err)
 	return index, found
 }
 
-func requireOn(t *testing.T, device int, r *vendor.Runtime, addr uintptr, location string) {
+func requireOn(t *testing.T, device int, r *driver.Runtime, addr uintptr, location string) {
 	t.Helper()
 	index, found := where(t, r, addr, location)
 	require.True(t, found, "location %q", location)
 	require.Equal(t, device, index, "location %q", location)
 }
 
-func requireHost(t *testing.T, r *vendor.Runtime, addr uintptr, location string) {
+func requireHost(t *testing.T, r *driver.Runtime, addr uintptr, location string) {
 	t.Helper()
 	_, found := where(t, r, addr, location)
 	require.False(t, found, "location %q", location)

@@ -5,7 +5,7 @@ package ascend
 import "C"
 
 import (
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 
 	"go.uber.org/zap"
 )
@@ -14,7 +14,7 @@ import (
 const Name = "npu"
 
 // npus has the variables of CANN's own set_env.sh.
-var npus = vendor.Kind{
+var npus = driver.Kind{
 	Name:     Name,
 	Device:   "NPU",
 	Library:  "AscendCL",
@@ -26,4 +26,4 @@ var npus = vendor.Kind{
 
 // New returns the runtime of a library file, "" for the one that CANN has installed: where the loader finds
 // libascendcl.so, or in lib64 of $ASCEND_TOOLKIT_HOME or of $ASCEND_HOME_PATH. Nothing is opened yet.
-func New(file string, log *zap.Logger) *vendor.Runtime { return vendor.New(&npus, file, log) }
+func New(file string, log *zap.Logger) *driver.Runtime { return driver.New(&npus, file, log) }

@@ -12,7 +12,7 @@ import (
 
 	"kvferry/core/device"
 	"kvferry/core/status"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 )
 
 // Copies go this way:
@@ -100,7 +100,7 @@ func (s *stream) copySome(kind device.Kind, copies []device.Copy) error {
 	progress := C.kvferry_acl_copy_batch(s.npu.library.acl, kinds[kind], &s.to[0], &s.from[0], &s.lengths[0],
 		C.size_t(len(copies)), C.uint32_t(s.npu.index), s.handle)
 	err := s.npu.failed(progress.code, status.Context, "aclrtMemcpyBatchAsync(%d copies, %v)", len(copies), kind)
-	if vendor.FailedWith(err, C.ACL_UNSUPPORTED) {
+	if driver.FailedWith(err, C.ACL_UNSUPPORTED) {
 		return device.ErrNoBatches
 	}
 	if err != nil && uint64(progress.index) < uint64(len(copies)) {
@@ -141,7 +141,7 @@ type event struct {
 // for all that is queued in its stream by now: never too short, and longer by what others have queued behind it.
 func (e *event) Wait(timeout time.Duration) (done bool, err error) {
 	err = e.wait(timeout)
-	if vendor.FailedWith(err, C.ACL_EVENT_TIMEOUT) || vendor.FailedWith(err, C.ACL_STREAM_TIMEOUT) {
+	if driver.FailedWith(err, C.ACL_EVENT_TIMEOUT) || driver.FailedWith(err, C.ACL_STREAM_TIMEOUT) {
 		return false, nil
 	}
 	return err == nil, err

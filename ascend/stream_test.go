@@ -12,7 +12,7 @@ import (
 	"kvferry/ascend"
 	"kvferry/core/device"
 	"kvferry/core/status"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 	"kvferry/sim/simtest"
 
 	"github.com/stretchr/testify/require"
@@ -287,7 +287,7 @@ func TestADeviceThatIsLostFailsEverythingAndIsGivenBack(t *testing.T) {
 		_, err = s.Copy(device.DeviceToHost, copies)
 		lost := func(err error) {
 			t.Helper()
-			var failed *vendor.Error
+			var failed *driver.Error
 			require.ErrorAs(t, err, &failed)
 			require.Equal(t, 507010, failed.Code)
 		}

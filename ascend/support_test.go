@@ -12,7 +12,7 @@ import (
 
 	"kvferry/ascend"
 	"kvferry/core/device"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 	"kvferry/sim/simtest"
 
 	"github.com/stretchr/testify/require"
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const enough = 20 * time.Second
 
 // logged returns a runtime of that library, and what it warns of.
-func logged(library string) (*vendor.Runtime, *observer.ObservedLogs) {
+func logged(library string) (*driver.Runtime, *observer.ObservedLogs) {
 	core, logs := observer.New(zapcore.WarnLevel)
 	return ascend.New(library, zap.New(core)), logs
 }

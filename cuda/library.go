@@ -10,13 +10,13 @@ import (
 	"kvferry/core/device"
 	"kvferry/core/status"
 	"kvferry/internal/dl"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 )
 
 // library is a CUDA driver that has been opened.
 type library struct{ cuda *C.struct_cuda }
 
-func use(handle dl.Library) (vendor.Library, error) {
+func use(handle dl.Library) (driver.Library, error) {
 	table, err := handle.Table(C.sizeof_struct_cuda, symbols)
 	if err != nil {
 		return nil, err
@@ -54,7 +54,7 @@ func (l *library) check(result C.int, code status.Code, format string, args ...a
 	if result == C.CUDA_SUCCESS {
 		return nil
 	}
-	return status.Errorf(code, "%w", &vendor.Error{Call: fmt.Sprintf(format, args...), Code: int(result), Message: l.describe(result)})
+	return status.Errorf(code, "%w", &driver.Error{Call: fmt.Sprintf(format, args...), Code: int(result), Message: l.describe(result)})
 }
 
 // describe is an error's name, and what it means.

@@ -5,7 +5,7 @@ import "C"
 
 import (
 	"kvferry/core/status"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 )
 
 // memory is what CUDA says of an address.
@@ -16,7 +16,7 @@ type memory struct {
 }
 
 // Ask has CUDA say what memory at addr is. That needs no context, and makes none.
-func (l *library) Ask(addr uintptr, _ int) (vendor.Memory, error) {
+func (l *library) Ask(addr uintptr, _ int) (driver.Memory, error) {
 	var found C.struct_cuda_attributes
 	code := C.kvferry_cuda_attributes(l.cuda, C.uintptr_t(addr), &found)
 	if err := l.check(code, status.Context, "cuPointerGetAttributes(%#x)", addr); err != nil {
@@ -40,7 +40,7 @@ func (m memory) On(named int) (index int, found bool, err error) {
 
 // String is the memory for logs.
 func (m memory) String() string {
-	switch index, found, _ := m.On(vendor.Unnamed); {
+	switch index, found, _ := m.On(driver.Unnamed); {
 	case found:
 		return gpus.NameOf(index)
 	case m.kind == C.CUDA_MEMORY_HOST:

@@ -5,7 +5,7 @@ package cuda
 import "C"
 
 import (
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 
 	"go.uber.org/zap"
 )
@@ -13,7 +13,7 @@ import (
 // Name is what the locations of GPU memory begin with.
 const Name = "cuda"
 
-var gpus = vendor.Kind{
+var gpus = driver.Kind{
 	Name:     Name,
 	Device:   "GPU",
 	Library:  "the library of the CUDA driver",
@@ -24,7 +24,7 @@ var gpus = vendor.Kind{
 }
 
 // Runtime is the CUDA driver, as the engine knows it.
-type Runtime struct{ *vendor.Runtime }
+type Runtime struct{ *driver.Runtime }
 
 // New returns the runtime of a library file, "" for the libcuda.so.1 that the loader finds. Nothing is opened yet.
-func New(file string, log *zap.Logger) *Runtime { return &Runtime{vendor.New(&gpus, file, log)} }
+func New(file string, log *zap.Logger) *Runtime { return &Runtime{driver.New(&gpus, file, log)} }

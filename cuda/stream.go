@@ -11,7 +11,7 @@ import (
 
 	"kvferry/core/device"
 	"kvferry/core/status"
-	"kvferry/internal/vendor"
+	"kvferry/internal/driver"
 )
 
 // Copies go this way:
@@ -71,7 +71,7 @@ func (s *stream) CopyBatch(kind device.Kind, copies []device.Copy) error {
 	}
 	progress := C.kvferry_cuda_copy_batch(s.gpu.library.cuda, &s.to[0], &s.from[0], &s.lengths[0], C.size_t(len(copies)), s.handle)
 	err := s.gpu.failed(progress.code, status.Context, "cuMemcpyBatchAsync(%d copies, %v)", len(copies), kind)
-	if vendor.FailedWith(err, C.CUDA_NOT_SUPPORTED) {
+	if driver.FailedWith(err, C.CUDA_NOT_SUPPORTED) {
 		return device.ErrNoBatches
 	}
 	if err != nil && uint64(progress.index) < uint64(len(copies)) {

@@ -1,6 +1,6 @@
-// Package vendor is what the runtimes of all vendors have in common: a library that is opened at run time, is asked where
+// Package driver is what the runtimes of all vendors have in common: a library that is opened at run time, is asked where
 // memory is, and has devices.
-package vendor
+package driver
 
 // #include <stdlib.h>
 import "C"
