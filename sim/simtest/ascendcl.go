@@ -32,14 +32,17 @@ import "C"
 import (
 	"testing"
 	"unsafe"
+
+	"kvferry/ascend"
 )
 
 var ascendCL = face{
-	kind:  "npu",
-	file:  "libascendcl.so",
-	enter: aclEnter,
-	leave: func(d *Device) { aclDevice(d, "aclrtResetDevice") },
-	alloc: aclAlloc,
+	kind:    "npu",
+	file:    "libascendcl.so",
+	runtime: ascend.New,
+	enter:   aclEnter,
+	leave:   func(d *Device) { aclDevice(d, "aclrtResetDevice") },
+	alloc:   aclAlloc,
 	free: func(d *Device, addr uintptr) {
 		d.call("aclrtFree", func(f unsafe.Pointer) C.int { return C.call_free(f, C.uintptr_t(addr)) })
 	},

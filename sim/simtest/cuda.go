@@ -17,6 +17,7 @@ package simtest
 //     return ((int (*)(void **, int))function)(context, device);
 // }
 // static int cuda_pointer(void *function, void *pointer) { return ((int (*)(void *))function)(pointer); }
+// static int cuda_get_current(void *function, void **context) { return ((int (*)(void **))function)(context); }
 // static int cuda_get_device(void *function, int *device) { return ((int (*)(int *))function)(device); }
 // static int cuda_alloc(void *function, uintptr_t *out, size_t size)
 // {
@@ -70,16 +71,19 @@ import "C"
 import (
 	"testing"
 	"unsafe"
+
+	"kvferry/cuda"
 )
 
 // VirtualPiece is what the sizes of AllocVirtual are multiples of.
 const VirtualPiece = 2 << 20
 
-var cuda = face{
-	kind:  "cuda",
-	file:  "libcuda.so.1",
-	enter: cudaEnter,
-	leave: func(d *Device) { cudaNumber(d, "cuDevicePrimaryCtxRelease_v2", d.index) },
+var cudaFace = face{
+	kind:    "cuda",
+	file:    "libcuda.so.1",
+	runtime: cuda.New,
+	enter:   cudaEnter,
+	leave:   func(d *Device) { cudaNumber(d, "cuDevicePrimaryCtxRelease_v2", d.index) },
 	alloc: func(d *Device, n int) uintptr {
 		var memory C.uintptr_t
 		d.call("cuMemAlloc_v2", func(f unsafe.Pointer) C.int { return C.cuda_alloc(f, &memory, C.size_t(n)) })
@@ -97,8 +101,13 @@ var cuda = face{
 		})
 	},
 	current: func(t testing.TB, s *simulator) (index int, set bool) {
+		var context unsafe.Pointer
+		code := C.cuda_get_current(s.symbol(t, "cuCtxGetCurrent"), &context)
+		if code != 0 || context == nil {
+			return 0, false
+		}
 		var number C.int
-		code := C.cuda_get_device(s.symbol(t, "cuCtxGetDevice"), &number)
+		code = C.cuda_get_device(s.symbol(t, "cuCtxGetDevice"), &number)
 		return int(number), code == 0
 	},
 }

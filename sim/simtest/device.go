@@ -7,13 +7,18 @@ import (
 	"testing"
 	"unsafe"
 
+	"kvferry/internal/driver"
+
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 )
 
 // face is a runtime, as an application calls it. Its functions are called on the thread of a Device.
 type face struct {
 	kind string // as build_library.py calls it
 	file string // the name of its library
+	// runtime is the library as the engine knows it
+	runtime func(file string, log *zap.Logger) *driver.Runtime
 	// enter makes the device the thread's own, leave takes that back
 	enter, leave func(*Device)
 	alloc        func(d *Device, n int) uintptr

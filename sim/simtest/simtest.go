@@ -27,7 +27,6 @@ import (
 	"testing"
 	"unsafe"
 
-	"kvferry/ascend"
 	"kvferry/core/device"
 	"kvferry/internal/dl"
 
@@ -65,7 +64,7 @@ func Use(t testing.TB, options string) {
 // is called here has to do with that. A Device stays with the simulator that it was made with.
 func UseCUDA(t testing.TB, options string) {
 	t.Helper()
-	use(t, variant{&cuda, options})
+	use(t, variant{&cudaFace, options})
 }
 
 func use(t testing.TB, v variant) {
@@ -123,8 +122,7 @@ func Library(t testing.TB) string {
 // Runtime returns the simulated devices as the engine knows them. They log to the test.
 func Runtime(t testing.TB) device.Runtime {
 	t.Helper()
-	require.Same(t, &ascendCL, current(t).face)
-	return ascend.New(Library(t), zaptest.NewLogger(t))
+	return current(t).face.runtime(Library(t), zaptest.NewLogger(t))
 }
 
 // Faults has calls and copies fail: see kvferry_sim_faults in kvferry_sim.h. Calls are counted from now on, those of the
