@@ -6,6 +6,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"kvferry/core/device"
 	"kvferry/core/status"
@@ -16,6 +17,7 @@ import (
 type gpu struct {
 	library *library
 	index   int
+	handle  atomic.Int32 // what CUDA calls it; since the first Bind
 }
 
 // failed names the device in the error of a call on it.
@@ -28,17 +30,18 @@ func (d *gpu) failed(result C.int, code status.Code, format string, args ...any)
 
 // Bind retains the primary context, and makes it current on this thread.
 func (d *gpu) Bind() error {
-	handle, err := d.handle()
-	if err != nil {
+	found := C.kvferry_cuda_device(d.library.cuda, C.int(d.index))
+	if err := d.failed(found.code, status.DeviceNotFound, "cuDeviceGet(%d)", d.index); err != nil {
 		return err
 	}
-	context := C.kvferry_cuda_retain(d.library.cuda, handle)
-	if err := d.failed(context.code, status.Context, "cuDevicePrimaryCtxRetain(%d)", handle); err != nil {
+	d.handle.Store(int32(found.value))
+	context := C.kvferry_cuda_retain(d.library.cuda, C.int(found.value))
+	if err := d.failed(context.code, status.Context, "cuDevicePrimaryCtxRetain(%d)", found.value); err != nil {
 		return err
 	}
-	err = d.failed(C.kvferry_cuda_push(d.library.cuda, context.value), status.Context, "cuCtxPushCurrent()")
+	err := d.failed(C.kvferry_cuda_push(d.library.cuda, context.value), status.Context, "cuCtxPushCurrent()")
 	if err != nil {
-		return errors.Join(err, d.release(handle))
+		return errors.Join(err, d.release())
 	}
 	return nil
 }
@@ -46,20 +49,11 @@ func (d *gpu) Bind() error {
 // Unbind gives the context up even where the thread, or the context itself, is out of order.
 func (d *gpu) Unbind() error {
 	popped := d.failed(C.kvferry_cuda_pop(d.library.cuda), status.Context, "cuCtxPopCurrent()")
-	handle, err := d.handle()
-	if err != nil {
-		return errors.Join(popped, err)
-	}
-	return errors.Join(popped, d.release(handle))
+	return errors.Join(popped, d.release())
 }
 
-// handle is what CUDA calls the device.
-func (d *gpu) handle() (C.int, error) {
-	result := C.kvferry_cuda_device(d.library.cuda, C.int(d.index))
-	return C.int(result.value), d.failed(result.code, status.DeviceNotFound, "cuDeviceGet(%d)", d.index)
-}
-
-func (d *gpu) release(handle C.int) error {
+func (d *gpu) release() error {
+	handle := C.int(d.handle.Load())
 	return d.failed(C.kvferry_cuda_release(d.library.cuda, handle), status.Context, "cuDevicePrimaryCtxRelease(%d)", handle)
 }
 

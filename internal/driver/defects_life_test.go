@@ -1,4 +1,4 @@
-package ascend_test
+package driver_test
 
 import (
 	"errors"
@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"kvferry/ascend"
 	"kvferry/core"
 	"kvferry/core/staging"
 	"kvferry/core/status"
+	"kvferry/internal/driver/drivertest"
 	"kvferry/sim/simtest"
 	"kvferry/tcp"
 
@@ -31,7 +31,9 @@ import (
 // Here are the tests of waits, resources, devices and what is said of errors.
 
 // Who waits must sleep until there is something to do, and neither spin nor look every millisecond.
-func TestDefect10WaitingCostsNothing(t *testing.T) {
+func TestDefect10WaitingCostsNothing(t *testing.T) { onAll(t, waitingCostsNothing) }
+
+func waitingCostsNothing(t *testing.T, k *kind) {
 	for op := range ways {
 		t.Run(fmt.Sprintf("for a copy at an initiator, %v", op), func(t *testing.T) { waitForAHangingCopy(t, op, true) })
 		t.Run(fmt.Sprintf("for a copy at a target, %v", op), func(t *testing.T) { waitForAHangingCopy(t, op, false) })
@@ -41,7 +43,7 @@ func TestDefect10WaitingCostsNothing(t *testing.T) {
 func waitForAHangingCopy(t *testing.T, op core.Opcode, atInitiator bool) {
 	simtest.NoLeaks(t)
 	const length = 4 * mib // much more than the blocks hold, so that there is waiting for these too
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	p := startPair(t, small)
 	local, remote := p.initiator.onHost(length), p.target.onHost(length)
 	if atInitiator {
@@ -66,7 +68,7 @@ func waitForAHangingCopy(t *testing.T, op core.Opcode, atInitiator bool) {
 	after := usage(t)
 	require.Less(t, processorTime(after)-processorTime(before), watched/5)
 	require.Less(t, after.Nvcsw-before.Nvcsw, watched.Milliseconds()/2, "how often threads of the process went to sleep")
-	require.Less(t, callsSoFar(t)-calls, uint64(20), "of AscendCL meanwhile")
+	require.Less(t, callsSoFar(t)-calls, uint64(20), "of the library meanwhile")
 
 	simtest.ReleaseHangs(t)
 	p.initiator.wait(b)
@@ -74,7 +76,7 @@ func waitForAHangingCopy(t *testing.T, op core.Opcode, atInitiator bool) {
 	requireBytes(t, want, to)
 }
 
-// callsAtRest waits until AscendCL is not called any more, and returns how often it was.
+// callsAtRest waits until the library is not called any more, and returns how often it was.
 func callsAtRest(t *testing.T) uint64 {
 	t.Helper()
 	calls := callsSoFar(t)
@@ -105,7 +107,9 @@ func processorTime(u unix.Rusage) time.Duration {
 }
 
 // A thread that is woken must look whether there is anything to do.
-func TestDefect11WakingUpForNothing(t *testing.T) {
+func TestDefect11WakingUpForNothing(t *testing.T) { onAll(t, wakingUpForNothing) }
+
+func wakingUpForNothing(t *testing.T, k *kind) {
 	t.Run("blocks without jobs", wakeWithoutJobs)
 	t.Run("jobs among accounts that come and go", wakeAmongJobs)
 	t.Run("batches of nothing", submitNothing)
@@ -146,9 +150,7 @@ func wakeWithoutJobs(t *testing.T) {
 // stagingOf is a device's staging by itself, with as few blocks as small has.
 func stagingOf(t *testing.T, index int) *staging.Device {
 	t.Helper()
-	d, err := simtest.Runtime(t).Open(index)
-	require.NoError(t, err)
-	return staging.New(d, fmt.Sprintf("npu:%d", index), staging.Options{
+	return staging.New(drivertest.Open(t, index), fmt.Sprintf("%s:%d", simtest.Runtime(t).Name(), index), staging.Options{
 		BlockSize: smallHalf / 2, PoolSize: 2 * smallHalf, GatherBelow: mib, Timeout: time.Minute, Log: zap.NewNop(),
 	})
 }
@@ -157,7 +159,7 @@ func stagingOf(t *testing.T, index int) *staging.Device {
 func wakeAmongJobs(t *testing.T) {
 	simtest.NoLeaks(t)
 	const jobs = 100
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	memory := app.Alloc(staging.Granule)
 	s := stagingOf(t, 0)
 	var running sync.WaitGroup
@@ -206,7 +208,7 @@ func wakeAmongJobs(t *testing.T) {
 // submitNothing wakes all that moves the bytes of a pair, with no byte to move.
 func submitNothing(t *testing.T) {
 	simtest.NoLeaks(t)
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	p := startPair(t, nil)
 	local, remote := p.initiator.on(app, mib), p.target.on(app, mib)
 	for op := range ways {
@@ -222,7 +224,9 @@ func submitNothing(t *testing.T) {
 }
 
 // Close must end every thread and give everything back, whatever the device is doing.
-func TestDefect12CloseReturnsAndLeavesNothing(t *testing.T) {
+func TestDefect12CloseReturnsAndLeavesNothing(t *testing.T) { onAll(t, closeReturnsAndLeavesNothing) }
+
+func closeReturnsAndLeavesNothing(t *testing.T, k *kind) {
 	t.Run("an idle device", closeIdle)
 	t.Run("a busy device", closeBusy)
 	t.Run("a device that hung", closeAfterAHang)
@@ -237,7 +241,7 @@ func requireAsBefore(t *testing.T, before simtest.Leaked) {
 
 func closeIdle(t *testing.T) {
 	simtest.NoLeaks(t)
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	for _, used := range []bool{false, true} {
 		p := startPair(t, nil)
 		local, remote := p.initiator.on(app, mib), p.target.on(app, mib)
@@ -260,15 +264,15 @@ func closeBusy(t *testing.T) {
 		for _, targetFirst := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%v, target first: %v", op, targetFirst), func(t *testing.T) {
 				simtest.NoLeaks(t)
-				app := newNPU(t, 0)
+				app := newDevice(t, 0)
 				p := startPair(t, func(c *core.Config) {
 					small(c)
 					c.RetryCount = 1
 				})
 				addr := app.Alloc(2 * length)
 				before := simtest.TakeReport(t).Leaked
-				require.NoError(t, p.initiator.Register(addr, length, "npu:0", true))
-				require.NoError(t, p.target.Register(addr+length, length, "npu:0", true))
+				require.NoError(t, p.initiator.Register(addr, length, app.location, true))
+				require.NoError(t, p.target.Register(addr+length, length, app.location, true))
 				simtest.Cost(t, "d2h=0.1/15,h2d=0.1/15")
 				b := p.initiator.submit(core.Request{Opcode: op, Local: addr, Target: p.segment, Remote: uint64(addr + length), Length: length})
 				eventually(t, func() bool { r := simtest.TakeReport(t); return r.Copies["d2h"] > 0 && r.Copies["h2d"] > 0 }, "both are busy")
@@ -293,7 +297,7 @@ func impatient(c *core.Config) { c.ProgressTimeout = 300 * time.Millisecond }
 // hangs starts a pair whose initiator has a copy under way that does not end.
 func hangs(t *testing.T, op core.Opcode) (*node, *core.Batch) {
 	t.Helper()
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	p := startPair(t, impatient)
 	local, remote := p.initiator.on(app, mib), p.target.onHost(mib)
 	simtest.Faults(t, "exec:1=hang")
@@ -317,12 +321,12 @@ func closeAfterAHang(t *testing.T) {
 
 // closeDuringAHang has a process to itself, since what a copy that never ends may touch cannot be given back.
 func closeDuringAHang(t *testing.T) {
-	if !fresh(t) {
+	if !drivertest.Fresh(t, false) {
 		return
 	}
 	n, b := hangs(t, core.Write)
 	err := n.closes()
-	require.ErrorContains(t, err, "npu:0")
+	require.ErrorContains(t, err, simtest.Runtime(t).Name()+":0")
 	require.True(t, b.Done())
 	require.Error(t, b.Err())
 	require.EqualValues(t, 1, simtest.TakeReport(t).Leaked.Streams, "the one that hangs")
@@ -330,12 +334,16 @@ func closeDuringAHang(t *testing.T) {
 
 // What could not be installed must not be there, nor count as success.
 func TestDefect13WhatCannotBeInstalledIsNotThere(t *testing.T) {
+	onAll(t, whatCannotBeInstalledIsNotThere)
+}
+
+func whatCannotBeInstalledIsNotThere(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
-	n := newNode(t, "/nowhere/libascendcl.so", nil)
-	err := n.RequireRuntime(ascend.Name)
+	n := newNode(t, k.new("/nowhere/"+k.file, zap.NewNop()), nil)
+	err := n.RequireRuntime(k.name)
 	require.Equal(t, status.DeviceNotFound, status.Of(err, status.OK))
-	require.ErrorContains(t, err, "/nowhere/libascendcl.so")
-	require.Error(t, n.RequireRuntime(ascend.Name), "the second time as well")
+	require.ErrorContains(t, err, "/nowhere/"+k.file)
+	require.Error(t, n.RequireRuntime(k.name), "the second time as well")
 
 	refused := errors.New("no port is free")
 	_, err = n.Install("tcp", func(*core.Engine) (core.Transport, error) { return nil, refused })
@@ -347,12 +355,12 @@ func TestDefect13WhatCannotBeInstalledIsNotThere(t *testing.T) {
 	b, err := n.AllocateBatch(1)
 	require.NoError(t, err)
 	host := pages(t, 4096)
-	err = n.Submit(b, []core.Request{{Opcode: core.Write, Local: addressOf(host), Target: 1, Remote: rawBase, Length: 1}}, nil)
+	err = n.Submit(b, []core.Request{{Opcode: core.Write, Local: drivertest.AddressOf(host), Target: 1, Remote: rawBase, Length: 1}}, nil)
 	require.Equal(t, status.NotSupportedTransport, status.Of(err, status.OK))
 	require.ErrorContains(t, err, "no transport is installed")
 	require.Zero(t, b.Summary())
 
-	require.Error(t, n.Register(addressOf(host), 4096, "npu:0", true))
+	require.Error(t, n.Register(drivertest.AddressOf(host), 4096, k.at("0"), true))
 	require.Empty(t, n.Descriptor().Buffers)
 
 	transport, err := n.Install("tcp", tcp.Open)
@@ -364,10 +372,12 @@ func TestDefect13WhatCannotBeInstalledIsNotThere(t *testing.T) {
 }
 
 // The caller's requests must be left as they are.
-func TestDefect14RequestsAreTheCallers(t *testing.T) {
+func TestDefect14RequestsAreTheCallers(t *testing.T) { onAll(t, requestsAreTheCallers) }
+
+func requestsAreTheCallers(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
 	const length = mib
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	p := startPair(t, small)
 	remote := p.target.on(app, 4*length)
 	var reqs []core.Request
@@ -387,9 +397,13 @@ func TestDefect14RequestsAreTheCallers(t *testing.T) {
 
 // Host memory for staging must be page-locked, made when it is needed, and bounded.
 func TestDefect15StagingMemoryIsPageLockedAndBounded(t *testing.T) {
+	onAll(t, stagingMemoryIsPageLockedAndBounded)
+}
+
+func stagingMemoryIsPageLockedAndBounded(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
 	const pool, length = 8 * mib, 40 * mib
-	apps := []*npu{newNPU(t, 0), newNPU(t, 1)}
+	apps := []*accelerator{newDevice(t, 0), newDevice(t, 1)}
 	data := dataSize(t)
 	p := startPair(t, func(c *core.Config) { c.StagingPoolSize = pool })
 	var locals, remotes []*memory
@@ -433,9 +447,13 @@ func dataSize(t *testing.T) int {
 
 // Memory must be copied by threads that are bound to its device, whoever has made the engine or submits.
 func TestDefect16EachDeviceIsUsedByThreadsOfItsOwn(t *testing.T) {
+	onAll(t, eachDeviceIsUsedByThreadsOfItsOwn)
+}
+
+func eachDeviceIsUsedByThreadsOfItsOwn(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
 	const length = 300 * kib
-	zero, one := newNPU(t, 0), newNPU(t, 1)
+	zero, one := newDevice(t, 0), newDevice(t, 1)
 	requireZeroCurrent := func() {
 		index, set := simtest.CurrentDevice(t)
 		require.True(t, set)
@@ -462,14 +480,14 @@ func TestDefect16EachDeviceIsUsedByThreadsOfItsOwn(t *testing.T) {
 		move()
 		requireZeroCurrent()
 	})
-	locked(func() {
+	drivertest.Locked(func() {
 		move()
 		_, set := simtest.CurrentDevice(t)
 		require.False(t, set, "on a thread that has set none")
 	})
 	var running sync.WaitGroup
 	for range 4 {
-		running.Go(func() { locked(move) })
+		running.Go(func() { drivertest.Locked(move) })
 	}
 	running.Wait()
 
@@ -480,8 +498,10 @@ func TestDefect16EachDeviceIsUsedByThreadsOfItsOwn(t *testing.T) {
 	p.initiator.transfer(core.Read, local, p.segment, remote, spans...)
 }
 
-// What memory is must be decided by all that CANN may say, and by its owner where CANN says nothing.
-func TestDefect17AllKindsOfMemoryAreKnown(t *testing.T) {
+// What memory is must be decided by all that the library may say, and by its owner where that says nothing.
+func TestDefect17AllKindsOfMemoryAreKnown(t *testing.T) { onAll(t, allKindsOfMemoryAreKnown) }
+
+func allKindsOfMemoryAreKnown(t *testing.T, k *kind) {
 	const length = 200 * kib
 	spans := scattered(length, 4096, 70*kib)
 	both := func(p *pair, local, remote *memory) {
@@ -489,77 +509,79 @@ func TestDefect17AllKindsOfMemoryAreKnown(t *testing.T) {
 			p.initiator.transfer(op, local, p.segment, remote, spans...)
 		}
 	}
-	t.Run("CANN says nothing", func(t *testing.T) {
-		simtest.Use(t, simtest.OlderCANN)
-		simtest.NoLeaks(t)
-		zero, one := newNPU(t, 0), newNPU(t, 1)
-		p := startPair(t, nil)
-		both(p, p.initiator.on(one, length), p.target.on(zero, length))
-		both(p, p.initiator.onHost(length), p.target.on(one, length))
-	})
+	if k == npus {
+		t.Run("an older CANN says nothing", func(t *testing.T) {
+			k.use(t, k.older)
+			simtest.NoLeaks(t)
+			zero, one := newDevice(t, 0), newDevice(t, 1)
+			p := startPair(t, nil)
+			both(p, p.initiator.on(one, length), p.target.on(zero, length))
+			both(p, p.initiator.onHost(length), p.target.on(one, length))
+		})
+	}
+	if k == gpus {
+		t.Run("that CUDA manages, maps, or has locked in pages", func(t *testing.T) {
+			simtest.NoLeaks(t)
+			app := newDevice(t, 1)
+			p := startPair(t, nil)
+			managed, mapped, pinned := app.AllocManaged(length), app.AllocVirtual(simtest.VirtualPiece), app.AllocPinned(length)
+			for _, local := range []*memory{
+				{managed, length, app, nil}, {mapped, length, app, nil}, {pinned, length, nil, core.MemoryAt(pinned, length)},
+			} {
+				require.NoError(t, p.initiator.Register(local.addr, length, "*", true))
+				both(p, local, p.target.onHost(length))
+				both(p, local, p.target.on(app, length))
+			}
+		})
+	}
 	t.Run("the owner says nothing, or something else", func(t *testing.T) {
 		simtest.NoLeaks(t)
-		app := newNPU(t, 1)
+		app := newDevice(t, 1)
 		p := startPair(t, nil)
-		for _, location := range []string{"", "*", "cpu:0", "npu:0"} {
+		for _, location := range []string{"", "*", "cpu:0", k.at("0")} {
 			addr := app.Alloc(length)
 			require.NoError(t, p.initiator.Register(addr, length, location, true))
 			both(p, &memory{addr, length, app, nil}, p.target.onHost(length))
 		}
 	})
-	t.Run("every kind", func(t *testing.T) {
-		const named, id = 3, 2
-		for kind, want := range map[int]struct {
-			index int
-			found bool
-		}{
-			0: {}, 1: {id, true}, 2: {}, 3: {}, 4: {}, // host, device, unregistered, managed, host NUMA
-			5: {named, true}, 99: {named, true}, // of later releases
-		} {
-			index, found, err := ascend.Decide(kind, id, named)
-			require.NoError(t, err)
-			require.Equal(t, want.found, found, "kind %d", kind)
-			require.Equal(t, want.index, index, "kind %d", kind)
-		}
-		_, _, err := ascend.Decide(5, id, -1)
-		require.Error(t, err, "nobody says where it is")
-	})
 }
 
 // Errors and log lines must name the device, the peer and the transport that they are about.
-func TestDefect18ErrorsNameWhatTheyAreAbout(t *testing.T) {
+func TestDefect18ErrorsNameWhatTheyAreAbout(t *testing.T) { onAll(t, errorsNameWhatTheyAreAbout) }
+
+func errorsNameWhatTheyAreAbout(t *testing.T, k *kind) {
 	t.Run("at an initiator", func(t *testing.T) {
 		simtest.NoLeaks(t)
-		zero, one := newNPU(t, 0), newNPU(t, 1)
+		zero, one := newDevice(t, 0), newDevice(t, 1)
 		p := startPair(t, nil)
 		p.initiator.on(zero, mib)
 		local, remote := p.initiator.on(one, mib), p.target.onHost(mib)
-		simtest.Faults(t, "exec:1")
+		simtest.Faults(t, k.failsOnce)
 		b := p.initiator.submit(requests(core.Write, local, p.segment, remote, span{0, 1000})...)
 		p.initiator.wait(b)
 		simtest.Faults(t, "")
-		requireAbout(t, "npu:1", b.Err().Error())
+		requireAbout(t, k.at("1"), b.Err().Error())
 		require.ErrorContains(t, b.Err(), fmt.Sprintf("WRITE of 1000 bytes at %#x", remote.addr))
-		require.Equal(t, "npu:1, out", p.initiator.field("a staging job failed", "device"))
-		requireAbout(t, "npu:1", p.initiator.field("transfer failed", "error"))
+		require.Equal(t, k.at("1")+", out", p.initiator.field("a staging job failed", "device"))
+		requireAbout(t, k.at("1"), p.initiator.field("transfer failed", "error"))
 	})
 	t.Run("at a target", func(t *testing.T) {
 		simtest.NoLeaks(t)
-		zero, one := newNPU(t, 0), newNPU(t, 1)
+		zero, one := newDevice(t, 0), newDevice(t, 1)
 		p := startPair(t, nil)
 		p.target.on(zero, mib)
 		local, remote := p.initiator.onHost(mib), p.target.on(one, mib)
-		simtest.Faults(t, "exec:1")
+		simtest.Faults(t, k.failsOnce)
 		b := p.initiator.submit(requests(core.Read, local, p.segment, remote, span{0, 1000})...)
 		p.initiator.wait(b)
 		simtest.Faults(t, "")
 		require.ErrorContains(t, b.Err(), p.target.Name())
-		requireAbout(t, "npu:1", p.target.field("data request failed", "reason"))
+		requireAbout(t, k.at("1"), p.target.field("data request failed", "reason"))
 		require.Contains(t, p.target.field("data request failed", "peer"), "127.0.0.1:")
 	})
 	t.Run("of a peer", func(t *testing.T) {
 		simtest.NoLeaks(t)
-		app := newNPU(t, 1)
+		app := newDevice(t, 1)
 		p := startPair(t, nil)
 		local := p.initiator.on(app, mib)
 		b := p.initiator.submit(requests(core.Write, local, p.segment, &memory{addr: rawBase}, span{0, 1000})...)
@@ -574,15 +596,15 @@ func TestDefect18ErrorsNameWhatTheyAreAbout(t *testing.T) {
 	t.Run("of a device that is not there", func(t *testing.T) {
 		simtest.NoLeaks(t)
 		n := startNode(t, nil)
-		err := n.Register(addressOf(pages(t, 4096)), 4096, "npu:7", true)
-		require.ErrorContains(t, err, "there is no npu:7")
+		err := n.Register(drivertest.AddressOf(pages(t, 4096)), 4096, k.at("7"), true)
+		require.ErrorContains(t, err, "there is no "+k.at("7"))
 	})
 }
 
 // requireAbout finds that device in a text, and no other.
 func requireAbout(t *testing.T, device, text string) {
 	t.Helper()
-	names := regexp.MustCompile(`npu:\d+`).FindAllString(text, -1)
+	names := regexp.MustCompile(`(npu|cuda):\d+`).FindAllString(text, -1)
 	require.Equal(t, []string{device}, slices.Compact(names), text)
 }
 
@@ -600,7 +622,7 @@ func requireNoOtherTransport(t *testing.T, nodes ...*node) {
 	for _, n := range nodes {
 		for _, line := range n.logs.All() {
 			text := strings.ToLower(fmt.Sprint(line.Message, line.ContextMap()))
-			for _, other := range []string{"rdma", "hccl", "cuda", "nvlink"} {
+			for _, other := range []string{"rdma", "hccl", "nccl", "nvlink"} {
 				require.NotContains(t, text, other)
 			}
 		}
@@ -609,7 +631,7 @@ func requireNoOtherTransport(t *testing.T, nodes ...*node) {
 
 // Constants must keep their values in every expression.
 func TestDefect18ConstantsCanBeUsedInExpressions(t *testing.T) {
-	headers, err := filepath.Glob("../capi/include/*.h")
+	headers, err := filepath.Glob("../../capi/include/*.h")
 	require.NoError(t, err)
 	constant := regexp.MustCompile(`(?m)^#define (\w+) +([^\s].*?)(?: */\*.*)?$`)
 	whole := regexp.MustCompile(`^(\w+|"[^"]*"|\(.*\))$`)
@@ -628,7 +650,7 @@ func TestDefect18ConstantsCanBeUsedInExpressions(t *testing.T) {
 		}
 	}
 	require.NotZero(t, count)
-	compile := exec.Command("cc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-I../capi/include", "-fsyntax-only", "-x", "c", "-")
+	compile := exec.Command("cc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-I../../capi/include", "-fsyntax-only", "-x", "c", "-")
 	compile.Stdin = strings.NewReader(program)
 	output, err := compile.CombinedOutput()
 	require.NoError(t, err, "%s", output)

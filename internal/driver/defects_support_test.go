@@ -1,4 +1,4 @@
-package ascend_test
+package driver_test
 
 import (
 	"bytes"
@@ -12,10 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"kvferry/ascend"
 	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/metadata"
+	"kvferry/internal/driver/drivertest"
 	"kvferry/sim/simtest"
 	"kvferry/tcp"
 
@@ -31,10 +31,8 @@ const (
 	mib = 1 << 20
 )
 
-// noBatches is a fault that has small blocks gathered, for want of batched copies.
-const noBatches = "aclrtMemcpyBatchAsync:1=207000+"
-
-// node is an engine as an application has it: found by its address, on TCP over the loopback interface, with simulated NPUs.
+// node is an engine as an application has it: found by its address, on TCP over the loopback interface, with simulated
+// devices.
 type node struct {
 	*core.Engine
 	t    testing.TB
@@ -45,19 +43,19 @@ type node struct {
 // nil.
 func startNode(t testing.TB, configure func(*core.Config)) *node {
 	t.Helper()
-	n := newNode(t, simtest.Library(t), configure)
+	n := newNode(t, simtest.Runtime(t), configure)
 	_, err := n.Install("tcp", tcp.Open)
 	require.NoError(t, err)
 	return n
 }
 
-// newNode is startNode with that library, and without a transport.
-func newNode(t testing.TB, library string, configure func(*core.Config)) *node {
+// newNode is startNode with those devices, and without a transport.
+func newNode(t testing.TB, devices device.Runtime, configure func(*core.Config)) *node {
 	t.Helper()
 	observed, logs := observer.New(zapcore.DebugLevel)
 	o := core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig(), Log: zap.New(observed)}
 	o.Config.SameHost = false // the engines stand for two hosts
-	o.Runtimes = []device.Runtime{ascend.New(library, o.Log)}
+	o.Runtimes = []device.Runtime{devices}
 	if configure != nil {
 		configure(&o.Config)
 	}
@@ -88,43 +86,43 @@ func small(c *core.Config) { c.StagingBlockSize, c.StagingPoolSize = 128*kib, 4*
 // smallHalf is the most that is staged in one direction then, in bytes.
 const smallHalf = 2 * 128 * kib
 
-// memory is registered memory of a node: an NPU's, or the host's.
+// memory is registered memory of a node: a device's, or the host's.
 type memory struct {
 	addr   uintptr
 	length int
-	npu    *npu // nil for host memory
+	on     *accelerator // nil for host memory
 	host   []byte
 }
 
-// npu is a simulated device as an application has it.
-type npu struct {
+// accelerator is a simulated device as an application has it.
+type accelerator struct {
 	*simtest.Device
 	location string
 }
 
-func newNPU(t testing.TB, index int) *npu {
+func newDevice(t testing.TB, index int) *accelerator {
 	t.Helper()
-	return &npu{simtest.NewDevice(t, index), fmt.Sprintf("npu:%d", index)}
+	return &accelerator{simtest.NewDevice(t, index), fmt.Sprintf("%s:%d", simtest.Runtime(t).Name(), index)}
 }
 
-// on registers new memory of an NPU, with unlike bytes in it.
-func (n *node) on(npu *npu, length int) *memory {
+// on registers new memory of a device, with unlike bytes in it.
+func (n *node) on(device *accelerator, length int) *memory {
 	n.t.Helper()
-	return n.register(&memory{addr: npu.Alloc(length), length: length, npu: npu})
+	return n.register(&memory{addr: device.Alloc(length), length: length, on: device})
 }
 
 // onHost registers new memory of the host, with unlike bytes in it.
 func (n *node) onHost(length int) *memory {
 	n.t.Helper()
 	host := pages(n.t, length)
-	return n.register(&memory{addr: addressOf(host), length: length, host: host})
+	return n.register(&memory{addr: drivertest.AddressOf(host), length: length, host: host})
 }
 
 func (n *node) register(m *memory) *memory {
 	n.t.Helper()
 	location := "*"
-	if m.npu != nil {
-		location = m.npu.location
+	if m.on != nil {
+		location = m.on.location
 	}
 	require.NoError(n.t, n.Register(m.addr, uint64(m.length), location, true))
 	m.write(noise(m.length))
@@ -150,16 +148,16 @@ func noise(length int) []byte {
 }
 
 func (m *memory) write(b []byte) {
-	if m.npu != nil {
-		m.npu.Write(m.addr, b)
+	if m.on != nil {
+		m.on.Write(m.addr, b)
 	} else {
 		copy(m.host, b)
 	}
 }
 
 func (m *memory) read() []byte {
-	if m.npu != nil {
-		return m.npu.Read(m.addr, m.length)
+	if m.on != nil {
+		return m.on.Read(m.addr, m.length)
 	}
 	return append([]byte(nil), m.host...)
 }

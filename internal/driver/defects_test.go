@@ -1,4 +1,4 @@
-package ascend_test
+package driver_test
 
 import (
 	"bytes"
@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -20,15 +21,19 @@ import (
 )
 
 // The tests of these files are of mistakes that staging device memory for TCP invites: one for each, by number. Whole
-// engines move the memory of simulated NPUs over the loopback interface. Here are those of wrong and missing bytes.
+// engines move the memory of simulated devices over the loopback interface. Here are those of wrong and missing bytes.
 
 // A staging block must not be used again while its bytes are on their way.
 func TestDefect01BlocksAreNotUsedAgainWhileTheyAreBeingSent(t *testing.T) {
+	onAll(t, blocksAreNotUsedAgainWhileTheyAreBeingSent)
+}
+
+func blocksAreNotUsedAgainWhileTheyAreBeingSent(t *testing.T, k *kind) {
 	t.Run("to a target that stalls", writeToAStalledTarget)
 	t.Run("to an initiator that stalls", readByAStalledInitiator)
 	t.Run("to the device", func(t *testing.T) {
 		simtest.NoLeaks(t)
-		app := newNPU(t, 0)
+		app := newDevice(t, 0)
 		p := startPair(t, small)
 		simtest.Seed(t, 1)
 		local, remote := p.initiator.on(app, 4*mib), p.target.onHost(4*mib)
@@ -42,7 +47,7 @@ const manyBlocks = 16 * mib
 
 func writeToAStalledTarget(t *testing.T) {
 	simtest.NoLeaks(t)
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	var mu sync.Mutex
 	received, answered := make([]byte, manyBlocks), make(chan struct{})
 	peer := startPeer(t, func(conn *net.TCPConn) {
@@ -84,7 +89,7 @@ func writeToAStalledTarget(t *testing.T) {
 func readByAStalledInitiator(t *testing.T) {
 	simtest.NoLeaks(t)
 	const each, rounds = 128 * kib, 4
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	n := startNode(t, small)
 	memory := n.on(app, manyBlocks)
 	want := memory.read()
@@ -108,7 +113,9 @@ func readByAStalledInitiator(t *testing.T) {
 }
 
 // What part of the staging memory is whose must not be read and written by several threads without one lock.
-func TestDefect02ManyThreadsShareTheBlocks(t *testing.T) {
+func TestDefect02ManyThreadsShareTheBlocks(t *testing.T) { onAll(t, manyThreadsShareTheBlocks) }
+
+func manyThreadsShareTheBlocks(t *testing.T, k *kind) {
 	t.Run("leasing", leaseFromManyThreads)
 	t.Run("transfers", transferFromManyThreads)
 }
@@ -144,7 +151,7 @@ func leaseFromManyThreads(t *testing.T) {
 func transferFromManyThreads(t *testing.T) {
 	simtest.NoLeaks(t)
 	const threads, area = 8, 512 * kib
-	apps := []*npu{newNPU(t, 0), newNPU(t, 1)}
+	apps := []*accelerator{newDevice(t, 0), newDevice(t, 1)}
 	there := startPair(t, small)
 	back := &pair{initiator: there.target, target: there.initiator, segment: there.target.opens(there.initiator.Name())}
 	for seed := range uint64(2) {
@@ -177,12 +184,14 @@ func transferFromManyThreads(t *testing.T) {
 }
 
 // Small blocks that are gathered on the device must be there before what was gathered is copied on.
-func TestDefect03GatheringIsAwaited(t *testing.T) {
+func TestDefect03GatheringIsAwaited(t *testing.T) { onAll(t, gatheringIsAwaited) }
+
+func gatheringIsAwaited(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	p := startPair(t, small)
 	local, remote := p.initiator.on(app, mib), p.target.on(app, mib)
-	simtest.Faults(t, noBatches)
+	simtest.Faults(t, k.noBatches)
 	for seed := range uint64(6) {
 		simtest.Seed(t, seed)
 		for op := range ways {
@@ -190,17 +199,23 @@ func TestDefect03GatheringIsAwaited(t *testing.T) {
 			spans := scattered(mib, 4096, 900+int(seed), 2048)
 			p.initiator.transfer(op, local, p.segment, remote, spans...)
 			copies := simtest.TakeReport(t).Copies
-			require.GreaterOrEqual(t, copies["d2d"], uint64(len(spans)), "blocks are gathered at one end at least, and scattered at the other")
+			if k.gathers {
+				require.GreaterOrEqual(t, copies["d2d"], uint64(len(spans)), "blocks are gathered at one end at least, and scattered at the other")
+			} else {
+				require.GreaterOrEqual(t, copies["d2h"]+copies["h2d"], uint64(2*len(spans)), "each block is copied by itself")
+			}
 			local.write(noise(mib))
 		}
 	}
 }
 
 // A request that is longer than a staging block, or just as long, must end.
-func TestDefect04RequestsLongerThanABlockEnd(t *testing.T) {
+func TestDefect04RequestsLongerThanABlockEnd(t *testing.T) { onAll(t, requestsLongerThanABlockEnd) }
+
+func requestsLongerThanABlockEnd(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
 	const block = 128 * kib
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	p := startPair(t, small)
 	local, remote := p.initiator.on(app, 9*mib), p.target.on(app, 9*mib)
 	for _, length := range []int{block - 1, block, block + 1, 2 * block, 3*block + 7, 8*mib + 1} {
@@ -213,9 +228,13 @@ func TestDefect04RequestsLongerThanABlockEnd(t *testing.T) {
 
 // Every request of a batch must be asked which memory it is about, not just the first.
 func TestDefect05ABatchMixesHostMemoryAndDevices(t *testing.T) {
+	onAll(t, aBatchMixesHostMemoryAndDevices)
+}
+
+func aBatchMixesHostMemoryAndDevices(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
 	const length = 300 * kib
-	one, zero := newNPU(t, 1), newNPU(t, 0)
+	one, zero := newDevice(t, 1), newDevice(t, 0)
 	for op, way := range ways {
 		p := startPair(t, nil)
 		locals := []*memory{p.initiator.onHost(length), p.initiator.on(one, length), p.initiator.on(zero, length)}
@@ -245,9 +264,13 @@ func TestDefect05ABatchMixesHostMemoryAndDevices(t *testing.T) {
 
 // What is read must be copied to the device, and not the device's old bytes from it.
 func TestDefect06BytesThatAreReadComeToTheDevice(t *testing.T) {
+	onAll(t, bytesThatAreReadComeToTheDevice)
+}
+
+func bytesThatAreReadComeToTheDevice(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
 	const length = 700 * kib
-	app, other := newNPU(t, 0), newNPU(t, 1)
+	app, other := newDevice(t, 0), newDevice(t, 1)
 	p := startPair(t, nil)
 	spans := scattered(length, 1, 4096, 300*kib, 5000)
 	local, host := p.initiator.on(app, length), p.target.onHost(length)
@@ -263,41 +286,61 @@ func TestDefect06BytesThatAreReadComeToTheDevice(t *testing.T) {
 }
 
 // A copy that fails must fail its tasks, at once and with the reason, and no others.
-func TestDefect07CopiesThatFailFailTheirTasks(t *testing.T) {
-	faults := map[string]string{
-		"exec:1":                                "507013",
-		"exec:3":                                "507013",
-		noBatches + ",aclrtMemcpyAsync:1":       "aclrtMemcpyAsync",
-		"aclrtRecordEvent:1":                    "aclrtRecordEvent",
-		"aclrtSynchronizeEventWithTimeout:1":    "aclrtSynchronizeEventWithTimeout",
-		"aclrtCreateStream:1":                   "aclrtCreateStream",
-		"aclrtCreateEvent:1":                    "aclrtCreateEvent",
-		"aclrtMallocHost:1":                     "aclrtMallocHost",
-		"aclrtSetDevice:1+":                     "aclrtSetDevice",
-		"aclrtSynchronizeEventWithTimeout:1+":   "aclrtSynchronizeEventWithTimeout",
-		"aclrtMemcpyAsync:1+," + noBatches:      "aclrtMemcpyAsync",
-		"aclrtMallocHost:1+,aclrtRecordEvent:1": "aclrtMallocHost",
-	}
+func TestDefect07CopiesThatFailFailTheirTasks(t *testing.T) { onAll(t, copiesThatFailFailTheirTasks) }
+
+func copiesThatFailFailTheirTasks(t *testing.T, k *kind) {
 	run := func(name string, test func(*testing.T)) {
 		require.True(t, t.Run(name, test)) // the first that fails ends it: some that do take long
 	}
-	for spec, reason := range faults {
+	for spec, reason := range k.failures() {
 		for op := range ways {
 			run(fmt.Sprintf("%v by an initiator, %s", op, spec), func(t *testing.T) { copyFailsAtTheInitiator(t, op, spec, reason) })
 		}
 	}
-	run("READ by an initiator, aclrtMemcpyBatchAsync:1", func(t *testing.T) {
-		copyFailsAtTheInitiator(t, core.Read, "aclrtMemcpyBatchAsync:1", "aclrtMemcpyBatchAsync")
+	run("READ by an initiator, of a batch", func(t *testing.T) {
+		copyFailsAtTheInitiator(t, core.Read, k.batch+":1", strings.TrimSuffix(k.batch, "_v2"))
 	})
 	for op := range ways {
-		run(fmt.Sprintf("%v of a target", op), func(t *testing.T) { copyFailsAtTheTarget(t, op) })
+		run(fmt.Sprintf("%v of a target", op), func(t *testing.T) { copyFailsAtTheTarget(t, k, op) })
+	}
+}
+
+// failures are faults that have copies fail, each with what the error must tell.
+func (k *kind) failures() map[string]string {
+	if k == npus {
+		return map[string]string{
+			"exec:1":                                "507013",
+			"exec:3":                                "507013",
+			k.noBatches + ",aclrtMemcpyAsync:1":     "aclrtMemcpyAsync",
+			"aclrtRecordEvent:1":                    "aclrtRecordEvent",
+			"aclrtSynchronizeEventWithTimeout:1":    "aclrtSynchronizeEventWithTimeout",
+			"aclrtCreateStream:1":                   "aclrtCreateStream",
+			"aclrtCreateEvent:1":                    "aclrtCreateEvent",
+			"aclrtMallocHost:1":                     "aclrtMallocHost",
+			"aclrtSetDevice:1+":                     "aclrtSetDevice",
+			"aclrtSynchronizeEventWithTimeout:1+":   "aclrtSynchronizeEventWithTimeout",
+			"aclrtMemcpyAsync:1+," + k.noBatches:    "aclrtMemcpyAsync",
+			"aclrtMallocHost:1+,aclrtRecordEvent:1": "aclrtMallocHost",
+		}
+	}
+	return map[string]string{
+		k.noBatches + ",cuMemcpyDtoHAsync_v2:1,cuMemcpyHtoDAsync_v2:1":   "cuMemcpy",
+		k.noBatches + ",cuMemcpyDtoHAsync_v2:1+,cuMemcpyHtoDAsync_v2:1+": "cuMemcpy",
+		"cuEventRecord:1":                   "cuEventRecord",
+		"cuEventQuery:1":                    "cuEventQuery",
+		"cuEventQuery:1+":                   "cuEventQuery",
+		"cuStreamCreate:1":                  "cuStreamCreate",
+		"cuEventCreate:1":                   "cuEventCreate",
+		"cuMemHostAlloc:1":                  "cuMemHostAlloc",
+		"cuDevicePrimaryCtxRetain:1+":       "cuDevicePrimaryCtxRetain",
+		"cuMemHostAlloc:1+,cuEventRecord:1": "cuMemHostAlloc",
 	}
 }
 
 func copyFailsAtTheInitiator(t *testing.T, op core.Opcode, spec, reason string) {
 	simtest.NoLeaks(t)
 	const length = 200 * kib
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	p := startPair(t, nil)
 	spans := scattered(length, 4096, 70*kib, 1000)
 	local, host := p.initiator.on(app, length), p.initiator.onHost(length)
@@ -320,10 +363,10 @@ func copyFailsAtTheInitiator(t *testing.T, op core.Opcode, spec, reason string) 
 	p.initiator.transfer(op, local, p.segment, remote, spans...)
 }
 
-func copyFailsAtTheTarget(t *testing.T, op core.Opcode) {
+func copyFailsAtTheTarget(t *testing.T, k *kind, op core.Opcode) {
 	simtest.NoLeaks(t)
 	const length = 200 * kib
-	lost, kept := newNPU(t, 0), newNPU(t, 1)
+	lost, kept := newDevice(t, 0), newDevice(t, 1)
 	p := startPair(t, func(c *core.Config) { c.RetryCount = 1 })
 	spans := scattered(length, 4096, 70*kib)
 	onLost, onKept := p.target.on(lost, length), p.target.on(kept, length)
@@ -341,17 +384,21 @@ func copyFailsAtTheTarget(t *testing.T, op core.Opcode) {
 		require.Equal(t, i < len(spans), state == core.Failed, "task %d", i)
 	}
 	requireBytes(t, want, to)
-	require.Contains(t, p.target.field("data request failed", "reason"), "507010")
+	require.Contains(t, p.target.field("data request failed", "reason"), k.lost)
 	simtest.Faults(t, "")
 }
 
 // What fails at the peer, or on the way there, must not count as done.
 func TestDefect08AnErrorOfTheConnectionIsAFailedTask(t *testing.T) {
+	onAll(t, anErrorOfTheConnectionIsAFailedTask)
+}
+
+func anErrorOfTheConnectionIsAFailedTask(t *testing.T, k *kind) {
 	for op, way := range ways {
 		t.Run(fmt.Sprintf("%v that the peer refuses", op), func(t *testing.T) {
 			simtest.NoLeaks(t)
 			const length = 100 * kib
-			app := newNPU(t, 0)
+			app := newDevice(t, 0)
 			p := startPair(t, nil)
 			local, remote := p.initiator.on(app, length), p.target.on(app, length)
 			spans := scattered(length, 10*kib)
@@ -371,7 +418,7 @@ func TestDefect08AnErrorOfTheConnectionIsAFailedTask(t *testing.T) {
 		t.Run(fmt.Sprintf("%v from a peer that dies", op), func(t *testing.T) {
 			simtest.NoLeaks(t)
 			const length = 3 * mib
-			app := newNPU(t, 0)
+			app := newDevice(t, 0)
 			n := startNode(t, func(c *core.Config) { c.RetryCount = 1 })
 			peer := startPeer(t, func(conn *net.TCPConn) {
 				if h, err := readHeader(conn); err == nil && h.op == core.Write {
@@ -391,7 +438,9 @@ func TestDefect08AnErrorOfTheConnectionIsAFailedTask(t *testing.T) {
 }
 
 // Lengths and offsets must not pass through 32 bits.
-func TestDefect09LengthsOfMoreThan32Bits(t *testing.T) {
+func TestDefect09LengthsOfMoreThan32Bits(t *testing.T) { onAll(t, lengthsOfMoreThan32Bits) }
+
+func lengthsOfMoreThan32Bits(t *testing.T, k *kind) {
 	t.Run("of a request", longRequest)
 	t.Run("at a target", longRequestToATarget)
 	t.Run("of a region", blocksBehindBorders)
@@ -402,7 +451,7 @@ func longRequest(t *testing.T) {
 	simtest.NoLeaks(t)
 	const length = 1<<32 + 3*mib + 5
 	const mark = 50 // bytes
-	app := newNPU(t, 0)
+	app := newDevice(t, 0)
 	local := app.Alloc(length)
 	found, want := map[uint64][]byte{}, map[uint64][]byte{}
 	for _, at := range []uint64{1<<31 - 64, 1<<31 + 1, 1<<32 - 64, 1<<32 + 1, length - mark} {
@@ -426,10 +475,10 @@ func longRequest(t *testing.T) {
 		}
 		h.SettleRest(nil)
 	}
-	n := newNode(t, simtest.Library(t), nil)
+	n := newNode(t, simtest.Runtime(t), nil)
 	_, err := n.Install("tcp", (&transporttest.Transport{OnSubmit: look}).Open)
 	require.NoError(t, err)
-	require.NoError(t, n.Register(local, length, "npu:0", true))
+	require.NoError(t, n.Register(local, length, app.location, true))
 	peer := startNode(t, nil)
 	b := n.submit(core.Request{Opcode: core.Write, Local: local, Target: n.opens(peer.Name()), Length: length})
 	n.wait(b)
@@ -447,10 +496,10 @@ func longRequest(t *testing.T) {
 func longRequestToATarget(t *testing.T) {
 	simtest.NoLeaks(t)
 	for _, length := range []uint64{1<<31 + 64*kib, 1<<32 + 64*kib} {
-		app := newNPU(t, 0)
+		app := newDevice(t, 0)
 		n := startNode(t, nil)
 		addr := app.Alloc(int(length))
-		require.NoError(t, n.Register(addr, length, "npu:0", true))
+		require.NoError(t, n.Register(addr, length, app.location, true))
 
 		reader := n.dialRaw()
 		_, err := reader.Write(header{length, uint64(addr), core.Read}.encode())
@@ -472,11 +521,11 @@ func longRequestToATarget(t *testing.T) {
 func blocksBehindBorders(t *testing.T) {
 	simtest.NoLeaks(t)
 	const length, around = 1<<32 + 300*kib, 300 * kib
-	app, other := newNPU(t, 0), newNPU(t, 1)
+	app, other := newDevice(t, 0), newDevice(t, 1)
 	p := startPair(t, nil)
 	local, remote := app.Alloc(length), other.Alloc(length)
-	require.NoError(t, p.initiator.Register(local, length, "npu:0", true))
-	require.NoError(t, p.target.Register(remote, length, "npu:1", true))
+	require.NoError(t, p.initiator.Register(local, length, app.location, true))
+	require.NoError(t, p.target.Register(remote, length, other.location, true))
 	for _, border := range []uintptr{1 << 31, 1 << 32} {
 		from := border - around/2
 		near, far := &memory{local + from, around, app, nil}, &memory{remote + from, around, other, nil}

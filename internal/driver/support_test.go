@@ -38,21 +38,27 @@ type kind struct {
 	fault  string // of a call that is to fail
 	broken string // of waiting for a copy that has failed
 	lost   string // of calls on a device that is lost
-	none   string // of a call that there is not on this device
+
+	batch     string // the function that copies a batch
+	noBatches string // a fault that has small blocks copied without one
+	failsOnce string // a fault that has one job of copies fail, and no others
+	gathers   bool   // without batches
 }
 
 var npus = &kind{
 	name: "npu", device: "NPU", file: "libascendcl.so", variable: "KVFERRY_ASCENDCL",
 	new: ascend.New, use: simtest.Use, older: simtest.OlderCANN,
 	first: "aclInit", locate: "aclrtPointerGetAttributes",
-	fault: "507899", broken: "507013", lost: "507010", none: "207000",
+	fault: "507899", broken: "507013", lost: "507010",
+	batch: "aclrtMemcpyBatchAsync", noBatches: "aclrtMemcpyBatchAsync:1=207000+", failsOnce: "exec:1", gathers: true,
 }
 
 var gpus = &kind{
 	name: "cuda", device: "GPU", file: "libcuda.so.1", variable: "KVFERRY_CUDA",
 	new: cuda.New, use: simtest.UseCUDA, older: simtest.OlderCUDA,
 	first: "cuInit", locate: "cuPointerGetAttributes",
-	fault: "999", broken: "700", lost: "46", none: "801",
+	fault: "999", broken: "700", lost: "46",
+	batch: "cuMemcpyBatchAsync_v2", noBatches: "cuMemcpyBatchAsync_v2:1=801+", failsOnce: "cuEventRecord:1",
 }
 
 // onAll runs a test for each kind of devices.
