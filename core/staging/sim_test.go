@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,31 +17,46 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// These tests run on simulated NPUs: device memory that the host cannot touch, streams with an order of their own.
+// These tests run on simulated devices: memory that the host cannot touch, streams with an order of their own.
 
-// builds of the simulator: with batched copies, and without.
-var builds = map[string]string{"batches": "", "gathering": simtest.OlderCANN}
+// release is a vendor's library, as the simulator stands for it.
+type release struct {
+	name                string
+	use                 func(t testing.TB, options string)
+	options             string
+	fault, broken, lost string // codes: of a call that is to fail, of a copy that failed, and of a lost device
+	spreads             bool   // a copy that failed has all later calls on the device fail
+}
 
-func onBuilds(t *testing.T, test func(t *testing.T)) {
-	for name, options := range builds {
-		t.Run(name, func(t *testing.T) {
-			simtest.Use(t, options)
-			test(t)
+// releases copy small blocks in different ways: gathered, in batches, and one by one.
+var releases = []release{
+	{"NPUs with batches", simtest.Use, "", "507899", "507013", "507010", false},
+	{"NPUs without batches", simtest.Use, simtest.OlderCANN, "507899", "507013", "507010", false},
+	{"GPUs with batches", simtest.UseCUDA, "", "999", "700", "46", true},
+	{"GPUs without batches", simtest.UseCUDA, simtest.OlderCUDA, "999", "700", "46", true},
+}
+
+func onReleases(t *testing.T, test func(t *testing.T, r release)) {
+	for _, r := range releases {
+		t.Run(r.name, func(t *testing.T) {
+			r.use(t, r.options)
+			test(t, r)
 		})
 	}
 }
 
-// npu is a simulated device with its staging.
-type npu struct {
+// simulated is a simulated device with its staging.
+type simulated struct {
 	t       *testing.T
 	memory  *simtest.Device
 	staging *staging.Device
 }
 
-func newNPU(t *testing.T, index int, o staging.Options) *npu {
-	d, err := simtest.Runtime(t).Open(index)
+func newSimulated(t *testing.T, index int, o staging.Options) *simulated {
+	runtime := simtest.Runtime(t)
+	d, err := runtime.Open(index)
 	require.NoError(t, err)
-	return &npu{t, simtest.NewDevice(t, index), staging.New(d, fmt.Sprintf("npu:%d", index), o)}
+	return &simulated{t, simtest.NewDevice(t, index), staging.New(d, fmt.Sprintf("%s:%d", runtime.Name(), index), o)}
 }
 
 // stretch is bytes on a device that the test knows.
@@ -49,7 +65,7 @@ type stretch struct {
 	want []byte
 }
 
-func (n *npu) stretch(length int) *stretch {
+func (n *simulated) stretch(length int) *stretch {
 	s := &stretch{n.memory.Alloc(length), make([]byte, length)}
 	fill(s.want)
 	n.memory.Write(s.addr, s.want)
@@ -57,7 +73,7 @@ func (n *npu) stretch(length int) *stretch {
 }
 
 // transfer does a job of random moves between a stretch and a lease, and compares.
-func (n *npu) transfer(r *rand.Rand, dir staging.Direction, s *stretch) error {
+func (n *simulated) transfer(r *rand.Rand, dir staging.Direction, s *stretch) error {
 	a := n.staging.Account(dir, staging.Role(r.IntN(2)), nil)
 	defer a.Close()
 	l, err := a.Lease(n.t.Context(), uint64(1+r.IntN(4))*staging.Granule)
@@ -83,7 +99,7 @@ func (n *npu) transfer(r *rand.Rand, dir staging.Direction, s *stretch) error {
 }
 
 // moves fills a lease with moves of random blocks of the stretch, at any offset, none twice.
-func (n *npu) moves(r *rand.Rand, l *staging.Lease, s *stretch) []staging.Move {
+func (n *simulated) moves(r *rand.Rand, l *staging.Lease, s *stretch) []staging.Move {
 	var moves []staging.Move
 	from, end := 0, uint64(0)
 	for {
@@ -106,13 +122,13 @@ func (n *npu) moves(r *rand.Rand, l *staging.Lease, s *stretch) []staging.Move {
 }
 
 // check compares what is on the device.
-func (s *stretch) check(n *npu) {
+func (s *stretch) check(n *simulated) {
 	require.True(n.t, bytes.Equal(s.want, n.memory.Read(s.addr, len(s.want))), "wrong bytes on the device")
 }
 
 // TestRandomJobsOnSimulatedDevices has streams delay whatever they may: what is not awaited shows as wrong bytes.
 func TestRandomJobsOnSimulatedDevices(t *testing.T) {
-	onBuilds(t, func(t *testing.T) {
+	onReleases(t, func(t *testing.T, r release) {
 		simtest.NoLeaks(t)
 		for seed := range uint64(4) {
 			simtest.Seed(t, seed)
@@ -122,11 +138,11 @@ func TestRandomJobsOnSimulatedDevices(t *testing.T) {
 }
 
 func randomJobs(t *testing.T, seed uint64) {
-	npus := []*npu{newNPU(t, 0, options()), newNPU(t, 1, options())}
+	devices := []*simulated{newSimulated(t, 0, options()), newSimulated(t, 1, options())}
 	var stretches []*stretch
 	var running sync.WaitGroup
 	for i := range 8 {
-		n := npus[i%2]
+		n := devices[i%2]
 		s := n.stretch(512 * kib)
 		stretches = append(stretches, s)
 		running.Go(func() {
@@ -138,9 +154,9 @@ func randomJobs(t *testing.T, seed uint64) {
 	}
 	running.Wait()
 	for i, s := range stretches {
-		s.check(npus[i%2])
+		s.check(devices[i%2])
 	}
-	for _, n := range npus {
+	for _, n := range devices {
 		require.NoError(t, n.staging.Close())
 		for _, dir := range []staging.Direction{staging.Out, staging.In} {
 			require.EqualValues(t, 0, n.staging.Stats(dir).Failed)
@@ -149,7 +165,7 @@ func randomJobs(t *testing.T, seed uint64) {
 }
 
 // simulatedWork does a few jobs of both directions, and returns how many failed.
-func (n *npu) simulatedWork(s *stretch) (failed []error) {
+func (n *simulated) simulatedWork(s *stretch) (failed []error) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := range 6 {
 		if err := n.transfer(r, staging.Direction(i%2), s); err != nil {
@@ -160,14 +176,15 @@ func (n *npu) simulatedWork(s *stretch) (failed []error) {
 	return failed
 }
 
-// TestEveryCallOfAscendCLMayFail has each function fail at its first, middle and last use.
-func TestEveryCallOfAscendCLMayFail(t *testing.T) {
-	onBuilds(t, func(t *testing.T) {
+// TestEveryCallOfALibraryMayFail has each function fail at its first, middle and last use.
+func TestEveryCallOfALibraryMayFail(t *testing.T) {
+	onReleases(t, func(t *testing.T, r release) {
+		simtest.Cost(t, "d2h=25/1000,h2d=25/1000") // every wait takes a while
 		var calls map[string]uint64
 		t.Run("none", func(t *testing.T) { calls = callsOfStaging(t) })
 		for function, uses := range calls {
-			for _, nth := range []uint64{1, (uses + 1) / 2, uses} {
-				t.Run(fmt.Sprintf("%s %d of %d", function, nth, uses), func(t *testing.T) { simulatedFault(t, function, nth) })
+			for _, nth := range slices.Compact([]uint64{1, (uses + 1) / 2, uses}) {
+				t.Run(fmt.Sprintf("%s %d of %d", function, nth, uses), func(t *testing.T) { simulatedFault(t, r, function, nth) })
 			}
 		}
 	})
@@ -176,23 +193,27 @@ func TestEveryCallOfAscendCLMayFail(t *testing.T) {
 // callsOfStaging is how often each function is called for the jobs of simulatedWork.
 func callsOfStaging(t *testing.T) map[string]uint64 {
 	simtest.NoLeaks(t)
-	n := newNPU(t, 0, options())
+	n := newSimulated(t, 0, options())
 	s := n.stretch(512 * kib)
 	simtest.ResetCounters(t)
 	require.Empty(t, n.simulatedWork(s))
 	require.NoError(t, n.staging.Close())
 	calls := map[string]uint64{}
 	for function, uses := range simtest.TakeReport(t).Calls {
-		if uses > 0 && function != "aclInit" && function != "aclGetRecentErrMsg" && !strings.HasPrefix(function, "aclrtGet") {
+		switch {
+		case uses == 0, strings.HasSuffix(function, "Init"), strings.HasSuffix(function, "Count"):
+		case function == "cuEventQuery": // as often as there is time for
+			calls[function] = 1
+		default:
 			calls[function] = uses
 		}
 	}
 	return calls
 }
 
-func simulatedFault(t *testing.T, function string, nth uint64) {
+func simulatedFault(t *testing.T, r release, function string, nth uint64) {
 	simtest.NoLeaks(t)
-	n := newNPU(t, 0, options())
+	n := newSimulated(t, 0, options())
 	s := n.stretch(512 * kib)
 	simtest.Faults(t, fmt.Sprintf("%s:%d", function, nth))
 	failed := n.simulatedWork(s)
@@ -202,54 +223,73 @@ func simulatedFault(t *testing.T, function string, nth uint64) {
 	require.LessOrEqual(t, len(failed), 1)
 	for _, err := range append(failed, closed) {
 		if err != nil {
-			require.ErrorContains(t, err, "507899")
-			require.ErrorContains(t, err, function)
+			require.ErrorContains(t, err, r.fault)
+			require.ErrorContains(t, err, strings.TrimSuffix(function, "_v2"))
 		}
 	}
 	s.check(n)
 }
 
 func TestACopyThatFailsOnTheDeviceFailsItsJob(t *testing.T) {
-	onBuilds(t, func(t *testing.T) {
+	onReleases(t, func(t *testing.T, r release) {
 		simtest.NoLeaks(t)
-		n := newNPU(t, 0, options())
+		n := newSimulated(t, 0, options())
 		s := n.stretch(512 * kib)
 		simtest.Faults(t, "exec:2")
+		if r.spreads {
+			n.failsFromNowOn(r, s)
+			return
+		}
 		failed := n.simulatedWork(s)
 		require.Len(t, failed, 1)
-		require.ErrorContains(t, failed[0], "507013")
+		require.ErrorContains(t, failed[0], r.broken)
 		s.check(n)
 		require.NoError(t, n.staging.Close())
 	})
 }
 
+// failsFromNowOn does jobs until one fails. All others fail as well then, soon and with the reason, and so does Close.
+func (n *simulated) failsFromNowOn(r release, s *stretch) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var err error
+	for err == nil {
+		err = n.transfer(random, staging.Out, s)
+	}
+	for i := range 6 {
+		require.ErrorContains(n.t, err, "failed with "+r.broken)
+		err = n.transfer(random, staging.Direction(i%2), s)
+	}
+	require.ErrorContains(n.t, n.staging.Close(), "failed with "+r.broken)
+	simtest.Faults(n.t, "") // which the device recovers with
+}
+
 func TestALostDeviceFailsItsJobsOnly(t *testing.T) {
-	onBuilds(t, func(t *testing.T) {
+	onReleases(t, func(t *testing.T, r release) {
 		simtest.NoLeaks(t)
-		lost, other := newNPU(t, 0, options()), newNPU(t, 1, options())
+		lost, other := newSimulated(t, 0, options()), newSimulated(t, 1, options())
 		first, second := lost.stretch(512*kib), other.stretch(512*kib)
 		simtest.Faults(t, "lost:0@3")
 		failed := 0
 		for range 6 {
 			if err := lost.transfer(rand.New(rand.NewPCG(1, 2)), staging.Out, first); err != nil {
-				require.ErrorContains(t, err, "507010")
+				require.ErrorContains(t, err, r.lost)
 				failed++
 			}
 		}
 		require.NotZero(t, failed)
 		require.Empty(t, other.simulatedWork(second))
 		require.NoError(t, other.staging.Close())
-		require.ErrorContains(t, lost.staging.Close(), "507010")
+		require.ErrorContains(t, lost.staging.Close(), r.lost)
 		simtest.Faults(t, "")
 	})
 }
 
 func TestAHangingCopyFailsItsJobInTimeAndIsNotWaitedForByClose(t *testing.T) {
-	onBuilds(t, func(t *testing.T) {
+	onReleases(t, func(t *testing.T, r release) {
 		simtest.NoLeaks(t)
 		o := options()
 		o.Timeout = 200 * time.Millisecond
-		n := newNPU(t, 0, o)
+		n := newSimulated(t, 0, o)
 		s := n.stretch(512 * kib)
 		simtest.Faults(t, "exec:3=hang")
 		failed := n.simulatedWork(s)
