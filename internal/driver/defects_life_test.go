@@ -339,7 +339,7 @@ func TestDefect13WhatCannotBeInstalledIsNotThere(t *testing.T) {
 
 func whatCannotBeInstalledIsNotThere(t *testing.T, k *kind) {
 	simtest.NoLeaks(t)
-	n := newNode(t, k.new("/nowhere/"+k.file, zap.NewNop()), nil)
+	n := newNode(t, nil, k.new("/nowhere/"+k.file, zap.NewNop()))
 	err := n.RequireRuntime(k.name)
 	require.Equal(t, status.DeviceNotFound, status.Of(err, status.OK))
 	require.ErrorContains(t, err, "/nowhere/"+k.file)

@@ -40,22 +40,25 @@ type node struct {
 }
 
 // startNode starts an engine that ends with the test; a test that expects Close to fail calls it first. configure may be
-// nil.
-func startNode(t testing.TB, configure func(*core.Config)) *node {
+// nil. It has the devices of the simulator that the test uses, or those of the runtimes.
+func startNode(t testing.TB, configure func(*core.Config), runtimes ...device.Runtime) *node {
 	t.Helper()
-	n := newNode(t, simtest.Runtime(t), configure)
+	if runtimes == nil {
+		runtimes = []device.Runtime{simtest.Runtime(t)}
+	}
+	n := newNode(t, configure, runtimes...)
 	_, err := n.Install("tcp", tcp.Open)
 	require.NoError(t, err)
 	return n
 }
 
-// newNode is startNode with those devices, and without a transport.
-func newNode(t testing.TB, devices device.Runtime, configure func(*core.Config)) *node {
+// newNode is startNode without a transport.
+func newNode(t testing.TB, configure func(*core.Config), runtimes ...device.Runtime) *node {
 	t.Helper()
 	observed, logs := observer.New(zapcore.DebugLevel)
 	o := core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig(), Log: zap.New(observed)}
 	o.Config.SameHost = false // the engines stand for two hosts
-	o.Runtimes = []device.Runtime{devices}
+	o.Runtimes = runtimes
 	if configure != nil {
 		configure(&o.Config)
 	}
@@ -275,9 +278,9 @@ type pair struct {
 	segment           core.SegmentID
 }
 
-func startPair(t testing.TB, configure func(*core.Config)) *pair {
+func startPair(t testing.TB, configure func(*core.Config), runtimes ...device.Runtime) *pair {
 	t.Helper()
-	p := &pair{initiator: startNode(t, configure), target: startNode(t, configure)}
+	p := &pair{initiator: startNode(t, configure, runtimes...), target: startNode(t, configure, runtimes...)}
 	p.segment = p.initiator.opens(p.target.Name())
 	return p
 }

@@ -475,7 +475,7 @@ func longRequest(t *testing.T) {
 		}
 		h.SettleRest(nil)
 	}
-	n := newNode(t, simtest.Runtime(t), nil)
+	n := newNode(t, nil, simtest.Runtime(t))
 	_, err := n.Install("tcp", (&transporttest.Transport{OnSubmit: look}).Open)
 	require.NoError(t, err)
 	require.NoError(t, n.Register(local, length, app.location, true))

@@ -1,0 +1,97 @@
+package driver_test
+
+import (
+	"testing"
+
+	"kvferry/core"
+	"kvferry/core/device"
+	"kvferry/sim/simtest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// bothKinds are two simulated devices of each kind, and the runtimes of an engine that has them all.
+func bothKinds(t *testing.T) (devices []*accelerator, runtimes []device.Runtime) {
+	for _, k := range []*kind{npus, gpus} {
+		k.use(t, "")
+		simtest.NoLeaks(t)
+		devices = append(devices, newDevice(t, 0), newDevice(t, 1))
+		runtimes = append(runtimes, simtest.Runtime(t))
+	}
+	return devices, runtimes
+}
+
+// Each block of a batch goes from one kind of memory to another, with streams of both libraries that delay what they may.
+func TestABatchMovesMemoryOfEveryKindToEveryOther(t *testing.T) {
+	const length = 200 * kib
+	devices, runtimes := bothKinds(t)
+	p := startPair(t, small, runtimes...)
+	for _, k := range []*kind{npus, gpus} {
+		k.use(t, "")
+		simtest.Seed(t, 1)
+	}
+	everywhere := func(n *node) []*memory {
+		all := []*memory{n.onHost(length)}
+		for _, d := range devices {
+			all = append(all, n.on(d, length))
+		}
+		return all
+	}
+	for op, way := range ways {
+		var reqs []core.Request
+		var checks []func()
+		for i := range len(devices) + 1 {
+			locals, remotes := everywhere(p.initiator), everywhere(p.target)
+			for j, local := range locals {
+				remote := remotes[(i+j)%len(remotes)]
+				spans := scattered(length, 4096, 1000+i, 70*kib)
+				to, from := way(local, remote)
+				want := moved(to, from, spans...)
+				reqs = append(reqs, requests(op, local, p.segment, remote, spans...)...)
+				checks = append(checks, func() { requireBytes(t, want, to) })
+			}
+		}
+		b := p.initiator.submit(reqs...)
+		p.initiator.wait(b)
+		require.NoError(t, b.Err())
+		for _, check := range checks {
+			check()
+		}
+	}
+}
+
+// A device that has its memory registered, and nothing moved, is left alone.
+func TestNothingIsMadeOnADeviceBeforeItsMemoryIsMoved(t *testing.T) {
+	onAll(t, func(t *testing.T, k *kind) {
+		simtest.NoLeaks(t)
+		app := newDevice(t, 1)
+		p := startPair(t, nil)
+		before := simtest.TakeReport(t)
+		p.initiator.on(app, mib)
+		remote := p.target.on(app, mib)
+		p.initiator.transfer(core.Write, p.initiator.onHost(mib), p.segment, p.target.onHost(mib), span{0, mib})
+		after := simtest.TakeReport(t)
+		require.Equal(t, before.Devices, after.Devices)
+		require.Zero(t, after.Leaked.Streams+after.Leaked.Events+after.Leaked.HostAllocations)
+
+		p.initiator.transfer(core.Write, p.initiator.onHost(mib), p.segment, remote, span{0, mib})
+		require.Zero(t, simtest.TakeReport(t).Devices[0].Sets)
+		require.Greater(t, simtest.TakeReport(t).Devices[1].Sets, before.Devices[1].Sets)
+	})
+}
+
+// What the application frees before it unregisters it fails its own transfers.
+func TestMemoryThatWasFreedFailsItsTransfersOnly(t *testing.T) {
+	onAll(t, func(t *testing.T, k *kind) {
+		app := newDevice(t, 0)
+		p := startPair(t, nil)
+		freed, kept, remote := p.initiator.on(app, mib), p.initiator.on(app, mib), p.target.onHost(mib)
+		app.Free(freed.addr)
+		for op := range ways {
+			b := p.initiator.submit(requests(op, freed, p.segment, remote, span{0, 4096})...)
+			p.initiator.wait(b)
+			require.ErrorContains(t, b.Err(), k.at("0"))
+			p.initiator.transfer(op, kept, p.segment, remote, span{0, 4096}, span{8192, mib / 2})
+		}
+	})
+}
