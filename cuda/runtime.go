@@ -16,10 +16,10 @@ const Name = "cuda"
 var gpus = driver.Kind{
 	Name:     Name,
 	Device:   "GPU",
-	Library:  "the library of the CUDA driver",
+	Library:  "the CUDA driver",
 	File:     "libcuda.so.1",
 	Variable: "KVFERRY_CUDA",
-	Source:   "NVIDIA's driver, of this machine",
+	Source:   "NVIDIA's driver",
 	Use:      use,
 }
 

@@ -19,6 +19,9 @@ func TestAMissingLibraryIsAnErrorThatSaysWhereItWasLookedFor(t *testing.T) {
 		err := k.new("", zap.NewNop()).Require()
 		require.Equal(t, status.DeviceNotFound, status.Of(err, status.OK))
 		require.ErrorContains(t, err, "was not found: by the loader: "+k.file+": cannot open shared object file")
+		if k == gpus {
+			require.ErrorContains(t, err, "; it comes with NVIDIA's driver")
+		}
 	})
 }
 
