@@ -8,8 +8,8 @@ import (
 	"runtime"
 	"unsafe"
 
-	"kvferry/core/device"
 	"kvferry/core/status"
+	"kvferry/internal/driver"
 
 	"github.com/mattn/go-pointer"
 )
@@ -23,32 +23,25 @@ import (
 // Where the context has failed by then there is no step 2, and what is held for it stays: there can be no more of it, since
 // such a context refuses all that follows.
 
-var _ device.Ordering = (*Runtime)(nil)
+var _ driver.Caller = (*library)(nil)
 
 // Call: see device.Ordering. The default stream is also that of a handle which the CUDA runtime has for one of the
 // default streams, 1 or 2.
-func (r *Runtime) Call(stream uintptr, f func()) error {
-	opened, err := r.Opened()
-	if err != nil {
-		return err
-	}
+func (l *library) Call(stream uintptr, f func()) error {
 	runtime.LockOSThread() // the current context is the thread's
 	defer runtime.UnlockOSThread()
-	return opened.(*library).call(C.uintptr_t(stream), f)
-}
-
-func (l *library) call(stream C.uintptr_t, f func()) error {
-	if stream <= C.CUDA_STREAM_PER_THREAD {
-		return l.launch(stream, f)
+	handle := C.uintptr_t(stream)
+	if handle <= C.CUDA_STREAM_PER_THREAD {
+		return l.launch(handle, f)
 	}
-	context := C.kvferry_cuda_stream_context(l.cuda, stream)
+	context := C.kvferry_cuda_stream_context(l.cuda, handle)
 	if err := l.check(context.code, status.InvalidArgument, "cuStreamGetCtx(%#x)", stream); err != nil {
 		return err
 	}
 	if err := l.check(C.kvferry_cuda_push(l.cuda, context.value), status.Context, "cuCtxPushCurrent()"); err != nil {
 		return err
 	}
-	err := l.launch(stream, f)
+	err := l.launch(handle, f)
 	return errors.Join(err, l.check(C.kvferry_cuda_pop(l.cuda), status.Context, "cuCtxPopCurrent()"))
 }
 

@@ -219,8 +219,11 @@ struct cuda_result kvferry_cuda_stream_context(const struct cuda *cuda, uintptr_
 struct cuda_result kvferry_cuda_capture(const struct cuda *cuda, uintptr_t stream)
 {
     int state = CUDA_CAPTURES_NOTHING;
-    int code = cuda->cuStreamIsCapturing((void *)stream, &state);
+    int code = CUDA_SUCCESS;
 
+    if (cuda->cuStreamIsCapturing != NULL) {
+        code = cuda->cuStreamIsCapturing((void *)stream, &state);
+    }
     return number_of(code, state);
 }
 

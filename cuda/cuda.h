@@ -56,7 +56,8 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
 
 /*
  * The functions. Optional are those that came with later drivers: cuMemcpyBatchAsync with CUDA 12.8, and _v2, which does
- * without the index of the copy that failed, with 13.0. All others are in every driver since CUDA 10.
+ * without the index of the copy that failed, with 13.0; and cuStreamIsCapturing, which only guards. All others are in
+ * every driver since CUDA 10.
  */
 #define CUDA_FUNCTIONS(REQUIRED, OPTIONAL)                                                                             \
     REQUIRED(int, cuInit, (unsigned int flags))                                                                       \
@@ -85,7 +86,7 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuMemcpyHtoDAsync_v2, (uintptr_t to, const void *from, size_t length, void *stream))                \
     REQUIRED(int, cuMemcpyDtoHAsync_v2, (void *to, uintptr_t from, size_t length, void *stream))                      \
     REQUIRED(int, cuMemcpyDtoDAsync_v2, (uintptr_t to, uintptr_t from, size_t length, void *stream))                  \
-    REQUIRED(int, cuStreamIsCapturing, (void *stream, int *out))                                                      \
+    OPTIONAL(int, cuStreamIsCapturing, (void *stream, int *out))                                                      \
     OPTIONAL(int, cuMemcpyBatchAsync,                                                                                 \
              (uintptr_t *to, uintptr_t *from, size_t *lengths, size_t count,                                          \
               struct cuda_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,             \
@@ -169,7 +170,7 @@ int kvferry_cuda_record_event(const struct cuda *cuda, uintptr_t event, uintptr_
 int kvferry_cuda_query_event(const struct cuda *cuda, uintptr_t event);
 int kvferry_cuda_synchronize_event(const struct cuda *cuda, uintptr_t event);
 
-/* The context of a stream, and whether it is being captured: a CUstreamCaptureStatus. */
+/* The context of a stream, and whether it is being captured: a CUstreamCaptureStatus, of nothing where CUDA cannot tell. */
 struct cuda_result kvferry_cuda_stream_context(const struct cuda *cuda, uintptr_t stream);
 struct cuda_result kvferry_cuda_capture(const struct cuda *cuda, uintptr_t stream);
 

@@ -23,8 +23,5 @@ var gpus = driver.Kind{
 	Use:      use,
 }
 
-// Runtime is the CUDA driver, as the engine knows it.
-type Runtime struct{ *driver.Runtime }
-
 // New returns the runtime of a library file, "" for the libcuda.so.1 that the loader finds. Nothing is opened yet.
-func New(file string, log *zap.Logger) *Runtime { return &Runtime{driver.New(&gpus, file, log)} }
+func New(file string, log *zap.Logger) *driver.Runtime { return driver.New(&gpus, file, log) }

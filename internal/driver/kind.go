@@ -52,6 +52,12 @@ type Library interface {
 	Open(index int) device.Device
 }
 
+// Caller is a Library with streams that can be waited with.
+type Caller interface {
+	// Call: see device.Ordering.
+	Call(stream uintptr, f func()) error
+}
+
 // Memory is what a library says of an address.
 type Memory interface {
 	// On returns the device that it is on, if it is on one. named is as in Ask.

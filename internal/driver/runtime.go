@@ -22,7 +22,7 @@ type Runtime struct {
 	warned  bool    // that the file cannot be opened
 }
 
-var _ device.Runtime = (*Runtime)(nil)
+var _ device.Ordering = (*Runtime)(nil)
 
 // New returns the runtime of a library file, "" for the one that is installed. Nothing is opened yet.
 func New(kind *Kind, file string, log *zap.Logger) *Runtime {
@@ -35,12 +35,11 @@ func (r *Runtime) Name() string { return r.kind.Name }
 // Require opens the library if it is not open yet: the file that New was given; else the kind's where the loader finds it,
 // or one of the kind's variables leads to it. The error is a status.DeviceNotFound.
 func (r *Runtime) Require() error {
-	_, err := r.Opened()
+	_, err := r.open()
 	return err
 }
 
-// Opened opens the library as Require does, and returns it.
-func (r *Runtime) Opened() (Library, error) {
+func (r *Runtime) open() (Library, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.library != nil {
@@ -62,7 +61,7 @@ func (r *Runtime) present() Library {
 		}
 		return r.library
 	}
-	l, err := r.Opened()
+	l, err := r.open()
 	if err != nil {
 		r.warnOnce(err)
 	}
@@ -80,7 +79,7 @@ func (r *Runtime) warnOnce(err error) {
 
 // Open returns a device, by its number.
 func (r *Runtime) Open(index int) (device.Device, error) {
-	l, err := r.Opened()
+	l, err := r.open()
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +87,18 @@ func (r *Runtime) Open(index int) (device.Device, error) {
 		return nil, err
 	}
 	return l.Open(index), nil
+}
+
+// Call: see device.Ordering. Libraries that are no Caller refuse it.
+func (r *Runtime) Call(stream uintptr, f func()) error {
+	l, err := r.open()
+	if err != nil {
+		return err
+	}
+	if library, able := l.(Caller); able {
+		return library.Call(stream, f)
+	}
+	return status.Errorf(status.NotImplemented, "nothing can be done in the order of a stream of %s", r.kind.Library)
 }
 
 // Where memory is is found out like this:
@@ -130,7 +141,7 @@ func (r *Runtime) openFor(named int) (Library, error) {
 	if named == Unnamed {
 		return r.present(), nil
 	}
-	l, err := r.Opened()
+	l, err := r.open()
 	if err != nil {
 		return nil, fmt.Errorf("memory on %s: %w", r.kind.NameOf(named), err)
 	}
