@@ -51,7 +51,7 @@ from cases import (
 )
 from figures import Figures, Peak, Pipelining, Rounds
 from kvferry import __version__
-from kvferry.demo import DemoError, Npus, find_npus, size_text
+from kvferry.demo import DemoError, Devices, find_npus, size_text
 from nodes import Measured, Node, NodeError, Place
 from report import comparisons, tables, write_files
 from tables import table
@@ -103,7 +103,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def started(pairs: Iterable[Pair], npus: Npus, host: str, keeper: int | None = None) -> Iterator[Processes]:
+def started(pairs: Iterable[Pair], npus: Devices, host: str, keeper: int | None = None) -> Iterator[Processes]:
     """The processes of some pairs, until the end of the block. keeper is the link's that they use."""
     with contextlib.ExitStack() as stack:
         nodes: dict[str, Node] = {}
@@ -117,7 +117,7 @@ def started(pairs: Iterable[Pair], npus: Npus, host: str, keeper: int | None = N
         yield Processes(nodes)
 
 
-def measure(options: argparse.Namespace, npus: Npus) -> Figures:
+def measure(options: argparse.Namespace, npus: Devices) -> Figures:
     cases = all_cases()
     copy_cpu, pipelining = 0.0, None
     with started((case.pair for case in cases), npus, options.host) as processes:
@@ -154,7 +154,7 @@ def measure_pipelining(processes: Processes, rate: float, rounds: int, seconds: 
     return Pipelining(rate, [a.rate for a, _ in measured], [b.rate for _, b in measured])
 
 
-def measure_link(options: argparse.Namespace, npus: Npus) -> Rounds | None:
+def measure_link(options: argparse.Namespace, npus: Devices) -> Rounds | None:
     """None where there can be no link."""
     progress(f"a link of {LINK} Gbit/s")
     cases = [case for case in all_cases() if case.pair in PAIRS]
@@ -171,7 +171,7 @@ def measure_staging(seconds: float) -> staging.Rates:
     return staging.measure(seconds)
 
 
-def measure_peaks(npus: Npus, host: str, seconds: float) -> dict[str, Peak]:
+def measure_peaks(npus: Devices, host: str, seconds: float) -> dict[str, Peak]:
     progress("memory")
     found: dict[str, list[int]] = {role: [] for role in ROLES}
     for pair in (HOST_TO_HOST, NPU_TO_NPU):
@@ -188,7 +188,7 @@ def measure_peaks(npus: Npus, host: str, seconds: float) -> dict[str, Peak]:
     return {role: Peak(*sizes) for role, sizes in found.items()}
 
 
-def report(options: argparse.Namespace, npus: Npus, figures: Figures) -> None:
+def report(options: argparse.Namespace, npus: Devices, figures: Figures) -> None:
     context = {
         "kvferry": __version__,
         "npu": npus.told,

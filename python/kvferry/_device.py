@@ -62,6 +62,19 @@ class Runtime:
         nothing."""
         raise NotImplementedError
 
+    def devices(self) -> int:
+        """How many devices this process may use. An error of this runtime's where the driver cannot tell."""
+        raise NotImplementedError
+
+    def allocate(self, size: int, device: int = 0) -> Memory:
+        """Memory of a device, of at least one byte."""
+        raise NotImplementedError
+
+    def allocate_pinned(self, size: int, device: int = 0) -> PinnedMemory:
+        """Page-locked host memory that devices copy to and from at full speed, of at least one byte. It is allocated by
+        way of the device that is named."""
+        raise NotImplementedError
+
     def on(self, device: int) -> AbstractContextManager[None]:
         """Within this, calls of this thread are for the device."""
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """kvferry demo: KV cache moves between two processes over TCP, and every byte of it is checked.
 
-For each pair of places, host to host, NPU to host and NPU to NPU:
+For each pair of places, host to host, NPU to host and NPU to NPU, or, with a GPU, host to host, NPU to GPU and GPU to
+GPU:
 
 1. decode, a process of its own, makes a KV cache, registers it, and tells its name and address;
 2. prefill, the process that was started, fills a cache of the same shape and takes a digest of each layer;
@@ -24,13 +25,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Callable, NamedTuple, Union
 
-from kvferry import __version__, simulator
+from kvferry import __version__, gpu, npu, simulator
 from kvferry._bindings import OPCODE_READ, OPCODE_WRITE
+from kvferry._device import DeviceError, Memory, Runtime
 from kvferry._engine import Engine, EngineError
 from kvferry._ffi import u64_array
 from kvferry._library import LibraryError
 from kvferry._memory import Mapping
-from kvferry.npu import VARIABLE, AscendCL, Memory, NpuError
+from kvferry.gpu import CUDA
+from kvferry.npu import AscendCL
 
 ANSWER_TIME = 60.0  # seconds until a process that does not answer is given up
 TRANSFER_TIME = 30.0  # seconds until a batch is given up
@@ -67,7 +70,7 @@ class Shape(NamedTuple):
 
 
 class HostMemory:
-    """Host memory, with the methods of an NPU's."""
+    """Host memory, with the methods of a device's."""
 
     location = "*"
 
@@ -83,10 +86,11 @@ class HostMemory:
 
 
 def allocate(place: str, size: int) -> Union[HostMemory, Memory]:
-    """Memory in a place: "host", or "npu:0"."""
+    """Memory in a place: "host", or a device as "npu:0" or "cuda:0"."""
+    location, _, device = place.partition(":")
     try:
-        return HostMemory(size) if place == "host" else AscendCL().allocate(size, int(place.split(":")[1]))
-    except (NpuError, OSError, OverflowError, ValueError) as e:
+        return HostMemory(size) if place == "host" else KINDS[location].runtime().allocate(size, int(device))
+    except (DeviceError, OSError, OverflowError, ValueError) as e:
         raise DemoError(f"there are no {size_text(size)} of memory for the cache on {place}: {e}") from e
 
 
@@ -214,10 +218,10 @@ def run(arguments: argparse.Namespace) -> int:
     here, there = spawn.Pipe()
     process = spawn.Process(target=decode, args=(there, arguments.host, shape), name="decode", daemon=True)
     try:
-        npus = find_npus()
+        npus, gpus = find_npus(), find_gpus(arguments.decode)
         process.start()
         there.close()
-        move_and_check(arguments.host, shape, arguments.batch or 2 * shape.blocks, npus, here, process)
+        move_and_check(arguments.host, shape, arguments.batch or 2 * shape.blocks, npus, gpus, here, process)
     except DemoError as e:
         print(f"kvferry demo failed: {e}", file=sys.stderr)
         return 1
@@ -230,62 +234,114 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class Npus(NamedTuple):
-    """The NPUs that this process and those that it starts use."""
+class Devices(NamedTuple):
+    """Devices of a kind, NPUs or GPUs, that this process and those that it starts use."""
 
+    location: str  # "npu" or "cuda"
     number: int
     simulated: bool
     told: str  # the sentence about them
 
     @staticmethod
-    def of(acl: AscendCL, why: str = "") -> Npus:
+    def of(runtime: Runtime, why: str = "") -> Devices:
         """Those of a library. why says what is in the way of real ones."""
-        number = acl.devices()
-        if acl.simulated:
-            return Npus(number, True, f"the NPU is simulated{f': {why}' if why else f', by {acl.path}'}")
-        return Npus(number, False, f"the NPU is real, one of {number}, by way of {acl.path}")
+        number, kind = runtime.devices(), KINDS[runtime.location].name
+        if runtime.simulated:
+            told = f"the {kind} is simulated{f': {why}' if why else f', by {runtime.path}'}"
+        else:
+            told = f"the {kind} is real, one of {number}, by way of {runtime.path}"
+        return Devices(runtime.location, number, runtime.simulated, told)
 
-    def place(self, other: bool) -> str:
+    def place(self, other: bool = False) -> str:
         """One of them, or another one where there are two."""
-        return f"npu:{min(int(other), self.number - 1)}"
+        return f"{self.location}:{min(int(other), self.number - 1)}"
 
 
-def find_npus() -> Npus:
-    """Those of the library that KVFERRY_ASCENDCL names, or of the machine, or simulated ones where it has none; the
-    variable is set to what simulates them. DemoError when there is nothing."""
+class Kind(NamedTuple):
+    """A kind of device."""
+
+    name: str
+    variable: str  # that names the library
+    runtime: Callable[[], Runtime]
+
+
+KINDS = {"npu": Kind("NPU", npu.VARIABLE, AscendCL), "cuda": Kind("GPU", gpu.VARIABLE, CUDA)}
+
+
+def find_npus() -> Devices:
+    """NPUs, simulated ones where the machine has none. DemoError when there is nothing."""
+    return find("npu", simulate=True)
+
+
+def find_gpus(decode: str) -> Devices | None:
+    """The GPUs for decode's cache, if it is to be there: those of the machine, or simulated ones where "gpu" is asked
+    for. DemoError when there are to be some and there is nothing."""
+    if decode == "host":
+        return None
     try:
-        if os.environ.get(VARIABLE) or (absent := why_no_npu()) is None:
-            return Npus.of(AscendCL())
-        os.environ[VARIABLE] = simulator.library()
-        return Npus.of(AscendCL(), absent)
-    except (NpuError, LibraryError) as e:
+        return find("cuda", simulate=decode == "gpu")
+    except NoneThere:
+        return None
+
+
+class NoneThere(DemoError):
+    """The machine has no device of a kind."""
+
+
+def find(location: str, simulate: bool) -> Devices:
+    """Devices of the library that the variable of their kind names, or of the machine. Where it has none there are
+    simulated ones, if that is wanted: the variable is set to what simulates them."""
+    kind = KINDS[location]
+    try:
+        if os.environ.get(kind.variable) or (absent := why_none(kind)) is None:
+            return Devices.of(kind.runtime())
+        if not simulate:
+            raise NoneThere(absent)
+        os.environ[kind.variable] = simulator.library(location)
+        return Devices.of(kind.runtime(), absent)
+    except (DeviceError, LibraryError) as e:
         raise DemoError(str(e)) from e
 
 
-def why_no_npu() -> str | None:
-    """None on a machine that has an NPU."""
+def why_none(kind: Kind) -> str | None:
+    """None on a machine that has such a device."""
     try:
-        return None if AscendCL().devices() else "AscendCL finds no NPU"
-    except NpuError as e:
+        runtime = kind.runtime()
+        return None if runtime.devices() else f"{runtime.title} finds no {kind.name}"
+    except DeviceError as e:
         return str(e)
 
 
 def move_and_check(
-    host: str, shape: Shape, batch: int, npus: Npus, connection: Connection, process: BaseProcess
+    host: str,
+    shape: Shape,
+    batch: int,
+    npus: Devices,
+    gpus: Devices | None,
+    connection: Connection,
+    process: BaseProcess,
 ) -> None:
     """All pairs of places, with what is printed about them."""
     print(f"kvferry {__version__}: a KV cache of {shape}, {size_text(shape.bytes)} in all")
-    print(npus.told)
+    for devices in filter(None, (npus, gpus)):
+        print(devices.told)
     print(f"prefill (process {os.getpid()}) writes it over TCP to decode (process {process.pid}), {batch} scattered")
     print("blocks at a time, and reads it back\n")
-    print("prefill  decode             bytes   blocks  batches    time    GB/s  p50/batch  p99/batch", flush=True)
-    for here, there in (("host", "host"), (npus.place(False), "host"), (npus.place(False), npus.place(True))):
+    print("prefill   decode              bytes   blocks  batches    time    GB/s  p50/batch  p99/batch", flush=True)
+    for here, there in pairs(npus, gpus):
         prefill = Prefill(host, shape, here, batch, ask(connection, process, there))
         written, read = both_ways(prefill, connection, process)
         prefill.close()
-        print(table_row(f"{here:5} -> {there:5} write", shape, written))
-        print(table_row(f"{here:5} <- {there:5} read ", shape, read), flush=True)
+        print(table_row(f"{here:6} -> {there:6} write", shape, written))
+        print(table_row(f"{here:6} <- {there:6} read ", shape, read), flush=True)
     print(f"\nevery byte checked: the digests of all {shape.layers} layers agree on both sides, in each row")
+
+
+def pairs(npus: Devices, gpus: Devices | None) -> list[tuple[str, str]]:
+    """Where the caches of prefill and decode are, one pair after the other."""
+    if gpus is None:
+        return [("host", "host"), (npus.place(), "host"), (npus.place(), npus.place(other=True))]
+    return [("host", "host"), (npus.place(), gpus.place()), (gpus.place(), gpus.place(other=True))]
 
 
 def both_ways(prefill: Prefill, connection: Connection, process: BaseProcess) -> tuple[list[float], list[float]]:
@@ -365,5 +421,12 @@ def add_command(commands: Any) -> None:
     option("--blocks", type=positive, default=256, metavar="N", help="blocks of each layer's K and V (%(default)s)")
     option("--block-size", type=positive, default="16K", metavar="BYTES", help="bytes of a block (%(default)s)")
     option("--batch", type=positive, metavar="N", help="blocks in one call (those of a layer)")
+    option(
+        "--decode",
+        choices=("auto", "gpu", "host"),
+        default="auto",
+        help="where decode keeps its cache: in a GPU, which is simulated where the machine has none; in host and NPU"
+        " memory; or in a GPU where there is one (%(default)s)",
+    )
     option("--host", default="127.0.0.1", help="address of this machine to use (%(default)s)")
     parser.set_defaults(run=run)

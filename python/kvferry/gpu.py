@@ -86,7 +86,6 @@ class CUDA(Runtime):
         self._finalizer()
 
     def devices(self) -> int:
-        """How many GPUs this process may use. GpuError where the driver cannot tell."""
         count = c_int()
         self.call("cuDeviceGetCount", byref(count))
         return count.value
@@ -98,12 +97,9 @@ class CUDA(Runtime):
         return python_string(text.value)
 
     def allocate(self, size: int, device: int = 0) -> Memory:
-        """Memory of a GPU, of at least one byte."""
         return Memory(self, size, device, lambda out: self.call("cuMemAlloc_v2", out, size), "cuMemFree_v2")
 
     def allocate_pinned(self, size: int, device: int = 0) -> PinnedMemory:
-        """Page-locked host memory that any GPU copies to and from at full speed, of at least one byte. It belongs to
-        the context of the one that is named."""
         return PinnedMemory(
             self, size, device, lambda out: self.call("cuMemHostAlloc", out, size, PORTABLE), "cuMemFreeHost"
         )
@@ -156,7 +152,13 @@ def _release(library: ctypes.CDLL, contexts: dict[int, c_void_p]) -> None:
 
 def available() -> bool:
     """Whether CUDA's driver library is there, and has a GPU for this process. No context is created."""
-    return visible_devices() > 0 and _opened(os.environ.get(VARIABLE) or FILE) is not None
+    file = os.environ.get(VARIABLE) or FILE
+    if file not in _found and visible_devices() > 0 and _opened(file) is not None:
+        _found.add(file)
+    return file in _found
+
+
+_found: set[str] = set()  # libraries that have a GPU for this process, and do not lose it
 
 
 def visible_devices() -> int:

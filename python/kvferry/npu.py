@@ -82,19 +82,16 @@ class AscendCL(Runtime):
         self._finalizer()
 
     def devices(self) -> int:
-        """How many NPUs this process may use. NpuError where the driver cannot tell."""
         count = c_uint32()
         self.call("aclrtGetDeviceCount", byref(count))
         return count.value
 
     def allocate(self, size: int, device: int = 0) -> Memory:
-        """Memory of an NPU, of at least one byte."""
         return Memory(
             self, size, device, lambda out: self.call("aclrtMalloc", out, size, HUGE_PAGES_FIRST), "aclrtFree"
         )
 
     def allocate_pinned(self, size: int, device: int = 0) -> PinnedMemory:
-        """Page-locked host memory that an NPU copies to and from at full speed, of at least one byte."""
         return PinnedMemory(self, size, device, lambda out: self.call("aclrtMallocHost", out, size), "aclrtFreeHost")
 
     @contextlib.contextmanager

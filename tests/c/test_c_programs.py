@@ -9,7 +9,7 @@ from typing import Optional
 
 import pytest
 
-from support import npus
+from support import devices
 
 from .conftest import TESTS, Installed
 
@@ -37,9 +37,9 @@ def test_program_finds_what_the_interface_promises(installed: Installed, name: s
 @KINDS
 def test_program_moves_npu_memory(installed: Installed, kind: str, tmp_path: Path) -> None:
     report = tmp_path / "report"
-    check(installed, kind, "npus", settings=npus.settings(KVFERRY_SIM_REPORT=str(report)))
-    if npus.simulated():
-        npus.check_nothing_left(json.loads(report.read_text()))
+    check(installed, kind, "npus", settings=devices.settings(KVFERRY_SIM_REPORT=str(report)))
+    if devices.simulated("npu"):
+        devices.check_nothing_left(json.loads(report.read_text()))
 
 
 @KINDS

@@ -6,11 +6,12 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from support import npu, npus
-from support.npus import Release
+from support import devices, runtimes
+from support.devices import Release
 from support.venvs import REPOSITORY
 
 BUILD_LIMIT = 120.0  # seconds
@@ -26,19 +27,22 @@ def seed() -> int:
 
 @pytest.fixture(scope="session")
 def newer() -> Release:
-    """The library that is there: the simulator, as it comes, or a real one."""
-    return Release(npus.settings(), older=False)
+    """The libraries that are there: the simulators, as they come, or real ones."""
+    return Release(devices.settings(), older=False)
 
 
 @pytest.fixture(scope="session")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """The simulator as an older release of CANN."""
-    npus.need_simulator()
-    path = tmp_path_factory.mktemp("older") / "libascendcl.so"
-    command = [sys.executable, str(REPOSITORY / "scripts" / "build_library.py"), "npu", str(path)]
-    environment = {**os.environ, "CGO_CFLAGS": "-O2 -DKVFERRY_SIM_OLDER_CANN"}
-    subprocess.run(command, env=environment, check=True, timeout=BUILD_LIMIT)
-    return Release(npus.settings(**{npus.VARIABLE: str(path), npu.VARIABLE: str(path)}), older=True)
+    """The simulators as older releases of CANN and of CUDA's driver."""
+    folder, found = tmp_path_factory.mktemp("older"), devices.settings()
+    for kind, variable in devices.VARIABLES.items():
+        devices.need_simulator(kind)
+        path = folder / Path(found[variable]).name
+        command = [sys.executable, str(REPOSITORY / "scripts" / "build_library.py"), kind, str(path)]
+        environment = {**os.environ, "CGO_CFLAGS": "-O2 -DKVFERRY_SIM_OLDER_CANN -DKVFERRY_SIM_OLDER_CUDA"}
+        subprocess.run(command, env=environment, check=True, timeout=BUILD_LIMIT)
+        found.update({variable: str(path), runtimes.VARIABLES[kind]: str(path)})
+    return Release(found, older=True)
 
 
 @pytest.fixture(scope="module", params=("newer", "older"))

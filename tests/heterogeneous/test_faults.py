@@ -1,4 +1,4 @@
-"""Each function of AscendCL fails at its first, middle and last use, on either side of a transfer.
+"""Each function of AscendCL and of CUDA fails at its first, middle and last use, on either side of a transfer.
 
 Who uses the engine sees one call fail. Why is in the log of the engine whose device it was. Before and after it, all
 goes well; and when the engine has ended, its devices have nothing of it left.
@@ -6,15 +6,16 @@ goes well; and when the engine has ended, its devices have nothing of it left.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from support import npus
+from support import devices
+from support.devices import Release, simulate
 from support.memory import Memory, Span, addresses, apply, transfer
-from support.npus import NPUS, Release, simulate
 from support.peers import Peers
 from support.spans import scattered
 from support.world import QUICK
@@ -23,9 +24,9 @@ SIZE = (1 << 20) + 4099
 BLOCK_SIZE = 1 << 18  # bytes of a staging block
 SMALL = scattered([4096, 1, 700, 16384, 65] * 12)
 BIG = [(3, 5, SIZE - 5)]  # more than one staging block
-STEPS = tuple((place, opcode, spans) for spans in (SMALL, BIG) for place in NPUS for opcode in ("write", "read"))
+COPIES_THAT_ARE_WAITED_FOR = "d2h=25/60,h2d=25/60"  # for KVFERRY_SIM_COST
 
-FUNCTIONS = (
+ASCENDCL = (
     "aclrtSetDevice",
     "aclrtMalloc",
     "aclrtMallocHost",
@@ -39,12 +40,41 @@ FUNCTIONS = (
     "aclrtFree",
     "aclrtResetDevice",
 )
-NEWER = (*FUNCTIONS, "aclrtMemcpyBatchAsync", "aclrtSynchronizeEventWithTimeout")
-OLDER = (*FUNCTIONS, "aclrtSynchronizeStreamWithTimeout")
-ONCE = ("aclInit", "aclrtGetDeviceCount")  # called until they have succeeded in a process
-USED = {"newer": NEWER, "older": OLDER}
-STAGES = [(release, role) for release in USED for role in ("initiator", "target")]
-ON_PURPOSE = "a fault on purpose"  # what the simulator's aclGetRecentErrMsg says
+CUDA = (
+    "cuDeviceGet",
+    "cuDevicePrimaryCtxRetain",
+    "cuCtxPushCurrent_v2",
+    "cuMemHostAlloc",
+    "cuStreamCreate",
+    "cuEventCreate",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuEventRecord",
+    "cuEventQuery",
+    "cuEventSynchronize",
+    "cuStreamSynchronize",
+    "cuEventDestroy_v2",
+    "cuStreamDestroy_v2",
+    "cuMemFreeHost",
+    "cuCtxPopCurrent_v2",
+    "cuDevicePrimaryCtxRelease_v2",
+)
+USED = {
+    ("npu", "newer"): (*ASCENDCL, "aclrtMemcpyBatchAsync", "aclrtSynchronizeEventWithTimeout"),
+    ("npu", "older"): (*ASCENDCL, "aclrtSynchronizeStreamWithTimeout"),
+    ("cuda", "newer"): (*CUDA, "cuMemcpyBatchAsync"),
+    ("cuda", "older"): CUDA,
+}
+# Others that the engine uses: what is called until it has succeeded in a process, and what asks where memory is.
+ELSEWHERE = {
+    "npu": ("aclInit", "aclrtGetDeviceCount", "aclrtPointerGetAttributes"),
+    "cuda": ("cuInit", "cuDeviceGetCount", "cuPointerGetAttributes"),
+}
+OF_THE_TESTS = ("aclrtMemcpy", "cuMemcpyHtoD_v2", "cuMemcpyDtoH_v2")
+STAGES = [(kind, release, role) for kind, release in USED for role in ("initiator", "target")]
+
+# What AscendCL says of a fault, in its own words, and CUDA, which has none but those of the error.
+ON_PURPOSE = {"npu": "a fault on purpose", "cuda": "999: CUDA_ERROR_UNKNOWN"}
 
 
 @dataclass
@@ -60,37 +90,43 @@ class Course:
 
 
 class Stage:
-    """An engine with memory on two devices, on which things go wrong, and a healthy one with host memory.
+    """An engine with memory on two devices of a kind, on which things go wrong, and a healthy one with host memory.
 
     Both processes live on; each course is an engine of its own. `initiating` is whether the first one starts the
     transfers.
     """
 
-    def __init__(self, peers: Peers, release: Release, initiating: bool) -> None:
-        self.faulty = peers("ours", **release.settings, **QUICK, KVFERRY_STAGING_BLOCK_SIZE=str(BLOCK_SIZE))
+    def __init__(self, peers: Peers, kind: str, release: Release, initiating: bool) -> None:
+        settings = {**release.settings, **QUICK, "KVFERRY_STAGING_BLOCK_SIZE": str(BLOCK_SIZE)}
+        self.faulty = peers("ours", **{**settings, "KVFERRY_SIM_COST": COPIES_THAT_ARE_WAITED_FOR})
         self.healthy = peers("ours", **QUICK).create()
         self.far = self.healthy.memory(SIZE)
+        self.kind = kind
+        self.places = (f"{kind}:0", f"{kind}:1")
         self.release = release
         self.initiating = initiating
+
+    def simulate(self, control: str, *arguments: Any) -> Any:
+        return simulate(self.faulty, self.kind, control, *arguments)
 
     def run(self, faults: str, tolerated: Collection[str] = ()) -> Course:
         """Live through all steps with these faults. In the end the memories are compared, and the devices looked at:
         nothing may be left there, nor misused but for what is tolerated."""
         self.faulty.create()
-        nears = {place: self.faulty.memory(SIZE, i, register=False, place=place) for i, place in enumerate(NPUS)}
+        nears = {place: self.faulty.memory(SIZE, i, register=False, place=place) for i, place in enumerate(self.places)}
         self.far.fill(7)
-        simulate(self.faulty, "reset_counters")
-        simulate(self.faulty, "faults", faults)
-        failed = [step for place in NPUS for step in self._register(nears[place], place)]
-        for place, opcode, spans in STEPS:
+        self.simulate("reset_counters")
+        self.simulate("faults", faults)
+        failed = [step for place in self.places for step in self._register(nears[place], place)]
+        for spans, place, opcode in itertools.product((SMALL, BIG), self.places, ("write", "read")):
             failed += self._move(nears[place], opcode, spans)
         self.faulty.ask("drop", engine="main")
-        course = Course(simulate(self.faulty, "report"), failed)
-        simulate(self.faulty, "faults", "")
+        course = Course(self.simulate("report"), failed)
+        self.simulate("faults", "")
         for memory in (*nears.values(), self.far):
             memory.check()
         self.faulty.ask("free_regions")
-        npus.check_nothing_left(simulate(self.faulty, "report"), tolerated)
+        devices.check_nothing_left(self.simulate("report"), tolerated)
         return course
 
     def _register(self, memory: Memory, place: str) -> Iterator[str]:
@@ -117,8 +153,8 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(request: pytest.FixtureRequest, module_peers: Peers) -> Iterator[Stage]:
     """The stage of one of STAGES."""
-    release, role = request.param
-    stage = Stage(module_peers, request.getfixturevalue(release), role == "initiator")
+    kind, release, role = request.param
+    stage = Stage(module_peers, kind, request.getfixturevalue(release), role == "initiator")
     yield stage
     stage.faulty.kill()
     stage.healthy.kill()
@@ -148,7 +184,7 @@ def check_reason(log: str, course: Course, *texts: str) -> None:
 
 @pytest.mark.parametrize(
     "stage,function",
-    [(stage, function) for stage in STAGES for function in USED[stage[0]]],
+    [(stage, function) for stage in STAGES for function in USED[stage[:2]]],
     indirect=["stage"],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else value,
 )
@@ -161,10 +197,10 @@ def test_a_function_that_fails_fails_one_call_with_the_reason(
         stage.faulty.begin_test()
         course = fail_at(stage, function, number)
         assert len(course.failed) <= 1
-        check_reason(stage.faulty.log(), course, function, ON_PURPOSE)
+        check_reason(stage.faulty.log(), course, function.removesuffix("_v2"), ON_PURPOSE[stage.kind])
 
 
-@pytest.mark.parametrize("stage", STAGES, indirect=True, ids="-".join)
+@pytest.mark.parametrize("stage", [s for s in STAGES if s[0] == "npu"], indirect=True, ids="-".join)
 @pytest.mark.parametrize("number", (1, 5))
 def test_a_copy_that_fails_on_the_device_fails_one_call_with_the_reason(stage: Stage, number: int) -> None:
     """It was queued without an error: who waits for it is told."""
@@ -174,30 +210,34 @@ def test_a_copy_that_fails_on_the_device_fails_one_call_with_the_reason(stage: S
     check_reason(stage.faulty.log(), course, "aclrtSynchronize", "failed with 507013", "operation")
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage[0] == "newer"], indirect=True, ids="-".join)
+@pytest.mark.parametrize("stage", [s for s in STAGES if s[:2] == ("npu", "newer")], indirect=True, ids="-".join)
 def test_a_stream_that_cannot_be_waited_for_either_is_replaced(stage: Stage) -> None:
     """After a copy has failed the engine waits for the others of the stream, which fails too: then it is busy, perhaps,
     when it is destroyed."""
     stage.faulty.begin_test()
     course = stage.run("exec:2,aclrtSynchronizeStreamWithTimeout:1", tolerated=["busy_destroy"])
     assert len(course.failed) <= 1
-    check_reason(stage.faulty.log(), course, "aclrtSynchronizeStreamWithTimeout", ON_PURPOSE)
+    check_reason(stage.faulty.log(), course, "aclrtSynchronizeStreamWithTimeout", ON_PURPOSE["npu"])
 
 
 @pytest.mark.parametrize("stage", STAGES, indirect=True, ids="-".join)
 def test_every_function_that_the_engine_uses_is_made_to_fail(stage: Stage, healthy_course: Course) -> None:
     used = {name for name, count in healthy_course.report["calls"].items() if count}
-    elsewhere = {*ONCE, "aclrtPointerGetAttributes", "aclrtMemcpy"}  # the last is the tests' own
-    assert used <= elsewhere.union(OLDER if stage.release.older else NEWER)
+    release = "older" if stage.release.older else "newer"
+    assert used <= {*USED[stage.kind, release], *ELSEWHERE[stage.kind], *OF_THE_TESTS}
 
 
-@pytest.mark.parametrize("fault", ("aclInit:2", "aclrtGetDeviceCount:1"))
-def test_a_library_that_does_not_begin_well_may_do_so_later(start_peer: Peers, fault: str) -> None:
-    faulty = npus.start(start_peer, KVFERRY_SIM_FAULTS=fault).create()
-    near = faulty.memory(SIZE, 1, register=False, place="npu:0")  # for which the tests have called aclInit
+@pytest.mark.parametrize(
+    "kind,fault",
+    (("npu", "aclInit:1"), ("npu", "aclrtGetDeviceCount:1"), ("cuda", "cuInit:1"), ("cuda", "cuDeviceGetCount:1")),
+)
+def test_a_library_that_does_not_begin_well_may_do_so_later(start_peer: Peers, kind: str, fault: str) -> None:
+    faulty = devices.start(start_peer).create()
+    near = faulty.memory(SIZE, 1, register=False, place=f"{kind}:0")
+    simulate(faulty, kind, "faults", fault)
     far = start_peer("ours").create().memory(SIZE, 2)
     assert faulty.call("register_memory", near.address, near.size) < 0
-    for text in (fault.split(":")[0], ON_PURPOSE):
+    for text in (fault.split(":")[0], ON_PURPOSE[kind]):
         assert text in faulty.log()
     transfer(faulty.memory(SIZE, 3), far, "write", SMALL)
     faulty.register(near)
@@ -205,45 +245,54 @@ def test_a_library_that_does_not_begin_well_may_do_so_later(start_peer: Peers, f
     far.check()
 
 
-def test_device_memory_is_never_taken_for_host_memory(start_peer: Peers) -> None:
+@pytest.mark.parametrize("kind,function", (("npu", "aclrtPointerGetAttributes"), ("cuda", "cuPointerGetAttributes")))
+def test_device_memory_is_never_taken_for_host_memory(start_peer: Peers, kind: str, function: str) -> None:
     """Not when the library cannot say where it is, and nobody else does."""
-    faulty = npus.start(start_peer).create()
-    near = faulty.memory(SIZE, 1, register=False, place="npu:0")
-    simulate(faulty, "faults", "aclrtPointerGetAttributes:1+")
+    faulty = devices.start(start_peer).create()
+    near = faulty.memory(SIZE, 1, register=False, place=f"{kind}:0")
+    simulate(faulty, kind, "faults", f"{function}:1+")
     assert faulty.call("register_memory", near.address, near.size) < 0
-    faulty.register(near, "npu:0")
+    faulty.register(near, f"{kind}:0")
     transfer(near, start_peer("ours").create().memory(SIZE, 2), "write", SMALL)
 
 
 @pytest.mark.parametrize("role", ("initiator", "target"))
 @pytest.mark.parametrize(
-    "faults,reason",
+    "kind,faults,reason",
     (
-        ("aclrtMallocHost:1+", "aclrtMallocHost"),
-        ("aclrtCreateStream:1+", "aclrtCreateStream"),
-        ("aclrtCreateEvent:1+", "aclrtCreateEvent"),
-        ("aclrtMemcpyAsync:1+,aclrtMemcpyBatchAsync:1+", ON_PURPOSE),
-        ("aclrtRecordEvent:1+", "aclrtRecordEvent"),
-        ("aclrtSynchronizeEventWithTimeout:1+", "aclrtSynchronizeEventWithTimeout"),
-        ("exec:1+", "failed with 507013"),
+        ("npu", "aclrtMallocHost:1+", "aclrtMallocHost"),
+        ("npu", "aclrtCreateStream:1+", "aclrtCreateStream"),
+        ("npu", "aclrtCreateEvent:1+", "aclrtCreateEvent"),
+        ("npu", "aclrtMemcpyAsync:1+,aclrtMemcpyBatchAsync:1+", ON_PURPOSE["npu"]),
+        ("npu", "aclrtRecordEvent:1+", "aclrtRecordEvent"),
+        ("npu", "aclrtSynchronizeEventWithTimeout:1+", "aclrtSynchronizeEventWithTimeout"),
+        ("npu", "exec:1+", "failed with 507013"),
+        ("cuda", "cuDevicePrimaryCtxRetain:1+", "cuDevicePrimaryCtxRetain"),
+        ("cuda", "cuMemHostAlloc:1+", "cuMemHostAlloc"),
+        ("cuda", "cuStreamCreate:1+", "cuStreamCreate"),
+        ("cuda", "cuEventCreate:1+", "cuEventCreate"),
+        ("cuda", "cuMemcpyBatchAsync:1+,cuMemcpyHtoDAsync_v2:1+,cuMemcpyDtoHAsync_v2:1+", ON_PURPOSE["cuda"]),
+        ("cuda", "cuEventRecord:1+", "cuEventRecord"),
+        ("cuda", "cuEventQuery:1+", "cuEventQuery"),
+        ("cuda", "exec:1+", "CUDA_ERROR_ILLEGAL_ADDRESS"),
     ),
 )
 def test_while_a_function_fails_host_memory_is_moved_and_afterwards_all_is(
-    start_peer: Peers, faults: str, reason: str, role: str
+    start_peer: Peers, kind: str, faults: str, reason: str, role: str
 ) -> None:
-    faulty, healthy = npus.start(start_peer, **QUICK).create(), start_peer("ours", **QUICK).create()
-    near, host, far = faulty.memory(SIZE, 1, place="npu:0"), faulty.memory(SIZE, 2), healthy.memory(SIZE, 3)
+    faulty, healthy = devices.start(start_peer, **QUICK).create(), start_peer("ours", **QUICK).create()
+    near, host, far = faulty.memory(SIZE, 1, place=f"{kind}:0"), faulty.memory(SIZE, 2), healthy.memory(SIZE, 3)
     initiator, target = (near, far) if role == "initiator" else (far, near)
-    simulate(faulty, "faults", faults)
+    simulate(faulty, kind, "faults", faults)
     for opcode in ("write", "read"):
         assert initiator.peer.move(target.peer.name, opcode, addresses(initiator, target, SMALL))["code"] < 0
     assert reason in faulty.log()
     transfer(host, far, "write", SMALL)
     far.check()
-    simulate(faulty, "faults", "")
+    simulate(faulty, kind, "faults", "")
     near.fill(4)
     far.fill(5)
     transfer(initiator, target, "write", SMALL)
     near.check()
     far.check()
-    npus.end(faulty)
+    devices.end(faulty)

@@ -1,19 +1,20 @@
-"""The tests' own NPU memory: where this fails, a failure of the other tests says nothing about our engine."""
+"""The tests' own memory of devices: where this fails, a failure of the other tests says nothing about our engine."""
 
 from __future__ import annotations
 
 import pytest
 
-from support import npus
-from support.npus import PLACES, check_nothing_left, simulate
+from support import devices
+from support.devices import PLACES, check_nothing_left, simulate
 from support.peers import Peers
 
 SIZE = 3 * 4096 + 5
+kinds = pytest.mark.parametrize("kind", devices.VARIABLES)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_memory_at_every_place_is_filled_and_compared(start_peer: Peers, place: str) -> None:
-    peer = npus.start(start_peer)
+    peer = devices.start(start_peer)
     memory = peer.memory(SIZE, 1, register=False, place=place)
     memory.check()
     peer.ask("poke", region=memory.region, offset=SIZE - 1, data="%02x" % (memory.model[-1] ^ 1))
@@ -21,23 +22,25 @@ def test_memory_at_every_place_is_filled_and_compared(start_peer: Peers, place: 
         memory.check()
 
 
-def test_what_is_not_given_back_is_reported(start_peer: Peers) -> None:
-    peer = npus.start(start_peer)
-    peer.memory(SIZE, 1, register=False, place="npu:1")
+@kinds
+def test_what_is_not_given_back_is_reported(start_peer: Peers, kind: str) -> None:
+    peer = devices.start(start_peer)
+    peer.memory(SIZE, 1, register=False, place=f"{kind}:1")
     with pytest.raises(AssertionError, match="device_allocations"):
-        check_nothing_left(simulate(peer, "report"))
+        check_nothing_left(simulate(peer, kind, "report"))
     peer.ask("free_regions")
-    check_nothing_left(simulate(peer, "report"))
+    check_nothing_left(simulate(peer, kind, "report"))
 
 
-def test_faults_and_misuse_are_told(start_peer: Peers) -> None:
-    peer = npus.start(start_peer)
-    memory = peer.memory(SIZE, 1, register=False, place="npu:1")
-    simulate(peer, "faults", "aclrtMemcpy:2")
+@pytest.mark.parametrize("kind,function", (("npu", "aclrtMemcpy"), ("cuda", "cuMemcpyDtoH_v2")))
+def test_faults_and_misuse_are_told(start_peer: Peers, kind: str, function: str) -> None:
+    peer = devices.start(start_peer)
+    memory = peer.memory(SIZE, 1, register=False, place=f"{kind}:1")
+    simulate(peer, kind, "faults", f"{function}:2")
     memory.check()
-    with pytest.raises(AssertionError, match=r"aclrtMemcpy: error 507899: .*a fault on purpose"):
+    with pytest.raises(AssertionError, match=f"{function} of .* failed with"):
         memory.check()
-    simulate(peer, "faults", "")
+    simulate(peer, kind, "faults", "")
     memory.check()
     with pytest.raises(AssertionError, match="does not understand"):
-        simulate(peer, "faults", "no such thing")
+        simulate(peer, kind, "faults", "no such thing")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support import npus
+from support import devices
 from support.pattern import pattern
 from support.peer import Peer
 from support.peers import Peers, unavailable
@@ -71,15 +71,17 @@ def available_memory() -> int:
     "near,far,opcode,length",
     (
         ("npu:0", "host", "read", LONGER),
-        ("host", "npu:0", "write", LONGER),
+        ("host", "cuda:0", "write", LONGER),
         ("npu:0", "host", "write", LONG),
         ("host", "npu:0", "read", LONG),
+        ("cuda:0", "host", "write", LONGER),
+        ("host", "cuda:0", "read", LONG),
     ),
 )
 def test_a_request_of_gibibytes_arrives_whole(start_peer: Peers, near: str, far: str, opcode: str, length: int) -> None:
     if available_memory() < 2 * LONG + 2 * GIB:
         unavailable(f"two regions of {LONG >> 30} GiB do not fit into {available_memory() >> 30} GiB of memory")
-    initiator, target = npus.start(start_peer).create(), npus.start(start_peer).create()
+    initiator, target = devices.start(start_peer).create(), devices.start(start_peer).create()
     local, remote = Large(initiator, near, length, MARGIN + 6), Large(target, far, length, MARGIN + 10)
     source, destination = (local, remote) if opcode == "write" else (remote, local)
     source.fill()

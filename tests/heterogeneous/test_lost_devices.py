@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from support import npus
+from support import devices
+from support.devices import simulate
 from support.memory import addresses
-from support.npus import simulate
 from support.peer import Pending
 from support.peers import Peers
 from support.world import GIVEN_UP, HUNG, World
@@ -16,24 +16,31 @@ from support.world import GIVEN_UP, HUNG, World
 SIZE = 16 << 20  # bytes
 REPEATS = 16  # blocks of that size in a transfer in the middle of which a device goes
 COPIES = 20  # of a device before it goes
+LOST = {"npu": "device 0 is lost", "cuda": "CUDA_ERROR_DEVICE_UNAVAILABLE"}  # what the libraries say of that
 
 roles = pytest.mark.parametrize("role", ("initiator", "target"))
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
 
+@pytest.fixture(params=devices.VARIABLES)
+def kind(request: pytest.FixtureRequest) -> str:
+    """What kind of device goes."""
+    return str(request.param)
+
+
 @pytest.fixture
-def world(start_peer: Peers) -> Iterator[World]:
+def world(start_peer: Peers, kind: str) -> Iterator[World]:
     """An engine with memory on the second device that moves all the time; in the end it must leave nothing anywhere."""
-    world = World(start_peer, place="npu:1", **npus.settings())
+    world = World(start_peer, place=f"{kind}:1", **devices.settings())
     yield world
-    npus.end(world.engine)
+    devices.end(world.engine)
 
 
 class Endangered:
     """Memory on the first device, and transfers between it and host memory of the healthy peer."""
 
-    def __init__(self, world: World, role: str) -> None:
-        self.near = world.engine.memory(SIZE, 5, place="npu:0")
+    def __init__(self, world: World, kind: str, role: str) -> None:
+        self.near = world.engine.memory(SIZE, 5, place=f"{kind}:0")
         self.far = world.healthy.memory(SIZE, 6)
         self.initiator, self.target = (self.near, self.far) if role == "initiator" else (self.far, self.near)
 
@@ -44,11 +51,11 @@ class Endangered:
 
 @roles
 @opcodes
-def test_a_lost_device_fails_its_own_transfers_only(world: World, role: str, opcode: str) -> None:
-    endangered = Endangered(world, role)
+def test_a_lost_device_fails_its_own_transfers_only(world: World, kind: str, role: str, opcode: str) -> None:
+    endangered = Endangered(world, kind, role)
     assert endangered.start(opcode, 1).result()["code"] == 0
-    simulate(world.engine, "reset_counters")
-    simulate(world.engine, "faults", f"lost:0@{COPIES}")
+    simulate(world.engine, kind, "reset_counters")
+    simulate(world.engine, kind, "faults", f"lost:0@{COPIES}")
     with world.unharmed():
         result = endangered.start(opcode).result(HUNG)
         assert result["code"] < 0
@@ -56,21 +63,23 @@ def test_a_lost_device_fails_its_own_transfers_only(world: World, role: str, opc
         again = endangered.start(opcode).result(HUNG)
         assert again["code"] < 0
         assert again["seconds"] < GIVEN_UP
-    assert "npu:0" in world.engine.log()
-    assert "device 0 is lost" in world.engine.log(), "what aclGetRecentErrMsg said"
+    assert f"{kind}:0" in world.engine.log()
+    assert LOST[kind] in world.engine.log()
 
 
 @roles
 @opcodes
-def test_a_copy_that_does_not_end_is_given_up_and_ends_no_other(world: World, role: str, opcode: str) -> None:
+def test_a_copy_that_does_not_end_is_given_up_and_ends_no_other(
+    world: World, kind: str, role: str, opcode: str
+) -> None:
     """Until it does end, its blocks are nobody else's: the engine goes on without them."""
-    endangered = Endangered(world, role)
+    endangered = Endangered(world, kind, role)
     assert endangered.start(opcode, 1).result()["code"] == 0
-    simulate(world.engine, "faults", "exec:2=hang")
+    simulate(world.engine, kind, "faults", "exec:2=hang")
     result = endangered.start(opcode).result(HUNG)
     assert result["code"] < 0
     assert result["seconds"] < GIVEN_UP
-    assert "npu:0" in world.engine.log()
+    assert f"{kind}:0" in world.engine.log()
     with world.unharmed():
         pass
-    simulate(world.engine, "release_hangs")
+    simulate(world.engine, kind, "release_hangs")

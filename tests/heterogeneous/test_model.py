@@ -1,6 +1,6 @@
-"""Random transfers from many threads between host, pinned and NPU memory of two engines, against a plain model.
+"""Random transfers from many threads between the memory of host, NPUs and GPUs of two engines, against a plain model.
 
-The streams of the simulator run as late, and as differently from each other, as they may: a copy or a frame that does
+The streams of the simulators run as late, and as differently from each other, as they may: a copy or a frame that does
 not wait for what it must wait for moves the wrong bytes.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from support import npus
+from support import devices
+from support.devices import Move, Release, Side
 from support.memory import Memory
-from support.npus import Move, Release, Side
 from support.peer import Pending
 from support.peers import Peers
 
@@ -60,8 +60,8 @@ def start_batches(near: Side, far: Side, drawn: Sequence[Move], chance: random.R
             moves = [(n, m, (b, a, length)) for m, n, (a, b, length) in moves]
             initiator, target = far, near
         how = chance.choice(WAYS)
-        pending.append(initiator.peer.start_move(target.peer.name, opcode, npus.blocks(moves), how))
-        npus.apply(opcode, moves)
+        pending.append(initiator.peer.start_move(target.peer.name, opcode, devices.blocks(moves), how))
+        devices.apply(opcode, moves)
     return pending
 
 
@@ -82,5 +82,5 @@ def test_batches_at_once_do_to_all_memories_what_the_model_says(
         assert [p.result()["code"] for p in pending] == [0] * len(pending)
         near.check()
         far.check()
-    npus.end(near.peer)
-    npus.end(far.peer)
+    devices.end(near.peer)
+    devices.end(far.peer)

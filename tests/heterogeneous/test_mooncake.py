@@ -1,4 +1,4 @@
-"""NPU memory of ours against host memory of Mooncake nodes, either way round, compared byte for byte on both sides."""
+"""Memory of NPUs and GPUs of ours against host memory of Mooncake nodes, either way round, byte for byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support import npus
+from support import devices
 from support.memory import addresses, apply
 from support.pairs import DIRECTIONS, SETTINGS, Pair
 from support.peers import Peers
@@ -23,7 +23,13 @@ LAYOUTS = {
     "many and small": scattered([random.Random(3).randrange(1, 9000) for _ in range(300)], seed=4),
     "whole": [(0, 0, SIZE)],
 }
-PEERS = (("0.3.13", "default"), ("0.3.13", "no-pool"), ("0.3.8", "default"))
+PEERS = (
+    ("0.3.13", "default", "npu:1"),
+    ("0.3.13", "default", "cuda:1"),
+    ("0.3.13", "no-pool", "cuda:1"),
+    ("0.3.8", "default", "npu:1"),
+    ("0.3.8", "default", "cuda:1"),
+)
 
 directions = pytest.mark.parametrize("direction", DIRECTIONS)
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
@@ -31,10 +37,10 @@ opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
 @pytest.fixture(scope="module", params=PEERS, ids="-".join)
 def pair(request: pytest.FixtureRequest, module_peers: Peers) -> Iterator[Pair]:
-    kind, setting = request.param
-    ours = npus.start(module_peers).create(protocol="ascend")
+    kind, setting, place = request.param
+    ours = devices.start(module_peers).create(protocol="ascend" if place.startswith("npu") else "tcp")
     theirs = module_peers(kind, **SETTINGS[setting]).create()
-    yield Pair(kind, setting, ours.memory(SIZE, place="npu:1"), theirs.memory(SIZE))
+    yield Pair(kind, setting, ours.memory(SIZE, place=place), theirs.memory(SIZE))
     ours.kill()
     theirs.kill()
 

@@ -1,4 +1,4 @@
-"""READ and WRITE between host and NPU memory, on either side, compared byte for byte with what was around them."""
+"""READ and WRITE between the memory of host, NPUs and GPUs on either side, byte for byte, with what is around them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from support import npus
+from support import devices
+from support.devices import DEVICES, Release, Side, spread
 from support.memory import transfer
-from support.npus import Release, Side, spread
 from support.peers import Peers
 from support.spans import adjacent, adjacent_near_only, scattered
 
@@ -27,6 +27,16 @@ LAYOUTS = {
     "whole": [(3, 1, SIZE - 3)],
     "nothing, between others": [(5, 5, 100), (300, 400, 0), (500, 600, 77)],
 }
+
+FEW = ("all sizes, scattered", "nothing, between others")
+NEARS = ("host", "npu:0", "cuda:0")
+FARS = ("host", "npu:1", "cuda:1")
+OTHERS = (("managed:0", "npu:1"), ("host", "managed:0"), ("virtual:0", "cuda:1"), ("npu:0", "virtual:0"))
+SIDES = {"newer-v2": LAYOUTS, "newer-v1": FEW, "older-v2": FEW}  # and the layouts that are tried between all places
+ARRANGEMENTS = [
+    *((sides, near, far, layout) for sides in SIDES for near in NEARS for far in FARS for layout in SIDES[sides]),
+    *(("newer-v2", near, far, layout) for near, far in OTHERS for layout in (*FEW, "whole")),
+]
 
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
@@ -45,7 +55,7 @@ class Sides:
         self.far.check()
 
 
-@pytest.fixture(scope="module", params=("newer-v2", "newer-v1", "older-v2"))
+@pytest.fixture(scope="module", params=SIDES)
 def sides(request: pytest.FixtureRequest, module_peers: Peers) -> Iterator[Sides]:
     """Two engines with memory at every place, by releases of CANN and framing."""
     release, framing = request.param.split("-")
@@ -58,9 +68,7 @@ def sides(request: pytest.FixtureRequest, module_peers: Peers) -> Iterator[Sides
 
 
 @opcodes
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("far", ("host", "npu:1"))
-@pytest.mark.parametrize("near", ("host", "npu:0"))
+@pytest.mark.parametrize("sides,near,far,layout", ARRANGEMENTS, indirect=["sides"])
 def test_blocks_arrive_and_nothing_else_is_touched(
     sides: Sides, near: str, far: str, layout: str, opcode: str, seed: int
 ) -> None:
@@ -78,15 +86,17 @@ def test_a_batch_mixes_places_devices_and_sizes(sides: Sides, how: str, opcode: 
     sides.fill(seed)
     lengths = [*SIZES[:-1], *(random.Random(seed).randrange(1, 30_000) for _ in range(150)), MIB + 1]
     nears, fars = (list(side.memories.values()) for side in (sides.near, sides.far))
-    npus.transfer(opcode, spread(lengths, nears, fars, seed), how)
+    devices.transfer(opcode, spread(lengths, nears, fars, seed), how)
     sides.check()
 
 
 @opcodes
-@pytest.mark.parametrize("far", ("host", "npu:0", "npu:1"))
-def test_blocks_move_between_places_of_one_engine(sides: Sides, far: str, opcode: str, seed: int) -> None:
+@pytest.mark.parametrize("far", ("host", *DEVICES))
+@pytest.mark.parametrize("near", ("npu:0", "cuda:0"))
+def test_blocks_move_between_places_of_one_engine(sides: Sides, near: str, far: str, opcode: str, seed: int) -> None:
     """Without a connection: the engine's own segment is copied."""
     sides.near.fill(seed)
-    local, remote = sides.near["npu:0" if far != "npu:0" else "pinned"], sides.near[far]
+    kind, device = near.split(":")
+    local, remote = sides.near[near if near != far else f"{kind}-pinned:{device}"], sides.near[far]
     transfer(local, remote, opcode, LAYOUTS["all sizes, scattered"])
     sides.near.check()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
-from support import npus, wire
+from support import devices, wire
 from support.memory import addresses
 from support.peers import Peers
 from support.process import connections_to, until
@@ -14,6 +14,8 @@ from support.world import GIVEN_UP, HUNG, QUICK, World
 
 SIZE = 16 << 20  # bytes
 REPEATS = 64  # blocks of that size in a transfer that somebody dies in
+
+PLACES = ("npu:0", "cuda:0")
 
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
@@ -23,22 +25,28 @@ def wait_for_connection(port: int, before: Collection[int] = ()) -> None:
     until(lambda: bool(connections_to(port).difference(before)), 10, f"a connection to port {port}")
 
 
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> str:
+    """Where the memory is that bytes are staged for."""
+    return str(request.param)
+
+
 @pytest.fixture
-def world(start_peer: Peers) -> Iterator[World]:
-    """An engine with NPU memory, which in the end must leave nothing on its devices."""
-    world = World(start_peer, place="npu:0", **npus.settings())
+def world(start_peer: Peers, place: str) -> Iterator[World]:
+    """An engine with memory at that place, which in the end must leave nothing on its devices."""
+    world = World(start_peer, place=place, **devices.settings())
     yield world
-    npus.end(world.engine)
+    devices.end(world.engine)
 
 
 @pytest.mark.parametrize("kind", ("ours", "0.3.13"))
 @opcodes
 def test_a_target_killed_during_staging_fails_its_own_transfers(
-    world: World, start_peer: Peers, kind: str, opcode: str
+    world: World, start_peer: Peers, kind: str, place: str, opcode: str
 ) -> None:
     target = start_peer(kind).create()
     far = target.memory(SIZE)
-    near = world.engine.memory(SIZE, place="npu:0")
+    near = world.engine.memory(SIZE, place=place)
     port = wire.data_address(target.name)[1]
     with world.unharmed():
         pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
@@ -53,9 +61,9 @@ def test_a_target_killed_during_staging_fails_its_own_transfers(
 @pytest.mark.parametrize("kind", ("ours", "0.3.8", "0.3.13"))
 @opcodes
 def test_an_initiator_killed_during_staging_harms_nobody(
-    world: World, start_peer: Peers, kind: str, opcode: str
+    world: World, start_peer: Peers, kind: str, place: str, opcode: str
 ) -> None:
-    far = world.engine.memory(SIZE, place="npu:0")
+    far = world.engine.memory(SIZE, place=place)
     port = wire.data_address(world.engine.name)[1]
     with world.unharmed():
         for _ in range(3):
@@ -69,9 +77,11 @@ def test_an_initiator_killed_during_staging_harms_nobody(
 
 
 @opcodes
-def test_memory_can_be_unregistered_while_it_is_staged_for_a_peer(world: World, start_peer: Peers, opcode: str) -> None:
+def test_memory_can_be_unregistered_while_it_is_staged_for_a_peer(
+    world: World, start_peer: Peers, place: str, opcode: str
+) -> None:
     """What is under way then fails, and once the call has returned nothing touches the memory."""
-    far = world.engine.memory(SIZE, 5, place="npu:0")
+    far = world.engine.memory(SIZE, 5, place=place)
     initiator = start_peer("ours").create()
     near = initiator.memory(SIZE)
     pending = initiator.start_move(world.engine.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
@@ -84,15 +94,20 @@ def test_memory_can_be_unregistered_while_it_is_staged_for_a_peer(world: World, 
 
 
 @pytest.mark.parametrize("ending", ("initiator", "target"))
+@pytest.mark.parametrize(
+    "here,there", (("npu:0", "npu:1"), ("npu:0", "cuda:1"), ("cuda:0", "npu:1"), ("cuda:0", "cuda:1"))
+)
 @opcodes
-def test_an_engine_can_end_while_bytes_are_staged(start_peer: Peers, ending: str, opcode: str) -> None:
+def test_an_engine_can_end_while_bytes_are_staged(
+    start_peer: Peers, here: str, there: str, ending: str, opcode: str
+) -> None:
     """A second initialization ends the engine, whoever still uses it."""
-    initiator, target = npus.start(start_peer, **QUICK).create(), npus.start(start_peer).create()
-    near, far = initiator.memory(SIZE, place="npu:0"), target.memory(SIZE, place="npu:1")
+    initiator, target = devices.start(start_peer, **QUICK).create(), devices.start(start_peer).create()
+    near, far = initiator.memory(SIZE, place=here), target.memory(SIZE, place=there)
     pending = initiator.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
     port = wire.data_address(target.name)[1]
     wait_for_connection(port)
     (initiator if ending == "initiator" else target).create()
     assert pending.result(HUNG)["code"] < 0
     for peer in (initiator, target):
-        npus.end(peer)
+        devices.end(peer)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support import npus, rawpeer, wire
+from support import devices, rawpeer, wire
 from support.memory import Memory, addresses, transfer
 from support.peers import Peers
 from support.process import connections_to, cpu_use, until
@@ -25,17 +25,23 @@ IDLE_CPU = 0.2  # seconds of processor time within one second
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
 
+@pytest.fixture(params=("npu:0", "cuda:0"))
+def place(request: pytest.FixtureRequest) -> str:
+    """Where the memory is that bytes are staged for."""
+    return str(request.param)
+
+
 @pytest.fixture
-def world(start_peer: Peers) -> Iterator[World]:
-    """An engine with NPU memory, which in the end must leave nothing on its devices."""
-    world = World(start_peer, place="npu:0", **npus.settings(**PATIENT))
+def world(start_peer: Peers, place: str) -> Iterator[World]:
+    """An engine with memory at that place, which in the end must leave nothing on its devices."""
+    world = World(start_peer, place=place, **devices.settings(**PATIENT))
     yield world
-    npus.end(world.engine)
+    devices.end(world.engine)
 
 
 @pytest.fixture
-def much(world: World) -> Memory:
-    return world.engine.memory(MUCH, place="npu:0")
+def much(world: World, place: str) -> Memory:
+    return world.engine.memory(MUCH, place=place)
 
 
 @opcodes
@@ -52,10 +58,10 @@ def test_a_target_that_stalls_does_not_keep_the_blocks_from_others(world: World,
 
 @opcodes
 def test_a_target_that_is_stopped_and_goes_on_gets_everything(
-    world: World, start_peer: Peers, much: Memory, opcode: str
+    world: World, start_peer: Peers, place: str, much: Memory, opcode: str
 ) -> None:
-    stopped = npus.start(start_peer).create()
-    far = stopped.memory(MUCH, place="npu:1")
+    stopped = devices.start(start_peer).create()
+    far = stopped.memory(MUCH, place="cuda:1" if place.startswith("npu") else "npu:1")
     (much if opcode == "write" else far).fill(7)
     port = wire.data_address(stopped.name)[1]
     pending = world.engine.start_move(stopped.name, opcode, addresses(much, far, [(0, 0, MUCH)] * MANY))
@@ -105,11 +111,14 @@ def test_initiators_that_do_not_take_what_they_read_do_not_keep_the_blocks_from_
         cpu_use([world.engine.pid], 1.0)
 
 
-def test_requests_of_more_than_all_blocks_move_both_ways_at_once(world: World, start_peer: Peers, much: Memory) -> None:
+@pytest.mark.parametrize("there", ("npu:0", "cuda:0"))
+def test_requests_of_more_than_all_blocks_move_both_ways_at_once(
+    world: World, start_peer: Peers, place: str, there: str
+) -> None:
     """Each waits for the other's blocks: they must not wait for ever."""
-    other = npus.start(start_peer).create()
-    far = other.memory(MUCH, 12, place="npu:0")
-    near = world.engine.memory(MUCH, 13, place="npu:0")
+    other = devices.start(start_peer).create()
+    far = other.memory(MUCH, 12, place=there)
+    near = world.engine.memory(MUCH, 13, place=place)
     pending = [
         mover.peer.start_move(target.peer.name, opcode, addresses(mover, target, [(0, 0, MUCH)] * MANY))
         for mover, target, opcode in ((near, far, "write"), (far, near, "write"), (near, far, "read"))

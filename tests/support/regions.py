@@ -1,18 +1,31 @@
-"""Memory of each kind that an engine moves bytes between; needs Python 3.9 and no packages."""
+"""Memory of each kind that an engine moves bytes between; needs Python 3.9, and kvferry for what is not plain."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import Union
+from typing import Any, Callable, Protocol
 
-from . import npu
+from . import runtimes
 
 MAP_NORESERVE = 0x4000  # of Linux on x86_64 and aarch64; older Pythons have no name for it
 
 
+class Region(Protocol):
+    """Some memory of this process."""
+
+    size: int
+    address: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    def free(self) -> None: ...
+
+
 class HostRegion:
-    """Memory of this process. What was never written takes none."""
+    """Memory of the host. What was never written takes none."""
 
     def __init__(self, size: int) -> None:
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
@@ -29,32 +42,32 @@ class HostRegion:
         self._map.close()
 
 
-class NPURegion:
-    """Memory of a simulated or real NPU."""
+class DeviceRegion:
+    """Memory of a device, as kvferry's Memory has it."""
 
-    def __init__(self, size: int, device: int) -> None:
-        self._device = npu.runtime().device(device)
-        self.size = size
-        self.address = self._device.allocate(size)
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+        self.size: int = memory.size
+        self.address: int = memory.address
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._device.read(self.address + offset, min(length, self.size - offset))
+        return bytes(self._memory.read(min(length, self.size - offset), offset))
 
     def write(self, offset: int, data: bytes) -> None:
-        self._device.write(self.address + offset, data)
+        self._memory.write(data, offset)
 
     def free(self) -> None:
-        self._device.free(self.address)
+        self._memory.close()
 
 
 class PinnedRegion:
-    """Host memory that AscendCL page-locked, for device 0."""
+    """Host memory that a runtime page-locked."""
 
-    def __init__(self, size: int) -> None:
-        self._device = npu.runtime().device(0)
-        self.size = size
-        self.address = self._device.allocate_pinned(size)
-        self._view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+        self.size: int = memory.size
+        self.address: int = memory.address
+        self._view = memoryview((ctypes.c_char * self.size).from_address(self.address)).cast("B")
 
     def read(self, offset: int, length: int) -> bytes:
         return bytes(self._view[offset : offset + length])
@@ -63,16 +76,38 @@ class PinnedRegion:
         self._view[offset : offset + len(data)] = data
 
     def free(self) -> None:
-        self._device.free_pinned(self.address)
-
-
-Region = Union[HostRegion, NPURegion, PinnedRegion]
+        self._memory.close()
 
 
 def make_region(size: int, place: str) -> Region:
-    """Make memory at "host", "pinned", or a device: "npu:0" and so on."""
+    """Make memory at a place: "host", or one of PLACES with the number of a device behind it, as "npu:0". Where there
+    are not so many devices it is the last one's."""
     if place == "host":
         return HostRegion(size)
-    if place == "pinned":
-        return PinnedRegion(size)
-    return NPURegion(size, int(place.removeprefix("npu:")))
+    kind, device = place.split(":")
+    last = runtimes.runtime("npu" if kind.startswith("npu") else "cuda").devices() - 1
+    return PLACES[kind](size, min(int(device), last))
+
+
+def virtual(size: int, device: int) -> Region:
+    """Memory of a GPU that lies in several pieces, as PyTorch's expandable segments do."""
+    from .gpus import VirtualMemory
+
+    return DeviceRegion(VirtualMemory(runtimes.runtime("cuda"), size, device))
+
+
+def managed(size: int, device: int) -> Region:
+    """Memory that CUDA moves between a GPU and the host."""
+    from .gpus import managed_memory
+
+    return DeviceRegion(managed_memory(runtimes.runtime("cuda"), size, device))
+
+
+PLACES: dict[str, Callable[[int, int], Region]] = {
+    "npu": lambda size, device: DeviceRegion(runtimes.runtime("npu").allocate(size, device)),
+    "cuda": lambda size, device: DeviceRegion(runtimes.runtime("cuda").allocate(size, device)),
+    "npu-pinned": lambda size, device: PinnedRegion(runtimes.runtime("npu").allocate_pinned(size, device)),
+    "cuda-pinned": lambda size, device: PinnedRegion(runtimes.runtime("cuda").allocate_pinned(size, device)),
+    "managed": managed,
+    "virtual": virtual,
+}

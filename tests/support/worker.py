@@ -19,7 +19,7 @@ import time
 import traceback
 from typing import Any, Callable, TextIO
 
-from . import npu
+from . import runtimes
 from .pattern import BLOCK, pattern
 from .regions import Region, make_region
 
@@ -67,8 +67,7 @@ class Worker:
         """Free all memory, and let go of the devices that it was on. No engine may use it any more."""
         while self._regions:
             self._regions.popitem()[1].free()
-        if npu.runtime.cache_info().currsize:
-            npu.runtime().close()
+        runtimes.close()
 
     def fill(self, region: str, seed: int) -> None:
         memory = self._regions[region]
@@ -90,9 +89,9 @@ class Worker:
     def poke(self, region: str, offset: int, data: str) -> None:
         self._regions[region].write(offset, bytes.fromhex(data))
 
-    def simulate(self, control: str, arguments: list[Any]) -> Any:
-        """Use a control of the simulated devices; see npu.Simulator."""
-        return getattr(npu.Simulator(npu.runtime()), control)(*arguments)
+    def simulate(self, kind: str, control: str, arguments: list[Any]) -> Any:
+        """Use a control of the simulated devices of a kind; see runtimes.Simulator."""
+        return getattr(runtimes.Simulator(kind), control)(*arguments)
 
     # Transfers.
 

@@ -1,4 +1,4 @@
-"""Peers of ours that have memory on NPUs, simulated ones unless the environment names a real library."""
+"""Peers of ours that have memory on NPUs and GPUs, simulated ones unless the environment names a real library."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from typing import Any, Optional
 
 from kvferry import simulator
 
-from . import npu
+from . import runtimes
 from .memory import Memory, Span
 from .peer import Peer
 from .peers import Peers, unavailable
 
-VARIABLE = "KVFERRY_ASCENDCL"  # by which engines find the library
+VARIABLES = {"npu": "KVFERRY_ASCENDCL", "cuda": "KVFERRY_CUDA"}  # by which engines find the libraries
 SIMULATED = {"KVFERRY_SIM_DEVICES": "2", "KVFERRY_SIM_COST": "0"}
 NPUS = ("npu:0", "npu:1")
-PLACES = ("host", "pinned", *NPUS)
+GPUS = ("cuda:0", "cuda:1")
+DEVICES = (*NPUS, *GPUS)
+SECOND = (NPUS[1], GPUS[1])
+PLACES = ("host", "npu-pinned:0", "cuda-pinned:0", *DEVICES, "managed:0", "virtual:0")
 
 Move = tuple[Memory, Memory, Span]
 """A block of a transfer between one of several memories on each side."""
 
 
-def library() -> str:
-    """Return the AscendCL that peers use: the one that KVFERRY_ASCENDCL names, or else the simulator."""
-    return os.environ.get(VARIABLE) or simulator.library()
+def library(kind: str) -> str:
+    """Return the library that peers use: the one that the environment names, or else the simulator."""
+    return os.environ.get(VARIABLES[kind]) or simulator.library(kind)
 
 
 def settings(**more: str) -> dict[str, str]:
     """Return the environment in which a peer finds the devices."""
-    return {VARIABLE: library(), npu.VARIABLE: library(), **SIMULATED, **more}
+    found = {names[kind]: library(kind) for names in (VARIABLES, runtimes.VARIABLES) for kind in VARIABLES}
+    return {**found, **SIMULATED, **more}
 
 
 def start(peers: Peers, **more: str) -> Peer:
@@ -43,7 +47,8 @@ def start(peers: Peers, **more: str) -> Peer:
 
 @dataclass(frozen=True)
 class Release:
-    """A release of CANN, as the settings of peers. An older one cannot be asked where memory is, and has no batches."""
+    """Releases of CANN and of CUDA's driver, as settings of peers. Older ones have no batched copies, and CANN cannot
+    be asked where memory is."""
 
     settings: Mapping[str, str]
     older: bool
@@ -113,21 +118,28 @@ def transfer(opcode: str, moves: Sequence[Move], how: str = "batch") -> None:
 
 
 @functools.cache
-def simulated() -> bool:
-    """Tell whether the devices are simulated ones."""
-    return b"kvferry_sim_report" in Path(library()).read_bytes()
+def simulated(kind: str) -> bool:
+    """Tell whether the devices of a kind are simulated ones."""
+    file = Path(library(kind))
+    return file.is_file() and b"kvferry_sim_report" in file.read_bytes()
 
 
-def need_simulator() -> None:
-    """Skip the test where there are real devices."""
-    if not simulated():
-        unavailable(f"this needs simulated devices: unset {VARIABLE}")
+def need_simulator(kind: str) -> None:
+    """Skip the test where there are real devices of the kind."""
+    if not simulated(kind):
+        unavailable(f"this needs simulated devices: unset {VARIABLES[kind]}")
 
 
-def simulate(peer: Peer, control: str, *arguments: Any) -> Any:
-    """Use a control of the peer's simulated devices, see npu.Simulator; real ones have none."""
-    need_simulator()
-    return peer.ask("simulate", control=control, arguments=arguments)
+def need_two(kind: str) -> None:
+    """Skip the test where there is only one device of the kind."""
+    if not simulated(kind) and runtimes.open_runtime(kind, library(kind)).devices() < 2:
+        unavailable(f"this needs two devices of the kind {kind}")
+
+
+def simulate(peer: Peer, kind: str, control: str, *arguments: Any) -> Any:
+    """Use a control of the peer's simulated devices of a kind, see runtimes.Simulator; real ones have none."""
+    need_simulator(kind)
+    return peer.ask("simulate", kind=kind, control=control, arguments=arguments)
 
 
 def check_nothing_left(report: dict[str, Any], tolerated: Collection[str] = ()) -> None:
@@ -138,8 +150,10 @@ def check_nothing_left(report: dict[str, Any], tolerated: Collection[str] = ()) 
 
 
 def end(peer: Peer) -> None:
-    """End the peer's engine and free the memory of the tests; the simulator must then know of nothing that is left."""
+    """End the peer's engine and free the memory of the tests; the simulators must then know of nothing that is left."""
     peer.ask("drop", engine="main")
+    for kind in filter(simulated, VARIABLES):
+        simulate(peer, kind, "faults", "")  # so that the tests' own memory can be freed
     peer.ask("free_regions")
-    if simulated():
-        check_nothing_left(simulate(peer, "report"))
+    for kind in filter(simulated, VARIABLES):
+        check_nothing_left(simulate(peer, kind, "report"))
