@@ -3,6 +3,7 @@
 #   make demo      build, and move KV cache between two processes, checked byte for byte
 #   make bench     how fast kvferry is beside Mooncake, NIXL and plain C, on this machine
 #   make bench-npu how fast KV cache moves between host memory and NPUs
+#   make bench-gpu how fast GPU memory moves, beside Mooncake, NIXL and plain C
 #   make bench-go  what the steps of a transfer cost, each by itself; COUNT=10 measures each ten times
 #   make test-npu  the demo, the tests of device memory and the benchmark on this machine's NPUs, and a report of them
 #   make test      every test; what the machine does not allow is skipped, and listed at the end
@@ -31,7 +32,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core cuda internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench bench-npu bench-go test test-npu lint build wheel install generate clean
+.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu lint build wheel install generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -45,6 +46,12 @@ bench: $(VENV)/installed
 bench-npu: $(VENV)/installed
 	$(VENV)/bin/python bench/heterogeneous.py
 
+# An interpreter with kvferry, and PyTorch if there is to be any: GPU_PYTHON=python3. BENCH has options, as above.
+GPU_PYTHON ?= $(VENV)/bin/python
+
+bench-gpu: $(VENV)/installed
+	$(GPU_PYTHON) bench/gpu.py $(BENCH)
+
 # benchstat reads what it prints.
 bench-go: build/bench/crossing
 	go test -run '^$$' -bench . -benchtime 300ms -count $(COUNT) ./core ./tcp ./capi
@@ -52,6 +59,10 @@ bench-go: build/bench/crossing
 
 test-npu: $(VENV)/installed $(VENV)/test-tools
 	$(VENV)/bin/python scripts/test_npu.py
+
+# CHECK has options: CHECK="--only tests --only sanitizer"
+test-gpu: $(VENV)/installed $(VENV)/test-tools
+	$(GPU_PYTHON) scripts/test_gpu.py $(CHECK)
 
 test: $(VENV)/installed $(VENV)/test-tools
 	scripts/test.sh $(VENV)/bin/python

@@ -42,7 +42,7 @@ class Mooncake:
 
     spins = False  # who is moved to or from need not do anything for it
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, place: str) -> None:
         engine = importlib.import_module("mooncake.engine")
         self._engine, self._host = engine.TransferEngine(), host
         if self._engine.initialize(host, "P2PHANDSHAKE", "tcp", "") != 0:
@@ -91,14 +91,15 @@ class Nixl:
 
     spins = True
 
-    def __init__(self, host: str) -> None:
-        api = importlib.import_module("nixl_cu12._api")
+    def __init__(self, host: str, place: str) -> None:
+        api = nixl_api()
+        self._kind, self._device = ("DRAM", 0) if place == "host" else ("VRAM", int(place.removeprefix("cuda:")))
         config = api.nixl_agent_config(enable_prog_thread=False, enable_listen_thread=False, backends=["UCX"])
         self._agent = api.nixl_agent(f"{host} {os.getpid()} {id(self)}", config)
         self._registered: list[Any] = []
 
     def register(self, address: int, size: int) -> None:
-        self._registered.append(self._agent.register_memory([(address, size, 0, "")], "DRAM"))
+        self._registered.append(self._agent.register_memory([(address, size, self._device, "")], self._kind))
 
     def name(self) -> str:
         return base64.b64encode(self._agent.get_agent_metadata()).decode()
@@ -125,8 +126,10 @@ class Nixl:
         return move
 
     def _handle(self, operation: str, blocks: Blocks) -> Any:
-        sides = (blocks.local, blocks.remote)
-        lists = [self._agent.get_xfer_descs([(a, n, 0) for a, n in zip(side, blocks.sizes)], "DRAM") for side in sides]
+        lists = [
+            self._agent.get_xfer_descs([(a, n, self._device) for a, n in zip(side, blocks.sizes)], self._kind)
+            for side in (blocks.local, blocks.remote)
+        ]
         return self._agent.initialize_xfer(operation.upper(), *lists, blocks.peer)
 
     def progress(self) -> None:
@@ -135,12 +138,24 @@ class Nixl:
 
 
 Adapter = Union[Mooncake, Nixl]
-KINDS: dict[str, Callable[[str], Adapter]] = {"ours": Mooncake, "mooncake": Mooncake, "nixl": Nixl}
+KINDS: dict[str, Callable[[str, str], Adapter]] = {"ours": Mooncake, "mooncake": Mooncake, "nixl": Nixl}
 MODULES = {"ours": "mooncake.engine", "mooncake": "mooncake.engine", "nixl": "nixl_cu12._api"}
+NIXL_FOR_NEWER_CUDA = "nixl_cu13._api"
+
+
+def nixl_api() -> Any:
+    """NIXL's module, of its package for either release of CUDA."""
+    try:
+        return importlib.import_module(MODULES["nixl"])
+    except ModuleNotFoundError:
+        return importlib.import_module(NIXL_FOR_NEWER_CUDA)
 
 
 def load(kind: str) -> None:
     """Import an engine's module, and have its native library in memory, which ours opens only when it is used."""
-    importlib.import_module(MODULES[kind])
+    if kind == "nixl":
+        nixl_api()
+    else:
+        importlib.import_module(MODULES[kind])
     if kind == "ours":
         importlib.import_module("kvferry._library").load()

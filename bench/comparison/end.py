@@ -1,8 +1,8 @@
-"""A process at one end of transfers: `python -m comparison.end KIND HOST SIZE REGISTERED [KEEPER]`, run in bench.
+"""A process at one end of transfers: `python -m comparison.end KIND HOST PLACE SIZE REGISTERED [KEEPER]`, run in bench.
 
-It has an engine and SIZE bytes of memory, the first REGISTERED of which are known to the engine, and does what it is
-asked: a line of JSON on standard input for each request, and one on standard output for each answer. KEEPER is the
-process of a network namespace to go to first.
+It has an engine and SIZE bytes of memory at PLACE, "host" or "cuda:0" for example, the first REGISTERED of which are
+known to the engine, and does what it is asked: a line of JSON on standard input for each request, and one on standard
+output for each answer. KEEPER is the process of a network namespace to go to first.
 
 It runs in the interpreter of the engine, so it needs nothing but Python and what is beside it.
 """
@@ -15,7 +15,6 @@ import gc
 import hashlib
 import importlib
 import json
-import mmap
 import os
 import random
 import select
@@ -24,12 +23,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Callable
 
 import link
 from comparison.adapters import KINDS, Adapter, Blocks, Mooncake, Move, load
 from comparison.case import MIB, Case, percentile
+from comparison.memory import allocate, mapped_by_driver, peak
 
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 WARM_UP = 0.15  # of the time of a run: as much again is run before it
@@ -40,16 +39,15 @@ REGIONS = 1 << 16  # where they begin in the memory
 class Served:
     """What the process does; each public method is a request."""
 
-    def __init__(self, kind: str, host: str, size: int, registered: int) -> None:
-        self._kind, self._host, self._registered = kind, host, registered
+    def __init__(self, kind: str, host: str, place: str, size: int, registered: int) -> None:
+        self._kind, self._host, self._place, self._registered = kind, host, place, registered
         load(kind)
+        self._room = allocate(place, size)
+        self._memory = self._room.address
         turned(random_step(), 1)  # what filling memory takes is no engine's
-        self._bare = peak_memory()
-        self._map = mmap.mmap(-1, size)
-        self._view = memoryview(self._map)
-        self._memory = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        ctypes.memset(self._memory, 7, registered)
-        self.engines: list[Adapter] = [KINDS[kind](host)]
+        self._bare, self._bare_mapped = peak(), mapped_by_driver()
+        self._room.touch(registered)
+        self.engines: list[Adapter] = [KINDS[kind](host, place)]
         self.engine.register(self._memory, registered)
         self._peer, self._remote = "", 0
 
@@ -75,13 +73,13 @@ class Served:
             for start in range(offset, offset + block, MIB):
                 length = min(MIB, offset + block - start)
                 turn = (number * 4099 + start // MIB * 31) % MIB
-                self._view[start : start + length] = turned(data, turn)[:length] if source else bytes(length)
+                self._room.write(start, turned(data, turn)[:length] if source else bytes(length))
 
     def digest(self, case: list[Any], side: str) -> str:
         """The digest of the blocks of a case in the order of the transfer."""
         digest = hashlib.sha256()
         for offset in self._offsets(Case(*case), side):
-            digest.update(self._view[offset : offset + Case(*case).block])
+            digest.update(self._room.read(offset, Case(*case).block))
         return digest.hexdigest()
 
     @staticmethod
@@ -161,7 +159,7 @@ class Served:
         """More engines, each of which has so many bytes of the memory; their places."""
         places = []
         for number in range(count):
-            engine = KINDS[self._kind](self._host)
+            engine = KINDS[self._kind](self._host, self._place)
             address = self._memory + number * each
             engine.register(address, each)
             self.engines.append(engine)
@@ -208,8 +206,18 @@ class Served:
         return time.process_time()
 
     def memory(self) -> dict[str, int]:
-        """Bytes: the most that this process ever had, what it had without an engine, what is registered."""
-        return {"peak": peak_memory(), "bare": self._bare, "registered": self._registered}
+        """Bytes of the host's: the most that this process ever had, what it had without an engine, what is registered,
+        and what a GPU's driver has mapped since there is an engine."""
+        return {
+            "peak": peak(),
+            "bare": self._bare,
+            "registered": self._registered if self._room.on_host else 0,
+            "mapped": mapped_by_driver() - self._bare_mapped,
+        }
+
+    def device_memory(self) -> int:
+        """Bytes of the device that are in use, by whatever process."""
+        return self._room.taken()
 
     def has(self, module: str) -> bool:
         try:
@@ -227,11 +235,6 @@ def random_step() -> bytes:
 def turned(data: bytes, turn: int) -> bytes:
     """The same bytes, beginning with another one."""
     return data[turn:] + data[:turn]
-
-
-def peak_memory() -> int:
-    """The most resident memory that this process ever had, in bytes."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
 
 
 def done(move: Move) -> None:
@@ -294,12 +297,12 @@ def lines(served: Served) -> Iterator[str]:
         spinning = [engine for engine in served.engines if engine.spins]
 
 
-def serve(kind: str, host: str, size: int, registered: int, keeper: int | None) -> None:
+def serve(kind: str, host: str, place: str, size: int, registered: int, keeper: int | None) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an engine says is no answer
     if keeper is not None:
         link.join(keeper)
-    served = Served(kind, host, size, registered)
+    served = Served(kind, host, place, size, registered)
     print(json.dumps({"result": served.place()}), file=answers, flush=True)
     gc.disable()  # its pauses are no engine's
     for line in lines(served):
@@ -314,8 +317,8 @@ def serve(kind: str, host: str, size: int, registered: int, keeper: int | None) 
 def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever is suspended would not see its input end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end gets it too, and ends this process
-    kind, host, size, registered, *keeper = sys.argv[1:]
-    serve(kind, host, int(size), int(registered), int(keeper[0]) if keeper else None)
+    kind, host, place, size, registered, *keeper = sys.argv[1:]
+    serve(kind, host, place, int(size), int(registered), int(keeper[0]) if keeper else None)
     os._exit(0)  # how an engine ends is not measured
 
 

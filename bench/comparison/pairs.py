@@ -43,10 +43,14 @@ class Setup(NamedTuple):
     initiator: str  # "ours", "mooncake" or "nixl"
     target: str
     settings: Mapping[str, str] = {}
+    places: tuple[str, str] = ("host", "host")  # where the memory of the initiator and of the target is
 
     @property
     def kinds(self) -> set[str]:
         return {self.initiator, self.target}
+
+    def place(self, side: str) -> str:
+        return self.places[side == "target"]
 
 
 class Network(NamedTuple):
@@ -87,12 +91,20 @@ class End:
     """A process of end.py. To be closed."""
 
     def __init__(
-        self, python: str, kind: str, side: str, network: Network, settings: Mapping[str, str], log: Path, *sizes: int
+        self,
+        python: str,
+        kind: str,
+        side: str,
+        network: Network,
+        settings: Mapping[str, str],
+        log: Path,
+        place: str,
+        *sizes: int,
     ) -> None:
-        """Start it: in that interpreter, with that much memory of which so much is registered."""
+        """Start it: in that interpreter, with that much memory at that place, of which so much is registered."""
         self._name = f"{kind} {side}"
         self._error = EndError if kind == "ours" else PeerError
-        command = [python, "-m", "comparison.end", kind, getattr(network, side), *map(str, sizes)]
+        command = [python, "-m", "comparison.end", kind, getattr(network, side), place, *map(str, sizes)]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [*command, *network.keeper(side)],
@@ -170,7 +182,8 @@ class Star:
         self._ends: list[End] = []
         try:
             for side, kind in sides:
-                self._ends.append(End(pythons[kind], kind, side, network, settings, log, *sizes))
+                place = setup.place(side)
+                self._ends.append(End(pythons[kind], kind, side, network, settings, log, place, *sizes))
             self.initiator, *self.targets = self._ends
             self.places = [end.begun() for end in self._ends][1:]
             self.initiator.ask("connect", *self.places[0])

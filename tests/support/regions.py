@@ -6,7 +6,7 @@ import ctypes
 import mmap
 from typing import Any, Callable, Protocol
 
-from . import runtimes
+from . import runtimes, tensors
 
 MAP_NORESERVE = 0x4000  # of Linux on x86_64 and aarch64; older Pythons have no name for it
 
@@ -80,11 +80,13 @@ class PinnedRegion:
 
 
 def make_region(size: int, place: str) -> Region:
-    """Make memory at a place: "host", or one of PLACES with the number of a device behind it, as "npu:0". Where there
-    are not so many devices it is the last one's."""
+    """Make memory at a place: "host", or one of PLACES with the number of a device behind it, as "npu:0", where it is
+    the last one's if there are not so many; or a tensor, see tensors.py."""
     if place == "host":
         return HostRegion(size)
     kind, device = place.split(":")
+    if kind == tensors.KIND:
+        return tensors.TensorRegion(size, device)
     last = runtimes.runtime("npu" if kind.startswith("npu") else "cuda").devices() - 1
     return PLACES[kind](size, min(int(device), last))
 

@@ -19,7 +19,7 @@ import time
 import traceback
 from typing import Any, Callable, TextIO
 
-from . import runtimes
+from . import runtimes, tensors
 from .pattern import BLOCK, pattern
 from .regions import Region, make_region
 
@@ -62,6 +62,18 @@ class Worker:
         """Make memory and return its address. It is not registered."""
         self._regions[region] = made = make_region(size, place)
         return made.address
+
+    def free_region(self, region: str) -> None:
+        self._regions.pop(region).free()
+
+    def expandable_segments(self) -> int:
+        """Count the segments of PyTorch's allocator that can grow."""
+        return sum(bool(segment["is_expandable"]) for segment in tensors.torch().cuda.memory_snapshot())
+
+    def gpu_memory(self) -> int:
+        """Bytes of the current GPU that are in use, by whatever process."""
+        free, total = tensors.torch().cuda.mem_get_info()
+        return int(total - free)
 
     def free_regions(self) -> None:
         """Free all memory, and let go of the devices that it was on. No engine may use it any more."""
@@ -115,6 +127,15 @@ class Worker:
         result = timed(lambda: batch_method(self._engines[engine], "sync", opcode)(target, locals_, peers, lengths))
         result["kib"] = status_kib("VmHWM") - before
         return result
+
+    def execute(self, engine: str, region: str, program: str, names: dict[str, Any]) -> Any:
+        """Run a program that has the engine, the tensor of a region as `local`, and these names, and return what it
+        leaves as `result`."""
+        memory = self._regions[region]
+        assert isinstance(memory, tensors.TensorRegion)
+        scope = {"engine": self._engines[engine], "local": memory.tensor, **names}
+        exec(program, scope)
+        return scope.get("result")
 
     # The process.
 

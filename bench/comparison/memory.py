@@ -1,0 +1,100 @@
+"""Memory that blocks are moved from and to: the host's, or a GPU's, over the CUDA driver. Needs nothing but Python."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from ctypes import byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any, Union
+
+DEVICE_FILES = "/dev/nvidia"  # what a driver maps into the process: page-locked memory among it
+
+
+class HostMemory:
+    """Memory of this process."""
+
+    on_host = True
+
+    def __init__(self, size: int) -> None:
+        self._map = mmap.mmap(-1, size)
+        self._view = memoryview(self._map)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def touch(self, size: int) -> None:
+        """Have the first so many bytes there."""
+        ctypes.memset(self.address, 7, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._view[offset : offset + len(data)] = data
+
+    def read(self, offset: int, size: int) -> Union[bytes, memoryview]:
+        return self._view[offset : offset + size]
+
+    def taken(self) -> int:
+        """Bytes of a device that are in use, by whatever process."""
+        return 0
+
+
+class GpuMemory:
+    """Memory of a GPU. The thread that makes it has the GPU's primary context current from then on, as with PyTorch."""
+
+    on_host = False
+
+    def __init__(self, size: int, device: int) -> None:
+        self._cuda = ctypes.CDLL(os.environ.get("KVFERRY_CUDA") or "libcuda.so.1")
+        context, address, which = c_void_p(), c_uint64(), c_int()
+        self._call("cuInit", 0)
+        self._call("cuDeviceGet", byref(which), c_int(device))
+        self._call("cuDevicePrimaryCtxRetain", byref(context), which)
+        self._call("cuCtxSetCurrent", context)
+        self._call("cuMemAlloc_v2", byref(address), c_size_t(size))
+        self.address = address.value
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        if (code := getattr(self._cuda, function)(*arguments)) != 0:
+            raise RuntimeError(f"{function} failed with {code}")
+
+    def touch(self, size: int) -> None:
+        self._call("cuMemsetD8_v2", c_uint64(self.address), c_ubyte(7), c_size_t(size))
+        self._call("cuCtxSynchronize")
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._call("cuMemcpyHtoD_v2", c_uint64(self.address + offset), c_char_p(data), c_size_t(len(data)))
+        self._call("cuCtxSynchronize")  # small copies may be under way when they return
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = ctypes.create_string_buffer(size)
+        self._call("cuMemcpyDtoH_v2", data, c_uint64(self.address + offset), c_size_t(size))
+        return data.raw
+
+    def taken(self) -> int:
+        if not hasattr(self._cuda, "cuMemGetInfo_v2"):  # as of simulated GPUs
+            return 0
+        free, total = c_size_t(), c_size_t()
+        self._call("cuMemGetInfo_v2", byref(free), byref(total))
+        return total.value - free.value
+
+
+Memory = Union[HostMemory, GpuMemory]
+
+
+def allocate(place: str, size: int) -> Memory:
+    """So many bytes at "host", or at "cuda:0" and so on."""
+    return HostMemory(size) if place == "host" else GpuMemory(size, int(place.removeprefix("cuda:")))
+
+
+def peak() -> int:
+    """The most resident memory that this process ever had, in bytes."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
+
+
+def mapped_by_driver(process: str = "self") -> int:
+    """Bytes of a process's address space that a GPU's driver has mapped."""
+    total = 0
+    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+        if DEVICE_FILES in line:
+            start, end = line.split()[0].split("-")
+            total += int(end, 16) - int(start, 16)
+    return total
