@@ -353,19 +353,24 @@ func (p *parcel) copy(then func(error)) {
 	route.device.Start(directionOf(route.opcode), &p.job)
 }
 
-// forward gives the parcel to the transport.
+// forward gives the parcel to the transport, which may well send it before it returns. Where others are under way that
+// would keep them waiting for the copier's thread.
 func (p *parcel) forward(err error) {
 	q := p.queue
+	q.mu.Lock()
 	if err == nil {
-		q.mu.Lock()
 		err = q.givenUp(p.parent)
-		q.mu.Unlock()
 	}
-	if err != nil {
+	alone := q.underWay == p.work.Bytes
+	q.mu.Unlock()
+	switch {
+	case err != nil:
 		p.work.settleAll(err)
-		return
+	case alone || q.route.opcode == Read:
+		q.transport.Submit(&p.work)
+	default:
+		go q.transport.Submit(&p.work)
 	}
-	q.transport.Submit(&p.work)
 }
 
 func (p *parcel) aborted() error { return p.parent.Aborted() }
