@@ -247,7 +247,7 @@ var settings = []setting{
 		"File of the CUDA driver's library (`libcuda.so.1`) to use instead of the one that the loader finds."},
 	{one("KVFERRY_STAGING_BLOCK_SIZE", "2097152"), multiple(staging.Granule, 1<<30, func(c *Config) *int { return &c.StagingBlockSize }),
 		"Size of a staging block: the most that one copy between a device and the host moves."},
-	{one("KVFERRY_STAGING_POOL_SIZE", "67108864"), integer("bytes", 4*staging.Granule, 1<<40, func(c *Config) *int { return &c.StagingPoolSize }),
+	{one("KVFERRY_STAGING_POOL_SIZE", "268435456"), integer("bytes", 4*staging.Granule, 1<<40, func(c *Config) *int { return &c.StagingPoolSize }),
 		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. It is allocated when it is needed."},
 	{one("KVFERRY_STAGING_GATHER_BELOW", "262144"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
 		"Blocks of NPU memory shorter than this are gathered on the device, and copied together. Those of GPU memory are queued together, whatever their length. 0: each is copied by itself."},

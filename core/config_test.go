@@ -33,7 +33,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		SliceSize: 1 << 20, ConnectionPool: true, LanesPerPeer: 4,
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
 		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
-		StagingBlockSize: 2 << 20, StagingPoolSize: 64 << 20, StagingGatherBelow: 256 << 10,
+		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10,
 		SameHost: true, MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536,
 	}, DefaultConfig())
 }
