@@ -20,8 +20,8 @@ import (
 //     when CUDA returns it gives both up, and ends. Until then other waits of the stream wait for it: whatever they are
 //     for comes no sooner. So there is at most one such thread for each stream.
 
-// moment is how long Wait asks before it sleeps: about what it costs to have another thread wait.
-const moment = 20 * time.Microsecond
+// asks is how often Wait asks before it sleeps: that takes some 20 us, about what it costs to have another thread wait.
+const asks = 50
 
 // event is a mark in a stream.
 type event struct {
@@ -30,16 +30,12 @@ type event struct {
 	stream *stream // in which it was last recorded, if it was
 }
 
-// Wait may take two threads a moment each of the processor; it sleeps for the rest of its time.
+// Wait sleeps until the event has happened, after it has asked for it for a moment.
 func (e *event) Wait(timeout time.Duration) (done bool, err error) {
-	for began := time.Now(); !done && err == nil; {
-		done, err = e.happened()
-		if time.Since(began) > moment {
-			break
+	for range asks {
+		if done, err = e.happened(); done || err != nil {
+			return done, err
 		}
-	}
-	if done || err != nil {
-		return done, err
 	}
 	return e.stream.waiter.wait(e, timeout)
 }
