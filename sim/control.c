@@ -74,3 +74,8 @@ SIM_EXPORT void kvferry_sim_reset_counters(void)
     }
     pthread_mutex_unlock(&sim.lock);
 }
+
+SIM_EXPORT const char *kvferry_sim_message(void)
+{
+    return sim_message();
+}

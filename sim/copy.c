@@ -1,5 +1,5 @@
 /* Copies: what is wrong with one, and the moving of its bytes. */
-#include "device.h"
+#include "memory.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -103,11 +103,23 @@ static int find_ends(struct end *target, void *to, struct end *source, const voi
     return SIM_OK;
 }
 
-static void hold(struct allocation *allocation)
+/* Has memory be used by a copy, until let_go. */
+static void hold(struct allocation *owner, const unsigned char *bytes, size_t size)
 {
-    if (allocation != NULL) {
-        allocation->users++;
+    if (owner != NULL) {
+        owner->users++;
+        if (owner->memory == MEMORY_VIRTUAL) {
+            sim_use_virtual(owner, (size_t)(bytes - owner->bytes), size, 1);
+        }
     }
+}
+
+static void let_go(struct allocation *owner, const unsigned char *bytes, size_t size)
+{
+    if (owner != NULL && owner->memory == MEMORY_VIRTUAL) {
+        sim_use_virtual(owner, (size_t)(bytes - owner->bytes), size, -1);
+    }
+    sim_release(owner);
 }
 
 int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, size_t size, int claimed, int device,
@@ -125,16 +137,16 @@ int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, si
         (result = check_alignment(to, from, *kind)) != SIM_OK) {
         return result;
     }
-    hold(source.owner);
-    hold(target.owner);
+    hold(source.owner, source.bytes, size);
+    hold(target.owner, target.bytes, size);
     *piece = (struct piece){target.bytes, source.bytes, size, target.owner, source.owner, NULL};
     return SIM_OK;
 }
 
 void sim_release_piece(struct piece *piece)
 {
-    sim_release(piece->from_owner);
-    sim_release(piece->to_owner);
+    let_go(piece->from_owner, piece->from, piece->size);
+    let_go(piece->to_owner, piece->to, piece->size);
     free(piece->early);
 }
 
@@ -219,10 +231,10 @@ int sim_set_now(void *to, size_t room, int value, size_t size)
     if (result != SIM_OK) {
         return result;
     }
-    end.owner->users++;
+    hold(end.owner, end.bytes, size);
     pthread_mutex_unlock(&sim.lock);
     memset(end.bytes, value, size);
     pthread_mutex_lock(&sim.lock);
-    sim_release(end.owner);
+    let_go(end.owner, end.bytes, size);
     return SIM_OK;
 }

@@ -1,8 +1,8 @@
-/* CUDA's driver on simulated devices, of which this file has errors, devices and contexts; cuda_memory.c, cuda_copy.c and
- * cuda_stream.c have the rest. They are those functions of cuda.h that a program that copies needs.
+/* CUDA's driver on simulated devices: the functions of cuda.h that a program that copies needs. This file has errors,
+ * devices and contexts; cuda_memory.c, cuda_copy.c and cuda_stream.c have the rest.
  *
  * There are no contexts but the primary one of each device. */
-#include "cuda.h"
+#include "cuda_face.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -351,10 +351,11 @@ SIM_EXPORT int cuCtxPopCurrent_v2(void **context)
 
 SIM_EXPORT int cuCtxGetDevice(int *device)
 {
-    int result = cuda_begin(CALL_cuCtxGetDevice, NEEDS_DEVICE);
+    int result = cuda_begin(CALL_cuCtxGetDevice, NEEDS_INIT);
 
     if (result == SIM_OK && (result = cuda_check_out(device)) == SIM_OK) {
         *device = sim_current();
+        result = *device >= 0 ? SIM_OK : sim_fail(SIM_NO_DEVICE_SET, "cuCtxGetDevice on a thread with no context");
     }
     return cuda_end(result);
 }

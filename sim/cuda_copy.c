@@ -1,5 +1,5 @@
 /* The CUDA face: copies. */
-#include "cuda.h"
+#include "cuda_face.h"
 
 #include <stdlib.h>
 
@@ -75,6 +75,12 @@ SIM_EXPORT int cuMemcpyDtoDAsync_v2(void *to, void *from, size_t size, void *str
 
 #ifndef KVFERRY_SIM_OLDER_CUDA /* which lacks these */
 
+/* Whether a source is read before its turn. Where it may be read at any time, an adversarial scheduler chooses. */
+static bool is_early(int order)
+{
+    return order == ORDER_DURING_API_CALL || (order == ORDER_ANY && sim.adversarial && sim.seed % 2 == 0);
+}
+
 /* Finds which copies of a batch are to be read at once: attributes i are those of the copies from indexes[i] on. */
 static int read_orders(const struct attributes *attributes, const size_t *indexes, size_t count, size_t copies,
                        bool *early)
@@ -93,7 +99,7 @@ static int read_orders(const struct attributes *attributes, const size_t *indexe
                             attributes[i].order, attributes[i].flags);
         }
         for (copy = indexes[i]; copy < copies; copy++) {
-            early[copy] = attributes[i].order == ORDER_DURING_API_CALL;
+            early[copy] = is_early(attributes[i].order);
         }
     }
     return SIM_OK;

@@ -1,5 +1,5 @@
 /* The CUDA face: memory, what is known of pointers, and virtual ranges. */
-#include "cuda.h"
+#include "cuda_face.h"
 
 #include <string.h>
 
@@ -17,8 +17,6 @@ enum {
     ATTRIBUTE_HOST_POINTER = 4,
     ATTRIBUTE_IS_MANAGED = 8,
     ATTRIBUTE_DEVICE_ORDINAL = 9,
-    ATTRIBUTE_RANGE_START = 11,
-    ATTRIBUTE_RANGE_SIZE = 12,
 };
 
 /* CUmemAllocationProp */
@@ -96,10 +94,8 @@ SIM_EXPORT int cuMemHostUnregister(void *address)
 /* What is known of a pointer; all zero of the program's own memory. */
 struct facts {
     void *context, *device_pointer, *host_pointer;
-    unsigned type;
+    unsigned type, managed;
     int device;
-    bool managed;
-    const struct allocation *owner;
 };
 
 static int look_at(void *address, struct facts *facts)
@@ -118,7 +114,6 @@ static int look_at(void *address, struct facts *facts)
     if (device < 0) { /* nobody's, or where nothing is mapped */
         return SIM_OK;
     }
-    facts->owner = owner;
     facts->device = device;
     facts->device_pointer = address;
     facts->host_pointer = memory == MEMORY_DEVICE || memory == MEMORY_VIRTUAL ? NULL : address;
@@ -131,8 +126,6 @@ static int look_at(void *address, struct facts *facts)
 /* Writes one attribute as the type that it has in cuda.h. */
 static int tell(const struct facts *facts, int attribute, void *out)
 {
-    uintptr_t base = facts->owner != NULL ? facts->owner->base : 0;
-    size_t size = facts->owner != NULL ? facts->owner->size : 0;
     int result = cuda_check_out(out);
 
     if (result != SIM_OK) {
@@ -145,8 +138,6 @@ static int tell(const struct facts *facts, int attribute, void *out)
     case ATTRIBUTE_HOST_POINTER: memcpy(out, &facts->host_pointer, sizeof facts->host_pointer); break;
     case ATTRIBUTE_IS_MANAGED: memcpy(out, &facts->managed, sizeof facts->managed); break;
     case ATTRIBUTE_DEVICE_ORDINAL: memcpy(out, &facts->device, sizeof facts->device); break;
-    case ATTRIBUTE_RANGE_START: memcpy(out, &base, sizeof base); break;
-    case ATTRIBUTE_RANGE_SIZE: memcpy(out, &size, sizeof size); break;
     default: result = sim_fail(SIM_INVALID, "attribute %d of a pointer is not known here", attribute);
     }
     return result;
@@ -157,7 +148,7 @@ SIM_EXPORT int cuPointerGetAttribute(void *out, int attribute, void *address)
     int result = cuda_begin(CALL_cuPointerGetAttribute, NEEDS_INIT);
     struct facts facts;
 
-    if (result == SIM_OK && (result = look_at(address, &facts)) == SIM_OK && facts.owner == NULL) {
+    if (result == SIM_OK && (result = look_at(address, &facts)) == SIM_OK && facts.type == TYPE_NONE) {
         result = sim_fail(SIM_INVALID, "%p is not CUDA's", address);
     }
     if (result == SIM_OK && attribute == ATTRIBUTE_HOST_POINTER && facts.host_pointer == NULL) {
@@ -182,7 +173,8 @@ SIM_EXPORT int cuPointerGetAttributes(unsigned count, const int *attributes, voi
     return cuda_end(result);
 }
 
-SIM_EXPORT int cuMemAddressReserve(void **address, size_t size, size_t alignment, void *wished, unsigned long long flags)
+SIM_EXPORT int cuMemAddressReserve(void **address, size_t size, size_t alignment, void *wished,
+                                   unsigned long long flags)
 {
     int result = cuda_begin(CALL_cuMemAddressReserve, NEEDS_INIT);
 

@@ -1,5 +1,5 @@
 /* The CUDA face: streams, events, and functions that streams call. */
-#include "cuda.h"
+#include "cuda_face.h"
 
 #define STREAM_LEGACY ((void *)1)
 
@@ -11,10 +11,10 @@ void *cuda_stream(void *stream)
     return stream == STREAM_LEGACY ? NULL : stream;
 }
 
-/* What a query returns. */
-static int query(int result, bool complete)
+/* Ends a query. */
+static int end_query(int result, bool complete)
 {
-    return result == SIM_OK && !complete ? CUDA_ERROR_NOT_READY : result;
+    return cuda_end(result == SIM_OK && !complete ? CUDA_ERROR_NOT_READY : result);
 }
 
 SIM_EXPORT int cuStreamCreate(void **stream, unsigned flags)
@@ -46,7 +46,10 @@ SIM_EXPORT int cuStreamQuery(void *stream)
     int result = cuda_begin(CALL_cuStreamQuery, NEEDS_DEVICE);
     bool complete = false;
 
-    return cuda_end(result == SIM_OK ? query(sim_query_stream(cuda_stream(stream), &complete), complete) : result);
+    if (result == SIM_OK) {
+        result = sim_query_stream(cuda_stream(stream), &complete);
+    }
+    return end_query(result, complete);
 }
 
 SIM_EXPORT int cuStreamWaitEvent(void *stream, void *event, unsigned flags)
@@ -106,7 +109,10 @@ SIM_EXPORT int cuEventQuery(void *event)
     int result = cuda_begin(CALL_cuEventQuery, NEEDS_DEVICE);
     bool complete = false;
 
-    return cuda_end(result == SIM_OK ? query(sim_query_event(event, &complete), complete) : result);
+    if (result == SIM_OK) {
+        result = sim_query_event(event, &complete);
+    }
+    return end_query(result, complete);
 }
 
 SIM_EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *argument)

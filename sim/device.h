@@ -1,7 +1,7 @@
 /* Simulated devices, without the face of any runtime: memory, current devices, streams, events, faults and counters.
  *
- * A face is a runtime's functions, in files of its name: ascendcl.c, and cuda.c with cuda_*.c. A library has one of them,
- * which says in sim_face what is different with it.
+ * A face is a runtime's functions, in files of its name: ascendcl.c, and cuda.c with cuda_*.c. A library has one of
+ * them, which says in sim_face what is different with it.
  *
  * One lock, sim.lock, guards everything. A face takes it with sim_begin and gives it back with sim_end around each
  * call; all other functions here are called with it held. It is let go while bytes are moved and while anything waits.
@@ -58,9 +58,9 @@ struct sim_face {
     const char *report_suffix; /* of the file that a report is written to */
     const char *const *calls;  /* the functions that are counted and that can be made to fail */
     int call_count;
-    size_t alignment;      /* of both ends of a copy within a device */
-    bool failures_spread;  /* an operation that fails breaks all of its device */
-    bool default_stream;   /* NULL is a stream */
+    size_t alignment;     /* of both ends of a copy within a device */
+    bool failures_spread; /* an operation that fails breaks all of its device */
+    bool default_stream;  /* NULL is a stream */
 };
 
 extern const struct sim_face sim_face;
@@ -77,33 +77,9 @@ enum sim_misuse { SIM_MISUSES(SIM_MISUSE_NUMBER) MISUSES };
 /* The kinds of copy, as the cost model and the report know them. */
 enum sim_kind { KIND_H2H, KIND_H2D, KIND_D2H, KIND_D2D, KINDS };
 
-/* Host memory is page-locked; registered memory is the program's own, page-locked later; managed memory is a device's
- * that the host can access; a virtual range has pieces of device memory mapped into it. */
-enum sim_memory {
-    MEMORY_UNKNOWN,
-    MEMORY_DEVICE,
-    MEMORY_HOST,
-    MEMORY_REGISTERED,
-    MEMORY_MANAGED,
-    MEMORY_VIRTUAL,
-    MEMORY_FREED
-};
-
-/* A range of addresses that a copy can be from or to. */
-struct allocation {
-    uintptr_t base;       /* the address that was handed out */
-    size_t size, span;    /* as asked for; in whole pages */
-    unsigned char *bytes; /* elsewhere where the host cannot access the address that was handed out */
-    enum sim_memory memory;
-    int device;             /* -1 for a virtual range */
-    struct granule *granules; /* of a virtual range: what is mapped where */
-    int users;              /* queued or running copies */
-    bool freed;
-};
-
 struct device {
     bool lost;
-    int broken;        /* the code of an operation that failed, where that spreads */
+    int broken;        /* what an operation failed with, where that spreads */
     long held;         /* sets not yet taken back */
     unsigned epoch;    /* goes up when the last one is: threads that had the device set have none then */
     long sets, resets; /* counted for the report */
@@ -146,8 +122,8 @@ extern bool sim_forked;
 /* device.c */
 
 /* Takes the lock, counts the call, and checks what every call needs. *later is what the call must return even where it
- * does its work, as functions that give something back do: an injected fault, or a lost or broken device. The lock must be given
- * back with sim_end whatever the result is. */
+ * does its work, as functions that give something back do: an injected fault, or a lost or broken device. The lock must
+ * be given back with sim_end whatever the result is. */
 enum sim_needs { NEEDS_NOTHING, NEEDS_INIT, NEEDS_DEVICE };
 int sim_begin(int call, enum sim_needs needs, int *later);
 void sim_end(void);
@@ -167,8 +143,8 @@ char *sim_cut(char *text, const char *separator);
 int sim_initialize(void);
 int sim_finalize(void);
 
-/* A device is in use while it is held: its counts are one more and one less. SIM_LOST is returned by sim_unhold where it
- * has done its work. *last tells whether nobody holds the device any more: no thread has it for its own then. */
+/* A device is in use while it is held: its counts are one more and one less. SIM_LOST is returned by sim_unhold where
+ * it has done its work. *last tells whether nobody holds the device any more: no thread has it for its own then. */
 int sim_hold(int device);
 int sim_unhold(int device, bool *last);
 
@@ -204,74 +180,12 @@ void *sim_object(enum sim_object type, const void *handle); /* NULL where it is 
 void *sim_next_object(enum sim_object type, size_t *position); /* goes through all, from position 0; NULL at the end */
 void sim_drop_handle(const void *handle);
 
-/* memory.c */
-
-int sim_malloc(enum sim_memory memory, size_t size, void **out);
-int sim_free(enum sim_memory memory, void *address);
-
-int sim_register(void *address, size_t size);
-int sim_unregister(void *address);
-size_t sim_drop_memory(int device); /* frees all that was allocated on a device; returns how much there was */
-
-/* Finds the memory that an address lies in. MEMORY_UNKNOWN is the program's own memory. */
-enum sim_memory sim_locate(const void *address, struct allocation **out);
-bool sim_index(struct allocation *allocation); /* has sim_locate find it; false where there is no memory for that */
-void sim_unindex(struct allocation *allocation);
-void sim_release(struct allocation *allocation); /* one user less; NULL is nobody's memory */
-
-/* Adds what there is of some kinds of memory. */
-void sim_count_memory(const enum sim_memory *kinds, size_t n, size_t *allocations, size_t *bytes);
-
-
-/* Moves bytes from or to memory of the program itself, which may not be there: false then. Called without the lock. */
-bool sim_move_checked(unsigned char *to, const unsigned char *from, size_t size);
-
-/* virtual.c */
-
-enum { SIM_GRANULE = 2 << 20 }; /* bytes, of which a virtual range has a whole number */
-int sim_reserve(size_t size, size_t alignment, void **out);
-int sim_unreserve(void *address, size_t size);
-int sim_create_piece(size_t size, int device, void **out);
-int sim_drop_piece(void *handle);
-int sim_map(void *address, size_t size, void *handle);
-int sim_unmap(void *address, size_t size);
-int sim_allow(void *address, size_t size, int device); /* lets the device access what is mapped there */
-
-/* The device whose memory is mapped at all of a part of a virtual range, and may be accessed; -1 where there is none. */
-int sim_mapped(const struct allocation *range, size_t offset, size_t size);
-void sim_count_virtual(size_t *pieces, size_t *bytes, size_t *ranges);
-
-/* copy.c */
-
-/* One end to the other: where the bytes are, and whose they are. */
-struct piece {
-    unsigned char *to;
-    const unsigned char *from;
-    size_t size;
-    struct allocation *to_owner, *from_owner; /* NULL for pageable memory */
-    unsigned char *early;                     /* its bytes, where they were read before its turn; freed with it */
-};
-
-/* Checks a copy on a device, and finds where its bytes are: the pieces' owners have a user more until
- * sim_release_piece. *kind is what it is in truth; claimed is what the caller says, -1 for nothing. */
-int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, size_t size, int claimed, int device,
-                enum sim_kind *kind);
-void sim_release_piece(struct piece *piece);
-bool sim_read_early(struct piece *piece); /* false where pageable memory is not there, or no memory for it */
-bool sim_is_pageable(const struct piece *piece);
-bool sim_move(const struct piece *piece); /* without the lock; false where pageable memory is not there */
-void sim_count_copy(enum sim_kind kind, bool pageable, size_t size);
-
-/* Done when they return, as a synchronous copy is. */
-int sim_copy_now(void *to, size_t room, const void *from, size_t size, int claimed);
-int sim_set_now(void *to, size_t room, int value, size_t size);
-
 /* cost.c */
 
 int64_t sim_copy_cost(enum sim_kind kind, bool pageable, size_t size, size_t elements); /* nanoseconds */
 int sim_parse_cost(const char *spec);
 
-/* stream.c and event.c */
+/* stream.c, queue.c and event.c */
 
 /* One that is blocking is ordered with the default stream. */
 int sim_create_stream(bool blocking, void **out);
@@ -298,8 +212,8 @@ int sim_stream_device(void *stream, int *device);
 enum sim_streams { STREAMS_ALL, STREAMS_BLOCKING };
 int sim_synchronize_device(enum sim_streams which);
 
-size_t sim_count_streams(void);       /* without default streams */
-size_t sim_drop_streams(int device);  /* ends all of a device; returns how many there were */
+size_t sim_count_streams(void);      /* without default streams */
+size_t sim_drop_streams(int device); /* ends all of a device; returns how many there were */
 size_t sim_drop_events(int device);
 
 int sim_create_event(void **out);

@@ -1,10 +1,11 @@
 /* Control of the simulated devices, for tests and for integrators.
  *
- * The simulator is a libascendcl.so. A program that wants more of it than its environment variables say looks these
- * functions up in the library that it opened, by dlsym; no real AscendCL has them.
+ * The simulator is a libascendcl.so and a libcuda.so.1, each with devices of its own. A program that wants more of one
+ * than its environment variables say looks these functions up in the library that it opened, by dlsym; no real AscendCL
+ * or CUDA has them. They have to do with the devices of that library alone.
  *
- * Any thread may call any of them at any time, before aclInit too. In a child of fork(), where like the functions of
- * AscendCL they cannot work, those that return a result return -1 or 0 and the others do nothing. */
+ * Any thread may call any of them at any time, before aclInit or cuInit too. In a child of fork(), where like those of
+ * the runtime they cannot work, those that return a number return -1 or 0, and those that return nothing do nothing. */
 #ifndef KVFERRY_SIM_H
 #define KVFERRY_SIM_H
 
@@ -18,19 +19,25 @@ extern "C" {
  * spec is a list of faults separated by commas; NULL or "" leaves none. N counts from 1; a "+" at the end of a fault
  * means the N-th and all after it.
  *
- *   FUNCTION:N          the N-th call of that function fails, with 507899 (driver error)
+ *   FUNCTION:N          the N-th call of that function, by the name that the library exports, fails: with 507899
+ *                       (driver error), and in CUDA with 999 (unknown)
  *   FUNCTION:N=CODE     the same with another code. A function that gives something back (free, destroy, reset) does
  *                       so and fails all the same: it must not be called again
- *   exec:N              the N-th operation that is executed, on whichever stream, fails with 507013 (DMA error): its
- *                       bytes are not moved, and whatever waits for a later place in its stream reports it
+ *   exec:N              the N-th operation that is executed, on whichever stream, fails: its bytes are not moved. With
+ *                       507013 (DMA error), which whatever waits for a later place in its stream reports; in CUDA with
+ *                       700 (illegal address), which breaks the context: all calls that need it fail with that from
+ *                       then on, and nothing that is queued in it is executed
  *   exec:N=CODE         the same with another code
  *   exec:N=hang         the N-th operation that is executed does not end before kvferry_sim_release_hangs
  *   lost:D@N            device D is lost after N operations executed on it, N from 0: those queued and all later calls
- *                       on it fail with 507010 (lost heartbeat); what gives something back does so
+ *                       on it fail, with 507010 (lost heartbeat) or 46 (unavailable); what gives something back does so
  *
- * An operation is an asynchronous copy; a batched copy is one. Devices that were lost are there again, but streams on
- * which an operation failed are not to be used any more. 0, or -1 where spec is not understood: the faults are then as
- * before, and aclGetRecentErrMsg says what is wrong. At most 64 faults. */
+ * An operation is an asynchronous copy; a batched copy is one. Devices that were lost are there again and contexts that
+ * were broken are whole, but streams on which an operation failed are not to be used any more. 0, or -1 where spec is
+ * not understood: the faults are then as before, and kvferry_sim_message says what is wrong. At most 64 faults.
+ *
+ * The variable is for both libraries: each passes over the faults in it that name functions of the other (acl...,
+ * cu...), and takes exec and lost as its own. */
 int kvferry_sim_faults(const char *spec);
 
 /* Lets the operations that hang go on, and takes the faults back that would have others hang. */
@@ -44,6 +51,10 @@ int kvferry_sim_seed(unsigned long long seed, int on);
  * named get their defaults, NULL or "" gives all of them; "0" makes everything free. 0, or -1 where spec is not
  * understood: the costs are then as before. It counts for operations that are submitted from then on. */
 int kvferry_sim_cost(const char *spec);
+
+/* What the last call that failed on this thread says about it, of the runtime or of these; it is then forgotten. NULL
+ * where there is none. Valid until the thread's next call. */
+const char *kvferry_sim_message(void);
 
 /* Writes the report that KVFERRY_SIM_REPORT names, as of now: JSON in a string of at most size bytes with its NUL, cut
  * off where it is longer. Returns the length of the whole, without the NUL; 0 in a child of fork(). */

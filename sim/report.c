@@ -1,5 +1,5 @@
 /* The report: what is leaked, what was misused, what was called and copied. */
-#include "device.h"
+#include "memory.h"
 
 #include <stdarg.h>
 #include <stdio.h>

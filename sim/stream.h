@@ -4,7 +4,7 @@
 #ifndef SIM_STREAM_H
 #define SIM_STREAM_H
 
-#include "device.h"
+#include "memory.h"
 
 enum { STREAM_DEPTH = 1024 }; /* operations that a stream holds; who submits more waits */
 
@@ -43,7 +43,7 @@ struct stream {
 
 #define NEVER INT64_MAX
 
-/* The stream with a handle, or the default one, if it is of this thread's device; NULL and a reason where there is none. */
+/* The stream with a handle, or the default one, which must be of this thread's device. NULL and a reason otherwise. */
 struct stream *stream_find(const void *handle, int *result);
 
 /* Takes one of the references. */

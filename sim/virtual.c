@@ -2,7 +2,7 @@
  *
  * The bytes of a piece are a file in memory, which is mapped a second time where the simulator looks for the bytes of
  * the range. So a copy across several pieces is one copy. */
-#include "device.h"
+#include "memory.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -22,6 +22,7 @@ struct granule {
     struct piece_of_memory *piece;
     size_t part;  /* which granule of the piece */
     bool allowed; /* its device may access it */
+    int users;    /* copies */
 };
 
 static size_t pieces, piece_bytes, ranges;
@@ -31,10 +32,10 @@ static bool is_whole(size_t size)
     return size > 0 && size % SIM_GRANULE == 0;
 }
 
-/* Replaces what is mapped at a part of a range's bytes by nothing. Copies on their way, if there are any, go nowhere. */
-static bool clear(const struct allocation *range, size_t offset, size_t size)
+/* Replaces what is mapped at a part of a range's bytes by nothing. Copies on their way go nowhere. */
+static bool clear(const struct allocation *range, size_t offset, size_t size, int users)
 {
-    int access = range->users > 0 ? PROT_READ | PROT_WRITE : PROT_NONE;
+    int access = users > 0 ? PROT_READ | PROT_WRITE : PROT_NONE;
 
     return mmap(range->bytes + offset, size, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) !=
            MAP_FAILED;
@@ -218,7 +219,8 @@ int sim_map(void *address, size_t size, void *handle)
         return sim_fail(SIM_NO_MEMORY, "%zu bytes cannot be mapped", size);
     }
     for (i = 0; i < count; i++) {
-        range->granules[first + i] = (struct granule){piece, i, false};
+        range->granules[first + i].piece = piece;
+        range->granules[first + i].part = i;
     }
     piece->mappings += count;
     return SIM_OK;
@@ -249,22 +251,27 @@ int sim_unmap(void *address, size_t size)
 {
     size_t first, count, i;
     struct allocation *range = find_range(address, size, &first, &count);
-    int result = SIM_OK;
+    int users = 0, result = SIM_OK;
+    bool trouble;
 
     if (range == NULL || !is_all_mapped(range, first, count) || !is_of_whole_mappings(range, first, count)) {
         return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "%zu bytes at %p are not what was mapped", size, address);
     }
-    if (range->users > 0) {
-        result = sim_misuse(MISUSE_busy_free, SIM_OK, "%p is unmapped while %d copies use its range", address,
-                            range->users);
+    trouble = sim_trouble(range->granules[first].piece->device) != SIM_OK; /* where a program cannot wait */
+    for (i = first; i < first + count; i++) {
+        users += range->granules[i].users;
     }
-    if (!clear(range, first * SIM_GRANULE, size)) {
+    if (users > 0 && !trouble) {
+        result = sim_misuse(MISUSE_busy_free, SIM_OK, "what is mapped at %p is unmapped while copies use it", address);
+    }
+    if (!clear(range, first * SIM_GRANULE, size, users)) {
         return sim_fail(SIM_NO_MEMORY, "%zu bytes at %p cannot be unmapped", size, address);
     }
     for (i = first; i < first + count; i++) {
         struct piece_of_memory *piece = range->granules[i].piece;
 
-        range->granules[i] = (struct granule){NULL, 0, false};
+        range->granules[i].piece = NULL;
+        range->granules[i].allowed = false;
         piece->mappings--;
         free_if_unused(piece);
     }
@@ -298,6 +305,15 @@ int sim_mapped(const struct allocation *range, size_t offset, size_t size)
         }
     }
     return device;
+}
+
+void sim_use_virtual(struct allocation *range, size_t offset, size_t size, int change)
+{
+    size_t i;
+
+    for (i = offset / SIM_GRANULE; i <= (offset + size - 1) / SIM_GRANULE; i++) {
+        range->granules[i].users += change;
+    }
 }
 
 void sim_count_virtual(size_t *piece_count, size_t *bytes, size_t *range_count)

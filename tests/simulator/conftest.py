@@ -1,4 +1,7 @@
-"""The simulator's library, as it is shipped and in other variants, and a way to compile and run programs against it."""
+"""The simulator's libraries, as they are shipped and in other variants, and a way to run programs with them.
+
+A program whose name begins with "cuda" is one of CUDA's face, another is of AscendCL's.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Optional
 
 import pytest
 
+from kvferry.simulator import FILES
 from support.peers import unavailable
 from support.venvs import REPOSITORY
 
@@ -22,32 +26,32 @@ COMPILE_LIMIT = 120.0  # seconds
 RUN_LIMIT = 60.0
 STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 
-# What the library, and the programs that use it, are compiled with.
+# What the libraries, and the programs that use them, are compiled with.
 VARIANTS = {
     "plain": [],
-    "older": ["-DKVFERRY_SIM_OLDER_CANN"],
+    "older": ["-DKVFERRY_SIM_OLDER_CANN", "-DKVFERRY_SIM_OLDER_CUDA"],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
 
 
 class Simulator:
-    """Builds each variant of the library, and each program, when it is first used."""
+    """Builds each variant of a library, and each program, when it is first used."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def library(self, variant: str) -> Path:
-        made = self._folder / variant / "libascendcl.so"
+    def library(self, kind: str, variant: str) -> Path:
+        made = self._folder / variant / FILES[kind]
         if not made.exists():
             self._need(variant)
             flags = {"CGO_CFLAGS": shlex.join(["-g", "-O2", *STRICT, *VARIANTS[variant]])}
-            command = [sys.executable, str(REPOSITORY / "scripts" / "build_library.py"), "npu", str(made)]
+            command = [sys.executable, str(REPOSITORY / "scripts" / "build_library.py"), kind, str(made)]
             checked(command, {**os.environ, **flags})
         return made
 
     def program(self, name: str, variant: str) -> Path:
-        library = self.library(variant)
+        library = self.library("cuda" if name.startswith("cuda") else "npu", variant)
         made = library.with_name(name)
         if not made.exists():
             flags = ["-std=c99", "-D_GNU_SOURCE", *STRICT, *VARIANTS[variant], "-g", "-O1", f"-I{SOURCES}"]

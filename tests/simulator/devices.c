@@ -21,6 +21,17 @@ static void test_nothing_works_before_the_runtime_is_initialised(void)
     CHECK_FAILS(aclrtGetDeviceCount(NULL), INVALID);
 }
 
+/* As kvferry_sim_message does, which the other tests look at. */
+static void test_runtime_has_the_reason_in_words(void)
+{
+    const char *why;
+
+    CHECK_EQUAL(aclrtSetDevice(3), NO_SUCH_DEVICE);
+    why = aclGetRecentErrMsg();
+    CHECK(why != NULL && strstr(why, "there is no device 3") != NULL);
+    CHECK(aclGetRecentErrMsg() == NULL);
+}
+
 /* On a thread with no device set. */
 static void *use_no_device(void *stream)
 {
@@ -159,6 +170,7 @@ int main(void)
 {
     setenv("KVFERRY_SIM_DEVICES", "3", 1);
     test_nothing_works_before_the_runtime_is_initialised();
+    test_runtime_has_the_reason_in_words();
     test_current_device_is_not_inherited();
     test_objects_belong_to_their_device();
     test_resets_pair_with_sets();

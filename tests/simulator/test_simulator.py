@@ -9,26 +9,37 @@ from typing import Any
 
 import pytest
 
+from kvferry.simulator import FILES
 from support.venvs import REPOSITORY
 
 from .conftest import SOURCES, Simulator, checked
 
 PROGRAMS = ["memory", "devices", "streams", "faults", "costs", "threads", "fork"]
+PROGRAMS += ["cuda_contexts", "cuda_memory", "cuda_virtual", "cuda_streams", "cuda_faults", "cuda_threads", "cuda_fork"]
 # A child that was forked while another thread allocated has a leak that nobody made, and would end a second later.
 FORKING = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "atexit_sleep_ms=0"}
-NEWER = {"aclrtMemcpyBatchAsync", "aclrtPointerGetAttributes", "aclrtSynchronizeEventWithTimeout"}
+NEWER = {
+    "npu": {"aclrtMemcpyBatchAsync", "aclrtPointerGetAttributes", "aclrtSynchronizeEventWithTimeout"},
+    "cuda": {"cuMemcpyBatchAsync", "cuMemcpyBatchAsync_v2"},
+}
+HEADERS = {"npu": "acl.h", "cuda": "cu.h"}
+FACES = pytest.mark.parametrize("kind", list(FILES))
+# What a process does at its end, as a program of either face.
+EXITS = {"npu": "exit", "cuda": "cuda_exit"}
+SUFFIXES = {"npu": "", "cuda": ".cuda"}
 
 
 @pytest.mark.parametrize("variant", ["plain", "address", "thread"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program_finds_what_the_simulator_promises(simulator: Simulator, name: str, variant: str) -> None:
-    done = simulator.run(name, variant, settings=FORKING if name == "fork" else {})
+    done = simulator.run(name, variant, settings=FORKING if name.endswith("fork") else {})
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("variant", ["plain", "address"])
-def test_missing_wait_shows_as_wrong_bytes(simulator: Simulator, variant: str) -> None:
-    done = simulator.run("order", variant)
+@pytest.mark.parametrize("name", ["order", "cuda_order"])
+def test_missing_wait_shows_as_wrong_bytes(simulator: Simulator, name: str, variant: str) -> None:
+    done = simulator.run(name, variant)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -40,45 +51,52 @@ def exported(library: Path) -> set[str]:
 def declared(header: Path) -> set[str]:
     """Return the names of the functions that a header declares."""
     text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
-    return set(re.findall(r"\b(acl\w+|kvferry_sim_\w+)\(", text))
+    return set(re.findall(r"\b(acl\w+|cu\w+|kvferry_sim_\w+)\(", text))
 
 
-def test_library_exports_ascendcl_and_its_controls_and_nothing_else(simulator: Simulator) -> None:
-    wanted = declared(Path(__file__).parent / "acl.h") | declared(SOURCES / "kvferry_sim.h")
-    assert exported(simulator.library("plain")) == wanted
+@FACES
+def test_library_exports_its_face_and_its_controls_and_nothing_else(simulator: Simulator, kind: str) -> None:
+    wanted = declared(Path(__file__).parent / HEADERS[kind]) | declared(SOURCES / "kvferry_sim.h")
+    assert exported(simulator.library(kind, "plain")) == wanted
 
 
-def test_older_cann_lacks_what_came_later(simulator: Simulator) -> None:
-    assert exported(simulator.library("older")) == exported(simulator.library("plain")) - NEWER
+@FACES
+def test_older_release_lacks_what_came_later(simulator: Simulator, kind: str) -> None:
+    newer = exported(simulator.library(kind, "plain"))
+    assert exported(simulator.library(kind, "older")) == newer - NEWER[kind]
+    assert NEWER[kind] < newer
 
 
-def test_library_is_named_as_programs_look_for_it(simulator: Simulator) -> None:
-    assert "[libascendcl.so]" in checked(["readelf", "-d", str(simulator.library("plain"))])
+@FACES
+def test_library_is_named_as_programs_look_for_it(simulator: Simulator, kind: str) -> None:
+    assert f"[{FILES[kind]}]" in checked(["readelf", "-d", str(simulator.library(kind, "plain"))])
 
 
+@FACES
 @pytest.mark.parametrize("how", ["busy", "hanging", "clean", "leaky"])
-def test_process_ends_at_once_and_without_a_word(simulator: Simulator, how: str) -> None:
-    done = simulator.run("exit", "plain", how)
+def test_process_ends_at_once_and_without_a_word(simulator: Simulator, kind: str, how: str) -> None:
+    done = simulator.run(EXITS[kind], "plain", how)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_misuse_is_told_in_one_line(simulator: Simulator) -> None:
-    done = simulator.run("exit", "plain", "wrong")
+@pytest.mark.parametrize(("kind", "runtime"), [("npu", "AscendCL"), ("cuda", "CUDA")])
+def test_misuse_is_told_in_one_line(simulator: Simulator, kind: str, runtime: str) -> None:
+    done = simulator.run(EXITS[kind], "plain", "wrong")
     assert done.returncode == 0
-    assert done.stderr == "kvferry simulator: AscendCL was misused: no_device_set 1\n"
+    assert done.stderr == f"kvferry simulator: {runtime} was misused: no_device_set 1\n"
 
 
-def report(simulator: Simulator, how: str, folder: Path, **settings: str) -> dict[str, Any]:
-    """Run exit.c and return the report that it leaves."""
+def report(simulator: Simulator, kind: str, how: str, folder: Path, **settings: str) -> dict[str, Any]:
+    """Run a program that ends and return the report that it leaves: CUDA's is in a file of its own."""
     file = folder / "report.json"
-    done = simulator.run("exit", "plain", how, settings={"KVFERRY_SIM_REPORT": str(file), **settings})
+    done = simulator.run(EXITS[kind], "plain", how, settings={"KVFERRY_SIM_REPORT": str(file), **settings})
     assert (done.returncode, done.stderr) == (0, "")
-    found: dict[str, Any] = json.loads(file.read_text())
+    found: dict[str, Any] = json.loads(Path(f"{file}{SUFFIXES[kind]}").read_text())
     return found
 
 
 def test_report_of_a_clean_process_has_no_leaks(simulator: Simulator, tmp_path: Path) -> None:
-    found = report(simulator, "clean", tmp_path)
+    found = report(simulator, "npu", "clean", tmp_path)
     assert set(found["leaked"].values()) == {0}
     assert set(found["misuse"].values()) == {0}
     assert found["copies"] == {"h2h": 0, "h2d": 1, "d2h": 0, "d2d": 0}
@@ -89,20 +107,29 @@ def test_report_of_a_clean_process_has_no_leaks(simulator: Simulator, tmp_path: 
     assert found["devices"] == [{"sets": 1, "resets": 1, "lost": False}, {"sets": 0, "resets": 0, "lost": False}]
 
 
+def test_report_tells_on_which_devices_there_were_contexts(simulator: Simulator, tmp_path: Path) -> None:
+    found = report(simulator, "cuda", "clean", tmp_path)
+    assert set(found["leaked"].values()) == {0}
+    assert set(found["misuse"].values()) == {0}
+    assert found["calls"]["cuMemcpyHtoDAsync_v2"] == 1
+    assert found["devices"] == [{"sets": 0, "resets": 0, "lost": False}, {"sets": 1, "resets": 1, "lost": False}]
+
+
 def test_guide_names_every_kind_of_misuse_and_every_variable(simulator: Simulator, tmp_path: Path) -> None:
     guide = (REPOSITORY / "docs" / "simulator.md").read_text()
     variables = {name for source in SOURCES.glob("*.c") for name in re.findall(r"KVFERRY_SIM_\w+", source.read_text())}
-    for name in [*report(simulator, "clean", tmp_path)["misuse"], *variables]:
+    for name in [*report(simulator, "npu", "clean", tmp_path)["misuse"], *variables]:
         assert f"`{name}`" in guide or f"-D{name}`" in guide, name
 
 
-def test_report_tells_what_is_leaked(simulator: Simulator, tmp_path: Path) -> None:
-    assert report(simulator, "leaky", tmp_path)["leaked"] == {
+@pytest.mark.parametrize(("kind", "ranges"), [("npu", 0), ("cuda", 1)])
+def test_report_tells_what_is_leaked(simulator: Simulator, tmp_path: Path, kind: str, ranges: int) -> None:
+    assert report(simulator, kind, "leaky", tmp_path)["leaked"] == {
         "device_allocations": 1,
         "device_bytes": 4 << 20,
         "host_allocations": 1,
         "host_bytes": 4 << 20,
-        "virtual_ranges": 0,
+        "virtual_ranges": ranges,
         "streams": 1,
         "events": 1,
         "device_sets": 1,
@@ -122,7 +149,8 @@ def test_report_that_cannot_be_written_is_no_secret(simulator: Simulator, tmp_pa
 
 def test_variables_set_devices_and_faults(simulator: Simulator, tmp_path: Path) -> None:
     settings = {"KVFERRY_SIM_DEVICES": "5", "KVFERRY_SIM_FAULTS": "aclrtFree:7", "KVFERRY_SIM_COST": "0"}
-    assert len(report(simulator, "clean", tmp_path, **settings)["devices"]) == 5
+    assert len(report(simulator, "npu", "clean", tmp_path, **settings)["devices"]) == 5
+    assert len(report(simulator, "cuda", "clean", tmp_path, **settings)["devices"]) == 5
     done = simulator.run("exit", "plain", "clean", settings={"KVFERRY_SIM_FAULTS": "aclrtMallocHost:1=207001"})
     assert done.returncode == 1
     assert "is 207001, not 0 (aclrtMallocHost, call 1: a fault on purpose)" in done.stderr

@@ -1,10 +1,10 @@
 /* What the files of the CUDA face share.
  *
  * A CUdeviceptr is declared as a pointer here, which it is passed like. */
-#ifndef SIM_CUDA_H
-#define SIM_CUDA_H
+#ifndef SIM_CUDA_FACE_H
+#define SIM_CUDA_FACE_H
 
-#include "device.h"
+#include "memory.h"
 
 #define CUDA_CALLS(CALL)                                                                                           \
     CALL(cuInit) CALL(cuDriverGetVersion) CALL(cuDeviceGetCount) CALL(cuDeviceGet) CALL(cuDeviceGetName)           \
