@@ -71,6 +71,20 @@ int kvferry_cuda_pop(const struct cuda *cuda)
     return cuda->cuCtxPopCurrent_v2(&context);
 }
 
+/* The mode that this thread had before. */
+static __thread int capture_mode;
+
+int kvferry_cuda_relax(const struct cuda *cuda)
+{
+    capture_mode = CUDA_CAPTURE_RELAXED;
+    return cuda->cuThreadExchangeStreamCaptureMode(&capture_mode);
+}
+
+int kvferry_cuda_restore(const struct cuda *cuda)
+{
+    return cuda->cuThreadExchangeStreamCaptureMode(&capture_mode);
+}
+
 int kvferry_cuda_attributes(const struct cuda *cuda, uintptr_t pointer, struct cuda_attributes *out)
 {
     int attributes[] = {CUDA_POINTER_MEMORY_TYPE, CUDA_POINTER_IS_MANAGED, CUDA_POINTER_DEVICE_ORDINAL};

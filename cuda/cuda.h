@@ -38,6 +38,8 @@ enum { CUDA_CAPTURES_NOTHING = 0 };
 
 /* Handles of default streams: the context's and, the last such handle, the thread's. 0 is the first, too. */
 enum { CUDA_STREAM_LEGACY = 1, CUDA_STREAM_PER_THREAD = 2 };
+/* CUstreamCaptureMode: what the thread does has nothing to do with the graphs that others capture, and cannot spoil them. */
+enum { CUDA_CAPTURE_RELAXED = 2 };
 
 /* CUmemLocation */
 struct cuda_location {
@@ -58,6 +60,7 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
  * The functions. Optional are those that came with later drivers: cuMemcpyBatchAsync with CUDA 12.8, and _v2, which does
  * without the index of the copy that failed, with 13.0; and cuStreamIsCapturing, which only guards. All others are in
  * every driver since CUDA 10.
+ * without the index of the copy that failed, with 13.0. All others are in every driver since CUDA 10.1.
  */
 #define CUDA_FUNCTIONS(REQUIRED, OPTIONAL)                                                                             \
     REQUIRED(int, cuInit, (unsigned int flags))                                                                       \
@@ -71,6 +74,7 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuCtxPopCurrent_v2, (void **out))                                                                   \
     REQUIRED(int, cuCtxGetCurrent, (void **out))                                                                      \
     REQUIRED(int, cuCtxGetDevice, (int *out))                                                                         \
+    REQUIRED(int, cuThreadExchangeStreamCaptureMode, (int *mode))                                                     \
     REQUIRED(int, cuPointerGetAttributes,                                                                             \
              (unsigned int count, int *attributes, void **outs, uintptr_t pointer))                                   \
     REQUIRED(int, cuMemAlloc_v2, (uintptr_t *out, size_t length))                                                     \
@@ -176,6 +180,9 @@ struct cuda_result kvferry_cuda_capture(const struct cuda *cuda, uintptr_t strea
 
 /* Has kvferry_cuda_reached called with the argument, in the order of a stream. */
 int kvferry_cuda_call(const struct cuda *cuda, uintptr_t stream, void *argument);
+/* Keeps the calls of this thread apart from the captures of others, and undoes that. The first does not nest. */
+int kvferry_cuda_relax(const struct cuda *cuda);
+int kvferry_cuda_restore(const struct cuda *cuda);
 
 /* The name of an error, and what it says in words: NULL where CUDA does not know it. */
 const char *kvferry_cuda_error_name(const struct cuda *cuda, int error);

@@ -28,7 +28,8 @@ func (d *gpu) failed(result C.int, code status.Code, format string, args ...any)
 	return nil
 }
 
-// Bind retains the primary context, and makes it current on this thread.
+// Bind retains the primary context, and makes it current on this thread, whose calls are none of the business of a graph
+// that the application captures meanwhile.
 func (d *gpu) Bind() error {
 	found := C.kvferry_cuda_device(d.library.cuda, C.int(d.index))
 	if err := d.failed(found.code, status.DeviceNotFound, "cuDeviceGet(%d)", d.index); err != nil {
@@ -43,13 +44,21 @@ func (d *gpu) Bind() error {
 	if err != nil {
 		return errors.Join(err, d.release())
 	}
+	err = d.failed(C.kvferry_cuda_relax(d.library.cuda), status.Context, "cuThreadExchangeStreamCaptureMode()")
+	if err != nil {
+		return errors.Join(err, d.pop(), d.release())
+	}
 	return nil
 }
 
 // Unbind gives the context up even where the thread, or the context itself, is out of order.
 func (d *gpu) Unbind() error {
-	popped := d.failed(C.kvferry_cuda_pop(d.library.cuda), status.Context, "cuCtxPopCurrent()")
-	return errors.Join(popped, d.release())
+	restored := d.failed(C.kvferry_cuda_restore(d.library.cuda), status.Context, "cuThreadExchangeStreamCaptureMode()")
+	return errors.Join(restored, d.pop(), d.release())
+}
+
+func (d *gpu) pop() error {
+	return d.failed(C.kvferry_cuda_pop(d.library.cuda), status.Context, "cuCtxPopCurrent()")
 }
 
 func (d *gpu) release() error {

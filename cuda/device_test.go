@@ -32,6 +32,23 @@ func TestAThreadHasItsContextBackAfterUnbind(t *testing.T) {
 	require.EqualValues(t, 2, simtest.TakeReport(t).Devices[0].Resets, "a context that cannot be bound is given up")
 }
 
+func TestABoundThreadDoesNotDisturbCapturesOfGraphs(t *testing.T) {
+	const anything, nothing = 0, 2
+	r := simulated(t)
+	d, err := r.Open(0)
+	require.NoError(t, err)
+	drivertest.Locked(func() {
+		require.NoError(t, d.Bind())
+		require.Equal(t, nothing, simtest.CaptureMode(t))
+		require.NoError(t, d.Unbind())
+		require.Equal(t, anything, simtest.CaptureMode(t), "as before")
+		simtest.Faults(t, "cuThreadExchangeStreamCaptureMode:1")
+		require.ErrorContains(t, d.Bind(), "cuda:0: cuThreadExchangeStreamCaptureMode() failed with 999")
+		_, set := simtest.CurrentDevice(t)
+		require.False(t, set)
+	})
+}
+
 func TestAContextIsGivenUpWhereItCannotBePopped(t *testing.T) {
 	r := simulated(t)
 	d, err := r.Open(0)

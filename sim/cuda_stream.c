@@ -4,6 +4,7 @@
 #define STREAM_LEGACY ((void *)1)
 
 enum { STREAM_NON_BLOCKING = 1 };
+enum { CAPTURE_GLOBAL, CAPTURE_THREAD_LOCAL, CAPTURE_RELAXED }; /* CUstreamCaptureMode */
 enum { EVENT_FLAGS_MAX = 7 }; /* how to wait, and that times are not taken: they make no difference here */
 
 void *cuda_stream(void *stream)
@@ -123,4 +124,21 @@ SIM_EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *ar
         result = sim_fail(SIM_INVALID, "no function is to be called");
     }
     return cuda_end(result == SIM_OK ? sim_call_in_stream(cuda_stream(stream), function, argument) : result);
+}
+
+/* No graphs are captured here, so the mode only has to be that of the thread. */
+SIM_EXPORT int cuThreadExchangeStreamCaptureMode(int *mode)
+{
+    static __thread int own = CAPTURE_GLOBAL;
+    int result = cuda_begin(CALL_cuThreadExchangeStreamCaptureMode, NEEDS_INIT), before = own;
+
+    if (result == SIM_OK && (result = cuda_check_out(mode)) == SIM_OK) {
+        if (*mode < CAPTURE_GLOBAL || *mode > CAPTURE_RELAXED) {
+            result = sim_fail(SIM_INVALID, "%d is no mode of capturing", *mode);
+        } else {
+            own = *mode;
+            *mode = before;
+        }
+    }
+    return cuda_end(result);
 }

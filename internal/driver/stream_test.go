@@ -328,6 +328,7 @@ func TestEveryCallThatFailsSaysWhatFailedAndWhy(t *testing.T) {
 			{"cuDeviceGet", "(1)", status.DeviceNotFound, bind},
 			{"cuDevicePrimaryCtxRetain", "(1)", status.Context, bind},
 			{"cuCtxPushCurrent_v2", "()", status.Context, bind},
+			{"cuThreadExchangeStreamCaptureMode", "()", status.Context, bind},
 			{"cuDevicePrimaryCtxRelease_v2", "(1)", status.Context, bind},
 			{"cuMemAlloc_v2", "(4096 bytes)", status.Memory, allocate},
 			{"cuMemFree_v2", "(0x", status.Memory, allocate},

@@ -18,6 +18,7 @@ package simtest
 // }
 // static int cuda_pointer(void *function, void *pointer) { return ((int (*)(void *))function)(pointer); }
 // static int cuda_get_current(void *function, void **context) { return ((int (*)(void **))function)(context); }
+// static int cuda_exchange_mode(void *function, int *mode) { return ((int (*)(int *))function)(mode); }
 // static int cuda_get_device(void *function, int *device) { return ((int (*)(int *))function)(device); }
 // static int cuda_alloc(void *function, uintptr_t *out, size_t size)
 // {
@@ -73,6 +74,8 @@ import (
 	"unsafe"
 
 	"kvferry/cuda"
+
+	"github.com/stretchr/testify/require"
 )
 
 // VirtualPiece is what the sizes of AllocVirtual are multiples of.
@@ -126,6 +129,16 @@ func cudaNumber(d *Device, function string, number int) {
 
 func cudaFree(d *Device, function string, addr uintptr) {
 	d.call(function, func(f unsafe.Pointer) C.int { return C.cuda_address(f, C.uintptr_t(addr)) })
+}
+
+// CaptureMode returns what the calling OS thread may disturb while CUDA captures: 0 all, 1 what is its own, 2 nothing.
+func CaptureMode(t testing.TB) int {
+	t.Helper()
+	exchange, mode := current(t).symbol(t, "cuThreadExchangeStreamCaptureMode"), C.int(0)
+	require.Zero(t, C.cuda_exchange_mode(exchange, &mode))
+	found := mode
+	require.Zero(t, C.cuda_exchange_mode(exchange, &mode)) // back again
+	return int(found)
 }
 
 // AllocManaged returns n bytes of CUDA's managed memory, which belong to the device and which the host can access.
