@@ -63,12 +63,16 @@ SIM_EXPORT int cuStreamWaitEvent(void *stream, void *event, unsigned flags)
     return cuda_end(result == SIM_OK ? sim_stream_wait_event(cuda_stream(stream), event) : result);
 }
 
+/* Only the default stream wants a current context, which it is of. */
 SIM_EXPORT int cuStreamGetCtx(void *stream, void **context)
 {
-    int result = cuda_begin(CALL_cuStreamGetCtx, NEEDS_DEVICE), device;
+    bool is_default = cuda_stream(stream) == NULL;
+    int result = cuda_begin(CALL_cuStreamGetCtx, is_default ? NEEDS_DEVICE : NEEDS_INIT), device = sim_current();
 
-    if (result == SIM_OK && (result = cuda_check_out(context)) == SIM_OK &&
-        (result = sim_stream_device(cuda_stream(stream), &device)) == SIM_OK) {
+    if (result == SIM_OK && (result = cuda_check_out(context)) == SIM_OK && !is_default) {
+        result = sim_stream_device(stream, &device);
+    }
+    if (result == SIM_OK) {
         *context = cuda_context(device);
     }
     return cuda_end(result);

@@ -206,7 +206,7 @@ int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void 
 
 int sim_call_in_stream(void *stream, void (*function)(void *), void *argument);
 int sim_query_stream(void *stream, bool *complete);
-int sim_stream_device(void *stream, int *device);
+int sim_stream_device(void *stream, int *device); /* whichever device this thread has */
 
 /* Waits for all that this thread's device has been given, or for what orders itself with the default stream. */
 enum sim_streams { STREAMS_ALL, STREAMS_BLOCKING };

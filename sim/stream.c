@@ -170,11 +170,13 @@ int sim_query_stream(void *handle, bool *complete)
 
 int sim_stream_device(void *handle, int *device)
 {
-    int result;
-    struct stream *stream = stream_find(handle, &result);
+    struct stream *stream = sim_object(OBJECT_STREAM, handle);
 
-    *device = stream != NULL ? stream->device : -1;
-    return result;
+    if (stream == NULL || stream->closed || stream->is_default) {
+        return sim_misuse(MISUSE_unknown_handle, SIM_NO_SUCH_HANDLE, "%p is no stream", handle);
+    }
+    *device = stream->device;
+    return SIM_OK;
 }
 
 int sim_synchronize_device(enum sim_streams which)

@@ -211,6 +211,7 @@ static void test_last_release_ends_all_that_is_left(void)
 }
 
 struct objects {
+    void *context;
     CUdeviceptr memory;
     void *stream, *event;
 };
@@ -220,12 +221,18 @@ static void *use_objects_of_device_0(void *argument)
 {
     struct objects *o = argument;
     CUdeviceptr memory;
-    void *stream, *event;
+    void *stream, *event, *found;
 
+    OK(cuStreamGetCtx(o->stream, &found)); /* which wants no context */
+    CHECK(found == o->context);
+    CHECK_FAILS(cuStreamGetCtx(NULL, &found), NO_CONTEXT);
     begin(1);
     stream = new_stream(0);
     event = new_event();
     memory = device_memory(SIZE);
+    OK(cuStreamGetCtx(o->stream, &found));
+    CHECK(found == o->context);
+    CHECK_FAILS(cuStreamGetCtx(o->event, &found), NO_SUCH_HANDLE);
     CHECK_FAILS(cuStreamSynchronize(o->stream), NO_SUCH_HANDLE);
     CHECK_FAILS(cuStreamDestroy_v2(o->stream), NO_SUCH_HANDLE);
     CHECK_FAILS(cuEventSynchronize(o->event), NO_SUCH_HANDLE);
@@ -249,7 +256,7 @@ static void test_objects_belong_to_their_context(void)
     struct objects o;
 
     kvferry_sim_reset_counters();
-    begin(0);
+    o.context = begin(0);
     o.memory = device_memory(SIZE);
     o.stream = new_stream(NON_BLOCKING);
     o.event = new_event();

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +175,38 @@ def test_variable_that_makes_no_sense_fails_the_initialization(simulator: Simula
     assert done.returncode == 1
     assert "kvferry simulator: " in done.stderr
     assert value in done.stderr
+
+
+BOTH = """
+import ctypes, sys
+acl, cuda = map(ctypes.CDLL, sys.argv[1:])
+memory, context = ctypes.c_void_p(), ctypes.c_void_p()
+assert acl.aclInit(None) == 0
+assert acl.aclrtSetDevice(1) == 0
+assert acl.aclrtMalloc(ctypes.byref(memory), ctypes.c_size_t(100), 0) == 207001
+assert acl.aclrtMalloc(ctypes.byref(memory), ctypes.c_size_t(100), 0) == 0
+assert cuda.cuInit(0) == 0
+assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 2
+assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+kind = ctypes.c_uint()
+assert cuda.cuPointerGetAttribute(ctypes.byref(kind), 2, memory) == 1
+assert acl.kvferry_sim_faults(b"lost:0@0") == 0
+assert cuda.cuCtxSetCurrent(context) == 0
+"""
+
+
+def test_faces_share_a_process_and_nothing_else(simulator: Simulator, tmp_path: Path) -> None:
+    """The variables are one for both: each takes the faults that are its own, and leaves a report of its own."""
+    report = tmp_path / "report.json"
+    faults = "aclrtMalloc:1=207001,cuDevicePrimaryCtxRetain:1=2"
+    env = {**os.environ, "KVFERRY_SIM_REPORT": str(report), "KVFERRY_SIM_FAULTS": faults}
+    libraries = [str(simulator.library(kind, "plain")) for kind in ("npu", "cuda")]
+    done = subprocess.run([sys.executable, "-c", BOTH, *libraries], env=env, timeout=60, check=False)
+    assert done.returncode == 0
+    npus, gpus = (json.loads(Path(f"{report}{suffix}").read_text()) for suffix in ("", ".cuda"))
+    assert [device["sets"] for device in npus["devices"]] == [0, 1]
+    assert [device["sets"] for device in gpus["devices"]] == [1, 0]
+    assert [device["lost"] for device in npus["devices"]] == [True, False]
+    assert [device["lost"] for device in gpus["devices"]] == [False, False]
+    assert (npus["leaked"]["device_allocations"], gpus["leaked"]["device_allocations"]) == (1, 0)
+    assert (npus["faults"], gpus["faults"]) == (1, 1)
