@@ -95,3 +95,26 @@ func TestMemoryThatWasFreedFailsItsTransfersOnly(t *testing.T) {
 		}
 	})
 }
+
+// A copy that CUDA fails breaks the context, for good: what is on that device fails from then on, and nothing else.
+func TestABrokenContextFailsWhatIsOnItsDevice(t *testing.T) {
+	gpus.use(t, "")
+	simtest.NoLeaks(t)
+	broken, other := newDevice(t, 0), newDevice(t, 1)
+	p := startPair(t, nil)
+	spans := scattered(mib, 4096, 100*kib)
+	local, kept, remote := p.initiator.on(broken, mib), p.initiator.on(other, mib), p.target.onHost(mib)
+	simtest.Faults(t, "exec:1")
+	for range 3 {
+		for op := range ways {
+			b := p.initiator.submit(requests(op, local, p.segment, remote, spans...)...)
+			p.initiator.wait(b)
+			require.ErrorContains(t, b.Err(), "failed with 700: CUDA_ERROR_ILLEGAL_ADDRESS")
+			require.Zero(t, b.Summary().Completed)
+			p.initiator.transfer(op, kept, p.segment, remote, spans...)
+			p.initiator.transfer(op, p.initiator.onHost(mib), p.segment, remote, spans...)
+		}
+	}
+	require.ErrorContains(t, p.initiator.closes(), "cuda:0")
+	simtest.Faults(t, "") // which the device recovers with
+}
