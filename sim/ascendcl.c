@@ -19,36 +19,6 @@
 enum call { CALLS(NUMBER_OF) CALL_COUNT };
 static const char *const names[SIM_CALLS_MAX] = {CALLS(NAME_OF)};
 
-const struct sim_face sim_face = {
-    .runtime = "AscendCL",
-    .prefix = "acl",
-    .report_suffix = "",
-    .calls = names,
-    .call_count = CALL_COUNT,
-    .alignment = 64, /* acl/acl_rt.h */
-};
-
-enum { BATCH_MAX = 4096 }; /* elements: DEVMM_MEMCPY_BATCH_MAX_COUNT of CANN's ascend_hal_define.h */
-
-enum location { LOCATION_HOST, LOCATION_DEVICE, LOCATION_UNREGISTERED }; /* aclrtMemLocationType */
-enum status { STATUS_NOT_READY, STATUS_COMPLETE };                      /* aclrtEventRecordedStatus */
-
-struct location_of {
-    uint32_t id;
-    int32_t type;
-};
-
-struct pointer_attributes {
-    struct location_of location;
-    uint32_t page_size;
-    uint32_t reserved[4];
-};
-
-struct batch_attributes {
-    struct location_of to, from;
-    uint8_t reserved[16];
-};
-
 static const int codes[SIM_REASONS] = {
     [-SIM_INVALID] = 107000,         /* param invalid */
     [-SIM_UNINITIALIZED] = 100001,   /* not initialised */
@@ -74,47 +44,53 @@ static const int codes[SIM_REASONS] = {
     [-SIM_OTHER_MEMORY] = 107003,
 };
 
-static int end(int result)
-{
-    sim_end();
-    return result <= 0 ? codes[-result] : result;
-}
+const struct sim_face sim_face = {
+    .runtime = "AscendCL",
+    .prefix = "acl",
+    .report_suffix = "",
+    .calls = names,
+    .call_count = CALL_COUNT,
+    .codes = codes,
+    .alignment = 64, /* acl/acl_rt.h */
+};
 
-/* Begins a call that does nothing where it is to fail. */
-static int begin(enum call call, enum sim_needs needs)
-{
-    int later, result = sim_begin(call, needs, &later);
+enum { BATCH_MAX = 4096 }; /* elements: DEVMM_MEMCPY_BATCH_MAX_COUNT of CANN's ascend_hal_define.h */
 
-    return result != SIM_OK ? result : later;
-}
+enum location { LOCATION_HOST, LOCATION_DEVICE, LOCATION_UNREGISTERED }; /* aclrtMemLocationType */
+enum status { STATUS_NOT_READY, STATUS_COMPLETE };                      /* aclrtEventRecordedStatus */
 
-/* What a call that gives something back returns: what came of that, or what it was to fail with. */
-static int given_back(int result, int later)
-{
-    return result != SIM_OK ? result : later;
-}
+struct location_of {
+    uint32_t id;
+    int32_t type;
+};
 
-static int null(const void *out)
-{
-    return out != NULL ? SIM_OK : sim_fail(SIM_INVALID, "a result is to be returned at NULL");
-}
+struct pointer_attributes {
+    struct location_of location;
+    uint32_t page_size;
+    uint32_t reserved[4];
+};
+
+struct batch_attributes {
+    struct location_of to, from;
+    uint8_t reserved[16];
+};
 
 SIM_EXPORT int aclInit(const char *config)
 {
-    int result = begin(CALL_aclInit, NEEDS_NOTHING);
+    int result = sim_begin(CALL_aclInit, NEEDS_NOTHING);
 
     (void)config;
     if (result == SIM_OK && sim.initialized) {
         result = sim_fail(SIM_REPEATED, "the runtime is initialised already");
     }
-    return end(result == SIM_OK ? sim_initialize() : result);
+    return sim_end(result == SIM_OK ? sim_initialize() : result);
 }
 
 SIM_EXPORT int aclFinalize(void)
 {
-    int result = begin(CALL_aclFinalize, NEEDS_INIT);
+    int result = sim_begin(CALL_aclFinalize, NEEDS_INIT);
 
-    return end(result == SIM_OK ? sim_finalize() : result);
+    return sim_end(result == SIM_OK ? sim_finalize() : result);
 }
 
 /* As the real one, it also forgets the text. It is valid until the thread's next call. */
@@ -125,99 +101,99 @@ SIM_EXPORT const char *aclGetRecentErrMsg(void)
 
 SIM_EXPORT int aclrtGetDeviceCount(uint32_t *count)
 {
-    int result = begin(CALL_aclrtGetDeviceCount, NEEDS_INIT);
+    int result = sim_begin(CALL_aclrtGetDeviceCount, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = null(count)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(count)) == SIM_OK) {
         *count = (uint32_t)sim.devices;
     }
-    return end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int aclrtSetDevice(int32_t device)
 {
-    int result = begin(CALL_aclrtSetDevice, NEEDS_INIT);
+    int result = sim_begin(CALL_aclrtSetDevice, NEEDS_INIT);
 
     if (result == SIM_OK && (result = sim_hold(device)) == SIM_OK) {
         sim_set_current(sim_held_device(device));
     }
-    return end(result);
+    return sim_end(result);
 }
 
 /* Streams, events and memory of the device stay, and show in the report as leaked. */
 SIM_EXPORT int aclrtResetDevice(int32_t device)
 {
-    int later, result = sim_begin(CALL_aclrtResetDevice, NEEDS_INIT, &later);
+    int later, result = sim_begin_giving_back(CALL_aclrtResetDevice, NEEDS_INIT, &later);
     bool last;
 
-    return end(result == SIM_OK ? given_back(sim_unhold(device, &last), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_unhold(device, &last), later) : result);
 }
 
 SIM_EXPORT int aclrtGetDevice(int32_t *device)
 {
-    int result = begin(CALL_aclrtGetDevice, NEEDS_INIT);
+    int result = sim_begin(CALL_aclrtGetDevice, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = null(device)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(device)) == SIM_OK) {
         *device = sim_current();
         result = *device >= 0 ? SIM_OK : sim_fail(SIM_NO_DEVICE_SET, "aclrtGetDevice on a thread with no device set");
     }
-    return end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer)
 {
-    int result = begin(CALL_aclrtDeviceCanAccessPeer, NEEDS_INIT);
+    int result = sim_begin(CALL_aclrtDeviceCanAccessPeer, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = null(can)) == SIM_OK && (result = sim_check_device(device)) == SIM_OK &&
+    if (result == SIM_OK && (result = sim_check_out(can)) == SIM_OK && (result = sim_check_device(device)) == SIM_OK &&
         (result = sim_check_device(peer)) == SIM_OK) {
         *can = device != peer;
     }
-    return end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t flags)
 {
-    int result = begin(CALL_aclrtDeviceEnablePeerAccess, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtDeviceEnablePeerAccess, NEEDS_DEVICE);
 
     if (result == SIM_OK) {
         result = flags == 0 ? sim_enable_peer(peer) : sim_fail(SIM_INVALID, "flags are reserved, not %u", flags);
     }
-    return end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int aclrtMalloc(void **address, size_t size, int policy)
 {
-    int result = begin(CALL_aclrtMalloc, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtMalloc, NEEDS_DEVICE);
 
     (void)policy; /* of huge pages, which make no difference here */
-    return end(result == SIM_OK ? sim_malloc(MEMORY_DEVICE, size, address) : result);
+    return sim_end(result == SIM_OK ? sim_malloc(MEMORY_DEVICE, size, address) : result);
 }
 
 SIM_EXPORT int aclrtFree(void *address)
 {
-    int later, result = sim_begin(CALL_aclrtFree, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_aclrtFree, NEEDS_DEVICE, &later);
 
-    return end(result == SIM_OK ? given_back(sim_free(MEMORY_DEVICE, address), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_free(MEMORY_DEVICE, address), later) : result);
 }
 
 SIM_EXPORT int aclrtMallocHost(void **address, size_t size)
 {
-    int result = begin(CALL_aclrtMallocHost, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtMallocHost, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_malloc(MEMORY_HOST, size, address) : result);
+    return sim_end(result == SIM_OK ? sim_malloc(MEMORY_HOST, size, address) : result);
 }
 
 SIM_EXPORT int aclrtFreeHost(void *address)
 {
-    int later, result = sim_begin(CALL_aclrtFreeHost, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_aclrtFreeHost, NEEDS_DEVICE, &later);
 
-    return end(result == SIM_OK ? given_back(sim_free(MEMORY_HOST, address), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_free(MEMORY_HOST, address), later) : result);
 }
 
 SIM_EXPORT int aclrtMemset(void *to, size_t room, int32_t value, size_t size)
 {
-    int result = begin(CALL_aclrtMemset, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtMemset, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_set_now(to, room, value, size) : result);
+    return sim_end(result == SIM_OK ? sim_set_now(to, room, value, size) : result);
 }
 
 /* Turns aclrtMemcpyKind into the kind that a copy is said to be: -1 where that is to be found out. */
@@ -232,36 +208,36 @@ static int claim(int kind, int *claimed)
 
 SIM_EXPORT int aclrtMemcpy(void *to, size_t room, const void *from, size_t size, int kind)
 {
-    int claimed = -1, result = begin(CALL_aclrtMemcpy, NEEDS_DEVICE);
+    int claimed = -1, result = sim_begin(CALL_aclrtMemcpy, NEEDS_DEVICE);
 
     if (result == SIM_OK && (result = claim(kind, &claimed)) == SIM_OK) {
         result = sim_copy_now(to, room, from, size, claimed);
     }
-    return end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, int kind, void *stream)
 {
-    int claimed = -1, result = begin(CALL_aclrtMemcpyAsync, NEEDS_DEVICE);
+    int claimed = -1, result = sim_begin(CALL_aclrtMemcpyAsync, NEEDS_DEVICE);
 
     if (result == SIM_OK && (result = claim(kind, &claimed)) == SIM_OK) {
         result = sim_copy_async(to, room, from, size, claimed, stream);
     }
-    return end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int aclrtCreateStream(void **stream)
 {
-    int result = begin(CALL_aclrtCreateStream, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtCreateStream, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_create_stream(false, stream) : result);
+    return sim_end(result == SIM_OK ? sim_create_stream(false, stream) : result);
 }
 
 SIM_EXPORT int aclrtDestroyStream(void *stream)
 {
-    int later, result = sim_begin(CALL_aclrtDestroyStream, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_aclrtDestroyStream, NEEDS_DEVICE, &later);
 
-    return end(result == SIM_OK ? given_back(sim_destroy_stream(stream), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_destroy_stream(stream), later) : result);
 }
 
 static int check_timeout(int32_t timeout)
@@ -271,88 +247,88 @@ static int check_timeout(int32_t timeout)
 
 SIM_EXPORT int aclrtSynchronizeStream(void *stream)
 {
-    int result = begin(CALL_aclrtSynchronizeStream, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtSynchronizeStream, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_synchronize_stream(stream, -1) : result);
+    return sim_end(result == SIM_OK ? sim_synchronize_stream(stream, -1) : result);
 }
 
 SIM_EXPORT int aclrtSynchronizeStreamWithTimeout(void *stream, int32_t timeout)
 {
-    int result = begin(CALL_aclrtSynchronizeStreamWithTimeout, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtSynchronizeStreamWithTimeout, NEEDS_DEVICE);
 
     if (result == SIM_OK && (result = check_timeout(timeout)) == SIM_OK) {
         result = sim_synchronize_stream(stream, timeout);
     }
-    return end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int aclrtCreateEvent(void **event)
 {
-    int result = begin(CALL_aclrtCreateEvent, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtCreateEvent, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_create_event(event) : result);
+    return sim_end(result == SIM_OK ? sim_create_event(event) : result);
 }
 
 SIM_EXPORT int aclrtDestroyEvent(void *event)
 {
-    int later, result = sim_begin(CALL_aclrtDestroyEvent, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_aclrtDestroyEvent, NEEDS_DEVICE, &later);
 
-    return end(result == SIM_OK ? given_back(sim_destroy_event(event), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_destroy_event(event), later) : result);
 }
 
 SIM_EXPORT int aclrtRecordEvent(void *event, void *stream)
 {
-    int result = begin(CALL_aclrtRecordEvent, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtRecordEvent, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_record_event(event, stream) : result);
+    return sim_end(result == SIM_OK ? sim_record_event(event, stream) : result);
 }
 
 SIM_EXPORT int aclrtStreamWaitEvent(void *stream, void *event)
 {
-    int result = begin(CALL_aclrtStreamWaitEvent, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtStreamWaitEvent, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_stream_wait_event(stream, event) : result);
+    return sim_end(result == SIM_OK ? sim_stream_wait_event(stream, event) : result);
 }
 
 SIM_EXPORT int aclrtSynchronizeEvent(void *event)
 {
-    int result = begin(CALL_aclrtSynchronizeEvent, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtSynchronizeEvent, NEEDS_DEVICE);
 
-    return end(result == SIM_OK ? sim_synchronize_event(event, -1) : result);
+    return sim_end(result == SIM_OK ? sim_synchronize_event(event, -1) : result);
 }
 
 SIM_EXPORT int aclrtQueryEventStatus(void *event, int *status)
 {
-    int result = begin(CALL_aclrtQueryEventStatus, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtQueryEventStatus, NEEDS_DEVICE);
     bool complete;
 
-    if (result == SIM_OK && (result = null(status)) == SIM_OK &&
+    if (result == SIM_OK && (result = sim_check_out(status)) == SIM_OK &&
         (result = sim_query_event(event, &complete)) == SIM_OK) {
         *status = complete ? STATUS_COMPLETE : STATUS_NOT_READY;
     }
-    return end(result);
+    return sim_end(result);
 }
 
 #ifndef KVFERRY_SIM_OLDER_CANN /* which lacks these */
 
 SIM_EXPORT int aclrtSynchronizeEventWithTimeout(void *event, int32_t timeout)
 {
-    int result = begin(CALL_aclrtSynchronizeEventWithTimeout, NEEDS_DEVICE);
+    int result = sim_begin(CALL_aclrtSynchronizeEventWithTimeout, NEEDS_DEVICE);
 
     if (result == SIM_OK && (result = check_timeout(timeout)) == SIM_OK) {
         result = sim_synchronize_event(event, timeout);
     }
-    return end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int aclrtPointerGetAttributes(const void *address, struct pointer_attributes *attributes)
 {
-    int result = begin(CALL_aclrtPointerGetAttributes, NEEDS_INIT);
+    int result = sim_begin(CALL_aclrtPointerGetAttributes, NEEDS_INIT);
     struct allocation *owner;
     enum sim_memory memory;
 
-    if (result != SIM_OK || (result = null(attributes)) != SIM_OK) {
-        return end(result);
+    if (result != SIM_OK || (result = sim_check_out(attributes)) != SIM_OK) {
+        return sim_end(result);
     }
     memory = sim_locate(address, &owner);
     memset(attributes, 0, sizeof *attributes);
@@ -365,7 +341,7 @@ SIM_EXPORT int aclrtPointerGetAttributes(const void *address, struct pointer_att
     } else if (memory == MEMORY_FREED) {
         result = sim_misuse(MISUSE_use_after_free, SIM_INVALID, "%p is in memory that was freed", address);
     }
-    return end(result);
+    return sim_end(result);
 }
 
 /* The one direction of a batch, by its attributes: attributes i are those of the elements from indexes[i] on. */
@@ -400,18 +376,18 @@ SIM_EXPORT int aclrtMemcpyBatchAsync(void **to, size_t *rooms, void **from, size
                               struct batch_attributes *attributes, size_t *indexes, size_t attribute_count,
                               size_t *failed, void *stream)
 {
-    int claimed = -1, result = begin(CALL_aclrtMemcpyBatchAsync, NEEDS_DEVICE);
+    int claimed = -1, result = sim_begin(CALL_aclrtMemcpyBatchAsync, NEEDS_DEVICE);
     struct batch batch = {to, rooms, from, sizes, count, NULL};
 
-    if (result != SIM_OK || (result = null(failed)) != SIM_OK) {
-        return end(result);
+    if (result != SIM_OK || (result = sim_check_out(failed)) != SIM_OK) {
+        return sim_end(result);
     }
     *failed = SIZE_MAX;
     if (to == NULL || rooms == NULL || from == NULL || sizes == NULL || count == 0 || count > BATCH_MAX) {
-        return end(sim_fail(SIM_INVALID, "a batch of %zu copies, of at most %d", count, BATCH_MAX));
+        return sim_end(sim_fail(SIM_INVALID, "a batch of %zu copies, of at most %d", count, BATCH_MAX));
     }
     result = batch_direction(attributes, indexes, attribute_count, count, &claimed);
-    return end(result == SIM_OK ? sim_copy_batch(&batch, claimed, failed, stream) : result);
+    return sim_end(result == SIM_OK ? sim_copy_batch(&batch, claimed, failed, stream) : result);
 }
 
 #endif

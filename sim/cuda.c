@@ -21,23 +21,6 @@ enum { CONTEXTS_DEEP = 64 }; /* a thread's stack of them */
 #define NAME_OF(name) #name,
 static const char *const names[SIM_CALLS_MAX] = {CUDA_CALLS(NAME_OF)};
 
-const struct sim_face sim_face = {
-    .runtime = "CUDA",
-    .prefix = "cu",
-    .report_suffix = ".cuda",
-    .calls = names,
-    .call_count = CUDA_CALL_COUNT,
-    .alignment = 1,
-    .failures_spread = true,
-    .default_stream = true,
-};
-
-/* What lies below a thread's current context. */
-static __thread struct {
-    struct sim_current contexts[CONTEXTS_DEEP];
-    int depth;
-} below;
-
 static const int codes[SIM_REASONS] = {
     [-SIM_INVALID] = CUDA_ERROR_INVALID_VALUE,
     [-SIM_UNINITIALIZED] = 3,
@@ -63,6 +46,24 @@ static const int codes[SIM_REASONS] = {
     [-SIM_OTHER_MEMORY] = CUDA_ERROR_INVALID_VALUE,
 };
 
+const struct sim_face sim_face = {
+    .runtime = "CUDA",
+    .prefix = "cu",
+    .report_suffix = ".cuda",
+    .calls = names,
+    .call_count = CUDA_CALL_COUNT,
+    .codes = codes,
+    .alignment = 1,
+    .failures_spread = true,
+    .default_stream = true,
+};
+
+/* What lies below a thread's current context. */
+static __thread struct {
+    struct sim_current contexts[CONTEXTS_DEEP];
+    int depth;
+} below;
+
 static const struct {
     int code;
     const char *name, *text;
@@ -85,29 +86,6 @@ static const struct {
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
-
-int cuda_end(int result)
-{
-    sim_end();
-    return result <= 0 ? codes[-result] : result;
-}
-
-int cuda_begin(enum cuda_call call, enum sim_needs needs)
-{
-    int later, result = sim_begin(call, needs, &later);
-
-    return result != SIM_OK ? result : later;
-}
-
-int cuda_given_back(int result, int later)
-{
-    return result != SIM_OK ? result : later;
-}
-
-int cuda_check_out(const void *out)
-{
-    return out != NULL ? SIM_OK : sim_fail(SIM_INVALID, "a result is to be returned at NULL");
-}
 
 void *cuda_context(int device)
 {
@@ -157,41 +135,41 @@ SIM_EXPORT int cuGetErrorString(int code, const char **text)
 
 SIM_EXPORT int cuInit(unsigned flags)
 {
-    int result = cuda_begin(CALL_cuInit, NEEDS_NOTHING);
+    int result = sim_begin(CALL_cuInit, NEEDS_NOTHING);
 
     if (result == SIM_OK) {
         result = flags == 0 ? sim_initialize() : sim_fail(SIM_INVALID, "flags must be 0, not %u", flags);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuDriverGetVersion(int *version)
 {
-    int result = cuda_begin(CALL_cuDriverGetVersion, NEEDS_NOTHING);
+    int result = sim_begin(CALL_cuDriverGetVersion, NEEDS_NOTHING);
 
-    if (result == SIM_OK && (result = cuda_check_out(version)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(version)) == SIM_OK) {
         *version = DRIVER_VERSION;
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuDeviceGetCount(int *count)
 {
-    int result = cuda_begin(CALL_cuDeviceGetCount, NEEDS_INIT);
+    int result = sim_begin(CALL_cuDeviceGetCount, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = cuda_check_out(count)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(count)) == SIM_OK) {
         *count = sim.devices;
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 /* Begins a call that tells something of a device at `out`. */
 static int begin_device(enum cuda_call call, const void *out, int device)
 {
-    int result = cuda_begin(call, NEEDS_INIT);
+    int result = sim_begin(call, NEEDS_INIT);
 
     if (result == SIM_OK) {
-        result = cuda_check_out(out);
+        result = sim_check_out(out);
     }
     return result == SIM_OK ? sim_check_device(device) : result;
 }
@@ -203,7 +181,7 @@ SIM_EXPORT int cuDeviceGet(int *device, int ordinal)
     if (result == SIM_OK) {
         *device = ordinal;
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuDeviceGetName(char *name, int size, int device)
@@ -216,7 +194,7 @@ SIM_EXPORT int cuDeviceGetName(char *name, int size, int device)
     if (result == SIM_OK) {
         snprintf(name, (size_t)size, SIM_NAME " GPU");
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device)
@@ -226,17 +204,17 @@ SIM_EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device)
     if (result == SIM_OK) {
         *bytes = DEVICE_BYTES;
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuDevicePrimaryCtxRetain(void **context, int device)
 {
-    int result = cuda_begin(CALL_cuDevicePrimaryCtxRetain, NEEDS_INIT);
+    int result = sim_begin(CALL_cuDevicePrimaryCtxRetain, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = cuda_check_out(context)) == SIM_OK && (result = sim_hold(device)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(context)) == SIM_OK && (result = sim_hold(device)) == SIM_OK) {
         *context = cuda_context(device);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 /* Ends all that was made in a context. A program should have done that before. */
@@ -251,7 +229,7 @@ static void destroy_context(int device)
 
 SIM_EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
 {
-    int later, result = sim_begin(CALL_cuDevicePrimaryCtxRelease_v2, NEEDS_INIT, &later);
+    int later, result = sim_begin_giving_back(CALL_cuDevicePrimaryCtxRelease_v2, NEEDS_INIT, &later);
     bool last = false;
 
     if (result == SIM_OK) {
@@ -262,30 +240,30 @@ SIM_EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
         if (last) {
             destroy_context(device);
         }
-        result = cuda_given_back(result, later);
+        result = sim_given_back(result, later);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active)
 {
     int result = begin_device(CALL_cuDevicePrimaryCtxGetState, flags, device);
 
-    if (result == SIM_OK && (result = cuda_check_out(active)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(active)) == SIM_OK) {
         *flags = 0;
         *active = sim.device[device].held > 0;
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuCtxGetCurrent(void **context)
 {
-    int result = cuda_begin(CALL_cuCtxGetCurrent, NEEDS_INIT);
+    int result = sim_begin(CALL_cuCtxGetCurrent, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = cuda_check_out(context)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(context)) == SIM_OK) {
         *context = cuda_context(sim_current());
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 /* Puts a context on top of this thread's stack. */
@@ -312,7 +290,7 @@ static void pop(void)
 
 SIM_EXPORT int cuCtxSetCurrent(void *context)
 {
-    int result = cuda_begin(CALL_cuCtxSetCurrent, NEEDS_INIT), device;
+    int result = sim_begin(CALL_cuCtxSetCurrent, NEEDS_INIT), device;
 
     if (result == SIM_OK) {
         device = device_of(context);
@@ -323,19 +301,19 @@ SIM_EXPORT int cuCtxSetCurrent(void *context)
             result = context != NULL ? push(device) : SIM_OK;
         }
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuCtxPushCurrent_v2(void *context)
 {
-    int result = cuda_begin(CALL_cuCtxPushCurrent_v2, NEEDS_INIT);
+    int result = sim_begin(CALL_cuCtxPushCurrent_v2, NEEDS_INIT);
 
-    return cuda_end(result == SIM_OK ? push(device_of(context)) : result);
+    return sim_end(result == SIM_OK ? push(device_of(context)) : result);
 }
 
 SIM_EXPORT int cuCtxPopCurrent_v2(void **context)
 {
-    int result = cuda_begin(CALL_cuCtxPopCurrent_v2, NEEDS_INIT);
+    int result = sim_begin(CALL_cuCtxPopCurrent_v2, NEEDS_INIT);
 
     if (result == SIM_OK && below.depth == 0) {
         result = sim_fail(SIM_NO_DEVICE_SET, "there is no context to be popped");
@@ -346,23 +324,23 @@ SIM_EXPORT int cuCtxPopCurrent_v2(void **context)
         }
         pop();
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuCtxGetDevice(int *device)
 {
-    int result = cuda_begin(CALL_cuCtxGetDevice, NEEDS_INIT);
+    int result = sim_begin(CALL_cuCtxGetDevice, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = cuda_check_out(device)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(device)) == SIM_OK) {
         *device = sim_current();
         result = *device >= 0 ? SIM_OK : sim_fail(SIM_NO_DEVICE_SET, "cuCtxGetDevice on a thread with no context");
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuCtxSynchronize(void)
 {
-    int result = cuda_begin(CALL_cuCtxSynchronize, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuCtxSynchronize, NEEDS_DEVICE);
 
-    return cuda_end(result == SIM_OK ? sim_synchronize_device(STREAMS_ALL) : result);
+    return sim_end(result == SIM_OK ? sim_synchronize_device(STREAMS_ALL) : result);
 }

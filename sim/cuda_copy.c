@@ -18,12 +18,12 @@ struct attributes {
 /* A copy in the default stream, that is waited for. */
 static int copy_now(enum cuda_call call, void *to, const void *from, size_t size, enum sim_kind kind)
 {
-    int result = cuda_begin(call, NEEDS_DEVICE);
+    int result = sim_begin(call, NEEDS_DEVICE);
 
     if (result == SIM_OK && (result = sim_synchronize_device(STREAMS_BLOCKING)) == SIM_OK) {
         result = sim_copy_now(to, size, from, size, (int)kind);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuMemcpyHtoD_v2(void *to, const void *from, size_t size)
@@ -43,19 +43,19 @@ SIM_EXPORT int cuMemcpyDtoD_v2(void *to, void *from, size_t size)
 
 SIM_EXPORT int cuMemsetD8_v2(void *to, unsigned char value, size_t size)
 {
-    int result = cuda_begin(CALL_cuMemsetD8_v2, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuMemsetD8_v2, NEEDS_DEVICE);
 
     if (result == SIM_OK && (result = sim_synchronize_device(STREAMS_BLOCKING)) == SIM_OK) {
         result = sim_set_now(to, size, value, size);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 static int copy_later(enum cuda_call call, void *to, const void *from, size_t size, enum sim_kind kind, void *stream)
 {
-    int result = cuda_begin(call, NEEDS_DEVICE);
+    int result = sim_begin(call, NEEDS_DEVICE);
 
-    return cuda_end(result == SIM_OK ? sim_copy_async(to, size, from, size, (int)kind, cuda_stream(stream)) : result);
+    return sim_end(result == SIM_OK ? sim_copy_async(to, size, from, size, (int)kind, cuda_stream(stream)) : result);
 }
 
 SIM_EXPORT int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream)
@@ -134,25 +134,25 @@ static int copy_batch(void **to, void **from, size_t *sizes, size_t count, const
 SIM_EXPORT int cuMemcpyBatchAsync(void **to, void **from, size_t *sizes, size_t count, struct attributes *attributes,
                                   size_t *indexes, size_t attribute_count, size_t *failed, void *stream)
 {
-    int result = cuda_begin(CALL_cuMemcpyBatchAsync, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuMemcpyBatchAsync, NEEDS_DEVICE);
 
-    if (result == SIM_OK && (result = cuda_check_out(failed)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(failed)) == SIM_OK) {
         result = copy_batch(to, from, sizes, count, attributes, indexes, attribute_count, failed, stream);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuMemcpyBatchAsync_v2(void **to, void **from, size_t *sizes, size_t count,
                                      struct attributes *attributes, size_t *indexes, size_t attribute_count,
                                      void *stream)
 {
-    int result = cuda_begin(CALL_cuMemcpyBatchAsync_v2, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuMemcpyBatchAsync_v2, NEEDS_DEVICE);
     size_t failed;
 
     if (result == SIM_OK) {
         result = copy_batch(to, from, sizes, count, attributes, indexes, attribute_count, &failed, stream);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 #endif

@@ -38,18 +38,6 @@ struct cuda_location {
     int type, id;
 };
 
-/* Ends a call: gives the lock back, and makes a CUresult of its result. */
-int cuda_end(int result);
-
-/* Begins a call that does nothing where it is to fail. */
-int cuda_begin(enum cuda_call call, enum sim_needs needs);
-
-/* What a call that gives something back returns: what came of that, or what it was to fail with. */
-int cuda_given_back(int result, int later);
-
-/* Refuses NULL for where a result is to be returned. */
-int cuda_check_out(const void *out);
-
 /* The handle of a device's primary context; NULL for -1. */
 void *cuda_context(int device);
 

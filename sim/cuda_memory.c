@@ -35,60 +35,60 @@ struct access {
 
 SIM_EXPORT int cuMemAlloc_v2(void **address, size_t size)
 {
-    int result = cuda_begin(CALL_cuMemAlloc_v2, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuMemAlloc_v2, NEEDS_DEVICE);
 
-    return cuda_end(result == SIM_OK ? sim_malloc(MEMORY_DEVICE, size, address) : result);
+    return sim_end(result == SIM_OK ? sim_malloc(MEMORY_DEVICE, size, address) : result);
 }
 
 SIM_EXPORT int cuMemFree_v2(void *address)
 {
-    int later, result = sim_begin(CALL_cuMemFree_v2, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_cuMemFree_v2, NEEDS_DEVICE, &later);
 
-    return cuda_end(result == SIM_OK ? cuda_given_back(sim_free(MEMORY_DEVICE, address), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_free(MEMORY_DEVICE, address), later) : result);
 }
 
 SIM_EXPORT int cuMemAllocManaged(void **address, size_t size, unsigned flags)
 {
-    int result = cuda_begin(CALL_cuMemAllocManaged, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuMemAllocManaged, NEEDS_DEVICE);
 
     if (result == SIM_OK && flags != 1 && flags != 2) { /* attached to all devices, or to the host */
         result = sim_fail(SIM_INVALID, "managed memory with flags %u", flags);
     }
-    return cuda_end(result == SIM_OK ? sim_malloc(MEMORY_MANAGED, size, address) : result);
+    return sim_end(result == SIM_OK ? sim_malloc(MEMORY_MANAGED, size, address) : result);
 }
 
 SIM_EXPORT int cuMemHostAlloc(void **address, size_t size, unsigned flags)
 {
-    int result = cuda_begin(CALL_cuMemHostAlloc, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuMemHostAlloc, NEEDS_DEVICE);
 
     if (result == SIM_OK && flags > 7) { /* portable, mapped, write-combined: they make no difference here */
         result = sim_fail(SIM_INVALID, "page-locked memory with flags %u", flags);
     }
-    return cuda_end(result == SIM_OK ? sim_malloc(MEMORY_HOST, size, address) : result);
+    return sim_end(result == SIM_OK ? sim_malloc(MEMORY_HOST, size, address) : result);
 }
 
 SIM_EXPORT int cuMemFreeHost(void *address)
 {
-    int later, result = sim_begin(CALL_cuMemFreeHost, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_cuMemFreeHost, NEEDS_DEVICE, &later);
 
-    return cuda_end(result == SIM_OK ? cuda_given_back(sim_free(MEMORY_HOST, address), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_free(MEMORY_HOST, address), later) : result);
 }
 
 SIM_EXPORT int cuMemHostRegister_v2(void *address, size_t size, unsigned flags)
 {
-    int result = cuda_begin(CALL_cuMemHostRegister_v2, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuMemHostRegister_v2, NEEDS_DEVICE);
 
     if (result == SIM_OK && flags > 15) { /* portable, mapped, of a device, read only: they make no difference here */
         result = sim_fail(SIM_INVALID, "memory is to be page-locked with flags %u", flags);
     }
-    return cuda_end(result == SIM_OK ? sim_register(address, size) : result);
+    return sim_end(result == SIM_OK ? sim_register(address, size) : result);
 }
 
 SIM_EXPORT int cuMemHostUnregister(void *address)
 {
-    int later, result = sim_begin(CALL_cuMemHostUnregister, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_cuMemHostUnregister, NEEDS_DEVICE, &later);
 
-    return cuda_end(result == SIM_OK ? cuda_given_back(sim_unregister(address), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_unregister(address), later) : result);
 }
 
 /* What is known of a pointer; all zero of the program's own memory. */
@@ -126,7 +126,7 @@ static int look_at(void *address, struct facts *facts)
 /* Writes one attribute as the type that it has in cuda.h. */
 static int tell(const struct facts *facts, int attribute, void *out)
 {
-    int result = cuda_check_out(out);
+    int result = sim_check_out(out);
 
     if (result != SIM_OK) {
         return result;
@@ -145,7 +145,7 @@ static int tell(const struct facts *facts, int attribute, void *out)
 
 SIM_EXPORT int cuPointerGetAttribute(void *out, int attribute, void *address)
 {
-    int result = cuda_begin(CALL_cuPointerGetAttribute, NEEDS_INIT);
+    int result = sim_begin(CALL_cuPointerGetAttribute, NEEDS_INIT);
     struct facts facts;
 
     if (result == SIM_OK && (result = look_at(address, &facts)) == SIM_OK && facts.type == TYPE_NONE) {
@@ -154,82 +154,82 @@ SIM_EXPORT int cuPointerGetAttribute(void *out, int attribute, void *address)
     if (result == SIM_OK && attribute == ATTRIBUTE_HOST_POINTER && facts.host_pointer == NULL) {
         result = sim_fail(SIM_INVALID, "the host cannot access %p", address);
     }
-    return cuda_end(result == SIM_OK ? tell(&facts, attribute, out) : result);
+    return sim_end(result == SIM_OK ? tell(&facts, attribute, out) : result);
 }
 
 SIM_EXPORT int cuPointerGetAttributes(unsigned count, const int *attributes, void **out, void *address)
 {
-    int result = cuda_begin(CALL_cuPointerGetAttributes, NEEDS_INIT);
+    int result = sim_begin(CALL_cuPointerGetAttributes, NEEDS_INIT);
     struct facts facts;
     unsigned i;
 
-    if (result == SIM_OK && (result = cuda_check_out(attributes)) == SIM_OK &&
-        (result = cuda_check_out(out)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(attributes)) == SIM_OK &&
+        (result = sim_check_out(out)) == SIM_OK) {
         result = look_at(address, &facts);
     }
     for (i = 0; i < count && result == SIM_OK; i++) {
         result = tell(&facts, attributes[i], out[i]);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuMemAddressReserve(void **address, size_t size, size_t alignment, void *wished,
                                    unsigned long long flags)
 {
-    int result = cuda_begin(CALL_cuMemAddressReserve, NEEDS_INIT);
+    int result = sim_begin(CALL_cuMemAddressReserve, NEEDS_INIT);
 
     (void)wished; /* it need not be granted */
     if (result == SIM_OK && flags != 0) {
         result = sim_fail(SIM_INVALID, "flags must be 0, not %llu", flags);
     }
-    return cuda_end(result == SIM_OK ? sim_reserve(size, alignment, address) : result);
+    return sim_end(result == SIM_OK ? sim_reserve(size, alignment, address) : result);
 }
 
 SIM_EXPORT int cuMemAddressFree(void *address, size_t size)
 {
-    int later, result = sim_begin(CALL_cuMemAddressFree, NEEDS_INIT, &later);
+    int later, result = sim_begin_giving_back(CALL_cuMemAddressFree, NEEDS_INIT, &later);
 
-    return cuda_end(result == SIM_OK ? cuda_given_back(sim_unreserve(address, size), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_unreserve(address, size), later) : result);
 }
 
 SIM_EXPORT int cuMemCreate(void **handle, size_t size, const struct properties *properties, unsigned long long flags)
 {
-    int result = cuda_begin(CALL_cuMemCreate, NEEDS_INIT);
+    int result = sim_begin(CALL_cuMemCreate, NEEDS_INIT);
 
     if (result == SIM_OK && (properties == NULL || properties->type != ALLOCATION_PINNED ||
                              properties->location.type != CUDA_LOCATION_DEVICE || flags != 0)) {
         result = sim_fail(SIM_INVALID, "memory is created, but not of a device");
     }
-    return cuda_end(result == SIM_OK ? sim_create_piece(size, properties->location.id, handle) : result);
+    return sim_end(result == SIM_OK ? sim_create_piece(size, properties->location.id, handle) : result);
 }
 
 SIM_EXPORT int cuMemRelease(void *handle)
 {
-    int later, result = sim_begin(CALL_cuMemRelease, NEEDS_INIT, &later);
+    int later, result = sim_begin_giving_back(CALL_cuMemRelease, NEEDS_INIT, &later);
 
-    return cuda_end(result == SIM_OK ? cuda_given_back(sim_drop_piece(handle), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_drop_piece(handle), later) : result);
 }
 
 SIM_EXPORT int cuMemMap(void *address, size_t size, size_t offset, void *handle, unsigned long long flags)
 {
-    int result = cuda_begin(CALL_cuMemMap, NEEDS_INIT);
+    int result = sim_begin(CALL_cuMemMap, NEEDS_INIT);
 
     if (result == SIM_OK && (offset != 0 || flags != 0)) {
         result = sim_fail(SIM_INVALID, "offset and flags must be 0, not %zu and %llu", offset, flags);
     }
-    return cuda_end(result == SIM_OK ? sim_map(address, size, handle) : result);
+    return sim_end(result == SIM_OK ? sim_map(address, size, handle) : result);
 }
 
 SIM_EXPORT int cuMemUnmap(void *address, size_t size)
 {
-    int later, result = sim_begin(CALL_cuMemUnmap, NEEDS_INIT, &later);
+    int later, result = sim_begin_giving_back(CALL_cuMemUnmap, NEEDS_INIT, &later);
 
-    return cuda_end(result == SIM_OK ? cuda_given_back(sim_unmap(address, size), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_unmap(address, size), later) : result);
 }
 
 SIM_EXPORT int cuMemSetAccess(void *address, size_t size, const struct access *access, size_t count)
 {
-    int result = cuda_begin(CALL_cuMemSetAccess, NEEDS_INIT);
+    int result = sim_begin(CALL_cuMemSetAccess, NEEDS_INIT);
     size_t i;
 
     if (result == SIM_OK && (access == NULL || count == 0)) {
@@ -242,5 +242,5 @@ SIM_EXPORT int cuMemSetAccess(void *address, size_t size, const struct access *a
             result = sim_allow(address, size, access[i].location.id);
         }
     }
-    return cuda_end(result);
+    return sim_end(result);
 }

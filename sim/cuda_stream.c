@@ -15,36 +15,36 @@ void *cuda_stream(void *stream)
 /* Ends a query. */
 static int end_query(int result, bool complete)
 {
-    return cuda_end(result == SIM_OK && !complete ? CUDA_ERROR_NOT_READY : result);
+    return sim_end(result == SIM_OK && !complete ? CUDA_ERROR_NOT_READY : result);
 }
 
 SIM_EXPORT int cuStreamCreate(void **stream, unsigned flags)
 {
-    int result = cuda_begin(CALL_cuStreamCreate, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuStreamCreate, NEEDS_DEVICE);
 
     if (result == SIM_OK && flags > STREAM_NON_BLOCKING) {
         result = sim_fail(SIM_INVALID, "a stream with flags %u", flags);
     }
-    return cuda_end(result == SIM_OK ? sim_create_stream(flags != STREAM_NON_BLOCKING, stream) : result);
+    return sim_end(result == SIM_OK ? sim_create_stream(flags != STREAM_NON_BLOCKING, stream) : result);
 }
 
 SIM_EXPORT int cuStreamDestroy_v2(void *stream)
 {
-    int later, result = sim_begin(CALL_cuStreamDestroy_v2, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_cuStreamDestroy_v2, NEEDS_DEVICE, &later);
 
-    return cuda_end(result == SIM_OK ? cuda_given_back(sim_destroy_stream(cuda_stream(stream)), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_destroy_stream(cuda_stream(stream)), later) : result);
 }
 
 SIM_EXPORT int cuStreamSynchronize(void *stream)
 {
-    int result = cuda_begin(CALL_cuStreamSynchronize, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuStreamSynchronize, NEEDS_DEVICE);
 
-    return cuda_end(result == SIM_OK ? sim_synchronize_stream(cuda_stream(stream), -1) : result);
+    return sim_end(result == SIM_OK ? sim_synchronize_stream(cuda_stream(stream), -1) : result);
 }
 
 SIM_EXPORT int cuStreamQuery(void *stream)
 {
-    int result = cuda_begin(CALL_cuStreamQuery, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuStreamQuery, NEEDS_DEVICE);
     bool complete = false;
 
     if (result == SIM_OK) {
@@ -55,63 +55,63 @@ SIM_EXPORT int cuStreamQuery(void *stream)
 
 SIM_EXPORT int cuStreamWaitEvent(void *stream, void *event, unsigned flags)
 {
-    int result = cuda_begin(CALL_cuStreamWaitEvent, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuStreamWaitEvent, NEEDS_DEVICE);
 
     if (result == SIM_OK && flags != 0) {
         result = sim_fail(SIM_INVALID, "flags must be 0, not %u", flags);
     }
-    return cuda_end(result == SIM_OK ? sim_stream_wait_event(cuda_stream(stream), event) : result);
+    return sim_end(result == SIM_OK ? sim_stream_wait_event(cuda_stream(stream), event) : result);
 }
 
 /* Only the default stream wants a current context, which it is of. */
 SIM_EXPORT int cuStreamGetCtx(void *stream, void **context)
 {
     bool is_default = cuda_stream(stream) == NULL;
-    int result = cuda_begin(CALL_cuStreamGetCtx, is_default ? NEEDS_DEVICE : NEEDS_INIT), device = sim_current();
+    int result = sim_begin(CALL_cuStreamGetCtx, is_default ? NEEDS_DEVICE : NEEDS_INIT), device = sim_current();
 
-    if (result == SIM_OK && (result = cuda_check_out(context)) == SIM_OK && !is_default) {
+    if (result == SIM_OK && (result = sim_check_out(context)) == SIM_OK && !is_default) {
         result = sim_stream_device(stream, &device);
     }
     if (result == SIM_OK) {
         *context = cuda_context(device);
     }
-    return cuda_end(result);
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuEventCreate(void **event, unsigned flags)
 {
-    int result = cuda_begin(CALL_cuEventCreate, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuEventCreate, NEEDS_DEVICE);
 
     if (result == SIM_OK && flags > EVENT_FLAGS_MAX) {
         result = sim_fail(SIM_INVALID, "an event with flags %u", flags);
     }
-    return cuda_end(result == SIM_OK ? sim_create_event(event) : result);
+    return sim_end(result == SIM_OK ? sim_create_event(event) : result);
 }
 
 SIM_EXPORT int cuEventDestroy_v2(void *event)
 {
-    int later, result = sim_begin(CALL_cuEventDestroy_v2, NEEDS_DEVICE, &later);
+    int later, result = sim_begin_giving_back(CALL_cuEventDestroy_v2, NEEDS_DEVICE, &later);
 
-    return cuda_end(result == SIM_OK ? cuda_given_back(sim_destroy_event(event), later) : result);
+    return sim_end(result == SIM_OK ? sim_given_back(sim_destroy_event(event), later) : result);
 }
 
 SIM_EXPORT int cuEventRecord(void *event, void *stream)
 {
-    int result = cuda_begin(CALL_cuEventRecord, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuEventRecord, NEEDS_DEVICE);
 
-    return cuda_end(result == SIM_OK ? sim_record_event(event, cuda_stream(stream)) : result);
+    return sim_end(result == SIM_OK ? sim_record_event(event, cuda_stream(stream)) : result);
 }
 
 SIM_EXPORT int cuEventSynchronize(void *event)
 {
-    int result = cuda_begin(CALL_cuEventSynchronize, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuEventSynchronize, NEEDS_DEVICE);
 
-    return cuda_end(result == SIM_OK ? sim_synchronize_event(event, -1) : result);
+    return sim_end(result == SIM_OK ? sim_synchronize_event(event, -1) : result);
 }
 
 SIM_EXPORT int cuEventQuery(void *event)
 {
-    int result = cuda_begin(CALL_cuEventQuery, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuEventQuery, NEEDS_DEVICE);
     bool complete = false;
 
     if (result == SIM_OK) {
@@ -122,12 +122,12 @@ SIM_EXPORT int cuEventQuery(void *event)
 
 SIM_EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *argument)
 {
-    int result = cuda_begin(CALL_cuLaunchHostFunc, NEEDS_DEVICE);
+    int result = sim_begin(CALL_cuLaunchHostFunc, NEEDS_DEVICE);
 
     if (result == SIM_OK && function == NULL) {
         result = sim_fail(SIM_INVALID, "no function is to be called");
     }
-    return cuda_end(result == SIM_OK ? sim_call_in_stream(cuda_stream(stream), function, argument) : result);
+    return sim_end(result == SIM_OK ? sim_call_in_stream(cuda_stream(stream), function, argument) : result);
 }
 
 /* No graphs are captured here, so the mode only has to be that of the thread. */

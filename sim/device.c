@@ -142,7 +142,7 @@ bool sim_control(void)
     return true;
 }
 
-int sim_begin(int call, enum sim_needs needs, int *later)
+int sim_begin_giving_back(int call, enum sim_needs needs, int *later)
 {
     int device;
 
@@ -170,11 +170,29 @@ int sim_begin(int call, enum sim_needs needs, int *later)
     return SIM_OK;
 }
 
-void sim_end(void)
+int sim_begin(int call, enum sim_needs needs)
+{
+    int later, result = sim_begin_giving_back(call, needs, &later);
+
+    return result != SIM_OK ? result : later;
+}
+
+int sim_given_back(int result, int later)
+{
+    return result != SIM_OK ? result : later;
+}
+
+int sim_end(int result)
 {
     if (!sim_forked) {
         pthread_mutex_unlock(&sim.lock);
     }
+    return result <= 0 ? sim_face.codes[-result] : result;
+}
+
+int sim_check_out(const void *out)
+{
+    return out != NULL ? SIM_OK : sim_fail(SIM_INVALID, "a result is to be returned at NULL");
 }
 
 int sim_initialize(void)

@@ -58,6 +58,7 @@ struct sim_face {
     const char *report_suffix; /* of the file that a report is written to */
     const char *const *calls;  /* the functions that are counted and that can be made to fail */
     int call_count;
+    const int *codes;     /* of each reason, at its number without the sign */
     size_t alignment;     /* of both ends of a copy within a device */
     bool failures_spread; /* an operation that fails breaks all of its device */
     bool default_stream;  /* NULL is a stream */
@@ -121,12 +122,21 @@ extern bool sim_forked;
 
 /* device.c */
 
-/* Takes the lock, counts the call, and checks what every call needs. *later is what the call must return even where it
- * does its work, as functions that give something back do: an injected fault, or a lost or broken device. The lock must
- * be given back with sim_end whatever the result is. */
+/* Takes the lock, counts the call, and checks what every call needs. The lock must be given back with sim_end whatever
+ * the result is. */
 enum sim_needs { NEEDS_NOTHING, NEEDS_INIT, NEEDS_DEVICE };
-int sim_begin(int call, enum sim_needs needs, int *later);
-void sim_end(void);
+int sim_begin(int call, enum sim_needs needs);
+
+/* The same for calls that give something back, which they do even where they are to fail, by a fault that was injected
+ * or on a device that is lost or broken: *later is what they must return then, which sim_given_back sees to. */
+int sim_begin_giving_back(int call, enum sim_needs needs, int *later);
+int sim_given_back(int result, int later);
+
+/* Gives the lock back, and makes a code of the face of a result. */
+int sim_end(int result);
+
+/* Refuses NULL for where a result is to be returned. */
+int sim_check_out(const void *out);
 
 /* Takes the lock for a control function; false in a child of fork(). */
 bool sim_control(void);
