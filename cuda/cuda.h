@@ -38,6 +38,7 @@ enum { CUDA_CAPTURES_NOTHING = 0 };
 
 /* Handles of default streams: the context's and, the last such handle, the thread's. 0 is the first, too. */
 enum { CUDA_STREAM_LEGACY = 1, CUDA_STREAM_PER_THREAD = 2 };
+
 /* CUstreamCaptureMode: what the thread does has nothing to do with the graphs that others capture, and cannot spoil them. */
 enum { CUDA_CAPTURE_RELAXED = 2 };
 
@@ -180,6 +181,7 @@ struct cuda_result kvferry_cuda_capture(const struct cuda *cuda, uintptr_t strea
 
 /* Has kvferry_cuda_reached called with the argument, in the order of a stream. */
 int kvferry_cuda_call(const struct cuda *cuda, uintptr_t stream, void *argument);
+
 /* Keeps the calls of this thread apart from the captures of others, and undoes that. The first does not nest. */
 int kvferry_cuda_relax(const struct cuda *cuda);
 int kvferry_cuda_restore(const struct cuda *cuda);
