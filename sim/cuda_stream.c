@@ -134,9 +134,9 @@ SIM_EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *ar
 SIM_EXPORT int cuThreadExchangeStreamCaptureMode(int *mode)
 {
     static __thread int own = CAPTURE_GLOBAL;
-    int result = cuda_begin(CALL_cuThreadExchangeStreamCaptureMode, NEEDS_INIT), before = own;
+    int result = sim_begin(CALL_cuThreadExchangeStreamCaptureMode, NEEDS_INIT), before = own;
 
-    if (result == SIM_OK && (result = cuda_check_out(mode)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(mode)) == SIM_OK) {
         if (*mode < CAPTURE_GLOBAL || *mode > CAPTURE_RELAXED) {
             result = sim_fail(SIM_INVALID, "%d is no mode of capturing", *mode);
         } else {
@@ -144,5 +144,5 @@ SIM_EXPORT int cuThreadExchangeStreamCaptureMode(int *mode)
             *mode = before;
         }
     }
-    return cuda_end(result);
+    return sim_end(result);
 }

@@ -98,6 +98,7 @@ int cuEventDestroy_v2(void *event);
 int cuEventRecord(void *event, void *stream);
 int cuEventSynchronize(void *event);
 int cuEventQuery(void *event);
+int cuThreadExchangeStreamCaptureMode(int *mode);
 int cuLaunchHostFunc(void *stream, void (*function)(void *), void *argument);
 int cuMemAddressReserve(CUdeviceptr *address, size_t size, size_t alignment, CUdeviceptr wished,
                         unsigned long long flags);

@@ -290,6 +290,31 @@ static void test_sources_of_a_batch_are_read_when_it_says(void)
     CHECK(back[0] == 2 && back[BLOCK - 1] == 2 && back[BLOCK] == 1 && back[SIZE - 1] == 1);
 }
 
+static void *check_mode(void *unused)
+{
+    int mode = 1;
+
+    OK(cuThreadExchangeStreamCaptureMode(&mode));
+    CHECK_EQUAL(mode, 0);
+    return unused;
+}
+
+/* Nothing is captured here, but each thread has its mode. */
+static void test_capture_mode_belongs_to_a_thread(void)
+{
+    int mode = 2;
+
+    OK(cuThreadExchangeStreamCaptureMode(&mode));
+    CHECK_EQUAL(mode, 0);
+    on_thread(check_mode, NULL);
+    mode = 0;
+    OK(cuThreadExchangeStreamCaptureMode(&mode));
+    CHECK_EQUAL(mode, 2);
+    mode = 3;
+    CHECK_FAILS(cuThreadExchangeStreamCaptureMode(&mode), INVALID);
+    CHECK_FAILS(cuThreadExchangeStreamCaptureMode(NULL), INVALID);
+}
+
 int main(void)
 {
     begin(0);
@@ -311,5 +336,6 @@ int main(void)
     test_host_functions_are_not_early();
     test_batches_are_copied_in_any_directions();
     test_sources_of_a_batch_are_read_when_it_says();
+    test_capture_mode_belongs_to_a_thread();
     return 0;
 }
