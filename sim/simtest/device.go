@@ -94,7 +94,9 @@ func (d *Device) Do(f func()) {
 // call has f call a function, on the thread of the device. It must not fail.
 func (d *Device) call(function string, f func(address unsafe.Pointer) C.int) {
 	d.t.Helper()
-	require.Zero(d.t, f(d.sim.symbol(d.t, function)), "%s on device %d", function, d.index)
+	if code := f(d.sim.symbol(d.t, function)); code != 0 {
+		require.Failf(d.t, "a call failed", "%s on device %d: %d, %s", function, d.index, code, d.sim.message(d.t))
+	}
 }
 
 // CurrentDevice returns the device that is set on the calling OS thread, if there is one.

@@ -16,6 +16,7 @@ package simtest
 //     return ((int (*)(unsigned long long, int))function)(seed, on);
 // }
 // static void call(void *function) { ((void (*)(void))function)(); }
+// static const char *call_message(void *function) { return ((const char *(*)(void))function)(); }
 // static size_t call_report(void *function, char *out, size_t size)
 // {
 //     return ((size_t (*)(char *, size_t))function)(out, size);
@@ -111,6 +112,12 @@ func (s *simulator) text(t testing.TB, name, text string) {
 	given := C.CString(text)
 	defer C.free(unsafe.Pointer(given))
 	require.Zero(t, C.call_text(s.symbol(t, name), given), "%s(%q)", name, text)
+}
+
+// message is what the last call that failed on this OS thread says about it.
+func (s *simulator) message(t testing.TB) string {
+	t.Helper()
+	return C.GoString(C.call_message(s.symbol(t, "kvferry_sim_message")))
 }
 
 // Library returns the path of the simulator, for KVFERRY_ASCENDCL or ascend.New, or KVFERRY_CUDA or cuda.New.

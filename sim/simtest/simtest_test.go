@@ -112,3 +112,14 @@ func TestFacesHaveDevicesOfTheirOwn(t *testing.T) {
 	npu.Write(at, []byte("kv cache"))
 	require.Equal(t, []simtest.DeviceUse{{Sets: 1}, {}}, simtest.TakeReport(t).Devices[:2])
 }
+
+func TestFailedCallSaysWhy(t *testing.T) {
+	if os.Getenv(careless) == "" {
+		requireFailure(t, "cuMemAlloc_v2 on device 0: 2, cuMemAlloc_v2, call 1: a fault on purpose")
+		return
+	}
+	simtest.UseCUDA(t, "")
+	app := simtest.NewDevice(t, 0)
+	simtest.Faults(t, "cuMemAlloc_v2:1=2")
+	app.Alloc(64)
+}
