@@ -27,7 +27,10 @@ int stream_keep_order(struct stream *stream)
     int result = SIM_OK;
     struct stream *other;
 
-    while (stream->blocking && result == SIM_OK && (other = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
+    if (!stream->blocking) {
+        return SIM_OK;
+    }
+    while (result == SIM_OK && (other = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
         if (other->device == stream->device && other->blocking && other->is_default != stream->is_default &&
             !stream_is_complete(other)) {
             result = stream_queue_wait(stream, other->handle, other->submitted, other->busy_until);

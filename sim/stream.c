@@ -216,7 +216,7 @@ int stream_wait(struct stream *stream, uint64_t place, int64_t time, int64_t tim
             break;
         }
         if (now < time) {
-            /* Not impatient: the worker need not wake us before that, only the loss of the device does. */
+            /* Not impatient: the worker need not wake us before that, only trouble with the device does. */
             int slack = sim_sharpen_timers();
 
             stream_sleep(&stream->done, time < deadline ? time : deadline);
