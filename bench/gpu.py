@@ -25,6 +25,7 @@ import functools
 import itertools
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -52,7 +53,6 @@ HOST, HOST_NEAR = "host to host", "host to host, same host"
 OUT, IN = "GPU to host", "host to GPU"
 ON_GPU = (OURS, NEAR, MOONCAKE, NIXL)
 GPU_NIXL = {**NIXL_SETTINGS, "UCX_TLS": "tcp,cuda_copy"}
-LIBRARY_SETTINGS = ("PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 def setups(place: str) -> list[Setup]:
@@ -141,17 +141,22 @@ def measure_memory(run: Run, making: dict[str, Make[Mover]], deadline: float) ->
 
 def wanted(results: Results, names: Sequence[str]) -> Iterator[Wanted]:
     for case in cases(names):
-        least = {4 * KIB: (NIXL,)}.get(case.block, (MOONCAKE, NIXL))
-        bases = {family: results.best(WHERE, case, family) for family in least}
-        there = {family: name for family, name in bases.items() if results.median(WHERE, case, name, rate)}
-        best = max(there.values(), key=lambda name: results.median(WHERE, case, name, rate) or 0, default=NIXL)
-        told = " and ".join(there) or " and ".join(least)
-        yield compared(results, case, f"the better of {told}" if len(there) > 1 else told, (best, best), 4)
+        others = (NIXL,) if case.block == 4 * KIB else (MOONCAKE, NIXL)
+        best = fastest(results, case, others)
+        yield compared(results, case, best or " or ".join(others), (best, best), 4)
         if case.block >= MIB:
-            yield compared(results, case, "host to host", (HOST, HOST_NEAR), 0.8)
+            yield compared(results, case, HOST, (HOST, HOST_NEAR), 0.8)
+
+
+def fastest(results: Results, case: Case, others: Sequence[str]) -> str:
+    """The name of the best of other engines, with its setting; "" where there is none."""
+    names = [results.best(WHERE, case, other) for other in others]
+    rates = {name: results.median(WHERE, case, name, rate) or 0.0 for name in names}
+    return max((name for name in names if rates[name]), key=lambda name: rates[name], default="")
 
 
 def compared(results: Results, case: Case, what: str, bases: tuple[str, str], least: float) -> Wanted:
+    """Ours with memory of a GPU, over TCP and as on the same host, each over one of the bases."""
     ratios = [results.ratio(WHERE, case, name, base) for name, base in zip((OURS, NEAR), bases)]
     return Wanted(f"{case}: GPU to GPU / {what}", ratios[0], least, direct=ratios[1])
 
@@ -227,8 +232,17 @@ def find(options: argparse.Namespace) -> tuple[machine.Machine, dict[str, dict[s
         except venvs.Unavailable as e:
             missing.append(str(e))
     rawtcp = options.rawtcp or machine.built("rawtcp", options.output, missing)
-    told = dict(machine.description(pythons))
+    told = {**dict(machine.description(pythons)), "GPU": gpu_name()}
     return machine.Machine(pythons, rawtcp, None, None, told, missing), settings
+
+
+def gpu_name() -> str:
+    """What the driver's own program calls the first GPU, and the driver's version."""
+    command = ["nvidia-smi", "--id=0", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip() or "not known"
+    except (OSError, subprocess.TimeoutExpired):
+        return "not known"
 
 
 def main() -> int:

@@ -19,6 +19,10 @@ from support.venvs import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 sys.path.insert(0, str(REPOSITORY / "bench"))
 
+import gpu as benchmark
+from comparison.case import Case
+from comparison.pairs import EndError, Measured, Pair
+from comparison.results import Results
 from device_report import Part, Report, python
 
 CHECK, BENCH = REPOSITORY / "scripts" / "test_gpu.py", REPOSITORY / "bench" / "gpu.py"
@@ -105,9 +109,6 @@ def test_an_engine_that_fails_is_started_again_and_its_failure_is_counted(
     """As if a peer had ended between two rounds."""
     for name, value in {**venvs.ours(), **gpus}.items():
         monkeypatch.setenv(name, value)
-    import gpu as benchmark
-    from comparison.pairs import EndError, Pair
-
     moves = Pair.move
     calls: list[str] = []
 
@@ -124,3 +125,18 @@ def test_an_engine_that_fails_is_started_again_and_its_failure_is_counted(
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert len(found["failures"]) == 1 and "on purpose" in found["failures"][0]
     assert sum(len(entry["rounds"]) for entry in found["cases"]) == len(calls) - 1
+
+
+def test_ours_is_compared_with_the_better_of_the_others_and_with_host_memory() -> None:
+    rates = {"ours": 8.0, "host to host": 10.0, "Mooncake": 1.0, "Mooncake, unpooled": 3.0, "NIXL": 2.0}
+    results = Results()
+    for case in benchmark.cases(["1M"]):
+        for name, rate in rates.items():
+            results.add("GPU", case, name, Measured(1.0, int(rate * 1e9), 0, 0, 0.1))
+    rows = [row.row() for row in benchmark.wanted(results, ["4K", "1M"])]
+    case = Case("write", 1 << 20, 32)
+    assert rows[2:4] == [
+        [f"{case}: GPU to GPU / Mooncake, unpooled", "4.00 at least", "2.67", "no", "-"],
+        [f"{case}: GPU to GPU / host to host", "0.80 at least", "0.80", "yes", "-"],
+    ]
+    assert [row[3] for row in rows[:2]] == ["not measured"] * 2
