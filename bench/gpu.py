@@ -172,11 +172,9 @@ def engines(results: Results, quantity: Quantity) -> str:
 def memory(results: Results, taken: dict[str, int]) -> str:
     rows = []
     for name, sides in results.memory.items():
-        host = [
-            f"{(m['peak'] - m['registered'] - m['bare']) / MIB:.0f} / {m['mapped'] / MIB:.0f}" for m in sides.values()
-        ]
+        host = [f"{(m['peak'] - m['registered'] - m['bare']) / MIB:.0f}" for m in sides.values()]
         rows.append([name, *host, f"{taken[name] / MIB:.0f}"])
-    return table(["MiB", "initiator: resident / mapped", "target: resident / mapped", "GPU, both ends"], rows)
+    return table(["MiB", "initiator", "target", "GPU, both ends"], rows)
 
 
 def show(run: Run, taken: dict[str, int]) -> None:
@@ -188,7 +186,7 @@ def show(run: Run, taken: dict[str, int]) -> None:
     print("\nSeconds of processor time for 1 GB, both ends\n")
     print(engines(results, cpu))
     if results.memory:
-        print("\nHost memory beside what was there without an engine, and what the GPU's driver mapped; GPU memory\n")
+        print("\nMemory beside what was there without an engine: the host's, page-locked or not, and the GPU's\n")
         print(memory(results, taken))
     print("\n" + table(HEADER, [row.row() for row in rows]))
     count = sum(map(len, results.checked.values()))
@@ -232,7 +230,7 @@ def find(options: argparse.Namespace) -> tuple[machine.Machine, dict[str, dict[s
         except venvs.Unavailable as e:
             missing.append(str(e))
     rawtcp = options.rawtcp or machine.built("rawtcp", options.output, missing)
-    told = {**dict(machine.description(pythons)), "GPU": gpu_name()}
+    told = {**dict(machine.description(pythons, settings)), "GPU": gpu_name()}
     return machine.Machine(pythons, rawtcp, None, None, told, missing), settings
 
 

@@ -28,7 +28,7 @@ from typing import Any, Callable
 import link
 from comparison.adapters import KINDS, Adapter, Blocks, Mooncake, Move, load
 from comparison.case import MIB, Case, percentile
-from comparison.memory import allocate, mapped_by_driver, peak
+from comparison.memory import allocate, peak
 
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 WARM_UP = 0.15  # of the time of a run: as much again is run before it
@@ -45,7 +45,7 @@ class Served:
         self._room = allocate(place, size)
         self._memory = self._room.address
         turned(random_step(), 1)  # what filling memory takes is no engine's
-        self._bare, self._bare_mapped = peak(), mapped_by_driver()
+        self._bare = peak()
         self._room.touch(registered)
         self.engines: list[Adapter] = [KINDS[kind](host, place)]
         self.engine.register(self._memory, registered)
@@ -206,14 +206,9 @@ class Served:
         return time.process_time()
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the host's: the most that this process ever had, what it had without an engine, what is registered,
-        and what a GPU's driver has mapped since there is an engine."""
-        return {
-            "peak": peak(),
-            "bare": self._bare,
-            "registered": self._registered if self._room.on_host else 0,
-            "mapped": mapped_by_driver() - self._bare_mapped,
-        }
+        """Bytes of the host: the most that this process ever had, what it had without an engine, what is registered."""
+        registered = self._registered if self._room.on_host else 0
+        return {"peak": peak(), "bare": self._bare, "registered": registered}
 
     def device_memory(self) -> int:
         """Bytes of the device that are in use, by whatever process."""

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -20,7 +20,11 @@ from support import venvs
 SOURCES = Path(__file__).parent
 FLAGS = ("-O2", "-std=c99", "-pthread")
 NONE = "none"  # as an interpreter: leave the engine out
-PACKAGES = {"ours": ("kvferry",), "mooncake": (venvs.PACKAGE, "mooncake-transfer-engine"), "nixl": ("nixl-cu12",)}
+PACKAGES = {
+    "ours": ("kvferry",),
+    "mooncake": (venvs.PACKAGE, "mooncake-transfer-engine", "mooncake-transfer-engine-cuda13"),
+    "nixl": ("nixl-cu12", "nixl-cu13"),
+}
 
 # What a version is asked by, in the interpreter of the engine.
 VERSION = """
@@ -107,7 +111,10 @@ def no_link(delaylink: Path) -> str:
         )
 
 
-def description(pythons: dict[str, str]) -> Iterator[tuple[str, str]]:
+def description(
+    pythons: Mapping[str, str], settings: Mapping[str, Mapping[str, str]] = {}
+) -> Iterator[tuple[str, str]]:
+    """settings are environment variables with which an interpreter finds its engine."""
     yield "processor", processor()
     yield "processors", str(os.cpu_count())
     yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB"
@@ -115,7 +122,7 @@ def description(pythons: dict[str, str]) -> Iterator[tuple[str, str]]:
     yield "load before", f"{os.getloadavg()[0]:.1f}"
     yield "Python", platform.python_version()
     for kind, python in pythons.items():
-        yield kind, version(kind, python)
+        yield kind, version(kind, python, settings.get(kind, {}))
 
 
 def processor() -> str:
@@ -125,7 +132,7 @@ def processor() -> str:
     return platform.machine()
 
 
-def version(kind: str, python: str) -> str:
+def version(kind: str, python: str, settings: Mapping[str, str]) -> str:
     command = [python, "-c", VERSION, *PACKAGES[kind]]
-    done = subprocess.run(command, env=environment(kind), cwd="/", capture_output=True, text=True)
+    done = subprocess.run(command, env={**environment(kind), **settings}, cwd="/", capture_output=True, text=True)
     return done.stdout.strip() or f"of unknown version ({venvs.last_line(done.stderr)})"

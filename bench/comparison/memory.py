@@ -9,8 +9,6 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, Union
 
-DEVICE_FILES = "/dev/nvidia"  # what a driver maps into the process: page-locked memory among it
-
 
 class HostMemory:
     """Memory of this process."""
@@ -86,15 +84,5 @@ def allocate(place: str, size: int) -> Memory:
 
 
 def peak() -> int:
-    """The most resident memory that this process ever had, in bytes."""
+    """The most resident memory that this process ever had, page-locked memory of a driver among it, in bytes."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
-
-
-def mapped_by_driver(process: str = "self") -> int:
-    """Bytes of a process's address space that a GPU's driver has mapped."""
-    total = 0
-    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
-        if DEVICE_FILES in line:
-            start, end = line.split()[0].split("-")
-            total += int(end, 16) - int(start, 16)
-    return total
