@@ -353,24 +353,21 @@ func (p *parcel) copy(then func(error)) {
 	route.device.Start(directionOf(route.opcode), &p.job)
 }
 
-// forward gives the parcel to the transport, which may well send it before it returns. Where others are under way that
-// would keep them waiting for the copier's thread.
+// forward gives the parcel to the transport. Where others are under way, the thread that calls it waits for their copies,
+// and is not to send.
 func (p *parcel) forward(err error) {
 	q := p.queue
 	q.mu.Lock()
 	if err == nil {
 		err = q.givenUp(p.parent)
 	}
-	alone := q.underWay == p.work.Bytes
+	p.work.Hurried = q.underWay > p.work.Bytes
 	q.mu.Unlock()
-	switch {
-	case err != nil:
+	if err != nil {
 		p.work.settleAll(err)
-	case alone || q.route.opcode == Read:
-		q.transport.Submit(&p.work)
-	default:
-		go q.transport.Submit(&p.work)
+		return
 	}
+	q.transport.Submit(&p.work)
 }
 
 func (p *parcel) aborted() error { return p.parent.Aborted() }

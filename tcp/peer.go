@@ -104,7 +104,7 @@ func (p *peer) submit(w *core.Work) {
 		p.reserved = time.Now().Add(reserveTime)
 	}
 	p.mu.Unlock()
-	p.dispatch(true)
+	p.dispatch(!w.Hurried)
 }
 
 // isLaden reports whether a short work would wait on every carrier but a reserved one. The lock is held.
