@@ -8,13 +8,16 @@ import pytest
 
 from support import devices
 from support.devices import simulate
-from support.memory import addresses
+from support.memory import addresses, transfer
 from support.peer import Pending
 from support.peers import Peers
+from support.spans import scattered
 from support.world import GIVEN_UP, HUNG, World
 
 SIZE = 16 << 20  # bytes
 REPEATS = 16  # blocks of that size in a transfer in the middle of which a device goes
+LESS = 4 << 20
+SPANS = scattered([1, 4096, 16384, 65537, 3 << 20])  # in memory of that size
 COPIES = 20  # of a device before it goes
 LOST = {"npu": "device 0 is lost", "cuda": "CUDA_ERROR_DEVICE_UNAVAILABLE"}  # what the libraries say of that
 
@@ -65,6 +68,32 @@ def test_a_lost_device_fails_its_own_transfers_only(world: World, kind: str, rol
         assert again["seconds"] < GIVEN_UP
     assert f"{kind}:0" in world.engine.log()
     assert LOST[kind] in world.engine.log()
+
+
+@roles
+@opcodes
+@pytest.mark.parametrize("kind", ("cuda",))
+def test_a_gpu_that_an_error_spoils_fails_its_own_transfers_only(
+    world: World, kind: str, role: str, opcode: str
+) -> None:
+    """After it nothing works in that context any more, until the process ends."""
+    endangered = Endangered(world, kind, role)
+    simulate(world.engine, kind, "faults", "exec:2")
+    for _ in range(2):
+        result = endangered.start(opcode).result(HUNG)
+        assert result["code"] < 0
+        assert result["seconds"] < GIVEN_UP
+    for text in (f"{kind}:0", "CUDA_ERROR_ILLEGAL_ADDRESS"):
+        assert text in world.engine.log()
+    far = world.healthy.memory(LESS, 7)
+    with world.unharmed():
+        for place in ("host", "npu:0", "npu:1"):
+            near = world.engine.memory(LESS, 8, place=place)
+            for way in ("write", "read"):
+                transfer(near, far, way, SPANS)
+                near.check()
+                far.check()
+    assert endangered.start(opcode).result(HUNG)["code"] < 0
 
 
 @roles

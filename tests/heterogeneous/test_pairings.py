@@ -28,14 +28,21 @@ LAYOUTS = {
     "nothing, between others": [(5, 5, 100), (300, 400, 0), (500, 600, 77)],
 }
 
-FEW = ("all sizes, scattered", "nothing, between others")
-NEARS = ("host", "npu:0", "cuda:0")
-FARS = ("host", "npu:1", "cuda:1")
+ONE, TWO = "all sizes, scattered", ("all sizes, scattered", "nothing, between others")
+
+# Between which places blocks move, and how they lie there: in all ways between the host and each kind of device, and
+# within a kind.
+PAIRS = {
+    **dict.fromkeys((("npu:0", "host"), ("host", "npu:1"), ("npu:0", "npu:1")), LAYOUTS),
+    **dict.fromkeys((("cuda:0", "host"), ("host", "cuda:1"), ("cuda:0", "cuda:1")), LAYOUTS),
+    **dict.fromkeys((("npu:0", "cuda:1"), ("cuda:0", "npu:1"), ("host", "host")), TWO),
+}
 OTHERS = (("managed:0", "npu:1"), ("host", "managed:0"), ("virtual:0", "cuda:1"), ("npu:0", "virtual:0"))
-SIDES = {"newer-v2": LAYOUTS, "newer-v1": FEW, "older-v2": FEW}  # and the layouts that are tried between all places
+SIDES = ("newer-v2", "newer-v1", "older-v2")
 ARRANGEMENTS = [
-    *((sides, near, far, layout) for sides in SIDES for near in NEARS for far in FARS for layout in SIDES[sides]),
-    *(("newer-v2", near, far, layout) for near, far in OTHERS for layout in (*FEW, "whole")),
+    *((SIDES[0], *pair, layout) for pair, layouts in PAIRS.items() for layout in layouts),
+    *((SIDES[0], *pair, layout) for pair in OTHERS for layout in (ONE, "whole")),
+    *((sides, *pair, ONE) for sides in SIDES[1:] for pair in PAIRS),
 ]
 
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
@@ -57,14 +64,15 @@ class Sides:
 
 @pytest.fixture(scope="module", params=SIDES)
 def sides(request: pytest.FixtureRequest, module_peers: Peers) -> Iterator[Sides]:
-    """Two engines with memory at every place, by releases of CANN and framing."""
+    """Two engines with memory at every place, by releases of the libraries and framing; they must leave nothing."""
     release, framing = request.param.split("-")
     cann: Release = request.getfixturevalue(release)
     settings = {**cann.settings, **({"MC_TCP_PROTO": "1"} if framing == "v1" else {})}
     near, far = (module_peers("ours", **settings).create() for _ in range(2))
     yield Sides(Side(near, SIZE, cann), Side(far, SIZE, cann))
-    near.kill()
-    far.kill()
+    for peer in (near, far):
+        devices.end(peer)
+        peer.kill()
 
 
 @opcodes

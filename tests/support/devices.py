@@ -31,7 +31,8 @@ Move = tuple[Memory, Memory, Span]
 
 def library(kind: str) -> str:
     """Return the library that peers use: the one that the environment names, or else the simulator."""
-    return os.environ.get(VARIABLES[kind]) or simulator.library(kind)
+    named = (os.environ.get(names[kind]) for names in (runtimes.VARIABLES, VARIABLES))
+    return next(filter(None, named), None) or simulator.library(kind)
 
 
 def settings(**more: str) -> dict[str, str]:
@@ -127,7 +128,7 @@ def simulated(kind: str) -> bool:
 def need_simulator(kind: str) -> None:
     """Skip the test where there are real devices of the kind."""
     if not simulated(kind):
-        unavailable(f"this needs simulated devices: unset {VARIABLES[kind]}")
+        unavailable(f"this needs simulated devices: unset {VARIABLES[kind]} and {runtimes.VARIABLES[kind]}")
 
 
 def need_two(kind: str) -> None:
