@@ -327,7 +327,7 @@ def move_and_check(
         print(devices.told)
     print(f"prefill (process {os.getpid()}) writes it over TCP to decode (process {process.pid}), {batch} scattered")
     print("blocks at a time, and reads it back\n")
-    print("prefill   decode              bytes   blocks  batches    time    GB/s  p50/batch  p99/batch", flush=True)
+    print("prefill   decode             bytes   blocks  batches    time    GB/s  p50/batch  p99/batch", flush=True)
     for here, there in pairs(npus, gpus):
         prefill = Prefill(host, shape, here, batch, ask(connection, process, there))
         written, read = both_ways(prefill, connection, process)

@@ -173,9 +173,9 @@ def visible_devices() -> int:
     named = os.environ.get(VARIABLE)
     if named:
         return _asked(_opened(named), initialize=True) or 0
-    known = _asked(_opened(FILE, os.RTLD_NOLOAD), initialize=False)
-    if known is None:
-        known = _left(len(_nodes()), os.environ.get("CUDA_VISIBLE_DEVICES")) if _nodes() else None
+    known, nodes = _asked(_opened(FILE, os.RTLD_NOLOAD), initialize=False), _nodes()
+    if known is None and nodes:
+        return _left(len(nodes), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if known is None:
         known = _asked(_opened(FILE), initialize=True)
     return known or 0

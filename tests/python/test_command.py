@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import kvferry
-from kvferry import demo, simulator
+from kvferry import demo, gpu, simulator
 from kvferry._bindings import OPCODE_WRITE
 from support.inprocess import environment
 
@@ -38,6 +38,13 @@ def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.fixture
+def no_gpu() -> None:
+    """Skip the test on a machine that has a GPU."""
+    if gpu.visible_devices():
+        pytest.skip("this machine has a GPU")
+
+
 def test_the_version_is_told() -> None:
     assert run("--version") == (0, f"kvferry {kvferry.__version__}\n", "")
 
@@ -48,51 +55,90 @@ def test_without_a_command_the_usage_is_shown() -> None:
     assert err.startswith("usage: kvferry")
 
 
-PLACES = (("host", "host"), ("npu:0", "host"), ("npu:0", "npu:1"))
+SIMULATED = {
+    "KVFERRY_ASCENDCL": simulator.library("npu"),
+    "KVFERRY_CUDA": simulator.library("cuda"),
+    "KVFERRY_SIM_DEVICES": "2",
+}
+WITHOUT_GPU = (("host", "host"), ("npu:0", "host"), ("npu:0", "npu:1"))
+WITH_GPU = (("host", "host"), ("npu:0", "cuda:0"), ("cuda:0", "cuda:1"))
 
 
-def test_the_demo_moves_its_cache_between_all_places_both_ways_and_checks_every_byte() -> None:
-    status, out, err = run(*SMALL, KVFERRY_ASCENDCL=simulator.library(), KVFERRY_SIM_DEVICES="2")
+@pytest.mark.parametrize(
+    ("decode", "places"), [("auto", WITH_GPU), ("gpu", WITH_GPU), ("host", WITHOUT_GPU)], ids=("auto", "gpu", "host")
+)
+def test_the_demo_moves_its_cache_between_all_places_both_ways_and_checks_every_byte(
+    decode: str, places: tuple[tuple[str, str], ...]
+) -> None:
+    status, out, err = run(*SMALL, "--decode", decode, **SIMULATED)
     assert (status, err) == (0, "")
     assert "3 layers x K and V x 5 blocks of 4 KiB, 120 KiB in all" in out
-    for here, there in PLACES:
+    assert len(re.findall("-> .* write ", out)) == len(places)
+    for here, there in places:
         for line in (f"{here} +-> {there} +write", f"{here} +<- {there} +read"):
             assert re.search(rf"^{line} +122,880 +30 +8 +[\d.]+ s +[\d.]+ +[\d.]+ ms +[\d.]+ ms$", out, re.M), out
     assert out.endswith("every byte checked: the digests of all 3 layers agree on both sides, in each row\n")
 
 
 def test_one_npu_is_enough_for_the_demo() -> None:
-    status, out, _ = run(*SMALL, KVFERRY_ASCENDCL=simulator.library(), KVFERRY_SIM_DEVICES="1")
+    status, out, _ = run(*SMALL, "--decode=host", **{**SIMULATED, "KVFERRY_SIM_DEVICES": "1"})
     assert status == 0
-    assert "npu:0 -> npu:0" in out and "npu:1" not in out
+    assert re.search("npu:0 +-> npu:0", out) and "npu:1" not in out
 
 
-def test_the_demo_leaves_nothing_on_the_npus(tmp_path: Path) -> None:
-    """The report is that of the process that ended last, prefill."""
-    report = tmp_path / "report"
-    status, _, _ = run(*SMALL, KVFERRY_ASCENDCL=simulator.library(), KVFERRY_SIM_REPORT=str(report))
+def test_one_gpu_is_enough_for_the_demo() -> None:
+    status, out, _ = run(*SMALL, **{**SIMULATED, "KVFERRY_SIM_DEVICES": "1"})
     assert status == 0
-    found = json.loads(report.read_text())
-    assert found["copied_bytes"]["d2h"] > 0
-    assert not any(found["leaked"].values()) and not any(found["misuse"].values()), found
+    assert "cuda:0 -> cuda:0" in out and "cuda:1" not in out
+
+
+def test_the_demo_leaves_nothing_on_the_devices(tmp_path: Path) -> None:
+    """The reports are those of the process that ended last, prefill."""
+    status, _, _ = run(*SMALL, **SIMULATED, KVFERRY_SIM_REPORT=str(tmp_path / "report"))
+    assert status == 0
+    for report in ("report", "report.cuda"):
+        found = json.loads((tmp_path / report).read_text())
+        assert found["copied_bytes"]["d2h"] > 0
+        assert not any(found["leaked"].values()) and not any(found["misuse"].values()), found
+
+
+NO_NPU = {"KVFERRY_ASCENDCL": "", "ASCEND_TOOLKIT_HOME": "", "ASCEND_HOME_PATH": ""}
 
 
 def test_without_an_npu_the_demo_simulates_one_and_says_why() -> None:
-    status, out, err = run(*SMALL, KVFERRY_ASCENDCL="", ASCEND_TOOLKIT_HOME="", ASCEND_HOME_PATH="")
+    status, out, err = run(*SMALL, **NO_NPU)
     assert (status, err) == (0, "")
     assert re.search("^the NPU is simulated: .*libascendcl.so", out, re.M)
+
+
+def test_what_is_real_and_what_is_simulated_is_told_for_each_kind_of_device() -> None:
+    _, out, _ = run(*SMALL, **SIMULATED)
+    assert f"the NPU is simulated, by {simulator.library('npu')}\n" in out
+    assert f"the GPU is simulated, by {simulator.library('cuda')}\n" in out
+
+
+def test_without_a_gpu_the_demo_has_none_unless_one_is_asked_for(no_gpu: None) -> None:
+    status, out, err = run(*SMALL, **NO_NPU, KVFERRY_CUDA="")
+    assert (status, err) == (0, "")
+    assert "GPU" not in out and "cuda:" not in out
+    status, out, err = run(*SMALL, "--decode=gpu", **NO_NPU, KVFERRY_CUDA="")
+    assert (status, err) == (0, "")
+    assert re.search("^the GPU is simulated: .*libcuda.so.1", out, re.M)
 
 
 def test_the_library_that_is_named_is_taken_and_no_other() -> None:
     status, _, err = run(*SMALL, KVFERRY_ASCENDCL="/nonexistent.so")
     assert status == 1
     assert err.startswith("kvferry demo failed: AscendCL cannot be opened: /nonexistent.so: ")
+    status, _, err = run(*SMALL, **{**SIMULATED, "KVFERRY_CUDA": "/nonexistent.so"})
+    assert status == 1
+    assert err.startswith("kvferry demo failed: CUDA's driver cannot be opened: /nonexistent.so: ")
 
 
 def test_a_toolkits_library_is_found(tmp_path: Path) -> None:
     (tmp_path / "lib64").mkdir()
     (tmp_path / "lib64" / "libascendcl.so").symlink_to(simulator.library())
-    status, out, _ = run(*SMALL, KVFERRY_ASCENDCL="", ASCEND_TOOLKIT_HOME=str(tmp_path), ASCEND_HOME_PATH="")
+    status, out, _ = run(*SMALL, "--decode=host", **{**NO_NPU, "ASCEND_TOOLKIT_HOME": str(tmp_path)})
     assert status == 0
     assert f"the NPU is simulated, by {tmp_path}/lib64/libascendcl.so" in out
 
@@ -161,9 +207,10 @@ def test_a_decode_process_that_dies_is_told() -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("place", ["host", "npu:0"])
+@pytest.mark.parametrize("place", ["host", "npu:0", "cuda:0"])
 def test_a_byte_that_differs_is_noticed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVFERRY_ASCENDCL", simulator.library())
+    for variable, value in SIMULATED.items():
+        monkeypatch.setenv(variable, value)
     cache = demo.Cache(demo.Shape(3, 5, 4096), place)
     cache.fill()
     sent = cache.digests()

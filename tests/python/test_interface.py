@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mooncake.engine
+from kvferry import simulator
 from mooncake.engine import Read, TransferEngine, TransferNotify, TransferOpcode, Write
 from support.inprocess import PACKAGES, run_python
 
@@ -49,18 +50,44 @@ SIGNATURES = {
     "get_engine": "",
     "get_engine_ptr": "",
 }
+STREAM = "stream_ptr=0"
+ON_CUDA = {
+    "transfer_write_on_cuda": f"{ONE}, {STREAM}, {HINT}",
+    "transfer_read_on_cuda": f"{ONE}, {STREAM}, {HINT}",
+    "batch_transfer_write_on_cuda": f"{MANY}, {STREAM}, {HINT}",
+    "batch_transfer_read_on_cuda": f"{MANY}, {STREAM}, {HINT}",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none, unless a test says otherwise."""
+    monkeypatch.setenv("KVFERRY_CUDA", "/nonexistent.so")
+
+
+@pytest.fixture
+def simulated_gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVFERRY_CUDA", simulator.library("cuda"))
+
+
+def parameters(name: str) -> str:
+    found = list(inspect.signature(getattr(TransferEngine, name)).parameters.values())[1:]
+    return ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in found)
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_a_method_has_mooncakes_parameters(name: str) -> None:
-    parameters = list(inspect.signature(getattr(TransferEngine, name)).parameters.values())[1:]
-    shown = ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters)
-    assert shown == SIGNATURES[name]
+    assert parameters(name) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", ON_CUDA)
+def test_a_method_of_builds_with_cuda_has_mooncakes_parameters(simulated_gpu: None, name: str) -> None:
+    assert parameters(name) == ON_CUDA[name]
 
 
 def test_there_is_no_other_method() -> None:
     public = {name for name in vars(TransferEngine) if not name.startswith("_")}
-    assert public == {*SIGNATURES, "TransferOpcode"}
+    assert public == {*SIGNATURES, *ON_CUDA, "TransferOpcode"}
 
 
 def test_opcodes_have_mooncakes_names_and_values() -> None:
@@ -86,10 +113,15 @@ def test_the_flags_say_what_there_is() -> None:
     assert all(flag is False for flag in flags.values())
 
 
-def test_without_cuda_support_there_are_no_cuda_methods(fresh_engine: TransferEngine) -> None:
-    for name in ("transfer_write_on_cuda", "transfer_read_on_cuda"):
-        assert not hasattr(fresh_engine, name)
-        assert not hasattr(fresh_engine, f"batch_{name}")
+def test_without_a_gpu_there_are_no_methods_of_builds_with_cuda(fresh_engine: TransferEngine) -> None:
+    assert not any(hasattr(fresh_engine, name) for name in ON_CUDA)
+
+
+def test_with_a_gpu_there_are_those_methods_and_the_flag_says_so(
+    simulated_gpu: None, fresh_engine: TransferEngine
+) -> None:
+    assert all(hasattr(fresh_engine, name) for name in ON_CUDA)
+    assert mooncake.engine.SUPPORT_CUDA is True
 
 
 @pytest.mark.parametrize(
@@ -119,7 +151,8 @@ def test_the_store_says_that_it_is_absent() -> None:
 def test_importing_loads_no_native_library_and_starts_no_thread() -> None:
     done = run_python("""
 import kvferry, kvferry._cli, mooncake.engine
-assert "libtransfer_engine" not in open("/proc/self/maps").read()
+maps = open("/proc/self/maps").read()
+assert not any(library in maps for library in ("libtransfer_engine", "libcuda", "libascendcl"))
 assert len(os.listdir("/proc/self/task")) == 1
 mooncake.engine.TransferEngine()
 assert "libtransfer_engine" in open("/proc/self/maps").read()

@@ -8,15 +8,13 @@ from kvferry import gpu
 
 
 class OnlyWithCuda:
-    """A method that its class has where there is a CUDA driver with a GPU; that is not asked again once it is so."""
+    """A method that its class has where there is a CUDA driver with a GPU."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
-        self._available = False
         self.__doc__ = function.__doc__
 
     def __get__(self, instance: object, owner: type) -> Any:
-        self._available = self._available or gpu.available()
-        if not self._available:
+        if not gpu.available():
             raise AttributeError(f"{owner.__name__}.{self._function.__name__}: there is no CUDA driver with a GPU here")
         return self._function.__get__(instance, owner)

@@ -115,8 +115,8 @@ class TransferEngine:
         return 0 if engine is None else engine.handle
 
     def get_local_topology(self, device_name: str | None = None) -> str:
-        """JSON: memory node -> [preferred RDMA devices, available RDMA devices]. The lists are empty, unless the file
-        that MC_CUSTOM_TOPO_JSON names says otherwise. Needs no initialize()."""
+        """JSON: memory node, or GPU that this process may use -> [preferred RDMA devices, available RDMA devices]. The
+        lists are empty, unless the file that MC_CUSTOM_TOPO_JSON names says otherwise. Needs no initialize()."""
         return topology()
 
     # Memory
