@@ -60,8 +60,7 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
 /*
  * The functions. Optional are those that came with later drivers: cuMemcpyBatchAsync with CUDA 12.8, and _v2, which does
  * without the index of the copy that failed, with 13.0; and cuStreamIsCapturing, which only guards. All others are in
- * every driver since CUDA 10.
- * without the index of the copy that failed, with 13.0. All others are in every driver since CUDA 10.1.
+ * every driver since CUDA 10.1.
  */
 #define CUDA_FUNCTIONS(REQUIRED, OPTIONAL)                                                                             \
     REQUIRED(int, cuInit, (unsigned int flags))                                                                       \

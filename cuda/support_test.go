@@ -27,5 +27,11 @@ func simulated(t *testing.T) *driver.Runtime {
 	t.Helper()
 	simtest.UseCUDA(t, "")
 	simtest.NoLeaks(t)
+	return inUse(t)
+}
+
+// inUse returns the simulated GPUs that the test uses.
+func inUse(t *testing.T) *driver.Runtime {
+	t.Helper()
 	return cuda.New(simtest.Library(t), zap.NewNop())
 }

@@ -11,7 +11,7 @@
     CALL(cuDeviceTotalMem_v2) CALL(cuDevicePrimaryCtxRetain) CALL(cuDevicePrimaryCtxRelease_v2)                    \
     CALL(cuDevicePrimaryCtxGetState) CALL(cuCtxGetCurrent) CALL(cuCtxSetCurrent) CALL(cuCtxPushCurrent_v2)         \
     CALL(cuCtxPopCurrent_v2) CALL(cuCtxGetDevice) CALL(cuCtxSynchronize) CALL(cuPointerGetAttribute)               \
-    CALL(cuThreadExchangeStreamCaptureMode)                                                                        \
+    CALL(cuThreadExchangeStreamCaptureMode) CALL(cuStreamIsCapturing)                                              \
     CALL(cuPointerGetAttributes) CALL(cuMemAlloc_v2) CALL(cuMemFree_v2) CALL(cuMemAllocManaged)                    \
     CALL(cuMemHostAlloc) CALL(cuMemFreeHost) CALL(cuMemHostRegister_v2) CALL(cuMemHostUnregister)                  \
     CALL(cuMemcpyHtoD_v2) CALL(cuMemcpyDtoH_v2) CALL(cuMemcpyDtoD_v2) CALL(cuMemcpyHtoDAsync_v2)                   \

@@ -5,6 +5,7 @@
 
 enum { STREAM_NON_BLOCKING = 1 };
 enum { CAPTURE_GLOBAL, CAPTURE_THREAD_LOCAL, CAPTURE_RELAXED }; /* CUstreamCaptureMode */
+enum { CAPTURES_NOTHING = 0 }; /* CUstreamCaptureStatus */
 enum { EVENT_FLAGS_MAX = 7 }; /* how to wait, and that times are not taken: they make no difference here */
 
 void *cuda_stream(void *stream)
@@ -130,7 +131,21 @@ SIM_EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *ar
     return sim_end(result == SIM_OK ? sim_call_in_stream(cuda_stream(stream), function, argument) : result);
 }
 
-/* No graphs are captured here, so the mode only has to be that of the thread. */
+/* No graphs are captured here. */
+SIM_EXPORT int cuStreamIsCapturing(void *stream, int *out)
+{
+    int result = sim_begin(CALL_cuStreamIsCapturing, NEEDS_DEVICE), device;
+
+    if (result == SIM_OK && (result = sim_check_out(out)) == SIM_OK && cuda_stream(stream) != NULL) {
+        result = sim_stream_device(stream, &device);
+    }
+    if (result == SIM_OK) {
+        *out = CAPTURES_NOTHING;
+    }
+    return sim_end(result);
+}
+
+/* The mode only has to be that of the thread, then. */
 SIM_EXPORT int cuThreadExchangeStreamCaptureMode(int *mode)
 {
     static __thread int own = CAPTURE_GLOBAL;

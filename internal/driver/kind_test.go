@@ -93,3 +93,20 @@ func TestAnErrorIsFoundByItsCodeInOthers(t *testing.T) {
 	require.False(t, driver.FailedWith(err, 719))
 	require.False(t, driver.FailedWith(nil, 0))
 }
+
+func TestALibraryWithoutStreamsToWaitWithRefusesACall(t *testing.T) {
+	npus.use(t, "")
+	r, _ := npus.logged(simtest.Library(t))
+	err := r.Call(0, func() { t.Error("called") })
+	require.Equal(t, status.NotImplemented, status.Of(err, status.OK))
+	require.ErrorContains(t, err, "nothing can be done in the order of a stream of AscendCL")
+}
+
+func TestACallWithoutALibraryIsAnErrorThatSaysSo(t *testing.T) {
+	for _, k := range []*kind{npus, gpus} {
+		r, _ := k.logged("/nonexistent.so")
+		err := r.Call(0, func() { t.Error("called") })
+		require.Equal(t, status.DeviceNotFound, status.Of(err, status.OK))
+		require.ErrorContains(t, err, k.variable+" is /nonexistent.so")
+	}
+}

@@ -99,6 +99,7 @@ int cuEventRecord(void *event, void *stream);
 int cuEventSynchronize(void *event);
 int cuEventQuery(void *event);
 int cuThreadExchangeStreamCaptureMode(int *mode);
+int cuStreamIsCapturing(void *stream, int *out);
 int cuLaunchHostFunc(void *stream, void (*function)(void *), void *argument);
 int cuMemAddressReserve(CUdeviceptr *address, size_t size, size_t alignment, CUdeviceptr wished,
                         unsigned long long flags);

@@ -315,6 +315,19 @@ static void test_capture_mode_belongs_to_a_thread(void)
     CHECK_FAILS(cuThreadExchangeStreamCaptureMode(NULL), INVALID);
 }
 
+static void test_no_stream_is_being_captured(void)
+{
+    int captures = 1, i;
+    void *streams[] = {NULL, stream};
+
+    for (i = 0; i < 2; i++, captures = 1) {
+        OK(cuStreamIsCapturing(streams[i], &captures));
+        CHECK_EQUAL(captures, 0);
+    }
+    CHECK_FAILS(cuStreamIsCapturing(stream, NULL), INVALID);
+    CHECK_FAILS(cuStreamIsCapturing(event, &captures), NO_SUCH_HANDLE);
+}
+
 int main(void)
 {
     begin(0);
@@ -337,5 +350,6 @@ int main(void)
     test_batches_are_copied_in_any_directions();
     test_sources_of_a_batch_are_read_when_it_says();
     test_capture_mode_belongs_to_a_thread();
+    test_no_stream_is_being_captured();
     return 0;
 }
