@@ -61,6 +61,8 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_EQUAL(made, INVALID_BATCH);
     CHECK_FORKED(kvferry_transfer_sync(engine, 1, 0, &number, &number, &number, 1, NULL, 10, &made),
                  KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_transfer_on_stream(engine, "cuda", NULL, 1, 0, &number, &number, &number, 1),
+                 KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_batch_wait(engine, batch, -1), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_batch_status(engine, batch, &all), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_batch_error(engine, batch, text, sizeof text), KVFERRY_ERR_FORKED);

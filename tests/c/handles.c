@@ -54,6 +54,7 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     made = 5;
     CHECK_EQUAL(kvferry_transfer_sync(engine, 1, 0, &number, &number, &number, 1, NULL, 10, &made), -1);
     CHECK_EQUAL(made, INVALID_BATCH);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, "cuda", NULL, 1, 0, &number, &number, &number, 1), -1);
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 10), -1);
     CHECK_EQUAL(kvferry_batch_status(engine, batch, &all), -1);
     CHECK_EQUAL(kvferry_batch_error(engine, batch, text, sizeof text), -1);
@@ -160,6 +161,16 @@ static void test_null_arguments_are_refused(void)
     CHECK_EQUAL(kvferry_submit(engine, 1, 0, &number, &number, &number, 1, &nameless, &made), -1);
     CHECK_EQUAL(kvferry_transfer_sync(engine, 1, 0, &number, &number, &number, 1, NULL, 0, NULL), -1);
     CHECK_EQUAL(kvferry_transfer_sync(engine, 1, 0, NULL, NULL, NULL, 1, NULL, 0, &made), -1);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, NULL, NULL, 1, 0, &number, &number, &number, 1), -1);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, "cuda", NULL, 1, 0, NULL, &number, &number, 1), -1);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, "cuda", NULL, 1, 0, &number, NULL, &number, 1), -1);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, "cuda", NULL, 1, 0, &number, &number, NULL, 1), -1);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, "cuda", NULL, 1, 0, &number, &number, &number, SIZE_MAX), -1);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, "cuda", NULL, 7, 0, &number, &number, &number, 1), -1);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, "cuda", NULL, 1, 4711, &number, &number, &number, 1), -1);
+    CHECK(kvferry_transfer_on_stream(engine, "abacus", NULL, 1, 0, &number, &number, &number, 1) < 0);
+    CHECK(strstr(kvferry_last_error(), "no streams of \"abacus\"") != NULL);
+    CHECK_EQUAL(kvferry_transfer_on_stream(engine, "abacus", NULL, 1, 4711, NULL, NULL, NULL, 0), 0);
     CHECK_EQUAL(kvferry_batch_status(engine, batch, NULL), -1);
     CHECK_EQUAL(kvferry_batch_error(engine, batch, NULL, 10), -1);
     CHECK_EQUAL(kvferry_batch_error(engine, batch, text, 0), -1);

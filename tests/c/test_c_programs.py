@@ -35,16 +35,17 @@ def test_program_finds_what_the_interface_promises(installed: Installed, name: s
 
 
 @KINDS
-def test_program_moves_npu_memory(installed: Installed, kind: str, tmp_path: Path) -> None:
-    report = tmp_path / "report"
-    check(installed, kind, "npus", settings=devices.settings(KVFERRY_SIM_REPORT=str(report)))
-    if devices.simulated("npu"):
-        devices.check_nothing_left(json.loads(report.read_text()))
+@pytest.mark.parametrize(("vendor", "report"), [("npu", "report"), ("cuda", "report.cuda")])
+def test_program_moves_device_memory(installed: Installed, vendor: str, report: str, kind: str, tmp_path: Path) -> None:
+    settings = devices.settings(KVFERRY_SIM_REPORT=str(tmp_path / "report"))
+    check(installed, kind, "devices", vendor, settings=settings)
+    if devices.simulated(vendor):
+        devices.check_nothing_left(json.loads((tmp_path / report).read_text()))
 
 
 @KINDS
 def test_program_is_told_where_the_library_of_npus_was_searched(installed: Installed, kind: str) -> None:
-    check(installed, kind, "npus", "absent")
+    check(installed, kind, "devices", "absent")
 
 
 @KINDS
