@@ -7,13 +7,14 @@ simulated devices in tests/heterogeneous. `make test-gpu` runs them.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.machine import GPUS, WHY_NOT
 
-seeds = itertools.count(1)
+_seeds = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,6 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def seed() -> int:
-    """A number that no other test has."""
-    return next(seeds)
+def seeds() -> Iterator[int]:
+    """Numbers that nobody had before."""
+    return _seeds

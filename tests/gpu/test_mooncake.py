@@ -6,6 +6,7 @@ KVFERRY_MOONCAKE_CUDA names a folder with mooncake/engine.so of its wheel, or an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -19,7 +20,10 @@ from support.venvs import Unavailable
 
 KIND = "0.3.13"  # what it behaves like
 OURS, THEIRS = (gpu(), "npu:0", "host"), (gpu(), "host")
+Places = tuple[str, str]
 PLACES = [(ours, theirs) for ours in OURS for theirs in THEIRS if gpu() in (ours, theirs)]
+
+opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
 
 class End:
@@ -35,11 +39,22 @@ class End:
         return self._memories[place]
 
 
+@dataclass
+class Ends:
+    """One of ours and one of theirs, which has a setting."""
+
+    setting: str
+    ours: End
+    theirs: End
+
+    def pair(self, places: Places) -> Pair:
+        return Pair(KIND, "default", self.ours[places[0]], self.theirs[places[1]])
+
+
 @pytest.fixture(scope="module", params=("default", "no-pool"))
 def ends(
     request: pytest.FixtureRequest, module_peers: Peers, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[End, End]]:
-    """One of ours and one of theirs."""
+) -> Iterator[Ends]:
     try:
         found = unpacked.mooncake()
     except Unavailable as e:
@@ -50,30 +65,29 @@ def ends(
     ours = machine.start(module_peers).create()
     try:
         theirs.create()
-        yield End(ours), End(theirs)
+        yield Ends(request.param, End(ours), End(theirs))
     finally:
         theirs.kill()
         ours.kill()
 
 
-@pytest.fixture(params=PLACES, ids="-".join)
-def pair(request: pytest.FixtureRequest, ends: tuple[End, End]) -> Pair:
-    return Pair(KIND, "default", *(end[place] for end, place in zip(ends, request.param)))
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("opcode", ("read", "write"))
-@pytest.mark.parametrize("layout", LAYOUTS)
+@opcodes
+@pytest.mark.parametrize("places", PLACES, ids="-".join)
 def test_a_batch_arrives_whatever_its_blocks_look_like(
-    pair: Pair, direction: str, opcode: str, layout: str, seed: int
+    ends: Ends, places: Places, opcode: str, seeds: Iterator[int]
 ) -> None:
-    pair.fill(seed)
-    pair.transfer(direction, opcode, "batch", LAYOUTS[layout])
+    """Without their pool of connections, some of what blocks may look like."""
+    pair = ends.pair(places)
+    for layout in LAYOUTS if ends.setting == "default" else ("all sizes, scattered", "many and tiny"):
+        for direction in DIRECTIONS:
+            pair.fill(next(seeds))
+            pair.transfer(direction, opcode, "batch", LAYOUTS[layout])
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("opcode", ("read", "write"))
-@pytest.mark.parametrize("how", ("sync", "async"))
-def test_every_way_of_waiting_sees_the_bytes(pair: Pair, direction: str, opcode: str, how: str, seed: int) -> None:
-    pair.fill(seed)
-    pair.transfer(direction, opcode, how, LAYOUTS["all sizes, scattered"])
+@opcodes
+def test_every_way_of_waiting_sees_the_bytes(ends: Ends, opcode: str, seeds: Iterator[int]) -> None:
+    pair = ends.pair((gpu(), gpu()))
+    for how in ("sync", "async"):
+        for direction in DIRECTIONS:
+            pair.fill(next(seeds))
+            pair.transfer(direction, opcode, how, LAYOUTS["all sizes, scattered"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ class Ends:
     near: Memory
     far: Memory
 
-    def run(self, program: str, stream: str = "own stream") -> object:
+    def run(self, program: str, stream: str = "own stream") -> Any:
         """Run a program in the process of `near`, and return its result."""
         names = {"PEER": self.far.peer.name, "REMOTE": self.far.address, "STREAM": stream, "WAYS": WAYS}
         return self.near.peer.ask(
@@ -92,8 +93,10 @@ hows = pytest.mark.parametrize("how", WAYS)
 
 @streams
 @hows
-def test_a_write_takes_the_bytes_as_of_its_turn_on_the_stream(ends: Ends, how: str, stream: str, seed: int) -> None:
-    ends.fill(seed)
+def test_a_write_takes_the_bytes_as_of_its_turn_on_the_stream(
+    ends: Ends, how: str, stream: str, seeds: Iterator[int]
+) -> None:
+    ends.fill(next(seeds))
     ahead = ends.run(
         f"""
 with torch.cuda.stream(stream):
@@ -114,8 +117,10 @@ stream.synchronize()
 
 @streams
 @hows
-def test_a_read_is_there_for_what_comes_later_on_the_stream(ends: Ends, how: str, stream: str, seed: int) -> None:
-    ends.fill(seed)
+def test_a_read_is_there_for_what_comes_later_on_the_stream(
+    ends: Ends, how: str, stream: str, seeds: Iterator[int]
+) -> None:
+    ends.fill(next(seeds))
     ahead = ends.run(
         f"""
 with torch.cuda.stream(stream):
@@ -136,9 +141,9 @@ stream.synchronize()
     ends.check()
 
 
-def test_transfers_on_two_streams_each_keep_their_order(ends: Ends, seed: int) -> None:
+def test_transfers_on_two_streams_each_keep_their_order(ends: Ends, seeds: Iterator[int]) -> None:
     """Many after the other, half of the memory on each."""
-    ends.fill(seed)
+    ends.fill(next(seeds))
     ends.run(
         f"""
 part = {SIZE} // 2
@@ -162,8 +167,8 @@ for each in both:
     ends.check()
 
 
-def test_a_failure_does_not_stop_the_stream_and_is_told_once(ends: Ends, seed: int) -> None:
-    ends.fill(seed)
+def test_a_failure_does_not_stop_the_stream_and_is_told_once(ends: Ends, seeds: Iterator[int]) -> None:
+    ends.fill(next(seeds))
     told = ends.run(
         """
 with torch.cuda.stream(stream):
@@ -196,8 +201,8 @@ for _ in range(2):
     ),
     ids=("no peer", "unequal lists", "unequal lists of a read"),
 )
-def test_what_cannot_be_put_on_a_stream_is_an_error_at_once(ends: Ends, call: str, seed: int) -> None:
-    ends.fill(seed)
+def test_what_cannot_be_put_on_a_stream_is_an_error_at_once(ends: Ends, call: str, seeds: Iterator[int]) -> None:
+    ends.fill(next(seeds))
     told = ends.run(
         f"""
 result = False
@@ -209,6 +214,30 @@ stream.synchronize()
 """
     )
     assert told
+    ends.check()
+
+
+def test_a_stream_that_is_being_captured_is_refused_and_the_capture_goes_on(ends: Ends, seeds: Iterator[int]) -> None:
+    ends.fill(next(seeds))
+    told, unchanged = ends.run(
+        f"""
+before, told, graph = local.clone(), "", torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    try:
+        handle = torch.cuda.current_stream().cuda_stream
+        engine.transfer_write_on_cuda(PEER, local.data_ptr(), REMOTE, {SIZE}, handle)
+    except RuntimeError as e:
+        told = str(e)
+    local.fill_(9)
+torch.cuda.synchronize()
+result = [told, bool((local == before).all())]
+graph.replay()
+torch.cuda.synchronize()
+"""
+    )
+    assert "is being captured" in told
+    assert unchanged, "what is captured is done only when the graph is replayed"
+    ends.near.model[:] = b"\t" * SIZE
     ends.check()
 
 
