@@ -41,7 +41,7 @@ SANITIZER = "compute-sanitizer"
 SANITIZER_PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvidia/compute-sanitizer")
 
 # Functions of the driver that kvferry can do without.
-OPTIONAL = ("cuMemcpyBatchAsync", "cuMemcpyBatchAsync_v2")
+OPTIONAL = ("cuMemcpyBatchAsync", "cuMemcpyBatchAsync_v2", "cuStreamIsCapturing")
 
 
 def pytest(*arguments: str) -> tuple[str, ...]:

@@ -284,6 +284,55 @@ def test_engines_and_streams_do_not_wait_for_each_other(engines: Engines) -> Non
     assert held.remote.read(SIZE) == of(2)
 
 
+STUCK = """
+import atexit, gc
+from kvferry.gpu import CUDA
+from support import runtimes
+from support.streams import Stream
+
+peer, cuda, engine = StuckPeer(), CUDA(), start()
+atexit.register(peer.kill)
+memory, stream = cuda.allocate(1 << 20), Stream(cuda)
+assert engine.register_memory(memory.address, memory.size) == 0
+copies = lambda: runtimes.Simulator("cuda").report()["copies"]["d2h"]
+
+def put():
+    engine.transfer_write_on_cuda(peer.name, memory.address, peer.address, memory.size, stream.handle)
+
+put()
+stream.wait()
+before = copies()
+peer.stop()
+put()
+while copies() == before:  # until it is under way
+    time.sleep(0.001)
+assert stream.busy()
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    (
+        "del engine; gc.collect(); stream.close()",
+        """
+stream.wait()
+try:
+    put()
+except RuntimeError as e:
+    assert "earlier transfer" in str(e) and "within 5s" in str(e), e
+else:
+    raise AssertionError
+stream.close()
+""",
+    ),
+    ids=("the engine ends", "time is over"),
+)
+def test_a_stream_goes_on_when_a_transfer_that_is_under_way_is_given_up(program: str) -> None:
+    cuda = simulator.library("cuda")
+    done = run_python(STUCK + program, KVFERRY_CUDA=cuda, KVFERRY_TESTS_CUDA=cuda, MC_TRANSFER_TIMEOUT="5")
+    assert done.returncode == 0, done.stderr
+
+
 def test_in_a_forked_child_an_inherited_engine_says_what_to_do() -> None:
     done = run_python(
         """
