@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -145,12 +146,11 @@ def test_the_stream_need_not_be_given_for_the_default_one(engines: Engines) -> N
 
 
 def test_the_arrays_are_not_needed_after_the_call(own: Pair) -> None:
-    near, far, lengths = [own.local.address], [own.remote.address], [SIZE]
+    near, far, lengths = (array.array("Q", [number]) for number in (own.local.address, own.remote.address, SIZE))
     own.stream.hold()
     own.engine.batch_transfer_write_on_cuda(own.peer, near, far, lengths, own.stream.handle)
     for column in (near, far, lengths):
-        column[0] = 0
-    gc.collect()
+        column[0] = 0  # the engine was given the arrays themselves
     own.stream.wait()
     assert own.remote.read(SIZE) == of(1)
 
