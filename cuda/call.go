@@ -4,7 +4,6 @@ package cuda
 import "C"
 
 import (
-	"errors"
 	"runtime"
 	"unsafe"
 
@@ -41,8 +40,8 @@ func (l *library) Call(stream uintptr, f func()) error {
 	if err := l.check(C.kvferry_cuda_push(l.cuda, context.value), status.Context, "cuCtxPushCurrent()"); err != nil {
 		return err
 	}
-	err := l.launch(handle, f)
-	return errors.Join(err, l.check(C.kvferry_cuda_pop(l.cuda), status.Context, "cuCtxPopCurrent()"))
+	defer C.kvferry_cuda_pop(l.cuda) // an error of it would say that nothing was queued, which may not be so
+	return l.launch(handle, f)
 }
 
 // launch queues the call in a stream whose context is current.
