@@ -155,17 +155,17 @@ func kvferry_go_is_live(engine unsafe.Pointer, reason *C.char) C.int {
 	})
 }
 
-//export kvferry_go_name
-func kvferry_go_name(engine unsafe.Pointer, out *C.char, size C.size_t, reason *C.char) C.int {
+//export kvferry_go_address
+func kvferry_go_address(engine unsafe.Pointer, out *C.char, size C.size_t, reason *C.char) C.int {
 	return negated(reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err
 		}
 		if out == nil || size == 0 {
-			return status.Errorf(status.InvalidArgument, "there is no room for the name of %s", e.Name())
+			return status.Errorf(status.InvalidArgument, "there is no room for the address of %s", e.Name())
 		}
-		writeText(out, size, e.Name())
+		writeText(out, size, e.Address())
 		return nil
 	})
 }

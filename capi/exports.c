@@ -25,7 +25,7 @@ int discoverTopology(transfer_engine_t engine)
 int getLocalIpAndPort(transfer_engine_t engine, char *buf_out, size_t buf_len)
 {
     ENTER(-FORKED_STATUS);
-    return kvferry_go_name(engine, buf_out, buf_len, kvferry_reason());
+    return kvferry_go_address(engine, buf_out, buf_len, kvferry_reason());
 }
 
 transport_t installTransport(transfer_engine_t engine, const char *proto, void **args)

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode"
 
+	"kvferry/core/metadata"
 	"kvferry/core/staging"
 )
 
@@ -37,6 +38,7 @@ type Config struct {
 	DisableMetaCache        bool
 	MetaRefreshInterval     time.Duration // 0 is off
 	ClusterID               string
+	Metadata                metadata.StoreOptions
 	RedisUsername           string
 	RedisPassword           Secret
 	RedisDB                 int
@@ -176,7 +178,7 @@ var settings = []setting{
 	{one("MC_FORCE_TCP", notSet), presence(func(c *Config) *bool { return &c.ForceTCP }),
 		"Only the plain TCP transport is installed."},
 	{one("MC_TCP_BIND_ADDRESS", ""), text(func(c *Config) *string { return &c.BindAddress }),
-		"Address published with central metadata; the first one of an interface that is up where it is not set."},
+		"With central metadata: the address under which peers reach this engine; the first one of an interface that is up where it is not set."},
 	{[]variable{{"MC_MIN_RPC_PORT", "MC_MIN_PRC_PORT", "15000"}, {"MC_MAX_RPC_PORT", "MC_MAX_PRC_PORT", "17000"}}, portRange(),
 		"Ports that the handshake port and the data port are picked from. The two are taken together or not at all."},
 	{one("MC_HANDSHAKE_PORT", "12001"), integer("", 1, 65535, func(c *Config) *int { return &c.HandshakePort }),
@@ -227,6 +229,18 @@ var settings = []setting{
 		"Prefix of the keys in a central metadata store."},
 	{one("MC_METADATA_HTTP_TOKEN", ""), secret(func(c *Config) *Secret { return &c.MetadataHTTPToken }),
 		"Bearer token for an HTTP metadata server. Never logged."},
+	{one("KVFERRY_METADATA_CONNECT_TIMEOUT_MS", "0"), milliseconds(0, 60000, func(c *Config) *time.Duration { return &c.Metadata.ConnectTimeout }),
+		"How long to try to connect to a central metadata store; 0: 1500 with HTTP."},
+	{one("KVFERRY_METADATA_TIMEOUT_MS", "0"), milliseconds(0, 60000, func(c *Config) *time.Duration { return &c.Metadata.ReplyTimeout }),
+		"How long one request to a central metadata store may take; 0: 3000 with HTTP, connecting included."},
+	{one("KVFERRY_METADATA_CA", ""), text(func(c *Config) *string { return &c.Metadata.CA }),
+		"PEM file of the certificates that vouch for that of a metadata store over TLS, instead of the system's."},
+	{one("KVFERRY_METADATA_CERT", ""), text(func(c *Config) *string { return &c.Metadata.Cert }),
+		"PEM file of the certificate that a metadata store gets to see over TLS."},
+	{one("KVFERRY_METADATA_KEY", ""), text(func(c *Config) *string { return &c.Metadata.Key }),
+		"PEM file of the key of that certificate."},
+	{one("KVFERRY_METADATA_INSECURE", "0"), onOff(func(c *Config) *bool { return &c.Metadata.Insecure }),
+		"On: the certificate of a metadata store is not checked. For trials only."},
 	{one("MC_REDIS_USERNAME", ""), text(func(c *Config) *string { return &c.RedisUsername }),
 		"User name for a Redis metadata store."},
 	{one("MC_REDIS_PASSWORD", ""), secret(func(c *Config) *Secret { return &c.RedisPassword }),
@@ -363,6 +377,10 @@ func unused(least, most int) kind {
 
 func seconds(least, most int, field func(*Config) *time.Duration) kind {
 	return duration("seconds", time.Second, least, most, field)
+}
+
+func milliseconds(least, most int, field func(*Config) *time.Duration) kind {
+	return duration("milliseconds", time.Millisecond, least, most, field)
 }
 
 func microseconds(least, most int, field func(*Config) *time.Duration) kind {

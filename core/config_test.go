@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/metadata"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -50,6 +52,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"MC_REDIS_USERNAME": "kv", "MC_REDIS_PASSWORD": "cache", "MC_REDIS_DB_INDEX": "255", "MC_USE_IPV6": "1",
 		"MC_LOG_LEVEL": "trace", "MC_LOG_DIR": "/var/log", "MC_TE_METRIC": "yes", "MC_TE_METRIC_INTERVAL_SECONDS": "11",
 		"MC_CUSTOM_TOPO_JSON": "/etc/topology.json", "MC_METADATA_HTTP_TOKEN": "token",
+		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS": "16", "KVFERRY_METADATA_TIMEOUT_MS": "17", "KVFERRY_METADATA_CA": "/ca.pem",
+		"KVFERRY_METADATA_CERT": "/cert.pem", "KVFERRY_METADATA_KEY": "/key.pem", "KVFERRY_METADATA_INSECURE": "on",
 		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "KVFERRY_MAX_NOTIFICATIONS": "14",
@@ -67,7 +71,11 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		RedisUsername: "kv", RedisPassword: "cache", RedisDB: 255, UseIPv6: true,
 		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second,
 		MetadataHTTPToken: "token",
-		AscendCL:          "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
+		Metadata: metadata.StoreOptions{
+			ConnectTimeout: 16 * time.Millisecond, ReplyTimeout: 17 * time.Millisecond,
+			CA: "/ca.pem", Cert: "/cert.pem", Key: "/key.pem", Insecure: true,
+		},
+		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
 		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14, Polling: 15 * time.Microsecond,
 	}, c)
 }
@@ -104,6 +112,9 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"KVFERRY_MAX_HANDSHAKES":                  {"0"},
 		"KVFERRY_MAX_NOTIFICATIONS":               {"0", "16777217"},
 		"KVFERRY_SAME_HOST":                       {"2", "perhaps"},
+		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS":     {"-1", "60001", "1s"},
+		"KVFERRY_METADATA_TIMEOUT_MS":             {"-1", "60001"},
+		"KVFERRY_METADATA_INSECURE":               {"never"},
 		"KVFERRY_POLL_US":                         {"-1", "1000001", "1ms"},
 	} {
 		for _, value := range values {

@@ -32,11 +32,11 @@ type Options struct {
 // Engine owns registered memory, opened segments and batches, and hands transfers to its transport. Its methods may be
 // called from any goroutine, and their errors carry a status.Code. After Close they fail with ErrClosed.
 type Engine struct {
-	config     Config
-	log        *zap.Logger
-	name       string
-	listenHost string
-	host       address.Name
+	config  Config
+	log     *zap.Logger
+	central bool // the metadata store is one that engines share
+	name    string
+	site    site
 
 	memory   *Registry
 	segments *segments
@@ -84,6 +84,10 @@ func New(o Options) (*Engine, error) {
 		ConnectTimeout: o.Config.HandshakeConnectTimeout,
 		MaxLength:      o.Config.HandshakeMaxLength,
 		DefaultPort:    o.Config.HandshakePort,
+		ClusterID:      o.Config.ClusterID,
+		HTTPToken:      string(o.Config.MetadataHTTPToken),
+		Store:          o.Config.Metadata,
+		Log:            o.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -96,7 +100,7 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 	ctx, cancel := context.WithCancel(context.Background())
 	memory := newRegistry()
 	e := &Engine{
-		config: o.Config, log: o.Log, host: name,
+		config: o.Config, log: o.Log, central: o.Metadata != metadata.P2P, name: o.Name,
 		memory: memory, segments: newSegments(), inbox: inbox{limit: o.Config.MaxNotifications},
 		store: store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength,
@@ -105,7 +109,7 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 		ctx: ctx, cancel: cancel,
 	}
 	e.transports.Store(&[]installedTransport{})
-	if err := e.listen(); err != nil {
+	if err := e.listen(name); err != nil {
 		cancel()
 		return nil, errors.Join(err, e.local.Close(), store.Close())
 	}
@@ -119,21 +123,30 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 	return e, nil
 }
 
-// listen starts the handshake server on a port of the range, which gives the engine its public name.
-func (e *Engine) listen() error {
-	e.listenHost = address.ListenHost(e.host.Host)
-	listener, err := address.Listen(e.ctx, e.listenHost, e.config.MinPort, e.config.MaxPort, e.config.HandshakeBacklog)
+// listen starts the handshake server. In P2P mode its port gives the engine its public name.
+func (e *Engine) listen(name address.Name) (err error) {
+	if e.site, err = siteOf(name, e.central, &e.config); err != nil {
+		return err
+	}
+	listener, err := address.Listen(e.ctx, e.site.listenHost, e.site.minPort, e.site.maxPort, e.config.HandshakeBacklog)
 	if err != nil {
 		return err
 	}
 	e.port = listener.Addr().(*net.TCPAddr).Port
-	e.name = net.JoinHostPort(e.host.Host, strconv.Itoa(e.port))
-	e.server = metadata.Serve(listener, metadata.Handlers{Descriptor: e.Descriptor, Notify: e.inbox.put},
+	handlers := metadata.Handlers{Descriptor: e.Descriptor, Notify: e.inbox.put}
+	if e.central {
+		handlers.Descriptor = func() *metadata.Descriptor { return nil }
+	} else {
+		e.name = e.Address()
+	}
+	handlers.Name = e.name
+	e.server = metadata.Serve(listener, handlers,
 		metadata.HandshakeOptions{MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, Log: e.log})
 	return nil
 }
 
-// Close aborts what is in flight, withdraws the metadata and ends everything, within about a second.
+// Close aborts what is in flight, withdraws the metadata and ends everything, within about a second, or three where a
+// central metadata store does not answer.
 func (e *Engine) Close() error {
 	var err error
 	e.closing.Do(func() { err = e.close() })
@@ -189,7 +202,7 @@ func (e *Engine) enter() bool {
 
 // Withdraw removes from the metadata store what peers find the engine by. Transfers go on.
 func (e *Engine) Withdraw() error {
-	const patience = 500 * time.Millisecond // for a store that does not answer
+	const patience = 2 * time.Second // for a store that does not answer
 	ctx, done := context.WithTimeout(context.Background(), patience)
 	defer done()
 	return e.store.Withdraw(ctx)
@@ -209,19 +222,22 @@ func (e *Engine) Memory() *Registry { return e.memory }
 // Context ends when the engine is closed.
 func (e *Engine) Context() context.Context { return e.ctx }
 
-// Name is what peers open: in P2P mode host:handshake_port, IPv6 hosts in brackets.
+// Name is what peers open: in P2P mode Address, with central metadata the local name as it was given.
 func (e *Engine) Name() string { return e.name }
 
-// ListenHost is the address that data ports listen on: the local name's where it is an address of this machine, ""
-// for all addresses otherwise.
-func (e *Engine) ListenHost() string { return e.listenHost }
+// Address is where peers reach the handshake server: host:port, IPv6 hosts in brackets.
+func (e *Engine) Address() string { return net.JoinHostPort(e.site.host, strconv.Itoa(e.port)) }
+
+// ListenHost is the address that data ports listen on: the one that peers connect to where it is this machine's, "" for
+// all addresses otherwise.
+func (e *Engine) ListenHost() string { return e.site.listenHost }
 
 // HandshakePort is the port of the handshake server.
 func (e *Engine) HandshakePort() int { return e.port }
 
 // Descriptor describes the engine's own segment as it is now.
 func (e *Engine) Descriptor() *metadata.Descriptor {
-	d := &metadata.Descriptor{Name: e.name, Protocol: "tcp", DataHost: e.host.Host}
+	d := &metadata.Descriptor{Name: e.name, Protocol: "tcp", DataHost: e.site.host}
 	for _, t := range e.installed() {
 		endpoint := t.Endpoint()
 		d.DataPort, d.ProtoVersion, d.Neighbour = endpoint.Port, endpoint.ProtoVersion, endpoint.Neighbour
@@ -275,7 +291,7 @@ func (e *Engine) installed() []installedTransport { return *e.transports.Load() 
 
 // publish brings what the metadata store shows of the engine up to date.
 func (e *Engine) publish() error {
-	if err := e.store.Publish(e.ctx, e.Descriptor); err != nil {
+	if err := e.store.Publish(e.ctx, e.Address(), e.Descriptor); err != nil {
 		return status.Errorf(status.Metadata, "publishing the descriptor of %s: %w", e.name, err)
 	}
 	return nil

@@ -7,8 +7,11 @@ import (
 	"kvferry/core/metadata"
 )
 
-// Start is New with a store of the test's.
+// Start is New with a store of the test's. Names are those of P2P mode unless Metadata says otherwise.
 func Start(o Options, store metadata.Store) (*Engine, error) {
+	if o.Metadata == "" {
+		o.Metadata = metadata.P2P
+	}
 	name, err := address.Parse(o.Name, o.Config.HandshakePort)
 	if err != nil {
 		return nil, err

@@ -130,8 +130,8 @@ void destroyTransferEngine(transfer_engine_t engine);
 int discoverTopology(transfer_engine_t engine);
 
 /*
- * Writes the name under which peers open this engine, in P2P mode host:port with IPv6 in brackets. NUL-terminated and
- * cut to buf_len without an error.
+ * Writes where peers reach this engine: host:port, IPv6 in brackets. In P2P mode that is the name under which they open
+ * it; with a central metadata store they open the local name. NUL-terminated and cut to buf_len without an error.
  */
 int getLocalIpAndPort(transfer_engine_t engine, char *buf_out, size_t buf_len);
 

@@ -44,6 +44,32 @@ func ListenHost(host string) string {
 	return pickLocal(found, local)
 }
 
+// Published is the first address of an interface that is up, running and not the loopback one: an IPv6 address or an
+// IPv4 one. Link-local addresses are passed over, which mean nothing elsewhere. "" where there is none.
+func Published(ipv6 bool) string {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return ""
+	}
+	for _, i := range interfaces {
+		const wanted = net.FlagUp | net.FlagRunning
+		if i.Flags&wanted != wanted || i.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue
+		}
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			if ip := p.Addr(); err == nil && ip.Is6() == ipv6 && ip.IsGlobalUnicast() {
+				return ip.String()
+			}
+		}
+	}
+	return ""
+}
+
 // pickLoopback prefers IPv4, the family that Mooncake peers resolve names to unless told otherwise.
 func pickLoopback(found []netip.Addr) string {
 	chosen := "127.0.0.1"

@@ -38,6 +38,13 @@ type notifyBody struct {
 // probeBody is the answer to a probe.
 type probeBody struct {
 	Status string `json:"status"`
+
+	Extensions json.RawMessage `json:"kvferry,omitempty"` // of probeExtensions, or whatever a stranger puts there
+}
+
+// probeExtensions is what only engines like this one tell. Mooncake ignores the key.
+type probeExtensions struct {
+	Name string `json:"name"` // what peers open
 }
 
 // FetchDescriptor asks a peer for the descriptor of its segment.
@@ -75,21 +82,31 @@ func (c Client) SendNotify(ctx context.Context, peer string, n Notification) err
 // Probe asks whether anything answers at a peer's handshake port. A server that takes the connection and closes it in
 // good order without an answer counts as alive: that is how Mooncake answers a probe up to 0.3.9.
 func (c Client) Probe(ctx context.Context, peer string) error {
+	_, err := c.identify(ctx, peer)
+	return err
+}
+
+// identify is Probe, and returns the name of the engine that answers: "" for one that does not tell, as Mooncake's.
+func (c Client) identify(ctx context.Context, peer string) (name string, err error) {
 	reply, err := c.ask(ctx, peer, kindProbe, []byte("{}"))
 	if errors.Is(err, errNoFrame) {
-		return nil
+		return "", nil
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	var answer probeBody
 	if err := json.Unmarshal(reply, &answer); err != nil {
-		return peerError(peer, kindProbe, jsonError("the answer", err))
+		return "", peerError(peer, kindProbe, jsonError("the answer", err))
 	}
 	if answer.Status != "success" {
-		return peerError(peer, kindProbe, status.Errorf(status.RejectHandshake, "the peer answers %.80q", answer.Status))
+		return "", peerError(peer, kindProbe, status.Errorf(status.RejectHandshake, "the peer answers %.80q", answer.Status))
 	}
-	return nil
+	var told probeExtensions
+	if json.Unmarshal(answer.Extensions, &told) != nil {
+		return "", nil // all that it says can be done without
+	}
+	return told.Name, nil
 }
 
 // ask sends one request and returns the JSON of its reply.

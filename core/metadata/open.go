@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"kvferry/core/status"
+
+	"go.uber.org/zap"
 )
 
 // P2P is the connection string of the mode without a central store: a segment's name is its owner's address.
@@ -14,7 +16,13 @@ const P2P = "P2PHANDSHAKE"
 type Options struct {
 	ConnectTimeout time.Duration // see Client
 	MaxLength      int           // see Client, bytes
-	DefaultPort    int           // handshake port of segment names that give none
+	DefaultPort    int           // in P2P mode: handshake port of segment names that give none
+
+	// What follows is for central stores.
+	ClusterID string // prefix of the keys; "" for none
+	HTTPToken string // bearer token for an HTTP store; "" for none
+	Store     StoreOptions
+	Log       *zap.Logger // nil: none
 }
 
 // Open makes the store that a connection string names. An error carries status.InvalidArgument when the string is
@@ -23,6 +31,15 @@ func Open(connection string, o Options) (Store, error) {
 	if connection == P2P {
 		return newP2PStore(o), nil
 	}
+	store, err := openKV(connection, o)
+	if err != nil {
+		return nil, err
+	}
+	return newCentral(store, o), nil
+}
+
+// openKV makes the central store that a connection string names.
+func openKV(connection string, o Options) (kv, error) {
 	if connection == "" {
 		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string is empty; %s needs no server", P2P)
 	}
@@ -31,9 +48,11 @@ func Open(connection string, o Options) (Store, error) {
 		scheme = "etcd" // what Mooncake takes a bare host:port for
 	}
 	switch scheme {
-	case "etcd", "redis", "http", "https":
-		return nil, status.Errorf(status.Metadata, "the metadata connection string asks for a store of kind %s: this version knows %s only",
-			scheme, P2P)
+	case "http", "https":
+		return newHTTP(connection, o)
+	case "etcd", "redis":
+		return nil, status.Errorf(status.Metadata, "the metadata connection string asks for a store of kind %s: this version knows "+
+			"http://, https:// and %s only", scheme, P2P)
 	}
 	return nil, status.Errorf(status.InvalidArgument, "the metadata connection string has the unknown scheme %.40q", scheme)
 }

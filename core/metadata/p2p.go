@@ -21,7 +21,7 @@ func newP2PStore(o Options) *p2pStore {
 }
 
 // Publish has nothing to do: the engine's handshake server is what shows its descriptor.
-func (s *p2pStore) Publish(context.Context, func() *Descriptor) error { return nil }
+func (s *p2pStore) Publish(context.Context, string, func() *Descriptor) error { return nil }
 
 func (s *p2pStore) Fetch(ctx context.Context, segment string) (*Descriptor, error) {
 	peer, err := s.HandshakeAddress(ctx, segment)

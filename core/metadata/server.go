@@ -31,9 +31,10 @@ const (
 // longestAcceptPause bounds how long the server waits after accept(2) failed, as for want of file descriptors.
 const longestAcceptPause = time.Second
 
-// Handlers give the answers of a handshake server. Both are required. They are called from many goroutines at once,
-// and must return soon: closing the server waits for them.
+// Handlers give the answers of a handshake server. The functions are required. They are called from many goroutines at
+// once, and must return soon: closing the server waits for them.
 type Handlers struct {
+	Name string // of the engine, as peers open it; "" to leave it open
 	// Descriptor returns the current descriptor, which it leaves alone from then on; nil with central metadata.
 	Descriptor func() *Descriptor
 	// Notify takes a notification. With false it is rejected, and the peer told so.
@@ -232,9 +233,18 @@ func (s *Server) reply(request frame) ([]byte, error) {
 	case kindMetadata:
 		return s.descriptor(), nil
 	case kindProbe:
-		return mustEncode(probeBody{Status: "success"}), nil
+		return s.probe(), nil
 	}
 	return mustEncode(connectionBody{QPNumbers: []int{}}), nil
+}
+
+// probe tells also who is alive here: the port may have been another engine's before.
+func (s *Server) probe() []byte {
+	answer := probeBody{Status: "success"}
+	if s.handlers.Name != "" {
+		answer.Extensions = mustEncode(probeExtensions{Name: s.handlers.Name})
+	}
+	return mustEncode(answer)
 }
 
 // connectionBody is the answer to an RDMA handshake: every field that a peer may insist on, and nothing in them.

@@ -75,7 +75,7 @@ class Engine(Managed):
         return python_string(self._functions.kvferry_last_error())
 
     def name(self) -> str:
-        """What peers open: in P2P mode host:port. "" once the engine is closed."""
+        """Where peers reach this engine, host:port: in P2P mode what they open. "" once the engine is closed."""
         text = create_string_buffer(512)
         self._functions.getLocalIpAndPort(self.handle, text, len(text))
         return python_string(text.value)

@@ -94,7 +94,7 @@ type Store struct {
 var _ metadata.Store = (*Store)(nil)
 
 // Publish implements metadata.Store.
-func (s *Store) Publish(ctx context.Context, self func() *metadata.Descriptor) error {
+func (s *Store) Publish(ctx context.Context, _ string, self func() *metadata.Descriptor) error {
 	name := self().Name
 	if err := s.directory.check(ctx, Publish, name); err != nil {
 		return err

@@ -22,7 +22,7 @@ func TestEnginesFindEachOtherInADirectory(t *testing.T) {
 	ctx := context.Background()
 	directory := NewDirectory()
 	a, b := directory.Store(), directory.Store()
-	require.NoError(t, a.Publish(ctx, descriptor("node1:15000")))
+	require.NoError(t, a.Publish(ctx, "", descriptor("node1:15000")))
 
 	found, err := b.Fetch(ctx, "node1:15000")
 	require.NoError(t, err)
@@ -48,8 +48,8 @@ func TestAnEngineDoesNotWithdrawItsSuccessor(t *testing.T) {
 	ctx := context.Background()
 	directory := NewDirectory()
 	first, second := directory.Store(), directory.Store()
-	require.NoError(t, first.Publish(ctx, descriptor("node1")))
-	require.NoError(t, second.Publish(ctx, descriptor("node1")))
+	require.NoError(t, first.Publish(ctx, "", descriptor("node1")))
+	require.NoError(t, second.Publish(ctx, "", descriptor("node1")))
 	require.NoError(t, first.Withdraw(ctx))
 	_, err := first.Fetch(ctx, "node1")
 	assert.NoError(t, err)
@@ -59,7 +59,7 @@ func TestFaultsReachTheCaller(t *testing.T) {
 	ctx := context.Background()
 	directory := NewDirectory()
 	s := directory.Store()
-	require.NoError(t, s.Publish(ctx, descriptor("node1")))
+	require.NoError(t, s.Publish(ctx, "", descriptor("node1")))
 	broken := errors.New("broken")
 	directory.SetFault(func(op Operation, segment string) error {
 		if segment == "node1" {
@@ -72,7 +72,7 @@ func TestFaultsReachTheCaller(t *testing.T) {
 	_, err = s.HandshakeAddress(ctx, "node1")
 	assert.ErrorIs(t, err, broken)
 	assert.ErrorIs(t, s.Withdraw(ctx), broken)
-	assert.ErrorIs(t, s.Publish(ctx, descriptor("node1")), broken)
+	assert.ErrorIs(t, s.Publish(ctx, "", descriptor("node1")), broken)
 
 	directory.SetFault(nil)
 	_, err = s.Fetch(ctx, "node1")
@@ -83,7 +83,7 @@ func TestAnEndedContextFailsEveryOperation(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := NewDirectory().Store()
 	cancel()
-	assert.ErrorIs(t, s.Publish(ctx, descriptor("node1")), context.Canceled)
+	assert.ErrorIs(t, s.Publish(ctx, "", descriptor("node1")), context.Canceled)
 	_, err := s.Fetch(ctx, "node1")
 	assert.ErrorIs(t, err, context.Canceled)
 }

@@ -1,0 +1,347 @@
+package metadata
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvferry/core/address"
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// The way of an engine into a central store and out again:
+//
+//  1. The first Publish claims the name: what a predecessor left under it is removed once nobody answers at the address
+//     recorded there, and where somebody does, nothing is touched and the claim fails.
+//  2. rpc_meta says where the engine's handshake port is. It stays as it is.
+//  3. The descriptor is written whenever Publish is called, once there is a data port that it can name.
+//  4. Withdraw removes both, each only while it is this engine's. Later Publishes write nothing.
+
+// central is a Store whose descriptors are in a store that all engines share.
+type central struct {
+	kv     kv
+	prefix string // of every key
+	probe  Client
+	log    *zap.Logger
+
+	wanted atomic.Uint64 // Publishes that were begun
+
+	turn chan struct{} // has an element while somebody publishes or withdraws, who has what follows to himself
+	self struct {
+		name       string
+		entry      []byte // rpc_meta, once it may have been written
+		claimed    bool   // the entry is there, and the name is this engine's
+		descriptor []byte // as it was written last; nil before
+		unsure     bool   // a later descriptor was sent, and it is not known whether it arrived
+		shown      uint64 // Publishes that were begun when the last one that succeeded looked at the engine
+		withdrawn  bool
+	}
+
+	mu    sync.Mutex
+	known map[string]string // handshake addresses that were found, for when the store does not answer
+}
+
+// rpcMeta is the value of an rpc_meta key.
+type rpcMeta struct {
+	Host string `json:"ip_or_host_name"`
+	Port int    `json:"rpc_port"`
+}
+
+const (
+	claimReplyTimeout = 5 * time.Second // for a predecessor that takes the connection
+	maxKnown          = 1 << 16         // addresses that are remembered
+)
+
+func newCentral(store kv, o Options) *central {
+	prefix := "mooncake/"
+	if o.ClusterID != "" {
+		prefix += strings.TrimSuffix(o.ClusterID, "/") + "/"
+	}
+	log := o.Log
+	if log == nil {
+		log = zap.NewNop()
+	}
+	return &central{
+		kv: store, prefix: prefix, log: log,
+		probe: Client{ConnectTimeout: o.ConnectTimeout, ReplyTimeout: claimReplyTimeout, MaxLength: o.MaxLength},
+		turn:  make(chan struct{}, 1), known: map[string]string{},
+	}
+}
+
+// addressKey is where the handshake address of a segment's owner is. "ram/x" is the memory of x, by another name.
+func (c *central) addressKey(segment string) string {
+	return c.prefix + "rpc_meta/" + strings.TrimPrefix(segment, "ram/")
+}
+
+// segmentKey is where a segment's descriptor is. A name with a slash says itself of what kind the segment is.
+func (c *central) segmentKey(segment string) string {
+	if strings.Contains(segment, "/") {
+		return c.prefix + segment
+	}
+	return c.prefix + "ram/" + segment
+}
+
+// acquire waits for the turn, which the caller gives back.
+func (c *central) acquire(ctx context.Context) error {
+	select {
+	case c.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return c.fail("waiting for another change of the own entries: %w", context.Cause(ctx))
+	}
+}
+
+func (c *central) release() { <-c.turn }
+
+// Publish implements Store. Of calls that come while another one writes, one writes for all.
+func (c *central) Publish(ctx context.Context, handshake string, self func() *Descriptor) error {
+	wanted := c.wanted.Add(1)
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.release()
+	if c.self.withdrawn || c.self.shown >= wanted {
+		return nil
+	}
+	showing := c.wanted.Load()
+	d := self()
+	if !c.self.claimed {
+		if err := c.claim(ctx, d.Name, handshake); err != nil {
+			return err
+		}
+	}
+	if err := c.show(ctx, d); err != nil {
+		return err
+	}
+	c.self.shown = showing
+	return nil
+}
+
+// show writes a descriptor, if peers could do anything with it.
+func (c *central) show(ctx context.Context, d *Descriptor) error {
+	if d.DataPort == 0 {
+		return nil
+	}
+	encoded, truncated := d.Encode(maxValue)
+	if truncated {
+		c.log.Warn("the segment descriptor does not fit the metadata store, peers see the first buffers only",
+			zap.Int("buffers", len(d.Buffers)), zap.Int("bytes", maxValue))
+	}
+	if err := c.kv.put(ctx, c.segmentKey(d.Name), encoded); err != nil {
+		c.self.unsure = true
+		return err
+	}
+	c.self.descriptor, c.self.unsure = encoded, false
+	return nil
+}
+
+// claim makes the name this engine's, or says whose it is.
+func (c *central) claim(ctx context.Context, name, handshake string) error {
+	self, err := metaOf(handshake)
+	if err != nil {
+		return err
+	}
+	key := c.addressKey(name)
+	found, there, err := c.entry(ctx, key)
+	if err != nil {
+		return err
+	}
+	if there != nil {
+		// Whoever was at this engine's own address is gone: the port is this engine's.
+		if found != self {
+			if err := c.requireDead(ctx, name, key, found); err != nil {
+				return err
+			}
+		}
+		if err := c.kv.remove(ctx, key, there); err != nil {
+			return err
+		}
+	}
+	c.self.name, c.self.entry = name, mustEncode(self)
+	if err := c.kv.put(ctx, key, c.self.entry); err != nil {
+		return err
+	}
+	// Two engines of one name may have come as far as this at once.
+	if found, there, err = c.entry(ctx, key); err != nil {
+		return err
+	}
+	if there == nil || found != self {
+		return c.fail("the name %q was taken by another engine at the same moment, as %s says", name, key)
+	}
+	c.self.claimed = true
+	return nil
+}
+
+// entry reads an rpc_meta key; there is the value as it stands, nil for none.
+func (c *central) entry(ctx context.Context, key string) (found rpcMeta, there []byte, err error) {
+	value, ok, err := c.kv.get(ctx, key)
+	if err != nil || !ok {
+		return rpcMeta{}, nil, err
+	}
+	if found, err = parseMeta(value); err != nil {
+		return rpcMeta{}, nil, c.fail("the value of %s is no address of an engine: %w; remove the key", key, err)
+	}
+	return found, value, nil
+}
+
+// requireDead returns nil when no engine of this name answers at an address.
+func (c *central) requireDead(ctx context.Context, name, key string, at rpcMeta) error {
+	answered, err := c.probe.identify(ctx, at.hostPort())
+	switch {
+	case err == nil && (answered == "" || answered == name):
+		return c.fail("the name %q is taken: a live engine answers at %s, which is what %s says; end that engine, or choose "+
+			"another name", name, at.hostPort(), key)
+	case err == nil, isNobody(err):
+		c.log.Info("what an engine left under this name is replaced", zap.String("name", name), zap.String("at", at.hostPort()))
+		return nil
+	}
+	return c.fail("the name %q is taken by an engine at %s, which is what %s says, and it is not known whether that is alive: %w",
+		name, at.hostPort(), key, err)
+}
+
+// isNobody tells from the error of a probe that no engine is there: nobody takes the connection, or something else does.
+func isNobody(err error) bool {
+	var unresolved *net.DNSError
+	if errors.As(err, &unresolved) {
+		return unresolved.IsNotFound
+	}
+	var failed *net.OpError
+	if errors.As(err, &failed) && failed.Op == "dial" {
+		return failed.Timeout() || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EHOSTUNREACH) ||
+			errors.Is(err, unix.ENETUNREACH)
+	}
+	code := status.Of(err, status.OK)
+	return code == status.MalformedJSON || code == status.RejectHandshake
+}
+
+// Fetch implements Store.
+func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error) {
+	key := c.segmentKey(segment)
+	value, found, err := c.kv.get(ctx, key)
+	switch {
+	case err != nil:
+		return nil, err
+	case !found:
+		return nil, c.fail("there is no segment %q: no key %s", segment, key)
+	case isNull(value):
+		return nil, c.fail("the value of %s is no segment descriptor, but null", key)
+	}
+	d, err := ParseDescriptor(value)
+	if err != nil {
+		return nil, status.Errorf(status.Of(err, status.Metadata), "metadata store %s: the value of %s: %w", c.kv.name(), key, err)
+	}
+	return d, nil
+}
+
+// HandshakeAddress implements Store. While the store does not answer, an address that was found before does.
+func (c *central) HandshakeAddress(ctx context.Context, segment string) (string, error) {
+	key := c.addressKey(segment)
+	value, found, err := c.kv.get(ctx, key)
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if at, ok := c.known[key]; ok {
+			return at, nil
+		}
+		return "", err
+	}
+	if !found {
+		return "", c.fail("there is no engine %q: no key %s", segment, key)
+	}
+	meta, err := parseMeta(value)
+	if err != nil {
+		return "", c.fail("the value of %s is no address of an engine: %w", key, err)
+	}
+	c.remember(key, meta.hostPort())
+	return meta.hostPort(), nil
+}
+
+func (c *central) remember(key, at string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.known) >= maxKnown {
+		clear(c.known)
+	}
+	c.known[key] = at
+}
+
+// Withdraw implements Store. The name is given up last.
+func (c *central) Withdraw(ctx context.Context) error {
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.release()
+	c.self.withdrawn = true
+	if c.self.entry == nil {
+		return nil
+	}
+	err := c.withdrawDescriptor(ctx)
+	if err == nil {
+		err = c.kv.remove(ctx, c.addressKey(c.self.name), c.self.entry)
+	}
+	if err == nil {
+		c.self.entry, c.self.claimed = nil, false
+	}
+	return err
+}
+
+func (c *central) withdrawDescriptor(ctx context.Context) error {
+	key, value := c.segmentKey(c.self.name), c.self.descriptor
+	if c.self.unsure {
+		// Whichever arrived, it is this engine's as long as the name is.
+		entry, _, err := c.kv.get(ctx, c.addressKey(c.self.name))
+		if err != nil || !bytes.Equal(entry, c.self.entry) {
+			return err
+		}
+		if value, _, err = c.kv.get(ctx, key); err != nil {
+			return err
+		}
+	}
+	if value == nil {
+		return nil
+	}
+	return c.kv.remove(ctx, key, value)
+}
+
+// Close implements Store.
+func (c *central) Close() error { return c.kv.close() }
+
+// fail is an error of the store's contents.
+func (c *central) fail(format string, args ...any) error {
+	return status.Errorf(status.Metadata, "metadata store %s: "+format, append([]any{c.kv.name()}, args...)...)
+}
+
+func (m rpcMeta) hostPort() string { return net.JoinHostPort(m.Host, strconv.Itoa(m.Port)) }
+
+// metaOf is what rpc_meta says of an engine at "host:port".
+func metaOf(hostPort string) (rpcMeta, error) {
+	at, err := address.Parse(hostPort, 0)
+	return rpcMeta{Host: at.Host, Port: at.Port}, err
+}
+
+// parseMeta reads the value of an rpc_meta key. Mooncake may have put an IPv6 address in brackets.
+func parseMeta(value []byte) (rpcMeta, error) {
+	var m rpcMeta
+	if err := json.Unmarshal(value, &m); err != nil {
+		return m, jsonError("the value", err)
+	}
+	m.Host = strings.TrimSuffix(strings.TrimPrefix(m.Host, "["), "]")
+	if err := address.CheckHost(m.Host); err != nil {
+		return m, err
+	}
+	if m.Port < 1 || m.Port > math.MaxUint16 {
+		return m, malformed("rpc_port %d is not a port", m.Port)
+	}
+	return m, nil
+}

@@ -1,0 +1,179 @@
+package metadata
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"kvferry/core/status"
+)
+
+const (
+	defaultHTTPConnectTimeout = 1500 * time.Millisecond // Mooncake's
+	defaultHTTPTimeout        = 3 * time.Second         // likewise
+
+	maxResponseHeader = 64 << 10 // bytes
+	maxQuoted         = 200      // bytes of what a server says of an error
+	idleConnections   = 4
+	idleTimeout       = 30 * time.Second
+)
+
+// httpStore is a kv on a server of Mooncake's metadata protocol: GET, PUT and DELETE of <base>?key=<key>. It follows no
+// redirects, so that what it sends goes nowhere else, and uses no proxy.
+type httpStore struct {
+	base    string // with what separates the query's key from it
+	shown   string
+	user    *url.Userinfo
+	token   string
+	timeout time.Duration
+	client  http.Client
+}
+
+func newHTTP(connection string, o Options) (*httpStore, error) {
+	base, err := url.Parse(connection)
+	if err != nil || base.Hostname() == "" {
+		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string %q is no URL with a host", redacted(connection))
+	}
+	config, err := o.Store.tls()
+	if err != nil {
+		return nil, err
+	}
+	s := &httpStore{shown: redacted(connection), user: base.User, token: o.HTTPToken, timeout: orDefault(o.Store.ReplyTimeout, defaultHTTPTimeout)}
+	separator := "?"
+	if base.RawQuery != "" {
+		separator = "&"
+	}
+	base.User, base.Fragment = nil, ""
+	s.base = base.String() + separator + "key="
+	dialer := net.Dialer{Timeout: orDefault(o.Store.ConnectTimeout, defaultHTTPConnectTimeout)}
+	s.client = http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			DialContext: dialer.DialContext, TLSClientConfig: config, TLSHandshakeTimeout: s.timeout,
+			DisableCompression: true, MaxResponseHeaderBytes: maxResponseHeader,
+			MaxIdleConnsPerHost: idleConnections, IdleConnTimeout: idleTimeout,
+		},
+	}
+	return s, nil
+}
+
+func (s *httpStore) name() string { return s.shown }
+
+func (s *httpStore) close() error {
+	s.client.CloseIdleConnections()
+	return nil
+}
+
+func (s *httpStore) get(ctx context.Context, key string) (value []byte, found bool, err error) {
+	code, body, err := s.do(ctx, http.MethodGet, key, nil)
+	switch {
+	case err != nil:
+		return nil, false, err
+	case code == http.StatusNotFound:
+		return nil, false, nil
+	case code != http.StatusOK:
+		return nil, false, s.refused(http.MethodGet, key, code, body)
+	}
+	return body, true, nil
+}
+
+func (s *httpStore) put(ctx context.Context, key string, value []byte) error {
+	code, body, err := s.do(ctx, http.MethodPut, key, value)
+	if err != nil || isSuccess(code) {
+		return err
+	}
+	if code == http.StatusBadRequest {
+		// Mooncake's server replaces no rpc_meta, not even by itself.
+		if there, found, err := s.get(ctx, key); err == nil && found && bytes.Equal(there, value) {
+			return nil
+		}
+	}
+	return s.refused(http.MethodPut, key, code, body)
+}
+
+func (s *httpStore) remove(ctx context.Context, key string, value []byte) error {
+	there, found, err := s.get(ctx, key)
+	if err != nil || !found || !bytes.Equal(there, value) {
+		return err
+	}
+	code, body, err := s.do(ctx, http.MethodDelete, key, nil)
+	if err != nil || isSuccess(code) || code == http.StatusNotFound {
+		return err
+	}
+	return s.refused(http.MethodDelete, key, code, body)
+}
+
+func isSuccess(code int) bool { return code/100 == 2 }
+
+// do makes a request, and reads the answer.
+func (s *httpStore) do(ctx context.Context, method, key string, value []byte) (code int, body []byte, err error) {
+	ctx, done := context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("no answer within %v", s.timeout))
+	defer done()
+	request, err := http.NewRequestWithContext(ctx, method, s.base+strings.ReplaceAll(url.QueryEscape(key), "+", "%20"), bytes.NewReader(value))
+	if err != nil {
+		return 0, nil, s.failed(method, key, err)
+	}
+	s.authorize(request)
+	request.Header["Idempotency-Key"] = nil // not sent: a kept connection that the server closes meanwhile is replaced
+	if value != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	response, err := s.client.Do(request)
+	if err == nil {
+		defer response.Body.Close()
+		code = response.StatusCode
+		body, err = io.ReadAll(io.LimitReader(response.Body, maxValue+1))
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return 0, nil, s.failed(method, key, context.Cause(ctx))
+	case err != nil:
+		return 0, nil, s.failed(method, key, withoutURL(err))
+	case len(body) > maxValue:
+		return 0, nil, s.failed(method, key, fmt.Errorf("the answer is longer than %d bytes", maxValue))
+	}
+	return code, body, nil
+}
+
+func (s *httpStore) authorize(request *http.Request) {
+	if s.user != nil {
+		password, _ := s.user.Password()
+		request.SetBasicAuth(s.user.Username(), password)
+	}
+	if s.token != "" {
+		request.Header.Set("Authorization", "Bearer "+s.token)
+	}
+}
+
+// withoutURL is what happened to a request: net/http puts before it which one that was.
+func withoutURL(err error) error {
+	var wrapped *url.Error
+	if errors.As(err, &wrapped) {
+		return wrapped.Err
+	}
+	return err
+}
+
+func (s *httpStore) failed(method, key string, err error) error {
+	return status.Errorf(status.Metadata, "metadata store %s: %s %s: %w", s.shown, method, key, err)
+}
+
+// refused is the error of an answer that says no.
+func (s *httpStore) refused(method, key string, code int, body []byte) error {
+	hint := ""
+	switch code {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		hint = "; MC_METADATA_HTTP_TOKEN is the token that is sent"
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		hint = "; redirects are not followed"
+	}
+	return s.failed(method, key, fmt.Errorf("the server answers %d %s, %q%s", code, http.StatusText(code),
+		bytes.TrimSpace(body[:min(len(body), maxQuoted)]), hint))
+}

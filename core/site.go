@@ -1,0 +1,38 @@
+package core
+
+import (
+	"strings"
+
+	"kvferry/core/address"
+	"kvferry/core/status"
+)
+
+// site is where an engine's ports are.
+type site struct {
+	host             string // that peers connect to, without brackets
+	listenHost       string // see Engine.ListenHost
+	minPort, maxPort int    // that the handshake port is picked from
+}
+
+// siteOf finds where an engine is. In P2P mode peers connect to the host of its name. With central metadata they look up
+// where it is, and the name need not say.
+func siteOf(name address.Name, central bool, c *Config) (site, error) {
+	s := site{host: name.Host, minPort: c.MinPort, maxPort: c.MaxPort}
+	switch {
+	case !central:
+	case c.LegacyPortBinding:
+		s.minPort, s.maxPort = name.Port, name.Port
+	case c.BindAddress != "":
+		s.host = strings.TrimSuffix(strings.TrimPrefix(c.BindAddress, "["), "]")
+		if err := address.CheckHost(s.host); err != nil {
+			return s, status.Errorf(status.InvalidArgument, "MC_TCP_BIND_ADDRESS: %w", err)
+		}
+	default:
+		if s.host = address.Published(c.UseIPv6); s.host == "" {
+			return s, status.Errorf(status.InvalidArgument, "no interface is up that has an address for peers to connect to: "+
+				"set MC_TCP_BIND_ADDRESS to this machine's")
+		}
+	}
+	s.listenHost = address.ListenHost(s.host)
+	return s, nil
+}
