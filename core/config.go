@@ -39,6 +39,7 @@ type Config struct {
 	MetaRefreshInterval     time.Duration // 0 is off
 	ClusterID               string
 	Metadata                metadata.StoreOptions
+	MetadataKeepInterval    time.Duration // 0 is off
 	RedisUsername           string
 	RedisPassword           Secret
 	RedisDB                 int
@@ -233,6 +234,8 @@ var settings = []setting{
 		"How long to try to connect to a central metadata store; 0: 1500 with HTTP."},
 	{one("KVFERRY_METADATA_TIMEOUT_MS", "0"), milliseconds(0, 60000, func(c *Config) *time.Duration { return &c.Metadata.ReplyTimeout }),
 		"How long one request to a central metadata store may take; 0: 3000 with HTTP, connecting included."},
+	{one("KVFERRY_METADATA_KEEP_SECONDS", "10"), seconds(0, 86400, func(c *Config) *time.Duration { return &c.MetadataKeepInterval }),
+		"How often an engine looks whether a central metadata store still has its entries, and writes them again if not; 0: never."},
 	{one("KVFERRY_METADATA_CA", ""), text(func(c *Config) *string { return &c.Metadata.CA }),
 		"PEM file of the certificates that vouch for that of a metadata store over TLS, instead of the system's."},
 	{one("KVFERRY_METADATA_CERT", ""), text(func(c *Config) *string { return &c.Metadata.Cert }),

@@ -34,7 +34,8 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		StatusTimeout: 30 * time.Second, ProgressTimeout: 30 * time.Second,
 		SliceSize: 1 << 20, ConnectionPool: true, LanesPerPeer: 4,
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
-		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
+		MetadataKeepInterval: 10 * time.Second,
+		LogLevel:             "WARNING", MetricsInterval: 5 * time.Second,
 		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10,
 		SameHost: true, MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536,
 	}, DefaultConfig())
@@ -54,7 +55,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"MC_CUSTOM_TOPO_JSON": "/etc/topology.json", "MC_METADATA_HTTP_TOKEN": "token",
 		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS": "16", "KVFERRY_METADATA_TIMEOUT_MS": "17", "KVFERRY_METADATA_CA": "/ca.pem",
 		"KVFERRY_METADATA_CERT": "/cert.pem", "KVFERRY_METADATA_KEY": "/key.pem", "KVFERRY_METADATA_INSECURE": "on",
-		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
+		"KVFERRY_METADATA_KEEP_SECONDS": "18",
+		"KVFERRY_ASCENDCL":              "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "KVFERRY_MAX_NOTIFICATIONS": "14",
 		"KVFERRY_SAME_HOST": "off", "KVFERRY_POLL_US": "15",
@@ -75,7 +77,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 			ConnectTimeout: 16 * time.Millisecond, ReplyTimeout: 17 * time.Millisecond,
 			CA: "/ca.pem", Cert: "/cert.pem", Key: "/key.pem", Insecure: true,
 		},
-		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
+		MetadataKeepInterval: 18 * time.Second,
+		AscendCL:             "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
 		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14, Polling: 15 * time.Microsecond,
 	}, c)
 }
@@ -114,6 +117,7 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"KVFERRY_SAME_HOST":                       {"2", "perhaps"},
 		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS":     {"-1", "60001", "1s"},
 		"KVFERRY_METADATA_TIMEOUT_MS":             {"-1", "60001"},
+		"KVFERRY_METADATA_KEEP_SECONDS":           {"-1", "86401"},
 		"KVFERRY_METADATA_INSECURE":               {"never"},
 		"KVFERRY_POLL_US":                         {"-1", "1000001", "1ms"},
 	} {

@@ -85,6 +85,7 @@ func New(o Options) (*Engine, error) {
 		MaxLength:      o.Config.HandshakeMaxLength,
 		DefaultPort:    o.Config.HandshakePort,
 		ClusterID:      o.Config.ClusterID,
+		KeepInterval:   o.Config.MetadataKeepInterval,
 		HTTPToken:      string(o.Config.MetadataHTTPToken),
 		Store:          o.Config.Metadata,
 		Log:            o.Log,

@@ -26,7 +26,8 @@ import (
 //     recorded there, and where somebody does, nothing is touched and the claim fails.
 //  2. rpc_meta says where the engine's handshake port is. It stays as it is.
 //  3. The descriptor is written whenever Publish is called, once there is a data port that it can name.
-//  4. Withdraw removes both, each only while it is this engine's. Later Publishes write nothing.
+//  4. From time to time it is looked whether they are still there: a store in memory forgets them when it is restarted.
+//  5. Withdraw removes both, each only while it is this engine's. Later Publishes write nothing.
 
 // central is a Store whose descriptors are in a store that all engines share.
 type central struct {
@@ -46,10 +47,15 @@ type central struct {
 		unsure     bool   // a later descriptor was sent, and it is not known whether it arrived
 		shown      uint64 // Publishes that were begun when the last one that succeeded looked at the engine
 		withdrawn  bool
+		look       func() *Descriptor // at the engine
 	}
 
 	mu    sync.Mutex
 	known map[string]string // handshake addresses that were found, for when the store does not answer
+
+	closed  context.Context
+	close   context.CancelFunc
+	keeping sync.WaitGroup
 }
 
 // rpcMeta is the value of an rpc_meta key.
@@ -72,11 +78,16 @@ func newCentral(store kv, o Options) *central {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	return &central{
-		kv: store, prefix: prefix, log: log,
+	c := &central{
+		kv: store, prefix: prefix, log: sampled(log),
 		probe: Client{ConnectTimeout: o.ConnectTimeout, ReplyTimeout: claimReplyTimeout, MaxLength: o.MaxLength},
 		turn:  make(chan struct{}, 1), known: map[string]string{},
 	}
+	c.closed, c.close = context.WithCancel(context.Background())
+	if o.KeepInterval > 0 {
+		c.keeping.Go(func() { c.keep(o.KeepInterval) })
+	}
+	return c
 }
 
 // addressKey is where the handshake address of a segment's owner is. "ram/x" is the memory of x, by another name.
@@ -121,6 +132,7 @@ func (c *central) Publish(ctx context.Context, handshake string, self func() *De
 			return err
 		}
 	}
+	c.self.look = self
 	if err := c.show(ctx, d); err != nil {
 		return err
 	}
@@ -225,6 +237,47 @@ func isNobody(err error) bool {
 	return code == status.MalformedJSON || code == status.RejectHandshake
 }
 
+// keep looks after the own entries until the store is closed.
+func (c *central) keep(interval time.Duration) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.closed.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := c.restore(c.closed); err != nil && c.closed.Err() == nil {
+			c.log.Warn("it is not known whether peers still find this engine", zap.Error(err))
+		}
+	}
+}
+
+// restore writes the own entries again if the store has lost them.
+func (c *central) restore(ctx context.Context) error {
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.release()
+	if !c.self.claimed || c.self.withdrawn {
+		return nil
+	}
+	key := c.addressKey(c.self.name)
+	there, found, err := c.kv.get(ctx, key)
+	switch {
+	case err != nil:
+		return err
+	case !found:
+		if err := c.kv.put(ctx, key, c.self.entry); err != nil {
+			return err
+		}
+		return c.show(ctx, c.self.look())
+	case !bytes.Equal(there, c.self.entry):
+		return c.fail("%s holds another engine's address, %.100q", key, there)
+	}
+	return nil
+}
+
 // Fetch implements Store.
 func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error) {
 	key := c.segmentKey(segment)
@@ -315,7 +368,11 @@ func (c *central) withdrawDescriptor(ctx context.Context) error {
 }
 
 // Close implements Store.
-func (c *central) Close() error { return c.kv.close() }
+func (c *central) Close() error {
+	c.close()
+	c.keeping.Wait()
+	return c.kv.close()
+}
 
 // fail is an error of the store's contents.
 func (c *central) fail(format string, args ...any) error {

@@ -355,3 +355,32 @@ func TestNobodyWaitsLongerThanHisContextForTheTurn(t *testing.T) {
 	assert.ErrorIs(t, m.Withdraw(ctx), context.DeadlineExceeded)
 	m.release()
 }
+
+func TestEntriesThatAStoreHasLostAreWrittenAgain(t *testing.T) {
+	server, url := serveMetadata(t)
+	m := join(t, url, "a", Options{KeepInterval: time.Millisecond})
+	require.NoError(t, m.publish())
+	entry := server.value("mooncake/rpc_meta/a")
+	for range 3 {
+		m.buffers.Add(1)
+		server.clear()
+		require.Eventually(t, func() bool { return len(server.keys()) == 2 }, 10*time.Second, time.Millisecond)
+		assert.Equal(t, entry, server.value("mooncake/rpc_meta/a"))
+		d, err := m.Fetch(context.Background(), "a")
+		require.NoError(t, err)
+		assert.Len(t, d.Buffers, int(m.buffers.Load()))
+	}
+	require.NoError(t, m.Withdraw(context.Background()))
+	require.NoError(t, m.restore(context.Background()))
+	assert.Empty(t, server.keys(), "what was withdrawn stays away")
+}
+
+func TestANameThatSomebodyElseHasNowIsNotTakenBack(t *testing.T) {
+	server, url := serveMetadata(t)
+	m := join(t, url, "a", Options{})
+	require.NoError(t, m.restore(context.Background()), "there is nothing yet")
+	require.NoError(t, m.publish())
+	server.set("mooncake/rpc_meta/a", "theirs")
+	assert.ErrorContains(t, m.restore(context.Background()), "mooncake/rpc_meta/a holds another engine's address, \"theirs\"")
+	assert.Equal(t, "theirs", server.value("mooncake/rpc_meta/a"))
+}

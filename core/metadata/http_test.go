@@ -80,6 +80,13 @@ func (s *mooncakeServer) keys() (keys []string) {
 	return keys
 }
 
+// clear forgets everything, as when the server is restarted.
+func (s *mooncakeServer) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.values)
+}
+
 // requests counts those that start so, "PUT mooncake/ram/".
 func (s *mooncakeServer) requests(prefix string) (n int) {
 	s.mu.Lock()

@@ -19,10 +19,11 @@ type Options struct {
 	DefaultPort    int           // in P2P mode: handshake port of segment names that give none
 
 	// What follows is for central stores.
-	ClusterID string // prefix of the keys; "" for none
-	HTTPToken string // bearer token for an HTTP store; "" for none
-	Store     StoreOptions
-	Log       *zap.Logger // nil: none
+	ClusterID    string        // prefix of the keys; "" for none
+	KeepInterval time.Duration // how often the own entries are looked after; 0: never
+	HTTPToken    string        // bearer token for an HTTP store; "" for none
+	Store        StoreOptions
+	Log          *zap.Logger // nil: none
 }
 
 // Open makes the store that a connection string names. An error carries status.InvalidArgument when the string is
