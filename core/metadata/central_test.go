@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -383,4 +384,47 @@ func TestANameThatSomebodyElseHasNowIsNotTakenBack(t *testing.T) {
 	server.set("mooncake/rpc_meta/a", "theirs")
 	assert.ErrorContains(t, m.restore(context.Background()), "mooncake/rpc_meta/a holds another engine's address, \"theirs\"")
 	assert.Equal(t, "theirs", server.value("mooncake/rpc_meta/a"))
+}
+
+func TestAThousandEnginesShareAStore(t *testing.T) {
+	const engines = 1000
+	ctx, done := context.WithTimeout(context.Background(), time.Minute)
+	defer done()
+	server, url := serveMetadata(t)
+	var stores [engines]Store
+	var all sync.WaitGroup
+	for i := range engines {
+		all.Go(func() {
+			store, err := Open(url, Options{Store: StoreOptions{ConnectTimeout: time.Minute, ReplyTimeout: time.Minute}})
+			if !assert.NoError(t, err) {
+				return
+			}
+			stores[i] = store
+			d := sample(10)
+			d.Name = strconv.Itoa(i)
+			assert.NoError(t, store.Publish(ctx, net.JoinHostPort("10.0.0.1", strconv.Itoa(15000+i)), func() *Descriptor { return d }))
+		})
+	}
+	all.Wait()
+	require.Len(t, server.keys(), 2*engines)
+	for i, store := range stores {
+		all.Go(func() {
+			peer := strconv.Itoa((i + 1) % engines)
+			d, err := store.Fetch(ctx, peer)
+			assert.NoError(t, err)
+			assert.Equal(t, peer, d.Name)
+			at, err := store.HandshakeAddress(ctx, peer)
+			assert.NoError(t, err)
+			assert.Equal(t, net.JoinHostPort("10.0.0.1", strconv.Itoa(15000+(i+1)%engines)), at)
+		})
+	}
+	all.Wait()
+	for _, store := range stores {
+		all.Go(func() {
+			assert.NoError(t, store.Withdraw(ctx))
+			assert.NoError(t, store.Close())
+		})
+	}
+	all.Wait()
+	assert.Empty(t, server.keys())
 }

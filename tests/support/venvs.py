@@ -20,6 +20,10 @@ VERSIONS = ("0.3.8", "0.3.11", "0.3.12", "0.3.13")
 NIXL = "1.5.1"
 LIBRARIES = ("libibverbs1", "ibverbs-providers", "libnuma1", "libcurl4")
 PYTHONS = ("python3.11", "python3.12", "python3.10")  # for which every one of VERSIONS, and NIXL, has a wheel
+AIOHTTP = (
+    *("aiohttp", "aiohappyeyeballs", "aiosignal", "attrs", "frozenlist", "idna", "multidict", "propcache"),
+    *("typing-extensions", "yarl"),
+)  # with all that it requires
 INSTALL_LIMIT = 300.0  # seconds
 
 
@@ -55,6 +59,13 @@ def mooncake(version: str) -> Path:
     python = environment(version, f"Mooncake {version}", "mooncake", f"{PACKAGE}=={version}.post1")
     check_import(python, f"Mooncake {version}", "mooncake.engine", f"`apt-get install {' '.join(LIBRARIES)}`")
     return python
+
+
+@functools.cache
+def http_metadata_server(version: str) -> list[str]:
+    """Return the command of the HTTP metadata server that is in that version of Mooncake, without its options."""
+    script = next(mooncake(version).parents[1].glob("lib/python*/site-packages/mooncake/http_metadata_server.py"))
+    return [str(environment("aiohttp", "aiohttp", "aiohttp", *AIOHTTP)), str(script)]
 
 
 @functools.cache
