@@ -1,0 +1,258 @@
+// Package metaserver is a central metadata store for a cluster of engines: a map of keys to values behind HTTP, with the
+// requests and answers of Mooncake's HTTP metadata server.
+//
+// A request goes this way:
+//
+//  1. slots accepts its connection, as many at once as there are slots; the kernel's backlog keeps the others.
+//  2. net/http reads its header, within a time and a size.
+//  3. answer checks path, token and key, reads the value within a time and a size, and turns to the store.
+//  4. The store changes, within its limits, and the snapshot is told.
+//  5. The answer is counted and sent.
+package metaserver
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"kvferry/core/address"
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+)
+
+// Defaults of Options.
+const (
+	DefaultPath           = "/metadata"
+	DefaultMaxKeys        = 100_000
+	DefaultMaxValue       = 1 << 20
+	DefaultMaxBytes       = 1 << 30
+	DefaultMaxConnections = 1024
+)
+
+// What no option changes.
+const (
+	maxKey         = 1024 // bytes of a key
+	maxHeader      = 8 << 10
+	headerTimeout  = 5 * time.Second  // for a header to arrive
+	requestTimeout = 15 * time.Second // for a whole request to arrive, and for its answer to leave
+	idleTimeout    = 30 * time.Second // between the requests of a connection
+	closeTimeout   = 2 * time.Second  // for the requests that are being answered when the server is closed
+)
+
+// What bounds the limits that options set, so that sums of them fit, and connections have descriptors.
+const (
+	largestLimit    = 1 << 40
+	mostConnections = 1 << 20
+)
+
+// Options say where a server listens and what it keeps. Zero fields have defaults.
+type Options struct {
+	Host     string // address or name to listen at; "": every address
+	Port     int    // 0: any free port
+	Path     string // of the requests for metadata; DefaultPath
+	Snapshot string // file to keep the entries in; "": memory alone
+	Token    string // that requests for metadata must bear; "": none
+	TLSCert  string // PEM file with the certificates for HTTPS; "": HTTP
+	TLSKey   string // PEM file with their key
+
+	MaxKeys  int64 // entries; DefaultMaxKeys
+	MaxValue int64 // bytes of one value; DefaultMaxValue
+	MaxBytes int64 // bytes of all keys and values together; DefaultMaxBytes
+
+	MaxConnections int64 // open at once; DefaultMaxConnections
+
+	Log *zap.Logger // nil: none
+}
+
+// Server serves metadata until it is closed.
+type Server struct {
+	options  Options
+	address  string // connection string
+	log      *zap.Logger
+	store    *store
+	snapshot *snapshot // nil without a file
+	requests counters
+	slots    *slots
+	http     *http.Server
+	serving  sync.WaitGroup
+}
+
+// Start makes a server that answers by the time Start returns. An error carries status.InvalidArgument for an option
+// that makes no sense, status.Socket where the server cannot listen, and status.Metadata for a snapshot that cannot be
+// read, which is left as it is, or cannot be written.
+func Start(o Options) (*Server, error) {
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	certificates, err := o.certificates()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{options: o, log: o.Log, store: newStore(o)}
+	listener, err := o.listen()
+	if err != nil {
+		return nil, err
+	}
+	if o.Snapshot != "" {
+		if s.snapshot, err = openSnapshot(o.Snapshot, s.store, o.Log); err != nil {
+			return nil, errors.Join(err, listener.Close())
+		}
+	}
+	s.serve(listener, certificates)
+	return s, nil
+}
+
+// complete checks the options and fills in the defaults.
+func (o *Options) complete() error {
+	if o.Path == "" {
+		o.Path = DefaultPath
+	}
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	if host, bracketed := strings.CutPrefix(o.Host, "["); bracketed {
+		o.Host = strings.TrimSuffix(host, "]")
+	}
+	if o.Port < 0 || o.Port > 1<<16-1 {
+		return invalid("the port %d is not within 0 to 65535", o.Port)
+	}
+	if !strings.HasPrefix(o.Path, "/") || strings.ContainsAny(o.Path, "?#% ") || o.Path == healthPath || o.Path == metricsPath {
+		return invalid("the path %q does not start with /, has one of ?#%% or a space in it, or is %s or %s",
+			o.Path, healthPath, metricsPath)
+	}
+	if (o.TLSCert == "") != (o.TLSKey == "") {
+		return invalid("a TLS certificate and its key are given together")
+	}
+	if strings.ContainsAny(o.Token, "\r\n") {
+		return invalid("the token has a line break in it")
+	}
+	return errors.Join(
+		limit("number of keys", &o.MaxKeys, DefaultMaxKeys, largestLimit),
+		limit("size of a value", &o.MaxValue, DefaultMaxValue, largestLimit),
+		limit("size of all entries", &o.MaxBytes, DefaultMaxBytes, largestLimit),
+		limit("number of connections", &o.MaxConnections, DefaultMaxConnections, mostConnections))
+}
+
+// limit checks a limit, and sets it where it is 0.
+func limit(what string, value *int64, standard, most int64) error {
+	if *value == 0 {
+		*value = standard
+	}
+	if *value < 0 || *value > most {
+		return invalid("the largest %s is to be 1 to %d, not %d", what, most, *value)
+	}
+	return nil
+}
+
+func invalid(format string, args ...any) error {
+	return status.Errorf(status.InvalidArgument, "metadata server: "+format, args...)
+}
+
+// certificates are what HTTPS is served with; nil for HTTP.
+func (o *Options) certificates() ([]tls.Certificate, error) {
+	if o.TLSCert == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
+	if err != nil {
+		return nil, invalid("the TLS certificate %s with the key %s cannot be used: %w", o.TLSCert, o.TLSKey, err)
+	}
+	return []tls.Certificate{pair}, nil
+}
+
+func (o *Options) listen() (net.Listener, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout) // a name may have to be resolved
+	defer cancel()
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	l, err := config.Listen(ctx, "tcp", net.JoinHostPort(o.Host, strconv.Itoa(o.Port)))
+	if err != nil {
+		return nil, status.Errorf(status.Socket, "metadata server: cannot listen: %w", err)
+	}
+	return l, nil
+}
+
+// serve starts the goroutine that accepts connections.
+func (s *Server) serve(listener net.Listener, certificates []tls.Certificate) {
+	s.address = s.options.address(listener.Addr().(*net.TCPAddr))
+	s.slots = newSlots(listener, int(s.options.MaxConnections))
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	s.http = &http.Server{
+		Handler: s, Protocols: &protocols,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeader + 3*maxKey, // a byte of a key may be three in a URL
+		TLSConfig:      &tls.Config{Certificates: certificates, MinVersion: tls.VersionTLS12},
+		ErrorLog:       log.New(faults{s.log}, "", 0),
+	}
+	s.serving.Go(func() {
+		var err error
+		if certificates != nil {
+			err = s.http.ServeTLS(s.slots, "", "")
+		} else {
+			err = s.http.Serve(s.slots)
+		}
+		if !errors.Is(err, http.ErrServerClosed) {
+			s.log.Error("the metadata server accepts no more connections", zap.String("server", s.address), zap.Error(err))
+		}
+	})
+}
+
+// Address is the connection string by which engines on other machines reach the server.
+func (s *Server) Address() string { return s.address }
+
+// address names the host as the option does or, where the server listens on every address, by one that others know.
+func (o *Options) address(bound *net.TCPAddr) string {
+	host := o.Host
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		host = ownAddress()
+	}
+	u := url.URL{Scheme: "http", Host: net.JoinHostPort(host, strconv.Itoa(bound.Port)), Path: o.Path}
+	if o.TLSCert != "" {
+		u.Scheme = "https"
+	}
+	return u.String()
+}
+
+// ownAddress is an address of this machine that others know, IPv4 where there is one; 127.0.0.1 without a network.
+func ownAddress() string {
+	return cmp.Or(address.Published(false), address.Published(true), "127.0.0.1")
+}
+
+// faults logs what net/http has to say about connections: one that cannot be accepted, a TLS handshake that failed.
+type faults struct{ log *zap.Logger }
+
+func (f faults) Write(line []byte) (int, error) {
+	f.log.Warn("a connection to the metadata server failed", zap.ByteString("reason", bytes.TrimSpace(line)))
+	return len(line), nil
+}
+
+// Close stops accepting connections, lets requests that are being answered end for a while, and writes the snapshot
+// for the last time. A change that was answered with success before or during Close is in it. No goroutine of the
+// server is left when it returns, but those of connections that were cut off, which end at once. Close may be called
+// more than once. An error carries status.Metadata, when the snapshot could not be written.
+func (s *Server) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if s.http.Shutdown(ctx) != nil {
+		s.http.Close()
+	}
+	s.serving.Wait()
+	s.store.freeze()
+	if s.snapshot == nil {
+		return nil
+	}
+	return s.snapshot.close()
+}

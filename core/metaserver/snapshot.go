@@ -1,0 +1,201 @@
+package metaserver
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+)
+
+// A snapshot is lines of JSON: a head, then as many entries as it says. It is written to a file beside it, which takes
+// its place once it is on the disk, so that it is whole at any moment.
+const format = "kvferry metadata"
+
+type head struct {
+	Format  string `json:"format"`
+	Version int    `json:"version"`
+	Entries int    `json:"entries"`
+}
+
+type entry struct {
+	Key   string `json:"key"`
+	Value []byte `json:"value"`
+}
+
+// pause is the shortest time between two writes.
+const pause = time.Second
+
+// never is the version of a file that has not been written.
+const never = math.MaxUint64
+
+// snapshot keeps a store in a file.
+type snapshot struct {
+	file     string
+	store    *store
+	log      *zap.Logger
+	failures atomic.Uint64
+
+	saved   uint64 // version of the store that is in the file; of the goroutine, and after it of close
+	closing chan struct{}
+	writer  sync.WaitGroup
+	once    sync.Once
+	final   error // of the last write
+}
+
+// openSnapshot loads the file into the store, where there is one, and keeps it current from then on. It writes the file
+// once, so that one that cannot be written is an error here.
+func openSnapshot(file string, s *store, log *zap.Logger) (*snapshot, error) {
+	if err := load(file, s); err != nil {
+		return nil, status.Errorf(status.Metadata, "metadata server: the snapshot %s cannot be read, and is left as it is: %w", file, err)
+	}
+	if target, err := filepath.EvalSymlinks(file); err == nil {
+		file = target // the link stays
+	}
+	n := &snapshot{file: file, store: s, log: log, saved: never, closing: make(chan struct{})}
+	if err := n.save(); err != nil {
+		return nil, err
+	}
+	n.writer.Go(n.run)
+	return n, nil
+}
+
+// load reads a file into an empty store. A file that does not exist is an empty snapshot.
+func load(file string, s *store) error {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := json.NewDecoder(bufio.NewReader(f))
+	lines.DisallowUnknownFields()
+	var h head
+	if err := lines.Decode(&h); err != nil {
+		return fmt.Errorf("it does not start as one: %w", err)
+	}
+	if h.Format != format || h.Version != 1 || h.Entries < 0 {
+		return fmt.Errorf("it is %.40q, version %d, with %d entries, not %q, version 1", h.Format, h.Version, h.Entries, format)
+	}
+	for i := range h.Entries {
+		var e entry
+		if err := lines.Decode(&e); err != nil {
+			return fmt.Errorf("entry %d of %d: %w", i+1, h.Entries, err)
+		}
+		if err := s.put(e.Key, e.Value); err != nil {
+			return fmt.Errorf("entry %d of %d: %w", i+1, h.Entries, err)
+		}
+	}
+	if _, err := lines.Token(); err != io.EOF {
+		return fmt.Errorf("something follows its %d entries", h.Entries)
+	}
+	return nil
+}
+
+// run writes changes, until close.
+func (n *snapshot) run() {
+	for {
+		select {
+		case <-n.store.changed:
+		case <-n.closing:
+			return
+		}
+		n.attempt()
+		select {
+		case <-time.After(pause):
+		case <-n.closing:
+			return
+		}
+	}
+}
+
+// attempt saves, and has it tried again where that fails. The first failure in a row is logged, and the end of the row.
+func (n *snapshot) attempt() {
+	before := n.final
+	n.final = n.save()
+	switch {
+	case n.final != nil:
+		n.store.wake()
+		if before == nil {
+			n.log.Error("metadata is in memory alone until its snapshot can be written again", zap.Error(n.final))
+		}
+	case before != nil:
+		n.log.Warn("the metadata snapshot is written again", zap.String("file", n.file))
+	}
+}
+
+// close writes what is not in the file yet; the store has been frozen.
+func (n *snapshot) close() error {
+	n.once.Do(func() {
+		close(n.closing)
+		n.writer.Wait()
+		n.final = n.save()
+	})
+	return n.final
+}
+
+// save writes the file, unless it is current.
+func (n *snapshot) save() error {
+	entries, version := n.store.view()
+	if version == n.saved {
+		return nil
+	}
+	if err := replace(n.file, entries); err != nil {
+		n.failures.Add(1)
+		return status.Errorf(status.Metadata, "metadata server: the snapshot %s cannot be written: %w", n.file, err)
+	}
+	n.saved = version
+	return nil
+}
+
+// replace puts a new file with the entries in the place of a file.
+func replace(file string, entries map[string][]byte) error {
+	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(write(f, entries), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncFolder(filepath.Dir(file))
+}
+
+func write(f io.Writer, entries map[string][]byte) error {
+	buffer := bufio.NewWriter(f)
+	lines := json.NewEncoder(buffer)
+	if err := lines.Encode(head{Format: format, Version: 1, Entries: len(entries)}); err != nil {
+		return err
+	}
+	for key, value := range entries {
+		if err := lines.Encode(entry{key, value}); err != nil {
+			return err
+		}
+	}
+	return buffer.Flush()
+}
+
+// syncFolder has a new name in a folder outlive a crash of the machine.
+func syncFolder(folder string) error {
+	f, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
