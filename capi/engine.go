@@ -45,11 +45,7 @@ func options(store, name, ignoredHost C.text_t) (o core.Options, err error) {
 
 // create makes an engine with the settings that the environment has now, and its handle.
 func create(o core.Options, install bool) (unsafe.Pointer, error) {
-	config, warnings := core.LoadConfig(environment)
-	log, closeLog := core.NewLogger(config)
-	for _, w := range warnings {
-		log.Warn(w.String())
-	}
+	config, log, closeLog := settings()
 	o.Config, o.Log = config, log
 	o.Runtimes = []device.Runtime{ascend.New(config.AscendCL, log), cuda.New(config.CUDA, log)}
 	e, err := core.New(o)
@@ -64,6 +60,16 @@ func create(o core.Options, install bool) (unsafe.Pointer, error) {
 	h := &engineHandle{closeLog: closeLog, transports: map[string]unsafe.Pointer{}}
 	h.engine.Store(e)
 	return pointer.Save(h), nil
+}
+
+// settings are what the environment has now, and the logger that they ask for.
+func settings() (config core.Config, log *zap.Logger, closeLog func() error) {
+	config, warnings := core.LoadConfig(environment)
+	log, closeLog = core.NewLogger(config)
+	for _, w := range warnings {
+		log.Warn(w.String())
+	}
+	return config, log, closeLog
 }
 
 // environment looks a variable up as the C library sees it: Go's own view dates from when the library was loaded.

@@ -187,3 +187,16 @@ uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name
     ENTER(0);
     return kvferry_go_first_buffer(engine, segment_name, kvferry_reason());
 }
+
+kvferry_metadata_server_t kvferry_metadata_server_start(const kvferry_metadata_server_options_t *options, char *buf_out,
+                                                        size_t buf_len)
+{
+    ENTER(NULL);
+    return kvferry_go_start_metadata_server(options, buf_out, buf_len, kvferry_reason());
+}
+
+int kvferry_metadata_server_stop(kvferry_metadata_server_t server)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_stop_metadata_server(server, kvferry_reason());
+}

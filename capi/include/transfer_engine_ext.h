@@ -122,6 +122,43 @@ int kvferry_probe(transfer_engine_t engine, const char *segment_name);
  */
 uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name);
 
+/*
+ * Where a metadata server listens and what it keeps. Memory of zeros is the defaults; a string may be NULL or "" where it
+ * is not needed. Nothing of it is kept after the call.
+ */
+typedef struct kvferry_metadata_server_options {
+    const char *host;         /* address or name to listen at; every address */
+    const char *path;         /* of the requests for metadata; /metadata */
+    const char *snapshot;     /* file that entries are kept in; memory alone */
+    const char *token;        /* that requests for metadata must bear; none */
+    const char *tls_cert;     /* PEM files for HTTPS, both or neither; HTTP */
+    const char *tls_key;
+    uint64_t max_keys;        /* entries; 100000 */
+    uint64_t max_value;       /* bytes of one value; 1 MiB */
+    uint64_t max_bytes;       /* bytes of all keys and values together; 1 GiB */
+    uint64_t max_connections; /* open at once; 1024 */
+    int port;                 /* any free port */
+} kvferry_metadata_server_options_t;
+
+/* Handle of a metadata server. */
+typedef void *kvferry_metadata_server_t;
+
+/*
+ * Starts an HTTP metadata server that engines of a cluster find each other by, with Mooncake's requests and answers. It
+ * answers by the time the call returns. Writes the connection string for engines on other machines, NUL-terminated and
+ * cut to buf_len, to buf_out. NULL on failure: options that make no sense, a port that is in use, a snapshot that cannot
+ * be read, which is left as it is, or not be written. The server belongs to the caller until
+ * kvferry_metadata_server_stop.
+ */
+kvferry_metadata_server_t kvferry_metadata_server_start(const kvferry_metadata_server_options_t *options, char *buf_out,
+                                                        size_t buf_len);
+
+/*
+ * Stops a server, within seconds, and ends its handle. 0, or a negated Status code: -200 when the server has stopped and
+ * its latest changes could not be written to the snapshot.
+ */
+int kvferry_metadata_server_stop(kvferry_metadata_server_t server);
+
 /* Copies length bytes between two addresses of this process; -1 when either is not mapped. */
 int kvferry_copy(void *dst, const void *src, size_t length);
 

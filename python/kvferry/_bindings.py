@@ -144,6 +144,33 @@ class kvferry_batch_status_t(ctypes.Structure):
     ]
 
 
+class kvferry_metadata_server_options_t(ctypes.Structure):
+    host: bytes | None
+    path: bytes | None
+    snapshot: bytes | None
+    token: bytes | None
+    tls_cert: bytes | None
+    tls_key: bytes | None
+    max_keys: int
+    max_value: int
+    max_bytes: int
+    max_connections: int
+    port: int
+    _fields_: ClassVar = [
+        ("host", ctypes.c_char_p),
+        ("path", ctypes.c_char_p),
+        ("snapshot", ctypes.c_char_p),
+        ("token", ctypes.c_char_p),
+        ("tls_cert", ctypes.c_char_p),
+        ("tls_key", ctypes.c_char_p),
+        ("max_keys", ctypes.c_uint64),
+        ("max_value", ctypes.c_uint64),
+        ("max_bytes", ctypes.c_uint64),
+        ("max_connections", ctypes.c_uint64),
+        ("port", ctypes.c_int),
+    ]
+
+
 class Functions:
     """Every function of the headers, as one loaded copy of the library has it."""
 
@@ -189,6 +216,8 @@ class Functions:
     kvferry_open_segment: Callable[[Address, Text, int], int]
     kvferry_probe: Callable[[Address, Text], int]
     kvferry_first_buffer: Callable[[Address, Text], int]
+    kvferry_metadata_server_start: Callable[[Any, Text, int], int | None]
+    kvferry_metadata_server_stop: Callable[[Address], int]
     kvferry_copy: Callable[[Address, Address, int], int]
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -243,5 +272,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_open_segment": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64]),
     "kvferry_probe": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),
     "kvferry_first_buffer": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_char_p]),
+    "kvferry_metadata_server_start": (ctypes.c_void_p, [ctypes.POINTER(kvferry_metadata_server_options_t), ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_metadata_server_stop": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_copy": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
 }

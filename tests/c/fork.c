@@ -12,7 +12,7 @@ static unsigned char near[4096], far[4096];
         CHECK(strstr(kvferry_last_error(), "forked") != NULL);      \
     } while (0)
 
-static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t id)
+static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t id, kvferry_metadata_server_t server)
 {
     char text[64], word[] = "x";
     transfer_request_t r = request(OPCODE_WRITE, near, id, far, 8);
@@ -25,6 +25,7 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     transfer_status_t status;
     kvferry_batch_status_t all;
     batch_id_t made = 5;
+    kvferry_metadata_server_options_t options = {0};
     int size = 3;
 
     CHECK(createTransferEngine("P2PHANDSHAKE", "127.0.0.1", "", 0, 1) == NULL);
@@ -72,21 +73,23 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_FORKED(kvferry_probe(engine, "x"), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_first_buffer(engine, "x"), 0);
     CHECK_FORKED(kvferry_copy(near, far, 1), KVFERRY_ERR_FORKED);
+    CHECK(kvferry_metadata_server_start(&options, text, sizeof text) == NULL);
+    CHECK_FORKED(kvferry_metadata_server_stop(server), KVFERRY_ERR_FORKED);
     CHECK(strlen(kvferry_version()) >= 5);
 }
 
 /* Runs check_child in a child, and in a grandchild, and waits for it. */
-static void check_fork(transfer_engine_t engine, batch_id_t batch, segment_id_t id)
+static void check_fork(transfer_engine_t engine, batch_id_t batch, segment_id_t id, kvferry_metadata_server_t server)
 {
     pid_t child = fork();
     int ended;
 
     CHECK(child >= 0);
     if (child == 0) {
-        check_child(engine, batch, id);
+        check_child(engine, batch, id, server);
         child = fork();
         if (child == 0) {
-            check_child(engine, batch, id);
+            check_child(engine, batch, id, server);
             exit(0);
         }
         CHECK(waitpid(child, &ended, 0) == child && ended == 0);
@@ -101,13 +104,18 @@ int main(void)
     transfer_engine_t engine = make_engine(), target = make_engine();
     segment_id_t id = open_peer(engine, target);
     batch_id_t batch;
+    kvferry_metadata_server_options_t options = {0};
+    char address[100];
+    kvferry_metadata_server_t server = kvferry_metadata_server_start(&options, address, sizeof address);
 
+    CHECK(server != NULL);
     CHECK_EQUAL(registerLocalMemory(target, far, sizeof far, "*", 1), 0);
     batch = start(engine, OPCODE_WRITE, near, id, far, sizeof near);
-    check_fork(engine, batch, id);
+    check_fork(engine, batch, id, server);
     CHECK_EQUAL(outcome(engine, batch, 0), STATUS_COMPLETED);
     CHECK_EQUAL(freeBatchID(engine, batch), 0);
     CHECK_EQUAL(move(engine, OPCODE_READ, near, id, far, sizeof near), STATUS_COMPLETED);
+    CHECK_EQUAL(kvferry_metadata_server_stop(server), 0);
     destroyTransferEngine(engine);
     destroyTransferEngine(target);
     return 0;

@@ -63,6 +63,7 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     CHECK_EQUAL(kvferry_open_segment(engine, "127.0.0.1:15000", -1), -1);
     CHECK_EQUAL(kvferry_probe(engine, "x"), -1);
     CHECK_EQUAL(kvferry_first_buffer(engine, "x"), 0);
+    CHECK_EQUAL(kvferry_metadata_server_stop(engine), -1);
 }
 
 static void test_null_and_foreign_handles_are_refused(void)
@@ -103,6 +104,35 @@ static void test_destroyed_engine_is_refused_also_after_others_were_made(void)
         CHECK_EQUAL(discoverTopology(others[i]), 0);
         destroyTransferEngine(others[i]);
     }
+}
+
+static void test_metadata_server_is_stopped_once_and_is_no_engine(void)
+{
+    kvferry_metadata_server_options_t options = {0};
+    char address[100];
+    transfer_engine_t engine = make_engine();
+    kvferry_metadata_server_t server;
+
+    options.host = "127.0.0.1";
+    server = kvferry_metadata_server_start(&options, address, sizeof address);
+    CHECK(server != NULL);
+    CHECK(strncmp(address, "http://127.0.0.1:", 17) == 0 && strstr(address, "/metadata") != NULL);
+    CHECK_EQUAL(discoverTopology(server), -1);
+    destroyTransferEngine(server);
+    CHECK_EQUAL(kvferry_metadata_server_stop(engine), -1);
+    CHECK_EQUAL(kvferry_metadata_server_stop(server), 0);
+    check_refused(server, 1);
+    CHECK_EQUAL(discoverTopology(engine), 0);
+    destroyTransferEngine(engine);
+
+    options.max_keys = UINT64_MAX;
+    CHECK(kvferry_metadata_server_start(&options, address, sizeof address) == NULL);
+    CHECK(strstr(kvferry_last_error(), "number of keys") != NULL);
+    options.max_keys = 0;
+    CHECK(kvferry_metadata_server_start(NULL, address, sizeof address) == NULL);
+    CHECK(kvferry_metadata_server_start(&options, NULL, 10) == NULL);
+    CHECK(kvferry_metadata_server_start(&options, address, 0) == NULL);
+    CHECK(strstr(kvferry_last_error(), "no room") != NULL);
 }
 
 static void test_null_arguments_are_refused(void)
@@ -221,6 +251,7 @@ int main(void)
     test_null_and_foreign_handles_are_refused();
     test_transport_handle_is_no_engine();
     test_destroyed_engine_is_refused_also_after_others_were_made();
+    test_metadata_server_is_stopped_once_and_is_no_engine();
     test_null_arguments_are_refused();
     test_reason_is_of_the_calling_threads_latest_failure();
     test_reason_is_cut_between_characters();
