@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 import kvferry
-from kvferry import demo, simulator
+from kvferry import demo, metadata_server, simulator
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"kvferry {kvferry.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add_command(commands)
+    metadata_server.add_command(commands)
     simulator.add_command(commands)
     chosen = parser.parse_args(arguments)
     status: int = chosen.run(chosen)

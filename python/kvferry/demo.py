@@ -32,6 +32,7 @@ from kvferry._engine import Engine, EngineError
 from kvferry._ffi import u64_array
 from kvferry._library import LibraryError
 from kvferry._memory import Mapping
+from kvferry._options import positive
 from kvferry.gpu import CUDA
 from kvferry.npu import AscendCL
 
@@ -402,15 +403,6 @@ def size_text(size: int) -> str:
         if size >= unit and size % unit == 0:
             return f"{size // unit} {name}"
     return f"{size} bytes"
-
-
-def positive(text: str) -> int:
-    """An option's value: a number, perhaps with K or M after it."""
-    scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:].upper(), 1)
-    number = int(text[:-1] if scale > 1 else text) * scale
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def add_command(commands: Any) -> None:

@@ -1,0 +1,121 @@
+"""The metadata server that the engines of a cluster find each other by, as a command.
+
+    kvferry metadata-server --port 8080
+
+It prints the connection string that engines are initialized with, and runs until SIGTERM or SIGINT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from typing import Any, Callable
+
+from kvferry._bindings import Functions, kvferry_metadata_server_options_t
+from kvferry._ffi import c_string, python_string
+from kvferry._library import LibraryError, load
+from kvferry._options import positive
+
+TOKEN = "MC_METADATA_HTTP_TOKEN"  # Mooncake's engines send what this variable has
+ENDING = {signal.SIGTERM, signal.SIGINT}
+
+
+class ServerError(RuntimeError):
+    """The server cannot run, or has lost something; the text says why."""
+
+
+class Server:
+    """A metadata server of this process, which runs until it is stopped."""
+
+    def __init__(self, options: kvferry_metadata_server_options_t) -> None:
+        """Start it. ServerError says why it cannot run."""
+        self._functions = functions = load()
+        text = ctypes.create_string_buffer(4096)
+        handle = functions.kvferry_metadata_server_start(ctypes.byref(options), text, len(text))
+        if not handle:
+            raise ServerError(reason(functions))
+        self._handle = handle
+        self.address = python_string(text.value)  # what engines on other machines are initialized with
+
+    def stop(self) -> None:
+        """Stop it, once. ServerError when it has stopped, and its latest changes are in no snapshot."""
+        if self._functions.kvferry_metadata_server_stop(self._handle) != 0:
+            raise ServerError(reason(self._functions))
+
+
+def reason(functions: Functions) -> str:
+    """Why the last call failed. That it was about the metadata server is known here."""
+    return python_string(functions.kvferry_last_error()).replace("metadata server: ", "", 1)
+
+
+def options(arguments: argparse.Namespace) -> kvferry_metadata_server_options_t:
+    """The command's options as the library takes them; ValueError for a text that it cannot take."""
+    texts = {name: c_string(getattr(arguments, name) or "", name) for name in TEXTS}
+    return kvferry_metadata_server_options_t(
+        **texts,
+        port=arguments.port,
+        max_keys=arguments.max_keys,
+        max_value=arguments.max_value,
+        max_bytes=arguments.max_bytes,
+        max_connections=arguments.max_connections,
+    )
+
+
+TEXTS = ("host", "path", "snapshot", "token", "tls_cert", "tls_key")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command: 0 when a signal ended it, 1 when it cannot run or has lost changes."""
+    # Blocked signals wait for sigwait(): one that comes early is not lost, and none interrupts the start or the end.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        server = Server(options(arguments))
+        try:
+            print(server.address, flush=True)
+            signal.sigwait(ENDING)
+        finally:
+            server.stop()
+    except (LibraryError, ServerError, OSError, ValueError) as e:
+        print(f"kvferry metadata-server failed: {e}", file=sys.stderr)
+        return 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return 0
+
+
+def port(text: str) -> int:
+    """A port, or 0. ValueError for anything else."""
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise ValueError(text)
+    return number
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = commands.add_parser(
+        "metadata-server",
+        help="run the metadata server of a cluster",
+        description="Run an HTTP metadata server, compatible with Mooncake's, and print the connection string that"
+        " engines are initialized with. SIGTERM and SIGINT end it. /health and /metrics tell its state.",
+    )
+    option: Callable[..., Any] = parser.add_argument
+    option("--host", default="", help="address to listen at (every address)")
+    option("--port", type=port, default=8080, help="0 for any free port (%(default)s)")
+    option("--path", default="/metadata", help="of the requests for metadata (%(default)s)")
+    option("--max-keys", type=positive, default=100_000, metavar="N", help="entries (%(default)s)")
+    option("--max-value", type=positive, default="1M", metavar="BYTES", help="bytes of one value (%(default)s)")
+    option("--max-bytes", type=positive, default="1G", metavar="BYTES", help="bytes of all entries (%(default)s)")
+    option("--max-connections", type=positive, default=1024, metavar="N", help="open at once (%(default)s)")
+    option("--snapshot", metavar="FILE", help="keep the entries in this file, too, and start with those in it")
+    option(
+        "--token",
+        default=os.environ.get(TOKEN),
+        help=f"bearer token that requests for metadata must have; better given as {TOKEN}, which others cannot see",
+    )
+    option("--tls-cert", metavar="FILE", help="serve HTTPS with the certificates in this PEM file")
+    option("--tls-key", metavar="FILE", help="and the key in this one")
+    parser.set_defaults(run=run)
