@@ -1,4 +1,4 @@
-"""The command kvferry metadata-server: its options, its end, and Mooncake's engines that find each other by it."""
+"""The command kvferry metadata-server: its options, its end, and the engines that find each other by it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from support.peer import Peer
 from support.peers import Peers, unavailable
 
 MOONCAKE = ("0.3.12", "0.3.13")
+PAIRS = [*((kind, kind) for kind in MOONCAKE), *(("ours", kind) for kind in MOONCAKE), ("ours", "ours")]
 LOCAL = {"MC_TCP_BIND_ADDRESS": "127.0.0.1"}
 SIZE = 1 << 20
 
@@ -45,12 +46,12 @@ def check_moves(one: Memory, other: Memory) -> None:
 
 
 @pytest.mark.parametrize("cluster", ["", "blue/"])
-@pytest.mark.parametrize("kind", MOONCAKE)
-def test_mooncake_engines_find_each_other(start_peer: Peers, tmp_path: Path, kind: str, cluster: str) -> None:
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_engines_find_each_other(start_peer: Peers, tmp_path: Path, kinds: tuple[str, str], cluster: str) -> None:
     settings = {"MC_METADATA_CLUSTER_ID": cluster} if cluster else {}
     with MetadataServer(tmp_path / "server.log") as server:
-        one = register(start_peer, kind, server, "node-1", **settings)
-        other = register(start_peer, kind, server, "node-2:17123", **settings)
+        one = register(start_peer, kinds[0], server, "node-1", **settings)
+        other = register(start_peer, kinds[1], server, "node-2:17123", **settings)
         check_moves(one.memory(SIZE, 1), other.memory(SIZE, 2))
         for name in ("node-1", "node-2:17123"):
             place, segment = (json.loads(server.ask("GET", key)[1]) for key in keys_of(name, cluster))
@@ -89,6 +90,31 @@ def test_a_server_without_a_snapshot_forgets(tmp_path: Path) -> None:
         port = server.port
     with MetadataServer(tmp_path / "second.log", port=port) as server:
         assert server.ask("GET", "k")[0] == 404
+
+
+@pytest.mark.parametrize("kind", ["0.3.13", "ours"])
+def test_an_engine_of_ours_takes_over_the_name_of_a_killed_one(start_peer: Peers, tmp_path: Path, kind: str) -> None:
+    with MetadataServer(tmp_path / "log") as server:
+        dead = register(start_peer, kind, server, "node")
+        before = server.ask("GET", keys_of("node")[0])[1]
+        assert start_peer("ours", **LOCAL).try_create("node", server.address) != 0
+        assert server.ask("GET", keys_of("node")[0]) == (200, before)
+        dead.kill()
+        heir = register(start_peer, "ours", server, "node")
+        assert json.loads(server.ask("GET", keys_of("node")[0])[1])["rpc_port"] == heir.call("get_rpc_port")
+        check_moves(register(start_peer, "0.3.13", server, "other").memory(SIZE, 1), heir.memory(SIZE, 2))
+
+
+def test_an_engine_of_ours_sends_the_token_and_checks_the_certificate(start_peer: Peers, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    options = (f"--tls-cert={cert}", f"--tls-key={key}", "--token=secret")
+    with MetadataServer(tmp_path / "log", *options) as server:
+        trusting = {"MC_METADATA_HTTP_TOKEN": "secret", "KVFERRY_METADATA_CA": str(cert)}
+        one, other = (register(start_peer, "ours", server, name, **trusting) for name in ("one", "two"))
+        check_moves(one.memory(SIZE, 1), other.memory(SIZE, 2))
+        for lacking in trusting:
+            settings = {name: value for name, value in trusting.items() if name != lacking}
+            assert start_peer("ours", **LOCAL, **settings).try_create("three", server.address) != 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -137,13 +163,19 @@ def test_a_token_is_required(tmp_path: Path, options: list[str], settings: dict[
         assert "secret" not in server.address
 
 
-def test_https_is_served(tmp_path: Path) -> None:
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for the loopback device, and return the files with it and its key."""
     if not shutil.which("openssl"):
         unavailable("a certificate cannot be made: install openssl")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert, key = folder / "cert.pem", folder / "key.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=kvferry", "-days", "2"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
     subprocess.run(make + names, check=True, capture_output=True, timeout=60)
+    return cert, key
+
+
+def test_https_is_served(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
     with MetadataServer(tmp_path / "log", f"--tls-cert={cert}", f"--tls-key={key}") as server:
         assert server.address.startswith("https://")
         trusted = ssl.create_default_context(cafile=str(cert))
