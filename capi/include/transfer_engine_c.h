@@ -121,8 +121,9 @@ transfer_engine_t createTransferEngine(const char *metadata_conn_string, const c
 
 /*
  * Aborts what is in flight, withdraws the metadata, ends every thread and connection, and returns within about a second
- * even when a peer is stuck. No memory registered with the engine or used by its transfers is touched afterwards.
- * A handle that is NULL or already destroyed is ignored.
+ * even when a peer is stuck, and within three when a metadata store does not answer. No memory registered with the engine
+ * or used by its transfers is touched afterwards. A handle that is NULL or already destroyed is
+ * ignored.
  */
 void destroyTransferEngine(transfer_engine_t engine);
 
@@ -232,8 +233,8 @@ int syncSegmentCache(transfer_engine_t engine);
 int getNicLoadStats(transfer_engine_t engine, nic_load_stat_t *stats, size_t *count);
 
 /*
- * From now on SIGTERM and SIGINT first withdraw the engine's metadata, within about a second, and then do what they
- * would have done: run the handler that was installed before this call, or end the process. A signal that was ignored
+ * From now on SIGTERM and SIGINT first withdraw the engine's metadata, in two seconds at most, and then do what they would
+ * have done: run the handler that was installed before this call, or end the process. A signal that was ignored
  * stays ignored. A handler that is installed after this call replaces this one.
  */
 void enableGracefulShutdown(transfer_engine_t engine);
