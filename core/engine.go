@@ -88,6 +88,9 @@ func New(o Options) (*Engine, error) {
 		KeepInterval:   o.Config.MetadataKeepInterval,
 		HTTPToken:      string(o.Config.MetadataHTTPToken),
 		Store:          o.Config.Metadata,
+		Redis: metadata.RedisOptions{
+			Username: o.Config.RedisUsername, Password: string(o.Config.RedisPassword), DB: o.Config.RedisDB,
+		},
 		Log:            o.Log,
 	})
 	if err != nil {

@@ -23,6 +23,7 @@ type Options struct {
 	KeepInterval time.Duration // how often the own entries are looked after; 0: never
 	HTTPToken    string        // bearer token for an HTTP store; "" for none
 	Store        StoreOptions
+	Redis        RedisOptions
 	Log          *zap.Logger // nil: none
 }
 
@@ -44,16 +45,18 @@ func openKV(connection string, o Options) (kv, error) {
 	if connection == "" {
 		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string is empty; %s needs no server", P2P)
 	}
-	scheme, _, explicit := strings.Cut(connection, "://")
+	scheme, server, explicit := strings.Cut(connection, "://")
 	if !explicit {
 		scheme = "etcd" // what Mooncake takes a bare host:port for
 	}
 	switch scheme {
 	case "http", "https":
 		return newHTTP(connection, o)
-	case "etcd", "redis":
+	case "redis", "rediss":
+		return newRedis(server, scheme == "rediss", o.Store, o.Redis)
+	case "etcd":
 		return nil, status.Errorf(status.Metadata, "the metadata connection string asks for a store of kind %s: this version knows "+
-			"http://, https:// and %s only", scheme, P2P)
+			"http://, https://, redis://, rediss:// and %s only", scheme, P2P)
 	}
 	return nil, status.Errorf(status.InvalidArgument, "the metadata connection string has the unknown scheme %.40q", scheme)
 }

@@ -12,20 +12,18 @@ import (
 
 func TestOpenNamesTheStoresThatItLacks(t *testing.T) {
 	for connection, scheme := range map[string]string{
-		"etcd://10.0.0.1:2379":       "etcd",
-		"10.0.0.1:2379":              "etcd",
-		"redis://:secret@10.0.0.1:1": "redis",
+		"etcd://10.0.0.1:2379": "etcd",
+		"10.0.0.1:2379":        "etcd",
 	} {
 		_, err := Open(connection, Options{})
 		require.Error(t, err)
 		assert.Equal(t, status.Metadata, status.Of(err, status.OK))
 		assert.Contains(t, err.Error(), "of kind "+scheme+":")
-		assert.NotContains(t, err.Error(), "secret")
 	}
 }
 
 func TestOpenRefusesWhatIsNoConnectionString(t *testing.T) {
-	for connection, says := range map[string]string{"": "empty", "ftp://10.0.0.1": "ftp", "://": `""`, "http://": "no URL with a host", "http://a:b:c/": "no URL", "http://u:secret@[::1/": "no URL"} {
+	for connection, says := range map[string]string{"": "empty", "ftp://10.0.0.1": "ftp", "://": `""`, "http://": "no URL with a host", "http://a:b:c/": "no URL", "http://u:secret@[::1/": "no URL", "redis://:secret@a:1": "variables of their own", "rediss://a/0": "no host:port"} {
 		_, err := Open(connection, Options{})
 		require.Error(t, err)
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))

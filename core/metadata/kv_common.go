@@ -1,0 +1,63 @@
+package metadata
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"kvferry/core/status"
+)
+
+// What the stores that speak a protocol of their own, etcd and Redis, have in common.
+
+// DefaultStoreTimeout is how long etcd or Redis may take to be connected to, and a whole request, where no setting says
+// otherwise.
+const DefaultStoreTimeout = 5 * time.Second
+
+var (
+	errTooLong     = fmt.Errorf("the value is longer than %d bytes", maxValue)
+	errStoreClosed = errors.New("the store is closed")
+)
+
+// hostPort completes "host", "host:port", "[v6]" and "[v6]:port" with a default port. The error carries
+// status.InvalidArgument, and does not repeat text that may hold a password.
+func hostPort(text, defaultPort string) (string, error) {
+	if strings.Contains(text, "@") {
+		return "", status.Errorf(status.InvalidArgument,
+			"the metadata connection string may not hold a user or a password: these have variables of their own")
+	}
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		host, port = text, defaultPort
+		if strings.HasPrefix(text, "[") && strings.HasSuffix(text, "]") {
+			host = text[1 : len(text)-1]
+		}
+	}
+	if host == "" || port == "" || strings.ContainsAny(host+port, "/[]?#% \t") || strings.Contains(host, ":") && net.ParseIP(host) == nil {
+		return "", status.Errorf(status.InvalidArgument, "the metadata connection string holds %.300q, which is no host:port", text)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// within is ctx for one request, which is given up after a time.
+func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
+}
+
+// kvError says what failed with which key of which store. Where ctx has ended, that is why.
+func kvError(ctx context.Context, store kv, what, key string, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return status.Errorf(status.Metadata, "metadata store %s: %s %.300s: %w", store.name(), what, key, err)
+}
+
+// withNewline is a value as Mooncake writes it, whether it has its newline yet or not.
+func withNewline(value []byte) string { return string(withoutNewline(value)) + "\n" }
+
+// withoutNewline is a value as get returns it, whether it was written with a newline or not.
+func withoutNewline(value []byte) []byte { return bytes.TrimSuffix(value, []byte("\n")) }
