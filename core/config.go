@@ -40,6 +40,10 @@ type Config struct {
 	ClusterID               string
 	Metadata                metadata.StoreOptions
 	MetadataKeepInterval    time.Duration // 0 is off
+	EtcdTLS                 bool
+	EtcdUsername            string
+	EtcdPassword            Secret
+	EtcdLease               time.Duration // 0 is none
 	RedisUsername           string
 	RedisPassword           Secret
 	RedisDB                 int
@@ -244,6 +248,14 @@ var settings = []setting{
 		"PEM file of the key of that certificate."},
 	{one("KVFERRY_METADATA_INSECURE", "0"), onOff(func(c *Config) *bool { return &c.Metadata.Insecure }),
 		"On: the certificate of a metadata store is not checked. For trials only."},
+	{one("KVFERRY_ETCD_TLS", "0"), onOff(func(c *Config) *bool { return &c.EtcdTLS }),
+		"On: connections to an etcd metadata store are over TLS."},
+	{one("KVFERRY_ETCD_USERNAME", ""), text(func(c *Config) *string { return &c.EtcdUsername }),
+		"User name for an etcd metadata store."},
+	{one("KVFERRY_ETCD_PASSWORD", ""), secret(func(c *Config) *Secret { return &c.EtcdPassword }),
+		"Password for an etcd metadata store. Never logged."},
+	{one("KVFERRY_ETCD_LEASE_SECONDS", "30"), seconds(0, 86400, func(c *Config) *time.Duration { return &c.EtcdLease }),
+		"After how long an etcd metadata store forgets the entries of an engine that was killed; 0: never."},
 	{one("MC_REDIS_USERNAME", ""), text(func(c *Config) *string { return &c.RedisUsername }),
 		"User name for a Redis metadata store."},
 	{one("MC_REDIS_PASSWORD", ""), secret(func(c *Config) *Secret { return &c.RedisPassword }),

@@ -34,8 +34,8 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		StatusTimeout: 30 * time.Second, ProgressTimeout: 30 * time.Second,
 		SliceSize: 1 << 20, ConnectionPool: true, LanesPerPeer: 4,
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
-		MetadataKeepInterval: 10 * time.Second,
-		LogLevel:             "WARNING", MetricsInterval: 5 * time.Second,
+		MetadataKeepInterval: 10 * time.Second, EtcdLease: 30 * time.Second,
+		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
 		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10,
 		SameHost: true, MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536,
 	}, DefaultConfig())
@@ -56,7 +56,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS": "16", "KVFERRY_METADATA_TIMEOUT_MS": "17", "KVFERRY_METADATA_CA": "/ca.pem",
 		"KVFERRY_METADATA_CERT": "/cert.pem", "KVFERRY_METADATA_KEY": "/key.pem", "KVFERRY_METADATA_INSECURE": "on",
 		"KVFERRY_METADATA_KEEP_SECONDS": "18",
-		"KVFERRY_ASCENDCL":              "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
+		"KVFERRY_ETCD_TLS":              "yes", "KVFERRY_ETCD_USERNAME": "root", "KVFERRY_ETCD_PASSWORD": "door", "KVFERRY_ETCD_LEASE_SECONDS": "19",
+		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "KVFERRY_MAX_NOTIFICATIONS": "14",
 		"KVFERRY_SAME_HOST": "off", "KVFERRY_POLL_US": "15",
@@ -78,7 +79,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 			CA: "/ca.pem", Cert: "/cert.pem", Key: "/key.pem", Insecure: true,
 		},
 		MetadataKeepInterval: 18 * time.Second,
-		AscendCL:             "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
+		EtcdTLS:              true, EtcdUsername: "root", EtcdPassword: "door", EtcdLease: 19 * time.Second,
+		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
 		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14, Polling: 15 * time.Microsecond,
 	}, c)
 }
@@ -119,6 +121,8 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"KVFERRY_METADATA_TIMEOUT_MS":             {"-1", "60001"},
 		"KVFERRY_METADATA_KEEP_SECONDS":           {"-1", "86401"},
 		"KVFERRY_METADATA_INSECURE":               {"never"},
+		"KVFERRY_ETCD_TLS":                        {"TLS"},
+		"KVFERRY_ETCD_LEASE_SECONDS":              {"-1", "86401", "1m"},
 		"KVFERRY_POLL_US":                         {"-1", "1000001", "1ms"},
 	} {
 		for _, value := range values {
@@ -172,7 +176,7 @@ func TestTransferTimeoutIsAtLeastFiveSeconds(t *testing.T) {
 }
 
 func TestSecretsAreNeverPrinted(t *testing.T) {
-	for _, variable := range []string{"MC_REDIS_PASSWORD", "MC_METADATA_HTTP_TOKEN"} {
+	for _, variable := range []string{"MC_REDIS_PASSWORD", "KVFERRY_ETCD_PASSWORD", "MC_METADATA_HTTP_TOKEN"} {
 		c, warnings := LoadConfig(environment(map[string]string{variable: "hunter2"}))
 		require.Empty(t, warnings)
 		asJSON, err := json.Marshal(c)
@@ -229,6 +233,7 @@ func requireInRange(t *testing.T, c Config) {
 	inSeconds("SliceTimeout", c.SliceTimeout, 0, 65535)
 	inRange("RetryCount", c.RetryCount, 1, 127)
 	inSeconds("MetaRefreshInterval", c.MetaRefreshInterval, 0, math.MaxInt32)
+	inSeconds("EtcdLease", c.EtcdLease, 0, 86400)
 	inRange("RedisDB", c.RedisDB, 0, 255)
 	require.Contains(t, logLevels, c.LogLevel)
 	inSeconds("MetricsInterval", c.MetricsInterval, 1, math.MaxInt32)

@@ -88,10 +88,13 @@ func New(o Options) (*Engine, error) {
 		KeepInterval:   o.Config.MetadataKeepInterval,
 		HTTPToken:      string(o.Config.MetadataHTTPToken),
 		Store:          o.Config.Metadata,
+		Etcd: metadata.EtcdOptions{
+			Username: o.Config.EtcdUsername, Password: string(o.Config.EtcdPassword), TLS: o.Config.EtcdTLS, Lease: o.Config.EtcdLease,
+		},
 		Redis: metadata.RedisOptions{
 			Username: o.Config.RedisUsername, Password: string(o.Config.RedisPassword), DB: o.Config.RedisDB,
 		},
-		Log:            o.Log,
+		Log: o.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -51,6 +51,7 @@ if go list -m >/dev/null && command -v cc >/dev/null; then
 else
     skip "Go tests and fuzzers" "install Go $(sed -n 's/^go //p' go.mod) or newer and a C compiler"
 fi
+command -v etcd >/dev/null || skip "Go tests of the etcd metadata store" "apt-get install etcd-server"
 command -v redis-server >/dev/null || skip "Go tests of the Redis metadata store" "apt-get install redis-server"
 run "Tests across languages and processes" "$python" -m pytest tests
 run "Engines on one host" "$python" -m pytest --same-host "${same_host[@]}"

@@ -39,7 +39,7 @@ type access struct {
 	StoreOptions
 }
 
-var kvKinds = []kvKind{redisKind}
+var kvKinds = []kvKind{etcdKind, redisKind}
 
 // everyKind runs a test for each kind of store.
 func everyKind(t *testing.T, test func(t *testing.T, kind kvKind)) {

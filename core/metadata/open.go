@@ -23,12 +23,13 @@ type Options struct {
 	KeepInterval time.Duration // how often the own entries are looked after; 0: never
 	HTTPToken    string        // bearer token for an HTTP store; "" for none
 	Store        StoreOptions
+	Etcd         EtcdOptions
 	Redis        RedisOptions
 	Log          *zap.Logger // nil: none
 }
 
 // Open makes the store that a connection string names. An error carries status.InvalidArgument when the string is
-// none, and status.Metadata when it names a kind of store that this version does not have. Nothing is connected yet.
+// none. Nothing is connected yet.
 func Open(connection string, o Options) (Store, error) {
 	if connection == P2P {
 		return newP2PStore(o), nil
@@ -47,7 +48,7 @@ func openKV(connection string, o Options) (kv, error) {
 	}
 	scheme, server, explicit := strings.Cut(connection, "://")
 	if !explicit {
-		scheme = "etcd" // what Mooncake takes a bare host:port for
+		scheme, server = "etcd", connection // what Mooncake takes a bare host:port for
 	}
 	switch scheme {
 	case "http", "https":
@@ -55,8 +56,7 @@ func openKV(connection string, o Options) (kv, error) {
 	case "redis", "rediss":
 		return newRedis(server, scheme == "rediss", o.Store, o.Redis)
 	case "etcd":
-		return nil, status.Errorf(status.Metadata, "the metadata connection string asks for a store of kind %s: this version knows "+
-			"http://, https://, redis://, rediss:// and %s only", scheme, P2P)
+		return newEtcd(server, o.Store, o.Etcd, o.Log)
 	}
 	return nil, status.Errorf(status.InvalidArgument, "the metadata connection string has the unknown scheme %.40q", scheme)
 }

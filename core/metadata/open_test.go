@@ -10,20 +10,25 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestOpenNamesTheStoresThatItLacks(t *testing.T) {
-	for connection, scheme := range map[string]string{
-		"etcd://10.0.0.1:2379": "etcd",
-		"10.0.0.1:2379":        "etcd",
+func TestTheSchemeOfAConnectionStringSaysWhatStoreItIs(t *testing.T) {
+	for connection, name := range map[string]string{
+		"etcd://10.0.0.1:2379;10.0.0.2": "etcd://10.0.0.1:2379;10.0.0.2:2379",
+		"10.0.0.1:2379":                 "etcd://10.0.0.1:2379",
+		"10.0.0.1:1;10.0.0.2:2":         "etcd://10.0.0.1:1;10.0.0.2:2",
+		"redis://10.0.0.1:1":            "redis://10.0.0.1:1",
+		"rediss://10.0.0.1":             "rediss://10.0.0.1:6379",
+		"http://10.0.0.1/metadata":      "http://10.0.0.1/metadata",
+		"https://10.0.0.1/metadata":     "https://10.0.0.1/metadata",
 	} {
-		_, err := Open(connection, Options{})
-		require.Error(t, err)
-		assert.Equal(t, status.Metadata, status.Of(err, status.OK))
-		assert.Contains(t, err.Error(), "of kind "+scheme+":")
+		store, err := openKV(connection, Options{})
+		require.NoError(t, err)
+		assert.Equal(t, name, store.name())
+		require.NoError(t, store.close())
 	}
 }
 
 func TestOpenRefusesWhatIsNoConnectionString(t *testing.T) {
-	for connection, says := range map[string]string{"": "empty", "ftp://10.0.0.1": "ftp", "://": `""`, "http://": "no URL with a host", "http://a:b:c/": "no URL", "http://u:secret@[::1/": "no URL", "redis://:secret@a:1": "variables of their own", "rediss://a/0": "no host:port"} {
+	for connection, says := range map[string]string{"": "empty", "ftp://10.0.0.1": "ftp", "://": `""`, "http://": "no URL with a host", "http://a:b:c/": "no URL", "http://u:secret@[::1/": "no URL", "etcd://me:secret@a": "variables of their own", "redis://:secret@a:1": "variables of their own", "rediss://a/0": "no host:port"} {
 		_, err := Open(connection, Options{})
 		require.Error(t, err)
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
