@@ -1,4 +1,4 @@
-"""Engines that find each other by Mooncake's HTTP metadata server: ours, and two versions of Mooncake."""
+"""Engines that find each other by Mooncake's HTTP metadata server or etcd: ours, and two versions of Mooncake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.pairs import DIRECTIONS, Pair
 from support.peer import Peer, environment
 from support.peers import Peers, unavailable
 from support.spans import scattered
-from support.stores import MooncakeServer
+from support.stores import EtcdServer, MooncakeServer, Server
 
 SERVERS = ("0.3.12", "0.3.13")
 KINDS = ("0.3.12", "0.3.13", "ours")
@@ -31,26 +31,31 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 directions = pytest.mark.parametrize("direction", DIRECTIONS)
 
 
-def running(version: str, logs: Path, host: str = "127.0.0.1") -> Iterator[MooncakeServer]:
-    """The body of a fixture that runs a server."""
+def running(kind: str, folder: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+    """The body of a fixture that runs a server: "etcd", or Mooncake's of a version."""
     try:
-        store = MooncakeServer(version, logs / "metadata.log", host)
+        store = EtcdServer(folder) if kind == "etcd" else MooncakeServer(kind, folder / "metadata.log", host)
     except venvs.Unavailable as reason:
         unavailable(str(reason))
     yield store
     store.kill()
 
 
-@pytest.fixture(scope="module", params=SERVERS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MooncakeServer]:
-    """The server of either version: engines that share it have different names."""
+@pytest.fixture(scope="module", params=(*SERVERS, "etcd"))
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of each kind: engines that share it have different names."""
     yield from running(request.param, tmp_path_factory.mktemp("server"))
 
 
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[MooncakeServer]:
+@pytest.fixture(params=(SERVERS[-1], "etcd"))
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server that the test may end."""
-    yield from running(SERVERS[-1], tmp_path)
+    yield from running(request.param, tmp_path)
+
+
+@pytest.fixture(params=SERVERS)
+def own_mooncake_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    yield from running(request.param, tmp_path)
 
 
 def unused(host: str = "node") -> str:
@@ -58,7 +63,7 @@ def unused(host: str = "node") -> str:
     return f"{host}-{next(numbers)}"
 
 
-def join(peers: Peers, kind: str, store: MooncakeServer, name: str, **settings: str) -> Peer:
+def join(peers: Peers, kind: str, store: Server, name: str, **settings: str) -> Peer:
     """Start an engine that peers find under a name in the store."""
     peer = peers(kind, **{**HERE, **settings})
     assert peer.try_create(name, store.address) == 0
@@ -66,7 +71,7 @@ def join(peers: Peers, kind: str, store: MooncakeServer, name: str, **settings: 
     return peer
 
 
-def paired(peers: Peers, kind: str, store: MooncakeServer, names: tuple[str, str], **settings: str) -> Pair:
+def paired(peers: Peers, kind: str, store: Server, names: tuple[str, str], **settings: str) -> Pair:
     ours = join(peers, "ours", store, names[0], **settings)
     theirs = join(peers, kind, store, names[1], **settings)
     return Pair(kind, "default", ours.memory(SIZE, 1), theirs.memory(SIZE, 2))
@@ -79,21 +84,21 @@ def check_moves(pair: Pair, *directions_: str) -> None:
         pair.transfer(direction, opcode, "batch", SPANS)
 
 
-def segment_of(store: MooncakeServer, name: str, cluster: str = "") -> Optional[Any]:
+def segment_of(store: Server, name: str, cluster: str = "") -> Optional[Any]:
     return store.get(f"mooncake/{cluster}ram/{name}")
 
 
-def address_of(store: MooncakeServer, name: str, cluster: str = "") -> Optional[Any]:
+def address_of(store: Server, name: str, cluster: str = "") -> Optional[Any]:
     return store.get(f"mooncake/{cluster}rpc_meta/{name}")
 
 
-def check_gone(store: MooncakeServer, name: str) -> None:
+def check_gone(store: Server, name: str) -> None:
     assert address_of(store, name) is None
     assert segment_of(store, name) is None
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def pair(request: pytest.FixtureRequest, module_peers: Peers, server: MooncakeServer) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, module_peers: Peers, server: Server) -> Iterator[Pair]:
     """Two engines with names that are no addresses, one with a port."""
     made = paired(module_peers, request.param, server, (unused(), f"{unused()}:17123"))
     yield made
@@ -120,7 +125,7 @@ def test_peers_that_find_each_other_by_name_send_messages_and_probes(pair: Pair,
 @kinds
 @pytest.mark.parametrize("cluster", ("blue", "blue/"))
 def test_engines_of_one_cluster_find_each_other_and_nobody_else_does(
-    start_peer: Peers, server: MooncakeServer, kind: str, cluster: str
+    start_peer: Peers, server: Server, kind: str, cluster: str
 ) -> None:
     names = (unused(), unused())
     pair = paired(start_peer, kind, server, names, MC_METADATA_CLUSTER_ID=cluster)
@@ -146,7 +151,7 @@ def test_peers_are_found_at_ipv6_addresses(start_peer: Peers, tmp_path: Path, ki
 
 
 @kinds
-def test_the_port_of_a_name_is_bound_where_that_is_wanted(start_peer: Peers, server: MooncakeServer, kind: str) -> None:
+def test_the_port_of_a_name_is_bound_where_that_is_wanted(start_peer: Peers, server: Server, kind: str) -> None:
     held = ports.hold_range(2)
     names = [f"127.0.0.1:{ports.port_of(s)}" for s in held]
     for s in held:
@@ -159,7 +164,7 @@ def test_the_port_of_a_name_is_bound_where_that_is_wanted(start_peer: Peers, ser
 
 @kinds
 def test_a_clean_exit_leaves_nothing_and_a_killed_engine_is_replaced_by_its_successor(
-    start_peer: Peers, server: MooncakeServer, kind: str
+    start_peer: Peers, server: Server, kind: str
 ) -> None:
     name, dead = unused(), join(start_peer, kind, server, unused())
     killed = dead.name
@@ -176,7 +181,7 @@ def test_a_clean_exit_leaves_nothing_and_a_killed_engine_is_replaced_by_its_succ
     check_gone(server, killed)
 
 
-def test_a_peer_that_was_restarted_under_its_name_is_found_again(start_peer: Peers, server: MooncakeServer) -> None:
+def test_a_peer_that_was_restarted_under_its_name_is_found_again(start_peer: Peers, server: Server) -> None:
     name, near = unused(), join(start_peer, "ours", server, unused()).memory(SIZE, 1)
     for _ in range(3):
         far = join(start_peer, "ours", server, name).memory(SIZE, 2)
@@ -186,7 +191,7 @@ def test_a_peer_that_was_restarted_under_its_name_is_found_again(start_peer: Pee
 
 
 @kinds
-def test_a_live_namesake_is_an_error_and_loses_nothing(start_peer: Peers, server: MooncakeServer, kind: str) -> None:
+def test_a_live_namesake_is_an_error_and_loses_nothing(start_peer: Peers, server: Server, kind: str) -> None:
     pair = paired(start_peer, kind, server, (unused(), unused()))
     name = pair.theirs.peer.name
     before = address_of(server, name), segment_of(server, name)
@@ -199,20 +204,20 @@ def test_a_live_namesake_is_an_error_and_loses_nothing(start_peer: Peers, server
     check_moves(pair)
 
 
-def test_mooncake_is_refused_our_name(start_peer: Peers, server: MooncakeServer) -> None:
+def test_mooncake_is_refused_our_name(start_peer: Peers, own_mooncake_server: Server) -> None:
     """Its failure takes our address along, which we write again."""
-    ours = join(start_peer, "ours", server, unused(), KVFERRY_METADATA_KEEP_SECONDS="1")
-    before = address_of(server, ours.name)
+    ours = join(start_peer, "ours", own_mooncake_server, unused(), KVFERRY_METADATA_KEEP_SECONDS="1")
+    before = address_of(own_mooncake_server, ours.name)
     theirs = start_peer("0.3.13", **HERE)
-    assert theirs.try_create(ours.name, server.address) != 0
+    assert theirs.try_create(ours.name, own_mooncake_server.address) != 0
     theirs.close()
-    process.until(lambda: address_of(server, ours.name) == before, 20, "the address is there again")
-    assert segment_of(server, ours.name) is not None
+    process.until(lambda: address_of(own_mooncake_server, ours.name) == before, 20, "the address is there again")
+    assert segment_of(own_mooncake_server, ours.name) is not None
 
 
 @kinds
 def test_while_the_server_is_away_known_peers_are_reached_and_new_ones_are_again_when_it_is_back(
-    start_peer: Peers, own_server: MooncakeServer, kind: str
+    start_peer: Peers, own_server: Server, kind: str
 ) -> None:
     keep = {"KVFERRY_METADATA_KEEP_SECONDS": "1"}
     pair = paired(start_peer, kind, own_server, ("node-a", "node-b"), **keep)
@@ -246,7 +251,7 @@ signal.pause()
 
 
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
-def test_a_signal_after_graceful_shutdown_leaves_nothing(server: MooncakeServer, number: int) -> None:
+def test_a_signal_after_graceful_shutdown_leaves_nothing(server: Server, number: int) -> None:
     name = unused()
     command = [sys.executable, "-c", GRACEFUL, server.address, name]
     env = environment({**venvs.ours(), **HERE}, ours=True)
@@ -260,9 +265,7 @@ def test_a_signal_after_graceful_shutdown_leaves_nothing(server: MooncakeServer,
 
 
 @pytest.mark.parametrize("garbage", (b"", b"null", b'{"protocol": 1}', b"\xff" * 1000), ids=repr)
-def test_garbage_under_a_key_is_an_error_that_names_it(
-    start_peer: Peers, server: MooncakeServer, garbage: bytes
-) -> None:
+def test_garbage_under_a_key_is_an_error_that_names_it(start_peer: Peers, server: Server, garbage: bytes) -> None:
     name = unused()
     for kind in ("ram", "rpc_meta"):
         server.put(f"mooncake/{kind}/{name}", garbage)
@@ -274,7 +277,7 @@ def test_garbage_under_a_key_is_an_error_that_names_it(
     assert f"mooncake/rpc_meta/{name}" in namesake.log()
 
 
-def test_a_server_that_is_not_there_is_an_error_that_names_it(start_peer: Peers, own_server: MooncakeServer) -> None:
+def test_a_server_that_is_not_there_is_an_error_that_names_it(start_peer: Peers, own_server: Server) -> None:
     own_server.kill()
     peer = start_peer("ours", **HERE)
     assert peer.try_create("node-a", own_server.address) != 0
