@@ -1,4 +1,7 @@
-"""Engines that find each other by Mooncake's HTTP metadata server or etcd: ours, and two versions of Mooncake."""
+"""Engines that find each other by Mooncake's HTTP metadata server or etcd: ours, and two versions of Mooncake.
+
+Mooncake's wheels come without Redis, so by Redis ours find each other alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from support.pairs import DIRECTIONS, Pair
 from support.peer import Peer, environment
 from support.peers import Peers, unavailable
 from support.spans import scattered
-from support.stores import EtcdServer, MooncakeServer, Server
+from support.stores import EtcdServer, MooncakeServer, RedisServer, Server
 
 SERVERS = ("0.3.12", "0.3.13")
 KINDS = ("0.3.12", "0.3.13", "ours")
@@ -282,3 +285,49 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it(start_peer: Peers,
     peer = start_peer("ours", **HERE)
     assert peer.try_create("node-a", own_server.address) != 0
     assert own_server.address in peer.log()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    try:
+        store = RedisServer(tmp_path)
+    except venvs.Unavailable as reason:
+        unavailable(str(reason))
+    yield store
+    store.kill()
+
+
+def test_ours_find_each_other_in_a_database_of_redis(start_peer: Peers, redis: RedisServer) -> None:
+    entry = {"MC_REDIS_PASSWORD": RedisServer.PASSWORD, "MC_REDIS_USERNAME": "default", "MC_REDIS_DB_INDEX": "3"}
+    pair = paired(start_peer, "ours", redis, ("node-a", "node-b"), **entry)
+    check_moves(pair)
+    outside = join(start_peer, "ours", redis, "node-a", **{**entry, "MC_REDIS_DB_INDEX": "4"})
+    near = outside.memory(SIZE)
+    assert outside.move("node-b", "read", [[near.address, pair.theirs.address, 8]])["code"] < 0
+    assert redis.address in outside.log()
+
+
+@pytest.mark.parametrize("password", ("", "a wrong one"))
+def test_a_wrong_password_for_redis_is_an_error_that_does_not_show_it(
+    start_peer: Peers, redis: RedisServer, password: str
+) -> None:
+    peer = start_peer("ours", **HERE, MC_REDIS_PASSWORD=password)
+    assert peer.try_create("node-a", redis.address) != 0
+    assert redis.address in peer.log()
+    assert not password or password not in peer.log()
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Server]:
+    yield from running("etcd", tmp_path)
+
+
+def test_a_killed_engine_of_ours_disappears_from_etcd_with_its_lease(start_peer: Peers, etcd: Server) -> None:
+    killed = join(start_peer, "ours", etcd, "node-a", KVFERRY_ETCD_LEASE_SECONDS="2")
+    kept = join(start_peer, "ours", etcd, "node-b", KVFERRY_ETCD_LEASE_SECONDS="0")
+    assert address_of(etcd, "node-a") is not None
+    killed.kill()
+    kept.kill()
+    process.until(lambda: address_of(etcd, "node-a") is None, 20, "the address disappears")
+    process.until(lambda: segment_of(etcd, "node-a") is None, 20, "the segment disappears")
+    assert address_of(etcd, "node-b") is not None

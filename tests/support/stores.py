@@ -115,6 +115,21 @@ class EtcdServer(Server):
             return json.load(answer)
 
 
+class RedisServer(Server):
+    """A Redis server with a password, which forgets everything when it ends."""
+
+    PASSWORD = "the password"
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("redis-server")
+        if program is None:
+            raise venvs.Unavailable("redis-server is missing: apt-get install redis-server")
+        (port,) = free_ports(1)
+        command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
+        command += ["--requirepass", self.PASSWORD]
+        super().__init__(f"redis://127.0.0.1:{port}", "127.0.0.1", port, folder / "redis.log", command)
+
+
 def encoded(value: bytes) -> str:
     return base64.b64encode(value).decode()
 
