@@ -302,9 +302,14 @@ func (p *pool) giveUp(addrs []uintptr) int {
 			p.usable--
 		}
 	}
-	if p.usable == 0 && len(p.blocks) == p.maxBlocks {
+	switch {
+	case p.usable > 0:
+	case len(p.blocks) == p.maxBlocks:
 		p.exhausted = status.Errorf(status.Memory, "%s: all staging blocks were given up, since copies on the stuck device may still touch them", p.name)
 		p.fail(p.exhausted)
+	default: // nothing is given back any more that would remind it of those who wait
+		p.shrunk = false
+		p.serve()
 	}
 	return len(p.blocks) - p.usable
 }

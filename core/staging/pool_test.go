@@ -284,6 +284,27 @@ func TestBlocksThatWereGivenUpAreNotLeasedAgain(t *testing.T) {
 	require.Len(t, givenUp, 2)
 }
 
+func TestWhoWaitsIsToldWhenTheLastBlockIsGivenUpOfAPoolThatCouldNotGrow(t *testing.T) {
+	for _, recovered := range []bool{false, true} {
+		p := newTestPool(t, 4, 4)
+		first, second, waiter := p.account(Initiator), p.account(Target), p.account(Target)
+		p.try(first, 3)
+		l := p.get(first, 3)
+		p.get(second, 1)
+		p.fails = errors.New("no memory")
+		require.Nil(t, p.try(waiter, 2))
+		require.Zero(t, p.called[waiter], "there may be something for it when others give back what they have")
+		if recovered {
+			p.fails = nil
+		}
+		p.giveUp([]uintptr{l.Addr})
+		require.Equal(t, 1, p.called[waiter])
+		got, err := waiter.TryLease(2 * Granule)
+		require.Equal(t, recovered, err == nil, "%v", err)
+		require.Equal(t, recovered, got != nil)
+	}
+}
+
 func TestLeaseWaits(t *testing.T) {
 	p := newTestPool(t, 1, 2).full()
 	a := newAccount(p.pool, Initiator, nil)
