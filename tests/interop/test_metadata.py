@@ -249,7 +249,8 @@ functions = load()
 engine = functions.createTransferEngine(sys.argv[1].encode(), sys.argv[2].encode(), b"", 0, 1)
 functions.enableGracefulShutdown(engine)
 print("ready", flush=True)
-signal.pause()
+while True:
+    signal.pause()  # which the library's handler ends: the program goes on until the signal comes again
 """
 
 
