@@ -4,7 +4,6 @@ package ascend
 import "C"
 
 import (
-	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -38,8 +37,7 @@ type stream struct {
 	npu    *npu
 	handle C.uintptr_t
 
-	to, from []C.uintptr_t // of the batch that is being queued
-	lengths  []C.size_t
+	batch driver.Batch[C.uintptr_t, C.size_t] // that is being queued
 }
 
 // A device.Copy is handed to C as it is.
@@ -91,23 +89,11 @@ func (s *stream) CopyBatch(kind device.Kind, copies []device.Copy) error {
 }
 
 func (s *stream) copySome(kind device.Kind, copies []device.Copy) error {
-	s.to, s.from, s.lengths = s.to[:0], s.from[:0], s.lengths[:0]
-	for _, c := range copies {
-		s.to = append(s.to, C.uintptr_t(c.Dst))
-		s.from = append(s.from, C.uintptr_t(c.Src))
-		s.lengths = append(s.lengths, C.size_t(c.Length))
-	}
-	progress := C.kvferry_acl_copy_batch(s.npu.library.acl, kinds[kind], &s.to[0], &s.from[0], &s.lengths[0],
-		C.size_t(len(copies)), C.uint32_t(s.npu.index), s.handle)
+	s.batch.Fill(copies)
+	progress := C.kvferry_acl_copy_batch(s.npu.library.acl, kinds[kind], &s.batch.To[0], &s.batch.From[0],
+		&s.batch.Lengths[0], C.size_t(len(copies)), C.uint32_t(s.npu.index), s.handle)
 	err := s.npu.failed(progress.code, status.Context, "aclrtMemcpyBatchAsync(%d copies, %v)", len(copies), kind)
-	if driver.FailedWith(err, C.ACL_UNSUPPORTED) {
-		return device.ErrNoBatches
-	}
-	if err != nil && uint64(progress.index) < uint64(len(copies)) {
-		refused := copies[progress.index]
-		err = fmt.Errorf("%w (%d bytes from %#x to %#x)", err, refused.Length, refused.Src, refused.Dst)
-	}
-	return err
+	return driver.BatchFailure(err, C.ACL_UNSUPPORTED, copies, uint64(progress.index))
 }
 
 // Record queues an event.

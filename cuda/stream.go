@@ -5,7 +5,6 @@ import "C"
 
 import (
 	"errors"
-	"fmt"
 	"time"
 	"unsafe"
 
@@ -38,8 +37,7 @@ type stream struct {
 	waiter  *waiter
 	drained *event // of Drain
 
-	to, from []C.uintptr_t // of the batch that is being queued
-	lengths  []C.size_t
+	batch driver.Batch[C.uintptr_t, C.size_t] // that is being queued
 }
 
 // A device.Copy is handed to C as it is.
@@ -63,22 +61,11 @@ func (s *stream) CopyBatch(kind device.Kind, copies []device.Copy) error {
 	if len(copies) == 0 {
 		return nil
 	}
-	s.to, s.from, s.lengths = s.to[:0], s.from[:0], s.lengths[:0]
-	for _, c := range copies {
-		s.to = append(s.to, C.uintptr_t(c.Dst))
-		s.from = append(s.from, C.uintptr_t(c.Src))
-		s.lengths = append(s.lengths, C.size_t(c.Length))
-	}
-	progress := C.kvferry_cuda_copy_batch(s.gpu.library.cuda, &s.to[0], &s.from[0], &s.lengths[0], C.size_t(len(copies)), s.handle)
+	s.batch.Fill(copies)
+	progress := C.kvferry_cuda_copy_batch(s.gpu.library.cuda, &s.batch.To[0], &s.batch.From[0],
+		&s.batch.Lengths[0], C.size_t(len(copies)), s.handle)
 	err := s.gpu.failed(progress.code, status.Context, "cuMemcpyBatchAsync(%d copies, %v)", len(copies), kind)
-	if driver.FailedWith(err, C.CUDA_NOT_SUPPORTED) {
-		return device.ErrNoBatches
-	}
-	if err != nil && uint64(progress.index) < uint64(len(copies)) {
-		refused := copies[progress.index]
-		err = fmt.Errorf("%w (%d bytes from %#x to %#x)", err, refused.Length, refused.Src, refused.Dst)
-	}
-	return err
+	return driver.BatchFailure(err, C.CUDA_NOT_SUPPORTED, copies, uint64(progress.index))
 }
 
 // Record queues an event.

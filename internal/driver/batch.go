@@ -1,0 +1,37 @@
+package driver
+
+import (
+	"fmt"
+
+	"kvferry/core/device"
+)
+
+// Batch is copies as libraries take them in one call: an array of each of their parts, in the types that C has for
+// addresses and for sizes. Its memory is used again.
+type Batch[Address, Size ~uint64 | ~uintptr] struct {
+	To, From []Address
+	Lengths  []Size // bytes
+}
+
+// Fill has it hold these copies.
+func (b *Batch[Address, Size]) Fill(copies []device.Copy) {
+	b.To, b.From, b.Lengths = b.To[:0], b.From[:0], b.Lengths[:0]
+	for _, c := range copies {
+		b.To = append(b.To, Address(c.Dst))
+		b.From = append(b.From, Address(c.Src))
+		b.Lengths = append(b.Lengths, Size(c.Length))
+	}
+}
+
+// BatchFailure is the error of a call for these copies: device.ErrNoBatches for the code of a library that has no such
+// call. index is the copy that the library says it is about, beyond them where it is about none.
+func BatchFailure(err error, unsupported int, copies []device.Copy, index uint64) error {
+	if FailedWith(err, unsupported) {
+		return device.ErrNoBatches
+	}
+	if err != nil && index < uint64(len(copies)) {
+		refused := copies[index]
+		err = fmt.Errorf("%w (%d bytes from %#x to %#x)", err, refused.Length, refused.Src, refused.Dst)
+	}
+	return err
+}
