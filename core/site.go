@@ -1,8 +1,6 @@
 package core
 
 import (
-	"strings"
-
 	"kvferry/core/address"
 	"kvferry/core/status"
 )
@@ -23,8 +21,8 @@ func siteOf(name address.Name, central bool, c *Config) (site, error) {
 	case c.LegacyPortBinding:
 		s.minPort, s.maxPort = name.Port, name.Port
 	case c.BindAddress != "":
-		s.host = strings.TrimSuffix(strings.TrimPrefix(c.BindAddress, "["), "]")
-		if err := address.CheckHost(s.host); err != nil {
+		var err error
+		if s.host, err = address.BareHost(c.BindAddress); err != nil {
 			return s, status.Errorf(status.InvalidArgument, "MC_TCP_BIND_ADDRESS: %w", err)
 		}
 	default:

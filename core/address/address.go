@@ -87,6 +87,12 @@ func splitBrackets(s string) (host, rest string, err error) {
 	return host, rest, nil
 }
 
+// BareHost is a host without the brackets that an IPv6 address may be in, checked as CheckHost does.
+func BareHost(host string) (string, error) {
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	return host, CheckHost(host)
+}
+
 // CheckHost says what is wrong with a host name or IP address without brackets; nil when nothing is. It looks at the
 // text alone and resolves nothing.
 func CheckHost(host string) error {

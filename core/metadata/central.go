@@ -393,8 +393,8 @@ func parseMeta(value []byte) (rpcMeta, error) {
 	if err := json.Unmarshal(value, &m); err != nil {
 		return m, jsonError("the value", err)
 	}
-	m.Host = strings.TrimSuffix(strings.TrimPrefix(m.Host, "["), "]")
-	if err := address.CheckHost(m.Host); err != nil {
+	var err error
+	if m.Host, err = address.BareHost(m.Host); err != nil {
 		return m, err
 	}
 	if m.Port < 1 || m.Port > math.MaxUint16 {

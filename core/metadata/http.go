@@ -114,7 +114,7 @@ func isSuccess(code int) bool { return code/100 == 2 }
 
 // do makes a request, and reads the answer.
 func (s *httpStore) do(ctx context.Context, method, key string, value []byte) (code int, body []byte, err error) {
-	ctx, done := context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("no answer within %v", s.timeout))
+	ctx, done := within(ctx, s.timeout)
 	defer done()
 	request, err := http.NewRequestWithContext(ctx, method, s.base+strings.ReplaceAll(url.QueryEscape(key), "+", "%20"), bytes.NewReader(value))
 	if err != nil {

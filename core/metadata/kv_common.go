@@ -12,7 +12,7 @@ import (
 	"kvferry/core/status"
 )
 
-// What the stores that speak a protocol of their own, etcd and Redis, have in common.
+// What stores have in common, most of it those that speak a protocol of their own, etcd and Redis.
 
 // DefaultStoreTimeout is how long etcd or Redis may take to be connected to, and a whole request, where no setting says
 // otherwise.
