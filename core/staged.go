@@ -20,9 +20,11 @@ import (
 // Copying and the network overlap, since a peer has several parcels under way. What is given up is settled at once while
 // it is queued, and otherwise when the step that it is in has ended.
 
-// firstParcel is the most that a parcel holds when nothing else is under way to its peer, in bytes: so much is soon
-// copied, and the network has something to do while more is. The others hold as much as there is under way, or a block.
-const firstParcel = 256 << 10
+// shortParcel is what a parcel holds whose copy nothing else goes on beside, in bytes: so much is soon copied. Those are
+// the first of a WRITE, before which the network has nothing to do, and the last of a READ, after which it has nothing.
+// The others hold as much as is under way when a WRITE is cut, or half of what is left of a READ, but no more than a
+// block.
+const shortParcel = 256 << 10
 
 type stager struct {
 	mu     sync.Mutex
@@ -235,7 +237,7 @@ func (q *stagedQueue) next() *parcel {
 			c.settleRest(err)
 		} else if c.work.Lost(c.task) {
 			c.settleTask(ErrPartFailed)
-		} else if lease, err := q.account.TryLease(min(c.left, q.parcelSize())); err != nil {
+		} else if lease, err := q.account.TryLease(min(c.left, q.parcelSize(c))); err != nil {
 			c.settleRest(err)
 		} else if lease == nil {
 			return nil
@@ -251,9 +253,13 @@ func (q *stagedQueue) next() *parcel {
 	return nil
 }
 
-// parcelSize is the most that the next parcel holds, in bytes.
-func (q *stagedQueue) parcelSize() uint64 {
-	return min(q.route.device.BlockSize(), max(firstParcel, q.underWay))
+// parcelSize is the most that the next parcel of a work holds, in bytes.
+func (q *stagedQueue) parcelSize(c *stagedCursor) uint64 {
+	size := q.underWay
+	if q.route.opcode == Read {
+		size = c.left / 2
+	}
+	return min(q.route.device.BlockSize(), max(shortParcel, size))
 }
 
 // rotate gives the others their turns before the first work has another.

@@ -13,15 +13,16 @@ import (
 
 // CUDA's waits have no time limit. Waiting goes this way:
 //
-//  1. Wait asks for the event for a moment, again and again: small copies end within it;
+//  1. Wait asks for the event for a moment, again and again: most copies end within it;
 //  2. then it has the waiter of the stream wait, which is a thread that sleeps in CUDA until the event has happened;
 //  3. Wait sleeps until the waiter tells, or its own time is up;
 //  4. A waiter whose caller has gone stays where it is. It holds the context, and the event if that is given up meanwhile;
 //     when CUDA returns it gives both up, and ends. Until then other waits of the stream wait for it: whatever they are
 //     for comes no sooner. So there is at most one such thread for each stream.
 
-// asks is how often Wait asks before it sleeps: that takes some 20 us, about what it costs to have another thread wait.
-const asks = 50
+// askTime is how long Wait asks before it sleeps: a block is copied within it, and a thread that sleeps in CUDA is awake
+// some 50 to 150 us after the event.
+const askTime = 250 * time.Microsecond
 
 // event is a mark in a stream.
 type event struct {
@@ -32,7 +33,7 @@ type event struct {
 
 // Wait sleeps until the event has happened, after it has asked for it for a moment.
 func (e *event) Wait(timeout time.Duration) (done bool, err error) {
-	for range asks {
+	for start := time.Now(); time.Since(start) < askTime; {
 		if done, err = e.happened(); done || err != nil {
 			return done, err
 		}

@@ -154,10 +154,10 @@ func (l *lane) idle() bool {
 	return l.sock != nil && l.broken == nil && l.flight.len() == 0
 }
 
-func (l *lane) laden() bool {
+func (l *lane) load() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.flying > ladenBytes
+	return l.flying
 }
 
 func (l *lane) nudge() {

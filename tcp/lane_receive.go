@@ -20,6 +20,7 @@ import (
 func (l *lane) receive() error {
 	for {
 		waitErr := l.sock.whenReadable(l.onReadable)
+		lookAround()
 		l.receiving.Lock()
 		failure := l.failure
 		l.receiving.Unlock()
@@ -37,6 +38,10 @@ func (l *lane) receive() error {
 
 // readable is the receiver's step: it reports whether there was something to receive, or nothing ever will be.
 func (l *lane) readable(fd uintptr) bool {
+	return l.receiveNow(fd) || l.sock.nap(fd) && l.receiveNow(fd)
+}
+
+func (l *lane) receiveNow(fd uintptr) bool {
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
 	return l.failure != nil || l.receiveOnce(fd)

@@ -108,7 +108,7 @@ func (l *lane) fill() bool {
 	l.mu.Lock()
 	pieces, flying, broken := windowPieces-l.flight.len(), l.flying, l.broken
 	l.mu.Unlock()
-	bytes := int64(min(windowBytes, l.peer.share(l, flying))) - int64(flying)
+	bytes := int64(min(windowBytes, l.peer.share())) - int64(flying)
 	if broken != nil || pieces <= 0 || bytes <= 0 {
 		return false
 	}

@@ -37,8 +37,6 @@ const (
 	shortWork   = 64 << 10
 	ladenBytes  = 256 << 10
 	reserveTime = time.Second
-	// leastShare is what a lane takes whatever the others have.
-	leastShare = 512 << 10
 	// maxDoubtful bounds the pieces that wait for the descriptor; the queue stands still meanwhile.
 	maxDoubtful = 1024
 	// assistTime is how long somebody who waits for a short answer looks for it himself, instead of sleeping: some round
@@ -50,8 +48,8 @@ const (
 type carrier interface {
 	// idle reports whether it holds nothing.
 	idle() bool
-	// laden reports whether it holds so much that what comes behind it has to wait.
-	laden() bool
+	// load is how many bytes it holds.
+	load() uint64
 	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.
 	writeIfIdle() bool
 	// assist has the calling goroutine receive what has come, without waiting.
@@ -110,7 +108,7 @@ func (p *peer) submit(w *core.Work) {
 // isLaden reports whether a short work would wait on every carrier but a reserved one. The lock is held.
 func (p *peer) isLaden() bool {
 	reserved := p.reservedLane()
-	return len(p.carriers) > 0 && !slices.ContainsFunc(p.carriers, func(c carrier) bool { return c != reserved && !c.laden() })
+	return len(p.carriers) > 0 && !slices.ContainsFunc(p.carriers, func(c carrier) bool { return c != reserved && c.load() <= ladenBytes })
 }
 
 // reservedLane is the lane for short works, if there is one, and others beside it. The lock is held.
@@ -172,14 +170,14 @@ func (p *peer) wanted(pipelined bool) int {
 	if p.isEmpty() || len(p.doubtful) >= maxDoubtful {
 		return 0
 	}
-	worth := (p.queued + turnSize - 1) / turnSize
+	lanes := worth(p.queued)
 	if !pipelined {
-		worth = p.requests()
+		lanes = p.requests()
 	}
 	if pipelined && time.Now().Before(p.reserved) {
-		worth++
+		lanes++
 	}
-	return int(max(1, min(worth, uint64(p.transport.config.LanesPerPeer))))
+	return int(max(1, min(lanes, uint64(p.transport.config.LanesPerPeer))))
 }
 
 // requests is how many requests are queued, or more of them when that would take counting. The lock is held.
@@ -213,19 +211,22 @@ func (p *peer) startCarriers(pipelined bool) {
 	}
 }
 
-// share is how many bytes a lane that has so many in flight may have there: it leaves as much to each lane that is idle.
-// Headers alone fill no socket buffer, which would keep the lane that happens to come first from taking all.
-func (p *peer) share(l *lane, flying uint64) uint64 {
+// share is how many bytes a lane may have in flight: of all that is queued or in flight, as much as every other of the
+// lanes that this is worth. What a socket takes, or that headers alone fill none, would have the lane that comes first
+// take too much.
+func (p *peer) share() uint64 {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	sharers := uint64(1)
-	for _, c := range p.carriers {
-		if c != carrier(l) && c.idle() {
-			sharers++
-		}
+	carriers, all := p.carriers, p.queued
+	p.mu.Unlock()
+	for _, c := range carriers {
+		all += c.load()
 	}
-	return max(leastShare, (p.queued+flying)/sharers)
+	sharers := max(1, min(worth(all), uint64(len(carriers))))
+	return (all + sharers - 1) / sharers
 }
+
+// worth is the number of lanes that so many bytes are worth.
+func worth(bytes uint64) uint64 { return (bytes + turnSize - 1) / turnSize }
 
 // take moves pieces from the queue to the end of to, for a carrier: at most so many, and no more once they have that
 // many bytes.

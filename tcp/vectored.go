@@ -35,8 +35,8 @@ func newSocket(c syscall.Conn) (*socket, error) {
 		return nil, err
 	}
 	s := &socket{raw: raw}
-	s.out = half{call: "sendmsg", number: unix.SYS_SENDMSG, flags: unix.MSG_NOSIGNAL, wait: raw.Write}
-	s.in = half{call: "recvmsg", number: unix.SYS_RECVMSG, wait: raw.Read}
+	s.out = half{call: "sendmsg", number: unix.SYS_SENDMSG, flags: unix.MSG_NOSIGNAL, wait: raw.Write, events: unix.POLLOUT}
+	s.in = half{call: "recvmsg", number: unix.SYS_RECVMSG, wait: raw.Read, events: unix.POLLIN}
 	s.out.attempt = s.out.once
 	s.in.attempt = s.in.once
 	return s, nil
@@ -66,8 +66,12 @@ func (s *socket) receive(v []ioVector) (n int, err error) {
 	return n, err
 }
 
-// whenReadable calls step whenever there may be something to receive, until it returns true.
+// whenReadable calls step whenever there may be something to receive, until it returns true. A step that has found
+// nothing is to nap before it returns false.
 func (s *socket) whenReadable(step func(fd uintptr) bool) error { return s.in.wait(step) }
+
+// nap sleeps until there may be something to receive, or for a moment: then it returns false.
+func (s *socket) nap(fd uintptr) bool { return s.in.nap(fd) }
 
 // control calls f with the file descriptor, which stays open until f has returned.
 func (s *socket) control(f func(fd uintptr)) error { return s.raw.Control(f) }
@@ -94,10 +98,12 @@ type half struct {
 	number uintptr
 	flags  uintptr
 	wait   func(func(fd uintptr) bool) error // runs attempt whenever the socket is ready, until it returns true
+	events int16                             // for poll: the socket is ready
 
 	attempt func(fd uintptr) bool // once, bound when the socket is made: binding allocates
 	message unix.Msghdr
 	block   bool
+	waited  bool // with Go's poller
 	n       uintptr
 	errno   syscall.Errno
 }
@@ -107,6 +113,10 @@ func (h *half) do(v []ioVector, block bool) (n int, again bool, err error) {
 	h.block = block
 	if err = h.wait(h.attempt); err != nil {
 		return 0, false, err
+	}
+	if h.waited {
+		h.waited = false
+		lookAround()
 	}
 	return h.result()
 }
@@ -135,7 +145,10 @@ func (h *half) once(fd uintptr) bool {
 		switch {
 		case h.errno == unix.EINTR:
 		case h.errno == unix.EAGAIN && h.block:
-			return false
+			if !h.nap(fd) {
+				h.waited = true
+				return false
+			}
 		default:
 			return true
 		}
