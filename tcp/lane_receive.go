@@ -68,6 +68,18 @@ func (l *lane) assist() {
 	}
 }
 
+// ease: see carrier. The lane has something in flight, so it is connected.
+func (l *lane) ease(on bool) {
+	l.mu.Lock()
+	sock := l.sock
+	l.mu.Unlock()
+	if on {
+		sock.look()
+	} else {
+		sock.looked()
+	}
+}
+
 // receiveOnce receives what has come and settles what is complete; false when nothing has. The lock for receiving is
 // held.
 func (l *lane) receiveOnce(fd uintptr) bool {

@@ -12,9 +12,21 @@ import (
 type lookout struct {
 	polling time.Duration // look for so long every time; 0 is off
 
+	credit atomic.Int32 // times that may be in vain
 	pause  atomic.Int32 // times to leave out
-	missed atomic.Int32 // times in vain in a row
+	missed atomic.Int32 // times in vain in a row since there was no credit
 }
+
+const (
+	// mostCredit lets a peer that mostly answers at once be late now and then: if both sides left out to look for a while
+	// then, they would be late to each other all the time.
+	mostCredit = 16
+	// rarest is how rarely it looks at least: once in 2^rarest times.
+	rarest = 10
+	// lookTurn is how long it looks without letting other goroutines have their turns. A goroutine that is bound to its
+	// thread, as one that was called from C, would have to be woken after each turn.
+	lookTurn = 200 * time.Microsecond
+)
 
 // look calls found until it reports true, for at most that long, or not at all; it reports what found did.
 func (l *lookout) look(most time.Duration, found func() bool) bool {
@@ -26,19 +38,28 @@ func (l *lookout) look(most time.Duration, found func() bool) bool {
 	}
 	if poll(most, found) {
 		l.missed.Store(0)
+		l.credit.Store(min(l.credit.Load()+1, mostCredit))
 		return true
 	}
-	const rarest = 10 // once in 2^rarest times
+	if credit := l.credit.Load(); credit > 0 {
+		l.credit.Store(credit - 1)
+		return false
+	}
 	l.pause.Store(1 << min(l.missed.Add(1), rarest))
 	return false
 }
 
-// poll lets other goroutines have their turns.
 func poll(most time.Duration, found func() bool) bool {
-	for start := time.Now(); time.Since(start) < most; runtime.Gosched() {
-		if found() {
-			return true
+	start := time.Now()
+	for turn := lookTurn; ; turn += lookTurn {
+		for turn = min(turn, most); time.Since(start) < turn; {
+			if found() {
+				return true
+			}
 		}
+		if turn == most {
+			return false
+		}
+		runtime.Gosched()
 	}
-	return false
 }

@@ -242,4 +242,5 @@ func (o *oneShot) idle() bool        { return false }
 func (o *oneShot) load() uint64      { return 0 }
 func (o *oneShot) writeIfIdle() bool { return false }
 func (o *oneShot) assist()           {}
+func (o *oneShot) ease(bool)         {}
 func (o *oneShot) nudge()            {} // it looks at the queue after each piece

@@ -54,6 +54,8 @@ type carrier interface {
 	writeIfIdle() bool
 	// assist has the calling goroutine receive what has come, without waiting.
 	assist()
+	// ease tells it whether somebody assists again and again, so that it need not wake up itself.
+	ease(bool)
 	// nudge tells it that there may be something to take.
 	nudge()
 	// quit makes it end: it stops moving bytes, and gives back what it holds with that reason.
@@ -483,15 +485,23 @@ func (p *peer) count(h *piece) {
 
 // assist has the calling goroutine look for answers until done reports true, for at most assistTime.
 func (p *peer) assist(done func() bool) {
+	var eased []carrier
 	p.answers.look(assistTime, func() bool {
 		p.mu.Lock()
 		carriers := p.carriers
 		p.mu.Unlock()
 		for _, c := range carriers {
+			if c.load() > 0 && !slices.Contains(eased, c) {
+				eased = append(eased, c)
+				c.ease(true)
+			}
 			c.assist()
 		}
 		return done()
 	})
+	for _, c := range eased {
+		c.ease(false)
+	}
 }
 
 // abort settles what is queued of aborted works, and ends the carriers that hold pieces of them.

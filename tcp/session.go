@@ -77,6 +77,7 @@ type session struct {
 	ahead          [readAhead]byte
 	parsed, filled int
 	next           lookout
+	looks          bool        // the socket was told so
 	burst          uint64      // bytes of the requests since it last waited for one
 	emptied        bool        // the last receive took all that there was
 	bulk           bool        // the last payload was long
@@ -305,17 +306,31 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 		}
 	}
 	s.await(&s.waiting, s.serving != nil || s.filled > 0)
-	return s.socket.receive(v)
+	return s.receiveWaiting(v)
 }
 
-// lookAhead looks for the next request of a peer that sends short ones, each when the last is answered.
+// lookAhead looks for the next request of a peer that sends short ones, each when the last is answered. The socket is told
+// only once that somebody looks, until it is waited for.
 func (s *session) lookAhead(v []ioVector) (n int, again bool, err error) {
 	again = true
 	s.next.look(lookAheadTime, func() bool {
+		if !s.looks {
+			s.looks = true
+			s.socket.look()
+		}
 		n, again, err = s.socket.tryReceive(v)
 		return !again
 	})
 	return n, again, err
+}
+
+// receiveWaiting waits for what comes.
+func (s *session) receiveWaiting(v []ioVector) (int, error) {
+	if s.looks {
+		s.looks = false
+		s.socket.looked()
+	}
+	return s.socket.receive(v)
 }
 
 // await tells the target's watch whether the wait that follows, of the session or of its sender, is for the rest of
@@ -553,7 +568,7 @@ func (s *session) refuse(r *rejection) bool {
 	}
 	scratch := []ioVector{vectorOf(s.ahead[:])}
 	for dropped := 0; dropped < rejectedBytes; {
-		n, err := s.socket.receive(scratch)
+		n, err := s.receiveWaiting(scratch)
 		if err != nil {
 			return err == io.EOF
 		}

@@ -260,7 +260,7 @@ func (s *session) receiveStaged(place ioVector) (placed uint64, err error) {
 		return s.received(v, place, n), nil
 	}
 	s.await(&s.waiting, true)
-	n, err := s.socket.receive(v)
+	n, err := s.receiveWaiting(v)
 	if err != nil {
 		return 0, err
 	}

@@ -3,6 +3,7 @@ package tcp
 import (
 	"io"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -27,6 +28,7 @@ type ioVector struct {
 type socket struct {
 	raw     syscall.RawConn
 	out, in half
+	lookers atomic.Int32 // who look for what comes
 }
 
 func newSocket(c syscall.Conn) (*socket, error) {
@@ -58,6 +60,29 @@ func (s *socket) send(v []ioVector) (n int, err error) {
 // that nothing has. At end of file err is io.EOF.
 func (s *socket) tryReceive(v []ioVector) (n int, again bool, err error) {
 	return eof(s.in.do(v, false))
+}
+
+// look and looked enclose the time in which somebody calls tryReceive, or receiveAt, again and again: what comes over
+// TCP meanwhile, if it is short, does not wake a thread that waits for it. Who has looked in vain finds it after looked.
+func (s *socket) look() {
+	if s.lookers.Add(1) == 1 {
+		s.wakeAt(lookedFor)
+	}
+}
+
+func (s *socket) looked() {
+	if s.lookers.Add(-1) == 0 {
+		s.wakeAt(1)
+	}
+}
+
+// lookedFor is so many bytes that they are no short message any more, and fit the smallest of socket buffers.
+const lookedFor = 32 << 10
+
+// wakeAt has the kernel wake who waits for the socket when so many bytes have come. It fails on a connection that is
+// closed, and changes nothing for a Unix-domain socket.
+func (s *socket) wakeAt(bytes int) {
+	_ = s.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes) })
 }
 
 // receive receives some bytes, waiting until there are any. At end of file err is io.EOF.
