@@ -141,7 +141,7 @@ int kvferry_cuda_synchronize_stream(const struct cuda *cuda, uintptr_t stream)
 struct cuda_result kvferry_cuda_create_event(const struct cuda *cuda)
 {
     void *event = NULL;
-    int code = cuda->cuEventCreate(&event, CUDA_EVENT_BLOCKING_SYNC | CUDA_EVENT_DISABLE_TIMING);
+    int code = cuda->cuEventCreate(&event, CUDA_EVENT_DISABLE_TIMING);
 
     return result_of(code, event);
 }
@@ -159,11 +159,6 @@ int kvferry_cuda_record_event(const struct cuda *cuda, uintptr_t event, uintptr_
 int kvferry_cuda_query_event(const struct cuda *cuda, uintptr_t event)
 {
     return cuda->cuEventQuery((void *)event);
-}
-
-int kvferry_cuda_synchronize_event(const struct cuda *cuda, uintptr_t event)
-{
-    return cuda->cuEventSynchronize((void *)event);
 }
 
 const char *kvferry_cuda_error_name(const struct cuda *cuda, int error)

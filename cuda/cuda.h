@@ -31,7 +31,7 @@ enum {
 /* Flags of cuMemHostAlloc, cuStreamCreate and cuEventCreate. */
 enum { CUDA_PINNED_PORTABLE = 1 };     /* page-locked for all contexts */
 enum { CUDA_STREAM_NON_BLOCKING = 1 }; /* has no order with the stream 0 of the application */
-enum { CUDA_EVENT_BLOCKING_SYNC = 1, CUDA_EVENT_DISABLE_TIMING = 2 };
+enum { CUDA_EVENT_DISABLE_TIMING = 2 };
 
 /* CUstreamCaptureStatus. */
 enum { CUDA_CAPTURES_NOTHING = 0 };
@@ -102,8 +102,7 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuEventCreate, (void **out, unsigned int flags))                                                    \
     REQUIRED(int, cuEventDestroy_v2, (void *event))                                                                   \
     REQUIRED(int, cuEventRecord, (void *event, void *stream))                                                         \
-    REQUIRED(int, cuEventQuery, (void *event))                                                                        \
-    REQUIRED(int, cuEventSynchronize, (void *event))
+    REQUIRED(int, cuEventQuery, (void *event))
 
 /* One library's functions. An optional one that it lacks is NULL. */
 struct cuda {
@@ -172,7 +171,6 @@ struct cuda_result kvferry_cuda_create_event(const struct cuda *cuda);
 int kvferry_cuda_destroy_event(const struct cuda *cuda, uintptr_t event);
 int kvferry_cuda_record_event(const struct cuda *cuda, uintptr_t event, uintptr_t stream);
 int kvferry_cuda_query_event(const struct cuda *cuda, uintptr_t event);
-int kvferry_cuda_synchronize_event(const struct cuda *cuda, uintptr_t event);
 
 /* The context of a stream, and whether it is being captured: a CUstreamCaptureStatus, of nothing where CUDA cannot tell. */
 struct cuda_result kvferry_cuda_stream_context(const struct cuda *cuda, uintptr_t stream);

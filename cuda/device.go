@@ -36,11 +36,11 @@ func (d *gpu) Bind() error {
 		return err
 	}
 	d.handle.Store(int32(found.value))
-	context := C.kvferry_cuda_retain(d.library.cuda, C.int(found.value))
-	if err := d.failed(context.code, status.Context, "cuDevicePrimaryCtxRetain(%d)", found.value); err != nil {
+	context, err := d.retain()
+	if err != nil {
 		return err
 	}
-	err := d.failed(C.kvferry_cuda_push(d.library.cuda, context.value), status.Context, "cuCtxPushCurrent()")
+	err = d.failed(C.kvferry_cuda_push(d.library.cuda, context), status.Context, "cuCtxPushCurrent()")
 	if err != nil {
 		return errors.Join(err, d.release())
 	}
@@ -59,6 +59,12 @@ func (d *gpu) Unbind() error {
 
 func (d *gpu) pop() error {
 	return d.failed(C.kvferry_cuda_pop(d.library.cuda), status.Context, "cuCtxPopCurrent()")
+}
+
+func (d *gpu) retain() (context C.uintptr_t, err error) {
+	handle := C.int(d.handle.Load())
+	result := C.kvferry_cuda_retain(d.library.cuda, handle)
+	return result.value, d.failed(result.code, status.Context, "cuDevicePrimaryCtxRetain(%d)", handle)
 }
 
 func (d *gpu) release() error {
@@ -89,11 +95,14 @@ func (d *gpu) FreePinned(addr uintptr) error {
 }
 
 func (d *gpu) NewStream() (device.Stream, error) {
-	result := C.kvferry_cuda_create_stream(d.library.cuda)
-	if err := d.failed(result.code, status.Context, "cuStreamCreate()"); err != nil {
+	if _, err := d.retain(); err != nil {
 		return nil, err
 	}
-	s := &stream{gpu: d, handle: result.value, waiter: newWaiter(d)}
+	result := C.kvferry_cuda_create_stream(d.library.cuda)
+	if err := d.failed(result.code, status.Context, "cuStreamCreate()"); err != nil {
+		return nil, errors.Join(err, d.release())
+	}
+	s := &stream{gpu: d, handle: result.value}
 	drained, err := d.newEvent()
 	if err != nil {
 		return nil, errors.Join(err, s.destroy())

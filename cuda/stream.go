@@ -17,7 +17,7 @@ import (
 //
 //  1. Copy, or CopyBatch, queues a list of them in a stream with one call into C;
 //  2. Record queues an event behind them;
-//  3. Wait, on another thread, sleeps until the device has come to the event (wait.go);
+//  3. Wait, on another thread, waits until the device has come to the event (wait.go);
 //  4. Drain waits for the whole stream, and Close gives it up.
 
 // kinds are C's names for the ways, with the function that copies that way.
@@ -30,11 +30,11 @@ var kinds = [...]struct {
 	device.WithinDevice: {C.CUDA_WITHIN_DEVICE, "cuMemcpyDtoDAsync"},
 }
 
-// stream is a queue of copies.
+// stream is a queue of copies. It retains the context, so that what its copies touch is there even where they do not end
+// and it is left behind.
 type stream struct {
 	gpu     *gpu
 	handle  C.uintptr_t
-	waiter  *waiter
 	drained *event // of Drain
 
 	batch driver.Batch[C.uintptr_t, C.size_t] // that is being queued
@@ -70,9 +70,7 @@ func (s *stream) CopyBatch(kind device.Kind, copies []device.Copy) error {
 
 // Record queues an event.
 func (s *stream) Record(e device.Event) error {
-	own := e.(*event)
-	own.stream = s
-	code := C.kvferry_cuda_record_event(s.gpu.library.cuda, own.handle, s.handle)
+	code := C.kvferry_cuda_record_event(s.gpu.library.cuda, e.(*event).handle, s.handle)
 	return s.gpu.failed(code, status.Context, "cuEventRecord()")
 }
 
@@ -93,10 +91,10 @@ func (s *stream) Drain(timeout time.Duration) error {
 func (s *stream) Close() error {
 	code := C.kvferry_cuda_synchronize_stream(s.gpu.library.cuda, s.handle)
 	err := s.gpu.failed(code, status.Context, "cuStreamSynchronize()")
-	return errors.Join(err, s.waiter.close(err == nil), s.drained.Close(), s.destroy())
+	return errors.Join(err, s.drained.Close(), s.destroy())
 }
 
 func (s *stream) destroy() error {
 	code := C.kvferry_cuda_destroy_stream(s.gpu.library.cuda, s.handle)
-	return s.gpu.failed(code, status.Context, "cuStreamDestroy()")
+	return errors.Join(s.gpu.failed(code, status.Context, "cuStreamDestroy()"), s.gpu.release())
 }

@@ -334,6 +334,8 @@ func TestEveryCallThatFailsSaysWhatFailedAndWhy(t *testing.T) {
 			{"cuMemFree_v2", "(0x", status.Memory, allocate},
 			{"cuMemHostAlloc", "(4096 bytes)", status.Memory, allocatePinned},
 			{"cuMemFreeHost", "(0x", status.Memory, allocatePinned},
+			{"cuDevicePrimaryCtxRetain", "(1)", status.Context, makeStream},
+			{"cuDevicePrimaryCtxRelease_v2", "(1)", status.Context, makeStream},
 			{"cuStreamCreate", "()", status.Context, makeStream},
 			{"cuStreamSynchronize", "()", status.Context, makeStream},
 			{"cuStreamDestroy_v2", "()", status.Context, makeStream},

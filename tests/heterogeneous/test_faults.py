@@ -52,7 +52,6 @@ CUDA = (
     "cuMemcpyDtoHAsync_v2",
     "cuEventRecord",
     "cuEventQuery",
-    "cuEventSynchronize",
     "cuStreamSynchronize",
     "cuEventDestroy_v2",
     "cuStreamDestroy_v2",
