@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -210,7 +211,7 @@ var settings = []setting{
 		"Most payload of one request: a larger task is cut, so that all lanes share it."},
 	{one("MC_TCP_ENABLE_CONNECTION_POOL", "1"), onOff(func(c *Config) *bool { return &c.ConnectionPool }),
 		"Off: every request has a connection of its own."},
-	{[]variable{{"MC_TCP_LANES_PER_PEER", "MC_TCP_MAX_CONNECTIONS_PER_PEER", "4"}}, integer("connections", 1, 16, func(c *Config) *int { return &c.LanesPerPeer }),
+	{[]variable{{"MC_TCP_LANES_PER_PEER", "MC_TCP_MAX_CONNECTIONS_PER_PEER", usualLanes}}, lanes(),
 		"Data connections to one peer."},
 	{one("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", "1024"), unused(1, 65535),
 		"Accepted, without effect: a queue holds what was submitted, and a batch is never refused for being large."},
@@ -372,6 +373,22 @@ func integer(unit string, least, most int, field func(*Config) *int) kind {
 	return single(accepts, func(c *Config, text string) (err error) {
 		*field(c), err = parseInteger(text, least, most)
 		return err
+	})
+}
+
+// usualLanes stands for the number that lanes chooses: some 4 GB/s pass through each, and take a processor at both ends.
+const usualLanes = "4; with 16 processors or more, 8"
+
+func lanes() kind {
+	given := integer("connections", 1, 16, func(c *Config) *int { return &c.LanesPerPeer })
+	return single(given.accepts, func(c *Config, text string) error {
+		if text != usualLanes {
+			return given.parse(c, []string{text})
+		}
+		if c.LanesPerPeer = 4; runtime.GOMAXPROCS(0) >= 16 {
+			c.LanesPerPeer = 8
+		}
+		return nil
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +28,15 @@ func environment(variables map[string]string) func(string) (string, bool) {
 	}
 }
 
+func TestManyProcessorsHaveMoreLanes(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
+	assert.Equal(t, 8, DefaultConfig().LanesPerPeer)
+	runtime.GOMAXPROCS(15)
+	assert.Equal(t, 4, DefaultConfig().LanesPerPeer)
+}
+
 func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	assert.Equal(t, Config{
 		MinPort: 15000, MaxPort: 17000, HandshakePort: 12001,
 		HandshakeConnectTimeout: 5 * time.Second, HandshakeBacklog: 128, HandshakeMaxLength: 1 << 20,

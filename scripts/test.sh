@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run every test: scripts/test.sh PYTHON, an interpreter with kvferry and scripts/test-requirements.txt installed.
 #
-#  1. Go's tests, with the race detector
+#  1. Go's tests, with the race detector; those of the data path once more as with many processors, where it waits and
+#     spreads in other ways
 #  2. each of Go's fuzzers, for a few seconds
 #  3. everything under tests/, in one pytest, in which engines use TCP among themselves
 #  4. once more, as engines on one host, the tests of what passes between engines, whatever it passes over
@@ -47,6 +48,7 @@ fuzz() {
 
 if go list -m >/dev/null && command -v cc >/dev/null; then
     run "Go tests" go test -race ./...
+    run "Go tests as with 16 processors" env GOMAXPROCS=16 go test -race -count=1 ./core ./core/staging ./tcp
     run "Go fuzzers" fuzz
 else
     skip "Go tests and fuzzers" "install Go $(sed -n 's/^go //p' go.mod) or newer and a C compiler"

@@ -32,6 +32,9 @@ const (
 	// turnSize is what a cursor gives before the next one has its turn, and what a queue holds for each lane that is
 	// opened beyond the first.
 	turnSize = 1 << 20
+	// hurriedSize is for each lane what turnSize is otherwise, when works come piece by piece from staging: so all lanes
+	// begin soon.
+	hurriedSize = 256 << 10
 	// shortWork is the most bytes of a work that does not queue behind longer ones: where it finds every lane laden, with
 	// more than ladenBytes in flight, the first one is reserved for the likes of it, for reserveTime.
 	shortWork   = 64 << 10
@@ -73,6 +76,7 @@ type peer struct {
 	cursors   []*cursor // the first is next
 	returned  []piece   // to be sent again, before the cursors
 	queued    uint64    // bytes in cursors and returned
+	hurried   bool      // the last work was, and more are about to come
 	turn      uint64    // bytes that the first cursor has given since it is first
 	reserved  time.Time // until when the first lane is for short works
 	doubtful  []piece
@@ -100,6 +104,7 @@ func (p *peer) submit(w *core.Work) {
 	}
 	p.cursors = append(p.cursors, newCursor(w))
 	p.queued += w.Bytes
+	p.hurried = w.Hurried
 	if w.Bytes <= shortWork && p.isLaden() {
 		p.reserved = time.Now().Add(reserveTime)
 	}
@@ -172,7 +177,7 @@ func (p *peer) wanted(pipelined bool) int {
 	if p.isEmpty() || len(p.doubtful) >= maxDoubtful {
 		return 0
 	}
-	lanes := worth(p.queued)
+	lanes := p.worth(p.queued)
 	if !pipelined {
 		lanes = p.requests()
 	}
@@ -218,17 +223,23 @@ func (p *peer) startCarriers(pipelined bool) {
 // take too much.
 func (p *peer) share() uint64 {
 	p.mu.Lock()
-	carriers, all := p.carriers, p.queued
-	p.mu.Unlock()
-	for _, c := range carriers {
+	defer p.mu.Unlock()
+	all := p.queued
+	for _, c := range p.carriers {
 		all += c.load()
 	}
-	sharers := max(1, min(worth(all), uint64(len(carriers))))
+	sharers := max(1, min(p.worth(all), uint64(len(p.carriers))))
 	return (all + sharers - 1) / sharers
 }
 
-// worth is the number of lanes that so many bytes are worth.
-func worth(bytes uint64) uint64 { return (bytes + turnSize - 1) / turnSize }
+// worth is the number of lanes that so many bytes are worth. The lock is held.
+func (p *peer) worth(bytes uint64) uint64 {
+	each := uint64(turnSize)
+	if p.hurried {
+		each = hurriedSize
+	}
+	return (bytes + each - 1) / each
+}
 
 // take moves pieces from the queue to the end of to, for a carrier: at most so many, and no more once they have that
 // many bytes.

@@ -70,6 +70,9 @@ type Traits struct {
 	// Gathers is whether many small blocks cross faster when they are gathered on the device, by copies within it, into one
 	// piece, or scattered from one there. Else a batch of them is better, or one copy for each.
 	Gathers bool
+
+	// Asks is whether Wait of an event, with no time, tells within microseconds whether it has happened.
+	Asks bool
 }
 
 // Kind is which way a copy goes.

@@ -18,7 +18,8 @@ import (
 //  1. start queues a job, and ask wants a block. The first of these launches two threads, bound to the device.
 //  2. serve is the life of a thread: it does what there is to do, and sleeps when there is nothing. The two are alike. One
 //     at a time issues jobs, and one at a time completes them, so that the device is kept busy while somebody waits
-//     for it. When a job is under way alone, the thread that issued it completes it too: that saves waking the other.
+//     for it. When a job is under way alone, the thread that issued it completes it too: that saves waking the other. So
+//     does the thread that issues many, where the device can be asked whether one is done.
 //  3. issue queues the copies of a job, as planned, on the stream, and records an event behind them.
 //  4. complete waits for the event of the oldest job in flight, and its Done is called.
 //  5. Where copies could not all be queued, failed, or take too long, recover waits until the stream is at rest. Then one
@@ -30,6 +31,7 @@ type copier struct {
 	timeout time.Duration
 	log     *zap.Logger
 	pool    *pool
+	asks    bool // see device.Traits
 
 	mu         sync.Mutex
 	work       sync.Cond // there may be something to do for a thread that sleeps
@@ -76,7 +78,7 @@ type abandoned struct {
 
 func newCopier(d device.Device, name string, dir Direction, o Options) *copier {
 	c := &copier{
-		name: fmt.Sprintf("%s, %v", name, dir), device: d, timeout: o.Timeout, log: o.Log, ended: make(chan struct{}),
+		name: fmt.Sprintf("%s, %v", name, dir), device: d, timeout: o.Timeout, log: o.Log, ended: make(chan struct{}), asks: d.Traits().Asks,
 		planner: newPlanner(dir, d.Traits(), o),
 	}
 	c.pool = newPool(c.name, o)
@@ -142,6 +144,8 @@ func (c *copier) serve() (last bool) {
 	c.serving++
 	for !c.finished() {
 		switch {
+		case c.done():
+			c.completeNext()
 		case c.queue.len() > 0 && !c.issuing && !c.recovering:
 			c.issueNext()
 		case c.flight.len() > 0 && !c.completing:
@@ -163,9 +167,22 @@ func (c *copier) finished() bool {
 	return c.closing && !busy && c.queue.len() == 0 && c.flight.len() == 0
 }
 
+// done reports whether the oldest job in flight is known to be done, or to have failed. The lock is held.
+func (c *copier) done() bool {
+	if !c.asks || c.completing || c.flight.len() == 0 {
+		return false
+	}
+	oldest := c.flight.first()
+	if oldest.err != nil || !oldest.queued {
+		return true
+	}
+	done, err := oldest.event.Wait(0)
+	return done || err != nil
+}
+
 // issueNext is called with the lock held, which it lets go meanwhile. So are completeNext and makeBlock.
 func (c *copier) issueNext() {
-	if c.flight.len() > 0 && !c.completing {
+	if c.flight.len() > 0 && !c.completing && !c.asks {
 		c.work.Signal() // there is work for the other, too
 	}
 	next := issued{job: c.queue.pop()}

@@ -20,6 +20,9 @@ func (q *queue[T]) push(item T) {
 	q.count++
 }
 
+// first is the item that pop would take, in place.
+func (q *queue[T]) first() *T { return &q.items[q.head] }
+
 func (q *queue[T]) pop() T {
 	var zero T
 	item := q.items[q.head]
