@@ -244,7 +244,7 @@ func (e *Engine) HandshakePort() int { return e.port }
 
 // Descriptor describes the engine's own segment as it is now.
 func (e *Engine) Descriptor() *metadata.Descriptor {
-	d := &metadata.Descriptor{Name: e.name, Protocol: "tcp", DataHost: e.site.host}
+	d := &metadata.Descriptor{Name: e.name, Protocol: "tcp", DataHost: e.site.host, Kin: true}
 	for _, t := range e.installed() {
 		endpoint := t.Endpoint()
 		d.DataPort, d.ProtoVersion, d.Neighbour = endpoint.Port, endpoint.ProtoVersion, endpoint.Neighbour

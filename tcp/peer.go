@@ -35,6 +35,8 @@ const (
 	// hurriedSize is for each lane what turnSize is otherwise, when works come piece by piece from staging: so all lanes
 	// begin soon.
 	hurriedSize = 256 << 10
+	// strangerSize is it for what Mooncake is to send: it sends from one thread, so lanes only divide that up.
+	strangerSize = 4 << 20
 	// shortWork is the most bytes of a work that does not queue behind longer ones: where it finds every lane laden, with
 	// more than ladenBytes in flight, the first one is reserved for the likes of it, for reserveTime.
 	shortWork   = 64 << 10
@@ -76,7 +78,8 @@ type peer struct {
 	cursors   []*cursor // the first is next
 	returned  []piece   // to be sent again, before the cursors
 	queued    uint64    // bytes in cursors and returned
-	hurried   bool      // the last work was, and more are about to come
+	hurried   bool      // the last work was: more are about to come
+	reading   bool      // the last work was a READ
 	turn      uint64    // bytes that the first cursor has given since it is first
 	reserved  time.Time // until when the first lane is for short works
 	doubtful  []piece
@@ -104,7 +107,7 @@ func (p *peer) submit(w *core.Work) {
 	}
 	p.cursors = append(p.cursors, newCursor(w))
 	p.queued += w.Bytes
-	p.hurried = w.Hurried
+	p.hurried, p.reading = w.Hurried, w.Tasks[w.Head].Opcode == core.Read
 	if w.Bytes <= shortWork && p.isLaden() {
 		p.reserved = time.Now().Add(reserveTime)
 	}
@@ -235,7 +238,10 @@ func (p *peer) share() uint64 {
 // worth is the number of lanes that so many bytes are worth. The lock is held.
 func (p *peer) worth(bytes uint64) uint64 {
 	each := uint64(turnSize)
-	if p.hurried {
+	switch {
+	case p.reading && !p.segment.Descriptor().Kin:
+		each = strangerSize
+	case p.hurried:
 		each = hurriedSize
 	}
 	return (bytes + each - 1) / each

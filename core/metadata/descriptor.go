@@ -31,6 +31,7 @@ type Descriptor struct {
 	ProtoVersion int // 1: no acknowledgements, 2: acknowledged frames
 	Buffers      []Buffer
 	Truncated    bool   // there are more buffers than Buffers lists: they did not fit the handshake frame
+	Kin          bool   // the owner is an engine like this one
 	Neighbour    string // socket for peers on the same host, see neighbourName; "" for none
 
 	extents []extent // see BuildIndex
@@ -74,7 +75,7 @@ func (d *Descriptor) Encode(maxLength int) (encoded []byte, truncated bool) {
 		Name: d.Name, Protocol: d.Protocol, DataPort: &port, ProtoVersion: &version, DataHost: d.DataHost,
 		Timestamp: time.Now().Format("2006-01-02 15:04:05.000000"),
 	}
-	if d.Neighbour != "" {
+	if d.Kin {
 		wire.Extensions = mustEncode(extensions{Neighbour: d.Neighbour})
 	}
 	fields := mustEncode(wire)
@@ -143,20 +144,22 @@ func ParseDescriptor(encoded []byte) (*Descriptor, error) {
 	d := &Descriptor{
 		Name: wire.Name, Protocol: "tcp", DataHost: wire.DataHost, DataPort: int(*wire.DataPort),
 		ProtoVersion: protoVersion(wire.ProtoVersion), Buffers: wire.Buffers, Truncated: wire.Truncated,
-		Neighbour: neighbour(wire.Extensions),
 	}
+	d.Kin, d.Neighbour = told(wire.Extensions)
 	d.BuildIndex()
 	return d, nil
 }
 
-// neighbour is the socket that the extensions name. What is not understood there is as good as absent: all that it says
-// can be done without.
-func neighbour(encoded json.RawMessage) string {
-	var e extensions
-	if json.Unmarshal(encoded, &e) != nil || !neighbourName.MatchString(e.Neighbour) {
-		return ""
+// told is what the extensions say. What is not understood there is as good as absent: all of it can be done without.
+func told(encoded json.RawMessage) (kin bool, neighbour string) {
+	var e *extensions
+	if json.Unmarshal(encoded, &e) != nil || e == nil {
+		return false, ""
 	}
-	return e.Neighbour
+	if neighbourName.MatchString(e.Neighbour) {
+		neighbour = e.Neighbour
+	}
+	return true, neighbour
 }
 
 // checkProtocol takes the JSON of the key "protocol"; nil when there is none.

@@ -260,19 +260,22 @@ func FuzzParseDescriptor(f *testing.F) {
 	})
 }
 
-func TestTheSocketForNeighboursIsTakenOrWhateverStandsThereIgnored(t *testing.T) {
+func TestWhatKinTellEachOtherIsTakenOrWhateverStandsThereIgnored(t *testing.T) {
 	const name = "kvferry-0123456789abcdef0123456789abcdef"
-	d := Descriptor{Name: "a:1", Protocol: "tcp", DataPort: 1, ProtoVersion: 2, Neighbour: name}
+	d := Descriptor{Name: "a:1", Protocol: "tcp", DataPort: 1, ProtoVersion: 2, Kin: true, Neighbour: name}
 	encoded, _ := d.Encode(1 << 20)
 	parsed, err := ParseDescriptor(encoded)
 	require.NoError(t, err)
+	require.True(t, parsed.Kin)
 	require.Equal(t, name, parsed.Neighbour)
-	for _, strange := range []string{
-		`null`, `7`, `"text"`, `[]`, `{}`, `{"neighbour":7}`, `{"neighbour":"/tmp/socket"}`, `{"neighbour":"kvferry-0123"}`,
-		`{"neighbour":"` + name + `0"}`, `{"neighbour":"KVFERRY-0123456789abcdef0123456789abcdef"}`,
+	for strange, kin := range map[string]bool{
+		`null`: false, `7`: false, `"text"`: false, `[]`: false, `{}`: true, `{"neighbour":7}`: false,
+		`{"neighbour":"/tmp/socket"}`: true, `{"neighbour":"kvferry-0123"}`: true, `{"neighbour":"` + name + `0"}`: true,
+		`{"neighbour":"KVFERRY-0123456789abcdef0123456789abcdef"}`: true, `{"of_a_later_version":[1]}`: true,
 	} {
 		parsed, err := ParseDescriptor([]byte(`{"protocol":"tcp","tcp_data_port":1,"kvferry":` + strange + `}`))
 		require.NoError(t, err, strange)
 		require.Empty(t, parsed.Neighbour, strange)
+		require.Equal(t, kin, parsed.Kin, strange)
 	}
 }
