@@ -3,6 +3,7 @@ package tcp
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -638,6 +639,48 @@ func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
 	for _, h := range p.requests() {
 		require.LessOrEqual(t, h.length, uint64(e.Config().SliceSize))
 	}
+}
+
+func TestOneLaneReadsWhatAStrangerSendsFromOneThread(t *testing.T) {
+	for kin, lanes := range map[bool]int{true: 4, false: 1} {
+		near, far := mapped(t, strangerSize), mapped(t, strangerSize)
+		fill(far, 2)
+		p := perform(t, 2, serveWell, far)
+		p.mu.Lock()
+		p.shown.Kin = kin
+		p.mu.Unlock()
+		e := engine(t, func(c *core.Config) { c.LanesPerPeer = 4 })
+		completes(t, submit(t, e, ask(core.Read, near, open(t, e, p.name), far)))
+		require.True(t, bytes.Equal(near, far))
+		require.Equal(t, lanes, p.connections(), "kin: %v", kin)
+	}
+}
+
+func TestLanesShareWhatIsQueuedAlike(t *testing.T) {
+	const lanes = 4
+	near, far := mapped(t, lanes<<20), mapped(t, lanes<<20)
+	fill(near, 3)
+	const slice, each = 64 << 10, 1 << 20 / (64 << 10)
+	var came sync.WaitGroup // until every lane has its share, none of it answered
+	came.Add(lanes)
+	p := perform(t, 2, func(v *visitor, n int) {
+		var h header
+		for range each {
+			if !v.header(&h) {
+				return
+			}
+			_, _ = io.ReadFull(v.conn, core.MemoryAt(uintptr(h.addr), h.length))
+		}
+		came.Done()
+		came.Wait()
+		for range each {
+			v.status(statusOK)
+		}
+		serveWell(v, n)
+	}, far)
+	e := engine(t, func(c *core.Config) { c.LanesPerPeer, c.SliceSize = lanes, slice })
+	completes(t, submit(t, e, ask(core.Write, near, open(t, e, p.name), far)))
+	require.True(t, bytes.Equal(near, far))
 }
 
 func TestAShortBatchDoesNotWaitForALongOneBeforeIt(t *testing.T) {
