@@ -201,7 +201,7 @@ type Work struct {
 	Tasks   []Task // not all of them belong to the work
 	Head    int32
 	Bytes   uint64 // sum of the lengths
-	Hurried bool   // who submits it has no time to send
+	Hurried bool   // it is a part of a longer one: others are under way or about to come, and who submits it has no time to send
 
 	owner  owner
 	tail   int32

@@ -22,7 +22,7 @@ import (
 
 // shortParcel is what a parcel holds whose copy nothing else goes on beside, in bytes: so much is soon copied. Those are
 // the first of a WRITE, before which the network has nothing to do, and the last of a READ, after which it has nothing.
-// The others hold as much as is under way when a WRITE is cut, or half of what is left of a READ, but no more than a
+// The others hold as much as is under way when a WRITE is cut, or an eighth of what is left of a READ, but no more than a
 // block.
 const shortParcel = 256 << 10
 
@@ -257,7 +257,7 @@ func (q *stagedQueue) next() *parcel {
 func (q *stagedQueue) parcelSize(c *stagedCursor) uint64 {
 	size := q.underWay
 	if q.route.opcode == Read {
-		size = c.left / 2
+		size = c.left / 8
 	}
 	return min(q.route.device.BlockSize(), max(shortParcel, size))
 }
@@ -293,6 +293,7 @@ type parcel struct {
 	lease  *staging.Lease
 	work   Work
 	shares []share // as many as the work has tasks
+	more   bool    // of the parent is left
 	job    staging.Job
 
 	mu      sync.Mutex
@@ -331,7 +332,7 @@ func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *parcel {
 		end = at + length
 		c.advance(length)
 	}
-	p.unmoved = p.work.Bytes
+	p.unmoved, p.more = p.work.Bytes, c.left > 0
 	q.underWay += p.work.Bytes
 	q.stager.busy.Add(1)
 	return p
@@ -367,7 +368,7 @@ func (p *parcel) forward(err error) {
 	if err == nil {
 		err = q.givenUp(p.parent)
 	}
-	p.work.Hurried = q.underWay > p.work.Bytes
+	p.work.Hurried = p.more || q.underWay > p.work.Bytes
 	q.mu.Unlock()
 	if err != nil {
 		p.work.settleAll(err)

@@ -32,8 +32,8 @@ const (
 	// turnSize is what a cursor gives before the next one has its turn, and what a queue holds for each lane that is
 	// opened beyond the first.
 	turnSize = 1 << 20
-	// hurriedSize is for each lane what turnSize is otherwise, when works come piece by piece from staging: so all lanes
-	// begin soon.
+	// hurriedSize is for each lane what turnSize is otherwise, when a work comes in parts: so all lanes begin soon, and
+	// have all of a part before they have the next.
 	hurriedSize = 256 << 10
 	// strangerSize is it for what Mooncake is to send: it sends from one thread, so lanes only divide that up.
 	strangerSize = 4 << 20
@@ -78,7 +78,7 @@ type peer struct {
 	cursors   []*cursor // the first is next
 	returned  []piece   // to be sent again, before the cursors
 	queued    uint64    // bytes in cursors and returned
-	hurried   bool      // the last work was: more are about to come
+	hurried   bool      // the last work was
 	reading   bool      // the last work was a READ
 	turn      uint64    // bytes that the first cursor has given since it is first
 	reserved  time.Time // until when the first lane is for short works
@@ -112,7 +112,7 @@ func (p *peer) submit(w *core.Work) {
 		p.reserved = time.Now().Add(reserveTime)
 	}
 	p.mu.Unlock()
-	p.dispatch(!w.Hurried)
+	p.dispatch(!w.Hurried || w.Tasks[w.Head].Opcode == core.Read) // to ask takes no time
 }
 
 // isLaden reports whether a short work would wait on every carrier but a reserved one. The lock is held.
@@ -140,8 +140,9 @@ func (p *peer) dispatch(mayWrite bool) {
 	}
 	carriers := p.carriers
 	wanted := p.wanted(pipelined)
-	if p.reservedLane() != nil && !p.hasShort() {
-		carriers = carriers[1:]
+	reserved := p.reservedLane()
+	if reserved != nil && !p.hasShort() {
+		reserved, carriers = nil, carriers[1:]
 	}
 	p.mu.Unlock()
 
@@ -159,6 +160,9 @@ func (p *peer) dispatch(mayWrite bool) {
 				wanted--
 			}
 		}
+	}
+	if reserved != nil && reserved != mine {
+		reserved.nudge() // nobody else takes what is short
 	}
 	if mine != nil && !mine.writeIfIdle() {
 		mine.nudge()
@@ -252,7 +256,7 @@ func (p *peer) worth(bytes uint64) uint64 {
 func (p *peer) take(c carrier, to []piece, pieces int, bytes uint64) []piece {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	onlyShort := p.reservedLane() == c
+	mine := p.open(c)
 	d := p.segment.Descriptor()
 	limit := uint64(p.transport.config.SliceSize)
 	if !p.pipelined(d) {
@@ -260,7 +264,7 @@ func (p *peer) take(c carrier, to []piece, pieces int, bytes uint64) []piece {
 	}
 	checked := p.checked || !p.acknowledges(d)
 	for got := uint64(0); pieces > 0 && got < bytes && len(p.doubtful) < maxDoubtful; {
-		next, ok := p.next(limit, d, onlyShort)
+		next, ok := p.next(limit, d, mine)
 		if !ok {
 			break
 		}
@@ -279,8 +283,20 @@ func (p *peer) take(c carrier, to []piece, pieces int, bytes uint64) []piece {
 	return to
 }
 
-// next removes a piece from the queue; onlyShort has it pass over long works. The lock is held.
-func (p *peer) next(limit uint64, d *metadata.Descriptor, onlyShort bool) (piece, bool) {
+// open is which works a carrier may take from: short ones are left to the reserved lane, and long ones to the others. The
+// lock is held.
+func (p *peer) open(c carrier) func(*cursor) bool {
+	switch reserved := p.reservedLane(); {
+	case reserved == c:
+		return (*cursor).short
+	case reserved != nil && reserved.load() <= ladenBytes:
+		return func(c *cursor) bool { return !c.short() }
+	}
+	return func(*cursor) bool { return true }
+}
+
+// next removes a piece from the queue, of the first work that is open. The lock is held.
+func (p *peer) next(limit uint64, d *metadata.Descriptor, open func(*cursor) bool) (piece, bool) {
 	if n := len(p.returned); n > 0 {
 		next := p.returned[n-1]
 		p.returned = p.returned[:n-1]
@@ -288,11 +304,9 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor, onlyShort bool) (piece
 		return next, true
 	}
 	for len(p.cursors) > 0 {
-		at := 0
-		if onlyShort {
-			if at = slices.IndexFunc(p.cursors, (*cursor).short); at < 0 {
-				break
-			}
+		at := slices.IndexFunc(p.cursors, open)
+		if at < 0 {
+			break
 		}
 		c := p.cursors[at]
 		if err := c.work.Aborted(); err != nil {
@@ -301,7 +315,7 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor, onlyShort bool) (piece
 			p.dropCursor(at)
 			continue
 		}
-		if at == 0 && p.turn >= turnSize && len(p.cursors) > 1 {
+		if at == 0 && p.turn >= turnSize && len(p.cursors) > 1 && !c.work.Hurried {
 			p.dropCursor(0)
 			p.cursors = append(p.cursors, c)
 			continue
@@ -508,7 +522,10 @@ func (p *peer) assist(done func() bool) {
 		carriers := p.carriers
 		p.mu.Unlock()
 		for _, c := range carriers {
-			if c.load() > 0 && !slices.Contains(eased, c) {
+			switch load := c.load(); {
+			case load > ladenBytes:
+				continue // what is long keeps who takes part in it
+			case load > 0 && !slices.Contains(eased, c):
 				eased = append(eased, c)
 				c.ease(true)
 			}

@@ -18,8 +18,8 @@ import (
 //  1. start queues a job, and ask wants a block. The first of these launches two threads, bound to the device.
 //  2. serve is the life of a thread: it does what there is to do, and sleeps when there is nothing. The two are alike. One
 //     at a time issues jobs, and one at a time completes them, so that the device is kept busy while somebody waits
-//     for it. When a job is under way alone, the thread that issued it completes it too: that saves waking the other. So
-//     does the thread that issues many, where the device can be asked whether one is done.
+//     for it. When a job is under way alone, the thread that issued it completes it too: that saves waking the other.
+//     So does the thread that issues many, where the device can be asked whether one is done.
 //  3. issue queues the copies of a job, as planned, on the stream, and records an event behind them.
 //  4. complete waits for the event of the oldest job in flight, and its Done is called.
 //  5. Where copies could not all be queued, failed, or take too long, recover waits until the stream is at rest. Then one
