@@ -1,0 +1,41 @@
+package tcp
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// burdened is a carrier that holds so many bytes, and counts who assists it.
+type burdened struct {
+	oneShot
+	bytes    uint64
+	assisted int
+}
+
+func (b *burdened) load() uint64 { return b.bytes }
+func (b *burdened) assist()      { b.assisted++ }
+
+func TestWhoWaitsForAShortAnswerIsNotKeptByLongOnes(t *testing.T) {
+	long, short := &burdened{bytes: ladenBytes + 1}, &burdened{bytes: ladenBytes}
+	p := &peer{carriers: []carrier{long, short}}
+	p.assist(func() bool { return short.assisted > 2 })
+	require.Zero(t, long.assisted)
+	require.Equal(t, 3, short.assisted)
+}
+
+func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
+	reserved, other := &burdened{}, &burdened{}
+	p := &peer{carriers: []carrier{reserved, other}, reserved: time.Now().Add(time.Hour)}
+	short := newCursor(workOf(write(0x1000, 0x10000, shortWork)))
+	long := newCursor(workOf(write(0x1000, 0x10000, shortWork+1)))
+	takes := func(c carrier) [2]bool { return [2]bool{p.open(c)(short), p.open(c)(long)} }
+
+	require.Equal(t, [2]bool{true, false}, takes(reserved))
+	require.Equal(t, [2]bool{false, true}, takes(other))
+	reserved.bytes = ladenBytes + 1
+	require.Equal(t, [2]bool{true, true}, takes(other), "what is reserved is laden itself")
+	p.reserved = time.Time{}
+	require.Equal(t, [2]bool{true, true}, takes(other), "none is reserved")
+}
