@@ -94,9 +94,9 @@ class Results:
         return max(scores, key=lambda name: scores[name]) if scores else family
 
     def extra_memory(self, name: str) -> float | None:
-        """MiB: the larger one of both sides' peaks, beyond registered memory and a bare Python with the module."""
+        """MiB: the larger one of both sides' peaks, beyond registered memory; with Python and the engine's library."""
         sides = self.memory.get(name, {}).values()
-        return max((each["peak"] - each["bare"] - each["registered"]) / (1 << 20) for each in sides) if sides else None
+        return max((each["peak"] - each["registered"]) / (1 << 20) for each in sides) if sides else None
 
 
 def medians(series: dict[float, list[float]]) -> dict[float, float]:

@@ -138,7 +138,7 @@ def resources(results: Results) -> Iterator[Wanted]:
     ours, mooncake = results.extra_memory(OURS), results.extra_memory(MOONCAKE)
     if results.memory:
         ratio = ours / mooncake if ours is not None and mooncake else None
-        yield Wanted("memory beside what is registered: ours / Mooncake", ratio, 1, True)
+        yield Wanted("memory of a process beside what is registered: ours / Mooncake", ratio, 1, True)
 
 
 def faster(results: Results, where: str, case: Case, family: str, least: float) -> Wanted:

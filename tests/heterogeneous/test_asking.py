@@ -161,6 +161,7 @@ def test_what_the_library_says_of_memory_counts_more_than_the_location(
 @kinds
 @pytest.mark.parametrize("number,reason", ((":99", "there is no "), (":x", ""), ("", "")))
 def test_a_location_that_is_no_good_is_refused(start_peer: Peers, kind: str, number: str, reason: str) -> None:
+    devices.need_two(kind)
     near = devices.start(start_peer).create().memory(SIZE, 2, register=False, place=f"{kind}:1")
     assert register(near, "one", f"{kind}{number}") < 0
     assert f"{reason}{kind}{number}" in near.peer.log()
@@ -221,6 +222,7 @@ def current():
 @pytest.mark.parametrize("current", (None, 0, 1))
 def test_the_threads_of_the_application_keep_their_device(kind: str, functions: str, current: int) -> None:
     """Whatever is registered, moved and ended on it, and also where it has none."""
+    devices.need_two(kind)
     done = run_python(
         f"""
 import ctypes
