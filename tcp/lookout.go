@@ -33,7 +33,8 @@ func (l *lookout) look(most time.Duration, found func() bool) bool {
 	if l.polling > 0 {
 		return poll(l.polling, found)
 	}
-	if l.pause.Add(-1) >= 0 {
+	if pause := l.pause.Load(); pause > 0 {
+		l.pause.Store(pause - 1)
 		return false
 	}
 	if poll(most, found) {

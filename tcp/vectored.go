@@ -91,8 +91,7 @@ func (s *socket) receive(v []ioVector) (n int, err error) {
 	return n, err
 }
 
-// whenReadable calls step whenever there may be something to receive, until it returns true. A step that has found
-// nothing is to nap before it returns false.
+// whenReadable calls step whenever there may be something to receive, until it returns true.
 func (s *socket) whenReadable(step func(fd uintptr) bool) error { return s.in.wait(step) }
 
 // nap sleeps until there may be something to receive, or for a moment: then it returns false.
