@@ -35,7 +35,7 @@ static int wait_once(uint32_t *word, int64_t ms)
     return errno;
 }
 
-int kvferry_wait_for_word(uint32_t *word, int64_t timeout_ms)
+static int wait_for_word(uint32_t *word, int64_t timeout_ms)
 {
     int64_t start = kvferry_now_ms();
 
@@ -53,6 +53,21 @@ int kvferry_wait_for_word(uint32_t *word, int64_t timeout_ms)
         }
     }
     return 0;
+}
+
+/* Go sends SIGURG to a thread that runs its code, to have its turn end. One that comes when the thread is here already is
+ * not to end the wait: it stays pending until then. */
+int kvferry_wait_for_word(uint32_t *word, int64_t timeout_ms)
+{
+    sigset_t of_go, before;
+    int failure;
+
+    sigemptyset(&of_go);
+    sigaddset(&of_go, SIGURG);
+    pthread_sigmask(SIG_BLOCK, &of_go, &before);
+    failure = wait_for_word(word, timeout_ms);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failure;
 }
 
 void kvferry_signal_word(uint32_t *word)

@@ -66,6 +66,9 @@ type issued struct {
 	event  device.Event // happens when the job's copies are done
 	err    error        // it could not be issued, or not wholly
 	queued bool         // something of it may be on the stream
+
+	happened bool  // the event has, as it was seen when it was asked
+	failed   error // or this was said of it
 }
 
 // abandoned is a stream that could not be given up, and what it may still touch.
@@ -173,11 +176,10 @@ func (c *copier) done() bool {
 		return false
 	}
 	oldest := c.flight.first()
-	if oldest.err != nil || !oldest.queued {
-		return true
+	if oldest.err == nil && oldest.queued && !oldest.happened {
+		oldest.happened, oldest.failed = oldest.event.Wait(0)
 	}
-	done, err := oldest.event.Wait(0)
-	return done || err != nil
+	return oldest.err != nil || !oldest.queued || oldest.happened || oldest.failed != nil
 }
 
 // issueNext is called with the lock held, which it lets go meanwhile. So are completeNext and makeBlock.
@@ -349,7 +351,10 @@ func (c *copier) complete(j *issued) (others []failure, err error) {
 	if j.err != nil {
 		return c.recover(j, j.err, c.timeout)
 	}
-	done, err := j.event.Wait(c.timeout)
+	done, err := j.happened, j.failed
+	if !done && err == nil {
+		done, err = j.event.Wait(c.timeout)
+	}
 	switch {
 	case err != nil:
 		return c.recover(j, fmt.Errorf("%s: copies failed: %w", c.name, err), c.timeout)

@@ -108,6 +108,34 @@ static void check_interrupted(transfer_engine_t engine, segment_id_t stuck, int 
     CHECK_EQUAL(kvferry_batch_discard(engine, batch), 0);
 }
 
+static void *send_gos_signal(void *thread)
+{
+    struct timespec pause = {0, 20000000};
+    int i;
+
+    own_threads[1] = (int)syscall(SYS_gettid);
+    for (i = 0; i < 10; i++) {
+        nanosleep(&pause, NULL);
+        CHECK(pthread_kill(*(pthread_t *)thread, SIGURG) == 0);
+    }
+    return NULL;
+}
+
+/* The signal with which Go's runtime interrupts its own threads may come late, and is none of the program's. */
+static void test_gos_own_signal_interrupts_no_wait(transfer_engine_t engine, segment_id_t stuck)
+{
+    batch_id_t batch = start(engine, OPCODE_WRITE, near, stuck, STUCK_BASE, SIZE);
+    pthread_t self = pthread_self(), sender;
+    sigset_t mask;
+
+    CHECK(pthread_create(&sender, NULL, send_gos_signal, &self) == 0);
+    CHECK_EQUAL(kvferry_batch_wait(engine, batch, 300), KVFERRY_ERR_TIMED_OUT);
+    CHECK(pthread_join(sender, NULL) == 0);
+    CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0);
+    CHECK(!sigismember(&mask, SIGURG));
+    CHECK_EQUAL(kvferry_batch_discard(engine, batch), 0);
+}
+
 /* A peer that takes a connection and never answers it cannot keep a program from its signals, nor from ending. */
 static void test_open_is_interrupted_and_ended(void)
 {
@@ -231,6 +259,7 @@ int main(void)
     stuck = openSegment(engine, stuck_name);
     check_interrupted(engine, stuck, 0);
     check_interrupted(engine, stuck, SA_RESTART);
+    test_gos_own_signal_interrupts_no_wait(engine, stuck);
     test_open_is_interrupted_and_ended();
     test_lost_peer_raises_no_sigpipe();
     destroyTransferEngine(engine);
