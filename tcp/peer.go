@@ -107,12 +107,13 @@ func (p *peer) submit(w *core.Work) {
 	}
 	p.cursors = append(p.cursors, newCursor(w))
 	p.queued += w.Bytes
-	p.hurried, p.reading = w.Hurried, w.Tasks[w.Head].Opcode == core.Read
+	reading := w.Tasks[w.Head].Opcode == core.Read
+	p.hurried, p.reading = w.Hurried, reading
 	if w.Bytes <= shortWork && p.isLaden() {
 		p.reserved = time.Now().Add(reserveTime)
 	}
 	p.mu.Unlock()
-	p.dispatch(!w.Hurried || w.Tasks[w.Head].Opcode == core.Read) // to ask takes no time
+	p.dispatch(!w.Hurried || reading) // to ask takes no time
 }
 
 // isLaden reports whether a short work would wait on every carrier but a reserved one. The lock is held.

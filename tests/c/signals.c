@@ -74,30 +74,46 @@ static void test_threads_of_the_library_block_the_programs_signals(void)
     CHECK(others > 0);
 }
 
-static void *send_to(void *thread)
+/* Signals that a thread is sent, so many of that number, each after a pause. */
+struct shots {
+    pthread_t thread;
+    int number, count;
+    struct timespec pause;
+};
+
+static void *shoot(void *arg)
 {
-    struct timespec pause = {0, 200000000};
+    const struct shots *shots = arg;
     int i;
 
     own_threads[1] = (int)syscall(SYS_gettid);
-    for (i = 0; i < 3; i++) {
-        nanosleep(&pause, NULL);
-        CHECK(pthread_kill(*(pthread_t *)thread, SIGUSR1) == 0);
+    for (i = 0; i < shots->count; i++) {
+        nanosleep(&shots->pause, NULL);
+        CHECK(pthread_kill(shots->thread, shots->number) == 0);
     }
     return NULL;
+}
+
+/* What interrupts a wait three times. */
+static struct shots interruptions(void)
+{
+    struct shots shots = {pthread_self(), SIGUSR1, 3, {0, 200000000}};
+
+    return shots;
 }
 
 /* A handler with these flags ends a wait, that may then be repeated. */
 static void check_interrupted(transfer_engine_t engine, segment_id_t stuck, int flags)
 {
     batch_id_t batch = start(engine, OPCODE_WRITE, near, stuck, STUCK_BASE, SIZE);
-    pthread_t self = pthread_self(), sender;
+    struct shots shots = interruptions();
+    pthread_t sender;
     double began = now();
     int i;
 
     handle(SIGUSR1, flags);
     handled = 0;
-    CHECK(pthread_create(&sender, NULL, send_to, &self) == 0);
+    CHECK(pthread_create(&sender, NULL, shoot, &shots) == 0);
     for (i = 0; i < 3; i++) {
         CHECK_EQUAL(kvferry_batch_wait(engine, batch, -1), KVFERRY_ERR_INTERRUPTED);
         CHECK_EQUAL(handled, i + 1);
@@ -108,27 +124,15 @@ static void check_interrupted(transfer_engine_t engine, segment_id_t stuck, int 
     CHECK_EQUAL(kvferry_batch_discard(engine, batch), 0);
 }
 
-static void *send_gos_signal(void *thread)
-{
-    struct timespec pause = {0, 20000000};
-    int i;
-
-    own_threads[1] = (int)syscall(SYS_gettid);
-    for (i = 0; i < 10; i++) {
-        nanosleep(&pause, NULL);
-        CHECK(pthread_kill(*(pthread_t *)thread, SIGURG) == 0);
-    }
-    return NULL;
-}
-
 /* The signal with which Go's runtime interrupts its own threads may come late, and is none of the program's. */
 static void test_gos_own_signal_interrupts_no_wait(transfer_engine_t engine, segment_id_t stuck)
 {
     batch_id_t batch = start(engine, OPCODE_WRITE, near, stuck, STUCK_BASE, SIZE);
-    pthread_t self = pthread_self(), sender;
+    struct shots shots = {pthread_self(), SIGURG, 10, {0, 20000000}};
+    pthread_t sender;
     sigset_t mask;
 
-    CHECK(pthread_create(&sender, NULL, send_gos_signal, &self) == 0);
+    CHECK(pthread_create(&sender, NULL, shoot, &shots) == 0);
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 300), KVFERRY_ERR_TIMED_OUT);
     CHECK(pthread_join(sender, NULL) == 0);
     CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0);
@@ -140,7 +144,8 @@ static void test_gos_own_signal_interrupts_no_wait(transfer_engine_t engine, seg
 static void test_open_is_interrupted_and_ended(void)
 {
     transfer_engine_t engine = make_engine();
-    pthread_t self = pthread_self(), sender;
+    struct shots shots = interruptions();
+    pthread_t sender;
     double began = now();
     char name[64];
     int port, i;
@@ -148,7 +153,7 @@ static void test_open_is_interrupted_and_ended(void)
     stuck_listen(&port);
     snprintf(name, sizeof name, "127.0.0.1:%d", port);
     handle(SIGUSR1, SA_RESTART);
-    CHECK(pthread_create(&sender, NULL, send_to, &self) == 0);
+    CHECK(pthread_create(&sender, NULL, shoot, &shots) == 0);
     for (i = 0; i < 3; i++) {
         CHECK_EQUAL(kvferry_open_segment(engine, name, -1), KVFERRY_ERR_INTERRUPTED);
     }
