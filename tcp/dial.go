@@ -11,7 +11,7 @@ import (
 
 // dial connects to the peer's data port. The descriptor is fetched again first when a connection was lost before, and
 // once when the port does not answer.
-func (p *peer) dial(ctx context.Context) (stream, *metadata.Descriptor, error) {
+func (p *peer) dial(ctx context.Context) (*stream, *metadata.Descriptor, error) {
 	d := p.segment.Descriptor()
 	p.mu.Lock()
 	suspect := p.suspect
@@ -22,16 +22,16 @@ func (p *peer) dial(ctx context.Context) (stream, *metadata.Descriptor, error) {
 			d = fresh
 		}
 	}
-	conn, err := p.dialData(ctx, d)
+	s, err := p.dialData(ctx, d)
 	if err == nil || ctx.Err() != nil {
-		return conn, d, err
+		return s, d, err
 	}
 	fresh, refreshErr := p.refresh(ctx, d)
 	if refreshErr != nil {
 		return nil, nil, status.Errorf(status.Socket, "%w; and its descriptor cannot be fetched again: %w", err, refreshErr)
 	}
-	conn, err = p.dialData(ctx, fresh)
-	return conn, fresh, err
+	s, err = p.dialData(ctx, fresh)
+	return s, fresh, err
 }
 
 // refresh fetches the descriptor again, and gives up where a transfer that makes no progress would be.
@@ -41,9 +41,9 @@ func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metada
 	return p.segment.Refresh(ctx, stale)
 }
 
-func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor) (stream, error) {
-	if conn := p.dialNeighbour(ctx, d); conn != nil {
-		return conn, nil
+func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor) (*stream, error) {
+	if s := p.dialNeighbour(ctx, d); s != nil {
+		return s, nil
 	}
 	host, err := p.segment.DataHost(ctx, d)
 	if err != nil {
@@ -54,5 +54,9 @@ func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor) (stream, er
 	if err != nil {
 		return nil, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)
 	}
-	return conn.(*net.TCPConn), nil
+	s, err := newStream(conn.(*net.TCPConn))
+	if err != nil {
+		return nil, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
+	}
+	return s, nil
 }

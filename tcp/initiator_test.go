@@ -186,16 +186,16 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 		moved := make(chan error)
 		go func() { // a goroutine with a stack that has not grown yet
 			o := newOneShot(onlyPeer(t, e))
-			conn, sock, acknowledged, err := o.connect()
+			conn, acknowledged, err := o.connect()
 			if err == nil {
-				wait := sock.out.wait
-				sock.out.wait = func(step func(uintptr) bool) error {
+				send := conn.out.own
+				conn.out.own = func() bool {
 					dirtyStack()
-					return wait(step)
+					return send()
 				}
 				one := piece{op: core.Write, local: addressOf(local), remote: uint64(addressOf(memory)), length: 4096}
-				err = o.exchange(sock, conn, &one, acknowledged)
-				_ = conn.Close()
+				err = o.exchange(conn, &one, acknowledged)
+				_ = conn.close()
 			}
 			moved <- err
 		}()
@@ -618,13 +618,11 @@ func memoryInUse() uint64 {
 	return m.HeapAlloc + m.StackInuse
 }
 
-func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
-	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
-	fill(near, 1)
-	e := engine(t)
-	var busy sync.WaitGroup // until every lane has something to do
-	busy.Add(e.Config().LanesPerPeer)
-	p := perform(t, 2, func(v *visitor, n int) {
+// serveTogether serves well as soon as every one of so many lanes has asked for something.
+func serveTogether(lanes int) func(v *visitor, n int) {
+	var busy sync.WaitGroup
+	busy.Add(lanes)
+	return func(v *visitor, n int) {
 		var h header
 		if v.header(&h) {
 			busy.Done()
@@ -632,7 +630,14 @@ func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
 			_ = v.obey(h)
 			serveWell(v, n)
 		}
-	}, far)
+	}
+}
+
+func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
+	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
+	fill(near, 1)
+	e := engine(t)
+	p := perform(t, 2, serveTogether(e.Config().LanesPerPeer), far)
 	completes(t, submit(t, e, ask(core.Write, near[3:], open(t, e, p.name), far[3:])))
 	require.True(t, bytes.Equal(near[3:], far[3:]))
 	require.Equal(t, e.Config().LanesPerPeer, p.connections())
@@ -645,7 +650,7 @@ func TestOneLaneReadsWhatAStrangerSendsFromOneThread(t *testing.T) {
 	for kin, lanes := range map[bool]int{true: 4, false: 1} {
 		near, far := mapped(t, strangerSize), mapped(t, strangerSize)
 		fill(far, 2)
-		p := perform(t, 2, serveWell, far)
+		p := perform(t, 2, serveTogether(lanes), far)
 		p.mu.Lock()
 		p.shown.Kin = kin
 		p.mu.Unlock()
@@ -1186,7 +1191,7 @@ func killOne(t *Transport) {
 	t.target.mu.Lock()
 	defer t.target.mu.Unlock()
 	for s := range t.target.sessions {
-		_ = s.conn.SetDeadline(time.Unix(1, 0))
+		_ = s.conn.setDeadline(time.Unix(1, 0))
 		return
 	}
 }

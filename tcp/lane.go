@@ -3,8 +3,6 @@ package tcp
 import (
 	"context"
 	"errors"
-	"io"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -63,8 +61,7 @@ type lane struct {
 	careful bool       // one vector at a time is sent
 
 	mu       sync.Mutex
-	conn     stream // nil before the connection is up
-	sock     *socket
+	conn     *stream      // nil before the connection is up
 	flight   queue[piece] // oldest first
 	flying   uint64       // their bytes
 	laidOut  uint64       // length of the stream of frames so far
@@ -80,8 +77,8 @@ type lane struct {
 	reach reach // of a neighbour's memory
 
 	receiving  sync.Mutex // held by who receives: the receiver, or somebody who assists
-	onReadable func(fd uintptr) bool
-	onAssist   func(fd uintptr)
+	onReadable func() bool
+	onAssist   func(uintptr)
 	failure    error // why nothing can be received any more
 	statuses   [receivePieces * statusSize]byte
 	got        uint64     // bytes of the oldest piece's answer
@@ -94,7 +91,7 @@ func newLane(p *peer) *lane {
 	l.ctx, l.cancel = context.WithCancel(p.transport.ctx)
 	l.sending = sync.NewCond(&l.mu)
 	l.onReadable = l.readable
-	l.onAssist = func(fd uintptr) { l.receiveOnce(fd) }
+	l.onAssist = func(uintptr) { l.receiveOnce() }
 	l.watchdog = time.AfterFunc(time.Hour, l.watch)
 	l.watchdog.Stop()
 	return l
@@ -114,7 +111,7 @@ func (l *lane) run() {
 	held, reason := l.retire()
 	held, _ = settleAborted(held)
 	l.outlast(held, reason)
-	abandon(l.conn) // what the kernel still has is not to arrive after it was given up or sent elsewhere
+	l.conn.abandon() // what the kernel still has is not to arrive after it was given up or sent elsewhere
 	l.peer.leave(l, held, reason)
 }
 
@@ -124,34 +121,30 @@ func (l *lane) connect() error {
 		return err
 	}
 	if !l.peer.pipelined(d) {
-		conn.Close()
+		_ = conn.close()
 		return errOutdated
 	}
-	sock, err := l.peer.transport.prepare(conn)
-	if err != nil {
-		return err
-	}
 	pid := 0
-	if c, ok := conn.(*net.UnixConn); ok {
-		if pid, err = neighbourOf(c); err != nil {
-			conn.Close()
+	if conn.isLocal() {
+		if pid, err = conn.neighbour(); err != nil {
+			_ = conn.close()
 			return err
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.broken != nil {
-		conn.Close()
+		_ = conn.close()
 		return l.broken
 	}
-	l.conn, l.sock, l.reach.pid = conn, sock, pid
+	l.conn, l.reach.pid = conn, pid
 	return nil
 }
 
 func (l *lane) idle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.sock != nil && l.broken == nil && l.flight.len() == 0
+	return l.conn != nil && l.broken == nil && l.flight.len() == 0
 }
 
 func (l *lane) load() uint64 {
@@ -169,7 +162,7 @@ func (l *lane) nudge() {
 
 // lost says which connection failed.
 func (l *lane) lost(err error) error {
-	return status.Errorf(status.Socket, "segment %q (%v): %w", l.peer.segment.Name, l.conn.RemoteAddr(), err)
+	return status.Errorf(status.Socket, "segment %q (%v): %w", l.peer.segment.Name, l.conn.remote, err)
 }
 
 func badLocal(p *piece, err error) error {
@@ -190,9 +183,9 @@ func (l *lane) quit(reason error) {
 	switch {
 	case conn == nil:
 	case isLoss(reason):
-		conn.Close() // not under the lock: it waits for the receiver, who may be at plan
+		_ = conn.close() // not under the lock: it waits for the receiver, who may be at plan
 	default:
-		conn.SetDeadline(past)
+		_ = conn.setDeadline(past)
 	}
 }
 
@@ -235,11 +228,15 @@ func (l *lane) retire() (held []piece, reason error) {
 // overwrite with it what is written to the same place after the second copy was acknowledged.
 func (l *lane) outlast(held []piece, reason error) {
 	rewrites := slices.ContainsFunc(held, func(h piece) bool { return h.op == core.Write })
-	if isLoss(reason) || !rewrites || l.conn.CloseWrite() != nil {
+	if isLoss(reason) || !rewrites || l.conn.closeWrite() != nil {
 		return
 	}
-	l.conn.SetReadDeadline(time.Now().Add(lastAnswers))
-	_, _ = io.Copy(io.Discard, l.conn) // to the end, or for as long as that
+	_ = l.conn.setReadDeadline(time.Now().Add(lastAnswers))
+	for dropped := []ioVector{vectorOf(l.statuses[:])}; ; { // to the end, or for as long as that
+		if _, err := l.conn.receive(dropped); err != nil {
+			return
+		}
+	}
 }
 
 // lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.

@@ -19,8 +19,7 @@ import (
 // receive reads answers until the connection ends, and returns why.
 func (l *lane) receive() error {
 	for {
-		waitErr := l.sock.whenReadable(l.onReadable)
-		lookAround()
+		waitErr := l.conn.whenReadable(l.onReadable)
 		l.receiving.Lock()
 		failure := l.failure
 		l.receiving.Unlock()
@@ -37,32 +36,28 @@ func (l *lane) receive() error {
 }
 
 // readable is the receiver's step: it reports whether there was something to receive, or nothing ever will be.
-func (l *lane) readable(fd uintptr) bool {
-	return l.receiveNow(fd) || l.sock.nap(fd) && l.receiveNow(fd)
-}
-
-func (l *lane) receiveNow(fd uintptr) bool {
+func (l *lane) readable() bool {
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
-	return l.failure != nil || l.receiveOnce(fd)
+	return l.failure != nil || l.receiveOnce()
 }
 
 // assist has the calling goroutine, who waits for an answer on this lane, receive what has come, and so spares it
 // being woken by the receiver.
 func (l *lane) assist() {
 	l.mu.Lock()
-	sock := l.sock
+	conn := l.conn
 	l.mu.Unlock()
-	if sock == nil || !l.receiving.TryLock() {
+	if conn == nil || !l.receiving.TryLock() {
 		return
 	}
 	defer l.receiving.Unlock()
-	if l.failure != nil || sock.control(l.onAssist) != nil {
+	if l.failure != nil || conn.hold(l.onAssist) != nil {
 		return
 	}
 	switch {
 	case l.failure != nil:
-		l.conn.SetReadDeadline(past) // for the receiver to see it
+		_ = l.conn.setReadDeadline(past) // for the receiver to see it
 	case l.peer.hasQueued():
 		l.nudge() // the window may have room again, and the receiver has seen nothing
 	}
@@ -71,19 +66,19 @@ func (l *lane) assist() {
 // ease: see carrier. The lane has something in flight, so it is connected.
 func (l *lane) ease(on bool) {
 	l.mu.Lock()
-	sock := l.sock
+	conn := l.conn
 	l.mu.Unlock()
 	if on {
-		sock.look()
+		conn.look()
 	} else {
-		sock.looked()
+		conn.looked()
 	}
 }
 
 // receiveOnce receives what has come and settles what is complete; false when nothing has. The lock for receiving is
 // held.
-func (l *lane) receiveOnce(fd uintptr) bool {
-	n, again, err := l.sock.receiveAt(fd, l.plan())
+func (l *lane) receiveOnce() bool {
+	n, again, err := l.conn.receiveNow(l.plan())
 	switch {
 	case again:
 		return false

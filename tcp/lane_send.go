@@ -87,10 +87,10 @@ func (l *lane) send(mayWait bool) (n int, again bool, err error) {
 		v = v[:1]
 	}
 	if mayWait {
-		n, err = l.sock.send(v)
+		n, err = l.conn.send(v)
 		return n, false, err
 	}
-	return l.sock.trySend(v)
+	return l.conn.trySend(v)
 }
 
 func (l *lane) noteSent(n int) {
@@ -189,5 +189,5 @@ func (l *lane) endSending(err error) {
 	if isLoss(reason) {
 		deadline = time.Now().Add(lastAnswers)
 	}
-	l.conn.SetReadDeadline(deadline)
+	_ = l.conn.setReadDeadline(deadline)
 }

@@ -17,10 +17,8 @@ func connectedLane(t *testing.T, config core.Config) *lane {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	l := newLane(&peer{transport: &Transport{config: &config, ctx: ctx}, segment: &core.Segment{Name: "peer"}})
-	l.conn, _ = connection(t)
-	var err error
-	l.sock, err = newSocket(l.conn)
-	require.NoError(t, err)
+	conn, _ := connection(t)
+	l.conn = streamOf(t, conn)
 	t.Cleanup(func() { l.watchdog.Stop() })
 	return l
 }
@@ -37,13 +35,13 @@ func TestALaneQuitsWhileItsReceiverLooksForWhatToReceive(t *testing.T) {
 			l := connectedLane(t, core.DefaultConfig())
 			looking, look, received, ended := make(chan struct{}, 1), make(chan struct{}), make(chan error), make(chan struct{})
 			go func() {
-				received <- l.sock.whenReadable(func(fd uintptr) bool {
+				received <- l.conn.whenReadable(func() bool {
 					select {
 					case looking <- struct{}{}:
 					default:
 					}
 					<-look
-					return l.readable(fd)
+					return l.readable()
 				})
 			}()
 			<-looking

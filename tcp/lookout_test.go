@@ -9,7 +9,6 @@ import (
 	"kvferry/core"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 func TestALookoutThatLooksInVainLooksEverMoreRarely(t *testing.T) {
@@ -41,40 +40,6 @@ func TestALookoutThatMostlyFindsIsNotPutOffByLateOnes(t *testing.T) {
 		require.True(t, looked)
 	}
 	require.True(t, l.look(time.Hour, func() bool { return true }))
-}
-
-func TestWhatComesWhileSomebodyLooksIsFoundByWhoWaitsAfterwards(t *testing.T) {
-	far, s, _, conn := sockets(t)
-	wakesAt := func() (bytes int) {
-		raw, err := conn.SyscallConn()
-		require.NoError(t, err)
-		require.NoError(t, raw.Control(func(fd uintptr) {
-			bytes, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT)
-		}))
-		require.NoError(t, err)
-		return bytes
-	}
-	out, room := mapped(t, 16), mapped(t, 16)
-	send := func(text string) {
-		_, err := far.send([]ioVector{vectorOf(out[:copy(out, text)])})
-		require.NoError(t, err)
-	}
-	s.look()
-	s.look()
-	require.Equal(t, lookedFor, wakesAt())
-	send("short")
-	require.Eventually(t, func() bool {
-		n, again, err := s.tryReceive([]ioVector{vectorOf(room)})
-		require.NoError(t, err)
-		return !again && string(room[:n]) == "short"
-	}, time.Minute, time.Microsecond)
-	s.looked()
-	send("late")
-	s.looked()
-	require.Equal(t, 1, wakesAt())
-	n, err := s.receive([]ioVector{vectorOf(room)})
-	require.NoError(t, err)
-	require.Equal(t, "late", string(room[:n]))
 }
 
 // TestWaitersThatAssistGetTheirBytes protects the lane from the receiver and any number of waiters who receive in turn.

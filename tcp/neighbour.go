@@ -4,11 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net"
 	"os"
-	"syscall"
 	"unsafe"
 
 	"kvferry/core/metadata"
@@ -32,35 +30,6 @@ import (
 //  5. READ by address: the session tells which region the range is in, and the registry's epoch. With that the lane
 //     fetches by itself whatever it is asked for of the region, and looks at the epoch afterwards (lane_fetch.go).
 
-// neighbourBuffer is the size of the socket buffers between neighbours, in bytes, where the system allows it.
-const neighbourBuffer = 1 << 20
-
-// stream is a data connection.
-type stream interface {
-	net.Conn
-	syscall.Conn
-	CloseWrite() error
-}
-
-// abandon closes a stream. What the kernel still has of it is not to arrive.
-func abandon(conn stream) {
-	if c, ok := conn.(*net.TCPConn); ok {
-		_ = c.SetLinger(0) // fails on a connection that is reset already
-	}
-	_ = conn.Close()
-}
-
-// tune sets a stream up. Who is dead is found by keepAlive on another host, and by the kernel on this one.
-func tune(conn stream) error {
-	switch c := conn.(type) {
-	case *net.TCPConn:
-		return c.SetKeepAliveConfig(keepAlive)
-	case *net.UnixConn:
-		return errors.Join(c.SetReadBuffer(neighbourBuffer), c.SetWriteBuffer(neighbourBuffer))
-	}
-	return nil
-}
-
 // listenForNeighbours makes the socket for peers on this host.
 func listenForNeighbours() (listener *net.UnixListener, name string, err error) {
 	var random [16]byte
@@ -76,7 +45,7 @@ func listenForNeighbours() (listener *net.UnixListener, name string, err error) 
 }
 
 // dialNeighbour connects to the owner of a descriptor if that is a neighbour.
-func (p *peer) dialNeighbour(ctx context.Context, d *metadata.Descriptor) *net.UnixConn {
+func (p *peer) dialNeighbour(ctx context.Context, d *metadata.Descriptor) *stream {
 	if d.Neighbour == "" || !p.transport.sameHost || !p.pipelined(d) {
 		return nil
 	}
@@ -85,31 +54,29 @@ func (p *peer) dialNeighbour(ctx context.Context, d *metadata.Descriptor) *net.U
 	if err != nil {
 		return nil // it is on another host, most likely
 	}
-	if _, err := neighbourOf(conn.(*net.UnixConn)); err != nil {
-		conn.Close()
+	s, err := newStream(conn.(*net.UnixConn))
+	if err != nil {
 		return nil
 	}
-	return conn.(*net.UnixConn)
+	if _, err := s.neighbour(); err != nil {
+		_ = s.close()
+		return nil
+	}
+	return s
 }
 
 func abstract(name string) *net.UnixAddr { return &net.UnixAddr{Name: "@" + name, Net: "unix"} }
 
-// neighbourOf returns the process at the other end, as the kernel tells it; an error when it is none of this user's.
-func neighbourOf(conn *net.UnixConn) (pid int, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
+// neighbour returns the process at the other end, as the kernel tells it; an error when it is none of this user's.
+func (s *stream) neighbour() (pid int, err error) {
 	var who *unix.Ucred
-	var asked error
-	if err := raw.Control(func(fd uintptr) {
-		who, asked = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, err
-	}
+	err = s.control(func(socket int) (err error) {
+		who, err = unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		return os.NewSyscallError("getsockopt", err)
+	})
 	switch {
-	case asked != nil:
-		return 0, os.NewSyscallError("getsockopt", asked)
+	case err != nil:
+		return 0, err
 	case who.Pid <= 0:
 		return 0, fmt.Errorf("the process at the other end is not to be seen from here")
 	case int(who.Uid) != os.Geteuid():

@@ -31,7 +31,7 @@ type oneShot struct {
 	cancel context.CancelFunc
 
 	mu     sync.Mutex
-	conn   stream
+	conn   *stream
 	held   []piece // the one under way, if any
 	broken error
 
@@ -57,13 +57,13 @@ func (o *oneShot) run() {
 			o.peer.leave(o, nil, errIdle)
 			return
 		}
-		conn, sock, acknowledged, err := o.connect()
+		conn, acknowledged, err := o.connect()
 		if err != nil {
 			o.peer.unreachable(o, o.held, err)
 			return
 		}
-		err = o.exchange(sock, conn, p, acknowledged)
-		conn.Close()
+		err = o.exchange(conn, p, acknowledged)
+		_ = conn.close()
 		if err != nil {
 			o.peer.leave(o, o.held, o.reason(err))
 			return
@@ -99,37 +99,33 @@ func (o *oneShot) release() {
 	o.held, o.conn = nil, nil
 }
 
-func (o *oneShot) connect() (stream, *socket, bool, error) {
+func (o *oneShot) connect() (*stream, bool, error) {
 	conn, d, err := o.peer.dial(o.ctx)
 	if err != nil {
-		return nil, nil, false, o.reason(err)
-	}
-	sock, err := o.peer.transport.prepare(conn)
-	if err != nil {
-		return nil, nil, false, err
+		return nil, false, o.reason(err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.broken != nil {
-		conn.Close()
-		return nil, nil, false, o.broken
+		_ = conn.close()
+		return nil, false, o.broken
 	}
 	o.conn = conn
-	return conn, sock, o.peer.acknowledges(d), nil
+	return conn, o.peer.acknowledges(d), nil
 }
 
 // exchange moves one piece over its connection.
-func (o *oneShot) exchange(sock *socket, conn stream, p *piece, acknowledged bool) error {
+func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
 	putHeader(o.header[:], p.op, p.remote, p.length, acknowledged)
 	frame := []ioVector{vectorOf(o.header[:])}
 	if p.op == core.Write {
 		frame = append(frame, ioVector{base: p.local, length: p.length})
 	}
 	config := o.peer.transport.config
-	sendErr := o.move(conn, p, frame, sock.send, config.ProgressTimeout)
+	sendErr := o.move(conn, p, frame, conn.send, config.ProgressTimeout)
 	if acknowledged && p.fatal == nil {
 		// What the peer said of the request before it stopped reading is still there.
-		if err := o.receiveStatus(sock, conn, p); err != nil {
+		if err := o.receiveStatus(conn, p); err != nil {
 			return errors.Join(sendErr, err)
 		}
 	}
@@ -137,18 +133,18 @@ func (o *oneShot) exchange(sock *socket, conn stream, p *piece, acknowledged boo
 	case sendErr != nil:
 		return sendErr
 	case p.op == core.Read:
-		return o.move(conn, p, []ioVector{{base: p.local, length: p.length}}, sock.receive, config.ProgressTimeout)
+		return o.move(conn, p, []ioVector{{base: p.local, length: p.length}}, conn.receive, config.ProgressTimeout)
 	case !acknowledged:
-		return o.confirm(sock, conn, p)
+		return o.confirm(conn, p)
 	}
 	return nil
 }
 
 // move sends or receives all of the vectors. limit is how long it waits while nothing moves.
-func (o *oneShot) move(conn stream, p *piece, v []ioVector, step func([]ioVector) (int, error),
+func (o *oneShot) move(conn *stream, p *piece, v []ioVector, step func([]ioVector) (int, error),
 	limit time.Duration) error {
 	for len(v) > 0 {
-		conn.SetDeadline(time.Now().Add(limit))
+		_ = conn.setDeadline(time.Now().Add(limit))
 		n, err := step(v)
 		if err != nil {
 			return o.blame(p, err, limit)
@@ -169,25 +165,25 @@ func (o *oneShot) blame(p *piece, err error, limit time.Duration) error {
 	case errors.Is(err, io.EOF):
 		err = errors.New("the peer closed the connection")
 	}
-	return status.Errorf(status.Socket, "segment %q (%v): %w", o.peer.segment.Name, o.conn.RemoteAddr(), err)
+	return status.Errorf(status.Socket, "segment %q (%v): %w", o.peer.segment.Name, o.conn.remote, err)
 }
 
-func (o *oneShot) receiveStatus(sock *socket, conn stream, p *piece) error {
+func (o *oneShot) receiveStatus(conn *stream, p *piece) error {
 	limit := o.peer.transport.config.StatusTimeout
-	if err := o.move(conn, p, []ioVector{vectorOf(o.answer[:])}, sock.receive, limit); err != nil {
+	if err := o.move(conn, p, []ioVector{vectorOf(o.answer[:])}, conn.receive, limit); err != nil {
 		return err
 	}
 	return o.peer.judgeStatus(o.answer[:], p)
 }
 
 // confirm makes sure that a WRITE without an acknowledgement has arrived.
-func (o *oneShot) confirm(sock *socket, conn stream, p *piece) error {
+func (o *oneShot) confirm(conn *stream, p *piece) error {
 	limit := o.peer.transport.config.StatusTimeout
-	if err := conn.CloseWrite(); err != nil {
+	if err := conn.closeWrite(); err != nil {
 		return o.blame(p, err, limit)
 	}
-	conn.SetDeadline(time.Now().Add(limit))
-	switch _, err := sock.receive([]ioVector{vectorOf(o.answer[:1])}); {
+	_ = conn.setDeadline(time.Now().Add(limit))
+	switch _, err := conn.receive([]ioVector{vectorOf(o.answer[:1])}); {
 	case err == nil:
 		return o.blame(p, errors.New("the peer answered a request that has no answer"), limit)
 	case !errors.Is(err, io.EOF):
@@ -206,13 +202,12 @@ func (o *oneShot) confirm(sock *socket, conn stream, p *piece) error {
 }
 
 // unacknowledged is what the peer's kernel has not acknowledged, in bytes, with the end of the stream counted as one.
-func unacknowledged(conn stream) (n int, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	controlErr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
-	return n, errors.Join(controlErr, err)
+func unacknowledged(conn *stream) (n int, err error) {
+	err = conn.control(func(socket int) (err error) {
+		n, err = unix.IoctlGetInt(socket, unix.SIOCOUTQ)
+		return os.NewSyscallError("ioctl", err)
+	})
+	return n, err
 }
 
 // reason is why the carrier was made to quit, or else err.
@@ -228,7 +223,7 @@ func (o *oneShot) quit(reason error) {
 	o.broken = firstError(o.broken, reason)
 	o.cancel()
 	if o.conn != nil {
-		abandon(o.conn)
+		o.conn.abandon()
 	}
 }
 

@@ -65,8 +65,7 @@ type regions interface {
 
 type session struct {
 	target *target
-	conn   stream
-	socket *socket
+	conn   *stream
 	peer   string // host:port
 	host   string
 
@@ -77,7 +76,6 @@ type session struct {
 	ahead          [readAhead]byte
 	parsed, filled int
 	next           lookout
-	looks          bool        // the socket was told so
 	burst          uint64      // bytes of the requests since it last waited for one
 	emptied        bool        // the last receive took all that there was
 	bulk           bool        // the last payload was long
@@ -149,24 +147,20 @@ func (r *rejection) Error() string {
 
 func (r *rejection) Unwrap() error { return r.reason }
 
-func newSession(t *target, conn stream) (*session, error) {
-	socket, err := newSocket(conn)
-	if err != nil {
-		return nil, err
-	}
-	s := &session{target: t, conn: conn, socket: socket, emptied: true, turn: newTurn(), next: lookout{polling: t.options.polling}}
-	switch c := conn.(type) {
-	case *net.TCPConn:
-		remote := c.RemoteAddr().(*net.TCPAddr)
+func newSession(t *target, conn *stream) *session {
+	s := &session{target: t, conn: conn, emptied: true, turn: newTurn(), next: lookout{polling: t.options.polling}}
+	switch remote := conn.remote.(type) {
+	case *net.TCPAddr:
 		s.peer, s.host = remote.String(), remote.IP.String()
-	case *net.UnixConn:
+	case *net.UnixAddr:
 		s.sameHost = true
-		if s.pid, err = neighbourOf(c); err != nil {
+		var err error
+		if s.pid, err = conn.neighbour(); err != nil {
 			t.log.Debug("the memory of a peer on this host is out of reach", zap.Error(err))
 		}
 		s.peer, s.host = fmt.Sprintf("process %d", s.pid), "localhost"
 	}
-	return s, nil
+	return s
 }
 
 // run serves until the connection ends, and closes it. The error is why it ended, nil when the peer wanted it to.
@@ -287,7 +281,7 @@ func (s *session) received(v []ioVector, place ioVector, n int) (placed uint64) 
 func (s *session) receiveOrWait(v []ioVector) (int, error) {
 	t := s.turn
 	if !s.emptied && (t.vectors > 0 || t.loaded()) {
-		n, again, err := s.socket.tryReceive(v)
+		n, again, err := s.conn.tryReceive(v)
 		if !again && err != io.EOF {
 			return n, err
 		}
@@ -306,31 +300,17 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 		}
 	}
 	s.await(&s.waiting, s.serving != nil || s.filled > 0)
-	return s.receiveWaiting(v)
+	return s.conn.receive(v)
 }
 
-// lookAhead looks for the next request of a peer that sends short ones, each when the last is answered. The socket is told
-// only once that somebody looks, until it is waited for.
+// lookAhead looks for the next request of a peer that sends short ones, each when the last is answered.
 func (s *session) lookAhead(v []ioVector) (n int, again bool, err error) {
 	again = true
 	s.next.look(lookAheadTime, func() bool {
-		if !s.looks {
-			s.looks = true
-			s.socket.look()
-		}
-		n, again, err = s.socket.tryReceive(v)
+		n, again, err = s.conn.tryReceive(v)
 		return !again
 	})
 	return n, again, err
-}
-
-// receiveWaiting waits for what comes.
-func (s *session) receiveWaiting(v []ioVector) (int, error) {
-	if s.looks {
-		s.looks = false
-		s.socket.looked()
-	}
-	return s.socket.receive(v)
 }
 
 // await tells the target's watch whether the wait that follows, of the session or of its sender, is for the rest of
@@ -486,10 +466,10 @@ func (s *session) flush() error {
 // send sends the vectors, on behalf of the session or of its sender.
 func (s *session) send(v []ioVector, who *atomic.Bool) error {
 	for len(v) > 0 {
-		n, again, err := s.socket.trySend(v)
+		n, again, err := s.conn.trySend(v)
 		if again {
 			s.await(who, true)
-			n, err = s.socket.send(v)
+			n, err = s.conn.send(v)
 			who.Store(false)
 		}
 		if errors.Is(err, unix.EFAULT) {
@@ -540,9 +520,9 @@ func (s *session) finish(err error) error {
 		orderly, err = s.between(), cause
 	}
 	if orderly {
-		_ = s.conn.Close()
+		_ = s.conn.close()
 	} else {
-		abandon(s.conn)
+		s.conn.abandon()
 	}
 	if err == errTargetClosed {
 		err = nil
@@ -559,16 +539,16 @@ func (s *session) refuse(r *rejection) bool {
 	if answer {
 		s.turn.oweStatus(r.code)
 	}
-	if s.flush() != nil || !answer || s.conn.CloseWrite() != nil {
+	if s.flush() != nil || !answer || s.conn.closeWrite() != nil {
 		return false
 	}
-	_ = s.conn.SetReadDeadline(time.Now().Add(rejectedTime))
+	_ = s.conn.setReadDeadline(time.Now().Add(rejectedTime))
 	if s.ended() != nil { // by a deadline that has just been overwritten
 		return false
 	}
 	scratch := []ioVector{vectorOf(s.ahead[:])}
 	for dropped := 0; dropped < rejectedBytes; {
-		n, err := s.receiveWaiting(scratch)
+		n, err := s.conn.receive(scratch)
 		if err != nil {
 			return err == io.EOF
 		}
@@ -620,7 +600,7 @@ func (s *session) end(cause error) {
 		s.staged.cancel()
 	}
 	s.mu.Unlock()
-	_ = s.conn.SetDeadline(past) // fails on a connection that is closed already
+	_ = s.conn.setDeadline(past) // fails on a connection that is closed already
 }
 
 // ended is why somebody ended the session, or nil.

@@ -250,7 +250,7 @@ func (s *session) receiveStaged(place ioVector) (placed uint64, err error) {
 		if s.emptied {
 			return 0, s.flush()
 		}
-		n, again, err := s.socket.tryReceive(v)
+		n, again, err := s.conn.tryReceive(v)
 		switch {
 		case again:
 			return 0, s.flush()
@@ -260,7 +260,7 @@ func (s *session) receiveStaged(place ioVector) (placed uint64, err error) {
 		return s.received(v, place, n), nil
 	}
 	s.await(&s.waiting, true)
-	n, err := s.receiveWaiting(v)
+	n, err := s.conn.receive(v)
 	if err != nil {
 		return 0, err
 	}
@@ -457,7 +457,7 @@ func (s *session) retire(t *turn, err error) {
 	if err != nil {
 		d.failure = err
 		d.cancel()
-		_ = s.conn.SetReadDeadline(past) // fails on a connection that is closed already
+		_ = s.conn.setReadDeadline(past) // fails on a connection that is closed already
 	}
 	d.moved.Broadcast()
 }

@@ -349,8 +349,7 @@ func TestNothingIsSentAfterTheSenderHasFailed(t *testing.T) {
 	conn, err := listener.AcceptTCP()
 	require.NoError(t, err)
 
-	s, err := newSession(h.target, conn)
-	require.NoError(t, err)
+	s := newSession(h.target, streamOf(t, conn))
 	s.startStaging()
 	s.mu.Lock()
 	s.staged.failure = errInjected
@@ -358,7 +357,7 @@ func TestNothingIsSentAfterTheSenderHasFailed(t *testing.T) {
 	s.turn.oweStatus(statusOK)
 	require.ErrorIs(t, s.flush(), errInjected)
 	require.ErrorIs(t, s.endStaging(io.EOF), errInjected)
-	require.NoError(t, conn.Close())
+	require.NoError(t, s.conn.close())
 	got, err := io.ReadAll(peer)
 	require.NoError(t, err)
 	require.Empty(t, got)

@@ -53,7 +53,7 @@ type target struct {
 	local    *net.UnixListener // for neighbours; nil where there are to be none
 	options  targetOptions
 
-	accepted chan stream
+	accepted chan plainConn
 	slots    chan struct{} // holds an item for each session
 	sayFull  sync.Once
 	failing  atomic.Bool // nothing could be accepted, the last time, by one of the listeners
@@ -79,7 +79,7 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local
 		listener: listener,
 		local:    local,
 		options:  o,
-		accepted: make(chan stream),
+		accepted: make(chan plainConn),
 		slots:    make(chan struct{}, o.maxSessions),
 		closing:  make(chan struct{}),
 		sessions: make(map[*session]struct{}),
@@ -88,9 +88,9 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local
 	t.timer = time.AfterFunc(time.Hour, t.check)
 	t.timer.Stop()
 	t.running.Go(t.admit)
-	t.running.Go(func() { t.accept(func() (stream, error) { return listener.AcceptTCP() }) })
+	t.running.Go(func() { t.accept(func() (plainConn, error) { return listener.AcceptTCP() }) })
 	if local != nil {
-		t.running.Go(func() { t.accept(func() (stream, error) { return local.AcceptUnix() }) })
+		t.running.Go(func() { t.accept(func() (plainConn, error) { return local.AcceptUnix() }) })
 	}
 	return t
 }
@@ -127,7 +127,7 @@ func (t *target) admit() {
 }
 
 // accept takes the connections of a listener, one at most beyond those that can be served, and outlives every failure.
-func (t *target) accept(next func() (stream, error)) {
+func (t *target) accept(next func() (plainConn, error)) {
 	delay := shortestAcceptDelay
 	for {
 		conn, err := next()
@@ -175,20 +175,19 @@ func (t *target) takeSlot() bool {
 	}
 }
 
-func (t *target) start(conn stream) {
-	s, err := newSession(t, conn)
-	if err == nil {
-		err = tune(conn)
-	}
+func (t *target) start(conn plainConn) {
+	stream, err := newStream(conn)
 	if err != nil {
 		t.log.Info("a data connection ended as it began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
-		t.abandon(conn)
+		<-t.slots
 		return
 	}
+	s := newSession(t, stream)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		t.abandon(conn)
+		_ = stream.close()
+		<-t.slots
 		return
 	}
 	t.sessions[s] = struct{}{}
@@ -196,11 +195,6 @@ func (t *target) start(conn stream) {
 		err := s.run()
 		t.forget(s, err)
 	})
-}
-
-func (t *target) abandon(conn stream) {
-	_ = conn.Close()
-	<-t.slots
 }
 
 // forget takes a session that has ended off the list and keeps its counters.

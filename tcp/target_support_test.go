@@ -125,10 +125,15 @@ func (h *harness) waitForLog(message string) observer.LoggedEntry {
 	return found[0]
 }
 
+type clientConn interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // client is a peer made of plain socket calls.
 type client struct {
 	t    testing.TB
-	conn stream
+	conn clientConn
 }
 
 func (h *harness) dial() *client {
@@ -146,7 +151,7 @@ func (h *harness) dialNeighbour() *client {
 	return h.connected(conn)
 }
 
-func (h *harness) connected(conn stream) *client {
+func (h *harness) connected(conn clientConn) *client {
 	h.t.Helper()
 	require.NoError(h.t, conn.SetDeadline(time.Now().Add(patience)))
 	h.t.Cleanup(func() { _ = conn.Close() })

@@ -133,9 +133,7 @@ func useUpFileDescriptors(t *testing.T) (release func()) {
 func TestConnectionsAreSetUpForSpeedAndToFindDeadPeers(t *testing.T) {
 	h := serve(t, targetOptions{})
 	h.dial()
-	raw, err := h.only().conn.SyscallConn()
-	require.NoError(t, err)
-	require.NoError(t, raw.Control(func(fd uintptr) {
+	require.NoError(t, h.only().conn.control(func(socket int) error {
 		for _, option := range []struct{ level, name, want int }{
 			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
@@ -143,10 +141,11 @@ func TestConnectionsAreSetUpForSpeedAndToFindDeadPeers(t *testing.T) {
 			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10},
 			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
 		} {
-			got, err := unix.GetsockoptInt(int(fd), option.level, option.name)
+			got, err := unix.GetsockoptInt(socket, option.level, option.name)
 			require.NoError(t, err)
 			require.Equal(t, option.want, got, option.name)
 		}
+		return nil
 	}))
 }
 

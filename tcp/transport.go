@@ -3,7 +3,6 @@ package tcp
 
 import (
 	"context"
-	"errors"
 	"net"
 	"sync"
 
@@ -146,14 +145,4 @@ func (t *Transport) Close() error {
 	t.target.close()
 	t.running.Wait()
 	return nil
-}
-
-// prepare sets a data connection up, or closes it.
-func (t *Transport) prepare(conn stream) (*socket, error) {
-	sock, err := newSocket(conn)
-	if err = errors.Join(err, tune(conn)); err != nil {
-		conn.Close()
-		return nil, status.Errorf(status.Socket, "data connection to %v: %w", conn.RemoteAddr(), err)
-	}
-	return sock, nil
 }

@@ -3,7 +3,6 @@ package tcp
 import (
 	"io"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -21,93 +20,48 @@ type ioVector struct {
 	length uint64
 }
 
-// socket moves bytes between a data connection and vectors of memory without a copy and without allocating. Waiting is
-// done by Go's netpoller, so the connection's deadlines and Close end it. SIGPIPE is never raised.
-//
-// One goroutine may send while another receives; two may not do the same.
-type socket struct {
-	raw     syscall.RawConn
-	out, in half
-	lookers atomic.Int32 // who look for what comes
-}
-
-func newSocket(c syscall.Conn) (*socket, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	s := &socket{raw: raw}
-	s.out = half{call: "sendmsg", number: unix.SYS_SENDMSG, flags: unix.MSG_NOSIGNAL, wait: raw.Write, events: unix.POLLOUT}
-	s.in = half{call: "recvmsg", number: unix.SYS_RECVMSG, wait: raw.Read, events: unix.POLLIN}
-	s.out.attempt = s.out.once
-	s.in.attempt = s.in.once
-	return s, nil
-}
-
 // trySend sends what the socket buffer takes right now, from at most maxGatherVectors vectors. again says that it
 // takes nothing.
-func (s *socket) trySend(v []ioVector) (n int, again bool, err error) {
+func (s *stream) trySend(v []ioVector) (n int, again bool, err error) {
 	return s.out.do(v, false)
 }
 
 // send sends some bytes, waiting until the socket buffer takes any.
-func (s *socket) send(v []ioVector) (n int, err error) {
+func (s *stream) send(v []ioVector) (n int, err error) {
 	n, _, err = s.out.do(v, true)
 	return n, err
 }
 
 // tryReceive receives what has arrived, into at most maxGatherVectors vectors that hold at least one byte. again says
 // that nothing has. At end of file err is io.EOF.
-func (s *socket) tryReceive(v []ioVector) (n int, again bool, err error) {
+func (s *stream) tryReceive(v []ioVector) (n int, again bool, err error) {
 	return eof(s.in.do(v, false))
 }
 
-// look and looked enclose the time in which somebody calls tryReceive, or receiveAt, again and again: what comes over
-// TCP meanwhile, if it is short, does not wake a thread that waits for it. Who has looked in vain finds it after looked.
-func (s *socket) look() {
-	if s.lookers.Add(1) == 1 {
-		s.wakeAt(lookedFor)
-	}
-}
-
-func (s *socket) looked() {
-	if s.lookers.Add(-1) == 0 {
-		s.wakeAt(1)
-	}
-}
-
-// lookedFor is so many bytes that they are no short message any more, and fit the smallest of socket buffers.
-const lookedFor = 32 << 10
-
-// wakeAt has the kernel wake who waits for the socket when so many bytes have come. It fails on a connection that is
-// closed, and changes nothing for a Unix-domain socket.
-func (s *socket) wakeAt(bytes int) {
-	_ = s.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes) })
-}
-
 // receive receives some bytes, waiting until there are any. At end of file err is io.EOF.
-func (s *socket) receive(v []ioVector) (n int, err error) {
+func (s *stream) receive(v []ioVector) (n int, err error) {
 	n, _, err = eof(s.in.do(v, true))
 	return n, err
 }
 
-// whenReadable calls step whenever there may be something to receive, until it returns true.
-func (s *socket) whenReadable(step func(fd uintptr) bool) error { return s.in.wait(step) }
+// whenReadable calls step at once, and whenever there may be something to receive, until it returns true.
+func (s *stream) whenReadable(step func() bool) error { return s.in.until(step) }
 
-// nap sleeps until there may be something to receive, or for a moment: then it returns false.
-func (s *socket) nap(fd uintptr) bool { return s.in.nap(fd) }
-
-// control calls f with the file descriptor, which stays open until f has returned.
-func (s *socket) control(f func(fd uintptr)) error { return s.raw.Control(f) }
-
-// receiveAt is tryReceive for the step of whenReadable and for the function of control; the caller sees to it that one
+// receiveNow is tryReceive for the step of whenReadable, and while the stream is held; the caller sees to it that one
 // goroutine at a time receives.
-func (s *socket) receiveAt(fd uintptr, v []ioVector) (n int, again bool, err error) {
+func (s *stream) receiveNow(v []ioVector) (n int, again bool, err error) {
 	s.in.use(v)
-	s.in.block = false
-	s.in.once(fd)
+	s.in.once()
 	return eof(s.in.result())
 }
+
+// hold calls use, which calls receiveNow.
+func (s *stream) hold(use func(uintptr)) error { return s.in.bell.hold(use) }
+
+// look and looked enclose the time in which somebody calls receiveNow again and again: what comes meanwhile does not
+// wake who waits for it. Who has looked in vain leaves it to him.
+func (s *stream) look()   { s.in.bell.look() }
+func (s *stream) looked() { s.in.bell.looked() }
 
 func eof(n int, again bool, err error) (int, bool, error) {
 	if n == 0 && !again && err == nil {
@@ -116,33 +70,77 @@ func eof(n int, again bool, err error) (int, bool, error) {
 	return n, again, err
 }
 
-// half is one direction of a socket: the system call, and what its attempts share with the one who waits for them.
+// half is one direction of a stream: the system call, and the bell for who waits for it.
 type half struct {
+	bell   *bell
+	socket uintptr
 	call   string
 	number uintptr
 	flags  uintptr
-	wait   func(func(fd uintptr) bool) error // runs attempt whenever the socket is ready, until it returns true
-	events int16                             // for poll: the socket is ready
+	events int16 // for poll: the socket is ready
 
-	attempt func(fd uintptr) bool // once, bound when the socket is made: binding allocates
+	attempt func(set uintptr) bool // turn, bound when the stream is made: binding allocates
+	own     func() bool            // ready, likewise
+	step    func() bool            // own, or that of until
 	message unix.Msghdr
 	block   bool
-	waited  bool // with Go's poller
+	waited  bool // for the bell
 	n       uintptr
 	errno   syscall.Errno
 }
 
+func (h *half) init(b *bell, call string, number, flags uintptr, events int16) {
+	*h = half{bell: b, socket: uintptr(b.socket), call: call, number: number, flags: flags, events: events}
+	h.attempt = h.turn
+	h.own = h.ready
+}
+
 func (h *half) do(v []ioVector, block bool) (n int, again bool, err error) {
 	h.use(v)
-	h.block = block
-	if err = h.wait(h.attempt); err != nil {
+	h.step, h.block = h.own, block
+	if err := h.wait(); err != nil {
 		return 0, false, err
 	}
+	return h.result()
+}
+
+func (h *half) until(step func() bool) error {
+	h.step, h.block = step, true
+	return h.wait()
+}
+
+func (h *half) wait() error {
+	err := h.bell.whenReady(h.attempt)
 	if h.waited {
 		h.waited = false
+		h.bell.awake()
 		lookAround()
 	}
-	return h.result()
+	return err
+}
+
+// turn takes a step, and sets the bell where that was in vain, for another turn.
+func (h *half) turn(set uintptr) bool {
+	for !h.step() {
+		if !h.block {
+			return true
+		}
+		if !h.nap() {
+			h.waited = true
+			h.bell.await(set)
+			return false
+		}
+	}
+	if !h.waited {
+		h.bell.spared(set)
+	}
+	return true
+}
+
+// ready makes the system call, and reports whether there was no need to wait.
+func (h *half) ready() bool {
+	h.once()
+	return h.errno != unix.EAGAIN
 }
 
 // result is what the last system call came to.
@@ -162,20 +160,11 @@ func (h *half) use(v []ioVector) {
 	h.message.SetIovlen(min(len(v), maxGatherVectors))
 }
 
-// once makes the system call and reports whether that was it; false asks to wait and try again.
-func (h *half) once(fd uintptr) bool {
-	for {
-		h.n, _, h.errno = unix.Syscall(h.number, fd, uintptr(unsafe.Pointer(&h.message)), h.flags)
-		switch {
-		case h.errno == unix.EINTR:
-		case h.errno == unix.EAGAIN && h.block:
-			if !h.nap(fd) {
-				h.waited = true
-				return false
-			}
-		default:
-			return true
-		}
+// once makes the system call.
+func (h *half) once() {
+	h.errno = unix.EINTR
+	for h.errno == unix.EINTR {
+		h.n, _, h.errno = unix.Syscall(h.number, h.socket, uintptr(unsafe.Pointer(&h.message)), h.flags)
 	}
 }
 

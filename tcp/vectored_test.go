@@ -37,18 +37,22 @@ func connection(t testing.TB) (a, b *net.TCPConn) {
 	return a, b
 }
 
-func sockets(t testing.TB) (a, b *socket, connA, connB *net.TCPConn) {
+func streams(t testing.TB) (a, b *stream) {
 	t.Helper()
-	connA, connB = connection(t)
-	a, err := newSocket(connA)
+	connA, connB := connection(t)
+	return streamOf(t, connA), streamOf(t, connB)
+}
+
+func streamOf(t testing.TB, conn plainConn) *stream {
+	t.Helper()
+	s, err := newStream(conn)
 	require.NoError(t, err)
-	b, err = newSocket(connB)
-	require.NoError(t, err)
-	return a, b, connA, connB
+	t.Cleanup(func() { _ = s.close() })
+	return s
 }
 
 func TestSocketGathersAndScatters(t *testing.T) {
-	a, b, _, _ := sockets(t)
+	a, b := streams(t)
 	from, to := mapped(t, 4096), mapped(t, 4096)
 	copy(from, "hello, world")
 	n, err := a.send([]ioVector{vectorOf(from[:5]), vectorOf(from[5:7]), vectorOf(from[7:12])})
@@ -62,7 +66,7 @@ func TestSocketGathersAndScatters(t *testing.T) {
 }
 
 func TestSocketUsesAtMostAsManyVectorsAsTheKernelTakes(t *testing.T) {
-	a, b, _, _ := sockets(t)
+	a, b := streams(t)
 	from, to := mapped(t, 4096), mapped(t, 4096)
 	v := make([]ioVector, 2*maxGatherVectors)
 	for i := range v {
@@ -81,7 +85,7 @@ func TestSocketUsesAtMostAsManyVectorsAsTheKernelTakes(t *testing.T) {
 }
 
 func TestSocketTriesWithoutWaiting(t *testing.T) {
-	a, b, _, _ := sockets(t)
+	a, b := streams(t)
 	memory := mapped(t, 1<<20)
 	_, again, err := b.tryReceive([]ioVector{vectorOf(memory)})
 	require.NoError(t, err)
@@ -93,7 +97,7 @@ func TestSocketTriesWithoutWaiting(t *testing.T) {
 }
 
 func TestSocketWaitsUntilThereIsSomethingAndUntilThereIsRoom(t *testing.T) {
-	a, b, _, _ := sockets(t)
+	a, b := streams(t)
 	from, to := mapped(t, 32<<20), mapped(t, 32<<20)
 	for i := range from {
 		from[i] = byte(i * 7)
@@ -120,9 +124,9 @@ func TestSocketWaitsUntilThereIsSomethingAndUntilThereIsRoom(t *testing.T) {
 }
 
 func TestSocketReportsEndOfFile(t *testing.T) {
-	_, b, conn, _ := sockets(t)
+	a, b := streams(t)
 	memory := mapped(t, 4096)
-	require.NoError(t, conn.CloseWrite())
+	require.NoError(t, a.closeWrite())
 	_, err := b.receive([]ioVector{vectorOf(memory)})
 	require.Equal(t, io.EOF, err)
 	_, again, err := b.tryReceive([]ioVector{vectorOf(memory)})
@@ -131,27 +135,27 @@ func TestSocketReportsEndOfFile(t *testing.T) {
 }
 
 func TestSocketHeedsDeadlines(t *testing.T) {
-	_, b, _, conn := sockets(t)
+	_, b := streams(t)
 	memory := mapped(t, 4096)
-	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Millisecond)))
+	require.NoError(t, b.setReadDeadline(time.Now().Add(10*time.Millisecond)))
 	_, err := b.receive([]ioVector{vectorOf(memory)})
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 }
 
 func TestSocketIsWokenByClose(t *testing.T) {
-	_, b, _, conn := sockets(t)
+	_, b := streams(t)
 	memory := mapped(t, 4096)
 	done := make(chan error)
 	go func() {
 		_, err := b.receive([]ioVector{vectorOf(memory)})
 		done <- err
 	}()
-	require.NoError(t, conn.Close())
+	require.NoError(t, b.close())
 	require.ErrorIs(t, <-done, net.ErrClosed)
 }
 
 func TestMemoryThatIsNotMappedIsAnErrorOfTheSocket(t *testing.T) {
-	a, b, _, _ := sockets(t)
+	a, b := streams(t)
 	memory := mapped(t, 4096)
 	bad := ioVector{base: 4096, length: 10}
 	_, err := a.send([]ioVector{bad})
@@ -163,10 +167,9 @@ func TestMemoryThatIsNotMappedIsAnErrorOfTheSocket(t *testing.T) {
 }
 
 func TestSendingToAClosedPeerIsAnErrorAndNoSignal(t *testing.T) {
-	a, _, _, conn := sockets(t)
+	a, b := streams(t)
 	memory := mapped(t, 4096)
-	require.NoError(t, conn.SetLinger(0))
-	require.NoError(t, conn.Close())
+	b.abandon()
 	var err error
 	for err == nil {
 		_, err = a.send([]ioVector{vectorOf(memory)})
@@ -177,7 +180,7 @@ func TestSendingToAClosedPeerIsAnErrorAndNoSignal(t *testing.T) {
 }
 
 func TestSocketDoesNotAllocate(t *testing.T) {
-	a, b, _, _ := sockets(t)
+	a, b := streams(t)
 	memory := mapped(t, 4096)
 	v := make([]ioVector, 2)
 	require.Zero(t, testing.AllocsPerRun(100, func() {

@@ -29,7 +29,7 @@ var (
 )
 
 // nap sleeps until the socket may be ready. It returns false where it did not, or not long enough.
-func (h *half) nap(fd uintptr) bool {
+func (h *half) nap() bool {
 	if processors < manyProcessors {
 		return false
 	}
@@ -37,7 +37,7 @@ func (h *half) nap(fd uintptr) bool {
 	if int(nappers.Add(1)) > processors/2 {
 		return false
 	}
-	which := unix.PollFd{Fd: int32(fd), Events: h.events}
+	which := unix.PollFd{Fd: int32(h.socket), Events: h.events}
 	n, _, _ := unix.Syscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&which)), 1, napTime)
 	return n == 1
 }

@@ -1,0 +1,115 @@
+package tcp
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stream is a data connection, over TCP or to a process of this host. Bytes move between it and vectors of memory
+// without a copy and without allocating; SIGPIPE is never raised.
+//
+// One goroutine may send while another receives; two may not do the same. Deadlines and close end their waits. The rest
+// may be called from any goroutine.
+type stream struct {
+	socket   int // of its own, that Go's poller knows nothing of; valid while one of the bells is held
+	remote   net.Addr
+	out, in  half
+	closeAll func() error
+}
+
+// plainConn is what a stream is made of: a net.TCPConn or a net.UnixConn.
+type plainConn interface {
+	net.Conn
+	syscall.Conn
+}
+
+// newStream sets a connection up and takes it over, also when it fails.
+func newStream(conn plainConn) (*stream, error) {
+	defer conn.Close()
+	if err := tune(conn); err != nil {
+		return nil, err
+	}
+	socket, err := duplicate(conn)
+	if err != nil {
+		return nil, err
+	}
+	s := &stream{socket: socket, remote: conn.RemoteAddr()}
+	in, err := newBell(socket, unix.EPOLLIN|unix.EPOLLRDHUP)
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(socket))
+	}
+	out, err := newBell(socket, unix.EPOLLOUT)
+	if err != nil {
+		return nil, errors.Join(err, in.close(), unix.Close(socket))
+	}
+	s.in.init(in, "recvmsg", unix.SYS_RECVMSG, 0, unix.POLLIN)
+	s.out.init(out, "sendmsg", unix.SYS_SENDMSG, unix.MSG_NOSIGNAL, unix.POLLOUT)
+	s.closeAll = sync.OnceValue(func() error { return errors.Join(in.close(), out.close(), unix.Close(socket)) })
+	return s, nil
+}
+
+// duplicate is another descriptor of the same socket.
+func duplicate(conn syscall.Conn) (socket int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	controlErr := raw.Control(func(fd uintptr) { socket, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	return socket, errors.Join(controlErr, os.NewSyscallError("fcntl", err))
+}
+
+// neighbourBuffer is the size of the socket buffers between neighbours, in bytes, where the system allows it.
+const neighbourBuffer = 1 << 20
+
+// tune sets a connection up. Who is dead is found by keepAlive on another host, and by the kernel on this one.
+func tune(conn plainConn) error {
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		return c.SetKeepAliveConfig(keepAlive)
+	case *net.UnixConn:
+		return errors.Join(c.SetReadBuffer(neighbourBuffer), c.SetWriteBuffer(neighbourBuffer))
+	}
+	return nil
+}
+
+// isLocal tells a connection to a process of this host by the socket for neighbours.
+func (s *stream) isLocal() bool {
+	_, local := s.remote.(*net.UnixAddr)
+	return local
+}
+
+// control calls f with the socket's descriptor, which stays open until f has returned.
+func (s *stream) control(f func(socket int) error) (err error) {
+	held := s.out.bell.hold(func(uintptr) { err = f(s.socket) })
+	return errors.Join(held, err)
+}
+
+func (s *stream) setDeadline(t time.Time) error {
+	return errors.Join(s.in.bell.setDeadline(t), s.out.bell.setDeadline(t))
+}
+
+func (s *stream) setReadDeadline(t time.Time) error { return s.in.bell.setDeadline(t) }
+
+// closeWrite ends the stream of bytes to the peer.
+func (s *stream) closeWrite() error {
+	return s.control(func(socket int) error { return os.NewSyscallError("shutdown", unix.Shutdown(socket, unix.SHUT_WR)) })
+}
+
+// close ends the connection, and returns when nobody uses the socket any more.
+func (s *stream) close() error { return s.closeAll() }
+
+// abandon closes a stream. What the kernel still has of it is not to arrive.
+func (s *stream) abandon() {
+	if !s.isLocal() {
+		_ = s.control(func(socket int) error { // fails on a connection that is reset already
+			return unix.SetsockoptLinger(socket, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		})
+	}
+	_ = s.close()
+}
