@@ -47,14 +47,16 @@ func (b *bell) rings(t *testing.T) (rings bool) {
 	return rings
 }
 
-// waitUntilAwaited returns when somebody waits for the bell.
+// isAwaited reports whether somebody waits for the bell.
+func (b *bell) isAwaited() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting
+}
+
 func (b *bell) waitUntilAwaited(t *testing.T) {
 	t.Helper()
-	require.Eventually(t, func() bool {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return b.waiting
-	}, patience, time.Microsecond)
+	require.Eventually(t, b.isAwaited, patience, time.Microsecond)
 }
 
 // text sends and receives short texts.

@@ -10,7 +10,7 @@ import (
 // and the processor under it, takes longer than a short message. Where it looks in vain it does so ever more rarely, so
 // that it costs next to nothing with a peer that is far away or has nothing to say. Any goroutine may use it.
 type lookout struct {
-	polling time.Duration // look for so long every time; 0 is off
+	polling time.Duration // look for so long every time for what is short; 0 is off
 
 	credit atomic.Int32 // times that may be in vain
 	pause  atomic.Int32 // times to leave out
@@ -28,9 +28,10 @@ const (
 	lookTurn = 200 * time.Microsecond
 )
 
-// look calls found until it reports true, for at most that long, or not at all; it reports what found did.
-func (l *lookout) look(most time.Duration, found func() bool) bool {
-	if l.polling > 0 {
+// look calls found until it reports true, for at most that long, or not at all; it reports what found did. Whether that is
+// short makes a difference to who is polling.
+func (l *lookout) look(most time.Duration, short bool, found func() bool) bool {
+	if l.polling > 0 && short {
 		return poll(l.polling, found)
 	}
 	if pause := l.pause.Load(); pause > 0 {

@@ -226,16 +226,29 @@ func (p *peer) startCarriers(pipelined bool) {
 	}
 }
 
+// burden is how many bytes are queued or in flight. The lock is held.
+func (p *peer) burden() uint64 {
+	all := p.queued
+	for _, c := range p.carriers {
+		all += c.load()
+	}
+	return all
+}
+
+// isShort reports whether what is queued and in flight is.
+func (p *peer) isShort() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.burden() <= shortBurst
+}
+
 // share is how many bytes a lane may have in flight: of all that is queued or in flight, as much as every other of the
 // lanes that this is worth. What a socket takes, or that headers alone fill none, would have the lane that comes first
 // take too much.
 func (p *peer) share() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := p.queued
-	for _, c := range p.carriers {
-		all += c.load()
-	}
+	all := p.burden()
 	sharers := max(1, min(p.worth(all), uint64(len(p.carriers))))
 	return (all + sharers - 1) / sharers
 }
@@ -518,7 +531,7 @@ func (p *peer) count(h *piece) {
 // assist has the calling goroutine look for answers until done reports true, for at most assistTime.
 func (p *peer) assist(done func() bool) {
 	var eased []carrier
-	p.answers.look(assistTime, func() bool {
+	p.answers.look(assistTime, p.isShort(), func() bool {
 		p.mu.Lock()
 		carriers := p.carriers
 		p.mu.Unlock()

@@ -270,6 +270,9 @@ func (s *session) plan(place ioVector) []ioVector {
 // received accounts for n bytes that came to where v says, and returns how many of them went to place.
 func (s *session) received(v []ioVector, place ioVector, n int) (placed uint64) {
 	s.progress.Add(1)
+	if s.next.polling > 0 {
+		s.target.polled.Add(1)
+	}
 	s.emptied = uint64(n) < place.length+v[len(v)-1].length
 	placed = min(uint64(n), place.length)
 	s.filled += n - int(placed)
@@ -294,7 +297,7 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 	if between {
 		s.burst = 0
 	}
-	if between && (short || s.next.polling > 0) {
+	if between && short {
 		if n, again, err := s.lookAhead(v); !again {
 			return n, err
 		}
@@ -303,12 +306,14 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 	return s.conn.receive(v)
 }
 
-// lookAhead looks for the next request of a peer that sends short ones, each when the last is answered.
+// lookAhead looks for the next request of a peer that sends short ones, each when the last is answered. Who polls leaves
+// off as soon as another session has something to do, so that they do not keep the processors from each other.
 func (s *session) lookAhead(v []ioVector) (n int, again bool, err error) {
 	again = true
-	s.next.look(lookAheadTime, func() bool {
+	before := s.target.polled.Load()
+	s.next.look(lookAheadTime, true, func() bool {
 		n, again, err = s.conn.tryReceive(v)
-		return !again
+		return !again || s.target.polled.Load() != before
 	})
 	return n, again, err
 }

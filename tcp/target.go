@@ -65,8 +65,9 @@ type target struct {
 	sessions map[*session]struct{}
 	gone     map[string]*core.Link // what sessions that have ended came to, by host
 
-	watching atomic.Bool // the timer is set
-	timer    *time.Timer // calls check
+	polled   atomic.Uint64 // grows with what sessions receive that poll
+	watching atomic.Bool   // the timer is set
+	timer    *time.Timer   // calls check
 }
 
 // newTarget starts to serve. The listeners are the target's from here on; local, for neighbours, may be nil.
