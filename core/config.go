@@ -33,6 +33,7 @@ type Config struct {
 	SliceSize               int // bytes
 	ConnectionPool          bool
 	LanesPerPeer            int
+	LanesPerLink            int // as LanesPerPeer, but to a peer that is far away; not more than that
 	TransferTimeout         time.Duration
 	SliceTimeout            time.Duration // 0 is off
 	RetryCount              int
@@ -377,17 +378,22 @@ func integer(unit string, least, most int, field func(*Config) *int) kind {
 }
 
 // usualLanes stands for the number that lanes chooses: some 4 GB/s pass through each, and take a processor at both ends.
-const usualLanes = "4; with 16 processors or more, 8"
+// Over a link, which is slower than that, more lanes than processors only divide what the network gives to one.
+const usualLanes = "4; with 16 processors or more, 8; over a link 3 with 3 processors, 2 with fewer"
 
 func lanes() kind {
 	given := integer("connections", 1, 16, func(c *Config) *int { return &c.LanesPerPeer })
 	return single(given.accepts, func(c *Config, text string) error {
 		if text != usualLanes {
-			return given.parse(c, []string{text})
+			err := given.parse(c, []string{text})
+			c.LanesPerLink = c.LanesPerPeer
+			return err
 		}
-		if c.LanesPerPeer = 4; runtime.GOMAXPROCS(0) >= 16 {
+		processors := runtime.GOMAXPROCS(0)
+		if c.LanesPerPeer = 4; processors >= 16 {
 			c.LanesPerPeer = 8
 		}
+		c.LanesPerLink = min(c.LanesPerPeer, max(2, processors))
 		return nil
 	})
 }

@@ -31,8 +31,19 @@ func environment(variables map[string]string) func(string) (string, bool) {
 func TestManyProcessorsHaveMoreLanes(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
 	assert.Equal(t, 8, DefaultConfig().LanesPerPeer)
+	assert.Equal(t, 8, DefaultConfig().LanesPerLink)
 	runtime.GOMAXPROCS(15)
 	assert.Equal(t, 4, DefaultConfig().LanesPerPeer)
+	assert.Equal(t, 4, DefaultConfig().LanesPerLink)
+}
+
+func TestFewProcessorsHaveFewerLanesOverALink(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for processors, lanes := range map[int]int{1: 2, 2: 2, 3: 3, 4: 4} {
+		runtime.GOMAXPROCS(processors)
+		assert.Equal(t, lanes, DefaultConfig().LanesPerLink, processors)
+		assert.Equal(t, 4, DefaultConfig().LanesPerPeer, processors)
+	}
 }
 
 func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
@@ -41,7 +52,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		MinPort: 15000, MaxPort: 17000, HandshakePort: 12001,
 		HandshakeConnectTimeout: 5 * time.Second, HandshakeBacklog: 128, HandshakeMaxLength: 1 << 20,
 		StatusTimeout: 30 * time.Second, ProgressTimeout: 30 * time.Second,
-		SliceSize: 1 << 20, ConnectionPool: true, LanesPerPeer: 4,
+		SliceSize: 1 << 20, ConnectionPool: true, LanesPerPeer: 4, LanesPerLink: 2,
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
 		MetadataKeepInterval: 10 * time.Second, EtcdLease: 30 * time.Second,
 		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
@@ -77,7 +88,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		HandshakePort: 1, LegacyPortBinding: true, HandshakeConnectTimeout: 3599 * time.Second,
 		HandshakeBacklog: 7, HandshakeMaxLength: 128 << 20, ForceProtoV1: true,
 		StatusTimeout: 2 * time.Second, ProgressTimeout: 3 * time.Second, SliceSize: 65536,
-		ConnectionPool: false, LanesPerPeer: 16, TransferTimeout: time.Minute,
+		ConnectionPool: false, LanesPerPeer: 16, LanesPerLink: 16, TransferTimeout: time.Minute,
 		SliceTimeout: 8 * time.Second, RetryCount: 127, DisableMetaCache: true,
 		MetaRefreshInterval: 9 * time.Second, ClusterID: "blue",
 		RedisUsername: "kv", RedisPassword: "cache", RedisDB: 255, UseIPv6: true,
@@ -238,6 +249,7 @@ func requireInRange(t *testing.T, c Config) {
 	inSeconds("ProgressTimeout", c.ProgressTimeout, 1, math.MaxInt32)
 	inRange("SliceSize", c.SliceSize, 4096, 1<<30)
 	inRange("LanesPerPeer", c.LanesPerPeer, 1, 16)
+	inRange("LanesPerLink", c.LanesPerLink, 1, c.LanesPerPeer)
 	inSeconds("TransferTimeout", c.TransferTimeout, 5, math.MaxInt32)
 	inSeconds("SliceTimeout", c.SliceTimeout, 0, 65535)
 	inRange("RetryCount", c.RetryCount, 1, 127)

@@ -178,3 +178,11 @@ func TestWhoWaitsForRoomIsWokenWhenThereIsSome(t *testing.T) {
 		}
 	})
 }
+
+func TestTheRoundTripOfThisHostIsShort(t *testing.T) {
+	eachKind(t, func(t *testing.T, a, b *stream) {
+		require.Less(t, b.roundTrip(), time.Second)
+		require.NoError(t, a.close())
+		require.Zero(t, a.roundTrip(), "of what is closed")
+	})
+}

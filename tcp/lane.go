@@ -132,12 +132,14 @@ func (l *lane) connect() error {
 		}
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.broken != nil {
+		defer l.mu.Unlock()
 		_ = conn.close()
 		return l.broken
 	}
 	l.conn, l.reach.pid = conn, pid
+	l.mu.Unlock()
+	l.peer.meet(conn.roundTrip())
 	return nil
 }
 

@@ -81,6 +81,7 @@ type peer struct {
 	hurried   bool      // the last work was
 	reading   bool      // the last work was a READ
 	turn      uint64    // bytes that the first cursor has given since it is first
+	distance  distance
 	reserved  time.Time // until when the first lane is for short works
 	doubtful  []piece
 	resolving bool   // a goroutine runs resolve
@@ -192,7 +193,45 @@ func (p *peer) wanted(pipelined bool) int {
 	if pipelined && time.Now().Before(p.reserved) {
 		lanes++
 	}
-	return int(max(1, min(lanes, uint64(p.transport.config.LanesPerPeer))))
+	return int(max(1, min(lanes, uint64(p.mostCarriers(pipelined)))))
+}
+
+// mostCarriers is how many carriers there may be. The lock is held.
+func (p *peer) mostCarriers(pipelined bool) int {
+	config := p.transport.config
+	most := config.LanesPerPeer
+	if pipelined && p.distance != near {
+		most = min(most, config.LanesPerLink)
+		if time.Now().Before(p.reserved) {
+			most = min(most+1, config.LanesPerPeer)
+		}
+	}
+	return most
+}
+
+// distance is whether there is a link between a peer and this host, or rack.
+type distance int
+
+const (
+	unknown distance = iota // no lane was ever connected
+	near
+	far
+)
+
+// farAway is from which round trip on a peer is far. In a rack it is some tens of microseconds.
+const farAway = 300 * time.Microsecond
+
+// meet notes how far away the peer is, when a lane has been connected. More lanes may have their use for that.
+func (p *peer) meet(roundTrip time.Duration) {
+	p.mu.Lock()
+	first := p.distance == unknown
+	if p.distance = near; roundTrip >= farAway {
+		p.distance = far
+	}
+	p.mu.Unlock()
+	if first {
+		p.dispatch(false)
+	}
 }
 
 // requests is how many requests are queued, or more of them when that would take counting. The lock is held.

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -38,4 +40,27 @@ func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
 	require.Equal(t, [2]bool{true, true}, takes(other), "what is reserved is laden itself")
 	p.reserved = time.Time{}
 	require.Equal(t, [2]bool{true, true}, takes(other), "none is reserved")
+}
+
+func TestThereAreFewerLanesOverALink(t *testing.T) {
+	config := core.Config{LanesPerPeer: 4, LanesPerLink: 2}
+	p := &peer{transport: &Transport{config: &config}, segment: &core.Segment{}}
+	require.Equal(t, 2, p.mostCarriers(true), "before anything is known")
+	require.Equal(t, 4, p.mostCarriers(false))
+	p.distance = far
+	require.Equal(t, 2, p.mostCarriers(true))
+	p.reserved = time.Now().Add(time.Hour)
+	require.Equal(t, 3, p.mostCarriers(true), "one more for short works")
+	p.distance = near
+	require.Equal(t, 4, p.mostCarriers(true))
+	config.LanesPerPeer, p.distance = 1, far
+	require.Equal(t, 1, p.mostCarriers(true))
+}
+
+func TestAPeerIsAsFarAsItsLastLane(t *testing.T) {
+	p := &peer{distance: near}
+	p.meet(farAway)
+	require.Equal(t, far, p.distance)
+	p.meet(farAway - 1)
+	require.Equal(t, near, p.distance)
 }

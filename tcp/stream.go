@@ -84,6 +84,21 @@ func (s *stream) isLocal() bool {
 	return local
 }
 
+// roundTrip is how long a message and its acknowledgement take, as the kernel found. It is 0 on one host.
+func (s *stream) roundTrip() (took time.Duration) {
+	if s.isLocal() {
+		return 0
+	}
+	_ = s.control(func(socket int) error { // fails on what is closed
+		info, err := unix.GetsockoptTCPInfo(socket, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			took = time.Duration(info.Rtt) * time.Microsecond
+		}
+		return err
+	})
+	return took
+}
+
 // control calls f with the socket's descriptor, which stays open until f has returned.
 func (s *stream) control(f func(socket int) error) (err error) {
 	held := s.out.bell.hold(func(uintptr) { err = f(s.socket) })
