@@ -76,6 +76,7 @@ BULK = batch("write", MIB)
 MIDDLE = batch("write", 64 * KIB)
 ADJACENT = Case("write", 4 * KIB, 64, scattered=False)
 THREADS = MIDDLE._replace(threads=4)
+BY_ONE = MIDDLE._replace(blocks=THREADS.threads * MIDDLE.blocks)  # as much memory, of which caches hold less
 
 
 # Loopback
@@ -88,6 +89,7 @@ def loopback_plan(processors: int) -> Plan:
         plan.update({Case(op, 16 * MIB, 8): (*engines, *PLAIN.values()) for op in OPERATIONS})
     with_mixed(plan)
     plan[THREADS] = (OURS, DIRECT, MOONCAKE, UNPOOLED)
+    plan[BY_ONE] = (OURS, DIRECT)
     plan[ADJACENT] = engines
     for block in sorted(SWEEP):
         plan.setdefault(batch("write", block), (OURS, DIRECT, MOONCAKE, NIXL, PLAIN[4]))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from comparison.case import KIB, MIB, Case
 from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, Results, cpu, p50, rate
-from comparison.sections import ADJACENT, BATCHES, MANY, MIDDLE, ON_LINK, OPERATIONS, THREADS, batch, one
+from comparison.sections import ADJACENT, BATCHES, BY_ONE, MANY, ON_LINK, OPERATIONS, THREADS, batch, one
 from tables import median_ratio
 
 LOOPBACK, LINK = "loopback", "link"
@@ -82,10 +82,10 @@ def one_request(results: Results) -> Iterator[Wanted]:
 
 def threads(results: Results) -> Iterator[Wanted]:
     many, single = (
-        [results.values(LOOPBACK, case, name, rate) for name in (OURS, DIRECT)] for case in (THREADS, MIDDLE)
+        [results.values(LOOPBACK, case, name, rate) for name in (OURS, DIRECT)] for case in (THREADS, BY_ONE)
     )
     totals = [median_ratio(a, b) if a and b else None for a, b in zip(many, single)]
-    yield Wanted(f"loopback, {THREADS} / 1 thread", totals[0], 1, direct=totals[1])
+    yield Wanted(f"loopback, {THREADS} / 1 thread, {BY_ONE.blocks} blocks", totals[0], 1, direct=totals[1])
     beside = [
         statistics.median(each["beside_p99"] / each["alone_p50"] for each in found) if found else None
         for found in (results.beside.get(name) for name in (OURS, DIRECT))
