@@ -318,3 +318,13 @@ func TestMoreRegionsThanALaneKnowsAreRead(t *testing.T) {
 		require.True(t, bytes.Equal(memory[i*4096:i*4096+2048], local[:2048]))
 	}
 }
+
+func TestWhoCopiesLetsOthersHaveTheProcessorAfterEachStint(t *testing.T) {
+	var s stint
+	s.add(stintBytes - 1)
+	require.EqualValues(t, stintBytes-1, s.bytes)
+	s.add(1)
+	require.Zero(t, s.bytes)
+	s.add(3 * stintBytes)
+	require.Zero(t, s.bytes)
+}
