@@ -3,6 +3,7 @@ package tcp
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -124,20 +125,13 @@ func (l *lane) connect() error {
 		_ = conn.close()
 		return errOutdated
 	}
-	pid := 0
-	if conn.isLocal() {
-		if pid, err = conn.neighbour(); err != nil {
-			_ = conn.close()
-			return err
-		}
-	}
 	l.mu.Lock()
 	if l.broken != nil {
 		defer l.mu.Unlock()
 		_ = conn.close()
 		return l.broken
 	}
-	l.conn, l.reach.pid = conn, pid
+	l.conn, l.reach.pid = conn, conn.pid
 	l.mu.Unlock()
 	l.peer.meet(conn.roundTrip())
 	return nil
@@ -234,11 +228,7 @@ func (l *lane) outlast(held []piece, reason error) {
 		return
 	}
 	_ = l.conn.setReadDeadline(time.Now().Add(lastAnswers))
-	for dropped := []ioVector{vectorOf(l.statuses[:])}; ; { // to the end, or for as long as that
-		if _, err := l.conn.receive(dropped); err != nil {
-			return
-		}
-	}
+	_ = l.conn.drop(l.statuses[:], math.MaxInt) // to the end, or for as long as that
 }
 
 // lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.

@@ -28,12 +28,16 @@ const (
 	lookTurn = 200 * time.Microsecond
 )
 
-// look calls found until it reports true, for at most that long, or not at all; it reports what found did. Whether that is
-// short makes a difference to who is polling.
-func (l *lookout) look(most time.Duration, short bool, found func() bool) bool {
-	if l.polling > 0 && short {
+// look calls found until it reports true, for at most that long, or not at all; it reports what found did.
+func (l *lookout) look(most time.Duration, found func() bool) bool {
+	if l.polling > 0 {
 		return poll(l.polling, found)
 	}
+	return l.lookForAMoment(most, found)
+}
+
+// lookForAMoment is look for what is not short, polling or not.
+func (l *lookout) lookForAMoment(most time.Duration, found func() bool) bool {
 	if pause := l.pause.Load(); pause > 0 {
 		l.pause.Store(pause - 1)
 		return false

@@ -16,7 +16,7 @@ func TestALookoutThatLooksInVainLooksEverMoreRarely(t *testing.T) {
 	looked := 0
 	for range 100 {
 		before := looked
-		l.look(time.Microsecond, true, func() bool { looked = before + 1; return false })
+		l.look(time.Microsecond, func() bool { looked = before + 1; return false })
 	}
 	require.Less(t, looked, 10)
 	require.Positive(t, looked)
@@ -25,21 +25,21 @@ func TestALookoutThatLooksInVainLooksEverMoreRarely(t *testing.T) {
 func TestALookoutThatFindsGoesOnLooking(t *testing.T) {
 	var l lookout
 	for range 100 {
-		require.True(t, l.look(time.Hour, true, func() bool { return true }))
+		require.True(t, l.look(time.Hour, func() bool { return true }))
 	}
 }
 
 func TestALookoutThatMostlyFindsIsNotPutOffByLateOnes(t *testing.T) {
 	var l lookout
 	for range 100 {
-		l.look(time.Hour, true, func() bool { return true })
+		l.look(time.Hour, func() bool { return true })
 	}
 	for range mostCredit {
 		looked := false
-		l.look(time.Microsecond, true, func() bool { looked = true; return false })
+		l.look(time.Microsecond, func() bool { looked = true; return false })
 		require.True(t, looked)
 	}
-	require.True(t, l.look(time.Hour, true, func() bool { return true }))
+	require.True(t, l.look(time.Hour, func() bool { return true }))
 }
 
 // TestWaitersThatAssistGetTheirBytes protects the lane from the receiver and any number of waiters who receive in turn.
@@ -85,7 +85,7 @@ func TestWaitersThatAssistGetTheirBytes(t *testing.T) {
 
 func TestWhoPollsForWhatIsLongDoesSoForAMoment(t *testing.T) {
 	l := lookout{polling: time.Hour}
-	require.False(t, l.look(time.Microsecond, false, func() bool { return false }))
+	require.False(t, l.lookForAMoment(time.Microsecond, func() bool { return false }))
 }
 
 func TestASessionThatPollsLeavesOffForAnotherOne(t *testing.T) {

@@ -58,7 +58,7 @@ func (p *peer) dialNeighbour(ctx context.Context, d *metadata.Descriptor) *strea
 	if err != nil {
 		return nil
 	}
-	if _, err := s.neighbour(); err != nil {
+	if err := s.findNeighbour(); err != nil {
 		_ = s.close()
 		return nil
 	}
@@ -67,22 +67,23 @@ func (p *peer) dialNeighbour(ctx context.Context, d *metadata.Descriptor) *strea
 
 func abstract(name string) *net.UnixAddr { return &net.UnixAddr{Name: "@" + name, Net: "unix"} }
 
-// neighbour returns the process at the other end, as the kernel tells it; an error when it is none of this user's.
-func (s *stream) neighbour() (pid int, err error) {
+// findNeighbour notes the process at the other end, as the kernel tells it; an error when it is none of this user's.
+func (s *stream) findNeighbour() error {
 	var who *unix.Ucred
-	err = s.control(func(socket int) (err error) {
+	err := s.control(func(socket int) (err error) {
 		who, err = unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
 		return os.NewSyscallError("getsockopt", err)
 	})
 	switch {
 	case err != nil:
-		return 0, err
+		return err
 	case who.Pid <= 0:
-		return 0, fmt.Errorf("the process at the other end is not to be seen from here")
+		return fmt.Errorf("the process at the other end is not to be seen from here")
 	case int(who.Uid) != os.Geteuid():
-		return 0, fmt.Errorf("process %d belongs to user %d, not %d", who.Pid, who.Uid, os.Geteuid())
+		return fmt.Errorf("process %d belongs to user %d, not %d", who.Pid, who.Uid, os.Geteuid())
 	}
-	return int(who.Pid), nil
+	s.pid = int(who.Pid)
+	return nil
 }
 
 // fetchStep is the bytes after which a system call that fetches gets no further copies: others wait for it to end.

@@ -570,7 +570,7 @@ func (p *peer) count(h *piece) {
 // assist has the calling goroutine look for answers until done reports true, for at most assistTime.
 func (p *peer) assist(done func() bool) {
 	var eased []carrier
-	p.answers.look(assistTime, p.isShort(), func() bool {
+	found := func() bool {
 		p.mu.Lock()
 		carriers := p.carriers
 		p.mu.Unlock()
@@ -585,7 +585,12 @@ func (p *peer) assist(done func() bool) {
 			c.assist()
 		}
 		return done()
-	})
+	}
+	if p.answers.polling > 0 && !p.isShort() {
+		p.answers.lookForAMoment(assistTime, found)
+	} else {
+		p.answers.look(assistTime, found)
+	}
 	for _, c := range eased {
 		c.ease(false)
 	}

@@ -69,9 +69,6 @@ type session struct {
 	peer   string // host:port
 	host   string
 
-	sameHost bool // the connection came by the socket for neighbours
-	pid      int  // of a neighbour's process; 0 where its memory is out of reach
-
 	// Read ahead: the bytes in ahead[parsed:filled] have not been served yet.
 	ahead          [readAhead]byte
 	parsed, filled int
@@ -153,12 +150,10 @@ func newSession(t *target, conn *stream) *session {
 	case *net.TCPAddr:
 		s.peer, s.host = remote.String(), remote.IP.String()
 	case *net.UnixAddr:
-		s.sameHost = true
-		var err error
-		if s.pid, err = conn.neighbour(); err != nil {
+		if err := conn.findNeighbour(); err != nil {
 			t.log.Debug("the memory of a peer on this host is out of reach", zap.Error(err))
 		}
-		s.peer, s.host = fmt.Sprintf("process %d", s.pid), "localhost"
+		s.peer, s.host = fmt.Sprintf("process %d", conn.pid), "localhost"
 	}
 	return s
 }
@@ -233,7 +228,7 @@ func (s *session) nextHeader() (header, error) {
 	}
 	b := s.ahead[s.parsed:]
 	s.parsed += headerSize
-	return parseHeader(b, s.sameHost)
+	return parseHeader(b, s.conn.isLocal())
 }
 
 // fill adds to what is read ahead, which is less than a header.
@@ -311,7 +306,7 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 func (s *session) lookAhead(v []ioVector) (n int, again bool, err error) {
 	again = true
 	before := s.target.polled.Load()
-	s.next.look(lookAheadTime, true, func() bool {
+	s.next.look(lookAheadTime, func() bool {
 		n, again, err = s.conn.tryReceive(v)
 		return !again || s.target.polled.Load() != before
 	})
@@ -551,15 +546,7 @@ func (s *session) refuse(r *rejection) bool {
 	if s.ended() != nil { // by a deadline that has just been overwritten
 		return false
 	}
-	scratch := []ioVector{vectorOf(s.ahead[:])}
-	for dropped := 0; dropped < rejectedBytes; {
-		n, err := s.conn.receive(scratch)
-		if err != nil {
-			return err == io.EOF
-		}
-		dropped += n
-	}
-	return false
+	return s.conn.drop(s.ahead[:], rejectedBytes) == io.EOF
 }
 
 // between reports whether the session is between two requests with nothing owed.

@@ -98,7 +98,7 @@ func (s *session) fetch() {
 	if f == nil || len(f.statuses) == 0 {
 		return
 	}
-	if f.run(s.pid) {
+	if f.run(s.conn.pid) {
 		s.bytesIn.Add(f.bytes)
 	} else {
 		s.fetchEach(f)
@@ -112,7 +112,7 @@ func (s *session) fetch() {
 func (s *session) fetchEach(f *fetches) {
 	for i, at := range f.statuses {
 		one := fetching{to: f.to[i : i+1], from: f.from[i : i+1], bytes: f.to[i].length}
-		if one.run(s.pid) {
+		if one.run(s.conn.pid) {
 			s.bytesIn.Add(one.bytes)
 		} else {
 			putStatus(s.turn.statuses[at:], statusOutOfReach)

@@ -19,6 +19,7 @@ import (
 type stream struct {
 	socket   int // of its own, that Go's poller knows nothing of; valid while one of the bells is held
 	remote   net.Addr
+	pid      int // of a neighbour's process; 0 where its memory is out of reach
 	out, in  half
 	closeAll func() error
 }

@@ -44,6 +44,19 @@ func (s *stream) receive(v []ioVector) (n int, err error) {
 	return n, err
 }
 
+// drop receives bytes into a scratch buffer and throws them away. It returns nil after so many, or why there are no more.
+func (s *stream) drop(scratch []byte, most int) error {
+	v := []ioVector{vectorOf(scratch)}
+	for dropped := 0; dropped < most; {
+		n, err := s.receive(v)
+		if err != nil {
+			return err
+		}
+		dropped += n
+	}
+	return nil
+}
+
 // whenReadable calls step at once, and whenever there may be something to receive, until it returns true.
 func (s *stream) whenReadable(step func() bool) error { return s.in.until(step) }
 
@@ -73,7 +86,6 @@ func eof(n int, again bool, err error) (int, bool, error) {
 // half is one direction of a stream: the system call, and the bell for who waits for it.
 type half struct {
 	bell   *bell
-	socket uintptr
 	call   string
 	number uintptr
 	flags  uintptr
@@ -90,7 +102,7 @@ type half struct {
 }
 
 func (h *half) init(b *bell, call string, number, flags uintptr, events int16) {
-	*h = half{bell: b, socket: uintptr(b.socket), call: call, number: number, flags: flags, events: events}
+	*h = half{bell: b, call: call, number: number, flags: flags, events: events}
 	h.attempt = h.turn
 	h.own = h.ready
 }
@@ -164,7 +176,7 @@ func (h *half) use(v []ioVector) {
 func (h *half) once() {
 	h.errno = unix.EINTR
 	for h.errno == unix.EINTR {
-		h.n, _, h.errno = unix.Syscall(h.number, h.socket, uintptr(unsafe.Pointer(&h.message)), h.flags)
+		h.n, _, h.errno = unix.Syscall(h.number, uintptr(h.bell.socket), uintptr(unsafe.Pointer(&h.message)), h.flags)
 	}
 }
 

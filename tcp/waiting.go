@@ -37,7 +37,7 @@ func (h *half) nap() bool {
 	if int(nappers.Add(1)) > processors/2 {
 		return false
 	}
-	which := unix.PollFd{Fd: int32(h.socket), Events: h.events}
+	which := unix.PollFd{Fd: int32(h.bell.socket), Events: h.events}
 	n, _, _ := unix.Syscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&which)), 1, napTime)
 	return n == 1
 }
