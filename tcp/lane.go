@@ -62,14 +62,14 @@ type lane struct {
 	careful bool       // one vector at a time is sent
 
 	mu       sync.Mutex
-	conn     *stream      // nil before the connection is up
-	flight   queue[piece] // oldest first
-	flying   uint64       // their bytes
-	laidOut  uint64       // length of the stream of frames so far
-	sent     uint64       // how far it is sent
-	sending  *sync.Cond   // sent or broken has changed
-	broken   error        // why the lane ends
-	watching bool         // the watchdog is armed
+	conn     *stream       // nil before the connection is up
+	flight   queue[piece]  // oldest first
+	flying   atomic.Uint64 // their bytes; changed under the lock
+	laidOut  uint64        // length of the stream of frames so far
+	sent     uint64        // how far it is sent
+	sending  *sync.Cond    // sent or broken has changed
+	broken   error         // why the lane ends
+	watching bool          // the watchdog is armed
 	watchdog *time.Timer
 
 	lastMoved uint64 // moved, when the watchdog saw it change
@@ -80,6 +80,7 @@ type lane struct {
 	receiving  sync.Mutex // held by who receives: the receiver, or somebody who assists
 	onReadable func() bool
 	onAssist   func(uintptr)
+	assisted   bool  // by onAssist
 	failure    error // why nothing can be received any more
 	statuses   [receivePieces * statusSize]byte
 	got        uint64     // bytes of the oldest piece's answer
@@ -92,7 +93,7 @@ func newLane(p *peer) *lane {
 	l.ctx, l.cancel = context.WithCancel(p.transport.ctx)
 	l.sending = sync.NewCond(&l.mu)
 	l.onReadable = l.readable
-	l.onAssist = func(uintptr) { l.receiveOnce() }
+	l.onAssist = func(uintptr) { l.assisted = l.receiveOnce() }
 	l.watchdog = time.AfterFunc(time.Hour, l.watch)
 	l.watchdog.Stop()
 	return l
@@ -143,11 +144,7 @@ func (l *lane) idle() bool {
 	return l.conn != nil && l.broken == nil && l.flight.len() == 0
 }
 
-func (l *lane) load() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.flying
-}
+func (l *lane) load() uint64 { return l.flying.Load() }
 
 func (l *lane) nudge() {
 	select {
@@ -210,7 +207,8 @@ func (l *lane) retire() (held []piece, reason error) {
 	for l.flight.len() > 0 {
 		held = append(held, l.flight.pop())
 	}
-	l.flying, l.unsent = 0, nil
+	l.flying.Store(0)
+	l.unsent = nil
 	if errors.Is(l.broken, errStalled) {
 		for i := range held {
 			held[i].fatal = firstError(held[i].fatal, l.broken)

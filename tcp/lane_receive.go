@@ -43,16 +43,13 @@ func (l *lane) readable() bool {
 }
 
 // assist has the calling goroutine, who waits for an answer on this lane, receive what has come, and so spares it
-// being woken by the receiver.
+// being woken by the receiver. The lane has something in flight, so it is connected.
 func (l *lane) assist() {
-	l.mu.Lock()
-	conn := l.conn
-	l.mu.Unlock()
-	if conn == nil || !l.receiving.TryLock() {
+	if !l.receiving.TryLock() {
 		return
 	}
 	defer l.receiving.Unlock()
-	if l.failure != nil || conn.hold(l.onAssist) != nil {
+	if l.failure != nil || l.conn.hold(l.onAssist) != nil || !l.assisted {
 		return
 	}
 	switch {
@@ -65,13 +62,10 @@ func (l *lane) assist() {
 
 // ease: see carrier. The lane has something in flight, so it is connected.
 func (l *lane) ease(on bool) {
-	l.mu.Lock()
-	conn := l.conn
-	l.mu.Unlock()
 	if on {
-		conn.look()
+		l.conn.look()
 	} else {
-		conn.looked()
+		l.conn.looked()
 	}
 }
 
@@ -187,7 +181,7 @@ func (l *lane) settleOldest(p piece) error {
 		return l.broken
 	}
 	p = l.flight.pop()
-	l.flying -= p.length
+	l.flying.Add(-p.length)
 	l.mu.Unlock()
 	if p.unmoved() {
 		l.comeBack(p)

@@ -106,7 +106,7 @@ func (l *lane) noteSent(n int) {
 // whether there was anything to take.
 func (l *lane) fill() bool {
 	l.mu.Lock()
-	pieces, flying, broken := windowPieces-l.flight.len(), l.flying, l.broken
+	pieces, flying, broken := windowPieces-l.flight.len(), l.load(), l.broken
 	l.mu.Unlock()
 	bytes := int64(min(windowBytes, l.peer.share())) - int64(flying)
 	if broken != nil || pieces <= 0 || bytes <= 0 {
@@ -128,7 +128,7 @@ func (l *lane) fill() bool {
 		}
 		l.layOut(p)
 		l.flight.push(*p)
-		l.flying += p.length
+		l.flying.Add(p.length)
 	}
 	clear(l.taken) // for the collector
 	l.unsent = l.vectors

@@ -57,7 +57,7 @@ type carrier interface {
 	load() uint64
 	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.
 	writeIfIdle() bool
-	// assist has the calling goroutine receive what has come, without waiting.
+	// assist has the calling goroutine receive what has come, without waiting. It holds something.
 	assist()
 	// ease tells it whether somebody assists again and again, so that it need not wake up itself.
 	ease(bool)
@@ -91,7 +91,8 @@ type peer struct {
 	settled   uint64 // bytes settled when a connection was last lost
 	suspect   bool   // a connection was lost: the peer may have restarted, its descriptor is to be fetched again
 	carriers  []carrier
-	closed    error // why it takes nothing more
+	seen      atomic.Pointer[[]carrier] // the same
+	closed    error                     // why it takes nothing more
 
 	answers lookout
 
@@ -256,10 +257,12 @@ func (p *peer) startCarriers(pipelined bool) {
 		var run func()
 		if pipelined {
 			l := newLane(p)
-			p.carriers, run = append(slices.Clip(p.carriers), l), l.run
+			p.list(append(slices.Clip(p.carriers), l))
+			run = l.run
 		} else {
 			o := newOneShot(p)
-			p.carriers, run = append(slices.Clip(p.carriers), o), o.run
+			p.list(append(slices.Clip(p.carriers), o))
+			run = o.run
 		}
 		p.transport.running.Go(run)
 	}
@@ -457,8 +460,22 @@ func (p *peer) lostTooMany(reason error) bool {
 	return p.fruitless > config.RetryCount*config.LanesPerPeer || errors.Is(reason, errStalled)
 }
 
+// list sets the carriers. The lock is held.
+func (p *peer) list(carriers []carrier) {
+	p.carriers = carriers
+	p.seen.Store(&carriers)
+}
+
+// listed is the carriers, for who goes without the lock.
+func (p *peer) listed() []carrier {
+	if seen := p.seen.Load(); seen != nil {
+		return *seen
+	}
+	return nil
+}
+
 func (p *peer) drop(c carrier) {
-	p.carriers = slices.DeleteFunc(slices.Clone(p.carriers), func(other carrier) bool { return other == c })
+	p.list(slices.DeleteFunc(slices.Clone(p.carriers), func(other carrier) bool { return other == c }))
 }
 
 // stalled is why a carrier gives up on which nothing has moved for so long.
@@ -571,18 +588,18 @@ func (p *peer) count(h *piece) {
 func (p *peer) assist(done func() bool) {
 	var eased []carrier
 	found := func() bool {
-		p.mu.Lock()
-		carriers := p.carriers
-		p.mu.Unlock()
-		for _, c := range carriers {
-			switch load := c.load(); {
-			case load > ladenBytes:
-				continue // what is long keeps who takes part in it
-			case load > 0 && !slices.Contains(eased, c):
+		for _, c := range p.listed() {
+			if load := c.load(); load == 0 || load > ladenBytes { // what is long keeps who takes part in it
+				continue
+			}
+			if !slices.Contains(eased, c) {
 				eased = append(eased, c)
 				c.ease(true)
 			}
 			c.assist()
+			if done() {
+				return true
+			}
 		}
 		return done()
 	}

@@ -20,10 +20,12 @@ func (b *burdened) load() uint64 { return b.bytes }
 func (b *burdened) assist()      { b.assisted++ }
 
 func TestWhoWaitsForAShortAnswerIsNotKeptByLongOnes(t *testing.T) {
-	long, short := &burdened{bytes: ladenBytes + 1}, &burdened{bytes: ladenBytes}
-	p := &peer{carriers: []carrier{long, short}}
+	long, short, none := &burdened{bytes: ladenBytes + 1}, &burdened{bytes: ladenBytes}, &burdened{}
+	var p peer
+	p.list([]carrier{long, none, short})
 	p.assist(func() bool { return short.assisted > 2 })
 	require.Zero(t, long.assisted)
+	require.Zero(t, none.assisted)
 	require.Equal(t, 3, short.assisted)
 }
 
