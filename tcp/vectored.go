@@ -172,11 +172,12 @@ func (h *half) use(v []ioVector) {
 	h.message.SetIovlen(min(len(v), maxGatherVectors))
 }
 
-// once makes the system call.
+// once makes the system call. It never waits, and what it takes is the copying of bytes: Go's scheduler is not told, which
+// would take the goroutine's place away amid it, and wake a thread for another one while the processor is busy.
 func (h *half) once() {
 	h.errno = unix.EINTR
 	for h.errno == unix.EINTR {
-		h.n, _, h.errno = unix.Syscall(h.number, uintptr(h.bell.socket), uintptr(unsafe.Pointer(&h.message)), h.flags)
+		h.n, _, h.errno = unix.RawSyscall(h.number, uintptr(h.bell.socket), uintptr(unsafe.Pointer(&h.message)), h.flags)
 	}
 }
 
