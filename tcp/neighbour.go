@@ -120,8 +120,12 @@ func (f *fetching) full() bool { return len(f.to) == maxGatherVectors || f.bytes
 
 func (f *fetching) reset() { f.to, f.from, f.bytes = f.to[:0], f.from[:0], 0 }
 
-// run makes the copies, and reports whether all were made. Those that were not may have been made in part.
+// run makes the copies, and reports whether all were made. Those that were not may have been made in part. Long ones have
+// their turns where there are short ones beside them.
 func (f *fetching) run(pid int) bool {
+	if f.bytes >= bulkLength && copies.enter() {
+		defer copies.leave()
+	}
 	switch {
 	case f.bytes == 0:
 		return true

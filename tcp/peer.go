@@ -111,6 +111,9 @@ func (p *peer) submit(w *core.Work) {
 	p.queued += w.Bytes
 	reading := w.Tasks[w.Head].Opcode == core.Read
 	p.hurried, p.reading = w.Hurried, reading
+	if w.Bytes < bulkLength {
+		copies.noteShort()
+	}
 	if w.Bytes <= shortWork && p.isLaden() {
 		p.reserved = time.Now().Add(reserveTime)
 	}

@@ -290,6 +290,9 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 		return 0, err
 	}
 	if between {
+		if s.burst > 0 && s.burst < bulkLength {
+			copies.noteShort()
+		}
 		s.burst = 0
 	}
 	if between && short {
