@@ -86,8 +86,12 @@ func (s *stream) findNeighbour() error {
 	return nil
 }
 
-// fetchStep is the bytes after which a system call that fetches gets no further copies: others wait for it to end.
-const fetchStep = 1 << 20
+const (
+	// fetchStep is the bytes after which a system call that fetches gets no further copies: others wait for it to end.
+	fetchStep = 1 << 20
+	// shortStep is it where others are short: some ten microseconds.
+	shortStep = 128 << 10
+)
 
 // stint is what a goroutine copies by one system call after the other. After stintBytes it lets other threads have the
 // processor: one that has a short message to serve would wait for the end of this one's time slice otherwise, which is
@@ -98,9 +102,13 @@ const stintBytes = 1 << 20
 
 func (s *stint) add(bytes uint64) {
 	if s.bytes += bytes; s.bytes >= stintBytes {
-		s.bytes = 0
-		_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // always succeeds
+		s.end()
 	}
+}
+
+func (s *stint) end() {
+	s.bytes = 0
+	_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // always succeeds
 }
 
 // fetching is a list of copies from another process into this one, that one system call makes.
@@ -108,6 +116,7 @@ type fetching struct {
 	to, from []ioVector
 	bytes    uint64
 	stint    stint
+	part     [2]ioVector // of a copy that is made in steps
 }
 
 func (f *fetching) add(to, from uintptr, length uint64) {
@@ -121,20 +130,60 @@ func (f *fetching) full() bool { return len(f.to) == maxGatherVectors || f.bytes
 func (f *fetching) reset() { f.to, f.from, f.bytes = f.to[:0], f.from[:0], 0 }
 
 // run makes the copies, and reports whether all were made. Those that were not may have been made in part. Long ones have
-// their turns where there are short ones beside them.
+// their turns, and are made in short steps, while there are short ones about.
 func (f *fetching) run(pid int) bool {
-	if f.bytes >= bulkLength && copies.enter() {
-		defer copies.leave()
-	}
 	switch {
 	case f.bytes == 0:
 		return true
 	case pid == 0:
 		return false
+	case f.bytes < bulkLength || !copies.enter():
+		defer f.stint.add(f.bytes)
+		return copyFrom(pid, f.to, f.from, f.bytes)
 	}
+	defer copies.leave()
+	return f.inSteps(pid)
+}
+
+// inSteps makes the copies by one system call after the other, of no more than shortStep bytes each.
+func (f *fetching) inSteps(pid int) bool {
+	for i := 0; i < len(f.to); f.stint.end() {
+		n, bytes := i, uint64(0)
+		for n < len(f.to) && bytes+f.to[n].length <= shortStep {
+			bytes += f.to[n].length
+			n++
+		}
+		switch {
+		case n == i && !f.inParts(pid, f.to[i], f.from[i]):
+			return false
+		case n == i:
+			i++
+		case !copyFrom(pid, f.to[i:n], f.from[i:n], bytes):
+			return false
+		default:
+			i = n
+		}
+	}
+	return true
+}
+
+// inParts makes one copy likewise.
+func (f *fetching) inParts(pid int, to, from ioVector) bool {
+	for left := to.length; left > 0; f.stint.end() {
+		length, done := min(left, shortStep), uintptr(to.length-left)
+		f.part = [2]ioVector{{to.base + done, length}, {from.base + done, length}}
+		if !copyFrom(pid, f.part[:1], f.part[1:], length) {
+			return false
+		}
+		left -= length
+	}
+	return true
+}
+
+// copyFrom copies so many bytes from another process by one system call, all or not all.
+func copyFrom(pid int, to, from []ioVector, bytes uint64) bool {
 	n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(pid),
-		uintptr(unsafe.Pointer(unsafe.SliceData(f.to))), uintptr(len(f.to)),
-		uintptr(unsafe.Pointer(unsafe.SliceData(f.from))), uintptr(len(f.from)), 0)
-	f.stint.add(f.bytes)
-	return errno == 0 && uint64(n) == f.bytes
+		uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)),
+		uintptr(unsafe.Pointer(unsafe.SliceData(from))), uintptr(len(from)), 0)
+	return errno == 0 && uint64(n) == bytes
 }

@@ -328,3 +328,39 @@ func TestWhoCopiesLetsOthersHaveTheProcessorAfterEachStint(t *testing.T) {
 	s.add(3 * stintBytes)
 	require.Zero(t, s.bytes)
 }
+
+func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
+	lengths := []int{1, shortStep, 4096, shortStep - 1, 3*shortStep + 5, shortStep / 2, shortStep / 2, 1, shortStep + 1}
+	from, to := mapped(t, 8*shortStep), mapped(t, 8*shortStep)
+	fill(from, 1)
+	var f fetching
+	at := 0
+	for _, length := range lengths {
+		f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(length))
+		at += length + 3
+	}
+	copies.noteShort()
+	require.True(t, f.run(os.Getpid()))
+	at = 0
+	for _, length := range lengths {
+		require.True(t, bytes.Equal(from[at:at+length], to[at:at+length]), length)
+		require.Equal(t, make([]byte, 3), to[at+length:at+length+3])
+		at += length + 3
+	}
+}
+
+func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
+	to := mapped(t, 3*shortStep)
+	for _, gone := range []int{0, shortStep, 2 * shortStep} {
+		for _, each := range []int{shortStep, 3 * shortStep} {
+			from := mapped(t, 3*shortStep)
+			unmap(t, from[gone:gone+4096])
+			var f fetching
+			for at := 0; at < len(to); at += each {
+				f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(each))
+			}
+			copies.noteShort()
+			require.False(t, f.run(os.Getpid()), "%d %d", gone, each)
+		}
+	}
+}
