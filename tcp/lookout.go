@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // lookout looks for something that is expected within moments, instead of sleeping until it has come: to wake a thread,
@@ -62,6 +64,7 @@ func poll(most time.Duration, found func() bool) bool {
 			if found() {
 				return true
 			}
+			letOthers()
 		}
 		if turn == most {
 			return false
@@ -69,3 +72,7 @@ func poll(most time.Duration, found func() bool) bool {
 		runtime.Gosched()
 	}
 }
+
+// letOthers gives the processor up to a thread that is ready: maybe one that has to serve what is looked for. The goroutine
+// keeps its place, since it is to be back at once.
+func letOthers() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) } // always succeeds

@@ -89,13 +89,13 @@ func (s *stream) findNeighbour() error {
 const (
 	// fetchStep is the bytes after which a system call that fetches gets no further copies: others wait for it to end.
 	fetchStep = 1 << 20
-	// shortStep is it where others are short: some ten microseconds.
-	shortStep = 128 << 10
+	// shortStep is it where others are short: some tens of microseconds.
+	shortStep = 256 << 10
 )
 
 // stint is what a goroutine copies by one system call after the other. After stintBytes it lets other threads have the
-// processor: one that has a short message to serve would wait for the end of this one's time slice otherwise, which is
-// milliseconds. Where no other thread is ready that costs next to nothing.
+// processor, and other goroutines its place: one that has a short message to serve would wait for the end of this one's
+// time slice otherwise, which is milliseconds. Where no other thread is ready that costs next to nothing.
 type stint struct{ bytes uint64 }
 
 const stintBytes = 1 << 20
