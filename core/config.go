@@ -64,6 +64,7 @@ type Config struct {
 	MaxHandshakes           int
 	MaxNotifications        int
 	SameHost                bool
+	Congestion              string        // algorithm of TCP connections between engines; "" is the system's
 	Polling                 time.Duration // 0 is off
 }
 
@@ -282,6 +283,8 @@ var settings = []setting{
 		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. It is allocated when it is needed."},
 	{one("KVFERRY_STAGING_GATHER_BELOW", "262144"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
 		"Blocks of NPU memory shorter than this are gathered on the device, and copied together. Those of GPU memory are queued together, whatever their length. 0: each is copied by itself."},
+	{one("KVFERRY_TCP_CONGESTION", ""), text(func(c *Config) *string { return &c.Congestion }),
+		"Congestion control of data connections, one of `sysctl net.ipv4.tcp_allowed_congestion_control`; the system's where it is not set or not allowed. What an engine sends is under its own setting."},
 	{one("KVFERRY_SAME_HOST", "1"), onOff(func(c *Config) *bool { return &c.SameHost }),
 		"Off, or with `MC_FORCE_TCP`: engines on one host use TCP among themselves, too, instead of reading each other's memory."},
 	{one("KVFERRY_POLL_US", "0"), microseconds(0, 1000000, func(c *Config) *time.Duration { return &c.Polling }),

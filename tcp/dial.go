@@ -49,7 +49,7 @@ func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor) (*stream, e
 	if err != nil {
 		return nil, err
 	}
-	dialer := net.Dialer{Timeout: p.transport.config.HandshakeConnectTimeout}
+	dialer := net.Dialer{Timeout: p.transport.config.HandshakeConnectTimeout, Control: p.transport.dialing.control}
 	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(d.DataPort)))
 	if err != nil {
 		return nil, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)

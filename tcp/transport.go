@@ -23,6 +23,7 @@ type Transport struct {
 	endpoint core.Endpoint
 	target   *target
 	sameHost bool // peers on this host are neighbours
+	dialing  congestion
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -42,6 +43,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 	}
 	t := &Transport{config: config, log: e.Log(), peers: map[*core.Segment]*peer{}}
 	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion}
+	t.dialing = chosen(config.Congestion, listener, t.log)
 	t.sameHost = config.SameHost && !config.ForceTCP
 	var local *net.UnixListener
 	if t.sameHost {
