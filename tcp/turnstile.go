@@ -11,14 +11,19 @@ import (
 //
 //  1. noteShort tells that there was a short one; for shortsTime more of them are expected.
 //  2. enter lets half as many goroutines copy at once as there are processors, and has others wait; else it lets
-//     everybody pass.
+//     everybody pass. Nobody waits for longer than patientTime: a copy may be held up by the process it is from, which is
+//     to be nobody else's matter.
 type turnstile struct {
 	places chan struct{}
 	shorts atomic.Int64 // when there was a short one last, in nanoseconds since began
 }
 
-// shortsTime is some hundred times as long as a short transfer between neighbours takes.
-const shortsTime = 10 * time.Millisecond
+const (
+	// shortsTime is some hundred times as long as a short transfer between neighbours takes.
+	shortsTime = 10 * time.Millisecond
+	// patientTime is some ten times as long as a copy takes that gives the processor up now and then.
+	patientTime = 100 * time.Millisecond
+)
 
 var (
 	copies = newTurnstile(processors / 2)
@@ -38,8 +43,19 @@ func (t *turnstile) enter() bool {
 	if int64(time.Since(began))-t.shorts.Load() >= int64(shortsTime) {
 		return false
 	}
-	t.places <- struct{}{}
-	return true
+	select {
+	case t.places <- struct{}{}:
+		return true
+	default:
+	}
+	patience := time.NewTimer(patientTime)
+	defer patience.Stop()
+	select {
+	case t.places <- struct{}{}:
+		return true
+	case <-patience.C:
+		return false
+	}
 }
 
 func (t *turnstile) leave() { <-t.places }

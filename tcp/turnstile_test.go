@@ -39,6 +39,17 @@ func TestLongCopiesHaveTheirTurnsWhileShortTransfersAreAbout(t *testing.T) {
 	require.Positive(t, most.Load())
 }
 
+func TestACopyThatIsHeldUpHoldsNobodyElseUp(t *testing.T) {
+	s := newTurnstile(1)
+	s.noteShort()
+	require.True(t, s.enter())
+	s.noteShort()
+	require.False(t, s.enter())
+	s.leave()
+	s.noteShort()
+	require.True(t, s.enter())
+}
+
 func TestLongCopiesPassWhereNothingShortIsAbout(t *testing.T) {
 	s := newTurnstile(1)
 	require.False(t, s.enter(), "before the first short transfer")

@@ -172,8 +172,9 @@ func (h *half) use(v []ioVector) {
 	h.message.SetIovlen(min(len(v), maxGatherVectors))
 }
 
-// once makes the system call. It never waits, and what it takes is the copying of bytes: Go's scheduler is not told, which
-// would take the goroutine's place away amid it, and wake a thread for another one while the processor is busy.
+// once makes the system call. It waits for nothing but memory that is to be paged in, and what it takes is the copying of
+// bytes: Go's scheduler is not told. It would take the goroutine's place away amid it, and wake a thread for another one
+// while the processor is busy.
 func (h *half) once() {
 	h.errno = unix.EINTR
 	for h.errno == unix.EINTR {
