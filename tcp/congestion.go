@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"errors"
 	"net"
 	"os"
 	"syscall"
@@ -38,8 +39,5 @@ func (c congestion) control(_, _ string, raw syscall.RawConn) (err error) {
 	held := raw.Control(func(fd uintptr) {
 		err = os.NewSyscallError("setsockopt", unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, string(c)))
 	})
-	if held != nil {
-		return held
-	}
-	return err
+	return errors.Join(held, err)
 }

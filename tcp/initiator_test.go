@@ -989,7 +989,7 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 	p0 := onlyPeer(t, e)
 	require.Eventually(t, func() bool { // the status has been received
 		p0.mu.Lock()
-		l := p0.carriers[0].(*lane)
+		l := p0.listed()[0].(*lane)
 		p0.mu.Unlock()
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -1013,7 +1013,7 @@ func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 	require.Eventually(t, func() bool {
 		waiting.mu.Lock()
 		defer waiting.mu.Unlock()
-		return len(waiting.doubtful) == maxDoubtful && len(waiting.carriers) == 0
+		return len(waiting.doubtful) == maxDoubtful && len(waiting.listed()) == 0
 	}, patience, time.Millisecond)
 	waiting.mu.Lock()
 	require.Zero(t, waiting.wanted(false))

@@ -80,7 +80,6 @@ type lane struct {
 	receiving  sync.Mutex // held by who receives: the receiver, or somebody who assists
 	onReadable func() bool
 	onAssist   func(uintptr)
-	assisted   bool  // by onAssist
 	failure    error // why nothing can be received any more
 	statuses   [receivePieces * statusSize]byte
 	got        uint64     // bytes of the oldest piece's answer
@@ -93,7 +92,7 @@ func newLane(p *peer) *lane {
 	l.ctx, l.cancel = context.WithCancel(p.transport.ctx)
 	l.sending = sync.NewCond(&l.mu)
 	l.onReadable = l.readable
-	l.onAssist = func(uintptr) { l.assisted = l.receiveOnce() }
+	l.onAssist = l.assistHeld
 	l.watchdog = time.AfterFunc(time.Hour, l.watch)
 	l.watchdog.Stop()
 	return l

@@ -49,10 +49,15 @@ func (l *lane) assist() {
 		return
 	}
 	defer l.receiving.Unlock()
-	if l.failure != nil || l.conn.hold(l.onAssist) != nil || !l.assisted {
-		return
+	if l.failure == nil {
+		_ = l.conn.hold(l.onAssist) // fails on what is closed
 	}
+}
+
+// assistHeld is assist while the stream is held.
+func (l *lane) assistHeld(uintptr) {
 	switch {
+	case !l.receiveOnce():
 	case l.failure != nil:
 		_ = l.conn.setReadDeadline(past) // for the receiver to see it
 	case l.peer.hasQueued():

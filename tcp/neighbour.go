@@ -138,8 +138,9 @@ func (f *fetching) run(pid int) bool {
 	case pid == 0:
 		return false
 	case f.bytes < bulkLength || !copies.enter():
-		defer f.stint.add(f.bytes)
-		return copyFrom(pid, f.to, f.from, f.bytes)
+		made := copyFrom(pid, f.to, f.from, f.bytes)
+		f.stint.add(f.bytes)
+		return made
 	}
 	defer copies.leave()
 	return f.inSteps(pid)
@@ -147,22 +148,22 @@ func (f *fetching) run(pid int) bool {
 
 // inSteps makes the copies by one system call after the other, of no more than shortStep bytes each.
 func (f *fetching) inSteps(pid int) bool {
-	for i := 0; i < len(f.to); f.stint.end() {
-		n, bytes := i, uint64(0)
-		for n < len(f.to) && bytes+f.to[n].length <= shortStep {
-			bytes += f.to[n].length
-			n++
-		}
-		switch {
-		case n == i && !f.inParts(pid, f.to[i], f.from[i]):
-			return false
-		case n == i:
+	for i := 0; i < len(f.to); {
+		if f.to[i].length > shortStep {
+			if !f.inParts(pid, f.to[i], f.from[i]) {
+				return false
+			}
 			i++
-		case !copyFrom(pid, f.to[i:n], f.from[i:n], bytes):
-			return false
-		default:
-			i = n
+			continue
 		}
+		first, bytes := i, uint64(0)
+		for ; i < len(f.to) && bytes+f.to[i].length <= shortStep; i++ {
+			bytes += f.to[i].length
+		}
+		if !copyFrom(pid, f.to[first:i], f.from[first:i], bytes) {
+			return false
+		}
+		f.stint.end()
 	}
 	return true
 }

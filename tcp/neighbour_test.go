@@ -51,7 +51,7 @@ func lanes(t testing.TB, e *core.Engine) []*lane {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var all []*lane
-	for _, c := range p.carriers {
+	for _, c := range p.listed() {
 		if l, ok := c.(*lane); ok {
 			all = append(all, l)
 		}
@@ -339,7 +339,8 @@ func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
 		f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(length))
 		at += length + 3
 	}
-	copies.noteShort()
+	copies.expect()
+	defer copies.forget()
 	require.True(t, f.run(os.Getpid()))
 	at = 0
 	for _, length := range lengths {
@@ -351,6 +352,8 @@ func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
 
 func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
 	to := mapped(t, 3*shortStep)
+	copies.expect()
+	defer copies.forget()
 	for _, gone := range []int{0, shortStep, 2 * shortStep} {
 		for _, each := range []int{shortStep, 3 * shortStep} {
 			from := mapped(t, 3*shortStep)
@@ -359,7 +362,6 @@ func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
 			for at := 0; at < len(to); at += each {
 				f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(each))
 			}
-			copies.noteShort()
 			require.False(t, f.run(os.Getpid()), "%d %d", gone, each)
 		}
 	}

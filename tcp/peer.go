@@ -90,11 +90,10 @@ type peer struct {
 	fruitless int    // connections lost under work in a row without a piece settled
 	settled   uint64 // bytes settled when a connection was last lost
 	suspect   bool   // a connection was lost: the peer may have restarted, its descriptor is to be fetched again
-	carriers  []carrier
-	seen      atomic.Pointer[[]carrier] // the same
-	closed    error                     // why it takes nothing more
+	closed    error  // why it takes nothing more
 
-	answers lookout
+	carriers atomic.Pointer[[]carrier] // replaced under the lock
+	answers  lookout
 
 	bytesOut, bytesIn, errors atomic.Uint64
 }
@@ -111,9 +110,7 @@ func (p *peer) submit(w *core.Work) {
 	p.queued += w.Bytes
 	reading := w.Tasks[w.Head].Opcode == core.Read
 	p.hurried, p.reading = w.Hurried, reading
-	if w.Bytes < bulkLength {
-		copies.noteShort()
-	}
+	copies.note(w.Bytes)
 	if w.Bytes <= shortWork && p.isLaden() {
 		p.reserved = time.Now().Add(reserveTime)
 	}
@@ -124,15 +121,15 @@ func (p *peer) submit(w *core.Work) {
 // isLaden reports whether a short work would wait on every carrier but a reserved one. The lock is held.
 func (p *peer) isLaden() bool {
 	reserved := p.reservedLane()
-	return len(p.carriers) > 0 && !slices.ContainsFunc(p.carriers, func(c carrier) bool { return c != reserved && c.load() <= ladenBytes })
+	return len(p.listed()) > 0 && !slices.ContainsFunc(p.listed(), func(c carrier) bool { return c != reserved && c.load() <= ladenBytes })
 }
 
 // reservedLane is the lane for short works, if there is one, and others beside it. The lock is held.
 func (p *peer) reservedLane() carrier {
-	if len(p.carriers) < 2 || p.reserved.IsZero() || time.Now().After(p.reserved) {
+	if len(p.listed()) < 2 || p.reserved.IsZero() || time.Now().After(p.reserved) {
 		return nil
 	}
-	return p.carriers[0]
+	return p.listed()[0]
 }
 
 // dispatch starts the carriers that the queue is worth, and nudges those there are. When mayWrite is set, a lane that
@@ -144,7 +141,7 @@ func (p *peer) dispatch(mayWrite bool) {
 	if p.closed == nil {
 		p.startCarriers(pipelined)
 	}
-	carriers := p.carriers
+	carriers := p.listed()
 	wanted := p.wanted(pipelined)
 	reserved := p.reservedLane()
 	if reserved != nil && !p.hasShort() {
@@ -256,17 +253,17 @@ func (p *peer) isEmpty() bool { return len(p.cursors) == 0 && len(p.returned) ==
 
 // startCarriers opens the connections that are missing. The lock is held.
 func (p *peer) startCarriers(pipelined bool) {
-	for len(p.carriers) < p.wanted(pipelined) {
+	for len(p.listed()) < p.wanted(pipelined) {
+		var c carrier
 		var run func()
 		if pipelined {
 			l := newLane(p)
-			p.list(append(slices.Clip(p.carriers), l))
-			run = l.run
+			c, run = l, l.run
 		} else {
 			o := newOneShot(p)
-			p.list(append(slices.Clip(p.carriers), o))
-			run = o.run
+			c, run = o, o.run
 		}
+		p.list(append(slices.Clip(p.listed()), c))
 		p.transport.running.Go(run)
 	}
 }
@@ -274,7 +271,7 @@ func (p *peer) startCarriers(pipelined bool) {
 // burden is how many bytes are queued or in flight. The lock is held.
 func (p *peer) burden() uint64 {
 	all := p.queued
-	for _, c := range p.carriers {
+	for _, c := range p.listed() {
 		all += c.load()
 	}
 	return all
@@ -294,7 +291,7 @@ func (p *peer) share() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	all := p.burden()
-	sharers := max(1, min(p.worth(all), uint64(len(p.carriers))))
+	sharers := max(1, min(p.worth(all), uint64(len(p.listed()))))
 	return (all + sharers - 1) / sharers
 }
 
@@ -464,21 +461,18 @@ func (p *peer) lostTooMany(reason error) bool {
 }
 
 // list sets the carriers. The lock is held.
-func (p *peer) list(carriers []carrier) {
-	p.carriers = carriers
-	p.seen.Store(&carriers)
-}
+func (p *peer) list(carriers []carrier) { p.carriers.Store(&carriers) }
 
-// listed is the carriers, for who goes without the lock.
+// listed is the carriers, also for who goes without the lock. The list itself never changes.
 func (p *peer) listed() []carrier {
-	if seen := p.seen.Load(); seen != nil {
-		return *seen
+	if carriers := p.carriers.Load(); carriers != nil {
+		return *carriers
 	}
 	return nil
 }
 
 func (p *peer) drop(c carrier) {
-	p.list(slices.DeleteFunc(slices.Clone(p.carriers), func(other carrier) bool { return other == c }))
+	p.list(slices.DeleteFunc(slices.Clone(p.listed()), func(other carrier) bool { return other == c }))
 }
 
 // stalled is why a carrier gives up on which nothing has moved for so long.
@@ -530,7 +524,7 @@ func (p *peer) unreachable(c carrier, held []piece, reason error) {
 	for _, h := range held {
 		p.giveBack(h, reason, true)
 	}
-	if len(p.carriers) == 0 {
+	if len(p.listed()) == 0 {
 		p.failQueue(reason)
 	}
 	p.mu.Unlock()
@@ -619,7 +613,7 @@ func (p *peer) assist(done func() bool) {
 // abort settles what is queued of aborted works, and ends the carriers that hold pieces of them.
 func (p *peer) abort() {
 	p.mu.Lock()
-	carriers := p.carriers
+	carriers := p.listed()
 	p.cursors = slices.DeleteFunc(p.cursors, func(c *cursor) bool {
 		err := c.work.Aborted()
 		if err != nil {
@@ -649,7 +643,7 @@ func (p *peer) close(reason error) {
 		h.settle(firstError(h.work.Aborted(), reason))
 	}
 	p.doubtful = nil
-	carriers := p.carriers
+	carriers := p.listed()
 	p.mu.Unlock()
 	for _, c := range carriers {
 		c.quit(reason)
@@ -657,11 +651,8 @@ func (p *peer) close(reason error) {
 }
 
 func (p *peer) link() core.Link {
-	p.mu.Lock()
-	connections := len(p.carriers)
-	p.mu.Unlock()
 	return core.Link{
-		Peer: p.segment.Name, Transport: "tcp", Direction: "initiator", Connections: connections,
+		Peer: p.segment.Name, Transport: "tcp", Direction: "initiator", Connections: len(p.listed()),
 		BytesOut: p.bytesOut.Load(), BytesIn: p.bytesIn.Load(), Errors: p.errors.Load(),
 	}
 }

@@ -31,7 +31,8 @@ func TestWhoWaitsForAShortAnswerIsNotKeptByLongOnes(t *testing.T) {
 
 func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
 	reserved, other := &burdened{}, &burdened{}
-	p := &peer{carriers: []carrier{reserved, other}, reserved: time.Now().Add(time.Hour)}
+	p := &peer{reserved: time.Now().Add(time.Hour)}
+	p.list([]carrier{reserved, other})
 	short := newCursor(workOf(write(0x1000, 0x10000, shortWork)))
 	long := newCursor(workOf(write(0x1000, 0x10000, shortWork+1)))
 	takes := func(c carrier) [2]bool { return [2]bool{p.open(c)(short), p.open(c)(long)} }

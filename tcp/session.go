@@ -290,9 +290,7 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 		return 0, err
 	}
 	if between {
-		if s.burst > 0 && s.burst < bulkLength {
-			copies.noteShort()
-		}
+		copies.note(s.burst)
 		s.burst = 0
 	}
 	if between && short {

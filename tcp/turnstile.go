@@ -9,7 +9,7 @@ import (
 // there is something to copy, and the system gives a thread that wakes up beside it, to serve a message of a few
 // microseconds, its turn only after milliseconds. So while short transfers are about, what is long has to pass:
 //
-//  1. noteShort tells that there was a short one; for shortsTime more of them are expected.
+//  1. note tells of a transfer; for shortsTime after a short one more of them are expected.
 //  2. enter lets half as many goroutines copy at once as there are processors, and has others wait; else it lets
 //     everybody pass. Nobody waits for longer than patientTime: a copy may be held up by the process it is from, which is
 //     to be nobody else's matter.
@@ -36,7 +36,12 @@ func newTurnstile(places int) *turnstile {
 	return t
 }
 
-func (t *turnstile) noteShort() { t.shorts.Store(int64(time.Since(began))) }
+// note tells of a transfer of so many bytes, or of none.
+func (t *turnstile) note(bytes uint64) {
+	if bytes > 0 && bytes < bulkLength {
+		t.shorts.Store(int64(time.Since(began)))
+	}
+}
 
 // enter reports whether the caller has a place, and so has to leave.
 func (t *turnstile) enter() bool {

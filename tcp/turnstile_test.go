@@ -14,15 +14,14 @@ import (
 
 func TestLongCopiesHaveTheirTurnsWhileShortTransfersAreAbout(t *testing.T) {
 	s := newTurnstile(2)
-	s.noteShort()
+	s.expect()
 	var inside, most atomic.Int32
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
 			for range 100 {
-				s.noteShort()
 				if !s.enter() {
-					t.Error("it let somebody pass right after a short transfer")
+					t.Error("it let somebody pass while short transfers were about")
 					return
 				}
 				for now := inside.Add(1); now > most.Load(); {
@@ -41,34 +40,42 @@ func TestLongCopiesHaveTheirTurnsWhileShortTransfersAreAbout(t *testing.T) {
 
 func TestACopyThatIsHeldUpHoldsNobodyElseUp(t *testing.T) {
 	s := newTurnstile(1)
-	s.noteShort()
+	s.expect()
 	require.True(t, s.enter())
-	s.noteShort()
 	require.False(t, s.enter())
 	s.leave()
-	s.noteShort()
 	require.True(t, s.enter())
 }
 
 func TestLongCopiesPassWhereNothingShortIsAbout(t *testing.T) {
 	s := newTurnstile(1)
 	require.False(t, s.enter(), "before the first short transfer")
-	s.noteShort()
+	s.note(1)
 	s.forget()
 	require.False(t, s.enter(), "long after the last one")
 }
 
-// forget has the last short transfer be long ago.
-func (s *turnstile) forget() { s.shorts.Store(int64(time.Since(began)) - int64(shortsTime)) }
-
-// seen reports whether there was a short transfer lately.
-func (s *turnstile) seen() bool {
-	in := s.enter()
-	if in {
-		s.leave()
+func TestOnlyWhatIsShortIsNotedAsShort(t *testing.T) {
+	s := newTurnstile(1)
+	for _, bytes := range []uint64{0, bulkLength} {
+		s.note(bytes)
+		require.False(t, s.seen(), bytes)
 	}
-	return in
+	for _, bytes := range []uint64{1, bulkLength - 1} {
+		s.forget()
+		s.note(bytes)
+		require.True(t, s.seen(), bytes)
+	}
 }
+
+// expect has short transfers be about for longer than any test takes.
+func (s *turnstile) expect() { s.shorts.Store(int64(time.Since(began) + time.Hour)) }
+
+// forget has the last short transfer be long ago.
+func (s *turnstile) forget() { s.shorts.Store(-int64(shortsTime)) }
+
+// seen reports whether there was a short transfer since.
+func (s *turnstile) seen() bool { return s.shorts.Load() >= 0 }
 
 func TestASessionTellsOfShortRequests(t *testing.T) {
 	memory, payload := mapped(t, 1<<20), mapped(t, 1<<20)
