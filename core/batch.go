@@ -206,6 +206,8 @@ type Work struct {
 	owner  owner
 	tail   int32
 	device *staging.Device // that the local memory is on; nil for host memory
+	own    binding         // see Bind
+	shared *binding        // that of the work which this is a part of; nil where it is none
 }
 
 // owner is who the ranges of a work are settled with: a submission, or a parcel, which carries a part of one. Tasks are

@@ -4,6 +4,8 @@ package core
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"net"
 	"slices"
@@ -36,7 +38,9 @@ type Engine struct {
 	log     *zap.Logger
 	central bool // the metadata store is one that engines share
 	name    string
-	site    site
+	// identity tells this incarnation of the engine from every other: 16 random bytes in hexadecimal digits.
+	identity string
+	site     site
 
 	memory   *Registry
 	segments *segments
@@ -107,7 +111,7 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 	ctx, cancel := context.WithCancel(context.Background())
 	memory := newRegistry()
 	e := &Engine{
-		config: o.Config, log: o.Log, central: o.Metadata != metadata.P2P, name: o.Name,
+		config: o.Config, log: o.Log, central: o.Metadata != metadata.P2P, name: o.Name, identity: newIdentity(),
 		memory: memory, segments: newSegments(), inbox: inbox{limit: o.Config.MaxNotifications},
 		store: store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength,
@@ -235,6 +239,16 @@ func (e *Engine) Name() string { return e.name }
 // Address is where peers reach the handshake server: host:port, IPv6 hosts in brackets.
 func (e *Engine) Address() string { return net.JoinHostPort(e.site.host, strconv.Itoa(e.port)) }
 
+// Identity is what the engine's descriptor tells this incarnation of the engine from every other by: 16 random bytes in
+// hexadecimal digits.
+func (e *Engine) Identity() string { return e.identity }
+
+func newIdentity() string {
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // never fails: see crypto/rand
+	return hex.EncodeToString(random[:])
+}
+
 // ListenHost is the address that data ports listen on: the one that peers connect to where it is this machine's, "" for
 // all addresses otherwise.
 func (e *Engine) ListenHost() string { return e.site.listenHost }
@@ -248,6 +262,9 @@ func (e *Engine) Descriptor() *metadata.Descriptor {
 	for _, t := range e.installed() {
 		endpoint := t.Endpoint()
 		d.DataPort, d.ProtoVersion, d.Neighbour = endpoint.Port, endpoint.ProtoVersion, endpoint.Neighbour
+		if endpoint.Hello > 0 {
+			d.Identity, d.Hello = e.identity, endpoint.Hello
+		}
 	}
 	e.memory.Each(func(r *Region) bool {
 		if r.Remote {

@@ -88,17 +88,29 @@ func newRegistry() *Registry {
 		index: btree.NewG(degree, func(a, b entry) bool { return a.addr < b.addr }),
 		order: list.New(),
 	}
-	m.epoch.Store(rand.Uint64())
+	m.epoch.Store(max(1, rand.Uint64()))
 	return m
 }
 
 // Epoch is a number that changes whenever a region is taken back, before its owner may use the memory for something
 // else: what was read while it stayed the same was read from registered memory. It begins at random, so that no other
-// process has the same by chance. Peers on this host look at it where it is, by its address.
+// process has the same by chance. It is 0 for good once the registry is closed: no memory may be granted then. Peers on
+// this host look at it where it is, by its address.
 func (m *Registry) Epoch() *atomic.Uint64 { return &m.epoch }
 
-// close tells those who look at the epoch that all memory is taken back.
-func (m *Registry) close() { m.epoch.Store(rand.Uint64()) }
+// close takes all memory back from those who look at the epoch, and has no more of it granted.
+func (m *Registry) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.epoch.Store(0)
+}
+
+// changeEpoch is called when a region is taken back. The lock is held.
+func (m *Registry) changeEpoch() {
+	if m.epoch.Load() != 0 {
+		m.epoch.Store(max(1, m.epoch.Load()+1))
+	}
+}
 
 // add registers a range of host memory, or on a device, or fails with status.InvalidArgument or status.AddressOverlapped.
 func (m *Registry) add(r Range, location string, remote bool, on *staging.Device) error {
@@ -129,7 +141,7 @@ func (m *Registry) take(addr uintptr) (*Region, error) {
 	if !ok {
 		return nil, status.Errorf(status.AddressNotRegistered, "no memory is registered at %#x", addr)
 	}
-	m.epoch.Add(1)
+	m.changeEpoch()
 	m.order.Remove(found.region.order)
 	if found.region.Device != nil {
 		m.onDevices.Add(-1)

@@ -21,6 +21,7 @@ type Segment struct {
 
 	store      metadata.Store
 	descriptor atomic.Pointer[metadata.Descriptor]
+	proof      proof
 
 	mu       sync.Mutex
 	fetching *fetch // nil while nobody fetches
@@ -75,6 +76,7 @@ func (s *Segment) fetch(ctx context.Context, f *fetch) {
 	defer s.mu.Unlock()
 	if f.err == nil {
 		s.descriptor.Store(f.descriptor)
+		s.confirm()
 	}
 	s.fetching = nil
 	close(f.done)
@@ -140,6 +142,7 @@ func (t *segments) add(name string, store metadata.Store, d *metadata.Descriptor
 	}
 	s := &Segment{ID: t.next, Name: name, store: store}
 	s.descriptor.Store(d)
+	s.confirm()
 	t.next++
 	t.byName[name], t.byID[s.ID] = s, s
 	return s
@@ -157,7 +160,8 @@ func (t *segments) remove(name string) *Segment {
 }
 
 // OpenSegment returns the id of a peer's segment; every open of one name gives the same id, and the own name gives
-// LocalSegment. The first open of a name asks the metadata store, and fails when it does not know the name.
+// LocalSegment. The first open of a name asks the metadata store, and fails when it does not know the name. A later one
+// asks again when the owner is not known to live, as after it has restarted; it does not fail when nobody answers.
 func (e *Engine) OpenSegment(name string) (SegmentID, error) {
 	return e.openSegment(name, e.config.DisableMetaCache)
 }
@@ -177,7 +181,7 @@ func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
 		return -1, status.Errorf(status.InvalidArgument, "a segment has no name")
 	}
 	if id, s, ok := e.lookUp(name); ok {
-		if s != nil && refresh {
+		if s != nil && (refresh || !s.Verified()) {
 			e.refresh(s)
 		}
 		return id, nil
@@ -192,14 +196,14 @@ func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
 	return e.segments.add(name, e.store, d).ID, nil
 }
 
-// Opened is OpenSegment for a name that needs no answer from anybody: the own one, or one that is open and need not be
-// fetched again. false for any other.
+// Opened is OpenSegment for a name that needs no answer from anybody: the own one, or one that is open and whose owner is
+// known to live. false for any other.
 func (e *Engine) Opened(name string) (SegmentID, bool) {
 	if e.ctx.Err() != nil || e.config.DisableMetaCache {
 		return -1, false
 	}
-	id, _, ok := e.lookUp(strings.TrimLeft(name, "/"))
-	return id, ok
+	id, s, ok := e.lookUp(strings.TrimLeft(name, "/"))
+	return id, ok && (s == nil || s.Verified())
 }
 
 // lookUp finds a name that is open: the own one, which has no Segment, or a peer's.

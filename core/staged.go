@@ -312,7 +312,7 @@ func (s *share) complete() bool { return s.arrived == s.move.Length }
 // cut fills a lease from a work. The lock is held.
 func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *parcel {
 	p := &parcel{queue: q, parent: c.work, lease: lease}
-	p.work = Work{Segment: c.work.Segment, Head: -1, owner: p}
+	p.work = Work{Segment: c.work.Segment, Head: -1, owner: p, shared: &c.work.own}
 	expected := min(lease.Length/c.work.Tasks[c.task].Length+1, uint64(len(c.work.Tasks)))
 	p.work.Tasks, p.shares = make([]Task, 0, expected), make([]share, 0, expected)
 	for end := uint64(0); c.left > 0; {

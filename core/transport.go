@@ -6,6 +6,7 @@ type Endpoint struct {
 	Port         int
 	ProtoVersion int
 	Neighbour    string // socket for peers on the same host; "" for none
+	Hello        int    // highest version of the hello that the data port understands; 0 for none
 }
 
 // Transport moves bytes between this process and the owners of segments.

@@ -33,6 +33,8 @@ type Descriptor struct {
 	Truncated    bool   // there are more buffers than Buffers lists: they did not fit the handshake frame
 	Kin          bool   // the owner is an engine like this one
 	Neighbour    string // socket for peers on the same host, see neighbourName; "" for none
+	Identity     string // of this incarnation of the owner, see identity; "" where the owner has none, as Mooncake's
+	Hello        int    // highest version of the hello that its data port understands; 0 for none
 
 	extents []extent // see BuildIndex
 }
@@ -60,11 +62,16 @@ type wireDescriptor struct {
 // extensions is what only engines like this one know of each other. Mooncake ignores the key.
 type extensions struct {
 	Neighbour string `json:"neighbour,omitempty"`
+	Identity  string `json:"identity,omitempty"`
+	Hello     int    `json:"hello,omitempty"`
 }
 
 // neighbourName is what an engine's socket for peers on the same host is called, in the abstract namespace of Unix-domain
 // sockets: nobody but an engine listens there, and none by accident.
 var neighbourName = regexp.MustCompile(`^kvferry-[0-9a-f]{32}$`)
+
+// identity is 16 random bytes in hexadecimal digits, which no other incarnation of any engine has.
+var identity = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
 // Encode gives the JSON form in at most maxLength bytes. Where the buffers do not all fit, the first ones are kept
 // and truncated is true; the key "kvferry_truncated", which Mooncake ignores, tells it to the reader. The fields beside
@@ -76,7 +83,7 @@ func (d *Descriptor) Encode(maxLength int) (encoded []byte, truncated bool) {
 		Timestamp: time.Now().Format("2006-01-02 15:04:05.000000"),
 	}
 	if d.Kin {
-		wire.Extensions = mustEncode(extensions{Neighbour: d.Neighbour})
+		wire.Extensions = mustEncode(extensions{Neighbour: d.Neighbour, Identity: d.Identity, Hello: d.Hello})
 	}
 	fields := mustEncode(wire)
 	const opening, closing, shortened = `,"buffers":[`, `]}`, `],"kvferry_truncated":true}`
@@ -145,21 +152,25 @@ func ParseDescriptor(encoded []byte) (*Descriptor, error) {
 		Name: wire.Name, Protocol: "tcp", DataHost: wire.DataHost, DataPort: int(*wire.DataPort),
 		ProtoVersion: protoVersion(wire.ProtoVersion), Buffers: wire.Buffers, Truncated: wire.Truncated,
 	}
-	d.Kin, d.Neighbour = told(wire.Extensions)
+	d.readExtensions(wire.Extensions)
 	d.BuildIndex()
 	return d, nil
 }
 
-// told is what the extensions say. What is not understood there is as good as absent: all of it can be done without.
-func told(encoded json.RawMessage) (kin bool, neighbour string) {
+// readExtensions sets what the extensions say. A field that is malformed counts as absent: the engines do without it.
+// An identity without a hello, and a hello without an identity, count as absent too, since neither is of use alone.
+func (d *Descriptor) readExtensions(encoded json.RawMessage) {
 	var e *extensions
 	if json.Unmarshal(encoded, &e) != nil || e == nil {
-		return false, ""
+		return
 	}
+	d.Kin = true
 	if neighbourName.MatchString(e.Neighbour) {
-		neighbour = e.Neighbour
+		d.Neighbour = e.Neighbour
 	}
-	return true, neighbour
+	if identity.MatchString(e.Identity) && e.Hello >= 1 {
+		d.Identity, d.Hello = e.Identity, e.Hello
+	}
 }
 
 // checkProtocol takes the JSON of the key "protocol"; nil when there is none.

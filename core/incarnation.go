@@ -1,0 +1,91 @@
+package core
+
+import (
+	"sync/atomic"
+	"time"
+
+	"kvferry/core/metadata"
+)
+
+// Which incarnation of a segment's owner a work is for:
+//
+//  1. Submit binds a work to the identity in the segment's descriptor, if the descriptor is verified: a connection to the
+//     owner is up, or the descriptor was fetched a short while ago.
+//  2. A work that is not bound then is bound by the transport, when a connection has proven who the owner is.
+//  3. A work that is bound goes to the engine of that identity, or fails. All parts of a work share one binding.
+//
+// A descriptor without an identity, Mooncake's, binds nothing.
+
+// verifiedFor is how long a descriptor counts as that of a living owner while no connection proves it.
+const verifiedFor = 5 * time.Second
+
+// binding is the identity that a work is bound to; nil before that.
+type binding struct{ identity atomic.Pointer[string] }
+
+// bind binds to an identity, and reports whether the binding is to that one.
+func (b *binding) bind(identity *string) bool {
+	if b.identity.CompareAndSwap(nil, identity) {
+		return true
+	}
+	bound := b.identity.Load()
+	return bound == identity || *bound == *identity
+}
+
+// Bind reports whether the work may go to the engine that a descriptor describes, and binds it to that engine where it is
+// not bound yet. It takes a few nanoseconds.
+func (w *Work) Bind(d *metadata.Descriptor) bool {
+	b := w.shared
+	if b == nil {
+		b = &w.own
+	}
+	if d.Identity == "" {
+		return b.identity.Load() == nil
+	}
+	return b.bind(&d.Identity)
+}
+
+// BoundTo is the identity that the work is bound to, or "".
+func (w *Work) BoundTo() string {
+	b := w.shared
+	if b == nil {
+		b = &w.own
+	}
+	if identity := b.identity.Load(); identity != nil {
+		return *identity
+	}
+	return ""
+}
+
+// proof says how far the descriptor of a segment is known to be that of an owner that lives.
+type proof struct {
+	connections atomic.Int64 // that are up to the owner
+	seen        atomic.Int64 // when the owner was last known to live, in nanoseconds since started; 0 while that is in doubt
+}
+
+var started = time.Now()
+
+// Connected is called by a transport when a connection to the segment's owner is up. Disconnected undoes it.
+func (s *Segment) Connected() {
+	s.proof.connections.Add(1)
+	s.confirm()
+}
+
+// Disconnected is called when a connection to the segment's owner is down.
+func (s *Segment) Disconnected() { s.proof.connections.Add(-1) }
+
+// Suspect is called by a transport when it found signs that the owner is not there any more, as that a connection was lost:
+// the descriptor is in doubt until it is fetched again, or a connection is up.
+func (s *Segment) Suspect() { s.proof.seen.Store(0) }
+
+// confirm notes that the owner lives.
+func (s *Segment) confirm() { s.proof.seen.Store(int64(time.Since(started)) + 1) }
+
+// Verified reports whether the cached descriptor is known to be that of a living owner: a connection is up, or the
+// descriptor was fetched within the last seconds and nothing has spoken against it since.
+func (s *Segment) Verified() bool {
+	if s.proof.connections.Load() > 0 {
+		return true
+	}
+	seen := s.proof.seen.Load()
+	return seen > 0 && int64(time.Since(started))-seen < int64(verifiedFor)
+}
