@@ -2,36 +2,71 @@ package tcp
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strconv"
 
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+
+	"go.uber.org/zap"
 )
 
-// dial connects to the peer's data port. The descriptor is fetched again first when a connection was lost before, and
-// once when the port does not answer.
+// The way to a connection with a peer:
+//
+//  1. dial takes the cached descriptor. Where a connection was lost before, or nothing proves that the owner lives, it is
+//     fetched again first (current); once more when the data port cannot be reached.
+//  2. dialData connects to the Unix-domain socket of an engine on this host, or else to the data port.
+//  3. An engine with an identity is greeted (hello.go). A descriptor without one, Mooncake's, must have been confirmed.
+
+// errOwnAddress is why a descriptor is of no use that leads back to the engine that has fetched it.
+var errOwnAddress = errors.New("its descriptor names the address of this engine's own data port")
+
+// dial connects to the peer's data port, and returns the descriptor that it was reached by.
 func (p *peer) dial(ctx context.Context) (*stream, *metadata.Descriptor, error) {
-	d := p.segment.Descriptor()
-	p.mu.Lock()
-	suspect := p.suspect
-	p.suspect = false
-	p.mu.Unlock()
-	if suspect {
-		if fresh, err := p.refresh(ctx, d); err == nil {
-			d = fresh
-		}
+	d, err := p.current(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	s, err := p.dialData(ctx, d)
+	s, err := p.dialData(ctx, d, 0)
 	if err == nil || ctx.Err() != nil {
 		return s, d, err
 	}
+	p.segment.Suspect()
 	fresh, refreshErr := p.refresh(ctx, d)
 	if refreshErr != nil {
 		return nil, nil, status.Errorf(status.Socket, "%w; and its descriptor cannot be fetched again: %w", err, refreshErr)
 	}
-	s, err = p.dialData(ctx, fresh)
+	s, err = p.dialData(ctx, fresh, 0)
+	if err != nil {
+		p.segment.Suspect()
+	}
 	return s, fresh, err
+}
+
+// current is the descriptor to connect by. One that is in doubt is fetched again. Where that fails, an engine with an
+// identity is tried all the same, since it has to prove who it is; any other is not.
+func (p *peer) current(ctx context.Context) (*metadata.Descriptor, error) {
+	d := p.segment.Descriptor()
+	p.mu.Lock()
+	doubt := p.suspect || d.Identity == "" && !p.segment.Verified()
+	p.mu.Unlock()
+	if !doubt {
+		return d, nil
+	}
+	fresh, err := p.refresh(ctx, d)
+	if err != nil && d.Identity == "" {
+		return nil, status.Errorf(status.Socket,
+			"segment %q: nothing proves that its owner is still the one at port %d, and its descriptor cannot be fetched again: %w",
+			p.segment.Name, d.DataPort, err)
+	}
+	if err != nil {
+		return d, nil
+	}
+	p.mu.Lock()
+	p.suspect = false
+	p.mu.Unlock()
+	return fresh, nil
 }
 
 // refresh fetches the descriptor again, and gives up where a transfer that makes no progress would be.
@@ -41,22 +76,97 @@ func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metada
 	return p.segment.Refresh(ctx, stale)
 }
 
-func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor) (*stream, error) {
-	if s := p.dialNeighbour(ctx, d); s != nil {
-		return s, nil
+// dialData connects by a descriptor. ends is the number of a former connection that is to be over first; 0 for none.
+func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64) (*stream, error) {
+	if conn, owner := p.dialSameHost(ctx, d); conn != nil {
+		return p.meetOnHost(ctx, conn, owner, d, ends)
 	}
 	host, err := p.segment.DataHost(ctx, d)
 	if err != nil {
 		return nil, err
 	}
 	dialer := net.Dialer{Timeout: p.transport.config.HandshakeConnectTimeout, Control: p.transport.dialing.control}
-	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(d.DataPort)))
+	dialed, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(d.DataPort)))
 	if err != nil {
 		return nil, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)
 	}
-	s, err := newStream(conn.(*net.TCPConn))
+	conn := dialed.(*net.TCPConn)
+	var h hello
+	if d.Identity != "" {
+		h = p.transport.hello(d, ends)
+		_, err = p.greet(ctx, conn, d, h, -1)
+	} else if p.transport.isOwn(conn) {
+		err = status.Errorf(status.Socket, "segment %q (%v): %w", p.segment.Name, conn.RemoteAddr(), errOwnAddress)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	s, err := newStream(conn)
 	if err != nil {
 		return nil, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
+	}
+	s.number = h.number
+	return s, nil
+}
+
+// hello is what to say first to the engine of a descriptor.
+func (t *Transport) hello(d *metadata.Descriptor, ends uint64) hello {
+	return hello{origin: t.origin, number: t.connections.Add(1), target: parseIdentity(d.Identity), ends: ends}
+}
+
+// isOwn reports whether a connection leads to the data port of this engine.
+func (t *Transport) isOwn(conn *net.TCPConn) bool {
+	local, remote := conn.LocalAddr().(*net.TCPAddr), conn.RemoteAddr().(*net.TCPAddr)
+	return remote.Port == t.endpoint.Port && remote.IP.Equal(local.IP)
+}
+
+// dialSameHost connects to the socket of an engine on this host, and finds its process; nil where there is no such engine,
+// or its process is out of reach.
+func (p *peer) dialSameHost(ctx context.Context, d *metadata.Descriptor) (*net.UnixConn, *process) {
+	if d.Neighbour == "" || d.Identity == "" || !p.transport.sameHost || !p.pipelined(d) {
+		return nil, nil
+	}
+	var dialer net.Dialer
+	dialed, err := dialer.DialContext(ctx, "unix", abstract(d.Neighbour).Name)
+	if err != nil {
+		return nil, nil // it is on another host, most likely
+	}
+	conn := dialed.(*net.UnixConn)
+	owner, err := processBehind(conn)
+	if err != nil {
+		_ = conn.Close()
+		return nil, nil
+	}
+	return conn, owner
+}
+
+// meetOnHost greets an engine on this host, whose process is owner, and gives it the permit to copy from this process. Where
+// the system makes no permits, the connection carries payload.
+func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *process, d *metadata.Descriptor, ends uint64) (*stream, error) {
+	h := p.transport.hello(d, ends)
+	permit, file, err := newPermit()
+	if err != nil {
+		p.transport.log.Debug("payload for peers on this host passes through the socket", zap.Error(err))
+	} else {
+		h.permitAt = uint64(addressOf(permit.page))
+	}
+	answer, err := p.greet(ctx, conn, d, h, file)
+	if file >= 0 {
+		closeFile(file)
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close(), owner.close(), permit.close())
+	}
+	s, err := newStream(conn)
+	if err != nil {
+		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.close(), permit.close())
+	}
+	s.number, s.process = h.number, owner
+	if answer.flags&answerPermit != 0 {
+		s.permit = permit
+	} else {
+		_ = permit.close()
 	}
 	return s, nil
 }

@@ -25,6 +25,36 @@ func (p *peer) doubt(h piece) {
 	}
 }
 
+// mayGoTo reports whether a piece may be sent to the engine of a descriptor. One that may not fails, or is set aside. The lock
+// is held.
+func (p *peer) mayGoTo(owner *metadata.Descriptor, target string, h *piece) bool {
+	if !h.work.Bind(owner) {
+		h.settle(p.replacedError(h, owner))
+		return false
+	}
+	return p.mayGo(target, h)
+}
+
+// mayCarry is mayGoTo for a connection that was made for one piece.
+func (p *peer) mayCarry(conn *stream, owner *metadata.Descriptor, h *piece) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mayGoTo(owner, targetKey(owner, conn.remote.String()), h)
+}
+
+// replacedError is why a piece fails that was meant for another incarnation of the peer.
+func (p *peer) replacedError(h *piece, owner *metadata.Descriptor) error {
+	now := "an engine without an identity"
+	if owner.Identity != "" {
+		now = "engine " + owner.Identity
+	}
+	return status.Errorf(status.Socket, "segment %q: %w: it was submitted to engine %s, and %s answers in its place",
+		p.segment.Name, errRestarted, h.work.BoundTo(), now)
+}
+
+// errRestarted is why a task fails whose target is gone.
+var errRestarted = errors.New("the peer has restarted")
+
 // resolve fetches the descriptor for the doubtful pieces: those whose range it shows are sent once more, each task by
 // itself, and the others fail.
 func (p *peer) resolve() {

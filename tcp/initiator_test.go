@@ -186,7 +186,7 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 		moved := make(chan error)
 		go func() { // a goroutine with a stack that has not grown yet
 			o := newOneShot(onlyPeer(t, e))
-			conn, acknowledged, err := o.connect()
+			conn, d, err := o.connect()
 			if err == nil {
 				send := conn.out.own
 				conn.out.own = func() bool {
@@ -194,7 +194,7 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 					return send()
 				}
 				one := piece{op: core.Write, local: addressOf(local), remote: uint64(addressOf(memory)), length: 4096}
-				err = o.exchange(conn, &one, acknowledged)
+				err = o.exchange(conn, &one, o.peer.acknowledges(d))
 				_ = conn.close()
 			}
 			moved <- err

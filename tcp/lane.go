@@ -3,13 +3,12 @@ package tcp
 import (
 	"context"
 	"errors"
-	"math"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/metadata"
 	"kvferry/core/status"
 )
 
@@ -36,12 +35,13 @@ const (
 )
 
 var (
-	errRefused  = errors.New("the peer refused a request before this one")
-	errAborted  = errors.New("a request on the same connection was given up")
-	errBadLocal = errors.New("local memory cannot be accessed")
-	errStalled  = errors.New("no progress")
-	errRetired  = errors.New("the peer closed an idle connection")
-	errOutdated = errors.New("the peer takes no pipelined requests any more")
+	errRefused    = errors.New("the peer refused a request before this one")
+	errAborted    = errors.New("a request on the same connection was given up")
+	errBadLocal   = errors.New("local memory cannot be accessed")
+	errStalled    = errors.New("no progress")
+	errRetired    = errors.New("the peer closed an idle connection")
+	errPeerClosed = errors.New("the peer closed the connection")
+	errOutdated   = errors.New("the peer takes no pipelined requests any more")
 )
 
 // past is a deadline that ends what waits on a connection.
@@ -62,14 +62,17 @@ type lane struct {
 	careful bool       // one vector at a time is sent
 
 	mu       sync.Mutex
-	conn     *stream       // nil before the connection is up
-	flight   queue[piece]  // oldest first
-	flying   atomic.Uint64 // their bytes; changed under the lock
-	laidOut  uint64        // length of the stream of frames so far
-	sent     uint64        // how far it is sent
-	sending  *sync.Cond    // sent or broken has changed
-	broken   error         // why the lane ends
-	watching bool          // the watchdog is armed
+	conn     *stream              // nil before the connection is up
+	owner    *metadata.Descriptor // of the engine at the other end; set with conn
+	target   string               // the engine at the other end, as targetKey names it; set with conn
+	flight   queue[piece]         // oldest first
+	flying   atomic.Uint64        // their bytes; changed under the lock
+	laidOut  uint64               // length of the stream of frames so far
+	sent     uint64               // how far it is sent
+	sending  *sync.Cond           // sent or broken has changed
+	broken   error                // why the lane ends
+	over     bool                 // quit was called: nothing is waited for any more
+	watching bool                 // the watchdog is armed
 	watchdog *time.Timer
 
 	lastMoved uint64 // moved, when the watchdog saw it change
@@ -109,10 +112,10 @@ func (l *lane) run() {
 	writer.Go(l.serveQueue)
 	l.quit(status.Guard(l.receive))
 	writer.Wait()
-	held, reason := l.retire()
+	held, unanswered, reason := l.retire()
+	l.peer.segment.Disconnected()
+	l.peer.withdraw(l.conn, l.owner, unanswered, reason)
 	held, _ = settleAborted(held)
-	l.outlast(held, reason)
-	l.conn.abandon() // what the kernel still has is not to arrive after it was given up or sent elsewhere
 	l.peer.leave(l, held, reason)
 }
 
@@ -123,16 +126,20 @@ func (l *lane) connect() error {
 	}
 	if !l.peer.pipelined(d) {
 		_ = conn.close()
+		conn.release()
 		return errOutdated
 	}
 	l.mu.Lock()
 	if l.broken != nil {
 		defer l.mu.Unlock()
 		_ = conn.close()
+		conn.release()
 		return l.broken
 	}
-	l.conn, l.reach.pid = conn, conn.pid
+	l.conn, l.owner, l.target = conn, d, targetKey(d, conn.remote.String())
+	l.reach.process, l.reach.permit = conn.process, conn.permit
 	l.mu.Unlock()
+	l.peer.segment.Connected()
 	l.peer.meet(conn.roundTrip())
 	return nil
 }
@@ -168,15 +175,12 @@ func (l *lane) quit(reason error) {
 	if l.broken == nil || errors.Is(reason, errRefused) {
 		l.broken = reason
 	}
+	l.over = true
 	conn := l.conn
 	l.mu.Unlock()
 	l.cancel()
 	l.sending.Signal()
-	switch {
-	case conn == nil:
-	case isLoss(reason):
-		_ = conn.close() // not under the lock: it waits for the receiver, who may be at plan
-	default:
+	if conn != nil {
 		_ = conn.setDeadline(past)
 	}
 }
@@ -192,9 +196,10 @@ func (l *lane) carriesAborted() bool {
 	return false
 }
 
-// retire empties the lane after receiver and writer have ended. From here on no memory of the pieces is touched: who
-// comes late to submit or to assist finds the lane broken.
-func (l *lane) retire() (held []piece, reason error) {
+// retire empties the lane after receiver and writer have ended. From here on nothing of this process touches the memory of
+// the pieces: a goroutine that comes late to submit or to assist finds the lane broken. unanswered are the WRITEs among
+// them of which something was sent.
+func (l *lane) retire() (held, unanswered []piece, reason error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.receiving.Lock()
@@ -204,7 +209,11 @@ func (l *lane) retire() (held []piece, reason error) {
 	defer l.mu.Unlock()
 	l.watchdog.Stop()
 	for l.flight.len() > 0 {
-		held = append(held, l.flight.pop())
+		h := l.flight.pop()
+		if h.op == core.Write && h.end-h.frame() < l.sent {
+			unanswered = append(unanswered, h)
+		}
+		held = append(held, h)
 	}
 	l.flying.Store(0)
 	l.unsent = nil
@@ -213,19 +222,7 @@ func (l *lane) retire() (held []piece, reason error) {
 			held[i].fatal = firstError(held[i].fatal, l.broken)
 		}
 	}
-	return held, l.broken
-}
-
-// outlast waits, for a bounded time, until the peer is done with a connection that this side gives up, if WRITEs in
-// flight on it are to be sent on another one: the peer may have received one that it has yet to apply, and would
-// overwrite with it what is written to the same place after the second copy was acknowledged.
-func (l *lane) outlast(held []piece, reason error) {
-	rewrites := slices.ContainsFunc(held, func(h piece) bool { return h.op == core.Write })
-	if isLoss(reason) || !rewrites || l.conn.closeWrite() != nil {
-		return
-	}
-	_ = l.conn.setReadDeadline(time.Now().Add(lastAnswers))
-	_ = l.conn.drop(l.statuses[:], math.MaxInt) // to the end, or for as long as that
+	return held, unanswered, l.broken
 }
 
 // lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.
@@ -257,4 +254,9 @@ func (l *lane) watch() {
 	if stalled {
 		l.quit(l.peer.stalled(&oldest, limit))
 	}
+}
+
+// destination: see carrier. The caller may send on the lane, so it is connected.
+func (l *lane) destination() (string, *metadata.Descriptor) {
+	return l.target, l.owner
 }

@@ -29,7 +29,8 @@ const (
 
 // reach is what a lane knows of a neighbour's memory. It is under the lane's lock, but for what only who sends uses.
 type reach struct {
-	pid      int // 0: the peer is no neighbour
+	process  *process // the peer's; nil: it is on another host, or cannot be seen
+	permit   *permit  // for the peer to copy from this process; nil: it does not
 	lost     bool
 	asking   bool // a READ by address is in flight
 	frame    [grantSize]byte
@@ -41,7 +42,7 @@ type reach struct {
 }
 
 // inReach reports whether the lane may try to do without payload. The lock is held.
-func (r *reach) inReach() bool { return r.pid != 0 && !r.lost }
+func (r *reach) inReach() bool { return r.process != nil && !r.lost }
 
 func (r *reach) granted(p *piece) bool {
 	for i := range r.grants {
@@ -71,7 +72,7 @@ func (l *lane) fetchGranted(pieces []piece) []piece {
 		}
 	}
 	l.mu.Unlock()
-	fetched := r.fetching.run(r.pid)
+	fetched := r.fetching.run(r.process, nil) == nil
 	valid := fetched && l.unchanged(proof)
 	for i := range r.chosen {
 		if valid {
@@ -96,7 +97,7 @@ func (l *lane) unchanged(proof grant) bool {
 	r := &l.reach
 	r.look.reset()
 	r.look.add(uintptr(unsafe.Pointer(&r.epoch)), uintptr(proof.epochAt), uint64(unsafe.Sizeof(r.epoch)))
-	return r.look.run(r.pid) && r.epoch == proof.epoch
+	return r.look.run(r.process, nil) == nil && r.epoch == proof.epoch
 }
 
 // forget drops what is known of the peer's regions; lost says that it is not to be learnt again.
@@ -117,7 +118,7 @@ func (l *lane) choose(p *piece) {
 		p.byAddress = !r.asking && !r.granted(p)
 		r.asking = r.asking || p.byAddress
 	default:
-		p.byAddress = p.length >= leastByAddress && uint64(p.local) < maxSource
+		p.byAddress = r.permit != nil && p.length >= leastByAddress && uint64(p.local) < maxSource
 	}
 }
 

@@ -211,7 +211,7 @@ func (l *lane) blameReceiver(err error) error {
 	case errors.Is(err, io.EOF) && l.flight.len() == 0:
 		return l.lost(errRetired)
 	case errors.Is(err, io.EOF):
-		err = errors.New("the peer closed the connection")
+		err = errPeerClosed
 	}
 	return l.lost(err)
 }

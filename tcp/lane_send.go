@@ -182,11 +182,11 @@ func (l *lane) endSending(err error) {
 	if l.broken == nil {
 		l.broken = err
 	}
-	reason := l.broken
+	wait := isLoss(l.broken) && !l.over
 	l.mu.Unlock()
 	l.sending.Signal()
 	deadline := past
-	if isLoss(reason) {
+	if wait {
 		deadline = time.Now().Add(lastAnswers)
 	}
 	_ = l.conn.setReadDeadline(deadline)

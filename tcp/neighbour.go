@@ -1,34 +1,33 @@
 package tcp
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
-	"os"
 	"unsafe"
 
-	"kvferry/core/metadata"
+	"kvferry/core"
 	"kvferry/core/status"
 
 	"golang.org/x/sys/unix"
 )
 
-// Engines on one host, of one user, are neighbours: each may read the other's memory, if the system lets it. None ever
-// writes to another process: what reads too late, because memory was taken back or a process died meanwhile, reads
-// something that is thrown away.
+// Engines on one host, of one user, read each other's memory, if the system lets them. None ever writes to another process.
 //
 //  1. A target listens on a Unix-domain socket beside its data port, and names it in its descriptor. The name is in the
 //     abstract namespace, so it belongs to the network namespace, and is gone with the process.
-//  2. dialNeighbour connects to it. The kernel tells both sides which process and which user the other one is. An
-//     initiator leaves alone what is not of its user, or cannot be seen from where it is: then TCP it is. A target serves
-//     whoever can connect, as on its data port, but fetches nothing from such a process.
-//  3. What is sent over it are data frames as over TCP, and two more, in which the payload is named by its address: see
-//     frame.go. Everything can be sent without these, and is where they are of no use.
-//  4. WRITE by address: the session fetches the payload from the initiator's memory (session_fetch.go).
-//  5. READ by address: the session tells which region the range is in, and the registry's epoch. With that the lane
-//     fetches by itself whatever it is asked for of the region, and looks at the epoch afterwards (lane_fetch.go).
+//  2. The initiator connects to it (dial.go). The kernel tells both sides which process and which user the other one is
+//     (process.go). What is not of the same user, or cannot be seen, is out of reach: then it is TCP for an initiator, and a
+//     target copies nothing.
+//  3. The initiator's hello brings a permit to copy from its memory, which it can revoke (permit.go).
+//  4. What is sent over the connection are data frames as over TCP, and two more, in which the payload is named by its
+//     address: see frame.go. Everything can be sent without these, and is where they are of no use.
+//  5. WRITE by address: the session copies the payload from the initiator's memory, by the permit (session_fetch.go).
+//  6. READ by address: the session tells which region the range is in, and the registry's epoch. With that the lane
+//     copies by itself whatever it is asked for of the region, and looks at the epoch afterwards (lane_fetch.go): bytes of
+//     memory that was taken back meanwhile are thrown away.
 
 // listenForNeighbours makes the socket for peers on this host.
 func listenForNeighbours() (listener *net.UnixListener, name string, err error) {
@@ -44,47 +43,7 @@ func listenForNeighbours() (listener *net.UnixListener, name string, err error) 
 	return listener, name, nil
 }
 
-// dialNeighbour connects to the owner of a descriptor if that is a neighbour.
-func (p *peer) dialNeighbour(ctx context.Context, d *metadata.Descriptor) *stream {
-	if d.Neighbour == "" || !p.transport.sameHost || !p.pipelined(d) {
-		return nil
-	}
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", abstract(d.Neighbour).Name)
-	if err != nil {
-		return nil // it is on another host, most likely
-	}
-	s, err := newStream(conn.(*net.UnixConn))
-	if err != nil {
-		return nil
-	}
-	if err := s.findNeighbour(); err != nil {
-		_ = s.close()
-		return nil
-	}
-	return s
-}
-
 func abstract(name string) *net.UnixAddr { return &net.UnixAddr{Name: "@" + name, Net: "unix"} }
-
-// findNeighbour notes the process at the other end, as the kernel tells it; an error when it is none of this user's.
-func (s *stream) findNeighbour() error {
-	var who *unix.Ucred
-	err := s.control(func(socket int) (err error) {
-		who, err = unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		return os.NewSyscallError("getsockopt", err)
-	})
-	switch {
-	case err != nil:
-		return err
-	case who.Pid <= 0:
-		return fmt.Errorf("the process at the other end is not to be seen from here")
-	case int(who.Uid) != os.Geteuid():
-		return fmt.Errorf("process %d belongs to user %d, not %d", who.Pid, who.Uid, os.Geteuid())
-	}
-	s.pid = int(who.Pid)
-	return nil
-}
 
 const (
 	// fetchStep is the bytes after which a system call that fetches gets no further copies: others wait for it to end.
@@ -117,6 +76,8 @@ type fetching struct {
 	bytes    uint64
 	stint    stint
 	part     [2]ioVector // of a copy that is made in steps
+	process  *process    // during run
+	permit   *permit     // likewise; nil for none
 }
 
 func (f *fetching) add(to, from uintptr, length uint64) {
@@ -129,29 +90,49 @@ func (f *fetching) full() bool { return len(f.to) == maxGatherVectors || f.bytes
 
 func (f *fetching) reset() { f.to, f.from, f.bytes = f.to[:0], f.from[:0], 0 }
 
-// run makes the copies, and reports whether all were made. Those that were not may have been made in part. Long ones have
-// their turns, and are made in short steps, while there are short ones about.
-func (f *fetching) run(pid int) bool {
+// Why copies were not made.
+var (
+	errOutOfReach = errors.New("the memory of the other process cannot be read")
+	errRevoked    = errors.New("the initiator has given up what was to be copied")
+	errEnded      = errors.New("the process to copy from has ended")
+)
+
+// run makes the copies from a process, by its permit where there is to be one. Where not all were made, an error says why,
+// and they may have been made in part. Long ones have their turns, and are made in short steps, while there are short ones
+// about. The process is looked at when all is copied: its id may have been another one's by then.
+func (f *fetching) run(from *process, permit *permit) error {
 	switch {
 	case f.bytes == 0:
-		return true
-	case pid == 0:
-		return false
-	case f.bytes < bulkLength || !copies.enter():
-		made := copyFrom(pid, f.to, f.from, f.bytes)
+		return nil
+	case from == nil:
+		return errOutOfReach
+	}
+	f.process, f.permit = from, permit
+	err := f.copyAll()
+	if err == nil && !from.lives() {
+		f.wipe()
+		err = fmt.Errorf("%v: %w", from, errEnded)
+	}
+	f.process, f.permit = nil, nil
+	return err
+}
+
+func (f *fetching) copyAll() error {
+	if f.bytes < bulkLength || !copies.enter() {
+		err := f.copy(f.to, f.from, f.bytes)
 		f.stint.add(f.bytes)
-		return made
+		return err
 	}
 	defer copies.leave()
-	return f.inSteps(pid)
+	return f.inSteps()
 }
 
 // inSteps makes the copies by one system call after the other, of no more than shortStep bytes each.
-func (f *fetching) inSteps(pid int) bool {
+func (f *fetching) inSteps() error {
 	for i := 0; i < len(f.to); {
 		if f.to[i].length > shortStep {
-			if !f.inParts(pid, f.to[i], f.from[i]) {
-				return false
+			if err := f.inParts(f.to[i], f.from[i]); err != nil {
+				return err
 			}
 			i++
 			continue
@@ -160,25 +141,49 @@ func (f *fetching) inSteps(pid int) bool {
 		for ; i < len(f.to) && bytes+f.to[i].length <= shortStep; i++ {
 			bytes += f.to[i].length
 		}
-		if !copyFrom(pid, f.to[first:i], f.from[first:i], bytes) {
-			return false
+		if err := f.copy(f.to[first:i], f.from[first:i], bytes); err != nil {
+			return err
 		}
 		f.stint.end()
 	}
-	return true
+	return nil
 }
 
 // inParts makes one copy likewise.
-func (f *fetching) inParts(pid int, to, from ioVector) bool {
+func (f *fetching) inParts(to, from ioVector) error {
 	for left := to.length; left > 0; f.stint.end() {
 		length, done := min(left, shortStep), uintptr(to.length-left)
 		f.part = [2]ioVector{{to.base + done, length}, {from.base + done, length}}
-		if !copyFrom(pid, f.part[:1], f.part[1:], length) {
-			return false
+		if err := f.copy(f.part[:1], f.part[1:], length); err != nil {
+			return err
 		}
 		left -= length
 	}
-	return true
+	return nil
+}
+
+// copy makes one system call that copies, within the permit.
+func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
+	if f.permit != nil {
+		if !f.permit.begin() {
+			return errRevoked
+		}
+		defer f.permit.end()
+	}
+	if !copyFrom(f.process.id, to, from, bytes) {
+		return errOutOfReach
+	}
+	return nil
+}
+
+// wipe overwrites what was copied from a process that nobody meant.
+func (f *fetching) wipe() {
+	zeros := make([]byte, shortStep)
+	for _, v := range f.to {
+		for done := uint64(0); done < v.length; done += shortStep {
+			_ = core.CopyMemory(v.base+uintptr(done), addressOf(zeros), min(v.length-done, shortStep)) // fails where there is nothing
+		}
+	}
 }
 
 // copyFrom copies so many bytes from another process by one system call, all or not all.

@@ -11,6 +11,7 @@ import (
 	"kvferry/core/staging"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func writeByAddress(addr uintptr, payload []byte) []byte {
@@ -30,6 +31,16 @@ func (c *client) expectGrant(want grant) {
 	b := make([]byte, grantSize)
 	putGrant(b, want)
 	c.expect(b)
+}
+
+// thisProcess is the test's own, as if it was at the other end of a socket.
+func thisProcess(t testing.TB) *process {
+	t.Helper()
+	file, err := unix.PidfdOpen(os.Getpid(), 0)
+	require.NoError(t, err)
+	p := &process{id: os.Getpid(), file: file}
+	t.Cleanup(func() { _ = p.close() })
+	return p
 }
 
 func onOneHost(c *core.Config) { c.SameHost = true }
@@ -154,8 +165,8 @@ func TestNothingIsFetchedFromAProcessThatCannotBeSeen(t *testing.T) {
 	fill(from, 1)
 	var f fetching
 	f.add(addressOf(to), addressOf(from), 4096)
-	require.False(t, f.run(0))
-	require.True(t, f.run(os.Getpid()))
+	require.ErrorIs(t, f.run(nil, nil), errOutOfReach)
+	require.NoError(t, f.run(thisProcess(t), nil))
 	require.Equal(t, from, to)
 }
 
@@ -185,7 +196,7 @@ func TestNeighboursMoveBlocksInBothDirections(t *testing.T) {
 			require.True(t, bytes.Equal(memory[at:at+size], local[at:at+size]), "block %d of %d bytes", i, size)
 		}
 		for _, l := range lanes(t, e) {
-			require.NotZero(t, l.reach.pid)
+			require.NotNil(t, l.reach.process)
 		}
 		link := e.Links()[0]
 		require.EqualValues(t, 2*n*size, link.BytesIn)
@@ -201,7 +212,7 @@ func TestOffMeansTCP(t *testing.T) {
 		completes(t, submit(t, e, ask(core.Read, local, id, memory)))
 		require.Equal(t, memory, local)
 		for _, l := range lanes(t, e) {
-			require.Zero(t, l.reach.pid)
+			require.Nil(t, l.reach.process)
 		}
 	}
 }
@@ -341,7 +352,7 @@ func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
 	}
 	copies.expect()
 	defer copies.forget()
-	require.True(t, f.run(os.Getpid()))
+	require.NoError(t, f.run(thisProcess(t), nil))
 	at = 0
 	for _, length := range lengths {
 		require.True(t, bytes.Equal(from[at:at+length], to[at:at+length]), length)
@@ -362,7 +373,7 @@ func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
 			for at := 0; at < len(to); at += each {
 				f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(each))
 			}
-			require.False(t, f.run(os.Getpid()), "%d %d", gone, each)
+			require.ErrorIs(t, f.run(thisProcess(t), nil), errOutOfReach, "%d %d", gone, each)
 		}
 	}
 }

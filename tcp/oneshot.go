@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/metadata"
 	"kvferry/core/status"
 
 	"golang.org/x/sys/unix"
@@ -57,17 +58,25 @@ func (o *oneShot) run() {
 			o.peer.leave(o, nil, errIdle)
 			return
 		}
-		conn, acknowledged, err := o.connect()
+		conn, d, err := o.connect()
 		if err != nil {
 			o.peer.unreachable(o, o.held, err)
 			return
 		}
-		err = o.exchange(conn, p, acknowledged)
-		_ = conn.close()
-		if err != nil {
-			o.peer.leave(o, o.held, o.reason(err))
+		if !o.peer.mayCarry(conn, d, p) {
+			o.release()
+			o.peer.discard(conn)
+			continue
+		}
+		if err = o.exchange(conn, p, o.peer.acknowledges(d)); err != nil {
+			reason := o.reason(err)
+			o.release()
+			o.peer.withdraw(conn, d, writesOf(p), reason)
+			o.peer.leave(o, []piece{*p}, reason)
 			return
 		}
+		_ = conn.close()
+		conn.release()
 		o.peer.count(p)
 		o.release()
 		p.settle(nil)
@@ -99,19 +108,27 @@ func (o *oneShot) release() {
 	o.held, o.conn = nil, nil
 }
 
-func (o *oneShot) connect() (*stream, bool, error) {
+// writesOf is the piece under way, if it is a WRITE.
+func writesOf(p *piece) []piece {
+	if p.op == core.Write {
+		return []piece{*p}
+	}
+	return nil
+}
+
+func (o *oneShot) connect() (*stream, *metadata.Descriptor, error) {
 	conn, d, err := o.peer.dial(o.ctx)
 	if err != nil {
-		return nil, false, o.reason(err)
+		return nil, nil, o.reason(err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.broken != nil {
-		_ = conn.close()
-		return nil, false, o.broken
+		o.peer.discard(conn)
+		return nil, nil, o.broken
 	}
 	o.conn = conn
-	return conn, o.peer.acknowledges(d), nil
+	return conn, d, nil
 }
 
 // exchange moves one piece over its connection.
@@ -144,7 +161,9 @@ func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
 func (o *oneShot) move(conn *stream, p *piece, v []ioVector, step func([]ioVector) (int, error),
 	limit time.Duration) error {
 	for len(v) > 0 {
-		_ = conn.setDeadline(time.Now().Add(limit))
+		if err := o.allow(conn, limit); err != nil {
+			return err
+		}
 		n, err := step(v)
 		if err != nil {
 			return o.blame(p, err, limit)
@@ -154,16 +173,26 @@ func (o *oneShot) move(conn *stream, p *piece, v []ioVector, step func([]ioVecto
 	return nil
 }
 
+// allow sets how long the next step may wait, or returns why the carrier was made to quit.
+func (o *oneShot) allow(conn *stream, limit time.Duration) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.broken == nil {
+		_ = conn.setDeadline(time.Now().Add(limit))
+	}
+	return o.broken
+}
+
 func (o *oneShot) blame(p *piece, err error, limit time.Duration) error {
 	switch {
 	case errors.Is(err, syscall.EFAULT):
 		p.fatal = badLocal(p, err)
 		return fmt.Errorf("%w: %w", errBadLocal, err)
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(err, os.ErrDeadlineExceeded) && o.reason(nil) == nil:
 		p.fatal = o.peer.stalled(p, limit)
 		return p.fatal
 	case errors.Is(err, io.EOF):
-		err = errors.New("the peer closed the connection")
+		err = errPeerClosed
 	}
 	return status.Errorf(status.Socket, "segment %q (%v): %w", o.peer.segment.Name, o.conn.remote, err)
 }
@@ -182,7 +211,9 @@ func (o *oneShot) confirm(conn *stream, p *piece) error {
 	if err := conn.closeWrite(); err != nil {
 		return o.blame(p, err, limit)
 	}
-	_ = conn.setDeadline(time.Now().Add(limit))
+	if err := o.allow(conn, limit); err != nil {
+		return err
+	}
 	switch _, err := conn.receive([]ioVector{vectorOf(o.answer[:1])}); {
 	case err == nil:
 		return o.blame(p, errors.New("the peer answered a request that has no answer"), limit)
@@ -223,7 +254,7 @@ func (o *oneShot) quit(reason error) {
 	o.broken = firstError(o.broken, reason)
 	o.cancel()
 	if o.conn != nil {
-		o.conn.abandon()
+		_ = o.conn.setDeadline(past)
 	}
 }
 
@@ -239,3 +270,5 @@ func (o *oneShot) writeIfIdle() bool { return false }
 func (o *oneShot) assist()           {}
 func (o *oneShot) ease(bool)         {}
 func (o *oneShot) nudge()            {} // it looks at the queue after each piece
+
+func (o *oneShot) destination() (string, *metadata.Descriptor) { return "", nil }

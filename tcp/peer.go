@@ -67,6 +67,9 @@ type carrier interface {
 	quit(reason error)
 	// carriesAborted reports whether it holds a piece of an aborted work.
 	carriesAborted() bool
+	// destination is the engine that it is connected to, as targetKey names it, and the descriptor of that; nil where it
+	// connects later.
+	destination() (string, *metadata.Descriptor)
 }
 
 // peer is the owner of a segment, as the initiator sees it.
@@ -74,23 +77,25 @@ type peer struct {
 	transport *Transport
 	segment   *core.Segment
 
-	mu        sync.Mutex
-	cursors   []*cursor // the first is next
-	returned  []piece   // to be sent again, before the cursors
-	queued    uint64    // bytes in cursors and returned
-	hurried   bool      // the last work was
-	reading   bool      // the last work was a READ
-	turn      uint64    // bytes that the first cursor has given since it is first
-	distance  distance
-	reserved  time.Time // until when the first lane is for short works
-	doubtful  []piece
-	resolving bool   // a goroutine runs resolve
-	round     int    // how often the descriptor was fetched for the doubtful
-	checked   bool   // every range is looked up in the descriptor: the peer checks none, or has refused one
-	fruitless int    // connections lost under work in a row without a piece settled
-	settled   uint64 // bytes settled when a connection was last lost
-	suspect   bool   // a connection was lost: the peer may have restarted, its descriptor is to be fetched again
-	closed    error  // why it takes nothing more
+	mu         sync.Mutex
+	cursors    []*cursor // the first is next
+	returned   []piece   // to be sent again, before the cursors
+	queued     uint64    // bytes in cursors and returned
+	hurried    bool      // the last work was
+	reading    bool      // the last work was a READ
+	turn       uint64    // bytes that the first cursor has given since it is first
+	distance   distance
+	reserved   time.Time // until when the first lane is for short works
+	doubtful   []piece
+	blocked    []piece // WRITEs that wait for former connections to be over; see quarantine
+	rechecking bool    // they are going to be looked at again
+	resolving  bool    // a goroutine runs resolve
+	round      int     // how often the descriptor was fetched for the doubtful
+	checked    bool    // every range is looked up in the descriptor: the peer checks none, or has refused one
+	fruitless  int     // connections lost under work in a row without a piece settled
+	settled    uint64  // bytes settled when a connection was last lost
+	suspect    bool    // a connection was lost: the peer may have restarted, its descriptor is to be fetched again
+	closed     error   // why it takes nothing more
 
 	carriers atomic.Pointer[[]carrier] // replaced under the lock
 	answers  lookout
@@ -314,6 +319,11 @@ func (p *peer) take(c carrier, to []piece, pieces int, bytes uint64) []piece {
 	defer p.mu.Unlock()
 	mine := p.open(c)
 	d := p.segment.Descriptor()
+	target, owner := c.destination()
+	if owner != nil && owner.Identity != d.Identity {
+		c.quit(errOutdated)
+		return to
+	}
 	limit := uint64(p.transport.config.SliceSize)
 	if !p.pipelined(d) {
 		limit = oneShotSize
@@ -330,6 +340,9 @@ func (p *peer) take(c carrier, to []piece, pieces int, bytes uint64) []piece {
 		}
 		if checked && !shows(d, &next) {
 			p.doubt(next)
+			continue
+		}
+		if owner != nil && !p.mayGoTo(owner, target, &next) {
 			continue
 		}
 		to = append(to, next)
@@ -434,6 +447,7 @@ func (p *peer) leave(c carrier, held []piece, reason error) {
 	lost := isLoss(reason)
 	if lost {
 		p.suspect = true
+		p.segment.Suspect()
 	}
 	if len(held) > 0 {
 		p.errors.Add(1)
@@ -626,6 +640,7 @@ func (p *peer) abort() {
 	p.returned, settled = settleAborted(p.returned)
 	p.queued -= settled
 	p.doubtful, _ = settleAborted(p.doubtful)
+	p.blocked, _ = settleAborted(p.blocked)
 	p.mu.Unlock()
 	for _, c := range carriers {
 		if c.carriesAborted() {
@@ -639,10 +654,10 @@ func (p *peer) close(reason error) {
 	p.mu.Lock()
 	p.closed = reason
 	p.failQueue(reason)
-	for _, h := range p.doubtful {
+	for _, h := range append(p.doubtful, p.blocked...) {
 		h.settle(firstError(h.work.Aborted(), reason))
 	}
-	p.doubtful = nil
+	p.doubtful, p.blocked = nil, nil
 	carriers := p.listed()
 	p.mu.Unlock()
 	for _, c := range carriers {

@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"slices"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/metadata"
@@ -25,12 +26,22 @@ type piece struct {
 	merged   bool   // spans several tasks
 	fatal    error  // why it is not to be tried again
 
+	blocked time.Time // since when it waits for a former connection to be over; see quarantine
+
 	byAddress bool // sent without its payload
 	plain     bool // not to be sent by address: it was out of reach
 }
 
 // settle ends the piece; see core.Work.Settle.
 func (p *piece) settle(err error) { p.work.Settle(p.first, p.skip, p.length, err) }
+
+// frame is the length of what is sent of the piece, its header included.
+func (p *piece) frame() uint64 {
+	if p.op == core.Write && !p.byAddress {
+		return headerSize + p.length
+	}
+	return headerSize
+}
 
 // answer is the length of what the peer answers if all is well.
 func (p *piece) answer() uint64 {

@@ -84,6 +84,9 @@ type session struct {
 	staged  *staged      // nil before the first request for device memory
 	fetches *fetches     // nil before the first WRITE by address
 
+	key  connectionKey // of its hello; a zero number for none; under the target's lock
+	over chan struct{} // closed when the session has ended
+
 	mu    sync.Mutex // for whoever ends the session, and for the sender
 	cause error      // why somebody else ended it
 
@@ -145,15 +148,21 @@ func (r *rejection) Error() string {
 func (r *rejection) Unwrap() error { return r.reason }
 
 func newSession(t *target, conn *stream) *session {
-	s := &session{target: t, conn: conn, emptied: true, turn: newTurn(), next: lookout{polling: t.options.polling}}
+	s := &session{
+		target: t, conn: conn, emptied: true, turn: newTurn(), next: lookout{polling: t.options.polling}, over: make(chan struct{}),
+	}
 	switch remote := conn.remote.(type) {
 	case *net.TCPAddr:
 		s.peer, s.host = remote.String(), remote.IP.String()
 	case *net.UnixAddr:
-		if err := conn.findNeighbour(); err != nil {
+		err := conn.control(func(socket int) (err error) {
+			conn.process, err = peerProcess(socket)
+			return err
+		})
+		if err != nil {
 			t.log.Debug("the memory of a peer on this host is out of reach", zap.Error(err))
 		}
-		s.peer, s.host = fmt.Sprintf("process %d", conn.pid), "localhost"
+		s.peer, s.host = conn.process.String(), "localhost"
 	}
 	return s
 }
@@ -167,11 +176,15 @@ func (s *session) run() error {
 	err = s.finish(err)
 	s.serving = nil
 	s.unpin()
+	s.conn.release()
 	return err
 }
 
 // serve returns io.EOF when the peer closed the connection between two requests and has been answered.
 func (s *session) serve() error {
+	if err := s.meet(); err != nil {
+		return err
+	}
 	for {
 		h, err := s.nextHeader()
 		if err != nil {
@@ -216,19 +229,27 @@ func (s *session) move(h header, region *core.Region) (err error) {
 }
 
 func (s *session) nextHeader() (header, error) {
-	for s.filled-s.parsed < headerSize {
-		err := s.fill()
-		if err == io.EOF && s.filled > s.parsed {
-			err = fmt.Errorf("the peer closed the connection after %d of %d bytes of a request header: %w",
-				s.filled-s.parsed, headerSize, io.ErrUnexpectedEOF)
-		}
-		if err != nil {
-			return header{}, err
-		}
+	if err := s.fillTo(headerSize); err != nil {
+		return header{}, err
 	}
 	b := s.ahead[s.parsed:]
 	s.parsed += headerSize
 	return parseHeader(b, s.conn.isLocal())
+}
+
+// fillTo reads ahead until so many bytes of a header are there.
+func (s *session) fillTo(bytes int) error {
+	for s.filled-s.parsed < bytes {
+		err := s.fill()
+		if err == io.EOF && s.filled > s.parsed {
+			err = fmt.Errorf("the peer closed the connection after %d of %d bytes of a header: %w",
+				s.filled-s.parsed, bytes, io.ErrUnexpectedEOF)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fill adds to what is read ahead, which is less than a header.
@@ -370,7 +391,9 @@ func (s *session) apply(h header) error {
 		}
 	}
 	if s.fetches != nil && s.fetches.meets(h) {
-		s.fetch()
+		if err := s.fetch(); err != nil {
+			return err
+		}
 	}
 	s.bulk = h.length >= bulkLength
 	left := ioVector{uintptr(h.addr), h.length}
@@ -449,7 +472,9 @@ func (t *turn) owe(base uintptr, length uint64) {
 
 // flush ends the turn.
 func (s *session) flush() error {
-	s.fetch()
+	if err := s.fetch(); err != nil {
+		return err
+	}
 	if s.staged != nil && (s.turn.loaded() || s.senderBusy()) {
 		return s.handOver()
 	}

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"errors"
 	"slices"
 	"unsafe"
 
@@ -33,7 +34,7 @@ func (f *fetches) meets(h header) bool {
 // neighbourly serves a request by address.
 func (s *session) neighbourly(h header, region *core.Region) error {
 	switch {
-	case region.Device != nil:
+	case region.Device != nil, s.conn.process == nil, h.op == core.Write && s.conn.permit == nil:
 		s.outOfReach(h)
 		return nil
 	case h.op == core.Read:
@@ -52,11 +53,16 @@ func (s *session) outOfReach(h header) {
 }
 
 // grant owes the answer to a READ by address. The region is looked up once more after the epoch was read: if it is still
-// there, the epoch has yet to change when it is taken back.
+// there, the epoch has yet to change when it is taken back. Nothing is granted once the engine is being closed: the epoch
+// is 0 from then on.
 func (s *session) grant(h header) {
 	epoch := s.target.memory.Epoch()
 	now := epoch.Load()
 	region, err := s.target.memory.PinRemote(h.addr, h.length)
+	if err == nil && now == 0 {
+		region.Unpin()
+		err = errTargetClosed
+	}
 	if err != nil {
 		s.outOfReach(h)
 		return
@@ -80,42 +86,57 @@ func (s *session) fetchIn(h header) error {
 	}
 	f := s.fetches
 	if f.meets(h) { // the order of two copies in one system call is not promised
-		s.fetch()
+		if err := s.fetch(); err != nil {
+			return err
+		}
 	}
 	f.targets.add(h)
 	f.statuses = append(f.statuses, s.turn.statusesEnd)
 	f.add(uintptr(h.addr), uintptr(h.source), h.length)
 	s.turn.oweStatus(statusOK)
 	if f.full() {
-		s.fetch()
+		return s.fetch()
 	}
 	return nil
 }
 
-// fetch gets every payload that was noted, and says in its status frame what became of it.
-func (s *session) fetch() {
+// fetch gets every payload that was noted, and says in its status frame what became of it. An error is for a peer that has
+// revoked its permit or has ended: the session ends.
+func (s *session) fetch() error {
 	f := s.fetches
 	if f == nil || len(f.statuses) == 0 {
-		return
+		return nil
 	}
-	if f.run(s.conn.pid) {
+	err := f.run(s.conn.process, s.conn.permit)
+	switch {
+	case err == nil:
 		s.bytesIn.Add(f.bytes)
-	} else {
-		s.fetchEach(f)
+	case errors.Is(err, errOutOfReach):
+		err = s.fetchEach(f)
+	default:
+		for _, at := range f.statuses {
+			putStatus(s.turn.statuses[at:], statusOutOfReach)
+		}
 	}
 	s.progress.Add(1)
 	f.reset()
 	f.statuses, f.targets = f.statuses[:0], hull{}
+	return err
 }
 
 // fetchEach gets the payloads one by one.
-func (s *session) fetchEach(f *fetches) {
+func (s *session) fetchEach(f *fetches) (ended error) {
 	for i, at := range f.statuses {
 		one := fetching{to: f.to[i : i+1], from: f.from[i : i+1], bytes: f.to[i].length}
-		if one.run(s.conn.pid) {
+		switch err := one.run(s.conn.process, s.conn.permit); {
+		case err == nil:
 			s.bytesIn.Add(one.bytes)
-		} else {
+		case errors.Is(err, errOutOfReach):
 			putStatus(s.turn.statuses[at:], statusOutOfReach)
+		default:
+			putStatus(s.turn.statuses[at:], statusOutOfReach)
+			ended = err
 		}
 	}
+	return ended
 }

@@ -19,7 +19,9 @@ import (
 type stream struct {
 	socket   int // of its own, that Go's poller knows nothing of; valid while one of the bells is held
 	remote   net.Addr
-	pid      int // of a neighbour's process; 0 where its memory is out of reach
+	process  *process // at the other end, on one host; nil where its memory is out of reach
+	permit   *permit  // for the target to copy from the initiator's memory; nil for none
+	number   uint64   // of the connection in its hello; 0 for a connection without one
 	out, in  half
 	closeAll func() error
 }
@@ -51,7 +53,13 @@ func newStream(conn plainConn) (*stream, error) {
 	}
 	s.in.init(in, "recvmsg", unix.SYS_RECVMSG, 0, unix.POLLIN)
 	s.out.init(out, "sendmsg", unix.SYS_SENDMSG, unix.MSG_NOSIGNAL, unix.POLLOUT)
-	s.closeAll = sync.OnceValue(func() error { return errors.Join(in.close(), out.close(), unix.Close(socket)) })
+	s.closeAll = sync.OnceValue(func() error {
+		defer s.forgetFile()
+		return errors.Join(in.close(), out.close(), unix.Close(socket))
+	})
+	if s.isLocal() {
+		s.in.expectFile()
+	}
 	return s, nil
 }
 
@@ -115,6 +123,24 @@ func (s *stream) setReadDeadline(t time.Time) error { return s.in.bell.setDeadli
 // closeWrite ends the stream of bytes to the peer.
 func (s *stream) closeWrite() error {
 	return s.control(func(socket int) error { return os.NewSyscallError("shutdown", unix.Shutdown(socket, unix.SHUT_WR)) })
+}
+
+// forgetProcess has nothing copied from the other process.
+func (s *stream) forgetProcess() {
+	_ = s.process.close() // nobody uses it
+	s.process = nil
+}
+
+func (s *stream) forgetFile() {
+	if file, came := s.in.takeFile(); came {
+		closeFile(file)
+	}
+}
+
+// release gives back what is known of the other process, when nobody copies to or from it any more.
+func (s *stream) release() {
+	_ = errors.Join(s.process.close(), s.permit.close())
+	s.process, s.permit = nil, nil
 }
 
 // close ends the connection, and returns when nobody uses the socket any more.

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,8 +38,9 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interv
 // errTargetClosed ends the sessions of a target that is being closed.
 var errTargetClosed = errors.New("the engine is being closed")
 
-// targetOptions are the limits of a target. All must be positive.
+// targetOptions are what a target is and its limits, all of which must be positive.
 type targetOptions struct {
+	identity        identity      // of the engine, for hellos
 	maxSessions     int           // connections served at the same time; more wait in the listener's backlog
 	progressTimeout time.Duration // a session ends when it has waited this long for the rest of a request or for room to answer
 	polling         time.Duration // see lookout; may be 0
@@ -58,12 +60,15 @@ type target struct {
 	sayFull  sync.Once
 	failing  atomic.Bool // nothing could be accepted, the last time, by one of the listeners
 	closing  chan struct{}
+	ctx      context.Context // ends with closing
+	cancel   context.CancelFunc
 	running  sync.WaitGroup
 
 	mu       sync.Mutex
 	closed   bool
 	sessions map[*session]struct{}
-	gone     map[string]*core.Link // what sessions that have ended came to, by host
+	numbered map[connectionKey]*session // those that began with a hello
+	gone     map[string]*core.Link      // what sessions that have ended came to, by host
 
 	polled   atomic.Uint64 // grows with what sessions receive that poll
 	watching atomic.Bool   // the timer is set
@@ -84,8 +89,10 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local
 		slots:    make(chan struct{}, o.maxSessions),
 		closing:  make(chan struct{}),
 		sessions: make(map[*session]struct{}),
+		numbered: make(map[connectionKey]*session),
 		gone:     make(map[string]*core.Link),
 	}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.timer = time.AfterFunc(time.Hour, t.check)
 	t.timer.Stop()
 	t.running.Go(t.admit)
@@ -102,6 +109,7 @@ func (t *target) close() {
 	if !t.closed {
 		t.closed = true
 		close(t.closing)
+		t.cancel()
 		t.timer.Stop()
 		for s := range t.sessions {
 			s.end(errTargetClosed)
@@ -203,6 +211,8 @@ func (t *target) forget(s *session, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.sessions, s)
+	t.unlist(s)
+	close(s.over)
 	<-t.slots
 	link := t.gone[s.host]
 	if link == nil {

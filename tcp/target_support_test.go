@@ -67,6 +67,7 @@ type harness struct {
 	logs   *observer.ObservedLogs
 
 	neighbours string // name of the socket for them
+	numbers    atomic.Uint64
 }
 
 // serve starts a target that serves the given memory and ends with the test.
@@ -143,12 +144,26 @@ func (h *harness) dial() *client {
 	return h.connected(conn)
 }
 
-// dialNeighbour makes the test process a neighbour of itself.
+// dialNeighbour makes the test process a neighbour of itself, which may be copied from.
 func (h *harness) dialNeighbour() *client {
+	c, _ := h.dialWithPermit()
+	return c
+}
+
+func (h *harness) dialWithPermit() (*client, *permit) {
 	h.t.Helper()
 	conn, err := net.DialUnix("unix", nil, abstract(h.neighbours))
 	require.NoError(h.t, err)
-	return h.connected(conn)
+	c := h.connected(conn)
+	p, file, err := newPermit()
+	require.NoError(h.t, err)
+	defer closeFile(file)
+	h.t.Cleanup(func() { require.NoError(h.t, p.close()) })
+	hi := hello{origin: identity{1}, number: h.numbers.Add(1), permitAt: uint64(addressOf(p.page))}
+	answer, err := exchangeHello(conn, hi, file)
+	require.NoError(h.t, err)
+	require.Equal(h.t, helloAnswer{flags: answerPermit}, answer)
+	return c, p
 }
 
 func (h *harness) connected(conn clientConn) *client {

@@ -164,7 +164,7 @@ func TestCountersOfHostsThatHaveGoneAreBounded(t *testing.T) {
 	h := serve(t, targetOptions{})
 	for i := range 2 * maxGonePeers {
 		h.target.slots <- struct{}{}
-		h.target.forget(&session{host: string(rune(i + 1000))}, nil)
+		h.target.forget(&session{host: string(rune(i + 1000)), over: make(chan struct{})}, nil)
 	}
 	require.Len(t, h.target.links(), maxGonePeers)
 }

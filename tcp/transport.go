@@ -3,8 +3,10 @@ package tcp
 
 import (
 	"context"
+	"crypto/rand"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"kvferry/core"
 	"kvferry/core/address"
@@ -25,6 +27,11 @@ type Transport struct {
 	sameHost bool // peers on this host are neighbours
 	dialing  congestion
 
+	self        identity      // of the engine
+	origin      identity      // what its targets know this initiator by; no one else learns it
+	connections atomic.Uint64 // numbers the connections that begin with a hello
+	quarantines quarantines
+
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup // every goroutine of the initiator
@@ -42,7 +49,9 @@ func Open(e *core.Engine) (core.Transport, error) {
 		return nil, err
 	}
 	t := &Transport{config: config, log: e.Log(), peers: map[*core.Segment]*peer{}}
-	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion}
+	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion, Hello: helloVersion}
+	t.self = parseIdentity(e.Identity())
+	_, _ = rand.Read(t.origin[:]) // never fails: see crypto/rand
 	t.dialing = chosen(config.Congestion, listener, t.log)
 	t.sameHost = config.SameHost && !config.ForceTCP
 	var local *net.UnixListener
@@ -53,7 +62,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.target = newTarget(t.log, e.Memory(), listener, local, targetOptions{
-		maxSessions: config.MaxSessions, progressTimeout: config.ProgressTimeout, polling: config.Polling,
+		identity: t.self, maxSessions: config.MaxSessions, progressTimeout: config.ProgressTimeout, polling: config.Polling,
 	})
 	return t, nil
 }

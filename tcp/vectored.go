@@ -95,6 +95,8 @@ type half struct {
 	own     func() bool            // ready, likewise
 	step    func() bool            // own, or that of until
 	message unix.Msghdr
+	file    int    // that came, or -1
+	control []byte // room for a file descriptor that comes with the first bytes; nil where none is expected any more
 	block   bool
 	waited  bool // for the bell
 	n       uintptr
@@ -102,7 +104,7 @@ type half struct {
 }
 
 func (h *half) init(b *bell, call string, number, flags uintptr, events int16) {
-	*h = half{bell: b, call: call, number: number, flags: flags, events: events}
+	*h = half{bell: b, call: call, number: number, flags: flags, events: events, file: -1}
 	h.attempt = h.turn
 	h.own = h.ready
 }
@@ -160,6 +162,7 @@ func (h *half) result() (n int, again bool, err error) {
 	h.message.Iov = nil
 	switch h.errno {
 	case 0:
+		h.keepFile()
 		return int(h.n), false, nil
 	case unix.EAGAIN:
 		return 0, true, nil

@@ -1,0 +1,159 @@
+package tcp
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A permit lets the target of a connection copy from the memory of the initiator's process, until the initiator revokes
+// it. It is one word of memory that the two processes share:
+//
+//  1. The initiator makes the permit (newPermit) and sends it with its hello, as a file descriptor. The target maps it
+//     (openPermit).
+//  2. Before each system call that copies, the target takes the permit (begin), and after it gives the permit back (end).
+//     Both are one atomic operation.
+//  3. When the initiator gives something up that is in flight on the connection, it revokes the permit. The target copies
+//     nothing from then on. Where a copy is under way, revoke waits for its end, or for the end of the target's process.
+//
+// A target that is stopped after begin keeps the permit, and nobody can tell whether its copy is still to come. revoke
+// gives such a wait up after a while; the memory must not be used for something else then.
+type permit struct {
+	page []byte // shared; its first word is the state, a nonce follows
+}
+
+// The states of a permit.
+const (
+	permitFree    = 0
+	permitTaken   = 1 // a copy is under way
+	permitAwaited = 2 // likewise, and the initiator waits for its end
+	permitRevoked = 3
+)
+
+const (
+	permitSize  = 4096 // bytes: a page everywhere that matters; the kernel rounds up
+	nonceAt     = 64   // in the page: off the line that the two processors share
+	nonceLength = 16
+	permitSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+
+	// permitPatience is how long a look at a permit waits before the target's process is looked at, too.
+	permitPatience = 20 * time.Millisecond
+)
+
+// newPermit makes a permit and the file descriptor that the peer maps it by, which the caller closes.
+func newPermit() (p *permit, file int, err error) {
+	if file, err = unix.MemfdCreate("kvferry-permit", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING); err != nil {
+		return nil, -1, os.NewSyscallError("memfd_create", err)
+	}
+	err = unix.Ftruncate(file, permitSize)
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(file), unix.F_ADD_SEALS, permitSeals)
+	}
+	if err == nil {
+		p, err = openPermit(file)
+	}
+	if err != nil {
+		return nil, -1, errors.Join(err, unix.Close(file))
+	}
+	_, _ = rand.Read(p.nonce()) // never fails: see crypto/rand
+	return p, file, nil
+}
+
+// openPermit maps the permit that a peer has sent. It takes none that the peer could cut short: to touch a page that is gone
+// raises a signal.
+func openPermit(file int) (*permit, error) {
+	seals, err := unix.FcntlInt(uintptr(file), unix.F_GET_SEALS, 0)
+	if err != nil || seals&permitSeals != permitSeals {
+		return nil, fmt.Errorf("the file is not sealed (seals %#x): %w", seals, err)
+	}
+	var about unix.Stat_t
+	if err := unix.Fstat(file, &about); err != nil || about.Size != permitSize {
+		return nil, fmt.Errorf("the file has %d bytes, not %d: %w", about.Size, permitSize, err)
+	}
+	page, err := unix.Mmap(file, 0, permitSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	return &permit{page}, nil
+}
+
+func (p *permit) word() *atomic.Uint32 {
+	return (*atomic.Uint32)(unsafe.Pointer(unsafe.SliceData(p.page)))
+}
+
+func (p *permit) nonce() []byte { return p.page[nonceAt : nonceAt+nonceLength] }
+
+// isOf reports whether a process has the permit mapped at an address, that is, whether it is the process that made it.
+func (p *permit) isOf(who *process, at uint64) bool {
+	found := make([]byte, nonceLength)
+	from := ioVector{uintptr(at) + nonceAt, nonceLength}
+	return copyFrom(who.id, []ioVector{vectorOf(found)}, []ioVector{from}, nonceLength) &&
+		string(found) == string(p.nonce()) && who.lives()
+}
+
+// begin takes the permit for one copy. It returns false when the permit was revoked.
+func (p *permit) begin() bool { return p.word().CompareAndSwap(permitFree, permitTaken) }
+
+// end gives the permit back.
+func (p *permit) end() {
+	word := p.word()
+	if word.CompareAndSwap(permitTaken, permitFree) {
+		return
+	}
+	word.Store(permitRevoked)
+	futex(word, futexWake, math.MaxInt32, 0)
+}
+
+// revoke takes the permit back for good, and returns true when no copy by it is under way any more. It waits for at most
+// so long, and no longer than gone returns false.
+func (p *permit) revoke(most time.Duration, gone func() bool) bool {
+	word := p.word()
+	for end := time.Now().Add(most); ; {
+		if word.CompareAndSwap(permitFree, permitRevoked) || gone() {
+			return true
+		}
+		left := time.Until(end)
+		switch state := word.Load(); {
+		case state == permitRevoked:
+			return true
+		case left <= 0:
+			return false
+		case state == permitTaken:
+			word.CompareAndSwap(permitTaken, permitAwaited)
+		case state != permitFree: // awaited, or what no peer of good manners writes
+			futex(word, futexWait, state, min(left, permitPatience))
+		}
+	}
+}
+
+// close unmaps the permit.
+func (p *permit) close() error {
+	if p == nil {
+		return nil
+	}
+	return unix.Munmap(p.page)
+}
+
+// Operations of futex(2) on memory that processes share.
+const (
+	futexWait = 0
+	futexWake = 1
+)
+
+func futex(word *atomic.Uint32, operation, value uint32, limit time.Duration) {
+	var wait *unix.Timespec
+	if limit > 0 {
+		span := unix.NsecToTimespec(int64(limit))
+		wait = &span
+	}
+	// Whatever comes of it, the caller looks at the word again.
+	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), uintptr(operation), uintptr(value),
+		uintptr(unsafe.Pointer(wait)), 0, 0)
+}

@@ -1,0 +1,78 @@
+package tcp
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is the process at the other end of a Unix-domain socket, as the kernel tells it. A process id can be given to
+// another process after the first one has ended; the file descriptor cannot, and tells the end. A nil process is one whose
+// memory is out of reach. The methods may be called from any goroutine until close.
+type process struct {
+	id   int
+	file int // a pidfd(2)
+}
+
+// peerProcess finds the process at the other end of a socket. It fails for a process of another user, and for one that
+// cannot be seen from here. Before Linux 6.5 the id may be that of a successor by now: see isPeer.
+func peerProcess(socket int) (*process, error) {
+	who, err := unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	switch {
+	case err != nil:
+		return nil, os.NewSyscallError("getsockopt", err)
+	case who.Pid <= 0:
+		return nil, errors.New("the process at the other end is not to be seen from here")
+	case int(who.Uid) != os.Geteuid():
+		return nil, fmt.Errorf("process %d belongs to user %d, not %d", who.Pid, who.Uid, os.Geteuid())
+	}
+	file, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err != nil {
+		if file, err = unix.PidfdOpen(int(who.Pid), 0); err != nil {
+			return nil, os.NewSyscallError("pidfd_open", err)
+		}
+	}
+	unix.CloseOnExec(file)
+	p := &process{id: int(who.Pid), file: file}
+	if !p.lives() {
+		return nil, errors.Join(fmt.Errorf("process %d has ended", who.Pid), p.close())
+	}
+	return p, nil
+}
+
+// processBehind finds the process at the other end of a connection.
+func processBehind(conn plainConn) (p *process, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	controlErr := raw.Control(func(socket uintptr) { p, err = peerProcess(int(socket)) })
+	return p, errors.Join(controlErr, err)
+}
+
+// lives reports whether the process has not ended.
+func (p *process) lives() bool {
+	fds := [1]unix.PollFd{{Fd: int32(p.file), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds[:], 0)
+	for err == unix.EINTR {
+		n, err = unix.Poll(fds[:], 0)
+	}
+	return err == nil && n == 0
+}
+
+// close gives the file descriptor back.
+func (p *process) close() error {
+	if p == nil {
+		return nil
+	}
+	return unix.Close(p.file)
+}
+
+func (p *process) String() string {
+	if p == nil {
+		return "a process out of reach"
+	}
+	return fmt.Sprintf("process %d", p.id)
+}

@@ -1,0 +1,351 @@
+package tcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"weak"
+
+	"kvferry/core"
+	"kvferry/core/metadata"
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+)
+
+// Bytes of a WRITE that was in flight on a connection that ended may still be applied by the target. They must not land
+// after a later WRITE to the same place was acknowledged:
+//
+//  1. withdraw ends a connection on this side. The ranges of the WRITEs in flight on it, of which something was sent and
+//     nothing was acknowledged, go into the quarantine of the target.
+//  2. take, and a one-shot carrier when it is connected, ask the quarantine about each WRITE. One that overlaps a range is
+//     set aside (block) until the range is free.
+//  3. An engine with an identity is asked by the hello of a new connection whether the session of the old one has ended
+//     (fence). That is done when the answer comes, or when another incarnation of the engine answers.
+//  4. Mooncake's targets are not asked. Where the old connection is whole, its sending side is closed, and it is read to
+//     its end, which comes when the target has applied or dropped all (linger). Where the connection was reset, nobody can
+//     know: WRITEs to the ranges fail from then on, but for the ones that repeat what was in flight. That lasts until the
+//     target is another process, on another port.
+//  5. release frees the ranges, and has the WRITEs that were set aside queued again.
+
+const (
+	// maxRanges bounds the ranges of a quarantine. With more of them, those that nobody can know about become one.
+	maxRanges = 8192
+	// maxLingering bounds the connections that an engine reads to their ends.
+	maxLingering = 64
+	// The pauses between two hellos that ask for the end of one connection: doubled each time, within these limits.
+	shortestFencePause = 5 * time.Millisecond
+	longestFencePause  = 5 * time.Second
+)
+
+// quarantines are those of all targets of an engine.
+type quarantines struct {
+	busy      atomic.Int64 // ranges in all of them: nothing is asked while there are none
+	lingering atomic.Int64
+
+	mu       sync.Mutex
+	byTarget map[string]*quarantine
+}
+
+// quarantine is the ranges of one target that a WRITE may have to wait for. It is under the lock of quarantines.
+type quarantine struct{ ranges []suspectRange }
+
+// suspectRange is a range that bytes may still land in.
+type suspectRange struct {
+	low, high uint64 // the latter is not in it
+	work      weak.Pointer[core.Work]
+	end       *connectionEnd
+}
+
+// connectionEnd is the end of a connection at its target.
+type connectionEnd struct {
+	where   string // the connection, for an error
+	unknown bool   // nobody will ever know whether it has come; under the lock of quarantines
+}
+
+// targetKey names a target: by its identity, or by the address of its data port.
+func targetKey(d *metadata.Descriptor, remote string) string {
+	if d.Identity != "" {
+		return d.Identity
+	}
+	return remote
+}
+
+// add puts the ranges of WRITEs that were in flight on one connection into the quarantine of its target.
+func (q *quarantines) add(target string, writes []piece, end *connectionEnd) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.byTarget == nil {
+		q.byTarget = map[string]*quarantine{}
+	}
+	t := q.byTarget[target]
+	if t == nil {
+		t = &quarantine{}
+		q.byTarget[target] = t
+	}
+	before := len(t.ranges)
+	for i := range writes {
+		w := &writes[i]
+		t.ranges = append(t.ranges, suspectRange{low: w.remote, high: w.remote + w.length, work: weak.Make(w.work), end: end})
+	}
+	if len(t.ranges) > maxRanges {
+		t.merge()
+	}
+	q.busy.Add(int64(len(t.ranges) - before))
+}
+
+// merge makes one range of those that nobody can know about.
+func (t *quarantine) merge() {
+	var all suspectRange
+	t.ranges = slices.DeleteFunc(t.ranges, func(r suspectRange) bool {
+		if r.end.unknown {
+			if all.end == nil {
+				all = suspectRange{low: r.low, end: r.end}
+			}
+			all.low, all.high = min(all.low, r.low), max(all.high, r.high)
+		}
+		return r.end.unknown
+	})
+	if all.end != nil {
+		t.ranges = append(t.ranges, all)
+	}
+}
+
+// release frees the ranges of a connection that is over at its target, and forget says that this will never be known.
+func (q *quarantines) release(target string, end *connectionEnd) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t := q.byTarget[target]
+	if t == nil {
+		return
+	}
+	before := len(t.ranges)
+	t.ranges = slices.DeleteFunc(t.ranges, func(r suspectRange) bool { return r.end == end })
+	q.busy.Add(int64(len(t.ranges) - before))
+	if len(t.ranges) == 0 {
+		delete(q.byTarget, target)
+	}
+}
+
+func (q *quarantines) giveUp(end *connectionEnd) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	end.unknown = true
+}
+
+// errFormerWrite is why a WRITE is not sent.
+var errFormerWrite = errors.New("an earlier WRITE to the same place was in flight on a connection that ended, and may still be applied by the target")
+
+// check returns nil for a WRITE that may be sent to a target, and otherwise the end that it has to wait for. lost says that
+// there is no use in waiting.
+func (q *quarantines) check(target string, p *piece) (end *connectionEnd, lost bool) {
+	if q.busy.Load() == 0 || p.op != core.Write {
+		return nil, false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t := q.byTarget[target]
+	if t == nil {
+		return nil, false
+	}
+	same := weak.Make(p.work)
+	for _, r := range t.ranges {
+		if p.remote >= r.high || r.low >= p.remote+p.length {
+			continue
+		}
+		if r.end.unknown && r.work == same { // the same bytes
+			continue
+		}
+		end, lost = r.end, lost || r.end.unknown
+	}
+	return end, lost
+}
+
+// mayGo reports whether a piece may be sent to a target. One that may not is set aside, or fails. The peer's lock is held.
+func (p *peer) mayGo(target string, h *piece) bool {
+	end, lost := p.transport.quarantines.check(target, h)
+	if end == nil {
+		h.blocked = time.Time{}
+		return true
+	}
+	now := time.Now()
+	if h.blocked.IsZero() {
+		h.blocked = now
+	}
+	limit := p.transport.config.StatusTimeout
+	switch waited := now.Sub(h.blocked); {
+	case lost:
+		h.settle(p.blockedError(h, "nobody can know when: the connection "+end.where+" was reset, and the target is none that can be asked"))
+	case waited >= limit:
+		h.settle(p.blockedError(h, fmt.Sprintf("the target has not ended the connection %s within %v (MC_TCP_STATUS_TIMEOUT_SEC)", end.where, limit)))
+	default:
+		p.blocked = append(p.blocked, *h)
+		p.recheckSoon(limit - waited)
+	}
+	return false
+}
+
+func (p *peer) blockedError(h *piece, why string) error {
+	return status.Errorf(status.Socket, "segment %q: WRITE of %d bytes at %#x not sent: %w; %s", p.segment.Name, h.length, h.remote,
+		errFormerWrite, why)
+}
+
+// recheckSoon has the pieces that are set aside looked at again when the first of them has waited for long enough. The lock
+// is held.
+func (p *peer) recheckSoon(wait time.Duration) {
+	if p.rechecking {
+		return
+	}
+	p.rechecking = true
+	time.AfterFunc(wait, p.recheck)
+}
+
+// recheck queues the pieces again that were set aside.
+func (p *peer) recheck() {
+	p.mu.Lock()
+	p.rechecking = false
+	blocked := p.blocked
+	p.blocked = nil
+	for _, h := range blocked {
+		if p.closed != nil {
+			h.settle(firstError(h.work.Aborted(), p.closed))
+			continue
+		}
+		p.requeue(h)
+	}
+	p.mu.Unlock()
+	if len(blocked) > 0 {
+		p.dispatch(false)
+	}
+}
+
+// withdraw ends a connection on this side, before anything that was in flight on it is settled or sent again. unanswered
+// are the WRITEs of which something was sent, and reason is why the connection ends.
+func (p *peer) withdraw(conn *stream, d *metadata.Descriptor, unanswered []piece, reason error) {
+	p.revoke(conn, unanswered)
+	target := targetKey(d, conn.remote.String())
+	switch {
+	case len(unanswered) == 0, conn.number == 0 && isEnd(reason):
+		p.discard(conn)
+		return
+	}
+	end := &connectionEnd{where: fmt.Sprintf("to %v", conn.remote)}
+	quarantines := &p.transport.quarantines
+	quarantines.add(target, unanswered, end)
+	switch {
+	case conn.number != 0:
+		end.where = fmt.Sprintf("%d %s", conn.number, end.where)
+		number := conn.number
+		p.discard(conn)
+		p.transport.running.Go(func() { p.fence(number, d, end) })
+	case isReset(reason) || quarantines.lingering.Add(1) > maxLingering:
+		if !isReset(reason) {
+			quarantines.lingering.Add(-1)
+		}
+		quarantines.giveUp(end)
+		p.discard(conn)
+	default:
+		p.transport.running.Go(func() { p.linger(conn, target, end) })
+	}
+}
+
+// discard closes a connection. What the kernel still has of it is not to arrive.
+func (p *peer) discard(conn *stream) {
+	conn.abandon()
+	conn.release()
+}
+
+// isEnd reports whether the target of a connection has ended it: it has said so in good order, and serves nothing more that
+// came over it.
+func isEnd(reason error) bool {
+	return errors.Is(reason, errRefused) || errors.Is(reason, errPeerClosed) || errors.Is(reason, errRetired)
+}
+
+// isReset reports whether a connection is lost, so that the end of its session at the target cannot be seen.
+func isReset(reason error) bool {
+	return isLoss(reason) && !errors.Is(reason, errStalled) && !errors.Is(reason, core.ErrClosed)
+}
+
+// fence asks the engine of a descriptor for the end of a former connection until it is known to be over: the engine says
+// so, or is gone for good.
+func (p *peer) fence(number uint64, d *metadata.Descriptor, end *connectionEnd) {
+	ctx := p.transport.ctx
+	for pause := shortestFencePause; ; pause = min(2*pause, longestFencePause) {
+		conn, err := p.dialData(ctx, d, number)
+		if err == nil {
+			p.discard(conn)
+			break
+		}
+		if p.replaced(ctx, d) {
+			break
+		}
+		p.transport.log.Debug("a former connection is not known to be over", zap.Uint64("connection", number), zap.Error(err))
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+	p.free(d.Identity, end)
+}
+
+// replaced reports whether the engine of a descriptor is gone, since another incarnation answers in its place.
+func (p *peer) replaced(ctx context.Context, d *metadata.Descriptor) bool {
+	now, err := p.refresh(ctx, p.segment.Descriptor())
+	return err == nil && now.Identity != d.Identity
+}
+
+// linger reads a connection to its end.
+func (p *peer) linger(conn *stream, target string, end *connectionEnd) {
+	defer p.transport.quarantines.lingering.Add(-1)
+	stop := context.AfterFunc(p.transport.ctx, func() { _ = conn.setDeadline(past) })
+	defer stop()
+	_ = conn.setDeadline(time.Time{})
+	err := conn.closeWrite()
+	for scratch := make([]byte, 32<<10); err == nil; {
+		err = conn.drop(scratch, len(scratch))
+	}
+	p.discard(conn)
+	if errors.Is(err, io.EOF) {
+		p.free(target, end)
+	} else {
+		p.transport.quarantines.giveUp(end)
+		p.recheckAll()
+	}
+}
+
+// free releases the ranges of a connection that is over.
+func (p *peer) free(target string, end *connectionEnd) {
+	p.transport.quarantines.release(target, end)
+	p.recheckAll()
+}
+
+// recheckAll is recheck for all peers: a target may be known by several names.
+func (p *peer) recheckAll() {
+	p.recheck()
+	for _, other := range p.transport.allPeers() {
+		if other != p {
+			other.recheck()
+		}
+	}
+}
+
+// revokePatience is how long a copy that the target makes of local memory is waited for, after the target's connection was
+// given up. A copy takes a fraction of a millisecond; a target that is stopped amid it may take for ever.
+const revokePatience = 2 * time.Second
+
+// revoke takes back the permit to copy from this process, before anything that was in flight is settled.
+func (p *peer) revoke(conn *stream, unanswered []piece) {
+	if conn.permit == nil {
+		return
+	}
+	gone := func() bool { return !conn.process.lives() }
+	if conn.permit.revoke(revokePatience, gone) {
+		return
+	}
+}

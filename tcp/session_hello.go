@@ -1,0 +1,135 @@
+package tcp
+
+import (
+	"context"
+	"fmt"
+
+	"go.uber.org/zap"
+)
+
+// What a session does before the first request (hello.go):
+//
+//  1. meet receives the first bytes. Without a hello the peer is Mooncake, or on one host an engine that knows no hello:
+//     those are served, but nothing is copied from their memory.
+//  2. accept checks that the hello is for this engine, and lists the session under the initiator's origin and number.
+//  3. Where the hello says that a former connection is to be over, endSession ends its session, and waits until nothing is
+//     applied by it any more.
+//  4. The answer says what came of it.
+
+// connectionKey names a connection of an initiator.
+type connectionKey struct {
+	origin identity
+	number uint64
+}
+
+// meet serves the hello, if the connection begins with one.
+func (s *session) meet() error {
+	if err := s.fillTo(headerSize); err != nil {
+		return err
+	}
+	if !isHello(s.ahead[s.parsed:]) {
+		s.conn.forgetProcess()
+		return nil
+	}
+	rest, err := helloRest(s.ahead[s.parsed:])
+	if err != nil {
+		return err
+	}
+	if err := s.fillTo(headerSize + rest); err != nil {
+		return err
+	}
+	h, err := parseHello(s.ahead[s.parsed+headerSize:])
+	if err != nil {
+		return err
+	}
+	s.parsed += headerSize + rest
+	return s.accept(h)
+}
+
+// accept answers a hello. After an answer that is no welcome the session ends.
+func (s *session) accept(h hello) error {
+	answer := helloAnswer{target: s.target.options.identity}
+	var refusal error
+	switch {
+	case h.target != s.target.options.identity:
+		answer.code = statusOtherEngine
+		refusal = fmt.Errorf("a connection for engine %v: this is engine %v", h.target, s.target.options.identity)
+	case !s.target.list(s, connectionKey{h.origin, h.number}):
+		answer.code = statusRejected
+		refusal = fmt.Errorf("a second connection with the number %d of one initiator", h.number)
+	case h.ends != 0 && !s.endFormer(connectionKey{h.origin, h.ends}):
+		answer.code = statusNotEnded
+		refusal = fmt.Errorf("the session of the connection %d has not ended yet", h.ends)
+	}
+	if refusal == nil && s.takePermit(h.permitAt) {
+		answer.flags |= answerPermit
+	}
+	b := answer.encode()
+	if err := s.send([]ioVector{vectorOf(b)}, &s.waiting); err != nil {
+		return err
+	}
+	return refusal
+}
+
+// endFormer ends the session of a former connection of the same initiator, and reports whether it has ended within the
+// progress timeout.
+func (s *session) endFormer(key connectionKey) bool {
+	ctx, done := context.WithTimeout(s.target.ctx, s.target.options.progressTimeout)
+	defer done()
+	return s.target.endSession(ctx, key)
+}
+
+// takePermit maps the permit that came with the hello, and reports whether the session copies by it.
+func (s *session) takePermit(at uint64) bool {
+	file, came := s.conn.in.takeFile()
+	if !came {
+		return false
+	}
+	permit, err := openPermit(file)
+	closeFile(file)
+	if err == nil && (s.conn.process == nil || !permit.isOf(s.conn.process, at)) {
+		err = fmt.Errorf("the memory of %v cannot be read from here: %w", s.conn.process, permit.close())
+	}
+	if err != nil {
+		s.target.log.Debug("the payload of a peer on this host passes through the socket", zap.Error(err))
+		return false
+	}
+	s.conn.permit = permit
+	return true
+}
+
+// list lists a session under its connection. It returns false when there is such a one.
+func (t *target) list(s *session, key connectionKey) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.numbered[key] != nil {
+		return false
+	}
+	t.numbered[key] = s
+	s.key = key
+	return true
+}
+
+// unlist undoes list. The lock is held.
+func (t *target) unlist(s *session) {
+	if s.key.number != 0 {
+		delete(t.numbered, s.key)
+	}
+}
+
+// endSession ends the session of a connection, and returns true when there is none, or none any more.
+func (t *target) endSession(ctx context.Context, key connectionKey) bool {
+	t.mu.Lock()
+	former := t.numbered[key]
+	t.mu.Unlock()
+	if former == nil {
+		return true
+	}
+	former.end(fmt.Errorf("its initiator has given it up"))
+	select {
+	case <-former.over:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
