@@ -150,17 +150,23 @@ func (h *harness) dialNeighbour() *client {
 	return c
 }
 
-func (h *harness) dialWithPermit() (*client, *permit) {
+// dialSocket connects as a process of this host that has said nothing yet.
+func (h *harness) dialSocket() *client {
 	h.t.Helper()
 	conn, err := net.DialUnix("unix", nil, abstract(h.neighbours))
 	require.NoError(h.t, err)
-	c := h.connected(conn)
+	return h.connected(conn)
+}
+
+func (h *harness) dialWithPermit() (*client, *permit) {
+	h.t.Helper()
+	c := h.dialSocket()
 	p, file, err := newPermit()
 	require.NoError(h.t, err)
 	defer closeFile(file)
 	h.t.Cleanup(func() { require.NoError(h.t, p.close()) })
 	hi := hello{origin: identity{1}, number: h.numbers.Add(1), permitAt: uint64(addressOf(p.page))}
-	answer, err := exchangeHello(conn, hi, file)
+	answer, err := exchangeHello(c.conn.(*net.UnixConn), hi, file)
 	require.NoError(h.t, err)
 	require.Equal(h.t, helloAnswer{flags: answerPermit}, answer)
 	return c, p

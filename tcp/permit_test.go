@@ -1,0 +1,197 @@
+package tcp
+
+import (
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// permitPair is a permit as its two sides have it.
+func permitPair(t testing.TB) (initiator, target *permit) {
+	t.Helper()
+	initiator, file, err := newPermit()
+	require.NoError(t, err)
+	defer closeFile(file)
+	target, err = openPermit(file)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, initiator.close())
+		require.NoError(t, target.close())
+	})
+	return initiator, target
+}
+
+func never() bool { return false }
+
+func TestNothingIsCopiedByAPermitThatWasRevoked(t *testing.T) {
+	initiator, target := permitPair(t)
+	for range 3 {
+		require.True(t, target.begin())
+		target.end()
+	}
+	require.True(t, initiator.revoke(0, never))
+	require.False(t, target.begin())
+	require.True(t, initiator.revoke(0, never), "once more")
+}
+
+func TestRevokingWaitsForTheCopyThatIsUnderWay(t *testing.T) {
+	initiator, target := permitPair(t)
+	require.True(t, target.begin())
+	require.False(t, initiator.revoke(time.Millisecond, never))
+	revoked := make(chan bool)
+	go func() { revoked <- initiator.revoke(patience, never) }()
+	for target.word().Load() != permitAwaited {
+		runtime.Gosched()
+	}
+	target.end()
+	require.True(t, <-revoked)
+	require.False(t, target.begin())
+}
+
+func TestRevokingEndsWithTheProcessThatCopies(t *testing.T) {
+	initiator, target := permitPair(t)
+	require.True(t, target.begin())
+	require.True(t, initiator.revoke(patience, func() bool { return true }))
+}
+
+func TestAStateThatNobodyWritesIsWaitedForNoLongerThanAnyOther(t *testing.T) {
+	initiator, target := permitPair(t)
+	target.word().Store(77)
+	require.False(t, initiator.revoke(time.Millisecond, never))
+	target.end()
+	require.True(t, initiator.revoke(patience, never))
+}
+
+func TestNoCopyAndNoRevocationAreBothFirst(t *testing.T) {
+	for range 1000 {
+		initiator, target := permitPair(t)
+		var copying bool
+		var both sync.WaitGroup
+		both.Go(func() {
+			if target.begin() {
+				copying = true
+				runtime.Gosched()
+				copying = false
+				target.end()
+			}
+		})
+		require.True(t, initiator.revoke(patience, never))
+		require.False(t, copying)
+		both.Wait()
+	}
+}
+
+func TestAPermitThatCouldBeCutShortIsNotMapped(t *testing.T) {
+	for _, length := range []int64{0, permitSize - 1, permitSize, 2 * permitSize} {
+		file, err := unix.MemfdCreate("permit", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		require.NoError(t, err)
+		defer closeFile(file)
+		require.NoError(t, unix.Ftruncate(file, length))
+		_, err = openPermit(file)
+		require.ErrorContains(t, err, "not sealed")
+		_, err = unix.FcntlInt(uintptr(file), unix.F_ADD_SEALS, permitSeals)
+		require.NoError(t, err)
+		if length != permitSize {
+			_, err = openPermit(file)
+			require.ErrorContains(t, err, "bytes")
+		}
+	}
+	plain, err := os.CreateTemp(t.TempDir(), "")
+	require.NoError(t, err)
+	defer plain.Close()
+	_, err = openPermit(int(plain.Fd()))
+	require.Error(t, err)
+}
+
+func TestAPermitIsOfTheProcessThatHasItMapped(t *testing.T) {
+	initiator, target := permitPair(t)
+	here := thisProcess(t)
+	require.True(t, target.isOf(here, uint64(addressOf(initiator.page))))
+	other := mapped(t, permitSize)
+	require.False(t, target.isOf(here, uint64(addressOf(other))))
+	require.False(t, target.isOf(here, 0))
+	require.False(t, target.isOf(&process{id: 1, file: here.file}, uint64(addressOf(initiator.page))))
+}
+
+func TestASessionCopiesNothingAfterThePermitWasRevoked(t *testing.T) {
+	memory, payload := mapped(t, 8192), mapped(t, 4096)
+	fill(payload, 1)
+	h := serve(t, targetOptions{}, memory)
+	c, p := h.dialWithPermit()
+	c.send(writeByAddress(addressOf(memory), payload))
+	c.expectStatus(statusOK)
+	require.True(t, p.revoke(patience, never))
+	_, err := c.conn.Write(writeByAddress(addressOf(memory)+4096, payload))
+	require.NoError(t, err)
+	h.waitForSessions(0)
+	require.Equal(t, make([]byte, 4096), memory[4096:])
+}
+
+func TestNothingIsCopiedForAPeerThatSentNoPermit(t *testing.T) {
+	memory, payload := mapped(t, 4096), mapped(t, 4096)
+	h := serve(t, targetOptions{}, memory)
+	for _, greets := range []bool{false, true} {
+		c := h.dialSocket()
+		if greets {
+			require.Equal(t, helloAnswer{}, c.greet(hello{number: 1}))
+		}
+		c.send(writeByAddress(addressOf(memory), payload))
+		c.expectStatus(statusOutOfReach)
+		c.send(writeV2(addressOf(memory), []byte("abc")))
+		c.expectStatus(statusOK)
+	}
+}
+
+func TestAProcessThatHasEndedIsNotCopiedFromAndWhatWasCopiedIsWiped(t *testing.T) {
+	from, to := mapped(t, 4096), mapped(t, 4096)
+	fill(from, 1)
+	ended, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{})
+	require.NoError(t, err)
+	file, err := unix.PidfdOpen(ended.Pid, 0)
+	require.NoError(t, err)
+	_, err = ended.Wait()
+	require.NoError(t, err)
+	reused := &process{id: os.Getpid(), file: file} // another process has got the id
+	defer func() { require.NoError(t, reused.close()) }()
+	require.False(t, reused.lives())
+	var f fetching
+	f.add(addressOf(to), addressOf(from), 4096)
+	require.ErrorIs(t, f.run(reused, nil), errEnded)
+	require.Equal(t, make([]byte, 4096), to)
+}
+
+// A READ that completes after the target's engine began to close has only bytes that were there before.
+func TestNoMemoryIsGrantedOnceTheEngineIsBeingClosed(t *testing.T) {
+	target, e, memory, local, id := neighbours(t, 64<<10, oneLane, fewRetries)
+	for range 2 {
+		completes(t, submit(t, e, ask(core.Read, local, id, memory)))
+	}
+	l := lanes(t, e)[0]
+	require.True(t, l.fetches())
+	install, closed := make(chan struct{}), make(chan error)
+	go func() {
+		_, _ = target.Install("slow", func(*core.Engine) (core.Transport, error) {
+			close(install)
+			<-closed // Close waits for this
+			return nil, core.ErrClosed
+		})
+	}()
+	<-install
+	done := make(chan error)
+	go func() { done <- target.Close() }()
+	require.Eventually(t, func() bool { return target.Memory().Epoch().Load() == 0 }, patience, time.Millisecond)
+	for range 3 {
+		wait(t, submit(t, e, ask(core.Read, local, id, memory)))
+		require.False(t, l.fetches())
+	}
+	close(closed)
+	require.NoError(t, <-done)
+	require.Zero(t, target.Memory().Epoch().Load())
+}

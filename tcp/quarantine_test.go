@@ -1,0 +1,152 @@
+package tcp
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+	"time"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/require"
+)
+
+// slowFirst is a peer, as Mooncake is one, that takes a WRITE on its first connection and does nothing with it before the
+// test closes goOn. Then it applies what has come, to the end of the connection.
+func slowFirst(begun, goOn chan struct{}) script {
+	return func(v *visitor, n int) {
+		var h header
+		if n > 0 || !v.header(&h) {
+			serveWell(v, n)
+			return
+		}
+		close(begun)
+		<-goOn
+		for more := v.obey(h); more && v.header(&h); {
+			more = v.obey(h)
+		}
+	}
+}
+
+func TestAWriteWaitsUntilTheTargetHasDoneWithAGivenUpOneToTheSamePlace(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			old, fresh, far := mapped(t, 1<<16), mapped(t, 1<<16), mapped(t, 2<<16)
+			fill(old, 1)
+			fill(fresh, 2)
+			begun, goOn := make(chan struct{}), make(chan struct{})
+			p := perform(t, 2, slowFirst(begun, goOn), far)
+			e := engine(t, way.config, oneLane)
+			id := open(t, e, p.name)
+			given := submit(t, e, ask(core.Write, old, id, far[:1<<16]))
+			<-begun
+			require.NoError(t, e.DiscardBatch(given))
+
+			later := submit(t, e, ask(core.Write, fresh, id, far[:1<<16]))
+			// Neither other places nor READs wait.
+			completes(t, submit(t, e, ask(core.Write, fresh, id, far[1<<16:])))
+			completes(t, submit(t, e, ask(core.Read, make([]byte, 10), id, far[:10])))
+			require.False(t, later.Done())
+			close(goOn)
+			completes(t, later)
+			require.True(t, bytes.Equal(fresh, far[:1<<16]))
+			require.Zero(t, transportOf(t, e).quarantines.busy.Load())
+		})
+	}
+}
+
+func TestAWriteThatWaitsForTooLongFailsAndSaysWhy(t *testing.T) {
+	old, far := mapped(t, 4096), mapped(t, 4096)
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	defer close(goOn)
+	p := perform(t, 2, slowFirst(begun, goOn), far)
+	e := engine(t, oneLane, func(c *core.Config) { c.StatusTimeout = 300 * time.Millisecond })
+	id := open(t, e, p.name)
+	given := submit(t, e, ask(core.Write, old, id, far))
+	<-begun
+	require.NoError(t, e.DiscardBatch(given))
+	b := submit(t, e, ask(core.Write, old, id, far))
+	failsOnly(t, b, 0)
+	require.ErrorIs(t, b.Err(), errFormerWrite)
+	require.ErrorContains(t, b.Err(), "MC_TCP_STATUS_TIMEOUT_SEC")
+	b = submit(t, e, ask(core.Write, old, id, far))
+	require.NoError(t, e.DiscardBatch(b), "what waits can be given up")
+}
+
+// A middlebox resets a connection: nobody can know whether the target has done with it.
+func TestAfterAResetTheSameWriteIsRepeatedAndOthersToItsPlaceFail(t *testing.T) {
+	for _, way := range ways[:2] {
+		t.Run(way.name, func(t *testing.T) {
+			old, far := mapped(t, 4096), mapped(t, 8192)
+			fill(old, 1)
+			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+				var h header
+				v.header(&h)
+				v.reset()
+			}), far)
+			e := engine(t, way.config, oneLane)
+			id := open(t, e, p.name)
+			completes(t, submit(t, e, ask(core.Write, old, id, far[:4096])))
+			require.True(t, bytes.Equal(old, far[:4096]))
+
+			b := submit(t, e, ask(core.Write, old[:100], id, far[1000:1100]), ask(core.Write, old, id, far[4096:]))
+			failsOnly(t, b, 0)
+			require.ErrorIs(t, b.Err(), errFormerWrite)
+			require.ErrorContains(t, b.Err(), "reset")
+		})
+	}
+}
+
+func TestAWriteToAKvferryTargetWaitsForTheFormerSessionHoweverItsConnectionEnded(t *testing.T) {
+	for _, way := range ways {
+		for _, lost := range []bool{false, true} {
+			old, fresh, far := mapped(t, 1<<20), mapped(t, 1<<20), mapped(t, 1<<20)
+			fill(old, 1)
+			fill(fresh, 2)
+			target, e := engine(t), engine(t, way.config, oneLane)
+			require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+			id := open(t, e, target.Name())
+			for range 20 {
+				b := submit(t, e, ask(core.Write, old, id, far))
+				if lost {
+					killOne(transportOf(t, target))
+				}
+				require.NoError(t, e.DiscardBatch(b))
+				completes(t, submit(t, e, ask(core.Write, fresh, id, far)))
+				require.True(t, bytes.Equal(fresh, far))
+				clear(far)
+			}
+			require.Eventually(t, func() bool { return transportOf(t, e).quarantines.busy.Load() == 0 }, patience, time.Millisecond)
+		}
+	}
+}
+
+func TestAQuarantineIsBounded(t *testing.T) {
+	var q quarantines
+	work := workOf(write(0x1000, 0x10000, 1))
+	end := &connectionEnd{where: "somewhere"}
+	pieces := make([]piece, 1000)
+	for round := range uint64(20) {
+		for i := range pieces {
+			pieces[i] = piece{op: core.Write, work: work, remote: round<<20 + uint64(i)<<4, length: 8}
+		}
+		q.add("target", pieces, end)
+		q.giveUp(end)
+	}
+	require.LessOrEqual(t, len(q.byTarget["target"].ranges), maxRanges)
+	require.EqualValues(t, len(q.byTarget["target"].ranges), q.busy.Load())
+	other := piece{op: core.Write, work: workOf(write(0x1000, 0x10000, 1)), remote: 3<<20 + 4, length: 1}
+	blocking, lost := q.check("target", &other)
+	require.NotNil(t, blocking)
+	require.True(t, lost)
+	blocking, _ = q.check("another", &other)
+	require.Nil(t, blocking)
+	reading := other
+	reading.op = core.Read
+	blocking, _ = q.check("target", &reading)
+	require.Nil(t, blocking)
+	require.True(t, slices.ContainsFunc(q.byTarget["target"].ranges, func(r suspectRange) bool { return r.low == 0 }))
+	q.release("target", end)
+	require.Zero(t, q.busy.Load())
+	require.Empty(t, q.byTarget)
+}
