@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -72,18 +73,18 @@ func TestAStateThatNobodyWritesIsWaitedForNoLongerThanAnyOther(t *testing.T) {
 func TestNoCopyAndNoRevocationAreBothFirst(t *testing.T) {
 	for range 1000 {
 		initiator, target := permitPair(t)
-		var copying bool
+		var copying atomic.Bool
 		var both sync.WaitGroup
 		both.Go(func() {
 			if target.begin() {
-				copying = true
+				copying.Store(true)
 				runtime.Gosched()
-				copying = false
+				copying.Store(false)
 				target.end()
 			}
 		})
 		require.True(t, initiator.revoke(patience, never))
-		require.False(t, copying)
+		require.False(t, copying.Load())
 		both.Wait()
 	}
 }
