@@ -170,14 +170,21 @@ func (c *copier) finished() bool {
 	return c.closing && !busy && c.queue.len() == 0 && c.flight.len() == 0
 }
 
-// done reports whether the oldest job in flight is known to be done, or to have failed. The lock is held.
+// done reports whether the oldest job in flight is known to be done, or to have failed. It is called with the lock held,
+// which it lets go while it asks the device: start takes it on behalf of transports. Nobody completes meanwhile, so the job
+// stays the oldest.
 func (c *copier) done() bool {
 	if !c.asks || c.completing || c.flight.len() == 0 {
 		return false
 	}
-	oldest := c.flight.first()
+	oldest := *c.flight.first()
 	if oldest.err == nil && oldest.queued && !oldest.happened {
+		c.completing = true
+		c.mu.Unlock()
 		oldest.happened, oldest.failed = oldest.event.Wait(0)
+		c.mu.Lock()
+		c.completing = false
+		*c.flight.first() = oldest
 	}
 	return oldest.err != nil || !oldest.queued || oldest.happened || oldest.failed != nil
 }

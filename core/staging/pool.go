@@ -314,13 +314,23 @@ func (p *pool) giveUp(addrs []uintptr) int {
 	return len(p.blocks) - p.usable
 }
 
-// close ends all leasing.
+// close ends all leasing. Offers are taken back.
 func (p *pool) close() {
 	p.mu.Lock()
 	defer p.unlock()
 	p.closed = true
 	p.expiry.Stop()
 	p.fail(closedError(p.name))
+	for len(p.offers) > 0 {
+		p.revoke(p.offers[0])
+	}
+}
+
+// leased is how many bytes are leased, or offered.
+func (p *pool) leased() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return uint64(p.held[Initiator]+p.held[Target]) * Granule
 }
 
 // drain empties a closed pool: the addresses of its blocks, and of those that were given up.

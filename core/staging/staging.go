@@ -101,6 +101,35 @@ func (d *Device) Close() error {
 	return errors.Join(errs...)
 }
 
+// EndLeasing has leases fail from now on, and returns how many bytes are leased still.
+func (d *Device) EndLeasing() (leased uint64) {
+	for _, c := range d.copiers {
+		c.pool.close()
+		leased += c.pool.leased()
+	}
+	return leased
+}
+
+// CloseWithin is Close with a limit. ended is false when the time is over: the device goes on closing by itself, and may be
+// waited for again.
+func (d *Device) CloseWithin(limit time.Duration) (ended bool, err error) {
+	for _, c := range d.copiers {
+		c.close()
+	}
+	over := time.NewTimer(limit)
+	defer over.Stop()
+	var errs []error
+	for _, c := range d.copiers {
+		select {
+		case <-c.ended:
+			errs = append(errs, c.err)
+		case <-over.C:
+			return false, nil
+		}
+	}
+	return true, errors.Join(errs...)
+}
+
 // Start has a job done. It does not block; j.Done is called once, on a goroutine of the device, and must not block
 // either, but may call anything of this package except Device.Close. Until then the job, its moves and its memory belong
 // to the device. Jobs of a direction are done in the order in which they are started.
