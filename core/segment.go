@@ -22,6 +22,7 @@ type Segment struct {
 	store      metadata.Store
 	descriptor atomic.Pointer[metadata.Descriptor]
 	proof      proof
+	removed    atomic.Bool
 
 	mu       sync.Mutex
 	fetching *fetch // nil while nobody fetches
@@ -38,6 +39,14 @@ type fetch struct {
 
 // Descriptor is the cached descriptor of the segment. It is shared: nobody changes it.
 func (s *Segment) Descriptor() *metadata.Descriptor { return s.descriptor.Load() }
+
+// Removed is why no transport takes work for the segment any more; nil while it is open.
+func (s *Segment) Removed() error {
+	if s.removed.Load() {
+		return status.Errorf(status.InvalidArgument, "segment %q was removed", s.Name)
+	}
+	return nil
+}
 
 // Refresh fetches the descriptor again, unless somebody has replaced stale, the one that the caller found wanting,
 // meanwhile. It returns the current descriptor; on an error the cached one stays.
@@ -153,6 +162,7 @@ func (t *segments) remove(name string) *Segment {
 	defer t.mu.Unlock()
 	s := t.byName[name]
 	if s != nil {
+		s.removed.Store(true)
 		delete(t.byName, name)
 		delete(t.byID, s.ID)
 	}
@@ -232,14 +242,15 @@ func (e *Engine) segment(id SegmentID) (*Segment, error) {
 	return nil, status.Errorf(status.InvalidArgument, "segment %d is not open", id)
 }
 
-// RemoveLocalSegment forgets a cached peer of that name: its id is invalid then, and the next open gives a new one.
+// RemoveLocalSegment forgets a cached peer of that name: its id is invalid then, and the next open gives a new one. What is
+// under way to it fails, also what another goroutine is just submitting.
 func (e *Engine) RemoveLocalSegment(name string) error {
 	name = strings.TrimLeft(name, "/")
 	if name == "" {
 		return status.Errorf(status.InvalidArgument, "a segment has no name")
 	}
 	if s := e.segments.remove(name); s != nil {
-		e.stager.forget(s, status.Errorf(status.InvalidArgument, "segment %q was removed", s.Name))
+		e.stager.forget(s)
 		for _, t := range e.installed() {
 			t.Forget(s)
 		}

@@ -109,6 +109,9 @@ func (s *stager) queue(r stagedRoute, t Transport) (*stagedQueue, error) {
 	if s.closed {
 		return nil, closedError()
 	}
+	if err := r.segment.Removed(); err != nil {
+		return nil, err
+	}
 	q := s.queues[r]
 	if q == nil {
 		q = &stagedQueue{stager: s, route: r, transport: t}
@@ -144,11 +147,11 @@ func (s *stager) abort() {
 	}
 }
 
-// forget fails what is queued for a segment, and what is not yet with the transport.
-func (s *stager) forget(segment *Segment, reason error) {
+// forget fails what is queued for a segment that was removed, and what is not yet with the transport.
+func (s *stager) forget(segment *Segment) {
 	for _, q := range s.all() {
 		if q.route.segment == segment {
-			q.end(reason)
+			q.end(segment.Removed())
 		}
 	}
 }

@@ -234,6 +234,29 @@ func TestRemovedSegmentFailsWhatIsStagedForIt(t *testing.T) {
 	require.ErrorContains(t, b.Err(), "removed")
 }
 
+// The segment is removed while a Submit fetches its descriptor.
+func TestSubmitThatTheRemovalOfItsSegmentOvertakesFails(t *testing.T) {
+	p := startStaged(t, &transporttest.Transport{}, func(c *core.Config) { c.DisableMetaCache = true })
+	for name, memory := range map[string][]byte{"host": pages(t, 4096), "device": p.memory(0, 4096)} {
+		b := p.batch(t, 1)
+		id := open(t, p.Engine, p.peer.Name())
+		held := p.holdFetches()
+		submitted := make(chan error, 1)
+		go func() {
+			submitted <- p.Submit(b, []core.Request{{Opcode: core.Write, Local: at(memory), Target: id, Length: 4096}}, nil)
+		}()
+		receive(t, held.begun)
+		require.NoError(t, p.RemoveLocalSegment(p.peer.Name()))
+		p.directory.SetFault(nil)
+		held.result <- nil
+		require.NoError(t, receive(t, submitted))
+		wait(t, b)
+		require.Equal(t, []core.State{core.Failed}, states(t, b), name)
+		require.ErrorContains(t, b.Err(), "was removed", name)
+	}
+	require.Empty(t, p.transport.Held())
+}
+
 func TestStagingWithoutTransportIsRefused(t *testing.T) {
 	p := startStaged(t, &transporttest.Transport{}, nil)
 	require.NoError(t, p.RemoveLocalSegment(p.peer.Name()))

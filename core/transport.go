@@ -34,7 +34,8 @@ type Transport interface {
 	// Evict ends, soon, whatever moves bytes of a region on behalf of a peer. The region takes no new pins by then.
 	Evict(r *Region)
 
-	// Forget drops the connections to a segment's owner. Ranges still held for it fail.
+	// Forget drops the connections to a segment's owner. Ranges still held for it fail, and so does what comes later, of a
+	// Submit that was on its way: by then Segment.Removed has the reason.
 	Forget(s *Segment)
 
 	// Links describes the peers that the transport has to do with.

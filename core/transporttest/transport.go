@@ -82,16 +82,24 @@ func (t *Transport) Submit(w *core.Work) {
 	if t.OnSubmit != nil {
 		t.OnSubmit(h)
 	}
-	t.mu.Lock()
-	closed := t.closed
-	if !closed {
-		t.held = append(t.held, h)
-	}
-	t.mu.Unlock()
-	if closed {
-		h.SettleRest(closedError())
+	if err := t.hold(h); err != nil {
+		h.SettleRest(err)
 	}
 	t.giveUp(h)
+}
+
+// hold adds a work to those that are held, or says why it is not.
+func (t *Transport) hold(h *Held) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return closedError()
+	}
+	if err := h.Segment.Removed(); err != nil {
+		return err
+	}
+	t.held = append(t.held, h)
+	return nil
 }
 
 // Abort implements core.Transport.
@@ -130,7 +138,7 @@ func (t *Transport) Forget(s *core.Segment) {
 	}
 	for _, h := range t.Held() {
 		if h.Segment == s {
-			h.SettleRest(status.Errorf(status.InvalidArgument, "segment %q was removed", s.Name))
+			h.SettleRest(s.Removed())
 		}
 	}
 }
