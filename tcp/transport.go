@@ -86,6 +86,9 @@ func (t *Transport) peer(s *core.Segment) (*peer, error) {
 	if t.closed {
 		return nil, status.Errorf(status.Context, "%w", core.ErrClosed)
 	}
+	if err := s.Removed(); err != nil { // a peer made now would never be forgotten
+		return nil, err
+	}
 	p := t.peers[s]
 	if p == nil {
 		p = &peer{transport: t, segment: s, answers: lookout{polling: t.config.Polling}}
@@ -131,7 +134,7 @@ func (t *Transport) Forget(s *core.Segment) {
 	delete(t.peers, s)
 	t.mu.Unlock()
 	if p != nil {
-		p.close(status.Errorf(status.InvalidArgument, "segment %q was removed", s.Name))
+		p.close(s.Removed())
 	}
 }
 
