@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -56,6 +57,9 @@ const (
 
 // errInaccessible is about memory that its owner has unmapped, or protected, without unregistering it first.
 var errInaccessible = errors.New("registered memory cannot be accessed")
+
+// errEnded is why a request is not served of a session that somebody ended: session.cause says why.
+var errEnded = errors.New("the session was ended")
 
 // regions is what sessions need of a core.Registry.
 type regions interface {
@@ -191,7 +195,10 @@ func (s *session) serve() error {
 			return err
 		}
 		region, err := s.pin(h)
-		if err != nil {
+		switch {
+		case err == errEnded:
+			return err
+		case err != nil:
 			return &rejection{header: h, code: statusRejected, reason: err}
 		}
 		if err := s.move(h, region); err != nil {
@@ -344,7 +351,8 @@ func (s *session) await(who *atomic.Bool, rest bool) {
 	}
 }
 
-// pin finds the region of a request and pins it until the turn ends. Pinning and making it known to evict are one step.
+// pin finds the region of a request and pins it until the turn ends. Pinning and making it known to evict are one step. A
+// session that somebody has ended pins no more: requests that it has read already are not served.
 func (s *session) pin(h header) (*core.Region, error) {
 	t := s.turn
 	if n := len(t.held); n > 0 && within(t.held[n-1], h) {
@@ -352,6 +360,9 @@ func (s *session) pin(h header) (*core.Region, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.cause != nil {
+		return nil, errEnded
+	}
 	region, err := s.target.memory.PinRemote(h.addr, h.length)
 	if err != nil {
 		return nil, err
@@ -543,7 +554,7 @@ func (s *session) finish(err error) error {
 	case errors.As(err, &rejected):
 		orderly = s.refuse(rejected)
 	case cause != nil:
-		orderly, err = s.between(), cause
+		orderly, err = err != errEnded && s.between(), cause
 	}
 	if orderly {
 		_ = s.conn.close()
@@ -628,9 +639,19 @@ func (s *session) ended() error {
 	return s.cause
 }
 
-// moves reports whether the session may be moving bytes of the region.
-func (s *session) moves(r *core.Region) bool {
+// holds is the regions that the session may be moving bytes of, each of them once.
+func (s *session) holds() []*core.Region {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Contains(s.turn.held, r) || s.staged != nil && s.staged.moves(r)
+	held := slices.Clone(s.turn.held)
+	if s.staged != nil {
+		for _, t := range s.staged.queue {
+			held = append(held, t.held...)
+		}
+	}
+	slices.SortFunc(held, func(a, b *core.Region) int { return cmp.Compare(a.Addr, b.Addr) })
+	return slices.Compact(held)
 }
+
+// moves reports whether the session may be moving bytes of the region.
+func (s *session) moves(r *core.Region) bool { return slices.Contains(s.holds(), r) }

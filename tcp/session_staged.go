@@ -503,8 +503,3 @@ func (s *session) senderBusy() bool {
 	d := s.staged
 	return len(d.queue) > 0 || d.failure != nil && !d.closing
 }
-
-// moves reports whether turns that the sender has not answered pin a region. The session's lock is held.
-func (d *staged) moves(r *core.Region) bool {
-	return slices.ContainsFunc(d.queue, func(t *turn) bool { return slices.Contains(t.held, r) })
-}

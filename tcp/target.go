@@ -270,6 +270,32 @@ func (t *target) evict(r *core.Region) {
 	}
 }
 
+// holders names the peers whose sessions may be moving bytes of the region.
+func (t *target) holders(r *core.Region) (names []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for s := range t.sessions {
+		if s.moves(r) {
+			names = append(names, "a transfer of "+s.peer)
+		}
+	}
+	return names
+}
+
+// stuck describes the sessions that have not ended, with the memory that they may be moving bytes of.
+func (t *target) stuck() (names []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for s := range t.sessions {
+		name := "one from " + s.peer
+		for _, r := range s.holds() {
+			name += fmt.Sprintf(", memory %v", r.Range)
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
 // watch has stalled sessions ended. The timer runs only while some session waits for its peer to go on, and is not set
 // anew for each wait.
 func (t *target) watch() {

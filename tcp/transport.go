@@ -127,6 +127,9 @@ func (t *Transport) Assist(s *core.Segment, done func() bool) {
 // Evict ends the sessions that move bytes of a region.
 func (t *Transport) Evict(r *core.Region) { t.target.evict(r) }
 
+// Holders names the peers whose sessions may be moving bytes of a region.
+func (t *Transport) Holders(r *core.Region) []string { return t.target.holders(r) }
+
 // Forget drops the connections to a segment's owner.
 func (t *Transport) Forget(s *core.Segment) {
 	t.mu.Lock()
