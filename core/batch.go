@@ -515,11 +515,19 @@ func (b *Batch) OnDone(f func()) (cancel func()) {
 	}
 }
 
-// wait blocks until no task of the batch is unfinished.
-func (b *Batch) wait() {
+// wait blocks until no task of the batch is unfinished, or returns false when that takes longer than the limit.
+func (b *Batch) wait(limit time.Duration) bool {
 	done := make(chan struct{})
-	b.OnDone(func() { close(done) })
-	<-done
+	cancel := b.OnDone(func() { close(done) })
+	defer cancel()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // abort marks every task that has not ended as given up; the transports then settle them. A delivery of notifications

@@ -59,8 +59,9 @@ type Engine struct {
 	devices    *devices
 	ordered    ordered
 
-	sync  chan struct{} // asks for a refresh of the segments
-	grace time.Duration // how long memory that is unregistered is waited for before what uses it is ended
+	sync   chan struct{} // asks for a refresh of the segments
+	grace  time.Duration // how long memory that is unregistered is waited for before what uses it is ended
+	ending time.Duration // how long what was ended may take, before it is told to be stuck
 
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -74,8 +75,12 @@ type installedTransport struct {
 	Transport
 }
 
-// unregisterGrace is Engine.grace, where no test has set it.
-const unregisterGrace = 2 * time.Second
+// unregisterGrace and EndingTime are Engine.grace and Engine.ending, where no test has set them. What is ended takes up to
+// a second by itself: a peer may be owed an answer, or have one on its way.
+const (
+	unregisterGrace = 2 * time.Second
+	EndingTime      = 5 * time.Second
+)
 
 // New makes an engine: it opens the metadata store, starts the handshake server, and publishes its descriptor. A
 // transport is installed afterwards.
@@ -116,7 +121,7 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 		store: store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength,
 		},
-		local: newLocalTransport(ctx, memory), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: unregisterGrace,
+		local: newLocalTransport(ctx, memory), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: unregisterGrace, ending: EndingTime,
 		ctx: ctx, cancel: cancel,
 	}
 	e.transports.Store(&[]installedTransport{})

@@ -21,3 +21,6 @@ func Start(o Options, store metadata.Store) (*Engine, error) {
 
 // SetGrace sets how long memory that is unregistered is waited for.
 func (e *Engine) SetGrace(d time.Duration) { e.grace = d }
+
+// SetEnding sets how long what was ended may take before it is told to be stuck.
+func (e *Engine) SetEnding(d time.Duration) { e.ending = d }

@@ -2,6 +2,7 @@ package core
 
 import (
 	"testing"
+	"time"
 
 	"kvferry/core/metadata"
 	"kvferry/core/metadata/metadatatest"
@@ -39,7 +40,7 @@ func TestNotificationStaysWhenMoreIsSubmittedAsTheLastTaskEnds(t *testing.T) {
 	_, messages := b.takeNotifications()
 	require.Empty(t, messages)
 	b.settle(task, 1, nil)
-	b.wait()
+	require.True(t, b.wait(time.Minute))
 	require.Len(t, b.engine.Notifications(), 1)
 }
 
@@ -69,7 +70,7 @@ func TestAbortOfABatchThatIsDoneConcernsNothingLater(t *testing.T) {
 	require.NoError(t, (&Work{owner: b.all()[0]}).Aborted())
 	require.NoError(t, b.deliveryContext().Err())
 	b.settle(task, 1, nil)
-	b.wait()
+	require.True(t, b.wait(time.Minute))
 }
 
 func TestClosedEngineStartsNothing(t *testing.T) {

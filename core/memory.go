@@ -44,7 +44,8 @@ func (r Range) check() error {
 	return nil
 }
 
-// Region is a registered range. While pins are held on it, its owner cannot take it back: Unregister waits.
+// Region is a registered range. While pins are held on it, its owner cannot take it back: Unregister waits, and fails when
+// that takes too long.
 type Region struct {
 	Range
 	Location string          // as given at registration: "cpu:0", "npu:1", "*"
@@ -64,6 +65,22 @@ func (r *Region) Unpin() {
 	}
 }
 
+// pinIfInUse pins a region unless its last pin has ended, after which its owner may have the memory back.
+func (r *Region) pinIfInUse() bool {
+	for {
+		pins := r.pins.Load()
+		if pins <= 0 {
+			return false
+		}
+		if r.pins.CompareAndSwap(pins, pins+1) {
+			return true
+		}
+	}
+}
+
+// isDrained reports whether nothing pins a region that was taken.
+func (r *Region) isDrained() bool { return r.pins.Load() == 0 }
+
 // entry is a region in the index, with its key beside it: a look-up compares values and allocates nothing.
 type entry struct {
 	addr   uintptr
@@ -72,10 +89,16 @@ type entry struct {
 
 // Registry is the index of an engine's registered regions, which never overlap. Adding, removing and finding one is
 // O(log n). Its methods may be called from any goroutine.
+//
+// A region that is unregistered while something uses it is in leaving until an Unregister has reported that nothing does
+// any more: no memory that overlaps it can be registered before its last pin has ended.
 type Registry struct {
-	mu    sync.RWMutex
-	index *btree.BTreeG[entry] // by address
-	order *list.List           // of *Region, in the order of registration
+	mu      sync.RWMutex
+	index   *btree.BTreeG[entry] // by address
+	leaving *btree.BTreeG[entry] // regions that were taken while in use, by address; they overlap nothing either
+	order   *list.List           // of *Region, in the order of registration
+	holds   map[*hold]struct{}
+	sweepAt int // how many regions leaving has when those that are drained are forgotten
 
 	onDevices  atomic.Int64  // regions of device memory
 	lastPinner atomic.Uint64 // number of the latest pins
@@ -84,9 +107,10 @@ type Registry struct {
 
 func newRegistry() *Registry {
 	const degree = 32 // nodes of 31 to 63 entries: a few cache lines each
+	byAddress := func(a, b entry) bool { return a.addr < b.addr }
 	m := &Registry{
-		index: btree.NewG(degree, func(a, b entry) bool { return a.addr < b.addr }),
-		order: list.New(),
+		index: btree.NewG(degree, byAddress), leaving: btree.NewG(degree, byAddress), order: list.New(),
+		holds: map[*hold]struct{}{}, sweepAt: fewestLeaving,
 	}
 	m.epoch.Store(max(1, rand.Uint64()))
 	return m
@@ -112,15 +136,19 @@ func (m *Registry) changeEpoch() {
 	}
 }
 
-// add registers a range of host memory, or on a device, or fails with status.InvalidArgument or status.AddressOverlapped.
+// add registers a range of host memory, or on a device, or fails with status.InvalidArgument or status.AddressOverlapped,
+// which has an overlapsLeaving in it where the memory was unregistered and is still in use.
 func (m *Registry) add(r Range, location string, remote bool, on *staging.Device) error {
 	if err := r.check(); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if other := m.overlapping(r); other != nil {
+	if other := overlapping(m.index, r); other != nil {
 		return status.Errorf(status.AddressOverlapped, "memory range %v overlaps %v, which is registered", r, other.Range)
+	}
+	if other := m.stillUsed(r); other != nil {
+		return status.Errorf(status.AddressOverlapped, "%w", &overlapsLeaving{r, other})
 	}
 	region := &Region{Range: r, Location: location, Remote: remote, Device: on, drained: make(chan struct{})}
 	region.pins.Store(1)
@@ -132,13 +160,17 @@ func (m *Registry) add(r Range, location string, remote bool, on *staging.Device
 	return nil
 }
 
-// take removes the region that starts at addr from the index, so that it gets no new pins. The caller waits for
-// Region.drained before it lets the owner have the memory back.
+// take removes the region that starts at addr from the index, so that it gets no new pins, or finds one that was removed
+// while something used it. The caller waits for Region.drained before it lets the owner have the memory back, and then
+// calls left.
 func (m *Registry) take(addr uintptr) (*Region, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	found, ok := m.index.Delete(entry{addr: addr})
 	if !ok {
+		if again, ok := m.leaving.Get(entry{addr: addr}); ok {
+			return again.region, nil
+		}
 		return nil, status.Errorf(status.AddressNotRegistered, "no memory is registered at %#x", addr)
 	}
 	m.changeEpoch()
@@ -147,6 +179,10 @@ func (m *Registry) take(addr uintptr) (*Region, error) {
 		m.onDevices.Add(-1)
 	}
 	found.region.Unpin()
+	if !found.region.isDrained() {
+		m.leaving.ReplaceOrInsert(found)
+		m.sweep()
+	}
 	return found.region, nil
 }
 
@@ -159,7 +195,7 @@ func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	region := m.atOrBelow(r.Addr)
+	region := atOrBelow(m.index, r.Addr)
 	switch {
 	case region == nil || region.end()-1 < r.Addr:
 		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is not registered", r)
@@ -195,7 +231,7 @@ func (m *Registry) pinOverlapping(r Range, to *pins) (on *staging.Device, err er
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	first := m.atOrBelow(r.Addr)
+	first := atOrBelow(m.index, r.Addr)
 	if first != nil && first.end()-1 >= r.Addr {
 		m.pin(first, to)
 		on = first.Device
@@ -253,19 +289,19 @@ func (m *Registry) Each(f func(*Region) bool) {
 	}
 }
 
-// atOrBelow returns the region with the highest address not above addr, or nil. The lock is held.
-func (m *Registry) atOrBelow(addr uintptr) (found *Region) {
-	m.index.DescendLessOrEqual(entry{addr: addr}, func(e entry) bool {
+// atOrBelow returns the region with the highest address not above addr, or nil. The registry's lock is held.
+func atOrBelow(tree *btree.BTreeG[entry], addr uintptr) (found *Region) {
+	tree.DescendLessOrEqual(entry{addr: addr}, func(e entry) bool {
 		found = e.region
 		return false
 	})
 	return found
 }
 
-// overlapping returns a region that shares a byte with the valid range r, or nil. The lock is held.
-func (m *Registry) overlapping(r Range) *Region {
+// overlapping returns the last region that shares a byte with the valid range r, or nil. The registry's lock is held.
+func overlapping(tree *btree.BTreeG[entry], r Range) *Region {
 	last := r.end() - 1
-	if region := m.atOrBelow(last); region != nil && region.end()-1 >= r.Addr {
+	if region := atOrBelow(tree, last); region != nil && region.end()-1 >= r.Addr {
 		return region
 	}
 	return nil

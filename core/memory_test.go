@@ -112,7 +112,7 @@ func addAndCompare(t *testing.T, registry *Registry, model *plainMemory, r Range
 		require.Equal(t, status.AddressOverlapped, status.Of(err, -1), "of %v", r)
 	default:
 		require.NoError(t, err, "of %v", r)
-		added := registry.atOrBelow(r.Addr)
+		added := atOrBelow(registry.index, r.Addr)
 		require.Equal(t, r, added.Range)
 		require.Equal(t, remote, added.Remote)
 		model.set(r, added)

@@ -98,17 +98,10 @@ func (e *Engine) moveNow(a *Arrays) error {
 
 // await waits for the end of the batch: why it failed, or that the time is over.
 func (b *Batch) await(limit time.Duration) error {
-	done := make(chan struct{})
-	cancel := b.OnDone(func() { close(done) })
-	defer cancel()
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case <-done:
-		return b.Err()
-	case <-timer.C:
+	if !b.wait(limit) {
 		return status.Errorf(status.Context, "batch %d was not done within %v", b.id, limit)
 	}
+	return b.Err()
 }
 
 func (o *ordered) fail(err error) {

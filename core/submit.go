@@ -2,7 +2,9 @@ package core
 
 import (
 	"errors"
+	"slices"
 	"sync/atomic"
+	"time"
 
 	"kvferry/core/metadata"
 	"kvferry/core/staging"
@@ -241,14 +243,30 @@ func (e *Engine) FreeBatch(b *Batch) error {
 	return nil
 }
 
-// DiscardBatch gives up what is unfinished, waits until nothing touches its memory any more, and frees the batch.
+// DiscardBatch gives up what is unfinished, waits until nothing touches its memory any more, and frees the batch. What is
+// stuck in a system call or on a device may go on using the memory: the error, a status.BatchBusy with ErrInUse in it, says
+// so after a while, and the batch is freed when that has ended.
 func (e *Engine) DiscardBatch(b *Batch) error {
 	if !b.Done() {
 		b.abort(ErrDiscarded)
 		e.abortTransports()
-		b.wait()
+		if !b.wait(b.endingTime()) {
+			b.OnDone(func() { go e.FreeBatch(b) }) // fails where somebody else has freed it
+			return status.Errorf(status.BatchBusy, "batch %d was given up, but its memory is %w: %s", b.id, ErrInUse, b.unfinished())
+		}
 	}
 	return e.FreeBatch(b)
+}
+
+// endingTime is how long a batch that is given up may take to end. A copy of a device that does not end is given up by the
+// device's staging, a while after Config.ProgressTimeout.
+func (b *Batch) endingTime() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if slices.ContainsFunc(b.pins, func(r *Region) bool { return r.Device != nil }) {
+		return b.engine.ending + b.engine.config.ProgressTimeout*5/4
+	}
+	return b.engine.ending
 }
 
 // reportFailure logs a batch's first failure; the rest are in the tasks' states.

@@ -34,6 +34,9 @@ type Transport interface {
 	// Evict ends, soon, whatever moves bytes of a region on behalf of a peer. The region takes no new pins by then.
 	Evict(r *Region)
 
+	// Holders names, for an error, the peers for whom bytes of a region are moved, or may be: "peer 10.0.0.2:4711".
+	Holders(r *Region) []string
+
 	// Forget drops the connections to a segment's owner. Ranges still held for it fail, and so does what comes later, of a
 	// Submit that was on its way: by then Segment.Removed has the reason.
 	Forget(s *Segment)

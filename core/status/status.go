@@ -19,7 +19,7 @@ const (
 	InvalidArgument       Code = 1
 	TooManyRequests       Code = 2
 	AddressNotRegistered  Code = 3
-	BatchBusy             Code = 4
+	BatchBusy             Code = 4 // tasks have not ended, or memory is still in use
 	DeviceNotFound        Code = 6
 	AddressOverlapped     Code = 7
 	NotSupportedTransport Code = 8

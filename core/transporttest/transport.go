@@ -31,6 +31,9 @@ type Transport struct {
 	// OnLinks is what Links returns; nil for none.
 	OnLinks func() []core.Link
 
+	// OnHolders is what Holders returns; nil for none.
+	OnHolders func(*core.Region) []string
+
 	mu     sync.Mutex
 	held   []*Held
 	calls  Calls
@@ -128,6 +131,14 @@ func (t *Transport) Evict(r *core.Region) {
 	if t.OnEvict != nil {
 		t.OnEvict(r)
 	}
+}
+
+// Holders implements core.Transport.
+func (t *Transport) Holders(r *core.Region) []string {
+	if t.OnHolders == nil {
+		return nil
+	}
+	return t.OnHolders(r)
 }
 
 // Forget implements core.Transport: what is held for the segment fails.
