@@ -3,6 +3,7 @@ package tcp
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,18 +62,26 @@ type lane struct {
 	taken   []piece    // scratch of write
 	careful bool       // one vector at a time is sent
 
-	mu       sync.Mutex
-	conn     *stream              // nil before the connection is up
-	owner    *metadata.Descriptor // of the engine at the other end; set with conn
-	target   string               // the engine at the other end, as targetKey names it; set with conn
-	flight   queue[piece]         // oldest first
-	flying   atomic.Uint64        // their bytes; changed under the lock
-	laidOut  uint64               // length of the stream of frames so far
-	sent     uint64               // how far it is sent
-	sending  *sync.Cond           // sent or broken has changed
-	broken   error                // why the lane ends
-	over     bool                 // quit was called: nothing is waited for any more
-	watching bool                 // the watchdog is armed
+	mu      sync.Mutex
+	conn    *stream              // nil before the connection is up
+	owner   *metadata.Descriptor // of the engine at the other end; set with conn
+	target  string               // the engine at the other end, as targetKey names it; set with conn
+	flight  queue[piece]         // oldest first
+	flying  atomic.Uint64        // their bytes; changed under the lock
+	laidOut uint64               // length of the stream of frames so far
+	sent    uint64               // how far it is sent
+	sending *sync.Cond           // sent or broken has changed
+	broken  error                // why the lane ends
+	over    bool                 // quit was called: nothing is waited for any more
+
+	// See lane_stuck.go.
+	inHand, copying []piece     // that were taken and are neither in flight nor settled; the latter are being copied
+	stuckTimer      *time.Timer // set by quit
+	retired         bool
+	letGo           func()         // lets the memory go that is held; set when the lane was found stuck
+	stuckEnd        *connectionEnd // of the WRITEs that were in flight then
+
+	watching bool // the watchdog is armed
 	watchdog *time.Timer
 
 	lastMoved uint64 // moved, when the watchdog saw it change
@@ -114,6 +123,10 @@ func (l *lane) run() {
 	writer.Wait()
 	held, unanswered, reason := l.retire()
 	l.peer.segment.Disconnected()
+	if l.letGo != nil { // all was settled already
+		l.endStuck(reason)
+		return
+	}
 	l.peer.withdraw(l.conn, l.owner, unanswered, reason)
 	held, _ = settleAborted(held)
 	l.peer.leave(l, held, reason)
@@ -176,6 +189,9 @@ func (l *lane) quit(reason error) {
 		l.broken = reason
 	}
 	l.over = true
+	if l.stuckTimer == nil && l.owner != nil {
+		l.stuckTimer = time.AfterFunc(stuckTime, l.giveUpStuck)
+	}
 	conn := l.conn
 	l.mu.Unlock()
 	l.cancel()
@@ -193,7 +209,7 @@ func (l *lane) carriesAborted() bool {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(l.copying, func(h piece) bool { return h.work.Aborted() != nil })
 }
 
 // retire empties the lane after receiver and writer have ended. From here on nothing of this process touches the memory of
@@ -208,6 +224,23 @@ func (l *lane) retire() (held, unanswered []piece, reason error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.watchdog.Stop()
+	l.retired = true
+	if l.stuckTimer != nil {
+		l.stuckTimer.Stop()
+	}
+	held, unanswered = l.empty()
+	l.unsent = nil
+	if errors.Is(l.broken, errStalled) {
+		for i := range held {
+			held[i].fatal = firstError(held[i].fatal, l.broken)
+		}
+	}
+	return held, unanswered, l.broken
+}
+
+// empty takes everything that is in flight off the lane. unanswered are the WRITEs among it of which something was sent. The
+// lock is held.
+func (l *lane) empty() (held, unanswered []piece) {
 	for l.flight.len() > 0 {
 		h := l.flight.pop()
 		if h.op == core.Write && h.end-h.frame() < l.sent {
@@ -216,13 +249,7 @@ func (l *lane) retire() (held, unanswered []piece, reason error) {
 		held = append(held, h)
 	}
 	l.flying.Store(0)
-	l.unsent = nil
-	if errors.Is(l.broken, errStalled) {
-		for i := range held {
-			held[i].fatal = firstError(held[i].fatal, l.broken)
-		}
-	}
-	return held, unanswered, l.broken
+	return held, unanswered
 }
 
 // lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.

@@ -37,6 +37,7 @@ type reach struct {
 	grants   []grant // all of one epoch
 	fetching fetching
 	chosen   []piece // scratch of fetchGranted: those that are fetched
+	seen     seen    // where was copied from
 	look     fetching
 	epoch    uint64 // as it was last seen
 }
@@ -53,8 +54,10 @@ func (r *reach) granted(p *piece) bool {
 	return false
 }
 
-// fetchGranted fetches what it can of the pieces, settles that, and returns the others, in the same memory.
-func (l *lane) fetchGranted(pieces []piece) []piece {
+// fetchGranted fetches what it can of the pieces, settles that, and returns the others, in the same memory. A page of the
+// peer's that is not in memory may keep the copying thread for as long as it likes: a goroutine that may not wait copies
+// only from where the lane has copied before, and leaves the rest to the writer.
+func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	r := &l.reach
 	l.mu.Lock()
 	if !r.inReach() || len(r.grants) == 0 {
@@ -63,17 +66,34 @@ func (l *lane) fetchGranted(pieces []piece) []piece {
 	}
 	proof := r.grants[0]
 	rest := pieces[:0]
+	var later []piece
 	for _, p := range pieces {
-		if p.op == core.Read && !p.plain && !r.fetching.full() && r.granted(&p) {
+		switch {
+		case p.op != core.Read || p.plain || r.fetching.full() || !r.granted(&p):
+			rest = append(rest, p)
+		case mayWait || r.seen.has(p.remote, p.length):
 			r.chosen = append(r.chosen, p)
 			r.fetching.add(p.local, uintptr(p.remote), p.length)
-		} else {
-			rest = append(rest, p)
+		default:
+			later = append(later, p)
 		}
 	}
+	l.inHand, l.copying = rest, r.chosen
 	l.mu.Unlock()
+	l.leaveToWriter(later)
 	fetched := r.fetching.run(r.process, nil) == nil
 	valid := fetched && l.unchanged(proof)
+	l.mu.Lock()
+	stuck := l.letGo != nil
+	l.copying = nil
+	if valid {
+		r.note()
+	}
+	l.mu.Unlock()
+	if stuck {
+		r.fetching.reset()
+		return nil
+	}
 	for i := range r.chosen {
 		if valid {
 			l.peer.count(&r.chosen[i])
@@ -90,6 +110,26 @@ func (l *lane) fetchGranted(pieces []piece) []piece {
 	r.chosen = r.chosen[:0]
 	r.fetching.reset()
 	return rest
+}
+
+// leaveToWriter queues pieces again for the lane's own goroutine.
+func (l *lane) leaveToWriter(pieces []piece) {
+	if len(pieces) == 0 {
+		return
+	}
+	l.peer.mu.Lock()
+	for _, p := range pieces {
+		l.peer.requeue(p)
+	}
+	l.peer.mu.Unlock()
+	l.nudge()
+}
+
+// note remembers where was copied from.
+func (r *reach) note() {
+	for _, v := range r.fetching.from {
+		r.seen.add(uint64(v.base), v.length)
+	}
 }
 
 // unchanged reports whether no memory has been taken back since the grant was made.

@@ -178,10 +178,14 @@ func (l *lane) checkStatus(frame []byte) error {
 func (l *lane) settleOldest(p piece) error {
 	l.got = 0
 	l.mu.Lock()
-	for l.sent < p.end && l.broken == nil {
+	for l.sent < p.end && l.broken == nil && l.letGo == nil {
 		l.sending.Wait()
 	}
 	if l.sent < p.end {
+		defer l.mu.Unlock()
+		return l.broken
+	}
+	if l.letGo != nil {
 		defer l.mu.Unlock()
 		return l.broken
 	}

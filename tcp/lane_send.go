@@ -53,7 +53,7 @@ func (l *lane) writeIfIdle() bool {
 // the rest to the writer. The lock for writing is held.
 func (l *lane) write(mayWait bool) error {
 	for {
-		if len(l.unsent) == 0 && !l.fill() {
+		if len(l.unsent) == 0 && !l.fill(mayWait) {
 			return nil
 		}
 		if len(l.unsent) == 0 { // all that was taken is done already
@@ -103,8 +103,8 @@ func (l *lane) noteSent(n int) {
 }
 
 // fill takes pieces from the queue and lays their frames out in unsent. They are in flight from then on. It reports
-// whether there was anything to take.
-func (l *lane) fill() bool {
+// whether there was anything to take. A goroutine that may not wait leaves to the writer what it might have to wait for.
+func (l *lane) fill(mayWait bool) bool {
 	l.mu.Lock()
 	pieces, flying, broken := windowPieces-l.flight.len(), l.load(), l.broken
 	l.mu.Unlock()
@@ -116,9 +116,13 @@ func (l *lane) fill() bool {
 	if len(l.taken) == 0 {
 		return false
 	}
-	l.taken = l.fetchGranted(l.taken)
+	l.taken = l.fetchGranted(l.taken, mayWait)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.inHand = nil
+	if l.letGo != nil {
+		return false
+	}
 	l.headers, l.vectors = l.headers[:0], l.vectors[:0]
 	for i := range l.taken {
 		p := &l.taken[i]

@@ -92,9 +92,9 @@ func (f *fetching) reset() { f.to, f.from, f.bytes = f.to[:0], f.from[:0], 0 }
 
 // Why copies were not made.
 var (
-	errOutOfReach = errors.New("the memory of the other process cannot be read")
-	errRevoked    = errors.New("the initiator has given up what was to be copied")
-	errEnded      = errors.New("the process to copy from has ended")
+	errOutOfReach   = errors.New("the memory of the other process cannot be read")
+	errRevoked      = errors.New("the initiator has given up what was to be copied")
+	errProcessEnded = errors.New("the process to copy from has ended")
 )
 
 // run makes the copies from a process, by its permit where there is to be one. Where not all were made, an error says why,
@@ -111,7 +111,7 @@ func (f *fetching) run(from *process, permit *permit) error {
 	err := f.copyAll()
 	if err == nil && !from.lives() {
 		f.wipe()
-		err = fmt.Errorf("%v: %w", from, errEnded)
+		err = fmt.Errorf("%v: %w", from, errProcessEnded)
 	}
 	f.process, f.permit = nil, nil
 	return err

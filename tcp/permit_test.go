@@ -164,7 +164,7 @@ func TestAProcessThatHasEndedIsNotCopiedFromAndWhatWasCopiedIsWiped(t *testing.T
 	require.False(t, reused.lives())
 	var f fetching
 	f.add(addressOf(to), addressOf(from), 4096)
-	require.ErrorIs(t, f.run(reused, nil), errEnded)
+	require.ErrorIs(t, f.run(reused, nil), errProcessEnded)
 	require.Equal(t, make([]byte, 4096), to)
 }
 

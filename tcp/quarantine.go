@@ -64,6 +64,7 @@ type suspectRange struct {
 
 // connectionEnd is the end of a connection at its target.
 type connectionEnd struct {
+	target  string // as targetKey names it
 	where   string // the connection, for an error
 	unknown bool   // nobody will ever know whether it has come; under the lock of quarantines
 }
@@ -77,16 +78,16 @@ func targetKey(d *metadata.Descriptor, remote string) string {
 }
 
 // add puts the ranges of WRITEs that were in flight on one connection into the quarantine of its target.
-func (q *quarantines) add(target string, writes []piece, end *connectionEnd) {
+func (q *quarantines) add(writes []piece, end *connectionEnd) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.byTarget == nil {
 		q.byTarget = map[string]*quarantine{}
 	}
-	t := q.byTarget[target]
+	t := q.byTarget[end.target]
 	if t == nil {
 		t = &quarantine{}
-		q.byTarget[target] = t
+		q.byTarget[end.target] = t
 	}
 	before := len(t.ranges)
 	for i := range writes {
@@ -116,11 +117,11 @@ func (t *quarantine) merge() {
 	}
 }
 
-// release frees the ranges of a connection that is over at its target, and forget says that this will never be known.
-func (q *quarantines) release(target string, end *connectionEnd) {
+// release frees the ranges of a connection that is over at its target.
+func (q *quarantines) release(end *connectionEnd) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	t := q.byTarget[target]
+	t := q.byTarget[end.target]
 	if t == nil {
 		return
 	}
@@ -128,10 +129,11 @@ func (q *quarantines) release(target string, end *connectionEnd) {
 	t.ranges = slices.DeleteFunc(t.ranges, func(r suspectRange) bool { return r.end == end })
 	q.busy.Add(int64(len(t.ranges) - before))
 	if len(t.ranges) == 0 {
-		delete(q.byTarget, target)
+		delete(q.byTarget, end.target)
 	}
 }
 
+// giveUp says that the end of a connection will never be known.
 func (q *quarantines) giveUp(end *connectionEnd) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -227,31 +229,42 @@ func (p *peer) recheck() {
 // withdraw ends a connection on this side, before anything that was in flight on it is settled or sent again. unanswered
 // are the WRITEs of which something was sent, and reason is why the connection ends.
 func (p *peer) withdraw(conn *stream, d *metadata.Descriptor, unanswered []piece, reason error) {
-	p.revoke(conn, unanswered)
-	target := targetKey(d, conn.remote.String())
-	switch {
-	case len(unanswered) == 0, conn.number == 0 && isEnd(reason):
+	revoked := p.revoke(conn, unanswered)
+	if len(unanswered) == 0 || conn.number == 0 && isEnd(reason) {
 		p.discard(conn)
 		return
 	}
-	end := &connectionEnd{where: fmt.Sprintf("to %v", conn.remote)}
-	quarantines := &p.transport.quarantines
-	quarantines.add(target, unanswered, end)
-	switch {
-	case conn.number != 0:
-		end.where = fmt.Sprintf("%d %s", conn.number, end.where)
-		number := conn.number
-		p.discard(conn)
-		p.transport.running.Go(func() { p.fence(number, d, end) })
-	case isReset(reason) || quarantines.lingering.Add(1) > maxLingering:
-		if !isReset(reason) {
-			quarantines.lingering.Add(-1)
-		}
-		quarantines.giveUp(end)
-		p.discard(conn)
-	default:
-		p.transport.running.Go(func() { p.linger(conn, target, end) })
+	end := p.suspectWrites(conn, d, unanswered)
+	if conn.number == 0 {
+		p.learnEnd(conn, end, reason)
+		return
 	}
+	conn.abandon()
+	if revoked {
+		conn.release()
+	}
+	p.transport.running.Go(func() { p.fence(conn.number, d, end) })
+}
+
+// suspectWrites puts WRITEs that were in flight on a connection into the quarantine of its target.
+func (p *peer) suspectWrites(conn *stream, d *metadata.Descriptor, unanswered []piece) *connectionEnd {
+	end := &connectionEnd{target: targetKey(d, conn.remote.String()), where: fmt.Sprintf("to %v", conn.remote)}
+	p.transport.quarantines.add(unanswered, end)
+	return end
+}
+
+// learnEnd finds out when the target has ended a connection without a hello, and takes the connection over.
+func (p *peer) learnEnd(conn *stream, end *connectionEnd, reason error) {
+	quarantines := &p.transport.quarantines
+	if !isReset(reason) {
+		if quarantines.lingering.Add(1) <= maxLingering {
+			p.transport.running.Go(func() { p.linger(conn, end) })
+			return
+		}
+		quarantines.lingering.Add(-1)
+	}
+	quarantines.giveUp(end)
+	p.discard(conn)
 }
 
 // discard closes a connection. What the kernel still has of it is not to arrive.
@@ -291,7 +304,7 @@ func (p *peer) fence(number uint64, d *metadata.Descriptor, end *connectionEnd) 
 			return
 		}
 	}
-	p.free(d.Identity, end)
+	p.free(end)
 }
 
 // replaced reports whether the engine of a descriptor is gone, since another incarnation answers in its place.
@@ -301,7 +314,7 @@ func (p *peer) replaced(ctx context.Context, d *metadata.Descriptor) bool {
 }
 
 // linger reads a connection to its end.
-func (p *peer) linger(conn *stream, target string, end *connectionEnd) {
+func (p *peer) linger(conn *stream, end *connectionEnd) {
 	defer p.transport.quarantines.lingering.Add(-1)
 	stop := context.AfterFunc(p.transport.ctx, func() { _ = conn.setDeadline(past) })
 	defer stop()
@@ -312,7 +325,7 @@ func (p *peer) linger(conn *stream, target string, end *connectionEnd) {
 	}
 	p.discard(conn)
 	if errors.Is(err, io.EOF) {
-		p.free(target, end)
+		p.free(end)
 	} else {
 		p.transport.quarantines.giveUp(end)
 		p.recheckAll()
@@ -320,8 +333,8 @@ func (p *peer) linger(conn *stream, target string, end *connectionEnd) {
 }
 
 // free releases the ranges of a connection that is over.
-func (p *peer) free(target string, end *connectionEnd) {
-	p.transport.quarantines.release(target, end)
+func (p *peer) free(end *connectionEnd) {
+	p.transport.quarantines.release(end)
 	p.recheckAll()
 }
 
@@ -332,20 +345,5 @@ func (p *peer) recheckAll() {
 		if other != p {
 			other.recheck()
 		}
-	}
-}
-
-// revokePatience is how long a copy that the target makes of local memory is waited for, after the target's connection was
-// given up. A copy takes a fraction of a millisecond; a target that is stopped amid it may take for ever.
-const revokePatience = 2 * time.Second
-
-// revoke takes back the permit to copy from this process, before anything that was in flight is settled.
-func (p *peer) revoke(conn *stream, unanswered []piece) {
-	if conn.permit == nil {
-		return
-	}
-	gone := func() bool { return !conn.process.lives() }
-	if conn.permit.revoke(revokePatience, gone) {
-		return
 	}
 }

@@ -124,13 +124,13 @@ func TestAWriteToAKvferryTargetWaitsForTheFormerSessionHoweverItsConnectionEnded
 func TestAQuarantineIsBounded(t *testing.T) {
 	var q quarantines
 	work := workOf(write(0x1000, 0x10000, 1))
-	end := &connectionEnd{where: "somewhere"}
+	end := &connectionEnd{target: "target", where: "somewhere"}
 	pieces := make([]piece, 1000)
 	for round := range uint64(20) {
 		for i := range pieces {
 			pieces[i] = piece{op: core.Write, work: work, remote: round<<20 + uint64(i)<<4, length: 8}
 		}
-		q.add("target", pieces, end)
+		q.add(pieces, end)
 		q.giveUp(end)
 	}
 	require.LessOrEqual(t, len(q.byTarget["target"].ranges), maxRanges)
@@ -146,7 +146,7 @@ func TestAQuarantineIsBounded(t *testing.T) {
 	blocking, _ = q.check("target", &reading)
 	require.Nil(t, blocking)
 	require.True(t, slices.ContainsFunc(q.byTarget["target"].ranges, func(r suspectRange) bool { return r.low == 0 }))
-	q.release("target", end)
+	q.release(end)
 	require.Zero(t, q.busy.Load())
 	require.Empty(t, q.byTarget)
 }

@@ -22,6 +22,7 @@ const protoVersion = 2
 type Transport struct {
 	config   *core.Config
 	log      *zap.Logger
+	memory   *core.Registry
 	endpoint core.Endpoint
 	target   *target
 	sameHost bool // peers on this host are neighbours
@@ -48,7 +49,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Transport{config: config, log: e.Log(), peers: map[*core.Segment]*peer{}}
+	t := &Transport{config: config, log: e.Log(), memory: e.Memory(), peers: map[*core.Segment]*peer{}}
 	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion, Hello: helloVersion}
 	t.self = parseIdentity(e.Identity())
 	_, _ = rand.Read(t.origin[:]) // never fails: see crypto/rand

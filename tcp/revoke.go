@@ -1,0 +1,56 @@
+package tcp
+
+import (
+	"fmt"
+	"time"
+
+	"kvferry/core"
+
+	"go.uber.org/zap"
+)
+
+// revokePatience is how long a copy that the target makes of local memory is waited for after its connection was given up. A
+// copy takes a millisecond at most. A target that is stopped amid it, or waits for a page of this process, may take for ever.
+const revokePatience = 2 * time.Second
+
+// revoke takes back the permit to copy from this process, before anything that was in flight on the connection is settled,
+// and reports whether nothing is copied any more. Otherwise the memory of the pieces is held until the copy has ended, or
+// the process that makes it, and what the connection knows of that process is kept until then.
+func (p *peer) revoke(conn *stream, unanswered []piece) bool {
+	if len(unanswered) == 0 && conn.permit != nil {
+		conn.permit.revoke(0, func() bool { return true }) // nothing of this process is being copied
+		return true
+	}
+	if conn.permit == nil || conn.permit.revoke(revokePatience, func() bool { return !conn.process.lives() }) {
+		return true
+	}
+	why := fmt.Sprintf("a copy that %v is making, which was given up and does not end: is the process stopped?", conn.process)
+	letGo := p.transport.hold(unanswered, why)
+	p.transport.log.Warn("the memory of transfers that have failed may still be read", zap.String("segment", p.segment.Name), zap.String("by", why))
+	p.transport.running.Go(func() {
+		p.awaitRevocation(conn)
+		letGo()
+		conn.release()
+	})
+	return false
+}
+
+// awaitRevocation waits for a permit for as long as it takes, or until the transport is closed.
+func (p *peer) awaitRevocation(conn *stream) {
+	over := func() bool { return p.transport.ctx.Err() != nil || !conn.process.lives() }
+	for !conn.permit.revoke(revokePatience, over) {
+	}
+}
+
+// hold keeps the local memory of pieces from being taken back, until letGo is called.
+func (t *Transport) hold(pieces []piece, why string) (letGo func()) {
+	var all []func()
+	for i := range pieces {
+		all = append(all, t.memory.Hold(core.Range{Addr: pieces[i].local, Length: pieces[i].length}, why))
+	}
+	return func() {
+		for _, release := range all {
+			release()
+		}
+	}
+}
