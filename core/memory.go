@@ -4,7 +4,6 @@ import (
 	"container/list"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -112,7 +111,7 @@ func newRegistry() *Registry {
 		index: btree.NewG(degree, byAddress), leaving: btree.NewG(degree, byAddress), order: list.New(),
 		holds: map[*hold]struct{}{}, sweepAt: fewestLeaving,
 	}
-	m.epoch.Store(max(1, rand.Uint64()))
+	m.epoch.Store(max(1, randomNumber()))
 	return m
 }
 

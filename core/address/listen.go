@@ -3,7 +3,6 @@ package address
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -145,8 +144,8 @@ func Listen(ctx context.Context, host string, minPort, maxPort, backlog int) (*n
 		return nil, status.Errorf(status.InvalidArgument, "port range %d-%d is not within 0-65535", minPort, maxPort)
 	}
 	var last error
-	for _, offset := range rand.Perm(maxPort - minPort + 1) {
-		l, err := listen(ctx, host, minPort+offset, backlog)
+	for port := range shuffled(minPort, maxPort) {
+		l, err := listen(ctx, host, port, backlog)
 		if err == nil {
 			return l, nil
 		}

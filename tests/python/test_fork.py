@@ -28,6 +28,20 @@ works()
 """)
 
 
+def test_siblings_that_load_the_library_after_the_fork_pick_different_ports() -> None:
+    """What the kernel gave the parent at exec to seed generators with is the same in all of them."""
+    forked("""
+reading, writing = os.pipe()
+def tell_ports():
+    os.write(writing, " ".join(name(start()) for _ in range(3)).encode() + b"\\n")
+for _ in range(3):
+    assert child(tell_ports) == 0
+assert "mooncake.engine" not in sys.modules
+ports = os.read(reading, 4096).splitlines()
+assert len(set(ports)) == 3, ports
+""")
+
+
 def test_every_call_of_an_inherited_engine_says_at_once_why_it_fails() -> None:
     forked("""
 import inspect
