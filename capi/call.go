@@ -5,11 +5,11 @@ import "C"
 
 import (
 	"fmt"
-	"os"
 	"runtime/debug"
 	"unicode/utf8"
 	"unsafe"
 
+	"kvferry/core"
 	"kvferry/core/status"
 )
 
@@ -27,11 +27,11 @@ func run(reason *C.char, f func() error) status.Code {
 	return status.Of(err, status.Context)
 }
 
-// protect calls f. A panic becomes an error, and its stack goes to standard error: it never reaches C.
+// protect calls f. A panic becomes an error, and its stack is logged to standard error: it never reaches C.
 func protect(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			fmt.Fprintf(os.Stderr, "kvferry: internal error: %v\n%s", p, debug.Stack())
+			core.LogInternalError(fmt.Sprintf("kvferry: internal error: %v\n%s", p, debug.Stack()))
 			err = status.Errorf(status.Context, "internal error: %v", p)
 		}
 	}()

@@ -22,6 +22,7 @@ static void in_child(void)
 {
     forked = 1;
     kvferry_forget_shutdown();
+    kvferry_forget_log();
 }
 
 __attribute__((constructor)) static void notice_forks(void)

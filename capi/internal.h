@@ -56,6 +56,12 @@ int kvferry_refused_after_fork(void);
 /* Called in a forked child before anything else: no locks, no allocation. */
 void kvferry_forget_shutdown(void);
 
+/* Has exit() wait, for a bounded time, until this counter is 0. Called from Go. */
+void kvferry_watch_log(const uint32_t *unwritten);
+
+/* Called in a forked child, likewise. */
+void kvferry_forget_log(void);
+
 /* The mask of the thread that loads the library, while constructors run. */
 extern sigset_t kvferry_callers_mask;
 

@@ -44,8 +44,8 @@ func forgetGraceful(h *engineHandle) {
 	delete(gracefulEngines.handles, h)
 }
 
-// kvferry_go_withdraw withdraws the metadata of every engine that asked for a graceful shutdown. It is called by the
-// thread that shutdown.c keeps for that, once a signal came in.
+// kvferry_go_withdraw withdraws the metadata of every engine that asked for a graceful shutdown, and has what was logged
+// written. It is called by the thread that shutdown.c keeps for that, once a signal came in.
 //
 //export kvferry_go_withdraw
 func kvferry_go_withdraw(reason *C.char) {
@@ -55,6 +55,7 @@ func kvferry_go_withdraw(reason *C.char) {
 			all.Go(func() { withdraw(e) })
 		}
 		all.Wait()
+		core.FlushLogs()
 		return nil
 	})
 }

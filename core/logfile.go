@@ -3,45 +3,67 @@ package core
 import (
 	"fmt"
 	"os"
-	"sync"
+
+	"go.uber.org/zap"
 )
 
 // logFileLimit is when a log file is set aside, in bytes. One older file is kept, so a process's logs take at most
 // twice this.
 const logFileLimit = 64 << 20
 
+// fileOrStandardError is the output for lines that go to a file, or to standard error while that cannot be opened. It is
+// told once there.
+type fileOrStandardError struct {
+	path     string
+	standard standardError
+	file     *logFile // nil while it cannot be opened
+	told     bool
+}
+
+func (o *fileOrStandardError) Write(line []byte) (int, error) {
+	if o.file == nil {
+		o.open()
+	}
+	if o.file == nil {
+		return o.standard.Write(line)
+	}
+	return o.file.Write(line)
+}
+
+func (o *fileOrStandardError) open() {
+	file, err := openLogFile(o.path)
+	if err == nil {
+		o.file = file
+		return
+	}
+	if !o.told {
+		o.told = true
+		_, _ = o.standard.Write(warning("the log file cannot be opened; logging to standard error", zap.Error(err)))
+	}
+}
+
+func (o *fileOrStandardError) Close() error {
+	if o.file == nil {
+		return nil
+	}
+	return o.file.Close()
+}
+
 // logFile is a log file that starts anew when it has grown to its limit; what it held is kept beside it, under its name
-// with ".1" appended. Engines of one process that log to one directory share one logFile. It may be used from any
-// goroutine.
+// with ".1" appended.
 type logFile struct {
 	path  string
 	limit int64
-	users int // guarded by logFiles
-
-	mu   sync.Mutex
-	file *os.File
-	size int64
+	file  *os.File
+	size  int64
 }
 
-// logFiles are the open log files of the process, by path.
-var logFiles = struct {
-	sync.Mutex
-	open map[string]*logFile
-}{open: map[string]*logFile{}}
-
-// openLogFile opens the file for appending, or returns the one that is open. Each opening needs a Close of its own.
+// openLogFile opens the file for appending.
 func openLogFile(path string) (*logFile, error) {
-	logFiles.Lock()
-	defer logFiles.Unlock()
-	l := logFiles.open[path]
-	if l == nil {
-		l = &logFile{path: path, limit: logFileLimit}
-		if err := l.reopen(); err != nil {
-			return nil, err
-		}
-		logFiles.open[path] = l
+	l := &logFile{path: path, limit: logFileLimit}
+	if err := l.reopen(); err != nil {
+		return nil, err
 	}
-	l.users++
 	return l, nil
 }
 
@@ -61,8 +83,6 @@ func (l *logFile) reopen() error {
 
 // Write appends one line.
 func (l *logFile) Write(line []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.size+int64(len(line)) > l.limit {
 		if err := l.rotate(); err != nil {
 			return 0, fmt.Errorf("log file %s: %w", l.path, err)
@@ -85,22 +105,4 @@ func (l *logFile) rotate() error {
 	return old.Close()
 }
 
-// Sync makes what was written durable.
-func (l *logFile) Sync() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.file.Sync()
-}
-
-// Close gives the file up; the last of its users closes it.
-func (l *logFile) Close() error {
-	logFiles.Lock()
-	defer logFiles.Unlock()
-	if l.users--; l.users > 0 {
-		return nil
-	}
-	delete(logFiles.open, l.path)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.file.Close()
-}
+func (l *logFile) Close() error { return l.file.Close() }

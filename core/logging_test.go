@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -95,16 +96,32 @@ func TestLogFileKeepsOneOlderFileOfItsLimit(t *testing.T) {
 }
 
 func TestEnginesThatLogToOneDirectoryShareTheFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "log")
-	first, err := openLogFile(path)
+	c := DefaultConfig()
+	c.LogDir = t.TempDir()
+	path := filepath.Join(c.LogDir, fmt.Sprintf("kvferry.%d.log", os.Getpid()))
+	first, closeFirst := NewLogger(c)
+	second, closeSecond := NewLogger(c)
+	first.Error("of the first")
+	second.Error("of the second")
+	require.NoError(t, closeFirst())
+	assert.Equal(t, 1, descriptorsOf(t, path))
+	second.Error("the file stays open for the other engine")
+	require.NoError(t, closeSecond())
+	text, err := os.ReadFile(path)
 	require.NoError(t, err)
-	second, err := openLogFile(path)
+	assert.Regexp(t, "^.*of the first.*\n.*of the second.*\n.*stays open.*\n$", string(text))
+	assert.Eventually(t, func() bool { return descriptorsOf(t, path) == 0 }, time.Minute, time.Millisecond)
+}
+
+// descriptorsOf counts this process's descriptors of a file.
+func descriptorsOf(t *testing.T, path string) (n int) {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
 	require.NoError(t, err)
-	assert.Same(t, first, second)
-	require.NoError(t, first.Close())
-	_, err = second.Write([]byte("line\n"))
-	assert.NoError(t, err, "the file stays open for the other engine")
-	require.NoError(t, second.Close())
-	_, err = second.Write([]byte("line\n"))
-	assert.ErrorIs(t, err, os.ErrClosed)
+	for _, fd := range all {
+		if of, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && of == path {
+			n++
+		}
+	}
+	return n
 }

@@ -269,7 +269,8 @@ func (b *Batch) endingTime() time.Duration {
 	return b.engine.ending
 }
 
-// reportFailure logs a batch's first failure; the rest are in the tasks' states.
+// reportFailure logs a batch's first failure; the rest are in the tasks' states. Transports settle under locks of their
+// own, which is no harm: to log waits for nothing.
 func (e *Engine) reportFailure(b *Batch, reason error) {
 	if errors.Is(reason, ErrDiscarded) || errors.Is(reason, ErrClosed) {
 		e.log.Info("transfer given up", zap.Uint64("batch", b.id), zap.Error(reason))

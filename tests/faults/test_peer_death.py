@@ -50,7 +50,7 @@ def test_a_target_killed_in_the_middle_is_an_error(world: World, start_peer: Pee
         result = pending.result(HUNG)
     assert result["code"] < 0
     assert result["seconds"] < GIVEN_UP
-    assert target.name in world.engine.log() or str(port) in world.engine.log()
+    assert world.engine.logs(target.name, str(port))
 
 
 @opcodes

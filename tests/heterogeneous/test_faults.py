@@ -16,6 +16,7 @@ import pytest
 from support import devices
 from support.devices import Release, simulate
 from support.memory import Memory, Span, addresses, apply, transfer
+from support.peer import Peer
 from support.peers import Peers
 from support.spans import scattered
 from support.world import QUICK
@@ -180,9 +181,9 @@ def fail_at(stage: Stage, function: str, number: int) -> Course:
     return course
 
 
-def check_reason(log: str, course: Course, *texts: str) -> None:
+def check_reason(peer: Peer, course: Course, *texts: str) -> None:
     for text in texts:
-        assert text in log, f"{text!r} is not in the log; what failed: {course.failed}"
+        assert peer.logs(text), f"{text!r} is not in the log; what failed: {course.failed}"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_function_that_fails_fails_one_call_with_the_reason(
         stage.faulty.begin_test()
         course = fail_at(stage, function, number)
         assert len(course.failed) <= 1
-        check_reason(stage.faulty.log(), course, function.removesuffix("_v2"), ON_PURPOSE[stage.kind])
+        check_reason(stage.faulty, course, function.removesuffix("_v2"), ON_PURPOSE[stage.kind])
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s[0] == "npu"], indirect=True, ids="-".join)
@@ -210,7 +211,7 @@ def test_a_copy_that_fails_on_the_device_fails_one_call_with_the_reason(stage: S
     stage.faulty.begin_test()
     course = stage.run(f"exec:{number}")
     assert len(course.failed) <= 1
-    check_reason(stage.faulty.log(), course, "aclrtSynchronize", "failed with 507013", "operation")
+    check_reason(stage.faulty, course, "aclrtSynchronize", "failed with 507013", "operation")
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s[:2] == ("npu", "newer")], indirect=True, ids="-".join)
@@ -220,7 +221,7 @@ def test_a_stream_that_cannot_be_waited_for_either_is_replaced(stage: Stage) -> 
     stage.faulty.begin_test()
     course = stage.run("exec:2,aclrtSynchronizeStreamWithTimeout:1", tolerated=["busy_destroy"])
     assert len(course.failed) <= 1
-    check_reason(stage.faulty.log(), course, "aclrtSynchronizeStreamWithTimeout", ON_PURPOSE["npu"])
+    check_reason(stage.faulty, course, "aclrtSynchronizeStreamWithTimeout", ON_PURPOSE["npu"])
 
 
 @pytest.mark.parametrize("stage", STAGES, indirect=True, ids="-".join)
@@ -241,7 +242,7 @@ def test_a_library_that_does_not_begin_well_may_do_so_later(start_peer: Peers, k
     far = start_peer("ours").create().memory(SIZE, 2)
     assert faulty.call("register_memory", near.address, near.size) < 0
     for text in (fault.split(":")[0], ON_PURPOSE[kind]):
-        assert text in faulty.log()
+        assert faulty.logs(text)
     transfer(faulty.memory(SIZE, 3), far, "write", SMALL)
     faulty.register(near)
     transfer(near, far, "write", SMALL)
@@ -289,7 +290,7 @@ def test_while_a_function_fails_host_memory_is_moved_and_afterwards_all_is(
     simulate(faulty, kind, "faults", faults)
     for opcode in ("write", "read"):
         assert initiator.peer.move(target.peer.name, opcode, addresses(initiator, target, SMALL))["code"] < 0
-    assert reason in faulty.log()
+    assert faulty.logs(reason)
     transfer(host, far, "write", SMALL)
     far.check()
     simulate(faulty, kind, "faults", "")

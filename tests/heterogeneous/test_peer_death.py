@@ -55,7 +55,7 @@ def test_a_target_killed_during_staging_fails_its_own_transfers(
         result = pending.result(HUNG)
     assert result["code"] < 0
     assert result["seconds"] < GIVEN_UP
-    assert target.name in world.engine.log() or str(port) in world.engine.log()
+    assert world.engine.logs(target.name, str(port))
 
 
 @pytest.mark.parametrize("kind", ("ours", "0.3.8", "0.3.13"))

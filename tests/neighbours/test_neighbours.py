@@ -139,7 +139,7 @@ def test_a_target_killed_in_the_middle_is_an_error(start_peer: Peers, opcode: st
     couple.target.kill()
     result = pending.result(HUNG)
     assert result["code"] < 0
-    assert couple.target.name in couple.initiator.log()
+    assert couple.initiator.logs(couple.target.name)
     couple.near.adopt()
     transfer(couple.near, bystander, opcode, scattered(SIZES))
     couple.near.check()

@@ -14,6 +14,7 @@ from kvferry import simulator
 from kvferry.gpu import CUDA, Memory
 from mooncake.engine import TransferEngine
 from support.inprocess import HOST, run_python
+from support.process import until
 from support.streams import Stream
 
 SIZE = 1 << 18
@@ -162,7 +163,13 @@ def test_a_failure_lets_the_stream_go_on_and_is_logged_and_told_once(
     pair.stream.put(pair.local, of(5))
     pair.stream.wait()
     assert pair.local.read(SIZE) == of(5)
-    logged = [line for line in capfd.readouterr().err.splitlines() if "order of a stream failed" in line]
+    logged: list[str] = []
+
+    def is_logged() -> bool:
+        logged.extend(line for line in capfd.readouterr().err.splitlines() if "order of a stream failed" in line)
+        return bool(logged)
+
+    until(is_logged, 10, "the failure is logged")
     assert len(logged) == 1 and pair.peer in logged[0], logged
     with pytest.raises(RuntimeError, match=f"(?s)earlier transfer.*{pair.peer}"):
         pair.put("write")
@@ -288,6 +295,7 @@ STUCK = """
 import atexit, gc
 from kvferry.gpu import CUDA
 from support import runtimes
+from support.process import until
 from support.streams import Stream
 
 peer, cuda, engine = StuckPeer(), CUDA(), start()

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -18,6 +19,7 @@ from .memory import Memory
 
 TESTS = Path(__file__).parents[1]
 LIMIT = 60.0  # seconds that any request may take unless it says otherwise
+LOG_LIMIT = 5.0  # seconds within which a peer writes what it has logged
 EXIT_LIMIT = 10.0  # seconds that a peer may take to end after its standard input did
 
 started: list[Peer] = []
@@ -183,6 +185,14 @@ class Peer:
     def log(self) -> str:
         """Return what the peer printed since the current test began."""
         return self.log_path.read_bytes()[self._log_read :].decode(errors="replace")
+
+    def logs(self, *texts: str, limit: float = LOG_LIMIT) -> bool:
+        """Tell whether the peer has printed one of the texts since the current test began, or does so soon: it writes
+        log lines in the background."""
+        deadline = time.monotonic() + limit
+        while not (found := any(text in self.log() for text in texts)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return found
 
     def begin_test(self) -> None:
         self._log_read = self.log_path.stat().st_size
