@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import mmap
 import threading
 from typing import Callable
 
+from kvferry import _log
 from kvferry._ffi import address_of
 
 SMALLEST = 8 << 10
 LARGEST = 256 << 20
 SLAB = 1 << 20  # blocks up to this size are cut from mappings of this size
-
-_log = logging.getLogger("kvferry")
 
 
 class Mapping:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kvferry import _log
 from kvferry.gpu import visible_devices
 
 NODES = Path("/sys/devices/system/node")
-
-_log = logging.getLogger("kvferry")
 
 
 def topology() -> str:

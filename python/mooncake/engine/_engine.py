@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import os
 import struct
@@ -11,6 +10,7 @@ import time
 import weakref
 from typing import Any, SupportsIndex
 
+from kvferry import _log
 from kvferry._bindings import KVFERRY_ERR_FAILED
 from kvferry._engine import Array, Engine, EngineError, Seconds, notification
 from kvferry._ffi import Integers, U64Array, address_of, pack_u64, u64, u64_array
@@ -25,7 +25,6 @@ READ = int(TransferOpcode.Read)
 WRITE = int(TransferOpcode.Write)
 GIB = 1 << 30
 
-_log = logging.getLogger("kvferry")
 _strange_protocols: set[str] = set()  # that were warned of
 
 
