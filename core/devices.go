@@ -9,6 +9,7 @@ import (
 
 	"kvferry/core/address"
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/core/status"
 
@@ -56,7 +57,7 @@ func (d *devices) require(name string) error {
 func (d *devices) at(r Range, location string) (*staging.Device, error) {
 	on, err := d.locate(r, location)
 	switch {
-	case on != nil, err != nil, location != anywhere, hostReads(r.Addr):
+	case on != nil, err != nil, location != anywhere, hostmem.Readable(r.Addr):
 		return on, err
 	case d.named != "":
 		return d.locate(r, d.named)

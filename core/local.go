@@ -2,11 +2,9 @@ package core
 
 import (
 	"context"
-	"fmt"
-	"runtime/debug"
 	"sync"
-	"unsafe"
 
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/core/status"
 )
@@ -125,44 +123,19 @@ func (t *localTransport) Close() error {
 	return nil
 }
 
-// MemoryAt is the memory of this process from addr on, as a slice. It is for memory outside the Go heap: the
-// collector neither keeps nor moves it. Touching a page that is not mapped faults; see CopyMemory.
-func MemoryAt(addr uintptr, length uint64) []byte {
-	return unsafe.Slice(*(**byte)(unsafe.Pointer(&addr)), length)
-}
+// MemoryAt is the memory of this process from addr on, as a slice. It is for memory of the engine's own outside the Go
+// heap: the collector neither keeps nor moves it. For the application's memory there is CopyMemory.
+func MemoryAt(addr uintptr, length uint64) []byte { return hostmem.At(addr, length) }
 
-// CopyMemory copies length bytes, as memmove does. Addresses that are not mapped give an error, not a crash.
+// CopyMemory copies length bytes, as memmove does. Addresses that are not mapped give an error, not a crash. It may take as
+// long as a page takes to come, and holds nobody else up meanwhile.
 func CopyMemory(dst, src uintptr, length uint64) error {
 	if dst == 0 || src == 0 {
 		return status.Errorf(status.InvalidArgument, "copying %d bytes from %#x to %#x: no memory is at NULL", length, src, dst)
 	}
-	if err := guarded(func() { copy(MemoryAt(dst, length), MemoryAt(src, length)) }); err != nil {
+	var copier hostmem.Copier
+	if err := copier.Copy(dst, src, length); err != nil {
 		return status.Errorf(status.InvalidArgument, "copying %d bytes from %#x to %#x: %w", length, src, dst, err)
 	}
 	return nil
-}
-
-// hostReads reports whether the byte at addr is there for the host to read.
-func hostReads(addr uintptr) bool {
-	var b [1]byte
-	return guarded(func() { copy(b[:], MemoryAt(addr, 1)) }) == nil
-}
-
-// guarded calls touch, and returns the fault when it touches memory that is not mapped.
-func guarded(touch func()) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if fault := recover(); fault != nil {
-			err = asError(fault)
-		}
-	}()
-	touch()
-	return nil
-}
-
-func asError(fault any) error {
-	if err, ok := fault.(error); ok {
-		return err
-	}
-	return fmt.Errorf("%v", fault)
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/core/status"
 
@@ -154,6 +155,8 @@ func (m *Registry) add(r Range, location string, remote bool, on *staging.Device
 	region.order = m.order.PushBack(region)
 	if on != nil {
 		m.onDevices.Add(1)
+	} else {
+		hostmem.Forget(r.Addr, r.Length)
 	}
 	m.index.ReplaceOrInsert(entry{region.Addr, region})
 	return nil

@@ -151,6 +151,7 @@ func (l *lane) connect() error {
 	}
 	l.conn, l.owner, l.target = conn, d, targetKey(d, conn.remote.String())
 	l.reach.process, l.reach.permit = conn.process, conn.permit
+	conn.in.ours, conn.out.ours = vectorOf(l.statuses[:]), vectorOf(l.headers[:cap(l.headers)])
 	l.mu.Unlock()
 	l.peer.segment.Connected()
 	l.peer.meet(conn.roundTrip())

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -81,6 +82,7 @@ type session struct {
 	emptied        bool        // the last receive took all that there was
 	bulk           bool        // the last payload was long
 	in             [2]ioVector // for receive
+	copier         hostmem.Copier
 
 	turn    *turn
 	reads   hull         // of the READ payloads owed from host memory
@@ -155,6 +157,7 @@ func newSession(t *target, conn *stream) *session {
 	s := &session{
 		target: t, conn: conn, emptied: true, turn: newTurn(), next: lookout{polling: t.options.polling}, over: make(chan struct{}),
 	}
+	conn.in.ours, conn.out.ours = vectorOf(s.ahead[:]), vectorOf(s.turn.statuses[:])
 	switch remote := conn.remote.(type) {
 	case *net.TCPAddr:
 		s.peer, s.host = remote.String(), remote.IP.String()
@@ -293,6 +296,7 @@ func (s *session) plan(place ioVector) []ioVector {
 // received accounts for n bytes that came to where v says, and returns how many of them went to place.
 func (s *session) received(v []ioVector, place ioVector, n int) (placed uint64) {
 	s.progress.Add(1)
+	s.copier.Renew()
 	if s.next.polling > 0 {
 		s.target.polled.Add(1)
 	}
@@ -335,6 +339,7 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 func (s *session) lookAhead(v []ioVector) (n int, again bool, err error) {
 	again = true
 	before := s.target.polled.Load()
+	s.copier.Prepare()
 	s.next.look(lookAheadTime, func() bool {
 		n, again, err = s.conn.tryReceive(v)
 		return !again || s.target.polled.Load() != before
@@ -409,7 +414,7 @@ func (s *session) apply(h header) error {
 	s.bulk = h.length >= bulkLength
 	left := ioVector{uintptr(h.addr), h.length}
 	buffered := min(uint64(s.filled-s.parsed), left.length)
-	if err := core.CopyMemory(left.base, addressOf(s.ahead[s.parsed:]), buffered); err != nil {
+	if err := s.copier.Fill(left.base, s.ahead[s.parsed:][:buffered]); err != nil {
 		return inaccessible(h, err)
 	}
 	s.parsed += int(buffered)

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"kvferry/core/hostmem"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -59,6 +61,10 @@ func newStream(conn plainConn) (*stream, error) {
 	})
 	if s.isLocal() {
 		s.in.expectFile()
+	}
+	s.in.direction, s.out.direction = hostmem.Writing, hostmem.Reading
+	if !s.isLocal() {
+		s.in.other, s.out.other = &s.out.calls, &s.in.calls
 	}
 	return s, nil
 }

@@ -85,6 +85,7 @@ func eof(n int, again bool, err error) (int, bool, error) {
 
 // half is one direction of a stream: the system call, and the bell for who waits for it.
 type half struct {
+	calls
 	bell   *bell
 	call   string
 	number uintptr
@@ -104,7 +105,7 @@ type half struct {
 }
 
 func (h *half) init(b *bell, call string, number, flags uintptr, events int16) {
-	*h = half{bell: b, call: call, number: number, flags: flags, events: events, file: -1}
+	h.bell, h.call, h.number, h.flags, h.events, h.file = b, call, number, flags, events, -1
 	h.attempt = h.turn
 	h.own = h.ready
 }
@@ -175,13 +176,13 @@ func (h *half) use(v []ioVector) {
 	h.message.SetIovlen(min(len(v), maxGatherVectors))
 }
 
-// once makes the system call. It waits for nothing but memory that is to be paged in, and what it takes is the copying of
-// bytes: Go's scheduler is not told. It would take the goroutine's place away amid it, and wake a thread for another one
-// while the processor is busy.
+// once makes the system call. It never waits for the socket, but it may for a page of the application's memory.
 func (h *half) once() {
 	h.errno = unix.EINTR
 	for h.errno == unix.EINTR {
-		h.n, _, h.errno = unix.RawSyscall(h.number, uintptr(h.bell.socket), uintptr(unsafe.Pointer(&h.message)), h.flags)
+		if !h.raw() {
+			h.told()
+		}
 	}
 }
 

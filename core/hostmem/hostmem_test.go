@@ -1,0 +1,185 @@
+package hostmem
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"kvferry/core/hostmem/hostmemtest"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+const page = 4096
+
+func mapped(t testing.TB, length int) []byte {
+	t.Helper()
+	memory, err := unix.Mmap(-1, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = unix.Munmap(memory) })
+	return memory
+}
+
+func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
+func fill(b []byte, seed byte) {
+	for i := range b {
+		b[i] = byte(i*7+i>>8) + seed
+	}
+}
+
+// protect takes access to memory away, as unmapping it would, but nobody else gets the address.
+func protect(t testing.TB, b []byte, access int) {
+	t.Helper()
+	require.NoError(t, unix.Mprotect(b, access))
+}
+
+// withHandler has another handler for the signals of memory that is gone until the test ends.
+func withHandler(t *testing.T, handler uintptr) {
+	for _, s := range []unix.Signal{unix.SIGSEGV, unix.SIGBUS} {
+		var before sigaction
+		act := func(now, old *sigaction) {
+			_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(now)),
+				uintptr(unsafe.Pointer(old)), unsafe.Sizeof(before.mask), 0, 0)
+			require.Zero(t, errno)
+		}
+		act(&sigaction{handler: handler}, &before)
+		t.Cleanup(func() { act(&before, nil) })
+	}
+	answer.Store(0)
+	sigbus.Store(0)
+}
+
+// ways are all to copy: a plain copy of what was seen is made by the second of two calls.
+var ways = map[string]func(dst, src uintptr, length uint64) error{
+	"at first": func(dst, src uintptr, length uint64) error {
+		var c Copier
+		return c.Copy(dst, src, length)
+	},
+	"seen": func(dst, src uintptr, length uint64) error {
+		c := Copier{fresh: true, trusted: true, now: Now()}
+		c.now.Note(dst, length, Writing)
+		c.now.Note(src, length, Reading)
+		return c.Copy(dst, src, length)
+	},
+	"pipe": copyThroughPipe,
+}
+
+func TestEveryWayCopiesAsMemmoveDoes(t *testing.T) {
+	const size = 300 << 10
+	memory := mapped(t, size)
+	for name, way := range ways {
+		for range 200 {
+			length := rand.IntN(size/2) >> rand.IntN(17)
+			dst, src := rand.IntN(size-length), rand.IntN(size-length)
+			fill(memory, byte(length))
+			want := slices.Clone(memory)
+			copy(want[dst:dst+length], memory[src:src+length])
+			require.NoError(t, way(addressOf(memory[dst:]), addressOf(memory[src:]), uint64(length)))
+			require.True(t, bytes.Equal(want, memory), "%s: %d bytes from %d to %d", name, length, src, dst)
+		}
+	}
+}
+
+func TestWhatCannotBeTouchedIsAnErrorInEveryWay(t *testing.T) {
+	good, gone, constant := mapped(t, 64<<10), mapped(t, 64<<10), mapped(t, 64<<10)
+	protect(t, gone[32<<10:], unix.PROT_NONE)
+	protect(t, constant, unix.PROT_READ)
+	for name, way := range ways {
+		for _, length := range []int{64, page, 40 << 10} {
+			within := 64<<10 - length
+			for what, copies := range map[string][2]uintptr{
+				"source":      {addressOf(good), addressOf(gone[within:])},
+				"destination": {addressOf(gone[within:]), addressOf(good)},
+				"read-only":   {addressOf(constant), addressOf(good)},
+				"nowhere":     {0xdead_0000_0000_0000, addressOf(good)},
+			} {
+				err := way(copies[0], copies[1], uint64(length))
+				require.ErrorIs(t, err, syscall.EFAULT, "%s, %s, %d bytes", name, what, length)
+			}
+		}
+	}
+}
+
+func TestMemoryThatIsGoneIsFoundOutWithoutASignalWhereGosHandlerIsReplaced(t *testing.T) {
+	memory, good := mapped(t, page), mapped(t, page)
+	var c Copier
+	require.NoError(t, c.Copy(addressOf(memory), addressOf(good), page), "it was there a moment ago")
+	withHandler(t, 0) // the signal would end the process
+	require.NoError(t, unix.Munmap(memory))
+	c.Renew()
+	require.ErrorIs(t, c.Copy(addressOf(memory), addressOf(good), page), syscall.EFAULT)
+	require.ErrorIs(t, c.Copy(addressOf(good), addressOf(memory), page), syscall.EFAULT)
+	require.ErrorIs(t, c.Fill(addressOf(memory), make([]byte, 64)), syscall.EFAULT)
+	require.False(t, Readable(addressOf(memory)))
+}
+
+func TestASystemThatForbidsCopiesBetweenProcessesIsCopedWith(t *testing.T) {
+	forbidden.Store(true)
+	defer forbidden.Store(false)
+	dst, src := mapped(t, page), mapped(t, page)
+	fill(src, 1)
+	require.NoError(t, copyBySyscalls(addressOf(dst), addressOf(src), page))
+	require.Equal(t, src, dst)
+	require.True(t, Readable(addressOf(src)))
+	protect(t, src, unix.PROT_NONE)
+	require.False(t, Readable(addressOf(src)))
+}
+
+func TestOnlyAHandlerOfThisLibrarysRuntimeIsGos(t *testing.T) {
+	require.True(t, handlersAreGos(time.Since(started), -1))
+	for what, handler := range map[string]uintptr{
+		"none":               0,
+		"ignored":            1,
+		"of another library": addressOf(mapped(t, page)),
+		"a function of ours": reflect.ValueOf(fill).Pointer(),
+		"amid Go's":          goHandler.Load() + 1,
+	} {
+		require.False(t, isGos(handler), what)
+	}
+}
+
+func TestAPageThatDoesNotComeHoldsOnlyItsCopyUp(t *testing.T) {
+	for _, length := range []int{64, 64 << 10} {
+		for name, f := range map[string]func(missing, good []byte) error{
+			"source": func(missing, good []byte) error {
+				var c Copier
+				return c.Copy(addressOf(good), addressOf(missing), uint64(len(good)))
+			},
+			"destination": func(missing, good []byte) error {
+				var c Copier
+				return c.Copy(addressOf(missing), addressOf(good), uint64(len(good)))
+			},
+			"destination of Go memory": func(missing, good []byte) error {
+				var c Copier
+				return c.Fill(addressOf(missing), make([]byte, len(good)))
+			},
+			"pipe": func(missing, good []byte) error {
+				return copyThroughPipe(addressOf(missing), addressOf(good), uint64(len(good)))
+			},
+			"readable": func(missing, good []byte) error {
+				if !Readable(addressOf(missing)) {
+					return syscall.EFAULT
+				}
+				return nil
+			},
+		} {
+			t.Run(fmt.Sprintf("%s, %d bytes", name, length), func(t *testing.T) {
+				missing, good := hostmemtest.New(t, length), mapped(t, length)
+				done := make(chan error)
+				go func() { done <- f(missing.Memory, good) }()
+				missing.AwaitFault(t)
+				missing.RequireProgress(t)
+				missing.Release(t)
+				require.NoError(t, <-done)
+			})
+		}
+	}
+}

@@ -1,0 +1,129 @@
+// Package hostmemtest has memory whose pages do not come until the test says so.
+package hostmemtest
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// longest is for how many seconds pages are held back at most. The process may be unable to give them by itself: that is
+// what the tests are about.
+const longest = "30"
+
+// Missing is memory outside the Go heap of which no page comes before Release: who touches one waits.
+type Missing struct {
+	Memory []byte
+
+	holder *exec.Cmd // has the only descriptor of the userfaultfd, and prints a message for whoever waits for a page
+	faults io.ReadCloser
+}
+
+// New maps memory of at least so many bytes. It skips the test where the system does not allow that, or fails it where everything must run: in CI,
+// or with KVFERRY_REQUIRE_ALL=1. Pages are held back for half a minute at most; a test that ends then has failed.
+func New(t testing.TB, length int) *Missing {
+	t.Helper()
+	memory := reserve(t, length)
+	m := &Missing{Memory: memory, holder: exec.Command("timeout", longest, "cat")}
+	holdBack := register(t, memory)
+	defer holdBack.Close()
+	m.holder.Stdin = holdBack
+	var err error
+	m.faults, err = m.holder.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, m.holder.Start())
+	t.Cleanup(func() { m.Release(t) })
+	return m
+}
+
+// reserve maps memory where there was none in this process before: at such an address nothing was seen a moment ago.
+func reserve(t testing.TB, length int) []byte {
+	t.Helper()
+	size := roundUp(length, os.Getpagesize())
+	place := lowest + uintptr(taken.Add(int64(roundUp(size, apart)))) - uintptr(roundUp(size, apart))
+	const access, kind = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_PRIVATE | unix.MAP_ANON | unix.MAP_FIXED_NOREPLACE
+	addr, err := unix.MmapPtr(-1, 0, *(*unsafe.Pointer)(unsafe.Pointer(&place)), uintptr(size), access, kind)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, unix.MunmapPtr(addr, uintptr(size))) })
+	return unsafe.Slice((*byte)(addr), size)
+}
+
+const (
+	lowest = 0x4000_0000_0000 // between the Go heap and the libraries
+	apart  = 1 << 20          // a multiple of the granules in which memory is looked at
+)
+
+// taken is how many bytes from lowest on were ever mapped.
+var taken atomic.Int64
+
+func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
+
+// register opens a userfaultfd for the memory. When its last descriptor is closed the pages come, of zeros.
+func register(t testing.TB, memory []byte) *os.File {
+	t.Helper()
+	const (
+		api           = 0xaa
+		ioctlAPI      = 0xc018aa3f
+		ioctlRegister = 0xc020aa00
+		missingPages  = 1
+	)
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC, 0, 0)
+	if errno != 0 {
+		unavailable(t, "pages cannot be held back here: userfaultfd wants root, or vm.unprivileged_userfaultfd=1: "+errno.Error())
+	}
+	file := os.NewFile(fd, "userfaultfd")
+	hello := struct{ api, features, ioctls uint64 }{api: api}
+	require.Zero(t, ioctl(fd, ioctlAPI, unsafe.Pointer(&hello)))
+	what := struct{ start, length, mode, ioctls uint64 }{
+		uint64(uintptr(unsafe.Pointer(unsafe.SliceData(memory)))), uint64(len(memory)), missingPages, 0}
+	require.Zero(t, ioctl(fd, ioctlRegister, unsafe.Pointer(&what)))
+	return file
+}
+
+func ioctl(fd, number uintptr, argument unsafe.Pointer) unix.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, number, uintptr(argument))
+	return errno
+}
+
+func unavailable(t testing.TB, reason string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" || os.Getenv("KVFERRY_REQUIRE_ALL") == "1" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
+
+// AwaitFault returns when somebody waits for a page.
+func (m *Missing) AwaitFault(t testing.TB) {
+	t.Helper()
+	message := make([]byte, 32)
+	_, err := io.ReadFull(m.faults, message)
+	require.NoError(t, err)
+}
+
+// RequireProgress fails the test if the process stands still while somebody waits for a page: a collection of garbage
+// wants to stop every thread that runs Go code. It would be over only when the pages have come by themselves.
+func (m *Missing) RequireProgress(t testing.TB) {
+	t.Helper()
+	runtime.GC()
+	require.NoError(t, m.holder.Process.Signal(unix.Signal(0)))
+}
+
+// Release has the pages come, as zeros. A second call does nothing.
+func (m *Missing) Release(t testing.TB) {
+	t.Helper()
+	if m.holder.ProcessState != nil {
+		return
+	}
+	_ = m.holder.Process.Signal(unix.SIGTERM)
+	_ = m.holder.Wait()
+	const timedOut = 124 // of timeout(1)
+	require.NotEqual(t, timedOut, m.holder.ProcessState.ExitCode(), "the process stood still until the pages came by themselves")
+}
