@@ -62,17 +62,18 @@ type lane struct {
 	taken   []piece    // scratch of write
 	careful bool       // one vector at a time is sent
 
-	mu      sync.Mutex
-	conn    *stream              // nil before the connection is up
-	owner   *metadata.Descriptor // of the engine at the other end; set with conn
-	target  string               // the engine at the other end, as targetKey names it; set with conn
-	flight  queue[piece]         // oldest first
-	flying  atomic.Uint64        // their bytes; changed under the lock
-	laidOut uint64               // length of the stream of frames so far
-	sent    uint64               // how far it is sent
-	sending *sync.Cond           // sent or broken has changed
-	broken  error                // why the lane ends
-	over    bool                 // quit was called: nothing is waited for any more
+	mu        sync.Mutex
+	conn      *stream              // nil before the connection is up
+	owner     *metadata.Descriptor // of the engine at the other end; set with conn
+	target    string               // the engine at the other end, as targetKey names it; set with conn
+	flight    queue[piece]         // oldest first
+	flying    atomic.Uint64        // their bytes; changed under the lock
+	coldReads atomic.Int32         // how many of them are cold
+	laidOut   uint64               // length of the stream of frames so far
+	sent      uint64               // how far it is sent
+	sending   *sync.Cond           // sent or broken has changed
+	broken    error                // why the lane ends
+	over      bool                 // quit was called: nothing is waited for any more
 
 	// See lane_stuck.go.
 	inHand, copying []piece     // that were taken and are neither in flight nor settled; the latter are being copied
@@ -166,6 +167,8 @@ func (l *lane) idle() bool {
 
 func (l *lane) load() uint64 { return l.flying.Load() }
 
+func (l *lane) cold() bool { return l.coldReads.Load() > 0 }
+
 func (l *lane) nudge() {
 	select {
 	case l.wake <- struct{}{}:
@@ -250,6 +253,7 @@ func (l *lane) empty() (held, unanswered []piece) {
 		held = append(held, h)
 	}
 	l.flying.Store(0)
+	l.coldReads.Store(0)
 	return held, unanswered
 }
 

@@ -191,6 +191,9 @@ func (l *lane) settleOldest(p piece) error {
 	}
 	p = l.flight.pop()
 	l.flying.Add(-p.length)
+	if p.cold {
+		l.coldReads.Add(-1)
+	}
 	l.mu.Unlock()
 	if p.unmoved() {
 		l.comeBack(p)

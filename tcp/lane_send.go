@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/status"
 )
 
@@ -50,7 +51,8 @@ func (l *lane) writeIfIdle() bool {
 }
 
 // write sends until there is nothing to take or the window is full. When it may not wait, it sends once, and leaves
-// the rest to the writer. The lock for writing is held.
+// the rest to the writer, and all of it where memory is to be sent that may have to come first: a submitter does not wait
+// for pages. The lock for writing is held.
 func (l *lane) write(mayWait bool) error {
 	for {
 		if len(l.unsent) == 0 && !l.fill(mayWait) {
@@ -63,6 +65,10 @@ func (l *lane) write(mayWait bool) error {
 			if l.peer.hasQueued() {
 				l.nudge()
 			}
+			return nil
+		}
+		if !mayWait && !l.conn.sendsAtOnce(l.unsent) {
+			l.nudge()
 			return nil
 		}
 		n, again, err := l.send(mayWait)
@@ -131,6 +137,10 @@ func (l *lane) fill(mayWait bool) bool {
 			continue
 		}
 		l.layOut(p)
+		p.cold = p.op == core.Read && !hostmem.Now().Seen(p.local, p.length, hostmem.Writing)
+		if p.cold {
+			l.coldReads.Add(1)
+		}
 		l.flight.push(*p)
 		l.flying.Add(p.length)
 	}

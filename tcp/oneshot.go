@@ -266,6 +266,7 @@ func (o *oneShot) carriesAborted() bool {
 
 func (o *oneShot) idle() bool        { return false }
 func (o *oneShot) load() uint64      { return 0 }
+func (o *oneShot) cold() bool        { return false }
 func (o *oneShot) writeIfIdle() bool { return false }
 func (o *oneShot) assist()           {}
 func (o *oneShot) ease(bool)         {}

@@ -55,6 +55,8 @@ type carrier interface {
 	idle() bool
 	// load is how many bytes it holds.
 	load() uint64
+	// cold reports whether it receives into memory that may have to come first.
+	cold() bool
 	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.
 	writeIfIdle() bool
 	// assist has the calling goroutine receive what has come, without waiting. It holds something.
@@ -600,7 +602,7 @@ func (p *peer) assist(done func() bool) {
 	var eased []carrier
 	found := func() bool {
 		for _, c := range p.listed() {
-			if load := c.load(); load == 0 || load > ladenBytes { // what is long keeps who takes part in it
+			if load := c.load(); load == 0 || load > ladenBytes || c.cold() { // what takes long keeps a thread that takes part in it
 				continue
 			}
 			if !slices.Contains(eased, c) {

@@ -28,6 +28,8 @@ type piece struct {
 
 	blocked time.Time // since when it waits for a former connection to be over; see quarantine
 
+	cold bool // a READ into memory that may have to come first: no waiter receives it
+
 	byAddress bool // sent without its payload
 	plain     bool // not to be sent by address: it was out of reach
 }

@@ -32,6 +32,13 @@ func (s *stream) send(v []ioVector) (n int, err error) {
 	return n, err
 }
 
+// sendsAtOnce reports whether trySend waits for no memory.
+func (s *stream) sendsAtOnce(v []ioVector) bool {
+	s.out.use(v)
+	defer func() { s.out.message.Iov = nil }()
+	return s.out.inMemory()
+}
+
 // tryReceive receives what has arrived, into at most maxGatherVectors vectors that hold at least one byte. again says
 // that nothing has. At end of file err is io.EOF.
 func (s *stream) tryReceive(v []ioVector) (n int, again bool, err error) {

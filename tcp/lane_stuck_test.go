@@ -1,0 +1,51 @@
+package tcp
+
+import (
+	"testing"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A page of the peer's, or of the caller's, that never comes: the transfer can be given up, its memory cannot be taken back
+// before the page comes, and other transfers go on.
+func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *testing.T) {
+	for _, one := range []struct {
+		name                   string
+		op                     core.Opcode
+		sameHost, remoteAbsent bool
+	}{
+		{"READ from a process whose page does not come", core.Read, true, true},
+		{"WRITE from a page that does not come, on one host", core.Write, true, false},
+		{"WRITE from a page that does not come, over TCP", core.Write, false, false},
+		{"READ to a page that does not come, over TCP", core.Read, false, false},
+		{"READ to a page that does not come, on one host", core.Read, true, false},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			const length = 64 << 10
+			slow := withhold(t, length)
+			far, near, other := mapped(t, 2*length), mapped(t, length), mapped(t, length)
+			change := func(c *core.Config) { c.SameHost = one.sameHost }
+			target, e := engine(t, change), engine(t, change)
+			local, remote := slow.memory, far[:length]
+			if one.remoteAbsent {
+				local, remote = near, slow.memory
+				require.NoError(t, target.Register(addressOf(remote), length, "cpu:0", true))
+			}
+			require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+			require.NoError(t, e.Register(addressOf(local), length, "cpu:0", true))
+			id := open(t, e, target.Name())
+
+			var b *core.Batch
+			returns(t, "Submit", func() { b = submit(t, e, ask(one.op, local, id, remote)) })
+			slow.waitForTouch()
+			completes(t, submit(t, e, ask(one.op, other, id, far[length:])))
+			returns(t, "DiscardBatch", func() { require.NoError(t, e.DiscardBatch(b)) })
+			returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(addressOf(local)), core.ErrInUse) })
+			completes(t, submit(t, e, ask(one.op, other, id, far[length:])))
+			slow.come()
+			require.Eventually(t, func() bool { return e.Unregister(addressOf(local)) == nil }, patience, 10*stuckTime/1000)
+		})
+	}
+}
