@@ -1,10 +1,12 @@
 package tcp
 
 import (
+	"slices"
 	"strings"
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
 )
 
@@ -71,7 +73,7 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 		switch {
 		case p.op != core.Read || p.plain || r.fetching.full() || !r.granted(&p):
 			rest = append(rest, p)
-		case mayWait || r.seen.has(p.remote, p.length):
+		case mayWait || r.seen.has(p.remote, p.length) && hostmem.There(p.local, p.length, hostmem.Writing):
 			r.chosen = append(r.chosen, p)
 			r.fetching.add(p.local, uintptr(p.remote), p.length)
 		default:
@@ -81,8 +83,11 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	l.inHand, l.copying = rest, r.chosen
 	l.mu.Unlock()
 	l.leaveToWriter(later)
-	fetched := r.fetching.run(r.process, nil) == nil
-	valid := fetched && l.unchanged(proof)
+	var fetched, valid bool
+	l.overtakable(mayWait && r.mayTakeLong(), func() {
+		fetched = r.fetching.run(r.process, nil) == nil
+		valid = fetched && l.unchanged(proof)
+	})
 	l.mu.Lock()
 	stuck := l.letGo != nil
 	l.copying = nil
@@ -125,6 +130,12 @@ func (l *lane) leaveToWriter(pieces []piece) {
 	l.nudge()
 }
 
+// mayTakeLong reports whether a page may have to come first for the copies that the lane is about to make.
+func (r *reach) mayTakeLong() bool {
+	return slices.ContainsFunc(r.fetching.from, func(v ioVector) bool { return !r.seen.has(uint64(v.base), v.length) }) ||
+		slices.ContainsFunc(r.fetching.to, func(v ioVector) bool { return !hostmem.There(v.base, v.length, hostmem.Writing) })
+}
+
 // note remembers where was copied from.
 func (r *reach) note() {
 	for _, v := range r.fetching.from {
@@ -158,7 +169,8 @@ func (l *lane) choose(p *piece) {
 		p.byAddress = !r.asking && !r.granted(p)
 		r.asking = r.asking || p.byAddress
 	default:
-		p.byAddress = r.permit != nil && p.length >= leastByAddress && uint64(p.local) < maxSource
+		p.byAddress = r.permit != nil && p.length >= leastByAddress && uint64(p.local) < maxSource &&
+			hostmem.There(p.local, p.length, hostmem.Reading) // or else the target's session would wait for the page
 	}
 }
 

@@ -77,7 +77,11 @@ func (l *lane) ease(on bool) {
 // receiveOnce receives what has come and settles what is complete; false when nothing has. The lock for receiving is
 // held.
 func (l *lane) receiveOnce() bool {
-	n, again, err := l.conn.receiveNow(l.plan())
+	var n int
+	var again bool
+	var err error
+	v := l.plan()
+	l.overtakable(l.cold(), func() { n, again, err = l.conn.receiveNow(v) })
 	switch {
 	case again:
 		return false

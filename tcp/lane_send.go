@@ -93,7 +93,7 @@ func (l *lane) send(mayWait bool) (n int, again bool, err error) {
 		v = v[:1]
 	}
 	if mayWait {
-		n, err = l.conn.send(v)
+		l.overtakable(!l.conn.sendsAtOnce(v), func() { n, err = l.conn.send(v) })
 		return n, false, err
 	}
 	return l.conn.trySend(v)
@@ -115,7 +115,7 @@ func (l *lane) fill(mayWait bool) bool {
 	pieces, flying, broken := windowPieces-l.flight.len(), l.load(), l.broken
 	l.mu.Unlock()
 	bytes := int64(min(windowBytes, l.peer.share())) - int64(flying)
-	if broken != nil || pieces <= 0 || bytes <= 0 {
+	if broken != nil || pieces <= 0 || bytes <= 0 || l.cold() { // nothing is to wait behind a page that may not come
 		return false
 	}
 	l.taken = l.peer.take(l, l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
@@ -137,7 +137,7 @@ func (l *lane) fill(mayWait bool) bool {
 			continue
 		}
 		l.layOut(p)
-		p.cold = p.op == core.Read && !hostmem.Now().Seen(p.local, p.length, hostmem.Writing)
+		p.cold = p.op == core.Read && !hostmem.There(p.local, p.length, hostmem.Writing)
 		if p.cold {
 			l.coldReads.Add(1)
 		}

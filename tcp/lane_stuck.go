@@ -2,18 +2,52 @@ package tcp
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"kvferry/core/status"
 )
 
 // A system call of a lane that touches memory may wait for a page for ever: of the caller, whose memory is a file on a
-// server that is gone, or of a process on this host. A transfer that is given up does not wait with it:
+// server that is gone, or of a process on this host. Neither other transfers to the same peer nor whoever gives this one up
+// wait with it:
 //
-//  1. quit, which ends the lane, sets a timer.
-//  2. giveUpStuck finds the lane not retired when the timer is over. It has the local memory of all that the lane carries
+//  1. overtakable makes a system call that may wait for a page. When that takes long, the lane is set aside: it takes
+//     nothing more, and other lanes do instead. It ends when the call has returned.
+//  2. quit, which ends a lane, sets a timer.
+//  3. giveUpStuck finds the lane not retired when the timer is over. It has the local memory of all that the lane carries
 //     held, so that taking it back fails and says why, and fails the pieces. Other lanes go on.
-//  3. When the system call returns, its goroutine finds the lane given up, and settles nothing. The memory is let go.
+//  4. When the system call returns, its goroutine finds the lane given up, and settles nothing. The memory is let go.
+
+// slowTime is how long a system call of a lane may take before others overtake it.
+const slowTime = 100 * time.Millisecond
+
+// errOvertaken ends a lane that was set aside.
+var errOvertaken = errors.New("a system call took so long that other connections have taken over")
+
+// overtakable makes a system call. slow says that it may have to wait for a page.
+func (l *lane) overtakable(slow bool, call func()) {
+	if !slow {
+		call()
+		return
+	}
+	overtake := time.AfterFunc(slowTime, func() { l.peer.setAside(l) })
+	call()
+	if !overtake.Stop() {
+		l.quit(errOvertaken)
+	}
+}
+
+// setAside has a carrier take nothing more, and others take over. Only so many are set aside at a time as there may be.
+func (p *peer) setAside(c carrier) {
+	p.mu.Lock()
+	if len(p.aside) < p.transport.config.LanesPerPeer && slices.Contains(p.listed(), c) {
+		p.drop(c)
+		p.aside = append(p.aside, c)
+	}
+	p.mu.Unlock()
+	p.dispatch(false)
+}
 
 // stuckTime is how long a lane may take to end. A copy takes a millisecond at most.
 const stuckTime = 2 * time.Second

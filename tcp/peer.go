@@ -89,15 +89,16 @@ type peer struct {
 	distance   distance
 	reserved   time.Time // until when the first lane is for short works
 	doubtful   []piece
-	blocked    []piece // WRITEs that wait for former connections to be over; see quarantine
-	rechecking bool    // they are going to be looked at again
-	resolving  bool    // a goroutine runs resolve
-	round      int     // how often the descriptor was fetched for the doubtful
-	checked    bool    // every range is looked up in the descriptor: the peer checks none, or has refused one
-	fruitless  int     // connections lost under work in a row without a piece settled
-	settled    uint64  // bytes settled when a connection was last lost
-	suspect    bool    // a connection was lost: the peer may have restarted, its descriptor is to be fetched again
-	closed     error   // why it takes nothing more
+	blocked    []piece   // WRITEs that wait for former connections to be over; see quarantine
+	aside      []carrier // that take nothing more, and have not ended; see lane_stuck.go
+	rechecking bool      // they are going to be looked at again
+	resolving  bool      // a goroutine runs resolve
+	round      int       // how often the descriptor was fetched for the doubtful
+	checked    bool      // every range is looked up in the descriptor: the peer checks none, or has refused one
+	fruitless  int       // connections lost under work in a row without a piece settled
+	settled    uint64    // bytes settled when a connection was last lost
+	suspect    bool      // a connection was lost: the peer may have restarted, its descriptor is to be fetched again
+	closed     error     // why it takes nothing more
 
 	carriers atomic.Pointer[[]carrier] // replaced under the lock
 	answers  lookout
@@ -437,7 +438,7 @@ func (p *peer) hasQueued() bool {
 
 // isLoss tells a connection that was lost from one that this side gave up.
 func isLoss(reason error) bool {
-	return !slices.ContainsFunc([]error{errRefused, errAborted, errBadLocal, errOutdated, errIdle}, func(other error) bool {
+	return !slices.ContainsFunc([]error{errRefused, errAborted, errBadLocal, errOutdated, errOvertaken, errIdle}, func(other error) bool {
 		return errors.Is(reason, other)
 	})
 }
@@ -446,6 +447,7 @@ func isLoss(reason error) bool {
 func (p *peer) leave(c carrier, held []piece, reason error) {
 	p.mu.Lock()
 	p.drop(c)
+	p.aside = slices.DeleteFunc(p.aside, func(other carrier) bool { return other == c })
 	lost := isLoss(reason)
 	if lost {
 		p.suspect = true
@@ -629,7 +631,7 @@ func (p *peer) assist(done func() bool) {
 // abort settles what is queued of aborted works, and ends the carriers that hold pieces of them.
 func (p *peer) abort() {
 	p.mu.Lock()
-	carriers := p.listed()
+	carriers := append(slices.Clone(p.listed()), p.aside...)
 	p.cursors = slices.DeleteFunc(p.cursors, func(c *cursor) bool {
 		err := c.work.Aborted()
 		if err != nil {
@@ -660,7 +662,7 @@ func (p *peer) close(reason error) {
 		h.settle(firstError(h.work.Aborted(), reason))
 	}
 	p.doubtful, p.blocked = nil, nil
-	carriers := p.listed()
+	carriers := append(slices.Clone(p.listed()), p.aside...)
 	p.mu.Unlock()
 	for _, c := range carriers {
 		c.quit(reason)

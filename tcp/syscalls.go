@@ -95,6 +95,16 @@ func (h *half) inMemory() bool {
 	return true
 }
 
+// resident reports whether the kernel has the memory of the next call.
+func (h *half) resident() bool {
+	for _, v := range h.vectors() {
+		if v.length > 0 && !h.ours.holds(v.base) && !hostmem.Resident(v.base, v.length) {
+			return false
+		}
+	}
+	return true
+}
+
 // note notes the memory that a call has touched, which is the first bytes of it.
 func (h *half) note(bytes uint64) {
 	now := hostmem.Now()

@@ -36,7 +36,7 @@ func (s *stream) send(v []ioVector) (n int, err error) {
 func (s *stream) sendsAtOnce(v []ioVector) bool {
 	s.out.use(v)
 	defer func() { s.out.message.Iov = nil }()
-	return s.out.inMemory()
+	return s.out.inMemory() || s.out.resident()
 }
 
 // tryReceive receives what has arrived, into at most maxGatherVectors vectors that hold at least one byte. again says
