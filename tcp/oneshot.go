@@ -250,11 +250,12 @@ func (o *oneShot) reason(err error) error {
 
 func (o *oneShot) quit(reason error) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.broken = firstError(o.broken, reason)
+	conn := o.conn
+	o.mu.Unlock()
 	o.cancel()
-	if o.conn != nil {
-		_ = o.conn.setDeadline(past)
+	if conn != nil {
+		_ = conn.setDeadline(past)
 	}
 }
 

@@ -3,8 +3,12 @@ package tcp
 import (
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 	"time"
+
+	"kvferry/core"
+	"kvferry/core/status"
 
 	"github.com/stretchr/testify/require"
 )
@@ -43,4 +47,126 @@ func TestASessionThatWasEndedWhileItWasStuckServesNothingThatItHasRead(t *testin
 	h.waitForSessions(0)
 	require.Equal(t, make([]byte, 100), other[:100], "a request was served after the session had been ended")
 	require.Empty(t, h.target.holders(held))
+}
+
+func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testing.T) {
+	target, e, memory, local, id := neighbours(t, 64<<10)
+	other, bystander := mapped(t, 64<<10), engine(t, onOneHost)
+	require.NoError(t, target.Register(addressOf(other), uint64(len(other)), "cpu:0", true))
+	theirs := open(t, bystander, target.Name())
+	source := withhold(t, 8192)
+	stuck := submit(t, e, ask(core.Write, source.memory, id, memory))
+	source.waitForTouch()
+
+	unregistered := make(chan error, 1)
+	go func() { unregistered <- target.Unregister(addressOf(memory)) }()
+	for range 10 {
+		completes(t, submit(t, bystander, ask(core.Write, local, theirs, other), ask(core.Read, local, theirs, other)))
+	}
+	err := <-unregistered
+	require.ErrorIs(t, err, core.ErrInUse)
+	require.Equal(t, status.BatchBusy, status.Of(err, -1))
+	require.ErrorContains(t, err, fmt.Sprintf("%#x+%d by a transfer of process %d", addressOf(memory), len(memory), os.Getpid()))
+	require.Error(t, target.Register(addressOf(memory), 4096, "cpu:0", true))
+	completes(t, submit(t, bystander, ask(core.Write, local, theirs, other)))
+
+	source.come()
+	require.NoError(t, target.Unregister(addressOf(memory)))
+	require.NoError(t, target.Register(addressOf(memory), 4096, "cpu:0", true))
+	require.NoError(t, e.DiscardBatch(stuck))
+}
+
+func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
+	target, e, memory, local, id := neighbours(t, 64<<10)
+	other := engine(t, onOneHost)
+	source := withhold(t, 8192)
+	stuck := submit(t, e, ask(core.Write, source.memory, id, memory))
+	source.waitForTouch()
+	completes(t, submit(t, other, ask(core.Read, local, open(t, other, target.Name()), memory)))
+
+	transport := transportOf(t, target)
+	transport.ending = 10 * time.Millisecond
+	for range 2 {
+		var err error
+		returns(t, "Close", func() { err = transport.Close() })
+		require.ErrorIs(t, err, core.ErrInUse)
+		require.ErrorContains(t, err, fmt.Sprintf("one from process %d, memory %#x+%d", os.Getpid(), addressOf(memory), len(memory)))
+	}
+	require.Eventually(t, func() bool { return len(transport.target.links()) > 0 && connections(transport) == 1 }, patience, time.Millisecond)
+	source.come()
+	transport.ending = time.Minute
+	require.NoError(t, transport.Close())
+	require.NoError(t, target.Close())
+	require.NoError(t, e.DiscardBatch(stuck))
+}
+
+// connections is how many there are to a transport's target.
+func connections(t *Transport) (n int) {
+	for _, link := range t.target.links() {
+		n += link.Connections
+	}
+	return n
+}
+
+// clutch keeps a carrier's connection in use, as a system call does that is stuck, until release is called.
+func clutch(t *testing.T, c carrier) (release func()) {
+	t.Helper()
+	var conn *stream
+	require.Eventually(t, func() bool {
+		switch c := c.(type) {
+		case *lane:
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			conn = c.conn
+		case *oneShot:
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			conn = c.conn
+		}
+		return conn != nil
+	}, patience, time.Millisecond)
+	held, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = conn.hold(func(uintptr) {
+			close(held)
+			<-over
+		})
+	}()
+	<-held
+	return sync.OnceFunc(func() { close(over) })
+}
+
+func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
+	stall := func(v *visitor, _ int) {
+		var h header
+		v.header(&h)
+		v.waitForEnd()
+	}
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			memory := mapped(t, 4096)
+			p := perform(t, 2, atFirst(1, stall), memory)
+			e := engine(t, way.config)
+			b := submit(t, e, ask(core.Read, mapped(t, 4096), open(t, e, p.name), memory))
+			transport, peer := transportOf(t, e), onlyPeer(t, e)
+			transport.ending = 10 * time.Millisecond
+			release := clutch(t, peer.listed()[0])
+			t.Cleanup(release)
+
+			returns(t, "RemoveLocalSegment", func() { require.NoError(t, e.RemoveLocalSegment(p.name)) })
+			completes(t, submit(t, e, ask(core.Read, mapped(t, 4096), open(t, e, p.name), memory)))
+			returns(t, "Abort", transport.Abort)
+			require.Len(t, peer.listed(), 1)
+			require.False(t, b.Done(), "its memory may be in use")
+			returns(t, "Close", func() {
+				err := transport.Close()
+				require.ErrorIs(t, err, core.ErrInUse)
+				require.ErrorContains(t, err, "segments that were removed")
+			})
+			release()
+			wait(t, b)
+			transport.ending = time.Minute
+			require.NoError(t, transport.Close())
+		})
+	}
 }

@@ -4,9 +4,12 @@ package tcp
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/address"
@@ -36,6 +39,8 @@ type Transport struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup // every goroutine of the initiator
+	ending  time.Duration  // how long Close waits
+	ended   chan struct{}  // closed when no goroutine is left
 
 	mu     sync.Mutex
 	peers  map[*core.Segment]*peer
@@ -49,7 +54,10 @@ func Open(e *core.Engine) (core.Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Transport{config: config, log: e.Log(), memory: e.Memory(), peers: map[*core.Segment]*peer{}}
+	t := &Transport{
+		config: config, log: e.Log(), memory: e.Memory(), peers: map[*core.Segment]*peer{},
+		ending: core.EndingTime, ended: make(chan struct{}),
+	}
 	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion, Hello: helloVersion}
 	t.self = parseIdentity(e.Identity())
 	_, _ = rand.Read(t.origin[:]) // never fails: see crypto/rand
@@ -151,16 +159,51 @@ func (t *Transport) Links() []core.Link {
 	return append(links, t.target.links()...)
 }
 
-// Close ends every connection, settles what is held, and waits for the goroutines.
+// Close ends every connection, settles what is held, and waits for the goroutines. The error names those that are stuck in
+// a system call or with a device.
 func (t *Transport) Close() error {
 	t.mu.Lock()
+	first := !t.closed
 	t.closed = true
 	t.mu.Unlock()
+	if first {
+		go t.end()
+	}
+	timer := time.NewTimer(t.ending)
+	defer timer.Stop()
+	select {
+	case <-t.ended:
+		return nil
+	case <-timer.C:
+		return status.Errorf(status.BatchBusy, "connections were closed, but are %w: %s", core.ErrInUse, t.stuck())
+	}
+}
+
+// end returns when no goroutine is left.
+func (t *Transport) end() {
+	defer close(t.ended)
 	t.cancel()
 	for _, p := range t.allPeers() {
 		p.close(status.Errorf(status.Context, "%w", core.ErrClosed))
 	}
 	t.target.close()
 	t.running.Wait()
-	return nil
+}
+
+// stuck names the connections that have not ended.
+func (t *Transport) stuck() string {
+	names := t.target.stuck()
+	for _, p := range t.allPeers() {
+		if n := len(p.listed()); n > 0 {
+			names = append(names, fmt.Sprintf("%d to segment %q", n, p.segment.Name))
+		}
+	}
+	const most = 8
+	switch more := len(names) - most; {
+	case len(names) == 0:
+		return "some to segments that were removed"
+	case more > 0:
+		names = append(names[:most], fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, "; ")
 }
