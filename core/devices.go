@@ -1,11 +1,12 @@
 package core
 
 import (
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"kvferry/core/address"
 	"kvferry/core/device"
@@ -96,32 +97,56 @@ func (d *devices) inTurn(location string) []device.Runtime {
 	return order
 }
 
+// open finds or makes the staging of a device. The library is not called under the lock, which close takes: it may hang.
 func (d *devices) open(runtime device.Runtime, index int) (*staging.Device, error) {
 	name := fmt.Sprintf("%s:%d", runtime.Name(), index)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return nil, closedError()
-	}
-	if on := d.staged[name]; on != nil {
-		return on, nil
+	if on, err := d.keep(name, nil); on != nil || err != nil {
+		return on, err
 	}
 	opened, err := runtime.Open(index)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	d.staged[name] = staging.New(opened, name, d.options)
-	return d.staged[name], nil
+	return d.keep(name, staging.New(opened, name, d.options))
 }
 
-// close ends the staging of every device. No job is started any more.
-func (d *devices) close() error {
+// keep returns the staging of a device that is there, or else keeps this one, if it is one.
+func (d *devices) keep(name string, made *staging.Device) (*staging.Device, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, closedError()
+	}
+	on := d.staged[name]
+	if on == nil && made != nil {
+		on = made
+		d.staged[name] = made
+	}
+	return on, nil
+}
+
+// close ends the staging of every device, and waits for each for a limited time. No job is started any more. careful
+// leaves alone the blocks of a device of which transfers that are stuck have leases; close may be called again for them.
+func (d *devices) close(limit time.Duration, careful bool) error {
+	var errs []error
+	for _, on := range d.shut() {
+		if leased := on.EndLeasing(); leased > 0 && careful {
+			errs = append(errs, status.Errorf(status.BatchBusy, "%d bytes of %s's staging blocks are %w", leased, on.Name(), ErrInUse))
+			continue
+		}
+		ended, err := on.CloseWithin(limit)
+		if !ended {
+			err = status.Errorf(status.BatchBusy, "%s is %w: a call of its library does not return, or a copy does not end", on.Name(), ErrInUse)
+		}
+		errs = append(errs, err)
+	}
+	return inOrder(errs...)
+}
+
+// shut returns all devices. There come to be no more.
+func (d *devices) shut() []*staging.Device {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed = true
-	var errs []error
-	for _, on := range d.staged {
-		errs = append(errs, on.Close())
-	}
-	return errors.Join(errs...)
+	return slices.Collect(maps.Values(d.staged))
 }

@@ -65,8 +65,8 @@ type Engine struct {
 
 	ctx      context.Context
 	cancel   context.CancelFunc
-	running  sync.WaitGroup // what the engine itself has started
-	starting sync.Mutex     // keeps spawn and close apart
+	running  group      // what the engine itself has started, and calls that Close waits for
+	starting sync.Mutex // keeps spawn and close apart
 	closing  sync.Once
 }
 
@@ -127,7 +127,7 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 	e.transports.Store(&[]installedTransport{})
 	if err := e.listen(name); err != nil {
 		cancel()
-		return nil, errors.Join(err, e.local.Close(), store.Close())
+		return nil, errors.Join(err, store.Close())
 	}
 	e.running.Go(e.keepSynced)
 	if o.Config.Metrics {
@@ -159,38 +159,6 @@ func (e *Engine) listen(name address.Name) (err error) {
 	e.server = metadata.Serve(listener, handlers,
 		metadata.HandshakeOptions{MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, Log: e.log})
 	return nil
-}
-
-// Close aborts what is in flight, withdraws the metadata and ends everything, within about a second, or three where a
-// central metadata store does not answer.
-func (e *Engine) Close() error {
-	var err error
-	e.closing.Do(func() { err = e.close() })
-	return err
-}
-
-func (e *Engine) close() error {
-	e.starting.Lock()
-	e.cancel()
-	e.starting.Unlock()
-	e.batches.Range(func(_, b any) bool {
-		b.(*Batch).abort(ErrClosed)
-		return true
-	})
-	e.memory.close()
-	errs := []error{e.Withdraw(), e.server.Close()}
-
-	e.installing.Lock() // waits for an Install under way, and keeps out any later one
-	defer e.installing.Unlock()
-	e.stager.close()
-	for _, t := range e.installed() {
-		errs = append(errs, t.Close())
-	}
-	errs = append(errs, e.local.Close())
-	e.stager.wait()
-	errs = append(errs, e.devices.close(), e.store.Close())
-	e.running.Wait()
-	return errors.Join(errs...)
 }
 
 // spawn runs f in a goroutine that Close waits for, or reports false when the engine is closed.

@@ -3,6 +3,8 @@ package core_test
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -181,4 +183,56 @@ func TestDiscardOfABatchThatIsStuckFailsAndTheBatchIsFreedWhenItEnds(t *testing.
 	require.NoError(t, err)
 	stuck.SettleRest(stuck.Aborted())
 	eventually(t, func() bool { _, err := p.Batch(b.ID()); return err != nil })
+}
+
+func TestCloseOfAnEngineThatIsStuckNamesWhatIsHeldAndReleasesTheRest(t *testing.T) {
+	transport := &transporttest.Transport{KeepAborted: true, Stuck: make(chan struct{})}
+	p := startStaged(t, transport, nil)
+	impatient(p.Engine)
+	idle, used := p.memory(1, 4096), p.memory(0, 4096)
+	b := p.batch(t, 2)
+	require.NoError(t, p.Submit(b, []core.Request{
+		{Opcode: core.Write, Local: at(idle), Target: core.LocalSegment, Remote: uint64(at(idle)), Length: 64}}, nil))
+	wait(t, b)
+	require.NoError(t, p.Submit(b, []core.Request{
+		{Opcode: core.Write, Local: at(used), Target: p.segment, Remote: 1, Length: 4096}}, nil))
+	p.arrival()
+
+	requireInUse(t, p.Close(), "the fake transport", "a WRITE of 4096 bytes", "bytes of npu:0's staging blocks")
+	require.NoError(t, p.Close(), "a second time")
+	_, err := p.peer.OpenSegment(p.Name())
+	require.Error(t, err, "its metadata is withdrawn")
+	eventually(t, func() bool { return !p.isStaged("npu:1") })
+	require.True(t, p.isStaged("npu:0"), "blocks that may be in use were freed")
+
+	close(transport.Stuck)
+	eventually(t, func() bool { return !p.isStaged("npu:0") })
+	require.Equal(t, []core.State{completed, failed}, states(t, b))
+}
+
+// isStaged reports whether there are staging blocks for a device.
+func (p *stagedPair) isStaged(name string) bool {
+	return slices.ContainsFunc(p.host.Leaks(), func(leak string) bool {
+		return strings.HasPrefix(leak, name) && !strings.Contains(leak, "page-locked: false")
+	})
+}
+
+func TestCloseEndsCallsThatWaitForWhatIsStuck(t *testing.T) {
+	transport := &transporttest.Transport{KeepAborted: true, Stuck: make(chan struct{})}
+	p := startPairWith(t, transport, nil)
+	p.SetGrace(time.Hour)
+	p.SetEnding(10 * time.Millisecond)
+	memory := at(pages(t, 4096))
+	require.NoError(t, p.Register(memory, 4096, "cpu:0", true))
+	b := p.batch(t, 1)
+	p.submit(t, b, core.Request{Opcode: core.Write, Local: memory, Target: p.segment, Remote: 1, Length: 8})
+	unregistered, discarded := make(chan error, 1), make(chan error, 1)
+	go func() { unregistered <- p.Unregister(memory) }()
+	eventually(t, func() bool { return len(p.Descriptor().Buffers) == 0 })
+	go func() { discarded <- p.DiscardBatch(b) }()
+	requireInUse(t, p.Close(), "a WRITE of 8 bytes", fmt.Sprintf("local memory %#x+8", memory))
+	requireInUse(t, receive(t, unregistered), "a WRITE of 8 bytes")
+	requireInUse(t, receive(t, discarded))
+	close(transport.Stuck)
+	wait(t, b)
 }

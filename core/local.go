@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"sync"
+	"time"
 
 	"kvferry/core/hostmem"
 	"kvferry/core/staging"
@@ -11,9 +12,11 @@ import (
 
 // localTransport serves the engine's own segment: a memory copy, with the checks and the states of any other transfer.
 //
-//  1. Submit copies little work itself, if it is in host memory, and queues the rest for one goroutine, which lives while
-//     there is any.
-//  2. Each task's remote range is checked and pinned as a peer's would be.
+//  1. Submit copies little work itself, if it is in host memory, and queues the rest. There is a queue for each pair of
+//     devices, and one for host memory alone: a device that hangs holds up no copies but its own. Each has a goroutine,
+//     which lives while there is something in it.
+//  2. Each task's remote range is checked and pinned as a peer's would be. A task turns out here to be another queue's where
+//     that range is on a device.
 //  3. The bytes are copied in steps, between which an abort is seen. What is on a device passes through staging blocks.
 type localTransport struct {
 	segment *Segment
@@ -21,65 +24,86 @@ type localTransport struct {
 	leases  localLeases
 
 	mu      sync.Mutex
-	queue   []*Work
-	busy    bool // the goroutine is alive
+	queues  map[localRoute][]func() // those whose goroutine is alive
 	closed  bool
-	running sync.WaitGroup
+	running group
 }
 
+// localRoute is which devices the two sides of a copy are on; nil for host memory.
+type localRoute struct{ local, remote *staging.Device }
+
 func newLocalTransport(ctx context.Context, memory *Registry) *localTransport {
-	return &localTransport{segment: &Segment{ID: LocalSegment}, memory: memory, leases: localLeases{
-		ctx: ctx, accounts: map[localAccount]*staging.Account{},
-	}}
+	return &localTransport{
+		segment: &Segment{ID: LocalSegment}, memory: memory, queues: map[localRoute][]func(){},
+		leases: localLeases{ctx: ctx, accounts: map[localAccount]*staging.Account{}},
+	}
 }
 
 func (t *localTransport) Submit(w *Work) {
 	const little = 256 << 10 // bytes: about the cost of waking a goroutine
+	route := localRoute{local: w.device}
 	if w.Bytes <= little && !t.memory.hasDevices() {
-		t.copyAll(w)
+		t.copyAll(w, route)
 		return
 	}
+	if !t.queue(route, func() { t.copyAll(w, route) }) {
+		w.settleAll(closedError())
+	}
+}
+
+// queue has a copy made on the goroutine of a route, or returns false when the transport is closed.
+func (t *localTransport) queue(route localRoute, copy func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		w.settleAll(closedError())
-		return
+		return false
 	}
-	t.queue = append(t.queue, w)
-	if !t.busy {
-		t.busy = true
-		t.running.Go(t.run)
+	waiting, alive := t.queues[route]
+	t.queues[route] = append(waiting, copy)
+	if !alive {
+		t.running.Go(func() { t.run(route) })
 	}
+	return true
 }
 
-func (t *localTransport) run() {
+func (t *localTransport) run(route localRoute) {
 	for {
 		t.mu.Lock()
-		if len(t.queue) == 0 {
-			t.busy, t.queue = false, nil
+		waiting := t.queues[route]
+		if len(waiting) == 0 {
+			delete(t.queues, route)
 			t.mu.Unlock()
 			return
 		}
-		w := t.queue[0]
-		t.queue = t.queue[1:]
+		t.queues[route] = waiting[1:]
 		t.mu.Unlock()
-		t.copyAll(w)
+		waiting[0]()
 	}
 }
 
-func (t *localTransport) copyAll(w *Work) {
+func (t *localTransport) copyAll(w *Work, route localRoute) {
 	for i := w.Head; i >= 0; i = w.Tasks[i].Next {
-		err := t.copyTask(w, &w.Tasks[i].Request)
-		w.Settle(i, 0, w.Tasks[i].Length, err)
+		t.copyOne(w, i, route)
 	}
 }
 
-func (t *localTransport) copyTask(w *Work, r *Request) error {
+// copyOne copies a task of that route, and queues it where it is another's.
+func (t *localTransport) copyOne(w *Work, i int32, route localRoute) {
+	r := &w.Tasks[i].Request
 	region, err := t.memory.PinRemote(r.Remote, r.Length)
-	if err != nil {
-		return err
+	if err == nil {
+		own := localRoute{local: w.device, remote: region.Device}
+		if own != route && t.queue(own, func() { t.copyOne(w, i, own) }) {
+			region.Unpin()
+			return
+		}
+		err = t.copyTask(w, r, region)
+		region.Unpin()
 	}
-	defer region.Unpin()
+	w.Settle(i, 0, r.Length, err)
+}
+
+func (t *localTransport) copyTask(w *Work, r *Request, region *Region) error {
 	dst, src := place{uintptr(r.Remote), region.Device}, place{r.Local, w.device}
 	if r.Opcode == Read {
 		dst, src = src, dst
@@ -113,13 +137,15 @@ func (t *localTransport) Assist(*Segment, func() bool) {}
 func (t *localTransport) Forget(*Segment)              {}
 func (t *localTransport) Links() []Link                { return nil }
 
-// Close waits for the goroutine; the engine has aborted all work.
-func (t *localTransport) Close() error {
+// close waits for the goroutine, for a limited time; the engine has aborted all work.
+func (t *localTransport) close(limit time.Duration) error {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
-	t.running.Wait()
 	t.leases.close()
+	if !t.running.join(limit) {
+		return status.Errorf(status.BatchBusy, "memory is %w by a copy within this process", ErrInUse)
+	}
 	return nil
 }
 

@@ -1,10 +1,13 @@
 package core
 
 import (
+	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"kvferry/core/staging"
+	"kvferry/core/status"
 )
 
 // The way of a work whose local memory is on a device. The transport sees host memory only:
@@ -30,7 +33,7 @@ type stager struct {
 	mu     sync.Mutex
 	queues map[stagedRoute]*stagedQueue
 	closed bool
-	busy   sync.WaitGroup // parcels under way
+	busy   group // parcels under way
 }
 
 func newStager() *stager { return &stager{queues: map[stagedRoute]*stagedQueue{}} }
@@ -166,8 +169,18 @@ func (s *stager) close() {
 	}
 }
 
-// wait returns when no parcel is under way. It comes after close, and after the transports were closed.
-func (s *stager) wait() { s.busy.Wait() }
+// wait returns when no parcel is under way, or tells after a limited time which are. It comes after close, and after the
+// transports were closed.
+func (s *stager) wait(limit time.Duration) error {
+	if s.busy.join(limit) {
+		return nil
+	}
+	return status.Errorf(status.BatchBusy, "staging blocks are %w: %s", ErrInUse, enumerate(s.all(), func(q *stagedQueue) string {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return fmt.Sprintf("%d bytes between %s and segment %q", q.underWay, q.route.device.Name(), q.route.segment.Name)
+	}))
+}
 
 // add queues a work, or returns false.
 func (q *stagedQueue) add(c *stagedCursor) bool {

@@ -45,7 +45,9 @@ type Transport interface {
 	Links() []Link
 
 	// Close settles everything that is still held, closes every connection, and returns when no goroutine of the
-	// transport is left. Submit settles all it gets from then on.
+	// transport is left, or after EndingTime. In that case the error has ErrInUse in it, and names what is stuck and the
+	// memory that it may use; that ends by itself, touches no other memory, and a further Close waits for it again.
+	// Submit settles all it gets once Close was called.
 	Close() error
 }
 

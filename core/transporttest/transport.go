@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/status"
@@ -27,6 +28,10 @@ type Transport struct {
 	OnEvict  func(*core.Region)
 	OnForget func(*core.Segment)
 	OnClose  func()
+
+	// Stuck makes Close fail with core.ErrInUse until it is closed, for which Close waits a moment, and leaves what is held
+	// as it is; nil for a transport that can be closed.
+	Stuck chan struct{}
 
 	// OnLinks is what Links returns; nil for none.
 	OnLinks func() []core.Link
@@ -171,6 +176,13 @@ func (t *Transport) Close() error {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
+	if t.Stuck != nil {
+		select {
+		case <-t.Stuck:
+		case <-time.After(time.Millisecond):
+			return status.Errorf(status.BatchBusy, "the fake transport is %w", core.ErrInUse)
+		}
+	}
 	t.SettleAll(closedError())
 	return nil
 }

@@ -1,0 +1,131 @@
+package core_test
+
+import (
+	"bytes"
+	"testing"
+
+	"kvferry/core"
+	"kvferry/core/device"
+	"kvferry/core/transporttest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// hanging is a runtime whose library calls hang, where the test wants it, until it releases them: Open of a device, or
+// the copies of device 0.
+type hanging struct {
+	*device.Host
+	open     bool
+	begun    chan struct{} // gets one for each call that hangs
+	released chan struct{}
+}
+
+func newHanging(t *testing.T) *hanging {
+	r := &hanging{Host: device.NewHost("npu", 2), begun: make(chan struct{}, 100), released: make(chan struct{})}
+	t.Cleanup(func() {
+		require.Eventually(t, func() bool { return len(r.Leaks()) == 0 }, patience, 1000, "leaks: %v", r.Leaks())
+	})
+	return r
+}
+
+func (r *hanging) hang() {
+	r.begun <- struct{}{}
+	<-r.released
+}
+
+func (r *hanging) Open(index int) (device.Device, error) {
+	if r.open {
+		r.hang()
+	}
+	d, err := r.Host.Open(index)
+	if index == 0 {
+		d = hangingDevice{d, r}
+	}
+	return d, err
+}
+
+type hangingDevice struct {
+	device.Device
+	runtime *hanging
+}
+
+func (d hangingDevice) NewStream() (device.Stream, error) {
+	s, err := d.Device.NewStream()
+	return hangingStream{s, d.runtime}, err
+}
+
+type hangingStream struct {
+	device.Stream
+	runtime *hanging
+}
+
+func (s hangingStream) Copy(kind device.Kind, copies []device.Copy) (int, error) {
+	s.runtime.hang()
+	return s.Stream.Copy(kind, copies)
+}
+
+// memory is memory of a device, registered.
+func (r *hanging) memory(t *testing.T, e *core.Engine, index, length int) []byte {
+	t.Helper()
+	b, err := r.Allocate(index, uint64(length))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Free(b)) })
+	require.NoError(t, e.Register(at(b), uint64(length), "*", true))
+	return b
+}
+
+func TestADeviceThatHangsHoldsUpNoTransferButItsOwn(t *testing.T) {
+	const size = 1 << 20 // more than is copied on the goroutine that submits
+	r := newHanging(t)
+	w := &wire{memory: make([]byte, 4*size)}
+	p := startPairWith(t, &transporttest.Transport{OnSubmit: w.carry}, func(o *core.Options) { o.Runtimes = []device.Runtime{r} })
+	impatient(p.Engine)
+	stuck, other, host := r.memory(t, p.Engine, 0, size), r.memory(t, p.Engine, 1, size), pages(t, 2*size)
+	require.NoError(t, p.Register(at(host), 2*size, "cpu:0", true))
+	fill(host, 1)
+	want := bytes.Clone(host[:size])
+
+	held := p.batch(t, 4)
+	own := func(local, remote []byte) core.Request {
+		return core.Request{Opcode: core.Write, Local: at(local), Target: core.LocalSegment, Remote: uint64(at(remote)), Length: size}
+	}
+	far := func(local []byte) core.Request {
+		return core.Request{Opcode: core.Write, Local: at(local), Target: p.segment, Remote: 0, Length: size}
+	}
+	require.NoError(t, p.Submit(held, []core.Request{own(host, stuck), own(stuck, host[size:]), own(stuck, other), far(stuck)}, nil))
+	receive(t, r.begun)
+
+	for _, reqs := range [][]core.Request{
+		{own(host, host[size:])}, {own(host, other), own(other, host[size:])}, {far(host)}, {far(other)},
+	} {
+		b := p.batch(t, len(reqs))
+		require.NoError(t, p.Submit(b, reqs, nil))
+		wait(t, b)
+		require.NoError(t, b.Err())
+		require.NoError(t, p.FreeBatch(b))
+	}
+	require.True(t, bytes.Equal(want, w.memory[:size]))
+	require.NoError(t, p.Unregister(at(other)))
+	requireInUse(t, p.Unregister(at(stuck)), "a WRITE of 1048576 bytes, segment 0")
+	require.Equal(t, []core.State{waiting, waiting, waiting, waiting}, states(t, held))
+
+	requireInUse(t, p.Close(), "a copy within this process", "bytes of npu:0's staging blocks")
+	close(r.released)
+	wait(t, held)
+}
+
+func TestALibraryThatHangsInRegisterKeepsNobodyFromClosing(t *testing.T) {
+	r := newHanging(t)
+	r.open = true
+	p := startPairWith(t, &transporttest.Transport{}, func(o *core.Options) { o.Runtimes = []device.Runtime{r} })
+	registered := make(chan error, 1)
+	b, err := r.Allocate(0, 4096)
+	require.NoError(t, err)
+	go func() { registered <- p.Register(at(b), 4096, "*", true) }()
+	receive(t, r.begun)
+	require.NoError(t, p.Register(at(pages(t, 4096)), 4096, "cpu:0", true), "host memory")
+	require.NoError(t, p.Close())
+	close(r.released)
+	require.ErrorIs(t, receive(t, registered), core.ErrClosed)
+	require.NoError(t, r.Free(b))
+}
