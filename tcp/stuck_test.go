@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/require"
@@ -55,6 +56,7 @@ func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testin
 	require.NoError(t, target.Register(addressOf(other), uint64(len(other)), "cpu:0", true))
 	theirs := open(t, bystander, target.Name())
 	source := withhold(t, 8192)
+	hostmem.Now().Note(addressOf(source.memory), 8192, hostmem.Reading) // it was there a moment ago
 	stuck := submit(t, e, ask(core.Write, source.memory, id, memory))
 	source.waitForTouch()
 
@@ -80,6 +82,7 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 	target, e, memory, local, id := neighbours(t, 64<<10)
 	other := engine(t, onOneHost)
 	source := withhold(t, 8192)
+	hostmem.Now().Note(addressOf(source.memory), 8192, hostmem.Reading) // it was there a moment ago
 	stuck := submit(t, e, ask(core.Write, source.memory, id, memory))
 	source.waitForTouch()
 	completes(t, submit(t, other, ask(core.Read, local, open(t, other, target.Name()), memory)))
