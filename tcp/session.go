@@ -87,6 +87,7 @@ type session struct {
 	turn    *turn
 	reads   hull         // of the READ payloads owed from host memory
 	serving *core.Region // of the request whose payload has not been applied or owed completely
+	v2      bool         // the last request was: the peer takes no end of the connection for success
 	staged  *staged      // nil before the first request for device memory
 	fetches *fetches     // nil before the first WRITE by address
 
@@ -197,6 +198,7 @@ func (s *session) serve() error {
 		if err != nil {
 			return err
 		}
+		s.v2 = h.v2
 		region, err := s.pin(h)
 		switch {
 		case err == errEnded:
@@ -549,7 +551,8 @@ func (s *session) caughtUp() {
 
 // finish closes the connection and returns why, unless the peer wanted it to or the engine is being closed. A peer that
 // sent a WRITE without asking for a status takes an orderly close for success, so that is only for connections where
-// nothing was left undone; the others are reset.
+// nothing was left undone; the others are reset. Where the peer goes on sending that cannot be known: the WRITE may just
+// have come.
 func (s *session) finish(err error) error {
 	var rejected *rejection
 	orderly := false
@@ -559,7 +562,7 @@ func (s *session) finish(err error) error {
 	case errors.As(err, &rejected):
 		orderly = s.refuse(rejected)
 	case cause != nil:
-		orderly, err = err != errEnded && s.between(), cause
+		orderly, err = err != errEnded && s.v2 && s.between(), cause
 	}
 	if orderly {
 		_ = s.conn.close()

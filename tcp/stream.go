@@ -5,10 +5,12 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"kvferry/core/hostmem"
+	"kvferry/core/shut"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +27,7 @@ type stream struct {
 	permit   *permit  // for the target to copy from the initiator's memory; nil for none
 	number   uint64   // of the connection in its hello; 0 for a connection without one
 	out, in  half
+	reset    atomic.Bool // closeAll resets the connection
 	closeAll func() error
 }
 
@@ -34,9 +37,15 @@ type plainConn interface {
 	syscall.Conn
 }
 
-// newStream sets a connection up and takes it over, also when it fails.
-func newStream(conn plainConn) (*stream, error) {
-	defer conn.Close()
+// newStream sets a connection up and takes it over. When it fails the connection is reset.
+func newStream(conn plainConn) (made *stream, err error) {
+	defer func() {
+		if err != nil {
+			_ = shut.Abandon(conn)
+			return
+		}
+		_ = conn.Close()
+	}()
 	if err := tune(conn); err != nil {
 		return nil, err
 	}
@@ -57,7 +66,7 @@ func newStream(conn plainConn) (*stream, error) {
 	s.out.init(out, "sendmsg", unix.SYS_SENDMSG, unix.MSG_NOSIGNAL, unix.POLLOUT)
 	s.closeAll = sync.OnceValue(func() error {
 		defer s.forgetFile()
-		return errors.Join(in.close(), out.close(), unix.Close(socket))
+		return errors.Join(in.close(), out.close(), s.end(), unix.Close(socket))
 	})
 	if s.isLocal() {
 		s.in.expectFile()
@@ -149,15 +158,20 @@ func (s *stream) release() {
 	s.process, s.permit = nil, nil
 }
 
-// close ends the connection, and returns when nobody uses the socket any more.
+// close ends the connection for every process that has the socket, and returns when nobody here uses it any more.
 func (s *stream) close() error { return s.closeAll() }
 
-// abandon closes a stream. What the kernel still has of it is not to arrive.
+// abandon closes a stream. What the kernel still has of it is not to arrive, and the peer is not to take it for an orderly
+// end.
 func (s *stream) abandon() {
-	if !s.isLocal() {
-		_ = s.control(func(socket int) error { // fails on a connection that is reset already
-			return unix.SetsockoptLinger(socket, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		})
-	}
+	s.reset.Store(true)
 	_ = s.close()
+}
+
+// end is the part of closeAll that ends the connection.
+func (s *stream) end() error {
+	if s.reset.Load() {
+		return shut.Reset(s.socket)
+	}
+	return shut.Socket(s.socket)
 }

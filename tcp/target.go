@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/shut"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -103,7 +104,8 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local
 	return t
 }
 
-// close ends every session and returns when nothing touches registered memory any more.
+// close ends every session and returns when nothing touches registered memory any more. Peers find the end at once, also
+// while a forked child has the descriptors.
 func (t *target) close() {
 	t.mu.Lock()
 	if !t.closed {
@@ -116,9 +118,9 @@ func (t *target) close() {
 		}
 	}
 	t.mu.Unlock()
-	_ = t.listener.Close() // fails the second time
+	_ = shut.Listener(t.listener) // fails the second time
 	if t.local != nil {
-		_ = t.local.Close()
+		_ = shut.Listener(t.local)
 	}
 	t.running.Wait()
 }
@@ -147,11 +149,11 @@ func (t *target) accept(next func() (plainConn, error)) {
 			case t.accepted <- conn:
 				continue
 			case <-t.closing:
-				_ = conn.Close()
+				_ = shut.Abandon(conn)
 				return
 			}
 		}
-		if errors.Is(err, net.ErrClosed) {
+		if t.isClosed() {
 			return
 		}
 		if t.failing.CompareAndSwap(false, true) {
@@ -164,6 +166,12 @@ func (t *target) accept(next func() (plainConn, error)) {
 		}
 		delay = min(2*delay, longestAcceptDelay)
 	}
+}
+
+func (t *target) isClosed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.closed
 }
 
 // takeSlot waits until there may be one more session. It returns false when the target is closed.
@@ -195,7 +203,7 @@ func (t *target) start(conn plainConn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		_ = stream.close()
+		stream.abandon()
 		<-t.slots
 		return
 	}
