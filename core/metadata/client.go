@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"kvferry/core/shut"
 	"kvferry/core/status"
 )
 
@@ -120,8 +121,8 @@ func (c Client) ask(ctx context.Context, peer string, kind frameKind, body []byt
 	if err != nil {
 		return nil, peerError(peer, kind, err)
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer shut.Close(conn)
+	stop := context.AfterFunc(ctx, func() { shut.Close(conn) })
 	defer stop()
 	reply, err := c.exchange(conn, kind, request)
 	if err != nil && ctx.Err() != nil {

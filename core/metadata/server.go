@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"kvferry/core/shut"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -51,8 +52,8 @@ type HandshakeOptions struct {
 
 // Listener is what a server accepts connections from: a *net.TCPListener.
 type Listener interface {
+	shut.Conn
 	AcceptTCP() (*net.TCPConn, error)
-	Close() error
 	Addr() net.Addr
 }
 
@@ -96,8 +97,8 @@ func sampled(log *zap.Logger) *zap.Logger {
 	}))
 }
 
-// Close closes the listener and every connection, and returns when no goroutine of the server is left. It may be
-// called more than once.
+// Close closes the listener and every connection, and returns when no goroutine of the server is left. Peers find the end
+// at once, also while a forked child has the descriptors. It may be called more than once.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	conns := s.conns
@@ -108,9 +109,9 @@ func (s *Server) Close() error {
 		return nil
 	}
 	close(s.closed)
-	err := s.listener.Close()
+	err := shut.Listener(s.listener)
 	for conn := range conns {
-		conn.Close()
+		shut.Close(conn)
 	}
 	s.ended.Wait()
 	return err
@@ -132,13 +133,22 @@ func (s *Server) run() {
 			continue
 		}
 		<-s.slots
-		if errors.Is(err, net.ErrClosed) {
+		if s.isClosed() {
 			return
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), longestAcceptPause)
 		s.log.Warn("handshake server cannot accept a connection, and tries again",
 			zap.Stringer("listener", s.listener.Addr()), zap.Duration("pause", pause), zap.Error(err))
 		s.wait(pause)
+	}
+}
+
+func (s *Server) isClosed() bool {
+	select {
+	case <-s.closed:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -155,7 +165,7 @@ func (s *Server) wait(d time.Duration) {
 // serve answers a connection in a goroutine of its own, which gives the slot back.
 func (s *Server) serve(conn *net.TCPConn) {
 	if !s.keep(conn) {
-		conn.Close()
+		shut.Close(conn)
 		<-s.slots
 		return
 	}
@@ -184,7 +194,7 @@ func (s *Server) keep(conn *net.TCPConn) bool {
 }
 
 func (s *Server) drop(conn *net.TCPConn) {
-	conn.Close()
+	shut.Close(conn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, conn)

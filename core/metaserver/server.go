@@ -172,7 +172,7 @@ func (o *Options) certificates() ([]tls.Certificate, error) {
 	return []tls.Certificate{pair}, nil
 }
 
-func (o *Options) listen() (net.Listener, error) {
+func (o *Options) listen() (*net.TCPListener, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout) // a name may have to be resolved
 	defer cancel()
 	var config net.ListenConfig
@@ -181,11 +181,11 @@ func (o *Options) listen() (net.Listener, error) {
 	if err != nil {
 		return nil, status.Errorf(status.Socket, "metadata server: cannot listen: %w", err)
 	}
-	return l, nil
+	return l.(*net.TCPListener), nil
 }
 
 // serve starts the goroutine that accepts connections.
-func (s *Server) serve(listener net.Listener, certificates []tls.Certificate) {
+func (s *Server) serve(listener *net.TCPListener, certificates []tls.Certificate) {
 	s.address = s.options.address(listener.Addr().(*net.TCPAddr))
 	s.slots = newSlots(listener, int(s.options.MaxConnections))
 	var protocols http.Protocols

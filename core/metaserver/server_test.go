@@ -276,7 +276,7 @@ func TestBytesThatAreNoRequestAreAnsweredOrCutOff(t *testing.T) {
 func TestConnectionsBeyondTheBoundWaitForASlot(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	l := newSlots(inner, 2)
+	l := newSlots(inner.(*net.TCPListener), 2)
 	accepted := make(chan net.Conn)
 	var accepting sync.WaitGroup
 	accepting.Go(func() {

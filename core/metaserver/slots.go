@@ -3,18 +3,21 @@ package metaserver
 import (
 	"net"
 	"sync"
+
+	"kvferry/core/shut"
 )
 
-// slots is a listener that has so many connections open at once at most: Accept waits for one to be closed.
+// slots is a listener that has so many connections open at once at most: Accept waits for one to be closed. It and its
+// connections end for every process that has them.
 type slots struct {
-	net.Listener
+	*net.TCPListener
 	taken     chan struct{} // one element per open connection, and one for the next
 	closed    chan struct{}
 	closeOnce sync.Once
 }
 
-func newSlots(l net.Listener, count int) *slots {
-	return &slots{Listener: l, taken: make(chan struct{}, count), closed: make(chan struct{})}
+func newSlots(l *net.TCPListener, count int) *slots {
+	return &slots{TCPListener: l, taken: make(chan struct{}, count), closed: make(chan struct{})}
 }
 
 func (s *slots) Accept() (net.Conn, error) {
@@ -23,17 +26,17 @@ func (s *slots) Accept() (net.Conn, error) {
 	case <-s.closed:
 		return nil, net.ErrClosed
 	}
-	conn, err := s.Listener.Accept()
+	conn, err := s.AcceptTCP()
 	if err != nil {
 		<-s.taken
 		return nil, err
 	}
-	return &slottedConn{Conn: conn, slots: s}, nil
+	return &slottedConn{Conn: conn, tcp: conn, slots: s}, nil
 }
 
 func (s *slots) Close() error {
 	s.closeOnce.Do(func() { close(s.closed) })
-	return s.Listener.Close()
+	return shut.Listener(s.TCPListener)
 }
 
 // open is how many connections are open.
@@ -43,13 +46,14 @@ func (s *slots) open() int { return max(len(s.taken)-1, 0) }
 func (s *slots) scarce() bool { return len(s.taken) > cap(s.taken)/2 }
 
 type slottedConn struct {
-	net.Conn
-	slots *slots
-	once  sync.Once
+	net.Conn // without what else a TCP connection can do
+	tcp      *net.TCPConn
+	slots    *slots
+	once     sync.Once
 }
 
 func (c *slottedConn) Close() error {
-	err := c.Conn.Close()
+	err := shut.Close(c.tcp)
 	c.once.Do(func() { <-c.slots.taken })
 	return err
 }
