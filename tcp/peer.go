@@ -462,7 +462,12 @@ func (p *peer) leave(c carrier, held []piece, reason error) {
 	if lost && (len(held) > 0 || !p.isEmpty()) && p.lostTooMany(reason) {
 		p.failQueue(reason)
 	}
+	alone := len(p.listed()) == 0 && len(p.blocked) > 0 // nobody is there any more to find out whether the peer lives
 	p.mu.Unlock()
+	if alone {
+		p.recheck()
+		return
+	}
 	p.dispatch(false)
 }
 
@@ -548,15 +553,15 @@ func (p *peer) unreachable(c carrier, held []piece, reason error) {
 	p.mu.Unlock()
 }
 
-// failQueue settles everything that is queued. The lock is held.
+// failQueue settles everything that is queued, or set aside until it may be. The lock is held.
 func (p *peer) failQueue(reason error) {
 	for _, c := range p.cursors {
 		c.settleRest(firstError(c.work.Aborted(), reason))
 	}
-	for _, h := range p.returned {
+	for _, h := range append(p.returned, p.blocked...) {
 		h.settle(firstError(h.work.Aborted(), reason))
 	}
-	p.cursors, p.returned, p.queued = nil, nil, 0
+	p.cursors, p.returned, p.blocked, p.queued = nil, nil, nil, 0
 }
 
 func firstError(errs ...error) error {
@@ -658,10 +663,10 @@ func (p *peer) close(reason error) {
 	p.mu.Lock()
 	p.closed = reason
 	p.failQueue(reason)
-	for _, h := range append(p.doubtful, p.blocked...) {
+	for _, h := range p.doubtful {
 		h.settle(firstError(h.work.Aborted(), reason))
 	}
-	p.doubtful, p.blocked = nil, nil
+	p.doubtful = nil
 	carriers := append(slices.Clone(p.listed()), p.aside...)
 	p.mu.Unlock()
 	for _, c := range carriers {
