@@ -38,6 +38,11 @@ class Pending:
         self._what = what
         self._future = future
 
+    @property
+    def future(self) -> concurrent.futures.Future[Any]:
+        """The answer, or PeerError."""
+        return self._future
+
     def done(self) -> bool:
         return self._future.done()
 
@@ -54,10 +59,19 @@ class Peer:
     """A worker process and, once `create` was called, its engine. Any thread may ask it for things.
 
     `python` is the interpreter, whose `mooncake.engine` decides what kind of peer this is; `env` is its whole
-    environment. Standard error and output go to `log_path`.
+    environment. Standard error and output go to `log_path`. `module` is the program, and `enter` a command that runs it
+    in place of itself.
     """
 
-    def __init__(self, label: str, python: Union[str, Path], env: Mapping[str, str], log_path: Path) -> None:
+    def __init__(
+        self,
+        label: str,
+        python: Union[str, Path],
+        env: Mapping[str, str],
+        log_path: Path,
+        module: str = "support.worker",
+        enter: Sequence[str] = (),
+    ) -> None:
         self.label = label
         self.log_path = log_path
         self.name = ""  # what peers open, once created
@@ -69,7 +83,7 @@ class Peer:
         self._log_read = 0  # bytes of the log that are older than the current test
         with open(log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [str(python), "-m", "support.worker"],
+                [*enter, str(python), "-m", module],
                 cwd=TESTS,
                 env=dict(env),
                 stdin=subprocess.PIPE,

@@ -159,19 +159,23 @@ class Worker:
             os.close(self._hoard.pop())
 
     def become(self, user: int, dumpable: bool) -> None:
-        """Go on as another user, for good. Where it is dumpable, others of that user may look into the process."""
-        from mooncake.engine import TransferEngine
-
-        TransferEngine()  # loads all that the user may not be able to read
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-        set_dumpable = 4  # PR_SET_DUMPABLE
-        assert ctypes.CDLL(None).prctl(set_dumpable, int(dumpable), 0, 0, 0) == 0
+        become(user, dumpable)
 
     def collect(self) -> None:
         """Run Python's collector, so that what it holds back is not taken for a leak."""
         gc.collect()
+
+
+def become(user: int, dumpable: bool) -> None:
+    """Go on as another user, for good. Where it is dumpable, others of that user may look into the process."""
+    from mooncake.engine import TransferEngine
+
+    TransferEngine()  # loads all that the user may not be able to read
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    set_dumpable = 4  # PR_SET_DUMPABLE
+    assert ctypes.CDLL(None).prctl(set_dumpable, int(dumpable), 0, 0, 0) == 0
 
 
 def status_kib(key: str) -> int:
@@ -279,7 +283,7 @@ MOVES: dict[str, Callable[[Any, str, str, list[list[int]], list[str]], int]] = {
 class Server:
     """Reads requests, runs each on its own thread, and writes the answers."""
 
-    def __init__(self, worker: Worker, answers: TextIO) -> None:
+    def __init__(self, worker: object, answers: TextIO) -> None:
         self._worker = worker
         self._answers = answers
         self._lock = threading.Lock()

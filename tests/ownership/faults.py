@@ -1,0 +1,141 @@
+"""What goes wrong on purpose, one function for each kind of plan.FAULTS that has a victim."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Callable
+
+from support.peer import PeerError
+
+from . import links, plan
+from .model import Violation
+from .plan import Fault
+from .slots import Process
+from .transfers import Running
+
+STREAMS = 2  # of faults of a world, at the same time
+AFTER_FORK = 0.3  # seconds that a child outlives its parent at least
+ON_ITS_WAY = 0.2  # seconds in which calls come to wait for a process that is stopped
+MOONCAKES_PORTS = {"MC_MIN_RPC_PORT": "15000", "MC_MAX_RPC_PORT": "17000"}
+
+
+class Faults:
+    """One fault after the other."""
+
+    def __init__(self, running: Running, number: int) -> None:
+        self._running = running
+        self._steps = plan.faults(running.plan, number)
+
+    async def run(self) -> None:
+        for step in self._steps:
+            await asyncio.sleep(step.pause)
+            if self._running.over:
+                return
+            try:
+                happened = await KINDS[step.kind](self._running, step)
+                self._running.model.counts[f"fault {step.kind}"] += happened
+            except PeerError:
+                pass  # another fault ended the process
+            except Violation as violation:
+                self._running.violated(violation)
+
+
+async def stop(running: Running, fault: Fault) -> bool:
+    process = running.slots[fault.victim].process
+    return await stopped(process, fault.seconds)
+
+
+async def stopped(process: Process, seconds: float) -> bool:
+    if process.is_stopped or process.is_over:
+        return False
+    process.stop()
+    await asyncio.sleep(seconds)
+    if not process.is_over:
+        process.go_on()
+    return True
+
+
+async def kill(running: Running, fault: Fault) -> bool:
+    slot = running.slots[fault.victim]
+    async with slot.life:
+        if fault.both and "fork" in running.plan.faults and not slot.process.is_stopped:
+            await slot.fork(fault.seconds + AFTER_FORK)
+        slot.kill()
+        await asyncio.sleep(fault.seconds * 0.2)
+        await slot.start()
+    return True
+
+
+async def restart(running: Running, fault: Fault) -> bool:
+    slot = running.slots[fault.victim]
+    if not slot.position.ours:
+        return await kill(running, fault)
+    async with slot.life, slot.memory:
+        if fault.both and "fork" in running.plan.faults and not slot.process.is_stopped:
+            await slot.fork(fault.seconds + AFTER_FORK)
+        engine = await slot.close_engine()
+        await asyncio.sleep(fault.seconds * 0.2)
+        for region in engine.regions:
+            await slot.check(slot.process, region)
+        await slot.reopen()
+    return True
+
+
+async def fork(running: Running, fault: Fault) -> bool:
+    slot = running.slots[fault.victim]
+    if slot.process.is_stopped or slot.process.is_over:
+        return False
+    await slot.fork(fault.seconds)
+    return True
+
+
+async def reset(running: Running, fault: Fault) -> bool:
+    """Both directions of the victim's connections with others, or those that others made to it."""
+    slot = running.slots[fault.victim]
+    if slot.process.is_over:
+        return False
+    settings = slot.position.settings if slot.position.ours else MOONCAKES_PORTS
+    links.reset_connections(slot.process.peer.pid, int(settings["MC_MIN_RPC_PORT"]), int(settings["MC_MAX_RPC_PORT"]))
+    return True
+
+
+async def cut(running: Running, fault: Fault) -> bool:
+    host = running.slots[fault.victim].host
+    if host is None or host.is_cut:
+        return False
+    host.cut() if fault.both else host.deafen()
+    await asyncio.sleep(fault.seconds)
+    host.heal()
+    return True
+
+
+async def reuse(running: Running, fault: Fault) -> bool:
+    """While calls wait for a process that is stopped, their own process dies; a forked child holds its connections, and
+    another process gets its id, with other bytes at the same addresses."""
+    slot = running.slots[fault.victim]
+    target = running.slots[(fault.victim + 1) % len(running.slots)].process
+    async with slot.life:
+        while slot.process.is_stopped or target.is_stopped:
+            await asyncio.sleep(ON_ITS_WAY)
+        if target.is_over or running.over:
+            return False
+        await slot.fork(fault.seconds + AFTER_FORK)
+        stopping = asyncio.create_task(stopped(target, fault.seconds + ON_ITS_WAY))
+        await asyncio.sleep(ON_ITS_WAY)
+        await slot.start(pid=slot.kill())
+        await stopping
+    return True
+
+
+Kind = Callable[[Running, Fault], Awaitable[bool]]
+
+KINDS: dict[str, Kind] = {
+    "stop": stop,
+    "kill": kill,
+    "restart": restart,
+    "fork": fork,
+    "reset": reset,
+    "cut": cut,
+    "reuse": reuse,
+}
