@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ from support import wire
 from support.memory import Memory, addresses, transfer
 from support.peer import Peer
 from support.peers import Peers, unavailable
-from support.process import LeakCheck, connections_to, cpu_use
+from support.process import LeakCheck, connections_to, cpu_use, same_host_connections
 from support.spans import scattered
 from support.world import GIVEN_UP, HUNG, QUICK
 
@@ -25,14 +24,8 @@ WAYS += [("read", how) for how in ("sync", "batch", "async")]
 NEIGHBOURS = {**QUICK, "KVFERRY_SAME_HOST": "1"}
 IDLE_CPU = 0.2  # seconds of processor time within one second
 NOBODY, SOMEBODY = 65534, 65533  # users
-CONNECTED = "03"
 
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
-
-
-def connections_between_neighbours() -> int:
-    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
-    return sum(1 for line in lines if line.split()[5] == CONNECTED and "@kvferry-" in line)
 
 
 class Couple:
@@ -68,7 +61,7 @@ def test_every_call_moves_blocks_of_all_sizes_and_nothing_else(couple: Couple, o
         couple.near.fill(10 + seed)
         couple.far.fill(20 + seed)
         couple.transfer(opcode, how, seed)
-    assert connections_between_neighbours() > 0
+    assert same_host_connections() > 0
 
 
 def test_both_read_and_write_each_other_at_once(couple: Couple) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -88,13 +91,59 @@ def connections_to(port: int) -> set[int]:
     return found
 
 
+UNIX_CONNECTED = "03"
+
+
+def same_host_connections() -> int:
+    """Return the number of connections between our engines of this machine that are no TCP ones."""
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    return sum(1 for line in lines if line.split()[5] == UNIX_CONNECTED and "@kvferry-" in line)
+
+
 def port_of(address: str) -> int:
     return int(address.rsplit(":", 1)[1], 16)
 
 
-def until(condition: Callable[[], bool], limit: float, what: str) -> None:
-    """Wait until the condition holds; fail the test when it does not within `limit` seconds."""
+def sockets_of(pid: int) -> set[str]:
+    """Return the sockets that a process holds. No two have the same name, however long ago one was closed."""
+    found: set[str] = set()
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            found.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+    return {name for name in found if name.startswith("socket:")}
+
+
+@contextlib.contextmanager
+def stopped(peer: Peer) -> Iterator[None]:
+    """Stop every thread of a process, as a debugger does. At the end it goes on, unless it was killed."""
+    os.kill(peer.pid, signal.SIGSTOP)
+    try:
+        until(lambda: states_of(peer.pid) == {"T"}, SETTLE_LIMIT, f"{peer} is stopped")
+        yield
+    finally:
+        if peer.process.poll() is None:
+            os.kill(peer.pid, signal.SIGCONT)
+
+
+def states_of(pid: int) -> set[str]:
+    """Return what the threads of a process are doing, in the letters of proc(5)."""
+    found: set[str] = set()
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended since
+            found.add(Path(f"/proc/{pid}/task/{thread}/stat").read_text().rsplit(")", 1)[1].split()[0])
+    return found
+
+
+def soon(condition: Callable[[], bool], limit: float) -> bool:
+    """Wait until the condition holds, and tell whether it did within `limit` seconds."""
     deadline = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < deadline, f"not within {limit:g} s: {what}"
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(0.02)
+    return True
+
+
+def until(condition: Callable[[], bool], limit: float, what: str) -> None:
+    """Wait until the condition holds; fail the test when it does not within `limit` seconds."""
+    assert soon(condition, limit), f"not within {limit:g} s: {what}"

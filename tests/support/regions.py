@@ -9,6 +9,7 @@ from typing import Any, Callable, Protocol
 from . import runtimes, tensors
 
 MAP_NORESERVE = 0x4000  # of Linux on x86_64 and aarch64; older Pythons have no name for it
+MAP_FIXED_NOREPLACE = 0x100000  # likewise
 
 
 class Region(Protocol):
@@ -40,6 +41,33 @@ class HostRegion:
 
     def free(self) -> None:
         self._map.close()
+
+
+class PlacedRegion:
+    """Memory of the host at an address, where nothing else may be: as device memory lies at the same addresses in every
+    process of a node."""
+
+    def __init__(self, size: int, address: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+        found = libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        if found != address:
+            raise MemoryError(f"nothing can be mapped at {address:#x}: error {ctypes.get_errno()}")
+        self.size = size
+        self.address = address
+
+    def read(self, offset: int, length: int) -> bytes:
+        return ctypes.string_at(self.address + offset, min(length, self.size - offset))
+
+    def write(self, offset: int, data: bytes) -> None:
+        ctypes.memmove(self.address + offset, data, len(data))
+
+    def free(self) -> None:
+        unmap = ctypes.CDLL(None).munmap
+        unmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        unmap(self.address, self.size)
 
 
 class DeviceRegion:
@@ -80,11 +108,13 @@ class PinnedRegion:
 
 
 def make_region(size: int, place: str) -> Region:
-    """Make memory at a place: "host", or one of PLACES with the number of a device behind it, as "npu:0", where it is
+    """Make memory at a place: "host", or "at" with an address of the process behind it, as "at:0x600000000000", or one of PLACES with the number of a device behind it, as "npu:0", where it is
     the last one's if there are not so many; or a tensor, see tensors.py."""
     if place == "host":
         return HostRegion(size)
     kind, device = place.split(":")
+    if kind == "at":
+        return PlacedRegion(size, int(device, 0))
     if kind == tensors.KIND:
         return tensors.TensorRegion(size, device)
     last = runtimes.runtime("npu" if kind.startswith("npu") else "cuda").devices() - 1
