@@ -8,7 +8,7 @@ import pytest
 
 from support.memory import transfer
 from support.peers import Peers
-from support.process import sockets_of, stopped, until
+from support.process import connections_of, sockets_of, stopped, until
 from support.world import GIVEN_UP, HUNG, QUICK
 
 WORD = 16  # bytes that two patterns never have in common at the same place
@@ -39,7 +39,6 @@ class Stage:
         self.target = peers(**{**PATIENT, **both}).create()
         self.source = self.initiator.memory(size, 1)
         self.sink = self.target.memory(size, 2)
-        self.listeners = sockets_of(self.target.pid)
         transfer(self.source, self.sink, "write", [(0, 0, size)])
         self.source.fill(3)
 
@@ -65,7 +64,7 @@ class Stage:
 
 def give_up(stage: Stage, how: Callable[[Stage], None]) -> None:
     """Give a WRITE to a stopped target up, reuse its source, and look at what the target has once it has gone on."""
-    old = sockets_of(stage.target.pid) - stage.listeners
+    old = connections_of(stage.target.pid)
     assert old, "the target has a connection to the initiator"
     with stopped(stage.target):
         how(stage)

@@ -78,30 +78,35 @@ def cpu_use(pids: list[int], seconds: float) -> list[float]:
 
 
 ESTABLISHED = "01"
+UNIX_CONNECTED = "03"
+
+
+def established() -> list[list[str]]:
+    """Return the lines, in fields, of the established TCP connections of this machine: once for each of its ends here."""
+    tables = (Path(table).read_text() for table in ("/proc/net/tcp", "/proc/net/tcp6"))
+    lines = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return [line for line in lines if line[3] == ESTABLISHED]
 
 
 def connections_to(port: int) -> set[int]:
     """Return the remote ports of the established TCP connections that were made to a port of this machine."""
-    found: set[int] = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            _, local, remote, state = line.split()[:4]
-            if state == ESTABLISHED and port_of(local) == port:
-                found.add(port_of(remote))
-    return found
-
-
-UNIX_CONNECTED = "03"
-
-
-def same_host_connections() -> int:
-    """Return the number of connections between our engines of this machine that are no TCP ones."""
-    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
-    return sum(1 for line in lines if line.split()[5] == UNIX_CONNECTED and "@kvferry-" in line)
+    return {port_of(line[2]) for line in established() if port_of(line[1]) == port}
 
 
 def port_of(address: str) -> int:
     return int(address.rsplit(":", 1)[1], 16)
+
+
+def same_host_connections() -> list[list[str]]:
+    """Return the lines, in fields, of the connections between our engines of this machine that are no TCP ones."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return [line for line in lines if line[5] == UNIX_CONNECTED and "@kvferry-" in line[-1]]
+
+
+def connections_of(pid: int) -> set[str]:
+    """Return the sockets of a process that are connections, by TCP or between our engines on one host."""
+    inodes = [line[9] for line in established()] + [line[6] for line in same_host_connections()]
+    return sockets_of(pid) & {f"socket:[{inode}]" for inode in inodes}
 
 
 def sockets_of(pid: int) -> set[str]:
