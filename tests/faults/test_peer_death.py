@@ -6,30 +6,19 @@ import pytest
 
 from support import rawpeer, wire
 from support.memory import addresses, transfer
-from support.peer import Peer
 from support.peers import Peers
 from support.ports import free_range
 from support.process import connections_to, until
 from support.rawpeer import BASE, RawTarget
+from support.restarts import restart
 from support.venvs import VERSIONS
 from support.world import GIVEN_UP, HUNG, QUICK, World
 
 SIZE = 32 << 20  # bytes
 REPEATS = 64  # blocks of that size in a transfer that somebody dies in: takes a few hundred milliseconds
-STARTS = 40  # how often a peer may be started until it picks the port it had
 
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 kinds = pytest.mark.parametrize("kind", ("ours", *VERSIONS))
-
-
-def restart(peers: Peers, name: str, settings: dict[str, str]) -> Peer:
-    """Start peers until one picks the name: there are only two ports, either of which may become which."""
-    for _ in range(STARTS):
-        peer = peers(**settings).create()
-        if peer.name == name:
-            return peer
-        peer.kill()
-    raise AssertionError(f"no peer came back as {name}")
 
 
 def wait_for_traffic(port: int) -> None:

@@ -1,0 +1,191 @@
+"""A transfer is for one incarnation of one engine: it moves no byte of another that is found in its place."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from support import wire
+from support.memory import Memory, addresses, transfer
+from support.peer import Peer
+from support.peers import Peers
+from support.ports import free_range
+from support.process import stopped, until
+from support.restarts import placed, restart, take_data_port
+from support.world import HUNG, QUICK
+
+SIZE = 1 << 20
+LARGE = 64 << 20  # bytes of a batch: more than is in flight at once
+PIECE = 1 << 20  # bytes
+LONG = 6.0  # seconds: longer than an engine takes what it has fetched to be true
+
+ours = pytest.mark.parametrize("same_host", ("0", "1"), ids=("tcp", "one-host"))
+opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
+
+
+def settings(same_host: str) -> dict[str, str]:
+    return {**QUICK, "KVFERRY_SAME_HOST": same_host}
+
+
+def identity(peer: Peer) -> str:
+    found: str = wire.descriptor(peer.name)["kvferry"].get("identity", "without one")
+    return found
+
+
+@ours
+@opcodes
+@pytest.mark.parametrize("used", (True, False), ids=("used", "opened"))
+def test_an_engine_at_the_data_port_of_a_dead_one_is_not_taken_for_it(
+    start_peer: Peers, same_host: str, opcode: str, used: bool
+) -> None:
+    initiator = start_peer(**settings(same_host)).create()
+    dead = start_peer(**settings(same_host), **free_range(2)).create()
+    near, far = initiator.memory(SIZE, 1), placed(dead, SIZE)
+    meet(initiator, near, dead, far, used)
+    expected, port = identity(dead), wire.data_address(dead.name)[1]
+    dead.kill()
+    other = take_data_port(start_peer, dead.name, port, settings(same_host))
+    kept = placed(other, SIZE)
+    kept.fill(5)
+    near.fill(6)
+
+    result = initiator.move(dead.name, opcode, addresses(near, kept, [(0, 0, SIZE)]), limit=HUNG)
+
+    assert result["code"] < 0
+    kept.check()
+    near.check()
+    said = initiator.log()
+    assert f"engine {expected} was expected" in said
+    assert f"another engine answered, {identity(other)}" in said
+
+
+@ours
+@opcodes
+@pytest.mark.parametrize("kind", ("0.3.12", "0.3.13"))
+def test_an_engine_at_the_data_port_of_a_dead_mooncake_is_not_dialled(
+    start_peer: Peers, same_host: str, opcode: str, kind: str
+) -> None:
+    """Mooncake's engines cannot prove who they are. Their handshake port has to."""
+    initiator = start_peer(**settings(same_host)).create()
+    dead = start_peer(kind, **free_range(2)).create()
+    near, far = initiator.memory(SIZE, 1), placed(dead, SIZE)
+    meet(initiator, near, dead, far, used=True)
+    port = wire.data_address(dead.name)[1]
+    dead.kill()
+    other = take_data_port(start_peer, dead.name, port, settings(same_host))
+    kept = placed(other, SIZE)
+    kept.fill(5)
+    near.fill(6)
+
+    result = initiator.move(dead.name, opcode, addresses(near, kept, [(0, 0, SIZE)]), limit=HUNG)
+
+    assert result["code"] < 0
+    kept.check()
+    near.check()
+    assert f"nothing proves that its owner is still the one at port {port}" in initiator.log()
+
+
+def meet(initiator: Peer, near: Memory, target: Peer, far: Memory, used: bool) -> None:
+    """Open the target's segment, and move something there if it is to be used."""
+    if used:
+        transfer(near, far, "write", [(0, 0, near.size)])
+    else:
+        assert initiator.call("get_first_buffer_address", target.name) == far.address
+
+
+# The same name, and the same ports, after a restart.
+
+
+class Restart:
+    """An initiator, and a target that is to restart with its name, its ports and its memory where they were."""
+
+    def __init__(self, peers: Peers, same_host: str, used: bool, size: int = SIZE) -> None:
+        self._peers = peers
+        self._settings = settings(same_host)
+        # Nothing but the restart ends a transfer.
+        patient = {"MC_TRANSFER_TIMEOUT": "60", "MC_TCP_STATUS_TIMEOUT_SEC": "60", "MC_TCP_PROGRESS_TIMEOUT_SEC": "60"}
+        self.initiator = peers(**{**self._settings, **patient}).create()
+        self._ports = free_range(2)
+        self.target = peers(**self._settings, **self._ports).create()
+        self.name = self.target.name
+        self.near = self.initiator.memory(size, 1)
+        self.far = placed(self.target, size)
+        self.size = size
+        meet(self.initiator, self.near, self.target, self.far, used)
+
+    def succeed(self) -> None:
+        """Start the successor of a target that has been killed, with memory that has something else in it."""
+        self.target = restart(self._peers, self.name, {**self._settings, **self._ports})
+        self.far = placed(self.target, self.size)
+        self.far.fill(7)
+
+
+@ours
+@opcodes
+@pytest.mark.parametrize("used", (True, False), ids=("used", "opened"))
+def test_a_task_that_was_submitted_before_a_restart_fails_and_moves_nothing_after_it(
+    start_peer: Peers, same_host: str, opcode: str, used: bool
+) -> None:
+    """More than is in flight at once, so that some of it is queued. The initiator sees no connection break before the
+    successor is there: nothing else makes the task fail."""
+    stage = Restart(start_peer, same_host, used, LARGE)
+    columns = [[address + i for i in range(0, LARGE, PIECE)] for address in (stage.near.address, stage.far.address)]
+    with stopped(stage.target):
+        batch = stage.initiator.call(
+            f"batch_transfer_async_{opcode}", stage.name, *columns, [PIECE] * (LARGE // PIECE), limit=HUNG
+        )
+        assert batch != 0
+        with stopped(stage.initiator):
+            stage.target.kill()
+            stage.succeed()
+    assert stage.initiator.call("get_batch_transfer_status", [batch], limit=HUNG) < 0
+    stage.far.check()
+    if opcode == "write":
+        stage.near.check()
+    else:  # on one host it may have read what the first incarnation had
+        check_nothing_of(stage.far, stage.near)
+
+
+def check_nothing_of(other: Memory, memory: Memory) -> None:
+    """Check that no page of a memory has come from another one's."""
+    held = bytes.fromhex(memory.peer.ask("peek", region=memory.region, offset=0, length=memory.size))
+    came = [i for i in range(0, len(held), 4096) if held[i : i + 16] == other.model[i : i + 16]]
+    assert not came, f"{len(came)} pages of another incarnation were read"
+
+
+@ours
+@opcodes
+def test_the_first_call_by_name_after_a_restart_succeeds(start_peer: Peers, same_host: str, opcode: str) -> None:
+    stage = Restart(start_peer, same_host, used=True)
+    restart_and_transfer(stage, opcode)
+
+
+@ours
+@opcodes
+def test_the_first_call_ever_by_a_name_that_was_opened_long_before_a_restart_succeeds(
+    start_peer: Peers, same_host: str, opcode: str
+) -> None:
+    stage = Restart(start_peer, same_host, used=False)
+    old = time.monotonic() + LONG
+    until(lambda: time.monotonic() >= old, 2 * LONG, "what was fetched is old")
+    restart_and_transfer(stage, opcode)
+
+
+@ours
+@opcodes
+@pytest.mark.xfail(reason="the task is bound to what was fetched a moment before the restart", strict=True)
+def test_the_first_call_ever_by_a_name_that_was_opened_just_before_a_restart_succeeds(
+    start_peer: Peers, same_host: str, opcode: str
+) -> None:
+    stage = Restart(start_peer, same_host, used=False)
+    restart_and_transfer(stage, opcode)
+
+
+def restart_and_transfer(stage: Restart, opcode: str) -> None:
+    stage.target.kill()
+    stage.succeed()
+    stage.near.fill(8)
+    transfer(stage.near, stage.far, opcode, [(0, 0, SIZE)], "sync")
+    stage.near.check()
+    stage.far.check()
