@@ -78,6 +78,7 @@ type fetching struct {
 	part     [2]ioVector // of a copy that is made in steps
 	process  *process    // during run
 	permit   *permit     // likewise; nil for none
+	begun    bool        // something may have been copied
 }
 
 func (f *fetching) add(to, from uintptr, length uint64) {
@@ -99,7 +100,7 @@ var (
 
 // run makes the copies from a process, by its permit where there is to be one. Where not all were made, an error says why,
 // and they may have been made in part. Long ones have their turns, and are made in short steps, while there are short ones
-// about. The process is looked at when all is copied: its id may have been another one's by then.
+// about. The process is looked at before each system call, and when all is copied: its id may be another one's by then.
 func (f *fetching) run(from *process, permit *permit) error {
 	switch {
 	case f.bytes == 0:
@@ -107,10 +108,12 @@ func (f *fetching) run(from *process, permit *permit) error {
 	case from == nil:
 		return errOutOfReach
 	}
-	f.process, f.permit = from, permit
+	f.process, f.permit, f.begun = from, permit, false
 	err := f.copyAll()
-	if err == nil && !from.lives() {
-		f.wipe()
+	if !from.lives() {
+		if f.begun {
+			f.wipe()
+		}
 		err = fmt.Errorf("%v: %w", from, errProcessEnded)
 	}
 	f.process, f.permit = nil, nil
@@ -170,6 +173,10 @@ func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
 		}
 		defer f.permit.end()
 	}
+	if !f.process.lives() {
+		return errProcessEnded
+	}
+	f.begun = true
 	if !copyFrom(f.process.id, to, from, bytes) {
 		return errOutOfReach
 	}

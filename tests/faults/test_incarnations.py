@@ -7,7 +7,7 @@ import time
 import pytest
 
 from support import wire
-from support.memory import Memory, addresses, transfer
+from support.memory import Memory, addresses, check_nothing_of, transfer
 from support.peer import Peer
 from support.peers import Peers
 from support.ports import free_range
@@ -145,13 +145,6 @@ def test_a_task_that_was_submitted_before_a_restart_fails_and_moves_nothing_afte
         stage.near.check()
     else:  # on one host it may have read what the first incarnation had
         check_nothing_of(stage.far, stage.near)
-
-
-def check_nothing_of(other: Memory, memory: Memory) -> None:
-    """Check that no page of a memory has come from another one's."""
-    held = bytes.fromhex(memory.peer.ask("peek", region=memory.region, offset=0, length=memory.size))
-    came = [i for i in range(0, len(held), 4096) if held[i : i + 16] == other.model[i : i + 16]]
-    assert not came, f"{len(came)} pages of another incarnation were read"
 
 
 @ours

@@ -91,3 +91,10 @@ def transfer(
     result = local.peer.move(remote.peer.name, opcode, addresses(local, remote, spans), how, notify)
     assert result["code"] == 0, f"{local.peer}: {opcode} by {how} to {remote.peer} gave {result['code']}"
     apply(opcode, local, remote, spans)
+
+
+def check_nothing_of(other: Memory, memory: Memory) -> None:
+    """Check that no page of a memory holds what the other one has at the same place."""
+    held = bytes.fromhex(memory.peer.ask("peek", region=memory.region, offset=0, length=memory.size))
+    came = [i for i in range(0, min(len(held), other.size), BLOCK) if held[i : i + 16] == other.model[i : i + 16]]
+    assert not came, f"{len(came)} pages of {memory.peer} hold what {other.peer} has, from byte {came[0]} on"
