@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,21 +14,10 @@ from support import wire
 from support.memory import Memory
 from support.process import connections_to, until
 from support.wire import READ, V2, WRITE
-from support.world import World
+from support.world import World, still_well
 
 MANY = 200  # connections that are left half-open at once
 ENDED_LIMIT = 10.0  # seconds within which a target ends what it does not serve
-
-
-@contextlib.contextmanager
-def still_well(world: World) -> Iterator[None]:
-    """Check that the engine serves others while the body runs and after it, holds no more, and lost no byte."""
-    assert wire.descriptor(world.engine.name)
-    leaks = world.leaks()
-    with world.unharmed():
-        yield
-        assert wire.descriptor(world.engine.name)["name"] == world.engine.name
-    leaks.check()
 
 
 # The handshake port.

@@ -71,6 +71,17 @@ class World:
         return LeakCheck(self.engine, apart_from=wire.data_address(self.healthy.name)[1])
 
 
+@contextlib.contextmanager
+def still_well(world: World) -> Iterator[None]:
+    """Check that the engine serves others while the body runs and after it, holds no more, and lost no byte."""
+    assert wire.descriptor(world.engine.name)
+    leaks = world.leaks()
+    with world.unharmed():
+        yield
+        assert wire.descriptor(world.engine.name)["name"] == world.engine.name
+    leaks.check()
+
+
 class Traffic:
     """Transfers one after the other on a thread of its own. They move what both sides hold already in the end."""
 
