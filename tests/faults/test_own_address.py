@@ -1,0 +1,69 @@
+"""Somebody else's handshake port that leads back to the engine that asks it: nothing is moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from support import wire
+from support.memory import Memory
+from support.peer import Peer
+from support.peers import Peers
+from support.rawpeer import RawTarget
+from support.world import HUNG, QUICK
+
+SIZE = 4096
+
+ours = pytest.mark.parametrize("same_host", ("0", "1"), ids=("tcp", "one-host"))
+opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
+
+
+@ours
+@opcodes
+@pytest.mark.parametrize("proto", (1, 2), ids=("v1", "v2"))
+def test_a_descriptor_that_names_this_engines_own_data_port_is_refused(
+    start_peer: Peers, same_host: str, opcode: str, proto: int
+) -> None:
+    engine = start_peer(**QUICK, KVFERRY_SAME_HOST=same_host).create()
+    here, there = engine.memory(SIZE, 1), engine.memory(SIZE, 2)
+    own = wire.descriptor(engine.name)
+    said = move_by(engine, opcode, here, there, {"tcp_data_port": own["tcp_data_port"], "tcp_proto_version": proto})
+    assert "names the address of this engine's own data port" in said
+
+
+@ours
+@opcodes
+@pytest.mark.xfail(reason="the engine that answers is the one that the descriptor promises", strict=True)
+def test_a_descriptor_that_is_this_engines_own_one_is_refused(start_peer: Peers, same_host: str, opcode: str) -> None:
+    """With its identity, so that it is the engine that the descriptor promises."""
+    engine = start_peer(**QUICK, KVFERRY_SAME_HOST=same_host).create()
+    here, there = engine.memory(SIZE, 1), engine.memory(SIZE, 2)
+    own = wire.descriptor(engine.name)
+    said = move_by(engine, opcode, here, there, {key: own[key] for key in ("tcp_data_port", "kvferry")})
+    assert "this engine" in said
+
+
+@ours
+@opcodes
+def test_a_descriptor_of_another_identity_at_this_engines_own_data_port_is_refused(
+    start_peer: Peers, same_host: str, opcode: str
+) -> None:
+    engine = start_peer(**QUICK, KVFERRY_SAME_HOST=same_host).create()
+    here, there = engine.memory(SIZE, 1), engine.memory(SIZE, 2)
+    own = wire.descriptor(engine.name)
+    other = {**own["kvferry"], "identity": "0123456789abcdef" * 2}
+    said = move_by(engine, opcode, here, there, {"tcp_data_port": own["tcp_data_port"], "kvferry": other})
+    assert "which is this engine itself" in said
+
+
+def move_by(engine: Peer, opcode: str, here: Memory, there: Memory, changes: dict[str, Any]) -> str:
+    """Move bytes by the name of a handshake port whose descriptor has these changes, which must fail. Return what the
+    engine says of it."""
+    buffers = [{"name": "cpu:0", "addr": there.address, "length": there.size}]
+    with RawTarget(changes={**changes, "buffers": buffers}) as target:
+        result = engine.move(target.name, opcode, [[here.address, there.address, SIZE]], limit=HUNG)
+    assert result["code"] < 0
+    here.check()
+    there.check()
+    return engine.log()
