@@ -27,7 +27,7 @@ PEEK = 64  # bytes
 
 
 class Orphan:
-    """A process of support.orphan. `id` is the one that it had: by now it has ended, and its child has the connection."""
+    """A process of support.orphan, which has ended by now: its child has the connection. `id` is the one it had."""
 
     def __init__(self, name: str, when: str) -> None:
         self.process = subprocess.Popen(

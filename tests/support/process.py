@@ -82,7 +82,7 @@ UNIX_CONNECTED = "03"
 
 
 def established() -> list[list[str]]:
-    """Return the lines, in fields, of the established TCP connections of this machine: once for each of its ends here."""
+    """Return the lines, in fields, of the established TCP connections of this machine: one for each end here."""
     tables = (Path(table).read_text() for table in ("/proc/net/tcp", "/proc/net/tcp6"))
     lines = [line.split() for table in tables for line in table.splitlines()[1:]]
     return [line for line in lines if line[3] == ESTABLISHED]

@@ -15,8 +15,8 @@ PATIENT = {**QUICK, "MC_TRANSFER_TIMEOUT": "30", "MC_TCP_STATUS_TIMEOUT_SEC": "3
 """Settings with which a transfer ends by the slice timeout, or not at all."""
 
 FORMER = {4 << 10: 1000, 64 << 10: 64, 8 << 20: 1}
-"""By the bytes of a WRITE that is given up: how many of them there are, all to the same place. A target is busy with them
-for a while, during which it may serve what came later on another connection."""
+"""By the bytes of a WRITE that is given up: how many of them there are, all to the same place. A target is busy with
+them for a while, during which it may serve what came later on another connection."""
 
 PART = 4 << 10  # bytes of a WRITE to a part of the place
 FAR = 2 << 20  # bytes: no part begins later, since a target may never have got what is behind
@@ -28,8 +28,8 @@ FIRST, LATE, REUSED, LAST = range(10, 14)  # what the memory is filled with
 
 
 class Overtaking:
-    """An initiator, and a target of some kind that is stopped while WRITEs to it are given up and another one begins, to
-    the same place or to a part of it."""
+    """An initiator, and a target of some kind that is stopped while WRITEs to it are given up and another one begins,
+    to the same place or to a part of it."""
 
     def __init__(self, peers: Peers, kind: str, same_host: str, size: int, whole: bool) -> None:
         both = {"KVFERRY_SAME_HOST": same_host}
