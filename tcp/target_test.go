@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -54,6 +55,64 @@ func TestAcknowledgedWritesStayAcknowledgedWhenTheTargetCloses(t *testing.T) {
 	h.target.close()
 	c.expectStatus(statusOK)
 	c.expectEnd()
+}
+
+// A peer that speaks version 1 takes an orderly end for the confirmation of a WRITE, which may have come by then.
+func TestTargetThatClosesResetsAPeerThatMaySpeakVersion1(t *testing.T) {
+	memory := mapped(t, 4096)
+	payload := []byte("abc")
+	for name, c := range map[string]struct {
+		request []byte
+		bytes   int
+	}{"silent": {nil, 0}, "version 1": {writeV1(addressOf(memory), payload), len(payload)}} {
+		t.Run(name, func(t *testing.T) {
+			h := serve(t, targetOptions{}, memory)
+			peer := h.dial()
+			peer.send(c.request)
+			s := h.only()
+			require.Eventually(t, func() bool { return s.bytesIn.Load() == uint64(c.bytes) }, patience, time.Millisecond)
+			h.target.close()
+			peer.expectReset()
+		})
+	}
+}
+
+// inherit gives a socket a second descriptor, as a forked child has one.
+func inherit(t *testing.T, socket int) {
+	t.Helper()
+	inherited, err := unix.FcntlInt(uintptr(socket), unix.F_DUPFD_CLOEXEC, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = unix.Close(inherited) })
+}
+
+func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
+	for name, way := range map[string]struct{ dial, connect func(*harness) *client }{
+		"tcp":      {(*harness).dial, (*harness).dial},
+		"one host": {(*harness).dialNeighbour, (*harness).dialSocket},
+	} {
+		t.Run(name, func(t *testing.T) {
+			memory := mapped(t, 4096)
+			h := serve(t, targetOptions{maxSessions: 1}, memory)
+			for _, l := range []syscall.Conn{h.target.listener, h.target.local} {
+				raw, err := l.SyscallConn()
+				require.NoError(t, err)
+				require.NoError(t, raw.Control(func(fd uintptr) { inherit(t, int(fd)) }))
+			}
+			served := way.dial(h)
+			served.send(writeV2(addressOf(memory), []byte("abc")))
+			served.expectStatus(statusOK)
+			waiting := []*client{way.connect(h), way.connect(h), way.connect(h)} // for a session, to be taken, and to be accepted
+			h.waitForLog("as many data connections as may be; more have to wait until one ends")
+			inherit(t, h.only().conn.socket)
+			h.target.close()
+			served.expectEnd()
+			for _, c := range waiting {
+				_, err := c.conn.Read(make([]byte, 1))
+				require.Error(t, err)
+				require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
+			}
+		})
+	}
 }
 
 func TestSessionsAreLimitedAndTheNextIsServedWhenOneEnds(t *testing.T) {
