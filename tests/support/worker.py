@@ -161,6 +161,15 @@ class Worker:
     def become(self, user: int, dumpable: bool) -> None:
         become(user, dumpable)
 
+    def fork(self) -> None:
+        """Make a child, without exec, that has every descriptor and lives as long as this process."""
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            os.close(writing)
+            os.read(reading, 1)  # returns when the parent ends
+            os._exit(0)
+        os.close(reading)
+
     def collect(self) -> None:
         """Run Python's collector, so that what it holds back is not taken for a leak."""
         gc.collect()
