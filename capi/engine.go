@@ -14,7 +14,6 @@ import (
 	"kvferry/cuda"
 	"kvferry/tcp"
 
-	"github.com/mattn/go-pointer"
 	"go.uber.org/zap"
 )
 
@@ -59,7 +58,7 @@ func create(o core.Options, install bool) (unsafe.Pointer, error) {
 	}
 	h := &engineHandle{closeLog: closeLog, transports: map[string]unsafe.Pointer{}}
 	h.engine.Store(e)
-	return pointer.Save(h), nil
+	return handles.add(h), nil
 }
 
 // settings are what the environment has now, and the logger that they ask for.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -8,8 +10,6 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/status"
-
-	"github.com/mattn/go-pointer"
 )
 
 // engineHandle is what an engine's handle stands for.
@@ -26,37 +26,72 @@ type engineHandle struct {
 // transportHandle is what a transport's handle stands for. No function takes one, but as an engine's it must be refused.
 type transportHandle struct{ name string }
 
-// keptTombstones is how many handles that have ended are remembered. An address is given out again only after it has
-// left this number, so a program that goes on using a stale handle gets an error and not another engine.
-const keptTombstones = 4096
+// handles are those of engines, transports and metadata servers that C callers have. Each is a number that is given out
+// once: whoever goes on using one that has ended gets an error, whatever was made since, and never reaches another engine.
+// Callers take it for a pointer. It lies where no process of the architectures that there are has memory, so no pointer is
+// taken for one, and to Go's collector, which may come upon it, it is no pointer into the heap. They begin at random, so
+// that another copy of the library, in this process or in one that it was forked from, has others.
+var handles = newHandleTable()
 
-// ended holds the handles that have ended, oldest first.
-var ended struct {
-	sync.Mutex
-	handles []unsafe.Pointer
+type handleTable struct {
+	mu    sync.RWMutex
+	first uint64
+	next  uint64
+	live  map[uint64]any
 }
 
-// bury ends a handle. What it stands for has been emptied and still answers that it is gone.
-func bury(handle unsafe.Pointer) {
-	ended.Lock()
-	defer ended.Unlock()
-	ended.handles = append(ended.handles, handle)
-	if len(ended.handles) > keptTombstones {
-		pointer.Unref(ended.handles[0])
-		ended.handles = ended.handles[1:]
-	}
+func newHandleTable() *handleTable {
+	const outside, countable = 1 << 62, 1 << 40 // how many there may be before another copy's begin
+	var random [8]byte
+	_, _ = rand.Read(random[:]) // never fails
+	first := outside | (binary.NativeEndian.Uint64(random[:])%outside)&^(countable-1)
+	return &handleTable{first: first, next: first, live: map[uint64]any{}}
 }
 
-// handleOf finds what an engine's handle stands for, also after the engine was destroyed.
+// add makes the handle of what C is to know.
+func (t *handleTable) add(what any) unsafe.Pointer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	handle := t.next
+	t.next++
+	t.live[handle] = what
+	return *(*unsafe.Pointer)(unsafe.Pointer(&handle))
+}
+
+// find returns what a handle stands for, nil when it stands for nothing. ended says that it did.
+func (t *handleTable) find(handle unsafe.Pointer) (what any, ended bool) {
+	number := uint64(uintptr(handle))
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	what = t.live[number]
+	return what, what == nil && number >= t.first && number < t.next
+}
+
+// end makes a handle stand for nothing.
+func (t *handleTable) end(handle unsafe.Pointer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.live, uint64(uintptr(handle)))
+}
+
+// handleOf finds what an engine's handle stands for.
 func handleOf(handle unsafe.Pointer) (*engineHandle, error) {
 	if handle == nil {
 		return nil, status.Errorf(status.InvalidArgument, "the engine handle is NULL")
 	}
-	h, ok := pointer.Restore(handle).(*engineHandle)
+	what, ended := handles.find(handle)
+	if ended {
+		return nil, destroyedError(handle)
+	}
+	h, ok := what.(*engineHandle)
 	if !ok {
 		return nil, status.Errorf(status.InvalidArgument, "%p is not an engine handle of this library", handle)
 	}
 	return h, nil
+}
+
+func destroyedError(handle unsafe.Pointer) error {
+	return status.Errorf(status.InvalidArgument, "the engine %p was destroyed", handle)
 }
 
 // liveHandleOf is handleOf for an engine that was not destroyed.
@@ -68,7 +103,7 @@ func liveHandleOf(handle unsafe.Pointer) (*engineHandle, *core.Engine, error) {
 	if e := h.engine.Load(); e != nil {
 		return h, e, nil
 	}
-	return nil, nil, status.Errorf(status.InvalidArgument, "the engine %p was destroyed", handle)
+	return nil, nil, destroyedError(handle)
 }
 
 // engineOf finds a live engine.
@@ -96,7 +131,7 @@ func (h *engineHandle) transport(name string) unsafe.Pointer {
 	}
 	handle, ok := h.transports[name]
 	if !ok {
-		handle = pointer.Save(&transportHandle{name})
+		handle = handles.add(&transportHandle{name})
 		h.transports[name] = handle
 	}
 	return handle
@@ -114,9 +149,9 @@ func (h *engineHandle) end(handle unsafe.Pointer) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, transport := range h.transports {
-		bury(transport)
+		handles.end(transport)
 	}
 	clear(h.transports)
-	bury(handle)
+	handles.end(handle)
 	return err
 }

@@ -11,8 +11,6 @@ import (
 
 	"kvferry/core/metaserver"
 	"kvferry/core/status"
-
-	"github.com/mattn/go-pointer"
 )
 
 // serverHandle is what a metadata server's handle stands for.
@@ -37,7 +35,7 @@ func kvferry_go_start_metadata_server(o C.server_options_t, out *C.char, size C.
 		h := &serverHandle{closeLog: closeLog}
 		h.server.Store(s)
 		writeText(out, size, s.Address())
-		handle = pointer.Save(h)
+		handle = handles.add(h)
 		return nil
 	})
 	return handle
@@ -71,7 +69,11 @@ func kvferry_go_stop_metadata_server(handle unsafe.Pointer, reason *C.char) C.in
 		if handle == nil {
 			return status.Errorf(status.InvalidArgument, "the metadata server's handle is NULL")
 		}
-		h, ok := pointer.Restore(handle).(*serverHandle)
+		what, ended := handles.find(handle)
+		if ended {
+			return status.Errorf(status.InvalidArgument, "the metadata server %p was stopped", handle)
+		}
+		h, ok := what.(*serverHandle)
 		if !ok {
 			return status.Errorf(status.InvalidArgument, "%p is not the handle of a metadata server of this library", handle)
 		}
@@ -79,7 +81,7 @@ func kvferry_go_stop_metadata_server(handle unsafe.Pointer, reason *C.char) C.in
 		if s == nil {
 			return status.Errorf(status.InvalidArgument, "the metadata server %p was stopped", handle)
 		}
-		defer bury(handle)
+		defer handles.end(handle)
 		return errors.Join(s.Close(), h.closeLog())
 	})
 }
