@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"math"
 	"net"
 	"strings"
 	"sync"
@@ -108,16 +109,19 @@ func (s *Segment) DataHost(ctx context.Context, d *metadata.Descriptor) (string,
 	return host, nil
 }
 
-// segments are the peers' segments that an engine has opened: one for each name, with ids counted from 1.
+// segments are the peers' segments that an engine has opened: one for each name.
 type segments struct {
 	mu     sync.RWMutex
 	byName map[string]*Segment
 	byID   map[SegmentID]*Segment
-	next   SegmentID
 }
 
+// lastSegment is the id of the segment that was opened last in the process, by whichever engine. Ids are never used again:
+// one of an engine that is closed names no segment of another engine.
+var lastSegment atomic.Int64
+
 func newSegments() *segments {
-	return &segments{byName: map[string]*Segment{}, byID: map[SegmentID]*Segment{}, next: LocalSegment + 1}
+	return &segments{byName: map[string]*Segment{}, byID: map[SegmentID]*Segment{}}
 }
 
 func (t *segments) named(name string) *Segment {
@@ -143,18 +147,21 @@ func (t *segments) all() []*Segment {
 }
 
 // add returns the segment of that name, made now if there was none, and counts no id twice.
-func (t *segments) add(name string, store metadata.Store, d *metadata.Descriptor) *Segment {
+func (t *segments) add(name string, store metadata.Store, d *metadata.Descriptor) (*Segment, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.byName[name]; s != nil {
-		return s
+		return s, nil
 	}
-	s := &Segment{ID: t.next, Name: name, store: store}
+	id := lastSegment.Add(1)
+	if id > math.MaxInt32 {
+		return nil, status.Errorf(status.Context, "segment %q: this process has opened as many segments as there are ids", name)
+	}
+	s := &Segment{ID: SegmentID(id), Name: name, store: store}
 	s.descriptor.Store(d)
 	s.confirm()
-	t.next++
 	t.byName[name], t.byID[s.ID] = s, s
-	return s
+	return s, nil
 }
 
 func (t *segments) remove(name string) *Segment {
@@ -203,7 +210,11 @@ func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
 	if err != nil {
 		return -1, err
 	}
-	return e.segments.add(name, e.store, d).ID, nil
+	s, err := e.segments.add(name, e.store, d)
+	if err != nil {
+		return -1, err
+	}
+	return s.ID, nil
 }
 
 // Opened is OpenSegment for a name that needs no answer from anybody: the own one, or one that is open and whose owner is

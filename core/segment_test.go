@@ -32,15 +32,25 @@ func (p *pair) opened(t *testing.T) *core.Segment {
 	return held.Segment
 }
 
+func TestAnIdOfAClosedEngineNamesNoSegmentOfAnother(t *testing.T) {
+	closed, p := startPair(t, nil), startPair(t, nil)
+	require.NoError(t, closed.Close())
+	require.NotEqual(t, closed.segment, p.segment)
+	stale := core.Request{Opcode: core.Write, Local: 1, Target: closed.segment, Remote: 1, Length: 1}
+	requireCode(t, status.InvalidArgument, p.Submit(p.batch(t, 1), []core.Request{stale}, nil))
+	requireCode(t, status.Metadata, p.Notify(closed.segment, hello))
+	require.Zero(t, p.transport.Calls().Submit)
+}
+
 func TestOpenSegment(t *testing.T) {
 	p := startPair(t, nil)
-	require.EqualValues(t, 1, p.segment, "remote ids start at 1")
+	require.Greater(t, p.segment, core.LocalSegment, "remote ids start at 1")
 	require.Equal(t, p.segment, open(t, p.Engine, p.peer.Name()))
 	require.Equal(t, p.segment, open(t, p.Engine, "///"+p.peer.Name()))
 	require.Equal(t, core.LocalSegment, open(t, p.Engine, p.Name()))
 	require.Equal(t, core.LocalSegment, open(t, p.Engine, "/"+p.Name()))
 	require.Equal(t, 1, p.directory.Fetches(p.peer.Name()), "the descriptor is cached")
-	require.EqualValues(t, 2, open(t, p.Engine, startPeer(t, p.directory).Name()))
+	require.Equal(t, p.segment+1, open(t, p.Engine, startPeer(t, p.directory).Name()))
 
 	for _, name := range []string{"", "/", "//"} {
 		id, err := p.OpenSegment(name)
@@ -70,9 +80,9 @@ func TestManyOpensOfOneNameGiveOneID(t *testing.T) {
 	}
 	all.Wait()
 	for _, id := range ids {
-		require.EqualValues(t, 2, id)
+		require.Equal(t, p.segment+1, id)
 	}
-	require.EqualValues(t, 3, open(t, p.Engine, startPeer(t, p.directory).Name()), "and use up no other")
+	require.Equal(t, p.segment+2, open(t, p.Engine, startPeer(t, p.directory).Name()), "and use up no other")
 }
 
 func TestOpenSegmentNoCacheFetchesAgain(t *testing.T) {

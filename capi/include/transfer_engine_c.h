@@ -148,8 +148,8 @@ int uninstallTransport(transfer_engine_t engine, const char *proto);
 
 /*
  * Opens the memory of the engine with that name. Returns an id of at least 0, the same for every open of the same name,
- * or a negated Status code. Leading slashes are ignored. The engine's own name gives LOCAL_SEGMENT. May take as long as
- * a peer takes to answer.
+ * or a negated Status code. Leading slashes are ignored. The engine's own name gives LOCAL_SEGMENT; no other id is used
+ * twice in a process, also not by another engine. May take as long as a peer takes to answer.
  */
 segment_id_t openSegment(transfer_engine_t engine, const char *segment_name);
 

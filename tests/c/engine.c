@@ -83,7 +83,7 @@ static void test_one_name_has_one_id_until_it_is_removed(void)
 
     CHECK_EQUAL(getLocalIpAndPort(peer, name, sizeof name), 0);
     id = openSegment(engine, name);
-    CHECK_EQUAL(id, 1);
+    CHECK(id > LOCAL_SEGMENT);
     snprintf(slashes, sizeof slashes, "//%s", name);
     CHECK_EQUAL(openSegment(engine, slashes), id);
     CHECK_EQUAL(kvferry_open_segment(engine, slashes, -1), id);
@@ -91,7 +91,7 @@ static void test_one_name_has_one_id_until_it_is_removed(void)
     CHECK_EQUAL(closeSegment(engine, id), 0);
     CHECK_EQUAL(closeSegment(engine, 12345), 0);
     CHECK_EQUAL(openSegment(engine, name), id);
-    CHECK_EQUAL(open_peer(engine, other), 2);
+    CHECK_EQUAL(open_peer(engine, other), id + 1);
     CHECK_EQUAL(warmupEfaSegment(engine, name), 0);
     CHECK_EQUAL(syncSegmentCache(engine), 0);
 
