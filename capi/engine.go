@@ -83,8 +83,8 @@ func environment(variable string) (string, bool) {
 }
 
 //export kvferry_go_destroy
-func kvferry_go_destroy(handle unsafe.Pointer, reason *C.char) {
-	run(reason, func() error {
+func kvferry_go_destroy(handle unsafe.Pointer, reason *C.char) C.int {
+	return negated(reason, func() error {
 		h, err := handleOf(handle)
 		if err != nil {
 			return err

@@ -10,6 +10,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/status"
+
+	"go.uber.org/zap"
 )
 
 // engineHandle is what an engine's handle stands for.
@@ -142,10 +144,16 @@ func (h *engineHandle) transport(name string) unsafe.Pointer {
 func (h *engineHandle) end(handle unsafe.Pointer) error {
 	e := h.engine.Swap(nil)
 	if e == nil {
-		return nil
+		return destroyedError(handle)
 	}
 	forgetGraceful(h)
-	err := errors.Join(e.Close(), h.closeLog())
+	err := e.Close()
+	if err != nil {
+		e.Log().Error("an engine was closed, but not all went well", zap.String("engine", e.Name()), zap.Error(err))
+	}
+	if !errors.Is(err, core.ErrInUse) { // what is stuck may have to log when it comes back
+		err = errors.Join(err, h.closeLog())
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, transport := range h.transports {

@@ -122,8 +122,9 @@ transfer_engine_t createTransferEngine(const char *metadata_conn_string, const c
 /*
  * Aborts what is in flight, withdraws the metadata, ends every thread and connection, and returns within about a second
  * even when a peer is stuck, and within three when a metadata store does not answer. No memory registered with the engine
- * or used by its transfers is touched afterwards. A handle that is NULL or already destroyed is
- * ignored.
+ * or used by its transfers is touched afterwards. There is one exception: what is stuck in a system call, as its pages do not
+ * come, or on a device, is left behind after some seconds. The log and kvferry_last_error() name it and the memory that it
+ * may use; kvferry_destroy() returns that. A handle that is NULL or already destroyed is ignored.
  */
 void destroyTransferEngine(transfer_engine_t engine);
 
@@ -172,21 +173,25 @@ int removeLocalSegment(transfer_engine_t engine, const char *segment_name);
  * by the address, and where that is not possible location is believed. The calling thread's current device and context
  * stay as they are.
  * -1 for NULL, length 0, a range that wraps, and one that is on a device in part; -6 when location names a device that is
- * not there, or whose library is not found; -7 when it overlaps a registered one; -200 when the metadata store cannot be
- * told.
+ * not there, or whose library is not found; -7 when it overlaps a registered one, or one that was unregistered and is still
+ * in use; -200 when the metadata store cannot be told.
  */
 int registerLocalMemory(transfer_engine_t engine, void *addr, size_t length, const char *location,
                         int remote_accessible);
 
-/* Ends a registration by its base address. Nothing of it is read or written on a peer's behalf afterwards.
- * -3 when no registration starts there. */
+/*
+ * Ends a registration by its base address. Nothing of it is read or written afterwards: what uses it gets a period of grace,
+ * and is then ended. -3 when no registration starts there. -4 when something that is stuck, in a system call or on a device,
+ * may use the memory still: the registration has ended, the memory must be left as it is, and kvferry_last_error() says who
+ * holds it. Another call waits for that again, and returns 0 when it has ended.
+ */
 int unregisterLocalMemory(transfer_engine_t engine, void *addr);
 
 /* Registers all of the ranges, remotely accessible, or none. An empty list is 0. */
 int registerLocalMemoryBatch(transfer_engine_t engine, buffer_entry_t *buffer_list, size_t buffer_len,
                              const char *location);
 
-/* Unregisters every range that it can and returns the first error. */
+/* Unregisters every range that it can and returns the first error, or -4 if one of them is still in use. */
 int unregisterLocalMemoryBatch(transfer_engine_t engine, void **addr_list, size_t addr_len);
 
 /*

@@ -20,6 +20,8 @@ extern "C" {
 
 /* Results of the functions below that return int: 0, a Status code of transfer_engine_c.h negated, or one of these. */
 #define KVFERRY_OK 0
+#define KVFERRY_ERR_IN_USE (-4)         /* BatchBusy: something that is stuck, in a system call or on a device, may use
+                                           memory still; kvferry_last_error() says what, and which memory */
 #define KVFERRY_ERR_FAILED (-1000)      /* at least one task of the batch failed; kvferry_batch_error() says why */
 #define KVFERRY_ERR_TIMED_OUT (-1001)   /* the time was over before the batch was */
 #define KVFERRY_ERR_INTERRUPTED (-1002) /* a signal handler ran on this thread while it waited */
@@ -30,6 +32,12 @@ const char *kvferry_last_error(void);
 
 /* Version of the library, as "0.1.0". Static; works in a forked child too. */
 const char *kvferry_version(void);
+
+/*
+ * destroyTransferEngine with a result: 0, or a negated Status code. The engine is gone in any case. KVFERRY_ERR_IN_USE when
+ * something is stuck: the memory that the reason names must be left as it is for as long as the process lives.
+ */
+int kvferry_destroy(transfer_engine_t engine);
 
 /* The engine's handshake port, 1 to 65535, or a negated Status code. */
 int kvferry_rpc_port(transfer_engine_t engine);
@@ -102,7 +110,9 @@ int kvferry_batch_error(transfer_engine_t engine, batch_id_t batch, char *buf_ou
 
 /*
  * Ends and frees a batch whatever its state: what is unfinished is given up, and no memory of it, in either direction,
- * is touched after the call has returned. Takes milliseconds, also with a peer that does not answer.
+ * is touched after the call has returned. Takes milliseconds, also with a peer that does not answer. KVFERRY_ERR_IN_USE when
+ * something is stuck for seconds: the batch is given up, and is freed when that has ended, but its memory may be used until
+ * then.
  */
 int kvferry_batch_discard(transfer_engine_t engine, batch_id_t batch);
 

@@ -26,6 +26,7 @@ STATUS_COMPLETED = 4
 STATUS_TIMEOUT = 5
 STATUS_FAILED = 6
 KVFERRY_OK = 0
+KVFERRY_ERR_IN_USE = -4
 KVFERRY_ERR_FAILED = -1000
 KVFERRY_ERR_TIMED_OUT = -1001
 KVFERRY_ERR_INTERRUPTED = -1002
@@ -203,6 +204,7 @@ class Functions:
     showLinks: Callable[[Address, Text, int, int], int]
     kvferry_last_error: Callable[[], bytes | None]
     kvferry_version: Callable[[], bytes | None]
+    kvferry_destroy: Callable[[Address], int]
     kvferry_rpc_port: Callable[[Address], int]
     kvferry_transfer_timeout_ms: Callable[[Address], int]
     kvferry_submit: Callable[[Address, int, int, Address, Address, Address, int, Any, Any], int]
@@ -259,6 +261,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "showLinks": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]),
     "kvferry_last_error": (ctypes.c_char_p, []),
     "kvferry_version": (ctypes.c_char_p, []),
+    "kvferry_destroy": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_rpc_port": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_transfer_timeout_ms": (ctypes.c_int64, [ctypes.c_void_p]),
     "kvferry_submit": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(notify_msg_t), ctypes.POINTER(ctypes.c_uint64)]),

@@ -8,6 +8,7 @@ timeout or because Python wants to run a signal handler, is ended before transfe
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from ctypes import byref, c_int, c_uint64, c_void_p, create_string_buffer
@@ -15,6 +16,7 @@ from typing import Callable, Union
 
 from kvferry._bindings import (
     INVALID_BATCH,
+    KVFERRY_ERR_IN_USE,
     KVFERRY_ERR_INTERRUPTED,
     KVFERRY_ERR_TIMED_OUT,
     Functions,
@@ -34,6 +36,9 @@ LONGEST_WAIT_MS = int(LONGEST_WAIT * 1000)
 UNFINISHED = (KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT)
 
 Seconds = Callable[[], float]
+
+_log = logging.getLogger("kvferry")
+_in_use: list[object] = []  # memory of engines that were closed while something was stuck: it is never given back
 
 
 def _nothing() -> float:
@@ -166,7 +171,7 @@ class Engine(Managed):
             return code
         finally:
             if batch.value != INVALID_BATCH:
-                functions.kvferry_batch_discard(handle, batch.value)
+                self._discard(batch.value)
 
     def submit(
         self,
@@ -251,7 +256,12 @@ class Engine(Managed):
     def _free(self, batch: int) -> None:
         """End and free a batch that submit() made; others are left alone."""
         if self._deadlines.pop(batch, None) is not None:
-            self._functions.kvferry_batch_discard(self.handle, batch)
+            self._discard(batch)
+
+    def _discard(self, batch: int) -> None:
+        """End a batch. The log says so where its memory is in use nevertheless."""
+        if self._functions.kvferry_batch_discard(self.handle, batch) == KVFERRY_ERR_IN_USE:
+            _log.error("%s", self.last_error())
 
     # Messages
 
@@ -271,8 +281,10 @@ def notification(name: str, text: str) -> notify_msg_t:
 
 
 def _destroy(functions: Functions, memory: object, handle: int) -> None:
-    """End the engine; its memory may go afterwards."""
-    functions.destroyTransferEngine(handle)
+    """End the engine; its memory may go afterwards, unless something is stuck that may use it still."""
+    if functions.kvferry_destroy(handle) == KVFERRY_ERR_IN_USE:
+        _in_use.append(memory)
+        _log.error("an engine was closed: %s", python_string(functions.kvferry_last_error()))
 
 
 def _patiently(timeout: float, wait: Callable[[int], int]) -> int:

@@ -7,6 +7,7 @@ import threading
 from typing import Callable
 
 from kvferry import _log
+from kvferry._bindings import KVFERRY_ERR_IN_USE
 from kvferry._ffi import address_of
 
 SMALLEST = 8 << 10
@@ -36,6 +37,7 @@ class ManagedMemory:
         self._mappings: dict[int, Mapping] = {}  # by address
         self._free: dict[int, list[int]] = {}  # addresses by block size
         self._sizes: dict[int, int] = {}  # block sizes of what is handed out, by address
+        self._in_use: list[Mapping] = []  # what was freed while something was stuck that may still use it
 
     def allocate(self, length: int, register: Callable[[int, int], int]) -> int:
         """The address of a block of at least length bytes, or 0; the log says why."""
@@ -71,8 +73,10 @@ class ManagedMemory:
         with self._lock:
             size = self._sizes.pop(address, 0)
             if size > LARGEST:
-                unregister(address)
-                del self._mappings[address]
+                mapping = self._mappings.pop(address)
+                if unregister(address) == KVFERRY_ERR_IN_USE:
+                    self._in_use.append(mapping)
+                    _log.error("a managed buffer of %d bytes at %#x is kept: it is still in use", size, address)
             elif size:
                 self._free[size].append(address)
             return size > 0

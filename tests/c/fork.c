@@ -56,6 +56,7 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_FORKED(showLinks(engine, text, sizeof text, 0), -202);
     destroyTransferEngine(engine);
 
+    CHECK_FORKED(kvferry_destroy(engine), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_rpc_port(engine), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_transfer_timeout_ms(engine), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_submit(engine, 1, 0, &number, &number, &number, 1, NULL, &made), KVFERRY_ERR_FORKED);

@@ -47,6 +47,7 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     CHECK_EQUAL(showLinks(engine, text, sizeof text, 0), -1);
     destroyTransferEngine(engine);
 
+    CHECK_EQUAL(kvferry_destroy(engine), -1);
     CHECK_EQUAL(kvferry_rpc_port(engine), -1);
     CHECK_EQUAL(kvferry_transfer_timeout_ms(engine), -1);
     CHECK_EQUAL(kvferry_submit(engine, 1, 0, &number, &number, &number, 1, NULL, &made), -1);

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kvferry._bindings import KVFERRY_ERR_IN_USE
 from kvferry._memory import LARGEST, SMALLEST, ManagedMemory, block_size
 from mooncake.engine import TransferEngine
 from support.inprocess import HOST, Node
@@ -95,6 +96,20 @@ class Allocator(RuleBasedStateMachine):
 
 TestAllocator = Allocator.TestCase
 TestAllocator.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_a_large_block_that_is_still_in_use_stays_mapped_when_it_is_freed() -> None:
+    """What is stuck would write into whatever the process maps there next."""
+    memory = ManagedMemory()
+    address = memory.allocate(LARGEST + 1, lambda address, length: 0)
+    before = mapped()
+    assert memory.free(address, lambda address: KVFERRY_ERR_IN_USE)
+    assert mapped() >= before
+    assert memory.register_all(lambda address, length: -1) == 0, "it is registered with no other engine"
+    again = memory.allocate(LARGEST + 1, lambda address, length: 0)
+    assert again != address
+    assert memory.free(again, lambda address: 0)
+    assert mapped() < before + LARGEST
 
 
 def test_managed_buffers_can_be_written_by_a_peer(near: Node, far: Node) -> None:

@@ -32,11 +32,12 @@ class TransferEngine:
     """An engine: memory that peers may read and write, and transfers between it and theirs.
 
     It does nothing until initialize(). Dropping the last reference ends it within about a second, with what is under
-    way. Addresses and lengths are integers from 0 to 2^64-1, lists of them any sequence; anything else is a TypeError.
+    way; within some seconds where something is stuck in a system call or on a device. Addresses and lengths are integers from 0 to 2^64-1, lists of them any sequence; anything else is a TypeError.
     The memory is the caller's. A target is a peer's name, host:port.
 
     Synchronous calls give up MC_TRANSFER_TIMEOUT seconds, as it was when the object was made, and 1 s for each GiB
-    after their start. Whatever a call returned or raised, it does not touch its buffers afterwards.
+    after their start. Whatever a call returned or raised, it does not touch its buffers afterwards, unless an error in
+    the log says that something which is stuck may use them still.
     """
 
     TransferOpcode = TransferOpcode
@@ -136,7 +137,11 @@ class TransferEngine:
             return _refused("register_memory", e)
 
     def unregister_memory(self, buffer_addr: SupportsIndex) -> int:
-        """End the registration that starts at buffer_addr; 0 or negative."""
+        """End the registration that starts at buffer_addr; 0 or negative.
+
+        -4 (KVFERRY_ERR_IN_USE) when something that is stuck, in a system call or on a device, may use the memory still,
+        which must be left as it is: the log says what. Another call waits for that again, and gives 0 when it has ended.
+        """
         address = u64(buffer_addr, "buffer_addr")
         engine = self._engine
         if engine is None:
@@ -159,7 +164,8 @@ class TransferEngine:
             return _refused("batch_register_memory", e)
 
     def batch_unregister_memory(self, buffer_addresses: Integers) -> int:
-        """End the registrations that start at these addresses, as many as there are; 0 or the first error."""
+        """End the registrations that start at these addresses, as many as there are; 0, -4 as unregister_memory() if
+        one is still in use, or the first error."""
         addresses = u64_array(buffer_addresses, "buffer_addresses")
         engine = self._engine
         if engine is None:
