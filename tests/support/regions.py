@@ -7,6 +7,7 @@ import mmap
 from typing import Any, Callable, Protocol
 
 from . import runtimes, tensors
+from .absent import AbsentRegion
 
 MAP_NORESERVE = 0x4000  # of Linux on x86_64 and aarch64; older Pythons have no name for it
 MAP_FIXED_NOREPLACE = 0x100000  # likewise
@@ -108,11 +109,13 @@ class PinnedRegion:
 
 
 def make_region(size: int, place: str) -> Region:
-    """Make memory at a place: "host"; "at" with an address of the process behind it, as "at:0x600000000000"; one of
-    PLACES with the number of a device behind it, as "npu:0", where it is the last one's if there are not so many; or a
-    tensor, see tensors.py."""
+    """Make memory at a place: "host"; "absent", of which absent.py tells; "at" with an address of the process behind it, as
+    "at:0x600000000000"; one of PLACES with the number of a device behind it, as "npu:0", where it is the last one's if
+    there are not so many; or a tensor, see tensors.py."""
     if place == "host":
         return HostRegion(size)
+    if place == "absent":
+        return AbsentRegion(size)
     kind, device = place.split(":")
     if kind == "at":
         return PlacedRegion(size, int(device, 0))

@@ -20,6 +20,7 @@ import traceback
 from typing import Any, Callable, TextIO
 
 from . import runtimes, tensors
+from .absent import AbsentRegion
 from .pattern import BLOCK, pattern
 from .regions import Region, make_region
 
@@ -62,6 +63,19 @@ class Worker:
         """Make memory and return its address. It is not registered."""
         self._regions[region] = made = make_region(size, place)
         return made.address
+
+    def wait_for_touch(self, region: str) -> None:
+        """Wait until something sleeps on a page of absent memory."""
+        self._absent(region).wait_for_touch()
+
+    def come(self, region: str) -> None:
+        """Let the pages of absent memory come."""
+        self._absent(region).come()
+
+    def _absent(self, region: str) -> AbsentRegion:
+        memory = self._regions[region]
+        assert isinstance(memory, AbsentRegion)
+        return memory
 
     def free_region(self, region: str) -> None:
         self._regions.pop(region).free()
