@@ -125,22 +125,28 @@ func (d *devices) keep(name string, made *staging.Device) (*staging.Device, erro
 	return on, nil
 }
 
-// close ends the staging of every device, and waits for each for a limited time. No job is started any more. careful
+// close ends the staging of every device, and waits for them for a limited time. No job is started any more. careful
 // leaves alone the blocks of a device of which transfers that are stuck have leases; close may be called again for them.
 func (d *devices) close(limit time.Duration, careful bool) error {
-	var errs []error
-	for _, on := range d.shut() {
-		if leased := on.EndLeasing(); leased > 0 && careful {
-			errs = append(errs, status.Errorf(status.BatchBusy, "%d bytes of %s's staging blocks are %w", leased, on.Name(), ErrInUse))
-			continue
-		}
-		ended, err := on.CloseWithin(limit)
-		if !ended {
-			err = status.Errorf(status.BatchBusy, "%s is %w: a call of its library does not return, or a copy does not end", on.Name(), ErrInUse)
-		}
-		errs = append(errs, err)
+	all := d.shut()
+	errs := make([]error, len(all))
+	var closing sync.WaitGroup
+	for i, on := range all {
+		closing.Go(func() { errs[i] = closeDevice(on, limit, careful) })
 	}
+	closing.Wait()
 	return inOrder(errs...)
+}
+
+func closeDevice(on *staging.Device, limit time.Duration, careful bool) error {
+	if leased := on.EndLeasing(); leased > 0 && careful {
+		return status.Errorf(status.BatchBusy, "%d bytes of %s's staging blocks are %w", leased, on.Name(), ErrInUse)
+	}
+	ended, err := on.CloseWithin(limit)
+	if !ended {
+		return status.Errorf(status.BatchBusy, "%s is %w: a call of its library does not return, or a copy does not end", on.Name(), ErrInUse)
+	}
+	return err
 }
 
 // shut returns all devices. There come to be no more.

@@ -2,7 +2,9 @@ package core_test
 
 import (
 	"bytes"
+	"sync"
 	"testing"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/device"
@@ -11,11 +13,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// hanging is a runtime whose library calls hang, where the test wants it, until it releases them: Open of a device, or
-// the copies of device 0.
+// hanging is a runtime whose library calls hang until the test releases them: Open of a device, or the freeing of staging
+// blocks of device 0, where the test says so, and else the copies of device 0.
 type hanging struct {
 	*device.Host
 	open     bool
+	free     bool
 	begun    chan struct{} // gets one for each call that hangs
 	released chan struct{}
 }
@@ -54,13 +57,22 @@ func (d hangingDevice) NewStream() (device.Stream, error) {
 	return hangingStream{s, d.runtime}, err
 }
 
+func (d hangingDevice) FreePinned(addr uintptr) error {
+	if d.runtime.free {
+		d.runtime.hang()
+	}
+	return d.Device.FreePinned(addr)
+}
+
 type hangingStream struct {
 	device.Stream
 	runtime *hanging
 }
 
 func (s hangingStream) Copy(kind device.Kind, copies []device.Copy) (int, error) {
-	s.runtime.hang()
+	if !s.runtime.free {
+		s.runtime.hang()
+	}
 	return s.Stream.Copy(kind, copies)
 }
 
@@ -112,6 +124,28 @@ func TestADeviceThatHangsHoldsUpNoTransferButItsOwn(t *testing.T) {
 	requireInUse(t, p.Close(), "a copy within this process", "bytes of npu:0's staging blocks")
 	close(r.released)
 	wait(t, held)
+}
+
+func TestADeviceThatHangsWhenItIsClosedKeepsNoOtherFromIt(t *testing.T) {
+	r := newHanging(t)
+	r.free = true
+	p := startPairWith(t, &transporttest.Transport{}, func(o *core.Options) { o.Runtimes = []device.Runtime{r} })
+	for index := range 2 {
+		memory := r.memory(t, p.Engine, index, 4096)
+		b := onItself(t, p.Engine, core.Request{Opcode: core.Write, Local: at(memory), Remote: uint64(at(memory)), Length: 64})
+		require.NoError(t, b.Err())
+	}
+	p.SetEnding(time.Hour)
+	release := sync.OnceFunc(func() { close(r.released) })
+	t.Cleanup(release)
+	closed := make(chan error, 1)
+	go func() { closed <- p.Close() }()
+	receive(t, r.begun)
+	staged := stagedPair{host: r.Host}
+	eventually(t, func() bool { return !staged.isStaged("npu:1") })
+	require.Empty(t, closed)
+	release()
+	require.NoError(t, receive(t, closed))
 }
 
 func TestALibraryThatHangsInRegisterKeepsNobodyFromClosing(t *testing.T) {
