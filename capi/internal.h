@@ -71,6 +71,12 @@ void kvferry_restore_signal_mask(void);
 /* Gives the handlers that the program has installed SA_ONSTACK, unless it has just done so. */
 void kvferry_tend_handlers(void);
 
+/*
+ * Replaces a signal's action, unless the program has changed it since the caller has seen it: what the program has set
+ * last stays. 0; EAGAIN when that is so; or another errno.
+ */
+int kvferry_replace_action(int number, const struct sigaction *seen, const struct sigaction *wanted);
+
 /* Makes SIGTERM and SIGINT withdraw the metadata of every engine that asked for it; 0 or an errno. */
 int kvferry_watch_for_shutdown(void);
 

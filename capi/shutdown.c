@@ -50,7 +50,7 @@ static int restore(struct watched *w)
     if (sigaction(w->number, NULL, &current) != 0 || current.sa_handler != on_signal) {
         return 0;
     }
-    return sigaction(w->number, &w->before, NULL) == 0;
+    return kvferry_replace_action(w->number, &current, &w->before) == 0;
 }
 
 /* Lets a signal do what it would have done. A handler that took ours' place and called it has done its part already. */
@@ -110,16 +110,20 @@ static int watch(struct watched *w)
 {
     struct sigaction ours = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_ONSTACK};
     struct sigaction current;
+    int failure;
 
     sigemptyset(&ours.sa_mask);
-    if (sigaction(w->number, NULL, &current) != 0) {
-        return errno;
-    }
-    if (current.sa_handler == on_signal || current.sa_handler == SIG_IGN) {
-        return 0;
-    }
-    w->before = current;
-    return sigaction(w->number, &ours, NULL) == 0 ? 0 : errno;
+    do {
+        if (sigaction(w->number, NULL, &current) != 0) {
+            return errno;
+        }
+        if (current.sa_handler == on_signal || current.sa_handler == SIG_IGN) {
+            return 0;
+        }
+        w->before = current;
+        failure = kvferry_replace_action(w->number, &current, &ours);
+    } while (failure == EAGAIN);
+    return failure;
 }
 
 int kvferry_watch_for_shutdown(void)

@@ -5,6 +5,7 @@
  */
 #include "internal.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <time.h>
@@ -32,16 +33,56 @@ __attribute__((constructor(101))) static void block_signals(void)
 /* Handlers that were installed longer ago than this have SA_ONSTACK when a call enters Go. */
 #define TEND_INTERVAL_MS 50
 
+/* SA_RESTORER of the kernel, which the C library adds to what the program sets. */
+#define RESTORER 0x04000000
+
+static int same_action(const struct sigaction *a, const struct sigaction *b)
+{
+    int number;
+
+    if (a->sa_handler != b->sa_handler || ((a->sa_flags ^ b->sa_flags) & ~RESTORER) != 0) {
+        return 0;
+    }
+    for (number = 1; number <= SIGRTMAX; number++) {
+        if (sigismember(&a->sa_mask, number) != sigismember(&b->sa_mask, number)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/*
+ * The kernel has no compare-and-swap for actions, but tells what each call has replaced. Where that is not what was there
+ * when the caller looked, the program has changed it in between: that is put back, as is what it has set while that was
+ * done. The wanted action is in place for a moment then.
+ */
+int kvferry_replace_action(int number, const struct sigaction *seen, const struct sigaction *wanted)
+{
+    struct sigaction put = *wanted, expected = *seen, replaced;
+    int result = 0;
+
+    while (sigaction(number, &put, &replaced) == 0) {
+        if (same_action(&replaced, &expected)) {
+            return result;
+        }
+        expected = put;
+        put = replaced;
+        result = EAGAIN;
+    }
+    return errno;
+}
+
 static void move_to_alternate_stack(int number)
 {
-    struct sigaction action;
+    struct sigaction seen, wanted;
 
-    if (sigaction(number, NULL, &action) != 0 || action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
+    if (sigaction(number, NULL, &seen) != 0 || seen.sa_handler == SIG_DFL || seen.sa_handler == SIG_IGN) {
         return;
     }
-    if ((action.sa_flags & SA_ONSTACK) == 0) {
-        action.sa_flags |= SA_ONSTACK;
-        sigaction(number, &action, NULL);
+    if ((seen.sa_flags & SA_ONSTACK) == 0) {
+        wanted = seen;
+        wanted.sa_flags |= SA_ONSTACK;
+        kvferry_replace_action(number, &seen, &wanted); /* a handler that is newer has its turn the next time */
     }
 }
 

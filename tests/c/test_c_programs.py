@@ -29,7 +29,7 @@ def check(
 
 
 @KINDS
-@pytest.mark.parametrize("name", ["engine", "handles", "transfers", "stuck", "fork", "signals", "threads"])
+@pytest.mark.parametrize("name", ["engine", "handles", "transfers", "stuck", "fork", "signals", "handlers", "threads"])
 def test_program_finds_what_the_interface_promises(installed: Installed, name: str, kind: str) -> None:
     check(installed, kind, name)
 
