@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -11,12 +13,14 @@ from support.devices import simulate
 from support.memory import addresses, transfer
 from support.peer import Pending
 from support.peers import Peers
+from support.process import until
 from support.spans import scattered
 from support.world import GIVEN_UP, HUNG, World
 
 SIZE = 16 << 20  # bytes
 REPEATS = 16  # blocks of that size in a transfer in the middle of which a device goes
 LESS = 4 << 20
+IN_USE = -4
 SPANS = scattered([1, 4096, 16384, 65537, 3 << 20])  # in memory of that size
 COPIES = 20  # of a device before it goes
 LOST = {"npu": "device 0 is lost", "cuda": "CUDA_ERROR_DEVICE_UNAVAILABLE"}  # what the libraries say of that
@@ -112,3 +116,53 @@ def test_a_copy_that_does_not_end_is_given_up_and_ends_no_other(
     with world.unharmed():
         pass
     simulate(world.engine, kind, "release_hangs")
+
+
+class Hung:
+    """An engine one of whose devices hangs amid a copy to its memory from the host's, and is long waited for."""
+
+    def __init__(self, peers: Peers, kind: str) -> None:
+        patient = {"MC_TCP_PROGRESS_TIMEOUT_SEC": "60", "MC_TCP_STATUS_TIMEOUT_SEC": "60"}
+        self.world = World(peers, place=f"{kind}:1", **devices.settings(**patient))
+        self.engine, self.kind = self.world.engine, kind
+        self.host = self.engine.memory(LESS, 5)
+        self.stuck = self.engine.memory(LESS, 6, place=f"{kind}:0")
+        self.simulate("reset_counters")
+        self.simulate("faults", "exec:1=hang")
+        self.pending = self.engine.start_move(
+            self.engine.name, "write", [[self.host.address, self.stuck.address, LESS]], "async"
+        )
+        until(lambda: bool(self.simulate("report")["faults"]), 10, "a copy")
+
+    def simulate(self, control: str, *arguments: Any) -> Any:
+        return simulate(self.engine, self.kind, control, *arguments)
+
+
+@pytest.fixture
+def hung(start_peer: Peers, kind: str) -> Hung:
+    return Hung(start_peer, kind)
+
+
+def test_a_device_that_hangs_holds_up_neither_other_copies_nor_unregistering(hung: Hung) -> None:
+    engine, other = hung.engine, hung.engine.memory(LESS, 7)
+    with hung.world.unharmed():
+        within = engine.move(engine.name, "write", [[hung.host.address, other.address, LESS]], limit=HUNG)
+        assert within["code"] == 0, "a copy within host memory"
+        assert engine.call("unregister_memory", other.address, limit=HUNG) == 0
+        assert engine.call("unregister_memory", hung.stuck.address, limit=HUNG) == IN_USE
+    assert re.search(rf"{hung.stuck.address:#x}\+{LESS} by a WRITE of {LESS} bytes, segment 0", engine.log())
+    hung.simulate("release_hangs")
+    hung.pending.result(HUNG)
+    assert engine.call("unregister_memory", hung.stuck.address, limit=HUNG) == 0
+    devices.end(engine)
+
+
+def test_an_engine_is_closed_while_a_device_hangs_and_gives_all_back_later(hung: Hung) -> None:
+    engine = hung.engine
+    assert engine.try_create(limit=HUNG) == 0, "another one in its place"
+    assert re.search(rf"an engine was closed: .*{hung.kind}:0's staging blocks are still in use", engine.log())
+    hung.simulate("release_hangs")
+    assert hung.pending.result(HUNG)["code"] < 0
+    engine.ask("drop", engine="main")
+    engine.ask("free_regions")
+    until(lambda: not any(hung.simulate("report")["leaked"].values()), 10, "nothing left on the devices")
