@@ -109,9 +109,9 @@ class PinnedRegion:
 
 
 def make_region(size: int, place: str) -> Region:
-    """Make memory at a place: "host"; "absent", of which absent.py tells; "at" with an address of the process behind it, as
-    "at:0x600000000000"; one of PLACES with the number of a device behind it, as "npu:0", where it is the last one's if
-    there are not so many; or a tensor, see tensors.py."""
+    """Make memory at a place: "host"; "absent", of which absent.py tells; "at" with an address of the process behind
+    it, as "at:0x600000000000"; one of PLACES with the number of a device behind it, as "npu:0", where it is the
+    last one's if there are not so many; or a tensor, see tensors.py."""
     if place == "host":
         return HostRegion(size)
     if place == "absent":

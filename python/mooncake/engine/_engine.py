@@ -32,7 +32,8 @@ class TransferEngine:
     """An engine: memory that peers may read and write, and transfers between it and theirs.
 
     It does nothing until initialize(). Dropping the last reference ends it within about a second, with what is under
-    way; within some seconds where something is stuck in a system call or on a device. Addresses and lengths are integers from 0 to 2^64-1, lists of them any sequence; anything else is a TypeError.
+    way; within some seconds where something is stuck in a system call or on a device. Addresses and lengths are
+    integers from 0 to 2^64-1, lists of them any sequence; anything else is a TypeError.
     The memory is the caller's. A target is a peer's name, host:port.
 
     Synchronous calls give up MC_TRANSFER_TIMEOUT seconds, as it was when the object was made, and 1 s for each GiB
@@ -140,7 +141,8 @@ class TransferEngine:
         """End the registration that starts at buffer_addr; 0 or negative.
 
         -4 (KVFERRY_ERR_IN_USE) when something that is stuck, in a system call or on a device, may use the memory still,
-        which must be left as it is: the log says what. Another call waits for that again, and gives 0 when it has ended.
+        which must be left as it is: the log says what. Another call waits for that again, and gives 0 when it
+        has ended.
         """
         address = u64(buffer_addr, "buffer_addr")
         engine = self._engine
