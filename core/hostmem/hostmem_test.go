@@ -176,7 +176,7 @@ func TestAPageThatDoesNotComeHoldsOnlyItsCopyUp(t *testing.T) {
 				done := make(chan error)
 				go func() { done <- f(missing.Memory, good) }()
 				missing.AwaitFault(t)
-				missing.RequireProgress(t)
+				missing.Collect()
 				missing.Release(t)
 				require.NoError(t, <-done)
 			})

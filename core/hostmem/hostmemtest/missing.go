@@ -6,7 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"unsafe"
 
@@ -14,16 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// longest is for how many seconds pages are held back at most. The process may be unable to give them by itself: that is
-// what the tests are about.
-const longest = "30"
+// watchdog ends a process by SIGTERM after half a minute: the process of the test may be unable to, which is what the
+// tests are about.
+const watchdog = "sleep 30; kill -TERM $0"
 
 // Missing is memory outside the Go heap of which no page comes before Release: who touches one waits.
 type Missing struct {
 	Memory []byte
 
-	holder *exec.Cmd // has the only descriptor of the userfaultfd, and prints a message for whoever waits for a page
-	faults io.ReadCloser
+	holder   *exec.Cmd // has the only descriptor of the userfaultfd, and prints a message for whoever waits for a page
+	faults   io.ReadCloser
+	watchdog *exec.Cmd
 }
 
 // New maps memory of at least so many bytes. It skips the test where the system does not allow that, or fails it where everything must run: in CI,
@@ -31,7 +34,7 @@ type Missing struct {
 func New(t testing.TB, length int) *Missing {
 	t.Helper()
 	memory := reserve(t, length)
-	m := &Missing{Memory: memory, holder: exec.Command("timeout", longest, "cat")}
+	m := &Missing{Memory: memory, holder: exec.Command("cat")}
 	holdBack := register(t, memory)
 	defer holdBack.Close()
 	m.holder.Stdin = holdBack
@@ -39,6 +42,9 @@ func New(t testing.TB, length int) *Missing {
 	m.faults, err = m.holder.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, m.holder.Start())
+	m.watchdog = exec.Command("sh", "-c", watchdog, strconv.Itoa(m.holder.Process.Pid))
+	m.watchdog.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to be killed with its sleep
+	require.NoError(t, m.watchdog.Start())
 	t.Cleanup(func() { m.Release(t) })
 	return m
 }
@@ -108,13 +114,9 @@ func (m *Missing) AwaitFault(t testing.TB) {
 	require.NoError(t, err)
 }
 
-// RequireProgress fails the test if the process stands still while somebody waits for a page: a collection of garbage
-// wants to stop every thread that runs Go code. It would be over only when the pages have come by themselves.
-func (m *Missing) RequireProgress(t testing.TB) {
-	t.Helper()
-	runtime.GC()
-	require.NoError(t, m.holder.Process.Signal(unix.Signal(0)))
-}
+// Collect has Go's garbage collector stop every thread that runs Go code, while somebody waits for a page. A process that
+// stands still does so until the pages come without Release, and the test has failed.
+func (*Missing) Collect() { runtime.GC() }
 
 // Release has the pages come, as zeros. A second call does nothing.
 func (m *Missing) Release(t testing.TB) {
@@ -122,8 +124,10 @@ func (m *Missing) Release(t testing.TB) {
 	if m.holder.ProcessState != nil {
 		return
 	}
-	_ = m.holder.Process.Signal(unix.SIGTERM)
+	_ = m.holder.Process.Kill()
 	_ = m.holder.Wait()
-	const timedOut = 124 // of timeout(1)
-	require.NotEqual(t, timedOut, m.holder.ProcessState.ExitCode(), "the process stood still until the pages came by themselves")
+	_ = syscall.Kill(-m.watchdog.Process.Pid, syscall.SIGKILL)
+	_ = m.watchdog.Wait()
+	ended := m.holder.ProcessState.Sys().(syscall.WaitStatus)
+	require.Equal(t, syscall.SIGKILL, ended.Signal(), "the process stood still until the pages came without Release")
 }
