@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem/hostmemtest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -24,13 +25,13 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 	} {
 		t.Run(one.name, func(t *testing.T) {
 			const length = 64 << 10
-			slow := withhold(t, length)
+			slow := hostmemtest.New(t, length)
 			far, near, other := mapped(t, 2*length), mapped(t, length), mapped(t, length)
 			change := func(c *core.Config) { c.SameHost = one.sameHost }
 			target, e := engine(t, change), engine(t, change)
-			local, remote := slow.memory, far[:length]
+			local, remote := slow.Memory, far[:length]
 			if one.remoteAbsent {
-				local, remote = near, slow.memory
+				local, remote = near, slow.Memory
 				require.NoError(t, target.Register(addressOf(remote), length, "cpu:0", true))
 			}
 			require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
@@ -39,12 +40,12 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 
 			var b *core.Batch
 			returns(t, "Submit", func() { b = submit(t, e, ask(one.op, local, id, remote)) })
-			slow.waitForTouch()
+			slow.AwaitFault(t)
 			completes(t, submit(t, e, ask(one.op, other, id, far[length:])))
 			returns(t, "DiscardBatch", func() { require.NoError(t, e.DiscardBatch(b)) })
 			returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(addressOf(local)), core.ErrInUse) })
 			completes(t, submit(t, e, ask(one.op, other, id, far[length:])))
-			slow.come()
+			slow.Release(t)
 			require.Eventually(t, func() bool { return e.Unregister(addressOf(local)) == nil }, patience, 10*stuckTime/1000)
 		})
 	}

@@ -9,6 +9,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/require"
@@ -30,13 +31,13 @@ func returns(t testing.TB, what string, f func()) {
 }
 
 func TestASessionThatWasEndedWhileItWasStuckServesNothingThatItHasRead(t *testing.T) {
-	source, memory, other := withhold(t, 4096), mapped(t, 4096), mapped(t, 4096)
+	source, memory, other := hostmemtest.New(t, 4096), mapped(t, 4096), mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory, other)
 	c := h.dialNeighbour()
-	c.send(writeByAddress(addressOf(memory), source.memory),
+	c.send(writeByAddress(addressOf(memory), source.Memory),
 		writeV2(addressOf(memory), pattern(100, 1)), // what is to be fetched for the same place is fetched first
 		writeV2(addressOf(other), pattern(100, 1)))
-	source.waitForTouch()
+	source.AwaitFault(t)
 	held, free := h.memory.regions[0], h.memory.regions[1]
 
 	returns(t, "evict", func() { h.target.evict(held) })
@@ -44,7 +45,7 @@ func TestASessionThatWasEndedWhileItWasStuckServesNothingThatItHasRead(t *testin
 	require.Empty(t, h.target.holders(free))
 	require.Equal(t, []string{fmt.Sprintf("one from process %d, memory %v", os.Getpid(), held.Range)}, h.target.stuck())
 
-	source.come()
+	source.Release(t)
 	h.waitForSessions(0)
 	require.Equal(t, make([]byte, 100), other[:100], "a request was served after the session had been ended")
 	require.Empty(t, h.target.holders(held))
@@ -55,10 +56,10 @@ func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testin
 	other, bystander := mapped(t, 64<<10), engine(t, onOneHost)
 	require.NoError(t, target.Register(addressOf(other), uint64(len(other)), "cpu:0", true))
 	theirs := open(t, bystander, target.Name())
-	source := withhold(t, 8192)
-	hostmem.Now().Note(addressOf(source.memory), 8192, hostmem.Reading) // it was there a moment ago
-	stuck := submit(t, e, ask(core.Write, source.memory, id, memory))
-	source.waitForTouch()
+	source := hostmemtest.New(t, 8192)
+	hostmem.Now().Note(addressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
+	stuck := submit(t, e, ask(core.Write, source.Memory, id, memory))
+	source.AwaitFault(t)
 
 	unregistered := make(chan error, 1)
 	go func() { unregistered <- target.Unregister(addressOf(memory)) }()
@@ -72,7 +73,7 @@ func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testin
 	require.Error(t, target.Register(addressOf(memory), 4096, "cpu:0", true))
 	completes(t, submit(t, bystander, ask(core.Write, local, theirs, other)))
 
-	source.come()
+	source.Release(t)
 	require.NoError(t, target.Unregister(addressOf(memory)))
 	require.NoError(t, target.Register(addressOf(memory), 4096, "cpu:0", true))
 	require.NoError(t, e.DiscardBatch(stuck))
@@ -81,10 +82,10 @@ func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testin
 func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 	target, e, memory, local, id := neighbours(t, 64<<10)
 	other := engine(t, onOneHost)
-	source := withhold(t, 8192)
-	hostmem.Now().Note(addressOf(source.memory), 8192, hostmem.Reading) // it was there a moment ago
-	stuck := submit(t, e, ask(core.Write, source.memory, id, memory))
-	source.waitForTouch()
+	source := hostmemtest.New(t, 8192)
+	hostmem.Now().Note(addressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
+	stuck := submit(t, e, ask(core.Write, source.Memory, id, memory))
+	source.AwaitFault(t)
 	completes(t, submit(t, other, ask(core.Read, local, open(t, other, target.Name()), memory)))
 
 	transport := transportOf(t, target)
@@ -96,7 +97,7 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 		require.ErrorContains(t, err, fmt.Sprintf("one from process %d, memory %#x+%d", os.Getpid(), addressOf(memory), len(memory)))
 	}
 	require.Eventually(t, func() bool { return len(transport.target.links()) > 0 && connections(transport) == 1 }, patience, time.Millisecond)
-	source.come()
+	source.Release(t)
 	transport.ending = time.Minute
 	require.NoError(t, transport.Close())
 	require.NoError(t, target.Close())
