@@ -81,6 +81,7 @@ type lane struct {
 	retired         bool
 	letGo           func()         // lets the memory go that is held; set when the lane was found stuck
 	stuckEnd        *connectionEnd // of the WRITEs that were in flight then
+	givenUp         chan struct{}  // closed when giveUpStuck has done with the lane
 
 	watching bool // the watchdog is armed
 	watchdog *time.Timer

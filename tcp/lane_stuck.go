@@ -66,6 +66,8 @@ func (l *lane) giveUpStuck() {
 	held = append(append(held, l.inHand...), l.copying...)
 	l.inHand, l.copying = nil, nil
 	l.letGo = l.peer.transport.hold(held, errStillUsed.Error())
+	l.givenUp = make(chan struct{})
+	defer close(l.givenUp)
 	reason := l.broken
 	l.mu.Unlock()
 	l.sending.Broadcast()
@@ -93,6 +95,7 @@ func (l *lane) fenceStuck(unanswered []piece) {
 
 // endStuck ends the connection of a lane that was given up, when its system call has returned.
 func (l *lane) endStuck(reason error) {
+	<-l.givenUp // takes no longer than revokePatience
 	if l.stuckEnd != nil && l.conn.number == 0 {
 		l.peer.learnEnd(l.conn, l.stuckEnd, reason)
 	} else {
