@@ -5,7 +5,10 @@ import (
 	"slices"
 	"time"
 
+	"kvferry/core"
 	"kvferry/core/status"
+
+	"go.uber.org/zap"
 )
 
 // A system call of a lane that touches memory may wait for a page for ever: of the caller, whose memory is a file on a
@@ -72,11 +75,24 @@ func (l *lane) giveUpStuck() {
 	l.mu.Unlock()
 	l.sending.Broadcast()
 	l.fenceStuck(unanswered)
+	l.warnStuck(held)
 	for i := range held {
 		why := firstError(held[i].work.Aborted(), reason)
 		held[i].settle(status.Errorf(status.Socket, "segment %q: %w: %w", l.peer.segment.Name, why, errStillUsed))
 	}
 	l.peer.leave(l, nil, reason)
+}
+
+// warnStuck tells which memory is not to be used for something else: a call that waits with a time-out of its own has no
+// other way to learn it.
+func (l *lane) warnStuck(held []piece) {
+	const most = 8
+	var ranges []string
+	for i := range held[:min(len(held), most)] {
+		ranges = append(ranges, core.Range{Addr: held[i].local, Length: held[i].length}.String())
+	}
+	l.peer.transport.log.Error("transfers were given up, but their memory may still be used until a page comes that a system call waits for",
+		zap.String("segment", l.peer.segment.Name), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
 }
 
 // fenceStuck keeps the WRITEs that were in flight from overwriting later ones. The connection itself is still in use.
