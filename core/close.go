@@ -77,7 +77,8 @@ func (e *Engine) closeLater() {
 	}
 }
 
-// group is goroutines that end, and can be waited for with a time limit. None is added once join was called.
+// group is goroutines that end, and can be waited for with a time limit. Once join was called, none is added but
+// by one of them.
 type group struct {
 	sync.WaitGroup
 	joining sync.Once

@@ -12,9 +12,10 @@ import (
 
 // localTransport serves the engine's own segment: a memory copy, with the checks and the states of any other transfer.
 //
-//  1. Submit copies little work itself, if it is in host memory, and queues the rest. There is a queue for each pair of
-//     devices, and one for host memory alone: a device that hangs holds up no copies but its own. Each has a goroutine,
-//     which lives while there is something in it.
+//  1. Submit copies little work itself, if it is in host memory and all of it is there, and queues the rest. There is a
+//     queue for each pair of devices, and one for host memory alone: a device that hangs holds up no copies but its own.
+//     Each has a goroutine, which lives while there is something in it. Where a copy of host memory takes long, as it does
+//     when a page has to come first, another goroutine goes on with the queue.
 //  2. Each task's remote range is checked and pinned as a peer's would be. A task turns out here to be another queue's where
 //     that range is on a device.
 //  3. The bytes are copied in steps, between which an abort is seen. What is on a device passes through staging blocks.
@@ -25,9 +26,17 @@ type localTransport struct {
 
 	mu      sync.Mutex
 	queues  map[localRoute][]func() // those whose goroutine is alive
+	slow    int                     // copies that were overtaken and are not over
 	closed  bool
 	running group
 }
+
+const (
+	// slowCopy is how long a copy of host memory may take before the rest of the queue overtakes it.
+	slowCopy = 100 * time.Millisecond
+	// mostSlow bounds how many are overtaken at a time: each keeps a goroutine and, while it waits for a page, a thread.
+	mostSlow = 16
+)
 
 // localRoute is which devices the two sides of a copy are on; nil for host memory.
 type localRoute struct{ local, remote *staging.Device }
@@ -42,13 +51,28 @@ func newLocalTransport(ctx context.Context, memory *Registry) *localTransport {
 func (t *localTransport) Submit(w *Work) {
 	const little = 256 << 10 // bytes: about the cost of waking a goroutine
 	route := localRoute{local: w.device}
-	if w.Bytes <= little && !t.memory.hasDevices() {
+	if w.Bytes <= little && !t.memory.hasDevices() && isThere(w) {
 		t.copyAll(w, route)
 		return
 	}
 	if !t.queue(route, func() { t.copyAll(w, route) }) {
 		w.settleAll(closedError())
 	}
+}
+
+// isThere reports whether all memory of a work will hardly make a copy wait.
+func isThere(w *Work) bool {
+	for i := w.Head; i >= 0; i = w.Tasks[i].Next {
+		r := &w.Tasks[i].Request
+		local, remote := hostmem.Reading, hostmem.Writing
+		if r.Opcode == Read {
+			local, remote = remote, local
+		}
+		if !hostmem.There(r.Local, r.Length, local) || !hostmem.There(uintptr(r.Remote), r.Length, remote) {
+			return false
+		}
+	}
+	return true
 }
 
 // queue has a copy made on the goroutine of a route, or returns false when the transport is closed.
@@ -77,8 +101,37 @@ func (t *localTransport) run(route localRoute) {
 		}
 		t.queues[route] = waiting[1:]
 		t.mu.Unlock()
-		waiting[0]()
+		if t.wasOvertaken(route, waiting[0]) {
+			return
+		}
 	}
+}
+
+// wasOvertaken makes a copy, and reports whether another goroutine has taken over the queue meanwhile. A device makes its
+// copies in turn: there is nothing to be won by overtaking one.
+func (t *localTransport) wasOvertaken(route localRoute, copy func()) bool {
+	if route != (localRoute{}) {
+		copy()
+		return false
+	}
+	overtaken := false // under the lock
+	overtake := time.AfterFunc(slowCopy, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.slow < mostSlow {
+			overtaken = true
+			t.slow++
+			t.running.Go(func() { t.run(route) })
+		}
+	})
+	copy()
+	overtake.Stop()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if overtaken {
+		t.slow--
+	}
+	return overtaken
 }
 
 func (t *localTransport) copyAll(w *Work, route localRoute) {

@@ -2,11 +2,13 @@ package core_test
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"slices"
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/core/metadata/metadatatest"
 	"kvferry/core/status"
 
@@ -118,6 +120,52 @@ func TestMemoryThatIsNotMappedGivesAnErrorNotACrash(t *testing.T) {
 	}
 	onItself(t, e, core.Request{Opcode: core.Read, Local: at(memory), Remote: uint64(at(memory)), Length: 8})
 	require.NoError(t, e.UnregisterBatch([]uintptr{at(memory), at(hole)}), "no pin is left")
+}
+
+func TestAPageThatIsMissingHoldsUpNoOtherCopyWithinTheProcess(t *testing.T) {
+	for _, length := range []int{100, 1 << 20} { // of which a caller would copy the first by itself
+		for _, op := range []core.Opcode{core.Read, core.Write} {
+			for _, side := range []string{"local", "remote"} {
+				t.Run(fmt.Sprintf("%v/%d bytes/%s", op, length, side), func(t *testing.T) {
+					e := startEngine(t, metadatatest.NewDirectory(), nil)
+					missing, good, memory := hostmemtest.New(t, length), pages(t, length), pages(t, 4<<20)
+					require.NoError(t, e.Register(at(memory), uint64(len(memory)), "cpu:0", true))
+					local, remote := missing.Memory, good
+					if side == "remote" {
+						local, remote = remote, local
+					}
+					require.NoError(t, e.Register(at(remote), uint64(length), "cpu:0", true))
+					b, err := e.AllocateBatch(1)
+					require.NoError(t, err)
+					r := core.Request{Opcode: op, Local: at(local), Remote: uint64(at(remote)), Length: uint64(length)}
+					require.NoError(t, e.Submit(b, []core.Request{r}, nil))
+					missing.AwaitFault(t)
+
+					missing.Collect()
+					for _, n := range []int{100, 2 << 20} {
+						other := onItself(t, e, core.Request{Opcode: op, Local: at(memory), Remote: uint64(at(memory[2<<20:])), Length: uint64(n)})
+						require.NoError(t, other.Err())
+					}
+					require.False(t, b.Done())
+					missing.Release(t)
+					wait(t, b)
+					require.NoError(t, b.Err())
+				})
+			}
+		}
+	}
+}
+
+func TestRegisteringMemoryWhosePagesAreMissingHoldsNobodyElseUp(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), nil)
+	missing, memory := hostmemtest.New(t, 4096), pages(t, 4096)
+	registered := make(chan error)
+	go func() { registered <- e.Register(at(missing.Memory), 4096, "", true) }() // where it is has to be found out
+	missing.AwaitFault(t)
+	missing.Collect()
+	require.NoError(t, e.Register(at(memory), 4096, "", true))
+	missing.Release(t)
+	require.NoError(t, <-registered)
 }
 
 func TestWritingToReadOnlyMemoryGivesAnError(t *testing.T) {
