@@ -90,3 +90,47 @@ def test_a_crash_of_the_program_is_its_own() -> None:
     done = run_python("import ctypes, faulthandler; faulthandler.enable(); e = start(); ctypes.string_at(1)", limit=10)
     assert done.returncode == -signal.SIGSEGV
     assert "string_at" in done.stderr
+
+
+GONE = """
+import ctypes, faulthandler
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mmap.restype = ctypes.c_void_p
+NOTHING, READ_WRITE, FIXED_PRIVATE_ANONYMOUS = 0, 3, 0x32
+
+def remap(access):
+    # Not munmap(): another thread's memory could come to the same address.
+    assert libc.mmap(memory.address, SIZE, access, FIXED_PRIVATE_ANONYMOUS, -1, 0) == memory.address
+
+def transfer(way, local, remote):
+    call = initiator.transfer_sync_write if way == "write" else initiator.transfer_sync_read
+    return call(name(far), local, remote, SIZE)
+
+near, far = start(), start()
+initiator = INITIATOR
+memory, good = Mapping(SIZE), Mapping(SIZE)
+for each in (memory, good):
+    assert far.register_memory(each.address, SIZE) == 0
+for side in ("remote", "local"):
+    for way in ("write", "read"):
+        addresses = (memory.address, good.address) if side == "local" else (good.address, memory.address)
+        faulthandler.disable()
+        assert transfer(way, *addresses) == 0
+        faulthandler.enable()
+        remap(NOTHING)
+        print(side, way, transfer(way, *addresses) < 0)
+        remap(READ_WRITE)
+        assert transfer(way, *addresses) == 0
+"""
+
+
+@pytest.mark.parametrize("size", [4096, 1 << 20])
+@pytest.mark.parametrize("segment", ["a peer's by TCP", "a peer's on one host", "its own"])
+def test_memory_that_is_gone_fails_its_transfers_also_when_faulthandler_has_the_signals(
+    segment: str, size: int
+) -> None:
+    program = GONE.replace("SIZE", str(size)).replace("INITIATOR", "far" if segment == "its own" else "near")
+    done = run_python(program, KVFERRY_SAME_HOST=str(int(segment == "a peer's on one host")))
+    lines = [f"{side} {way} True" for side in ("remote", "local") for way in ("write", "read")]
+    assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr
