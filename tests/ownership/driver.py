@@ -187,6 +187,7 @@ def run(worlds: Iterator[plan.World], seconds: float, logs: Path, goes_on: bool,
         with contextlib.suppress(PeerError):
             asyncio.run(running.run(min(WORLD_SECONDS, max(left, 2.0))))
         lived.append((world, time.monotonic() - began))
+        print(f"  {lived[-1][1]:.1f} s", flush=True)
         counts.update(running.model.counts)
         violations += running.violations
     return violations, counts, lived
