@@ -7,6 +7,7 @@
 #   make bench-go  what the steps of a transfer cost, each by itself; COUNT=10 measures each ten times
 #   make test-npu  the demo, the tests of device memory and the benchmark on this machine's NPUs, and a report of them
 #   make test      every test; what the machine does not allow is skipped, and listed at the end
+#   make soak      an hour of engines under faults, and whose bytes are where; SECONDS=60 SEED=7 for less, and again
 #   make lint      formatters, linters and type checkers, generated files, headers
 #   make build     the shared and the static library, and the simulated devices, in build/lib
 #   make wheel     the Python wheel in dist
@@ -32,7 +33,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core cuda internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu lint build wheel install generate clean
+.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu soak lint build wheel install generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -66,6 +67,12 @@ test-gpu: $(VENV)/installed $(VENV)/test-tools
 
 test: $(VENV)/installed $(VENV)/test-tools
 	scripts/test.sh $(VENV)/bin/python
+
+SECONDS ?= 3600
+SOAK ?= $(if $(SEED),--seed $(SEED))
+
+soak: $(VENV)/installed $(VENV)/test-tools
+	cd tests && ../$(VENV)/bin/python -m ownership --seconds $(SECONDS) $(SOAK)
 
 lint: $(VENV)/lint-tools $(VENV)/test-tools
 	test -z "$$(gofmt -l ascend bench capi core cuda internal sim tcp | tee /dev/stderr)"

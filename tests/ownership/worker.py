@@ -33,7 +33,6 @@ HOST = "host"
 NOBODY = 65534  # a user
 REFUSED = -1
 NOT_IN_USE = -9998
-SUBMIT_LIMIT = 10.0  # seconds within which a call is submitted
 STEP = 0.002  # seconds between two looks at a batch
 RETRY = 0.05  # seconds between two attempts to make an engine
 
@@ -76,15 +75,16 @@ class Use:
 
     def __init__(self, area: Area, length: int, reads: bool) -> None:
         self._area, self._length, self._reads = area, length, reads
-        self.submitted = threading.Event()  # the engine has the whole call; not set for ways that do not tell
+        self.submitted = threading.Event()  # the engine has the whole call, or it is over
+        self.is_over = False
         self._lock = threading.Lock()
-        self._over = False
 
     def end(self) -> None:
+        self.submitted.set()
         with self._lock:
-            if self._over:
+            if self.is_over:
                 return
-            self._over = True
+            self.is_over = True
             if self._reads:
                 self._area.save(self._length)
             self._area.cover(self._length)
@@ -171,9 +171,12 @@ class Worker:
         """Unregister a buffer, so many seconds after a call that uses it was submitted. The engine ends that call, and
         the buffer is covered once the engine says that it is unregistered."""
         use, engine = self._uses.get(area), self._engine
-        if use is None or engine is None or not use.submitted.wait(SUBMIT_LIMIT):
+        if use is None or engine is None:
             return NOT_IN_USE
+        use.submitted.wait()
         time.sleep(delay)
+        if use.is_over:
+            return NOT_IN_USE
         code = int(engine.unregister_memory(self._areas[area].address))
         if code == 0:
             use.end()

@@ -1,0 +1,26 @@
+"""A minute of the checker. The seed is printed: `python -m ownership --seed N`, in the folder tests, does the same again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+SECONDS = os.environ.get("KVFERRY_OWNERSHIP_SECONDS", "60")
+MORE = os.environ.get("KVFERRY_OWNERSHIP_ARGUMENTS", "").split()
+LIMIT = 240.0  # seconds beyond those: engines start and end
+
+
+def test_nobody_touches_memory_that_is_not_theirs_whatever_goes_wrong() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "ownership", "--seconds", SECONDS, *MORE],
+        cwd=TESTS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=float(SECONDS) + LIMIT,
+    )
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout
