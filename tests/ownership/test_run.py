@@ -1,4 +1,4 @@
-"""A minute of the checker. The seed is printed: `python -m ownership --seed N`, in the folder tests, does the same again."""
+"""A minute of the checker. It prints its seed: `python -m ownership --seed N`, in the folder tests, repeats the choices."""
 
 from __future__ import annotations
 
