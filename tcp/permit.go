@@ -70,12 +70,18 @@ func newPermit() (p *permit, file int, err error) {
 // raises a signal.
 func openPermit(file int) (*permit, error) {
 	seals, err := unix.FcntlInt(uintptr(file), unix.F_GET_SEALS, 0)
-	if err != nil || seals&permitSeals != permitSeals {
-		return nil, fmt.Errorf("the file is not sealed (seals %#x): %w", seals, err)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	if seals&permitSeals != permitSeals {
+		return nil, fmt.Errorf("the file is not sealed against a change of its size (seals %#x)", seals)
 	}
 	var about unix.Stat_t
-	if err := unix.Fstat(file, &about); err != nil || about.Size != permitSize {
-		return nil, fmt.Errorf("the file has %d bytes, not %d: %w", about.Size, permitSize, err)
+	if err := unix.Fstat(file, &about); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	if about.Size != permitSize {
+		return nil, fmt.Errorf("the file has %d bytes, not %d", about.Size, permitSize)
 	}
 	page, err := unix.Mmap(file, 0, permitSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {

@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"go.uber.org/zap"
@@ -88,7 +89,7 @@ func (s *session) takePermit(at uint64) bool {
 	permit, err := openPermit(file)
 	closeFile(file)
 	if err == nil && (s.conn.process == nil || !permit.isOf(s.conn.process, at)) {
-		err = fmt.Errorf("the memory of %v cannot be read from here: %w", s.conn.process, permit.close())
+		err = errors.Join(fmt.Errorf("the memory of %v cannot be read from here", s.conn.process), permit.close())
 	}
 	if err != nil {
 		s.target.log.Debug("the payload of a peer on this host passes through the socket", zap.Error(err))

@@ -1,4 +1,4 @@
-"""A minute of the checker. It prints its seed: `python -m ownership --seed N`, in the folder tests, repeats the choices."""
+"""A minute of the checker. It prints its seed: `python -m ownership --seed N` in the folder tests repeats it."""
 
 from __future__ import annotations
 
