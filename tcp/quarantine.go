@@ -316,9 +316,9 @@ func (p *peer) replaced(ctx context.Context, d *metadata.Descriptor) bool {
 // linger reads a connection to its end.
 func (p *peer) linger(conn *stream, end *connectionEnd) {
 	defer p.transport.quarantines.lingering.Add(-1)
+	_ = conn.setDeadline(time.Time{}) // before the next line: the transport may be closed already
 	stop := context.AfterFunc(p.transport.ctx, func() { _ = conn.setDeadline(past) })
 	defer stop()
-	_ = conn.setDeadline(time.Time{})
 	err := conn.closeWrite()
 	for scratch := make([]byte, 32<<10); err == nil; {
 		err = conn.drop(scratch, len(scratch))

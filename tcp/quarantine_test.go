@@ -2,6 +2,8 @@ package tcp
 
 import (
 	"bytes"
+	"context"
+	"net"
 	"slices"
 	"testing"
 	"time"
@@ -53,6 +55,28 @@ func TestAWriteWaitsUntilTheTargetHasDoneWithAGivenUpOneToTheSamePlace(t *testin
 			require.Zero(t, transportOf(t, e).quarantines.busy.Load())
 		})
 	}
+}
+
+func TestAConnectionIsNotReadToItsEndOnceTheEngineIsClosed(t *testing.T) {
+	p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() })
+	transport := &Transport{peers: map[*core.Segment]*peer{}}
+	transport.ctx, transport.cancel = context.WithCancel(context.Background())
+	transport.cancel()
+	peer := &peer{transport: transport, segment: &core.Segment{}}
+	for range 300 { // the end of the transport and the start of the reading may come in either order
+		conn := connectTo(t, p)
+		returns(t, "linger", func() { peer.linger(conn, &connectionEnd{target: "target"}) })
+	}
+}
+
+// connectTo is a connection to a peer's data port.
+func connectTo(t testing.TB, p *scripted) *stream {
+	t.Helper()
+	conn, err := net.DialTCP("tcp", nil, p.port.Addr().(*net.TCPAddr))
+	require.NoError(t, err)
+	s, err := newStream(conn)
+	require.NoError(t, err)
+	return s
 }
 
 func TestAWriteThatWaitsForTooLongFailsAndSaysWhy(t *testing.T) {
