@@ -56,7 +56,7 @@ func create(o core.Options, install bool) (unsafe.Pointer, error) {
 			return nil, errors.Join(err, e.Close(), closeLog())
 		}
 	}
-	h := &engineHandle{closeLog: closeLog, transports: map[string]unsafe.Pointer{}}
+	h := &engineHandle{gone: make(chan struct{}), closeLog: closeLog, transports: map[string]unsafe.Pointer{}}
 	h.engine.Store(e)
 	return handles.add(h), nil
 }

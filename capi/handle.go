@@ -16,7 +16,8 @@ import (
 
 // engineHandle is what an engine's handle stands for.
 type engineHandle struct {
-	engine   atomic.Pointer[core.Engine] // nil once destroyed
+	engine   atomic.Pointer[core.Engine] // nil once it is being destroyed
+	gone     chan struct{}               // closed when that is over
 	closeLog func() error
 
 	noRDMAOnce sync.Once // says that there is none
@@ -96,7 +97,8 @@ func destroyedError(handle unsafe.Pointer) error {
 	return status.Errorf(status.InvalidArgument, "the engine %p was destroyed", handle)
 }
 
-// liveHandleOf is handleOf for an engine that was not destroyed.
+// liveHandleOf is handleOf for an engine that was not destroyed. Where it is being destroyed, it returns after that: the
+// caller takes the error for the end of what it was about, and its memory for its own.
 func liveHandleOf(handle unsafe.Pointer) (*engineHandle, *core.Engine, error) {
 	h, err := handleOf(handle)
 	if err != nil {
@@ -105,6 +107,7 @@ func liveHandleOf(handle unsafe.Pointer) (*engineHandle, *core.Engine, error) {
 	if e := h.engine.Load(); e != nil {
 		return h, e, nil
 	}
+	<-h.gone
 	return nil, nil, destroyedError(handle)
 }
 
@@ -146,6 +149,7 @@ func (h *engineHandle) end(handle unsafe.Pointer) error {
 	if e == nil {
 		return destroyedError(handle)
 	}
+	defer close(h.gone)
 	forgetGraceful(h)
 	err := e.Close()
 	if err != nil {

@@ -34,6 +34,7 @@ func startCall(t testing.TB, requests int) *call {
 	h, e, err := liveHandleOf(engine)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, h.end(engine)) })
+	clear(memory) // what has never been touched would not be copied at once
 	base := uintptr(unsafe.Pointer(&memory[0]))
 	require.NoError(t, e.Register(base, uint64(len(memory)), "cpu:0", true))
 	c := &call{engine: engine, memory: memory}

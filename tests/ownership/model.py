@@ -75,6 +75,8 @@ class Incarnation:
 
     Mooncake knows no incarnations: a WRITE may reach any Mooncake target of its name. Mooncake takes no memory back, so
     that is not looked at. It may go on with a WRITE that it gave up, at any time, with whatever its buffer holds then.
+    And it goes on using the data port of an engine that is gone, which may be another's by then: its words may be
+    anywhere, and so may be what its READs return.
     """
 
     number: int
@@ -139,7 +141,9 @@ class Operation:
         return any(span.first <= place < span.end for span in self.spans)
 
     def may_reach(self, incarnation: Incarnation) -> bool:
-        if not (self.initiator.ours and incarnation.ours):
+        if not self.initiator.ours:
+            return True
+        if not incarnation.ours:
             return self.name == incarnation.name
         return self.name == incarnation.name and self.begun >= incarnation.since
 
@@ -266,6 +270,9 @@ class Region:
         expected = np.arange(view.span.first, view.span.end, dtype=np.uint64)
         wrong: Mask = words.places(found) != expected
         for start, end in zip(bounds, bounds[1:]):
+            if is_of_mooncake(int(heads[start]), known):
+                wrong[start:end] = False
+                continue
             allowed = self._allowed(int(heads[start]), part(view, start, end), known)
             if allowed is not True:
                 wrong[start:end] |= ~np.asarray(allowed)
@@ -320,6 +327,14 @@ class Region:
     def concerning(self, place: int) -> list[Operation]:
         """The WRITEs that it expects at a place."""
         return [each for each in self._operations if each.covers(place) and each.may_reach(self.owner)]
+
+
+def is_of_mooncake(head: int, known: Operations) -> bool:
+    """Whether words are of an operation of Mooncake's: those of WRITEs, and what its buffers held before and after."""
+    if words.kind_of(head) not in (Kind.PAYLOAD, Kind.RETURNED, Kind.EMPTY, Kind.CANARY):
+        return False
+    operation = known.get(words.number_of(head))
+    return operation is not None and not operation.initiator.ours
 
 
 def part(view: View, start: int, end: int) -> View:
@@ -433,8 +448,18 @@ class Model:
         operation.ended = self.now()
         operation.code = code
         if operation.writes and code == 0:
-            for incarnation in self._offered(operation):
+            for incarnation in self._acknowledging(operation):
                 incarnation.regions[operation.region].acknowledge(operation)
+
+    def _acknowledging(self, operation: Operation) -> list[Incarnation]:
+        """The incarnations that an acknowledged WRITE is known to have reached. One of Mooncake's may have gone
+        elsewhere unless its target is the only engine that ever had the name, and lives."""
+        found = self._offered(operation)
+        if operation.initiator.ours:
+            return found
+        named = [each for each in self._incarnations if each.name in (operation.name, "")]
+        is_known = len(named) == 1 and named[0] in found and named[0].name != "" and named[0].ended is None
+        return named if is_known else []
 
     def _offered(self, operation: Operation) -> list[Incarnation]:
         """The incarnations that an operation may have had its success from. If there are none, and none whose name is
@@ -445,7 +470,7 @@ class Model:
             for each in self._reached(operation)
             if not each.ours or each.regions[operation.region].was_offered(operation.begun, operation.ended)
         ]
-        if not found and all(each.name for each in self._incarnations):
+        if not found and operation.initiator.ours and all(each.name for each in self._incarnations):
             promise = Promise.WITHDRAWN if operation.meant.ended is None else Promise.INCARNATION
             what = f"no engine that the operation may reach offered the memory while it succeeded: {operation}"
             raise Violation(promise, what, operations=[operation])
