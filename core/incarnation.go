@@ -11,7 +11,9 @@ import (
 //
 //  1. Submit binds a work to the identity in the segment's descriptor, if the descriptor is verified: a connection to the
 //     owner is up, or the descriptor was fetched a short while ago.
-//  2. A work that is not bound then is bound by the transport, when a connection has proven who the owner is.
+//  2. A work that is not bound then is bound by the transport, when a connection has proven who the owner is. But once an
+//     attempt to reach the owner has failed since the work was submitted, it is bound to the identity that was known then:
+//     it must not wait for an engine that comes later.
 //  3. A work that is bound goes to the engine of that identity, or fails. All parts of a work share one binding.
 //
 // A descriptor without an identity, Mooncake's, binds nothing.
@@ -20,7 +22,23 @@ import (
 const verifiedFor = 5 * time.Second
 
 // binding is the identity that a work is bound to; nil before that.
-type binding struct{ identity atomic.Pointer[string] }
+type binding struct {
+	identity atomic.Pointer[string]
+	known    *string // what the segment showed when the work was submitted and was not bound; nil otherwise
+	since    int64   // when that was, in nanoseconds since started
+}
+
+// begin binds a work that is being submitted, if the segment's descriptor is verified.
+func (b *binding) begin(s *Segment) {
+	d := s.Descriptor()
+	switch {
+	case d == nil || d.Identity == "":
+	case s.Verified():
+		b.bind(&d.Identity)
+	default:
+		b.known, b.since = &d.Identity, int64(time.Since(started))
+	}
+}
 
 // bind binds to an identity, and reports whether the binding is to that one.
 func (b *binding) bind(identity *string) bool {
@@ -41,6 +59,9 @@ func (w *Work) Bind(d *metadata.Descriptor) bool {
 	if d.Identity == "" {
 		return b.identity.Load() == nil
 	}
+	if b.known != nil && w.Segment.proof.failed.Load() >= b.since {
+		b.bind(b.known)
+	}
 	return b.bind(&d.Identity)
 }
 
@@ -59,6 +80,7 @@ func (w *Work) BoundTo() string {
 // proof says how far the descriptor of a segment is known to be that of an owner that lives.
 type proof struct {
 	connections atomic.Int64 // that are up to the owner
+	failed      atomic.Int64 // when an attempt to reach the owner failed last, in nanoseconds since started
 	seen        atomic.Int64 // when the owner was last known to live, in nanoseconds since started; 0 while that is in doubt
 }
 
@@ -76,6 +98,9 @@ func (s *Segment) Disconnected() { s.proof.connections.Add(-1) }
 // Suspect is called by a transport when it found signs that the owner is not there any more, as that a connection was lost:
 // the descriptor is in doubt until it is fetched again, or a connection is up.
 func (s *Segment) Suspect() { s.proof.seen.Store(0) }
+
+// Unanswered is called by a transport when the owner was there, and did not answer.
+func (s *Segment) Unanswered() { s.proof.failed.Store(int64(time.Since(started))) }
 
 // confirm notes that the owner lives.
 func (s *Segment) confirm() { s.proof.seen.Store(int64(time.Since(started)) + 1) }

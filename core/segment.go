@@ -87,6 +87,8 @@ func (s *Segment) fetch(ctx context.Context, f *fetch) {
 	if f.err == nil {
 		s.descriptor.Store(f.descriptor)
 		s.confirm()
+	} else if !f.canceled {
+		s.Unanswered()
 	}
 	s.fetching = nil
 	close(f.done)

@@ -176,9 +176,7 @@ func (s *submission) newWork(segment *Segment, device *staging.Device) *Work {
 		w = &Work{}
 	}
 	w.Segment, w.Tasks, w.Head, w.owner, w.device = segment, s.tasks, -1, s, device
-	if d := segment.Descriptor(); d != nil && d.Identity != "" && segment.Verified() {
-		w.own.bind(&d.Identity)
-	}
+	w.own.begin(segment)
 	s.works = append(s.works, w)
 	return w
 }

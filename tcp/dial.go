@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"strconv"
 	"syscall"
 
@@ -36,11 +35,10 @@ func (p *peer) dial(ctx context.Context) (*stream, *metadata.Descriptor, error) 
 	}
 	p.segment.Suspect()
 	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, errOtherEngine) {
-		p.bindQueued(d) // the engine was there, and did not answer
+		p.segment.Unanswered()
 	}
 	fresh, refreshErr := p.refresh(ctx, d)
 	if refreshErr != nil {
-		p.bindQueued(d)
 		return nil, nil, status.Errorf(status.Socket, "%w; and its descriptor cannot be fetched again: %w", err, refreshErr)
 	}
 	s, err = p.dialData(ctx, fresh, 0)
@@ -67,26 +65,12 @@ func (p *peer) current(ctx context.Context) (*metadata.Descriptor, error) {
 			p.segment.Name, d.DataPort, err)
 	}
 	if err != nil {
-		p.bindQueued(d)
 		return d, nil
 	}
 	p.mu.Lock()
 	p.suspect = false
 	p.mu.Unlock()
 	return fresh, nil
-}
-
-// bindQueued binds what is queued, and not bound yet, to the engine of a descriptor that was not to be reached. What was
-// submitted when there was no telling who would answer must not wait for an engine that comes later.
-func (p *peer) bindQueued(d *metadata.Descriptor) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, c := range p.cursors {
-		c.work.Bind(d)
-	}
-	for _, h := range append(slices.Clone(p.returned), p.blocked...) {
-		h.work.Bind(d)
-	}
 }
 
 // refresh fetches the descriptor again, and gives up where a transfer that makes no progress would be.

@@ -452,14 +452,14 @@ class Model:
                 incarnation.regions[operation.region].acknowledge(operation)
 
     def _acknowledging(self, operation: Operation) -> list[Incarnation]:
-        """The incarnations that an acknowledged WRITE is known to have reached. One of Mooncake's may have gone
-        elsewhere unless its target is the only engine that ever had the name, and lives."""
+        """The incarnations that an acknowledged WRITE may have reached. Where one of Mooncake's went is known only while
+        no engine has ended."""
         found = self._offered(operation)
         if operation.initiator.ours:
             return found
-        named = [each for each in self._incarnations if each.name in (operation.name, "")]
-        is_known = len(named) == 1 and named[0] in found and named[0].name != "" and named[0].ended is None
-        return named if is_known else []
+        if any(each.ended is not None for each in self._incarnations):
+            return []
+        return [each for each in found if each.name == operation.name]
 
     def _offered(self, operation: Operation) -> list[Incarnation]:
         """The incarnations that an operation may have had its success from. If there are none, and none whose name is
