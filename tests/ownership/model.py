@@ -452,8 +452,8 @@ class Model:
                 incarnation.regions[operation.region].acknowledge(operation)
 
     def _acknowledging(self, operation: Operation) -> list[Incarnation]:
-        """The incarnations that an acknowledged WRITE may have reached. Where one of Mooncake's went is known only while
-        no engine has ended."""
+        """The incarnations that an acknowledged WRITE may have reached. Where one of Mooncake's went is known only
+        while no engine has ended."""
         found = self._offered(operation)
         if operation.initiator.ours:
             return found
