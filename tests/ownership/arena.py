@@ -6,6 +6,8 @@ It has AREAS areas of SIZE bytes, each three times:
     shadow  what the worker covers the body with when it is its own again, prepared by the checker
     result  what the worker found in the body
 
+and a page with a time for each area, when the call that uses it has begun in the worker.
+
 The first REGIONS areas are offered to peers, the others are buffers for the worker's own transfers. A worker maps the
 bodies at BASE, whichever worker it is: a transfer that goes to the wrong process finds memory there, too.
 
@@ -23,7 +25,8 @@ SIZE = 1 << 20  # bytes of an area
 REGIONS = 2
 BUFFERS = 10
 AREAS = REGIONS + BUFFERS
-LENGTH = 3 * AREAS * SIZE
+TIMES = 3 * AREAS * SIZE
+LENGTH = TIMES + mmap.PAGESIZE
 
 MAP_FIXED_NOREPLACE = 0x100000
 
@@ -39,6 +42,11 @@ def shadow(area: int) -> int:
 
 def result(area: int) -> int:
     return (2 * AREAS + area) * SIZE
+
+
+def begun(area: int) -> int:
+    """Where the time is, a double of time.monotonic."""
+    return TIMES + area * ctypes.sizeof(ctypes.c_double)
 
 
 def create() -> tuple[int, mmap.mmap]:

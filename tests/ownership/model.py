@@ -10,8 +10,10 @@ A place may hold
   no WRITE of the same initiator that began after its end was acknowledged for the place. A WRITE that failed may have
   written all of its places, none, or some.
 
-A WRITE may reach the incarnation whose name it was called with. If it began before the end of an earlier incarnation of
-that name did, it was meant for that one and may reach no later one. Mooncake promises less: see Incarnation.
+A WRITE may reach the incarnation whose name it was called with. If its call was made before the end of an earlier
+incarnation of that name began, it was meant for that one and may reach no later one. A call may be made long after it
+was asked for, if the initiator was stopped; so these are times of a clock, and that of a call is taken in its process.
+Mooncake promises less: see Incarnation.
 
 What a READ returns with success must be what its places might hold at some moment from its begin to its end, and the
 memory must have been offered in that time.
@@ -23,7 +25,8 @@ import collections
 import dataclasses
 import enum
 import itertools
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -83,8 +86,9 @@ class Incarnation:
     slot: int
     ours: bool
     name: str = ""
-    since: int = 0  # WRITEs by the name that began earlier were meant for another incarnation
+    since: float = 0.0  # seconds; WRITEs by the name whose call was made earlier were meant for another incarnation
     ended: Optional[int] = None  # when its end began
+    ending: float = 0.0  # seconds; when its end began, on the clock
     over: Optional[int] = None  # when it had come to its end
     regions: list[Region] = dataclasses.field(default_factory=list)
     addresses: Sequence[int] = ()  # of the regions
@@ -112,6 +116,7 @@ class Operation:
     limit: float
     buffer: int
     begun: int = 0
+    called: Callable[[], float] = time.monotonic  # seconds; when its call was made, 0 before that
     ended: Optional[int] = None
     code: Optional[int] = None
     remark: str = ""
@@ -145,7 +150,7 @@ class Operation:
             return True
         if not incarnation.ours:
             return self.name == incarnation.name
-        return self.name == incarnation.name and self.begun >= incarnation.since
+        return self.name == incarnation.name and not 0 < self.called() < incarnation.since
 
     def __str__(self) -> str:
         outcome = "under way" if self.ended is None else f"{self.code} at {self.ended}"
@@ -380,7 +385,7 @@ class Model:
 
     def named(self, incarnation: Incarnation, name: str) -> None:
         """The engine was made, and has this name."""
-        incarnation.since = max((each.ended or 0 for each in self._incarnations if each.name == name), default=0)
+        incarnation.since = max((each.ending for each in self._incarnations if each.name == name), default=0.0)
         incarnation.name = name
         for operation in self.operations.values():
             if operation.writes and operation.begun and operation.may_reach(incarnation):
@@ -390,7 +395,7 @@ class Model:
 
     def ends(self, incarnation: Incarnation) -> None:
         """The end of an engine is about to begin."""
-        incarnation.ended = self.now()
+        incarnation.ended, incarnation.ending = self.now(), time.monotonic()
 
     def is_over(self, incarnation: Incarnation) -> None:
         """The end of an engine has come."""
@@ -431,9 +436,10 @@ class Model:
         self.operations[made.number] = made
         return made
 
-    def begin(self, operation: Operation) -> Kept:
-        """Its request is about to be sent. For a READ, what is known now of its spans."""
-        operation.begun = self.now()
+    def begin(self, operation: Operation, called: Callable[[], float]) -> Kept:
+        """Its request is about to be sent. `called` gives the time of its call until it has ended. For a READ, the
+        answer is what is known now of its spans."""
+        operation.begun, operation.called = self.now(), called
         kept: Kept = {}
         for incarnation in self._reached(operation):
             region = incarnation.regions[operation.region]
@@ -447,6 +453,8 @@ class Model:
         """Its answer has come, or will not come any more. An acknowledged WRITE is in its place from now on."""
         operation.ended = self.now()
         operation.code = code
+        called = operation.called()
+        operation.called = lambda: called
         if operation.writes and code == 0:
             for incarnation in self._acknowledging(operation):
                 incarnation.regions[operation.region].acknowledge(operation)

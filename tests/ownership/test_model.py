@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import numpy as np
@@ -25,6 +26,12 @@ from ownership.model import (
 from ownership.words import Kind, Words
 
 HERE = Span(100, 50)
+
+
+def now() -> Callable[[], float]:
+    """A call that is made now."""
+    made = time.monotonic()
+    return lambda: made
 
 
 class Scene:
@@ -59,7 +66,7 @@ class Scene:
 
     def begin(self, opcode: str = "write", spans: Sequence[Span] = (HERE,)) -> Operation:
         operation = self.plan(opcode, spans)
-        self.model.begin(operation)
+        self.model.begin(operation, now())
         return operation
 
     def done(
@@ -67,7 +74,7 @@ class Scene:
     ) -> Operation:
         """A WRITE that ended with that code, and wrote nothing."""
         operation = self.plan("write", spans, initiator)
-        self.model.begin(operation)
+        self.model.begin(operation, now())
         self.model.end(operation, code)
         return operation
 
@@ -76,7 +83,7 @@ class Scene:
 
     def read(self) -> tuple[Operation, Kept]:
         operation = self.plan("read")
-        return operation, self.model.begin(operation)
+        return operation, self.model.begin(operation, now())
 
     def check(self) -> None:
         self.model.check_memory(self.region, self.memory, self.region.view(WHOLE))
@@ -241,6 +248,18 @@ def test_bytes_for_a_name_are_found_in_an_engine_of_another_name(scene: Scene) -
     scene.check_finds(Promise.INCARNATION)
 
 
+def test_a_call_that_was_asked_for_before_the_end_of_an_engine_and_made_after_it_may_reach_the_next_one(
+    scene: Scene,
+) -> None:
+    operation = scene.plan("write")
+    made: list[float] = []
+    scene.model.begin(operation, lambda: made[0] if made else 0.0)
+    restarted(scene, "target:1")
+    made.append(now()())
+    scene.put(operation)
+    scene.check()
+
+
 def test_a_mooncake_target_may_be_written_to_by_its_name() -> None:
     scene = Scene(target_is_ours=False)
     operation = scene.begin()
@@ -252,7 +271,7 @@ def test_a_mooncake_target_may_be_written_to_by_its_name() -> None:
 def test_a_success_that_no_engine_can_have_given_is_found(scene: Scene) -> None:
     operation = scene.begin()
     restarted(scene, "target:2")
-    operation.begun = scene.model.now()
+    operation.begun, operation.called = scene.model.now(), now()
     with pytest.raises(Violation) as found:
         scene.model.end(operation, 0)
     assert found.value.promise is Promise.INCARNATION
@@ -295,7 +314,7 @@ def test_a_mooncake_reader_must_not_get_what_was_taken_back_either() -> None:
 def test_a_success_while_the_memory_was_not_offered_is_found(scene: Scene, opcode: str) -> None:
     withdrawn(scene)
     operation, kept = scene.plan(opcode), None
-    kept = scene.model.begin(operation)
+    kept = scene.model.begin(operation, now())
     with pytest.raises(Violation) as found:
         scene.model.end(operation, 0)
         scene.model.check_read(operation, scene.memory[HERE.first : HERE.end], kept)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -88,7 +89,7 @@ class Stream:
         target = self._running.slots[meant.slot]
         if operation.writes:
             target.look_at(operation)
-        kept = self._model.begin(operation)
+        kept = self._model.begin(operation, functools.partial(process.begun, buffer))
         retracting = asyncio.create_task(self._retract(step, process, operation))
         try:
             code = await self._ask(process, operation)
@@ -119,6 +120,7 @@ class Stream:
         process.body(operation.buffer)[: operation.count] = operation.words(before)
         process.shadow(operation.buffer)[: operation.count] = operation.words(after)
         process.rests.pop(operation.buffer, None)
+        process.is_asked(operation.buffer)
 
     async def _ask(self, process: Process, operation: Operation) -> int:
         limit = SYNC_LIMIT if operation.way in OWN_LIMIT else 2 * operation.limit + AT_ONCE

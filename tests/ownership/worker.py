@@ -49,6 +49,12 @@ class Area:
         self._result = arena.BASE + arena.result(index)
         self._device: Optional[regions.Region] = None if place == HOST else regions.make_region(arena.SIZE, place)
         self.address = self._device.address if self._device else self._image
+        self._begun = ctypes.c_double.from_address(arena.BASE + arena.begun(index))
+
+    def begin(self) -> float:
+        """A call that uses the memory begins now."""
+        self._begun.value = time.monotonic()
+        return self._begun.value
 
     def load(self, length: int = arena.SIZE) -> None:
         """Copy the body in the arena to the device."""
@@ -199,7 +205,7 @@ class Worker:
         buffer.load(length)
         self._uses[area] = use = Use(buffer, length, opcode == "read")
         blocks = [[buffer.address + offset, address, size] for offset, address, size in spans]
-        began, error = time.monotonic(), ""
+        began, error = buffer.begin(), ""
         try:
             code = WAYS[way](Call(self._engine, opcode, target, blocks, seconds, use.submitted.set))
         except Exception as e:  # as an engine that is closed meanwhile raises
