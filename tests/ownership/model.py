@@ -390,7 +390,7 @@ class Model:
         for operation in self.operations.values():
             if operation.writes and operation.begun and operation.may_reach(incarnation):
                 incarnation.regions[operation.region].expect(operation)
-                if operation.acknowledged:
+                if operation.acknowledged and operation.initiator.ours:
                     incarnation.regions[operation.region].acknowledge(operation)
 
     def ends(self, incarnation: Incarnation) -> None:

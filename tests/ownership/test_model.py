@@ -392,6 +392,13 @@ def test_what_mooncake_had_acknowledged_must_be_there() -> None:
     scene.check_finds(Promise.ACKNOWLEDGED)
 
 
+def test_what_mooncake_had_acknowledged_need_not_be_in_the_next_engine() -> None:
+    scene = Scene(initiator_is_ours=False)
+    scene.done()
+    restarted(scene, "target:1")
+    scene.check()
+
+
 def test_what_we_gave_up_must_not_come_late_into_a_mooncake_target() -> None:
     scene = Scene(target_is_ours=False)
     failed = scene.done(-1)
