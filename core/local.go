@@ -68,7 +68,7 @@ func isThere(w *Work) bool {
 		if r.Opcode == Read {
 			local, remote = remote, local
 		}
-		if !hostmem.There(r.Local, r.Length, local) || !hostmem.There(uintptr(r.Remote), r.Length, remote) {
+		if now := hostmem.Now(); !now.There(r.Local, r.Length, local) || !now.There(uintptr(r.Remote), r.Length, remote) {
 			return false
 		}
 	}

@@ -12,8 +12,8 @@ import (
 
 // What a lane to a neighbour does without sending payload (neighbour.go):
 //
-//  1. fetchGranted gets the READs among the pieces just taken whose ranges are in a region that was granted, in one
-//     system call, and then looks at the peer's epoch. They are never in flight.
+//  1. fetchGranted gets the READs among the pieces just taken whose ranges are in a region that was granted, and then
+//     the peer's epoch, in one system call: it copies in the order of its list. They are never in flight.
 //  2. choose decides for each of the others whether it is sent by address: a WRITE, for the peer to fetch, or one READ at
 //     a time, to be granted its region.
 //  3. comeBack queues a piece again that was answered without having been moved: now it can be fetched, or it is to be
@@ -40,8 +40,7 @@ type reach struct {
 	fetching fetching
 	chosen   []piece // scratch of fetchGranted: those that are fetched
 	seen     seen    // where was copied from
-	look     fetching
-	epoch    uint64 // as it was last seen
+	epoch    uint64  // as it was when the last of chosen had been copied
 }
 
 // inReach reports whether the lane may try to do without payload. The lock is held.
@@ -66,52 +65,64 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 		l.mu.Unlock()
 		return pieces
 	}
-	proof := r.grants[0]
-	rest := pieces[:0]
-	var later []piece
+	proof, now := r.grants[0], hostmem.Now()
+	rest, later := r.divide(pieces, mayWait, now)
+	l.inHand, l.copying = rest, r.chosen
+	l.mu.Unlock()
+	l.leaveToWriter(later)
+	if len(r.chosen) > 0 {
+		var fetched bool
+		l.overtakable(mayWait && r.mayTakeLong(now), func() { fetched = r.fetch(proof) })
+		if l.endCopying() {
+			r.fetching.reset()
+			return nil
+		}
+		rest = l.settleFetched(rest, fetched, fetched && r.epoch == proof.epoch, now)
+	}
+	clear(pieces[len(rest):]) // for the collector
+	return rest
+}
+
+// divide chooses what is fetched of the pieces, and returns the others in the same memory, and what is to be left to the
+// writer. The lock is held.
+func (r *reach) divide(pieces []piece, mayWait bool, now hostmem.Time) (rest, later []piece) {
+	rest = pieces[:0]
 	for _, p := range pieces {
 		switch {
-		case p.op != core.Read || p.plain || r.fetching.full() || !r.granted(&p):
+		case p.op != core.Read || p.plain || r.full() || !r.granted(&p):
 			rest = append(rest, p)
-		case mayWait || r.seen.has(p.remote, p.length) && hostmem.There(p.local, p.length, hostmem.Writing):
+		case mayWait || r.seen.has(p.remote, p.length) && now.There(p.local, p.length, hostmem.Writing):
 			r.chosen = append(r.chosen, p)
 			r.fetching.add(p.local, uintptr(p.remote), p.length)
 		default:
 			later = append(later, p)
 		}
 	}
-	l.inHand, l.copying = rest, r.chosen
-	l.mu.Unlock()
-	l.leaveToWriter(later)
-	var fetched, valid bool
-	l.overtakable(mayWait && r.mayTakeLong(), func() {
-		fetched = r.fetching.run(r.process, nil) == nil
-		valid = fetched && l.unchanged(proof)
-	})
+	return rest, later
+}
+
+// endCopying reports whether the lane was given up while it copied: then the pieces are settled, or about to be.
+func (l *lane) endCopying() (stuck bool) {
 	l.mu.Lock()
-	stuck := l.letGo != nil
+	defer l.mu.Unlock()
 	l.copying = nil
+	return l.letGo != nil
+}
+
+// settleFetched settles what was chosen if its bytes are valid, and adds it to the rest otherwise.
+func (l *lane) settleFetched(rest []piece, fetched, valid bool, now hostmem.Time) []piece {
+	r := &l.reach
 	if valid {
-		r.note()
-	}
-	l.mu.Unlock()
-	if stuck {
-		r.fetching.reset()
-		return nil
-	}
-	for i := range r.chosen {
-		if valid {
+		r.note(now)
+		for i := range r.chosen {
 			l.peer.count(&r.chosen[i])
 			r.chosen[i].settle(nil)
-		} else {
-			rest = append(rest, r.chosen[i])
 		}
-	}
-	if !valid {
+	} else {
+		rest = append(rest, r.chosen...)
 		l.forget(!fetched)
 	}
 	clear(r.chosen) // for the collector
-	clear(pieces[len(rest):])
 	r.chosen = r.chosen[:0]
 	r.fetching.reset()
 	return rest
@@ -131,24 +142,28 @@ func (l *lane) leaveToWriter(pieces []piece) {
 }
 
 // mayTakeLong reports whether a page may have to come first for the copies that the lane is about to make.
-func (r *reach) mayTakeLong() bool {
-	return slices.ContainsFunc(r.fetching.from, func(v ioVector) bool { return !r.seen.has(uint64(v.base), v.length) }) ||
-		slices.ContainsFunc(r.fetching.to, func(v ioVector) bool { return !hostmem.There(v.base, v.length, hostmem.Writing) })
+func (r *reach) mayTakeLong(now hostmem.Time) bool {
+	return slices.ContainsFunc(r.chosen, func(p piece) bool {
+		return !r.seen.has(p.remote, p.length) || !now.There(p.local, p.length, hostmem.Writing)
+	})
 }
 
-// note remembers where was copied from.
-func (r *reach) note() {
-	for _, v := range r.fetching.from {
-		r.seen.add(uint64(v.base), v.length)
+// note remembers where was copied from, and to.
+func (r *reach) note(now hostmem.Time) {
+	for i := range r.chosen {
+		p := &r.chosen[i]
+		r.seen.add(p.remote, p.length)
+		now.Note(p.local, p.length, hostmem.Writing)
 	}
 }
 
-// unchanged reports whether no memory has been taken back since the grant was made.
-func (l *lane) unchanged(proof grant) bool {
-	r := &l.reach
-	r.look.reset()
-	r.look.add(uintptr(unsafe.Pointer(&r.epoch)), uintptr(proof.epochAt), uint64(unsafe.Sizeof(r.epoch)))
-	return r.look.run(r.process, nil) == nil && r.epoch == proof.epoch
+// full reports whether there is room for no more than the epoch.
+func (r *reach) full() bool { return len(r.chosen) == maxGatherVectors-1 || r.fetching.full() }
+
+// fetch makes the copies, and then that of the epoch: it has not changed if no memory was taken back before.
+func (r *reach) fetch(proof grant) bool {
+	r.fetching.add(uintptr(unsafe.Pointer(&r.epoch)), uintptr(proof.epochAt), uint64(unsafe.Sizeof(r.epoch)))
+	return r.fetching.run(r.process, nil) == nil
 }
 
 // forget drops what is known of the peer's regions; lost says that it is not to be learnt again.
@@ -160,7 +175,7 @@ func (l *lane) forget(lost bool) {
 }
 
 // choose sets whether a piece is sent by address. The lock is held.
-func (l *lane) choose(p *piece) {
+func (l *lane) choose(p *piece, now hostmem.Time) {
 	r := &l.reach
 	p.byAddress = r.inReach() && !p.plain && !onDevice(l.peer.segment.Descriptor(), p)
 	switch {
@@ -170,7 +185,7 @@ func (l *lane) choose(p *piece) {
 		r.asking = r.asking || p.byAddress
 	default:
 		p.byAddress = r.permit != nil && p.length >= leastByAddress && uint64(p.local) < maxSource &&
-			hostmem.There(p.local, p.length, hostmem.Reading) // or else the target's session would wait for the page
+			now.There(p.local, p.length, hostmem.Reading) // or else the target's session would wait for the page
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 )
 
 // The receiving half of a lane:
@@ -135,6 +136,7 @@ func (l *lane) expect(base uintptr, length, skip uint64) uint64 {
 
 // consume accounts for n received bytes: it checks the status frames among them, and settles the pieces that have all.
 func (l *lane) consume(n uint64) error {
+	now := hostmem.Now()
 	for i := 0; n > 0; i++ {
 		l.mu.Lock()
 		if l.flight.len() == 0 {
@@ -157,6 +159,9 @@ func (l *lane) consume(n uint64) error {
 		if l.got < need {
 			l.keepStatus(i)
 			return nil
+		}
+		if p.byAddress && p.op == core.Write && !p.plain { // the peer has read its memory
+			now.Note(p.local, p.length, hostmem.Reading)
 		}
 		if err := l.settleOldest(p); err != nil {
 			return err

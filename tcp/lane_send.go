@@ -130,14 +130,15 @@ func (l *lane) fill(mayWait bool) bool {
 		return false
 	}
 	l.headers, l.vectors = l.headers[:0], l.vectors[:0]
+	now := hostmem.Now()
 	for i := range l.taken {
 		p := &l.taken[i]
 		if err := p.work.Aborted(); err != nil { // since it was taken: nobody looked for it here
 			p.settle(err)
 			continue
 		}
-		l.layOut(p)
-		p.cold = p.op == core.Read && !hostmem.There(p.local, p.length, hostmem.Writing)
+		l.layOut(p, now)
+		p.cold = p.op == core.Read && !now.There(p.local, p.length, hostmem.Writing)
 		if p.cold {
 			l.coldReads.Add(1)
 		}
@@ -154,10 +155,10 @@ func (l *lane) fill(mayWait bool) bool {
 }
 
 // layOut appends a piece's frame to the vectors. Headers that follow each other share one.
-func (l *lane) layOut(p *piece) {
+func (l *lane) layOut(p *piece, now hostmem.Time) {
 	at := len(l.headers)
 	l.headers = l.headers[:at+headerSize] // never beyond its capacity: its address is in the vectors
-	l.choose(p)
+	l.choose(p, now)
 	if p.byAddress {
 		putHeaderByAddress(l.headers[at:], p)
 	} else {

@@ -100,7 +100,8 @@ var (
 
 // run makes the copies from a process, by its permit where there is to be one. Where not all were made, an error says why,
 // and they may have been made in part. Long ones have their turns, and are made in short steps, while there are short ones
-// about. The process is looked at before each system call, and when all is copied: its id may be another one's by then.
+// about. The process is looked at when all is copied, since its id may be another one's by then; and before, unless it was
+// a moment ago, so that hardly ever anything is copied from a process that nobody meant.
 func (f *fetching) run(from *process, permit *permit) error {
 	switch {
 	case f.bytes == 0:
@@ -173,7 +174,7 @@ func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
 		}
 		defer f.permit.end()
 	}
-	if !f.process.lives() {
+	if !f.process.livedLately() && !f.process.lives() {
 		return errProcessEnded
 	}
 	f.begun = true

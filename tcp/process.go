@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"kvferry/core/hostmem"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,8 +16,9 @@ import (
 // another process after the first one has ended; the file descriptor cannot, and tells the end. A nil process is one whose
 // memory is out of reach. The methods may be called from any goroutine until close.
 type process struct {
-	id   int
-	file int // a pidfd(2)
+	id    int
+	file  int           // a pidfd(2)
+	lived atomic.Uint64 // a hostmem.Time at which it had not ended
 }
 
 // peerProcess finds the process at the other end of a socket. It fails for a process of another user, and for one that
@@ -54,13 +59,24 @@ func processBehind(conn plainConn) (p *process, err error) {
 
 // lives reports whether the process has not ended.
 func (p *process) lives() bool {
-	fds := [1]unix.PollFd{{Fd: int32(p.file), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds[:], 0)
-	for err == unix.EINTR {
-		n, err = unix.Poll(fds[:], 0)
+	poll := unix.PollFd{Fd: int32(p.file), Events: unix.POLLIN}
+	var atOnce unix.Timespec
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&atOnce)), 0, 0, 0)
+		if errno == unix.EINTR {
+			continue
+		}
+		lives := errno == 0 && n == 0
+		if lives {
+			p.lived.Store(uint64(hostmem.Now()))
+		}
+		return lives
 	}
-	return err == nil && n == 0
 }
+
+// livedLately reports whether it was found alive so short a while ago, some 60 ms at most, that its id cannot be another
+// one's yet: the kernel gives all other ids before one comes again.
+func (p *process) livedLately() bool { return p.lived.Load() == uint64(hostmem.Now()) }
 
 // close gives the file descriptor back.
 func (p *process) close() error {

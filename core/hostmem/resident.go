@@ -35,6 +35,6 @@ func Resident(addr uintptr, length uint64) bool {
 }
 
 // There reports whether a range was touched a short while ago, or is resident: to touch it will hardly take long.
-func There(addr uintptr, length uint64, a Access) bool {
-	return Now().Seen(addr, length, a) || Resident(addr, length)
+func (now Time) There(addr uintptr, length uint64, a Access) bool {
+	return now.Seen(addr, length, a) || Resident(addr, length)
 }
