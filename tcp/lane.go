@@ -96,9 +96,9 @@ type lane struct {
 	onAssist   func(uintptr)
 	failure    error // why nothing can be received any more
 	statuses   [receivePieces * statusSize]byte
-	got        uint64     // bytes of the oldest piece's answer
-	alone      bool       // one answer at a time is received
-	answers    []ioVector // scratch of plan
+	got        uint64 // bytes of the oldest piece's answer
+	alone      bool   // one answer at a time is received
+	planned    plan
 }
 
 func newLane(p *peer) *lane {

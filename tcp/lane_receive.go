@@ -81,13 +81,13 @@ func (l *lane) receiveOnce() bool {
 	var n int
 	var again bool
 	var err error
-	v := l.plan()
-	l.overtakable(l.cold(), func() { n, again, err = l.conn.receiveNow(v) })
+	v, touched := l.plan()
+	l.overtakable(l.cold(), func() { n, again, err = l.conn.receiveNow(v, touched) })
 	switch {
 	case again:
 		return false
 	case errors.Is(err, syscall.EFAULT) && !l.alone:
-		l.alone = true // the kernel does not say whose memory it was: the next time it is the oldest piece's
+		l.alone, l.planned.vectors = true, l.planned.vectors[:0] // the kernel does not say whose memory it was: the next time it is the oldest piece's
 	case err != nil:
 		l.failure = l.blameReceiver(err)
 	default:
@@ -97,12 +97,29 @@ func (l *lane) receiveOnce() bool {
 	return true
 }
 
+// plan is where answers go. It holds until something comes, is sent, or is settled.
+type plan struct {
+	vectors []ioVector
+	laidOut uint64       // the lane's, when the plan was made
+	flight  int          // pieces in flight, likewise
+	touched hostmem.Time // when the memory of all payloads had been touched a short while ago; 0 if not of all
+}
+
 // plan lays out where the answers to what is in flight go: status frames to statuses, payloads to where they belong.
-// The first answer's status has slot 0, and so on; got bytes of the first answer have come already.
-func (l *lane) plan() []ioVector {
+// The first answer's status has slot 0, and so on; got bytes of the first answer have come already. touched says that the
+// memory of all payloads had been touched when it was looked at, which was a moment ago.
+func (l *lane) plan() (v []ioVector, touched bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.answers = l.answers[:0]
+	p := &l.planned
+	if len(p.vectors) == 0 || p.laidOut != l.laidOut || p.flight != l.flight.len() {
+		l.layOutAnswers(p)
+	}
+	return p.vectors, p.touched == hostmem.Now()
+}
+
+func (l *lane) layOutAnswers(made *plan) {
+	*made = plan{vectors: made.vectors[:0], laidOut: l.laidOut, flight: l.flight.len(), touched: hostmem.Now()}
 	skip := l.got
 	most := receivePieces
 	if l.alone {
@@ -111,31 +128,32 @@ func (l *lane) plan() []ioVector {
 	for i := range min(l.flight.len(), most) {
 		p := l.flight.at(i)
 		slot := addressOf(l.statuses[i*statusSize:])
-		skip = l.expect(slot, statusSize, skip)
+		skip = made.expect(slot, statusSize, skip)
 		switch {
 		case p.op == core.Read && p.byAddress:
-			skip = l.expect(addressOf(l.reach.frame[:]), grantSize, skip)
+			skip = made.expect(addressOf(l.reach.frame[:]), grantSize, skip)
 		case p.op == core.Read:
-			skip = l.expect(p.local, p.length, skip)
+			skip = made.expect(p.local, p.length, skip)
+			made.touched = min(made.touched, p.touched)
 		}
 	}
-	if len(l.answers) == 0 { // nothing is expected: the peer may only close
-		l.expect(addressOf(l.statuses[:]), 1, 0)
+	if len(made.vectors) == 0 { // nothing is expected: the peer may only close
+		made.expect(addressOf(l.statuses[:]), 1, 0)
 	}
-	return l.answers
 }
 
-// expect appends a stretch of memory to the answers, less skip bytes of it, and returns what is left to skip.
-func (l *lane) expect(base uintptr, length, skip uint64) uint64 {
+// expect appends a stretch of memory, less skip bytes of it, and returns what is left to skip.
+func (p *plan) expect(base uintptr, length, skip uint64) uint64 {
 	if skip >= length {
 		return skip - length
 	}
-	l.answers = extend(l.answers, base+uintptr(skip), length-skip)
+	p.vectors = extend(p.vectors, base+uintptr(skip), length-skip)
 	return 0
 }
 
 // consume accounts for n received bytes: it checks the status frames among them, and settles the pieces that have all.
 func (l *lane) consume(n uint64) error {
+	l.planned.vectors = l.planned.vectors[:0]
 	now := hostmem.Now()
 	for i := 0; n > 0; i++ {
 		l.mu.Lock()

@@ -138,9 +138,8 @@ func (l *lane) fill(mayWait bool) bool {
 			continue
 		}
 		l.layOut(p, now)
-		p.cold = p.op == core.Read && !now.There(p.local, p.length, hostmem.Writing)
-		if p.cold {
-			l.coldReads.Add(1)
+		if p.op == core.Read {
+			l.lookAtMemory(p, now)
 		}
 		l.flight.push(*p)
 		l.flying.Add(p.length)
@@ -152,6 +151,18 @@ func (l *lane) fill(mayWait bool) bool {
 		l.watchdog.Reset(l.lookEvery())
 	}
 	return true
+}
+
+// lookAtMemory finds out whether the memory of a READ is there. The lock is held.
+func (l *lane) lookAtMemory(p *piece, now hostmem.Time) {
+	p.touched, p.cold = 0, false
+	switch {
+	case now.Seen(p.local, p.length, hostmem.Writing):
+		p.touched = now
+	case !hostmem.Resident(p.local, p.length):
+		p.cold = true
+		l.coldReads.Add(1)
+	}
 }
 
 // layOut appends a piece's frame to the vectors. Headers that follow each other share one.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
 )
 
@@ -28,7 +29,8 @@ type piece struct {
 
 	blocked time.Time // since when it waits for a former connection to be over; see quarantine
 
-	cold bool // a READ into memory that may have to come first: no waiter receives it
+	touched hostmem.Time // when a READ's memory was looked at and had been touched within the last second; 0 for not
+	cold    bool         // a READ into memory that may have to come first: no waiter receives it
 
 	byAddress bool // sent without its payload
 	plain     bool // not to be sent by address: it was out of reach

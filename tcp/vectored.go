@@ -36,7 +36,11 @@ func (s *stream) send(v []ioVector) (n int, err error) {
 func (s *stream) sendsAtOnce(v []ioVector) bool {
 	s.out.use(v)
 	defer func() { s.out.message.Iov = nil }()
-	return s.out.inMemory() || s.out.resident()
+	if s.out.inMemory() {
+		s.out.vouch(v)
+		return true
+	}
+	return s.out.resident()
 }
 
 // tryReceive receives what has arrived, into at most maxGatherVectors vectors that hold at least one byte. again says
@@ -68,9 +72,12 @@ func (s *stream) drop(scratch []byte, most int) error {
 func (s *stream) whenReadable(step func() bool) error { return s.in.until(step) }
 
 // receiveNow is tryReceive for the step of whenReadable, and while the stream is held; the caller sees to it that one
-// goroutine at a time receives.
-func (s *stream) receiveNow(v []ioVector) (n int, again bool, err error) {
+// goroutine at a time receives. touched says that the caller knows the memory to be touched a moment ago.
+func (s *stream) receiveNow(v []ioVector, touched bool) (n int, again bool, err error) {
 	s.in.use(v)
+	if touched {
+		s.in.vouch(v)
+	}
 	s.in.once()
 	return eof(s.in.result())
 }
