@@ -42,10 +42,13 @@ func (b *binding) begin(s *Segment) {
 
 // bind binds to an identity, and reports whether the binding is to that one.
 func (b *binding) bind(identity *string) bool {
-	if b.identity.CompareAndSwap(nil, identity) {
-		return true
-	}
 	bound := b.identity.Load()
+	if bound == nil {
+		if b.identity.CompareAndSwap(nil, identity) {
+			return true
+		}
+		bound = b.identity.Load()
+	}
 	return bound == identity || *bound == *identity
 }
 

@@ -1,7 +1,6 @@
 package tcp
 
 import (
-	"slices"
 	"strings"
 	"unsafe"
 
@@ -40,6 +39,7 @@ type reach struct {
 	fetching fetching
 	chosen   []piece // scratch of fetchGranted: those that are fetched
 	seen     seen    // where was copied from
+	unsure   bool    // a page may have to come first for what is chosen
 	epoch    uint64  // as it was when the last of chosen had been copied
 }
 
@@ -66,13 +66,14 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 		return pieces
 	}
 	proof, now := r.grants[0], hostmem.Now()
+	r.unsure = false
 	rest, later := r.divide(pieces, mayWait, now)
 	l.inHand, l.copying = rest, r.chosen
 	l.mu.Unlock()
 	l.leaveToWriter(later)
 	if len(r.chosen) > 0 {
 		var fetched bool
-		l.overtakable(mayWait && r.mayTakeLong(now), func() { fetched = r.fetch(proof) })
+		l.overtakable(r.unsure, func() { fetched = r.fetch(proof) })
 		if l.endCopying() {
 			r.fetching.reset()
 			return nil
@@ -87,16 +88,21 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 // writer. The lock is held.
 func (r *reach) divide(pieces []piece, mayWait bool, now hostmem.Time) (rest, later []piece) {
 	rest = pieces[:0]
-	for _, p := range pieces {
-		switch {
-		case p.op != core.Read || p.plain || r.full() || !r.granted(&p):
-			rest = append(rest, p)
-		case mayWait || r.seen.has(p.remote, p.length) && now.There(p.local, p.length, hostmem.Writing):
-			r.chosen = append(r.chosen, p)
-			r.fetching.add(p.local, uintptr(p.remote), p.length)
-		default:
-			later = append(later, p)
+	for i := range pieces {
+		p := &pieces[i]
+		if p.op != core.Read || p.plain || r.full() || !r.granted(p) {
+			rest = append(rest, *p)
+			continue
 		}
+		if known := r.seen.has(p.remote, p.length); !known || !now.Seen(p.local, p.length, hostmem.Writing) {
+			if !mayWait && !(known && hostmem.Resident(p.local, p.length)) {
+				later = append(later, *p)
+				continue
+			}
+			r.unsure = true
+		}
+		r.chosen = append(r.chosen, *p)
+		r.fetching.add(p.local, uintptr(p.remote), p.length)
 	}
 	return rest, later
 }
@@ -113,7 +119,9 @@ func (l *lane) endCopying() (stuck bool) {
 func (l *lane) settleFetched(rest []piece, fetched, valid bool, now hostmem.Time) []piece {
 	r := &l.reach
 	if valid {
-		r.note(now)
+		if r.unsure {
+			r.note(now)
+		}
 		for i := range r.chosen {
 			l.peer.count(&r.chosen[i])
 			r.chosen[i].settle(nil)
@@ -139,13 +147,6 @@ func (l *lane) leaveToWriter(pieces []piece) {
 	}
 	l.peer.mu.Unlock()
 	l.nudge()
-}
-
-// mayTakeLong reports whether a page may have to come first for the copies that the lane is about to make.
-func (r *reach) mayTakeLong(now hostmem.Time) bool {
-	return slices.ContainsFunc(r.chosen, func(p piece) bool {
-		return !r.seen.has(p.remote, p.length) || !now.There(p.local, p.length, hostmem.Writing)
-	})
 }
 
 // note remembers where was copied from, and to.

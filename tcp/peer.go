@@ -93,7 +93,7 @@ type peer struct {
 	aside      []carrier // that take nothing more, and have not ended; see lane_stuck.go
 	rechecking bool      // they are going to be looked at again
 	resolving  bool      // a goroutine runs resolve
-	round      int       // how often the descriptor was fetched for the doubtful
+	round      int32     // how often the descriptor was fetched for the doubtful
 	checked    bool      // every range is looked up in the descriptor: the peer checks none, or has refused one
 	fruitless  int       // connections lost under work in a row without a piece settled
 	settled    uint64    // bytes settled when a connection was last lost
@@ -518,7 +518,7 @@ func (p *peer) giveBack(h piece, reason error, lost bool) {
 		h.settle(h.fatal)
 	case p.closed != nil:
 		h.settle(p.closed)
-	case h.breaks > p.transport.config.RetryCount:
+	case int(h.breaks) > p.transport.config.RetryCount:
 		h.settle(fmt.Errorf("%w (after %d tries)", reason, h.breaks))
 	case h.refusals > 0 && errors.Is(reason, errRefused):
 		p.doubt(h)

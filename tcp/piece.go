@@ -2,7 +2,6 @@ package tcp
 
 import (
 	"slices"
-	"time"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
@@ -21,13 +20,15 @@ type piece struct {
 	length uint64
 
 	end      uint64 // position behind its last byte in the stream of the lane that sends it
-	breaks   int    // connections that broke under it
-	refusals int    // how often the peer refused its range
-	round    int    // of the peer's descriptor, when the piece became doubtful
-	merged   bool   // spans several tasks
 	fatal    error  // why it is not to be tried again
+	breaks   int32  // connections that broke under it
+	refusals int32  // how often the peer refused its range
+	round    int32  // of the peer's descriptor, when the piece became doubtful
+	merged   bool   // spans several tasks
 
-	blocked time.Time // since when it waits for a former connection to be over; see quarantine
+	// blocked is since when it waits for a former connection to be over, in nanoseconds since began; 0 while it does not.
+	// See quarantine.
+	blocked int64
 
 	touched hostmem.Time // when a READ's memory was looked at and had been touched within the last second; 0 for not
 	cold    bool         // a READ into memory that may have to come first: no waiter receives it

@@ -172,15 +172,15 @@ func (q *quarantines) check(target string, p *piece) (end *connectionEnd, lost b
 func (p *peer) mayGo(target string, h *piece) bool {
 	end, lost := p.transport.quarantines.check(target, h)
 	if end == nil {
-		h.blocked = time.Time{}
+		h.blocked = 0
 		return true
 	}
-	now := time.Now()
-	if h.blocked.IsZero() {
+	now := int64(time.Since(began))
+	if h.blocked == 0 {
 		h.blocked = now
 	}
 	limit := p.transport.config.StatusTimeout
-	switch waited := now.Sub(h.blocked); {
+	switch waited := time.Duration(now - h.blocked); {
 	case lost:
 		h.settle(p.blockedError(h, "nobody can know when: the connection "+end.where+" was reset, and the target is none that can be asked"))
 	case waited >= limit:
