@@ -223,8 +223,11 @@ class Slot:
     async def fork(self, seconds: float) -> None:
         """Fork a child that has the process's descriptors for so long. With them it holds the ports of an engine that
         is killed; an engine that is closed gives its ports back nonetheless."""
-        await self.process.ask("fork", seconds=seconds)
-        self.process.children_until = max(self.process.children_until, time.monotonic() + seconds)
+        process, earlier = self.process, self.process.children_until
+        # The process may be killed before it has answered, and have the child by then.
+        process.children_until = max(earlier, time.monotonic() + AT_ONCE + seconds)
+        await process.ask("fork", seconds=seconds)
+        process.children_until = max(earlier, time.monotonic() + seconds)
 
     def end(self) -> None:
         """Kill whatever process there is."""
