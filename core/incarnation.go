@@ -9,34 +9,34 @@ import (
 
 // Which incarnation of a segment's owner a work is for:
 //
-//  1. Submit binds a work to the identity in the segment's descriptor, if the descriptor is verified: a connection to the
-//     owner is up, or the descriptor was fetched a short while ago.
-//  2. A work that is not bound then is bound by the transport, when a connection has proven who the owner is. But once an
-//     attempt to reach the owner has failed since the work was submitted, it is bound to the identity that was known then:
-//     it must not wait for an engine that comes later.
+//  1. Submit binds a work to the identity in the segment's descriptor, if a connection to the owner is up.
+//  2. A work that is not bound then is bound by the transport, when a connection has proven who the owner is, and how long
+//     it has been there. An owner that came after the work was submitted gets it only if it is the one that the segment
+//     showed then: the work was meant for that one. It was, too, if that one has not answered an attempt since.
 //  3. A work that is bound goes to the engine of that identity, or fails. All parts of a work share one binding.
 //
 // A descriptor without an identity, Mooncake's, binds nothing.
 
-// verifiedFor is how long a descriptor counts as that of a living owner while no connection proves it.
+// verifiedFor is how long a descriptor counts as that of a living owner while no connection proves it: for calls by name,
+// and for Mooncake's, which prove nothing.
 const verifiedFor = 5 * time.Second
 
 // binding is the identity that a work is bound to; nil before that.
 type binding struct {
 	identity atomic.Pointer[string]
-	known    *string // what the segment showed when the work was submitted and was not bound; nil otherwise
-	since    int64   // when that was, in nanoseconds since started
+	known    *string       // what the segment showed when the work was submitted and was not bound; nil otherwise
+	since    time.Duration // when that was, since started
 }
 
-// begin binds a work that is being submitted, if the segment's descriptor is verified.
+// begin binds a work that is being submitted, if a connection proves the segment's descriptor.
 func (b *binding) begin(s *Segment) {
 	d := s.Descriptor()
 	switch {
 	case d == nil || d.Identity == "":
-	case s.Verified():
+	case s.proof.connections.Load() > 0:
 		b.bind(&d.Identity)
 	default:
-		b.known, b.since = &d.Identity, int64(time.Since(started))
+		b.known, b.since = &d.Identity, Now()
 	}
 }
 
@@ -52,9 +52,9 @@ func (b *binding) bind(identity *string) bool {
 	return bound == identity || *bound == *identity
 }
 
-// Bind reports whether the work may go to the engine that a descriptor describes, and binds it to that engine where it is
-// not bound yet. It takes a few nanoseconds.
-func (w *Work) Bind(d *metadata.Descriptor) bool {
+// Bind reports whether the work may go to the engine that a descriptor describes, which has been there since a time of Now,
+// and binds it to that engine where it is not bound yet. It takes a few nanoseconds.
+func (w *Work) Bind(d *metadata.Descriptor, there time.Duration) bool {
 	b := w.shared
 	if b == nil {
 		b = &w.own
@@ -62,7 +62,7 @@ func (w *Work) Bind(d *metadata.Descriptor) bool {
 	if d.Identity == "" {
 		return b.identity.Load() == nil
 	}
-	if b.known != nil && w.Segment.proof.failed.Load() >= b.since {
+	if b.known != nil && (there > b.since || w.Segment.proof.failed.Load() >= int64(b.since)) {
 		b.bind(b.known)
 	}
 	return b.bind(&d.Identity)
@@ -84,10 +84,13 @@ func (w *Work) BoundTo() string {
 type proof struct {
 	connections atomic.Int64 // that are up to the owner
 	failed      atomic.Int64 // when an attempt to reach the owner failed last, in nanoseconds since started
-	seen        atomic.Int64 // when the owner was last known to live, in nanoseconds since started; 0 while that is in doubt
+	seen        atomic.Int64 // when the owner was last known to live, likewise; 0 while that is in doubt
 }
 
 var started = time.Now()
+
+// Now is the time on a clock of this process that is never set.
+func Now() time.Duration { return time.Since(started) }
 
 // Connected is called by a transport when a connection to the segment's owner is up. Disconnected undoes it.
 func (s *Segment) Connected() {
@@ -103,7 +106,7 @@ func (s *Segment) Disconnected() { s.proof.connections.Add(-1) }
 func (s *Segment) Suspect() { s.proof.seen.Store(0) }
 
 // Unanswered is called by a transport when the owner was there, and did not answer.
-func (s *Segment) Unanswered() { s.proof.failed.Store(int64(time.Since(started))) }
+func (s *Segment) Unanswered() { s.proof.failed.Store(int64(Now())) }
 
 // confirm notes that the owner lives.
 func (s *Segment) confirm() { s.proof.seen.Store(int64(time.Since(started)) + 1) }

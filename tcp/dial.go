@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 
@@ -96,9 +97,10 @@ func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64
 	}
 	conn := dialed.(*net.TCPConn)
 	var h hello
+	var answer helloAnswer
 	if d.Identity != "" {
 		h = p.transport.hello(d, ends)
-		_, err = p.greet(ctx, conn, d, h, -1)
+		answer, err = p.greet(ctx, conn, d, h, -1)
 	} else if p.transport.isOwn(conn) {
 		err = status.Errorf(status.Socket, "segment %q (%v): %w", p.segment.Name, conn.RemoteAddr(), errOwnAddress)
 	}
@@ -110,7 +112,7 @@ func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64
 	if err != nil {
 		return nil, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}
-	s.number = h.number
+	s.number, s.there = h.number, core.Now()-answer.age
 	return s, nil
 }
 
@@ -166,7 +168,7 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *proces
 	if err != nil {
 		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.close(), permit.close())
 	}
-	s.number, s.process = h.number, owner
+	s.number, s.there, s.process = h.number, core.Now()-answer.age, owner
 	if answer.flags&answerPermit != 0 {
 		s.permit = permit
 	} else {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"kvferry/core/metadata"
 	"kvferry/core/status"
@@ -25,21 +26,27 @@ func (p *peer) doubt(h piece) {
 	}
 }
 
-// mayGoTo reports whether a piece may be sent to the engine of a descriptor. One that may not fails, or is set aside. The lock
-// is held.
-func (p *peer) mayGoTo(owner *metadata.Descriptor, target string, h *piece) bool {
-	if !h.work.Bind(owner) {
-		h.settle(p.replacedError(h, owner))
+// destination is the engine that a carrier is connected to.
+type destination struct {
+	owner  *metadata.Descriptor // nil where it connects later
+	target string               // as targetKey names the engine
+	there  time.Duration        // see stream
+}
+
+// mayGoTo reports whether a piece may be sent to an engine. One that may not fails, or is set aside. The lock is held.
+func (p *peer) mayGoTo(to destination, h *piece) bool {
+	if !h.work.Bind(to.owner, to.there) {
+		h.settle(p.replacedError(h, to.owner))
 		return false
 	}
-	return p.mayGo(target, h)
+	return p.mayGo(to.target, h)
 }
 
 // mayCarry is mayGoTo for a connection that was made for one piece.
 func (p *peer) mayCarry(conn *stream, owner *metadata.Descriptor, h *piece) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.mayGoTo(owner, targetKey(owner, conn.remote.String()), h)
+	return p.mayGoTo(destination{owner, targetKey(owner, conn.remote.String()), conn.there}, h)
 }
 
 // replacedError is why a piece fails that was meant for another incarnation of the peer.

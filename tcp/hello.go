@@ -20,8 +20,8 @@ import (
 //
 //  1. The initiator sends its hello (greet): who it is, the number of the connection, which engine it wants to reach, and
 //     perhaps which of its former connections is to be over. It sends nothing else before it has the answer.
-//  2. The target answers (session_hello.go): who it is, and whether it is the one. A target that is another engine, or none
-//     of this kind, answers otherwise, and the initiator closes the connection.
+//  2. The target answers (session_hello.go): who it is, whether it is the one, and for how long it has been there. A target
+//     that is another engine, or none of this kind, answers otherwise, and the initiator closes the connection.
 //  3. Where the hello names a former connection, the answer says that the session of that one has ended: nothing that was
 //     sent on it is applied from then on.
 //  4. On one host the hello brings a permit to copy from the initiator's memory (permit.go), and the answer says whether
@@ -31,7 +31,8 @@ import (
 //
 //	hello    u64 0 · u64 helloMagic · u8 opHello · u8 version · u16 0 · u32 length of what follows ·
 //	         16 bytes origin · u64 number · 16 bytes target · u64 ends · u64 address of the permit
-//	answer   status frame · u32 version · u32 length of what follows · 16 bytes target · u64 flags
+//	answer   status frame · u32 version · u32 length of what follows · 16 bytes target · u64 flags ·
+//	         u64 age in nanoseconds
 //
 // What is longer than that is of a later version, which adds to the end; the rest is ignored.
 const (
@@ -43,7 +44,7 @@ const (
 	maxHelloBody = 4096
 
 	answerHeader = statusSize + 8
-	answerBody   = 24
+	answerBody   = 32
 	answerSize   = answerHeader + answerBody
 
 	// answerPermit is set in the flags of an answer when the target copies by the permit.
@@ -123,6 +124,7 @@ type helloAnswer struct {
 	code   uint32
 	target identity // the engine that answers
 	flags  uint64
+	age    time.Duration // for how long it has listened
 }
 
 func (a *helloAnswer) encode() []byte {
@@ -132,6 +134,7 @@ func (a *helloAnswer) encode() []byte {
 	binary.LittleEndian.PutUint32(b[statusSize+4:], answerBody)
 	copy(b[answerHeader:], a.target[:])
 	binary.LittleEndian.PutUint64(b[answerHeader+16:], a.flags)
+	binary.LittleEndian.PutUint64(b[answerHeader+24:], uint64(a.age))
 	return b
 }
 
@@ -156,6 +159,7 @@ func readAnswer(from io.Reader) (a helloAnswer, err error) {
 	}
 	copy(a.target[:], b[answerHeader:])
 	a.flags = binary.LittleEndian.Uint64(b[answerHeader+16:])
+	a.age = max(0, time.Duration(binary.LittleEndian.Uint64(b[answerHeader+24:])))
 	return a, nil
 }
 

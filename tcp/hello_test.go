@@ -3,6 +3,7 @@ package tcp
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -28,7 +29,7 @@ func TestAHelloIsReadAsItWasWritten(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 
-	answer := helloAnswer{code: statusNotEnded, target: identity{8}, flags: 9}
+	answer := helloAnswer{code: statusNotEnded, target: identity{8}, flags: 9, age: time.Hour}
 	read, err := readAnswer(bytes.NewReader(answer.encode()))
 	require.NoError(t, err)
 	require.Equal(t, answer, read)
@@ -50,8 +51,7 @@ func TestALaterVersionMayAddToAHelloAndToItsAnswer(t *testing.T) {
 	b := append(h.encode(), make([]byte, 100)...)
 	b[17], b[20] = 9, helloBody+100
 	c.send(b, writeV2(addressOf(memory), []byte("abc")))
-	answer, err := readAnswer(c.conn)
-	require.NoError(t, err)
+	answer := c.answer()
 	require.Equal(t, helloAnswer{target: identity{1}}, answer)
 	c.expectStatus(statusOK)
 
@@ -66,19 +66,28 @@ func TestALaterVersionMayAddToAHelloAndToItsAnswer(t *testing.T) {
 func (c *client) greet(h hello) helloAnswer {
 	c.t.Helper()
 	c.send(h.encode())
+	return c.answer()
+}
+
+// answer receives the answer to a hello. What it says of the target's age is checked, and left out.
+func (c *client) answer() helloAnswer {
+	c.t.Helper()
 	answer, err := readAnswer(c.conn)
 	require.NoError(c.t, err)
+	require.Positive(c.t, answer.age)
+	require.Less(c.t, answer.age, time.Since(testsBegan))
+	answer.age = 0
 	return answer
 }
+
+var testsBegan = time.Now()
 
 func TestAHelloForAnotherEngineIsRefusedWithTheIdentityOfThisOne(t *testing.T) {
 	memory := mapped(t, 4096)
 	h := serve(t, targetOptions{identity: identity{1}}, memory)
 	c := h.dial()
 	c.send(append((&hello{number: 1, target: identity{2}}).encode(), writeV2(addressOf(memory), []byte("payload"))...))
-	answer, err := readAnswer(c.conn)
-	require.NoError(t, err)
-	require.Equal(t, helloAnswer{code: statusOtherEngine, target: identity{1}}, answer)
+	require.Equal(t, helloAnswer{code: statusOtherEngine, target: identity{1}}, c.answer())
 	c.expectReset()
 	require.Equal(t, make([]byte, 4096), memory)
 }
@@ -203,10 +212,15 @@ func TestADescriptorThatNamesThisEnginesOwnDataPortIsRefused(t *testing.T) {
 
 // reincarnate has a peer's handshake port answer for another engine.
 func (p *scripted) reincarnate(e *core.Engine) {
-	d := e.Descriptor()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.shown = metadata.Descriptor{Name: p.name, Protocol: "tcp", DataHost: "127.0.0.1", DataPort: d.DataPort, ProtoVersion: 2,
+	p.shown = p.descriptorOf(e)
+}
+
+// descriptorOf is that of an engine under the peer's name.
+func (p *scripted) descriptorOf(e *core.Engine) metadata.Descriptor {
+	d := e.Descriptor()
+	return metadata.Descriptor{Name: p.name, Protocol: "tcp", DataHost: "127.0.0.1", DataPort: d.DataPort, ProtoVersion: 2,
 		Kin: true, Identity: d.Identity, Hello: d.Hello, Buffers: d.Buffers}
 }
 
@@ -236,6 +250,42 @@ func TestATaskDoesNotMoveToTheNextIncarnationAndANewCallByNameFindsIt(t *testing
 			completes(t, submit(t, e, ask(core.Write, near, open(t, e, p.name), far)))
 			require.True(t, bytes.Equal(near, far))
 		})
+	}
+}
+
+func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *testing.T) {
+	for _, way := range ways {
+		for _, late := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, late %v", way.name, late), func(t *testing.T) {
+				near, far := mapped(t, 4096), mapped(t, 4096)
+				fill(near, 1)
+				e := engine(t, way.config, oneLane)
+				port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}) // nobody answers there any more
+				require.NoError(t, err)
+				p := performAs(t, identity{1}, port.Addr().(*net.TCPAddr).Port, far)
+				require.NoError(t, port.Close())
+				id := open(t, e, p.name)
+				p.mu.Lock() // its descriptor cannot be fetched meanwhile
+				var b *core.Batch
+				if late {
+					b = submit(t, e, ask(core.Write, near, id, far))
+				}
+				next := engine(t)
+				require.NoError(t, next.Register(addressOf(far), 4096, "cpu:0", true))
+				p.shown = p.descriptorOf(next)
+				p.mu.Unlock()
+				if late {
+					failsOnly(t, b, 0)
+					require.ErrorIs(t, b.Err(), errRestarted)
+					require.Equal(t, make([]byte, 4096), far)
+					return
+				}
+				old := core.Now() + 200*time.Millisecond // more than an answer takes to come
+				require.Eventually(t, func() bool { return core.Now() > old }, patience, time.Millisecond)
+				completes(t, submit(t, e, ask(core.Write, near, id, far)))
+				require.True(t, bytes.Equal(near, far))
+			})
+		}
 	}
 }
 

@@ -290,6 +290,4 @@ func (l *lane) watch() {
 }
 
 // destination: see carrier. The caller may send on the lane, so it is connected.
-func (l *lane) destination() (string, *metadata.Descriptor) {
-	return l.target, l.owner
-}
+func (l *lane) destination() destination { return destination{l.owner, l.target, l.conn.there} }

@@ -273,4 +273,4 @@ func (o *oneShot) assist()           {}
 func (o *oneShot) ease(bool)         {}
 func (o *oneShot) nudge()            {} // it looks at the queue after each piece
 
-func (o *oneShot) destination() (string, *metadata.Descriptor) { return "", nil }
+func (o *oneShot) destination() destination { return destination{} }

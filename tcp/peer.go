@@ -69,9 +69,8 @@ type carrier interface {
 	quit(reason error)
 	// carriesAborted reports whether it holds a piece of an aborted work.
 	carriesAborted() bool
-	// destination is the engine that it is connected to, as targetKey names it, and the descriptor of that; nil where it
-	// connects later.
-	destination() (string, *metadata.Descriptor)
+	// destination is the engine that it is connected to.
+	destination() destination
 }
 
 // peer is the owner of a segment, as the initiator sees it.
@@ -315,17 +314,17 @@ func (p *peer) worth(bytes uint64) uint64 {
 	return (bytes + each - 1) / each
 }
 
-// take moves pieces from the queue to the end of to, for a carrier: at most so many, and no more once they have that
+// take moves pieces from the queue to the end of taken, for a carrier: at most so many, and no more once they have that
 // many bytes.
-func (p *peer) take(c carrier, to []piece, pieces int, bytes uint64) []piece {
+func (p *peer) take(c carrier, taken []piece, pieces int, bytes uint64) []piece {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	mine := p.open(c)
 	d := p.segment.Descriptor()
-	target, owner := c.destination()
-	if owner != nil && owner.Identity != d.Identity {
+	to := c.destination()
+	if to.owner != nil && to.owner.Identity != d.Identity {
 		c.quit(errOutdated)
-		return to
+		return taken
 	}
 	limit := uint64(p.transport.config.SliceSize)
 	if !p.pipelined(d) {
@@ -345,14 +344,14 @@ func (p *peer) take(c carrier, to []piece, pieces int, bytes uint64) []piece {
 			p.doubt(next)
 			continue
 		}
-		if owner != nil && !p.mayGoTo(owner, target, &next) {
+		if to.owner != nil && !p.mayGoTo(to, &next) {
 			continue
 		}
-		to = append(to, next)
+		taken = append(taken, next)
 		pieces--
 		got += next.length
 	}
-	return to
+	return taken
 }
 
 // open is which works a carrier may take from: short ones are left to the reserved lane, and long ones to the others. The

@@ -23,7 +23,9 @@ func TestWhoWaitsForAShortAnswerIsNotKeptByLongOnes(t *testing.T) {
 	long, short, none := &burdened{bytes: ladenBytes + 1}, &burdened{bytes: ladenBytes}, &burdened{}
 	var p peer
 	p.list([]carrier{long, none, short})
-	p.assist(func() bool { return short.assisted > 2 })
+	for short.assisted <= 2 { // on a busy machine one look may be too short
+		p.assist(func() bool { return short.assisted > 2 })
+	}
 	require.Zero(t, long.assisted)
 	require.Zero(t, none.assisted)
 	require.Equal(t, 3, short.assisted)

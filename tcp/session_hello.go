@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -49,7 +50,7 @@ func (s *session) meet() error {
 
 // accept answers a hello. After an answer that is no welcome the session ends.
 func (s *session) accept(h hello) error {
-	answer := helloAnswer{target: s.target.options.identity}
+	answer := helloAnswer{target: s.target.options.identity, age: time.Since(s.target.began)}
 	var refusal error
 	switch {
 	case h.target != s.target.options.identity:

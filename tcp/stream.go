@@ -23,9 +23,10 @@ import (
 type stream struct {
 	socket   int // of its own, that Go's poller knows nothing of; valid while one of the bells is held
 	remote   net.Addr
-	process  *process // at the other end, on one host; nil where its memory is out of reach
-	permit   *permit  // for the target to copy from the initiator's memory; nil for none
-	number   uint64   // of the connection in its hello; 0 for a connection without one
+	process  *process      // at the other end, on one host; nil where its memory is out of reach
+	permit   *permit       // for the target to copy from the initiator's memory; nil for none
+	number   uint64        // of the connection in its hello; 0 for a connection without one
+	there    time.Duration // since when the engine at the other end is, at the latest, on the clock of core.Now
 	out, in  half
 	reset    atomic.Bool // closeAll resets the connection
 	closeAll func() error

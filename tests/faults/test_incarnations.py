@@ -167,7 +167,6 @@ def test_the_first_call_ever_by_a_name_that_was_opened_long_before_a_restart_suc
 
 @ours
 @opcodes
-@pytest.mark.xfail(reason="the task is bound to what was fetched a moment before the restart", strict=True)
 def test_the_first_call_ever_by_a_name_that_was_opened_just_before_a_restart_succeeds(
     start_peer: Peers, same_host: str, opcode: str
 ) -> None:

@@ -112,12 +112,15 @@ class Running:
             task.result()
 
     async def _look_for_hangs(self) -> None:
+        """Find calls that are overdue twice in a row: the answer may have come while the checker was busy."""
+        before: set[Call] = set()
         while True:
             await asyncio.sleep(WATCHED_EVERY)
-            for slot in self.slots:
-                overdue = [call for call in slot.process.calls if call.is_overdue]
-                if overdue:
-                    self.violated(hang(overdue[0], [each.process for each in self.slots]))
+            overdue = [call for slot in self.slots for call in slot.process.calls if call.is_overdue]
+            for call in overdue:
+                if call in before:
+                    self.violated(hang(call, [each.process for each in self.slots]))
+            before = set(overdue)
 
     async def _look_for_deaths(self) -> None:
         """Replace processes of Mooncake that ended by themselves. Ours are found by who called them."""

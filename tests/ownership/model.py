@@ -38,6 +38,7 @@ Moments = np.ndarray[Any, np.dtype[np.int64]]
 
 PLACES = arena.SIZE // words.WORD  # of an area
 KEPT = 512  # operations that a region keeps before it looks for some that are over
+TORN = 64  # words that may be torn at a time: one at the edge of each copy that is under way, or was cut off
 FOREVER = 1 << 62
 
 
@@ -281,7 +282,8 @@ class Region:
             allowed = self._allowed(int(heads[start]), part(view, start, end), known)
             if allowed is not True:
                 wrong[start:end] |= ~np.asarray(allowed)
-        for index in np.flatnonzero(wrong).tolist():
+        torn = np.flatnonzero(wrong)
+        for index in torn.tolist() if len(torn) <= TORN else ():
             if not self._is_torn(int(found[index]), part(view, index, index + 1)):
                 break
             wrong[index] = False

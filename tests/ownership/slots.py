@@ -25,7 +25,7 @@ from .words import Kind, Words
 GRACE = 15.0  # seconds that a call may take beyond its limit, on a busy machine
 AT_ONCE = 5.0  # seconds that a call may take that waits for nobody
 START_LIMIT = 60.0  # seconds that a process may take to begin
-PORTS_LIMIT = 0.5  # seconds that an engine may take to get its ports when nobody holds them
+PORTS_LIMIT = 5.0  # seconds that an engine may take to get its ports when nobody holds them, on a busy machine
 PID_TRIES = 40
 
 

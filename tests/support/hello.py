@@ -18,7 +18,7 @@ from . import wire
 
 HEAD = struct.Struct("<QQBBHI")  # 0 · magic · opcode · version · 0 · length of the body
 BODY = struct.Struct("<16sQ16sQQ")  # origin · number · target · number of a former connection · address of the permit
-ANSWER = struct.Struct("<II16sQ")  # version · length of what follows · target · flags; behind a status frame
+ANSWER = struct.Struct("<II16sQQ")  # version · length of what follows · target · flags · age in ns; after a status
 MAGIC = int.from_bytes(b"vkHello\x01", "little")
 OPCODE, VERSION = 0x82, 1
 OTHER_ENGINE, OUT_OF_REACH = 4, 3  # codes of a status frame
@@ -74,6 +74,7 @@ class Answer:
     code: int
     target: bytes
     flags: int
+    age: float  # seconds
 
 
 def identity(name: str) -> bytes:
@@ -102,9 +103,9 @@ def read_answer(connection: socket.socket) -> Optional[Answer]:
     code = wire.read_status(connection)
     if code is None:
         return None
-    _, length, target, flags = ANSWER.unpack(wire.receive(connection, ANSWER.size))
+    _, length, target, flags, age = ANSWER.unpack(wire.receive(connection, ANSWER.size))
     assert length == ANSWER.size - 8
-    return Answer(code, target, flags)
+    return Answer(code, target, flags, age / 1e9)
 
 
 def write_by_address(address: int, size: int, source: int) -> bytes:
