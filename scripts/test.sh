@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 python=$1
 fuzz_inputs=${KVFERRY_FUZZ_INPUTS:-5000}
 same_host=(tests/python/test_{transfers,signals,lifecycle,memory}.py
-    tests/heterogeneous/test_{pairings,model,faults,large}.py tests/c/test_c_programs.py)
+    tests/heterogeneous/test_{pairings,model,faults,large}.py tests/c/test_c_programs.py tests/faults)
 failed=()
 skipped=()
 

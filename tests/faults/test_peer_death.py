@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from support import rawpeer, wire
+from support import rawpeer
+from support.dataport import DataPort
 from support.memory import addresses, transfer
 from support.peers import Peers
 from support.ports import free_range
-from support.process import connections_to, until
 from support.rawpeer import BASE, RawTarget
 from support.restarts import restart
 from support.venvs import VERSIONS
@@ -21,25 +21,21 @@ opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 kinds = pytest.mark.parametrize("kind", ("ours", *VERSIONS))
 
 
-def wait_for_traffic(port: int) -> None:
-    until(lambda: bool(connections_to(port)), 10, f"a connection to port {port}")
-
-
 @kinds
 @opcodes
 def test_a_target_killed_in_the_middle_is_an_error(world: World, start_peer: Peers, kind: str, opcode: str) -> None:
     target = start_peer(kind).create()
     far = target.memory(SIZE)
     near = world.engine.memory(SIZE, register=False)
-    port = wire.data_address(target.name)[1]
+    port = DataPort(target.name)
     with world.unharmed():
         pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
-        wait_for_traffic(port)
+        port.wait_for_one_more(set())
         target.kill()
         result = pending.result(HUNG)
     assert result["code"] < 0
     assert result["seconds"] < GIVEN_UP
-    assert world.engine.logs(target.name, str(port))
+    assert world.engine.logs(target.name, str(port.port))
 
 
 @opcodes
@@ -48,9 +44,9 @@ def test_a_target_that_comes_back_under_its_name_is_found(world: World, start_pe
     settings = free_range(2)
     target = start_peer(**settings).create()
     near, far = world.engine.memory(SIZE, 1), target.memory(SIZE)
-    port = wire.data_address(target.name)[1]
+    port = DataPort(target.name)
     pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
-    wait_for_traffic(port)
+    port.wait_for_one_more(set())
     target.kill()
     assert pending.result(HUNG)["code"] < 0
     successor = restart(start_peer, target.name, settings)
@@ -66,9 +62,9 @@ def test_a_dead_peer_leaves_nothing_behind(world: World, start_peer: Peers, opco
     def die_in_the_middle() -> None:
         target = start_peer().create()
         far = target.memory(SIZE)
-        port = wire.data_address(target.name)[1]
+        port = DataPort(target.name)
         pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS), "batch")
-        wait_for_traffic(port)
+        port.wait_for_one_more(set())
         target.kill()
         assert pending.result(HUNG)["code"] < 0
 
@@ -86,14 +82,14 @@ def test_an_initiator_killed_in_the_middle_leaves_nothing_behind(
     world: World, start_peer: Peers, kind: str, opcode: str
 ) -> None:
     far = world.engine.memory(SIZE, 1)
-    port = wire.data_address(world.engine.name)[1]
+    port = DataPort(world.engine.name)
 
     def die_in_the_middle() -> None:
         initiator = start_peer(kind).create()
         near = initiator.memory(SIZE)
-        before = connections_to(port)
+        before = port.connections()
         initiator.start_move(world.engine.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS), "batch")
-        until(lambda: bool(connections_to(port) - before), 10, "a connection of the initiator")
+        port.wait_for_one_more(before)
         initiator.kill()
 
     with world.unharmed():
