@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"kvferry/core/metadata"
+
+	"golang.org/x/sys/unix"
 )
 
 // Which incarnation of a segment's owner a work is for:
@@ -12,10 +14,11 @@ import (
 //  1. Submit binds a work to the identity in the segment's descriptor, if a connection to the owner is up.
 //  2. A work that is not bound then is bound by the transport, when a connection has proven who the owner is, and how long
 //     it has been there. An owner that came after the work was submitted gets it only if it is the one that the segment
-//     showed then: the work was meant for that one. It was, too, if that one has not answered an attempt since.
+//     showed then: the work was meant for that one. It was, too, if that one has not answered an attempt since. Of an
+//     owner without an identity, Mooncake's, nobody knows since when it has been there.
 //  3. A work that is bound goes to the engine of that identity, or fails. All parts of a work share one binding.
 //
-// A descriptor without an identity, Mooncake's, binds nothing.
+// A connection to an owner without an identity binds nothing.
 
 // verifiedFor is how long a descriptor counts as that of a living owner while no connection proves it: for calls by name,
 // and for Mooncake's, which prove nothing.
@@ -25,15 +28,16 @@ const verifiedFor = 5 * time.Second
 type binding struct {
 	identity atomic.Pointer[string]
 	known    *string       // what the segment showed when the work was submitted and was not bound; nil otherwise
-	since    time.Duration // when that was, since started
+	since    time.Duration // when that was, by Now
 }
 
 // begin binds a work that is being submitted, if a connection proves the segment's descriptor.
 func (b *binding) begin(s *Segment) {
+	connected := s.proof.connections.Load() > 0 // before the descriptor: that is never older than the connection
 	d := s.Descriptor()
 	switch {
-	case d == nil || d.Identity == "":
-	case s.proof.connections.Load() > 0:
+	case d == nil:
+	case connected && d.Identity != "":
 		b.bind(&d.Identity)
 	default:
 		b.known, b.since = &d.Identity, Now()
@@ -60,7 +64,11 @@ func (w *Work) Bind(d *metadata.Descriptor, there time.Duration) bool {
 		b = &w.own
 	}
 	if d.Identity == "" {
-		return b.identity.Load() == nil
+		if b.known != nil && *b.known != "" {
+			b.bind(b.known)
+		}
+		bound := b.identity.Load()
+		return bound == nil || *bound == ""
 	}
 	if b.known != nil && (there > b.since || w.Segment.proof.failed.Load() >= int64(b.since)) {
 		b.bind(b.known)
@@ -83,14 +91,20 @@ func (w *Work) BoundTo() string {
 // proof says how far the descriptor of a segment is known to be that of an owner that lives.
 type proof struct {
 	connections atomic.Int64 // that are up to the owner
-	failed      atomic.Int64 // when an attempt to reach the owner failed last, in nanoseconds since started
-	seen        atomic.Int64 // when the owner was last known to live, likewise; 0 while that is in doubt
+	failed      atomic.Int64 // when an attempt to reach the owner failed last, by Now
+	seen        atomic.Int64 // when the owner was last known to live, in nanoseconds since started; 0 while that is in doubt
 }
 
 var started = time.Now()
 
-// Now is the time on a clock of this process that is never set.
-func Now() time.Duration { return time.Since(started) }
+// Now is the time on a clock that is never set, and goes on while the machine is suspended.
+func Now() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return time.Since(started)
+	}
+	return time.Duration(now.Nano())
+}
 
 // Connected is called by a transport when a connection to the segment's owner is up. Disconnected undoes it.
 func (s *Segment) Connected() {

@@ -51,12 +51,15 @@ func (p *peer) mayCarry(conn *stream, owner *metadata.Descriptor, h *piece) bool
 
 // replacedError is why a piece fails that was meant for another incarnation of the peer.
 func (p *peer) replacedError(h *piece, owner *metadata.Descriptor) error {
-	now := "an engine without an identity"
-	if owner.Identity != "" {
-		now = "engine " + owner.Identity
+	return status.Errorf(status.Socket, "segment %q: %w: it was submitted to %s, and %s answers in its place",
+		p.segment.Name, errRestarted, engineOf(h.work.BoundTo()), engineOf(owner.Identity))
+}
+
+func engineOf(identity string) string {
+	if identity == "" {
+		return "an engine without an identity"
 	}
-	return status.Errorf(status.Socket, "segment %q: %w: it was submitted to engine %s, and %s answers in its place",
-		p.segment.Name, errRestarted, h.work.BoundTo(), now)
+	return "engine " + identity
 }
 
 // errRestarted is why a task fails whose target is gone.

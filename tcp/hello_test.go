@@ -289,6 +289,43 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 	}
 }
 
+func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *testing.T) {
+	for _, way := range ways {
+		for _, first := range []identity{{}, {1}} {
+			t.Run(fmt.Sprintf("%s, first %v", way.name, first), func(t *testing.T) {
+				near, far := mapped(t, 4096), mapped(t, 4096)
+				fill(near, 1)
+				e := engine(t, way.config, oneLane)
+				port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}) // nobody answers there any more
+				require.NoError(t, err)
+				p := perform(t, 2, serveWell, far)
+				p.mu.Lock()
+				without := p.shown
+				p.shown.DataPort = port.Addr().(*net.TCPAddr).Port
+				if first != (identity{}) {
+					p.shown.Kin, p.shown.Identity, p.shown.Hello = true, first.String(), 1
+				}
+				p.mu.Unlock()
+				require.NoError(t, port.Close())
+				id := open(t, e, p.name)
+				p.mu.Lock() // its descriptor cannot be fetched meanwhile
+				b := submit(t, e, ask(core.Write, near, id, far))
+				p.shown = without
+				if first == (identity{}) {
+					next := engine(t)
+					require.NoError(t, next.Register(addressOf(far), 4096, "cpu:0", true))
+					p.shown = p.descriptorOf(next)
+				}
+				p.mu.Unlock()
+				failsOnly(t, b, 0)
+				require.ErrorIs(t, b.Err(), errRestarted)
+				require.ErrorContains(t, b.Err(), "an engine without an identity")
+				require.Equal(t, make([]byte, 4096), far)
+			})
+		}
+	}
+}
+
 func TestAnEngineThatCannotBeConfirmedIsNotDialledUnlessItProvesWhoItIs(t *testing.T) {
 	near, far := mapped(t, 4096), mapped(t, 4096)
 	e := engine(t)

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -74,11 +75,12 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	if len(r.chosen) > 0 {
 		var fetched bool
 		l.overtakable(r.unsure, func() { fetched = r.fetch(proof) })
-		if l.endCopying() {
+		valid := fetched && r.epoch == proof.epoch
+		if l.endCopying(rest, valid) {
 			r.fetching.reset()
 			return nil
 		}
-		rest = l.settleFetched(rest, fetched, fetched && r.epoch == proof.epoch, now)
+		rest = l.settleFetched(rest, fetched, valid, now)
 	}
 	clear(pieces[len(rest):]) // for the collector
 	return rest
@@ -107,10 +109,14 @@ func (r *reach) divide(pieces []piece, mayWait bool, now hostmem.Time) (rest, la
 	return rest, later
 }
 
-// endCopying reports whether the lane was given up while it copied: then the pieces are settled, or about to be.
-func (l *lane) endCopying() (stuck bool) {
+// endCopying reports whether the lane was given up while it copied: then the pieces are settled, or about to be. Otherwise
+// those that were copied in vain are in hand again.
+func (l *lane) endCopying(rest []piece, valid bool) (stuck bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.letGo == nil && !valid {
+		l.inHand = slices.Concat(rest, l.copying)
+	}
 	l.copying = nil
 	return l.letGo != nil
 }

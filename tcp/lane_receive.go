@@ -102,7 +102,7 @@ type plan struct {
 	vectors []ioVector
 	laidOut uint64       // the lane's, when the plan was made
 	flight  int          // pieces in flight, likewise
-	touched hostmem.Time // when the memory of all payloads had been touched a short while ago; 0 if not of all
+	touched hostmem.Time // when the memory of all payloads had been touched a short while ago; 0 if not of all, or too much
 }
 
 // plan lays out where the answers to what is in flight go: status frames to statuses, payloads to where they belong.
@@ -125,6 +125,7 @@ func (l *lane) layOutAnswers(made *plan) {
 	if l.alone {
 		most = 1
 	}
+	var payloads uint64
 	for i := range min(l.flight.len(), most) {
 		p := l.flight.at(i)
 		slot := addressOf(l.statuses[i*statusSize:])
@@ -135,7 +136,11 @@ func (l *lane) layOutAnswers(made *plan) {
 		case p.op == core.Read:
 			skip = made.expect(p.local, p.length, skip)
 			made.touched = min(made.touched, p.touched)
+			payloads += p.length
 		}
+	}
+	if payloads > mostRaw {
+		made.touched = 0
 	}
 	if len(made.vectors) == 0 { // nothing is expected: the peer may only close
 		made.expect(addressOf(l.statuses[:]), 1, 0)
@@ -178,10 +183,7 @@ func (l *lane) consume(n uint64) error {
 			l.keepStatus(i)
 			return nil
 		}
-		if p.byAddress && p.op == core.Write && !p.plain { // the peer has read its memory
-			now.Note(p.local, p.length, hostmem.Reading)
-		}
-		if err := l.settleOldest(p); err != nil {
+		if err := l.settleOldest(p, now); err != nil {
 			return err
 		}
 	}
@@ -202,7 +204,7 @@ func (l *lane) checkStatus(frame []byte) error {
 
 // settleOldest ends the oldest piece in flight, whose answer is complete. An answer may overtake the sender, who has yet
 // to note that all is sent; when it comes from a peer that did not wait for all, the piece's memory is still in use.
-func (l *lane) settleOldest(p piece) error {
+func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	l.got = 0
 	l.mu.Lock()
 	for l.sent < p.end && l.broken == nil && l.letGo == nil {
@@ -225,6 +227,9 @@ func (l *lane) settleOldest(p piece) error {
 	if p.unmoved() {
 		l.comeBack(p)
 		return nil
+	}
+	if p.byAddress { // the peer has read its memory
+		now.Note(p.local, p.length, hostmem.Reading)
 	}
 	l.peer.count(&p)
 	p.settle(nil)

@@ -78,7 +78,6 @@ type fetching struct {
 	part     [2]ioVector // of a copy that is made in steps
 	process  *process    // during run
 	permit   *permit     // likewise; nil for none
-	begun    bool        // something may have been copied
 }
 
 func (f *fetching) add(to, from uintptr, length uint64) {
@@ -100,8 +99,7 @@ var (
 
 // run makes the copies from a process, by its permit where there is to be one. Where not all were made, an error says why,
 // and they may have been made in part. Long ones have their turns, and are made in short steps, while there are short ones
-// about. The process is looked at when all is copied, since its id may be another one's by then; and before, unless it was
-// a moment ago, so that hardly ever anything is copied from a process that nobody meant.
+// about.
 func (f *fetching) run(from *process, permit *permit) error {
 	switch {
 	case f.bytes == 0:
@@ -109,14 +107,8 @@ func (f *fetching) run(from *process, permit *permit) error {
 	case from == nil:
 		return errOutOfReach
 	}
-	f.process, f.permit, f.begun = from, permit, false
+	f.process, f.permit = from, permit
 	err := f.copyAll()
-	if !from.lives() {
-		if f.begun {
-			f.wipe()
-		}
-		err = fmt.Errorf("%v: %w", from, errProcessEnded)
-	}
 	f.process, f.permit = nil, nil
 	return err
 }
@@ -166,7 +158,9 @@ func (f *fetching) inParts(to, from ioVector) error {
 	return nil
 }
 
-// copy makes one system call that copies, within the permit.
+// copy makes one system call that copies, within the permit. The process is looked at after it, since its id may be another
+// one's by then; and before, unless it was a moment ago, so that hardly ever anything is copied from a process that nobody
+// meant.
 func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
 	if f.permit != nil {
 		if !f.permit.begin() {
@@ -174,30 +168,45 @@ func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
 		}
 		defer f.permit.end()
 	}
-	if !f.process.livedLately() && !f.process.lives() {
-		return errProcessEnded
+	var copied uint64
+	if f.process.livedLately() || f.process.lives() {
+		copied = copyFrom(f.process.id, to, from)
 	}
-	f.begun = true
-	if !copyFrom(f.process.id, to, from, bytes) {
+	switch {
+	case f.process.lives():
+	case f.process.hasItsID():
+		return fmt.Errorf("%v: %w", f.process, errProcessEnded)
+	default:
+		wipe(to, copied)
+		return fmt.Errorf("%v: %w", f.process, errProcessEnded)
+	}
+	if copied != bytes {
 		return errOutOfReach
 	}
 	return nil
 }
 
-// wipe overwrites what was copied from a process that nobody meant.
-func (f *fetching) wipe() {
+// wipe overwrites the first bytes of a list of memory, which may have come from a process that nobody meant.
+func wipe(to []ioVector, bytes uint64) {
 	zeros := make([]byte, shortStep)
-	for _, v := range f.to {
-		for done := uint64(0); done < v.length; done += shortStep {
-			_ = core.CopyMemory(v.base+uintptr(done), addressOf(zeros), min(v.length-done, shortStep)) // fails where there is nothing
+	for _, v := range to {
+		for length := min(v.length, bytes); length > 0; {
+			part := min(length, shortStep)
+			_ = core.CopyMemory(v.base, addressOf(zeros), part) // fails where there is nothing
+			v.base += uintptr(part)
+			length -= part
+			bytes -= part
 		}
 	}
 }
 
-// copyFrom copies so many bytes from another process by one system call, all or not all.
-func copyFrom(pid int, to, from []ioVector, bytes uint64) bool {
+// copyFrom copies from another process by one system call, and returns how many bytes, from the first one on.
+func copyFrom(pid int, to, from []ioVector) (bytes uint64) {
 	n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(pid),
 		uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)),
 		uintptr(unsafe.Pointer(unsafe.SliceData(from))), uintptr(len(from)), 0)
-	return errno == 0 && uint64(n) == bytes
+	if errno != 0 {
+		return 0
+	}
+	return uint64(n)
 }

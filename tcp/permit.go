@@ -100,7 +100,7 @@ func (p *permit) nonce() []byte { return p.page[nonceAt : nonceAt+nonceLength] }
 func (p *permit) isOf(who *process, at uint64) bool {
 	found := make([]byte, nonceLength)
 	from := ioVector{uintptr(at) + nonceAt, nonceLength}
-	return copyFrom(who.id, []ioVector{vectorOf(found)}, []ioVector{from}, nonceLength) &&
+	return copyFrom(who.id, []ioVector{vectorOf(found)}, []ioVector{from}) == nonceLength &&
 		string(found) == string(p.nonce()) && who.lives()
 }
 

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"bytes"
 	"os"
 	"runtime"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -150,22 +152,70 @@ func TestNothingIsCopiedForAPeerThatSentNoPermit(t *testing.T) {
 	}
 }
 
-func TestAProcessThatHasEndedIsNotCopiedFromAndWhatWasCopiedIsWiped(t *testing.T) {
+// ended is a process that has ended. Its parent has asked for its end, unless that waits for the end of the test.
+func ended(t *testing.T, waits bool) *process {
+	child, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{})
+	require.NoError(t, err)
+	file, err := unix.PidfdOpen(child.Pid, 0)
+	require.NoError(t, err)
+	p := &process{id: child.Pid, file: file}
+	reap := func() {
+		_, err := child.Wait()
+		require.NoError(t, err)
+	}
+	if waits {
+		require.Eventually(t, func() bool { return !p.lives() }, patience, time.Millisecond)
+		t.Cleanup(reap)
+	} else {
+		reap()
+	}
+	t.Cleanup(func() { require.NoError(t, p.close()) })
+	return p
+}
+
+func TestNothingIsCopiedFromAProcessThatHasEndedAndNothingIsOverwritten(t *testing.T) {
 	from, to := mapped(t, 4096), mapped(t, 4096)
 	fill(from, 1)
-	ended, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{})
-	require.NoError(t, err)
-	file, err := unix.PidfdOpen(ended.Pid, 0)
-	require.NoError(t, err)
-	_, err = ended.Wait()
-	require.NoError(t, err)
-	reused := &process{id: os.Getpid(), file: file} // another process has got the id
-	defer func() { require.NoError(t, reused.close()) }()
-	require.False(t, reused.lives())
+	for _, lately := range []bool{false, true} {
+		for _, waits := range []bool{false, true} {
+			fill(to, 2)
+			who := ended(t, waits)
+			require.False(t, who.lives())
+			require.Equal(t, waits, who.hasItsID())
+			if lately { // it was found alive a moment before
+				who.lived.Store(uint64(hostmem.Now()))
+			} else {
+				who.id = os.Getpid() // another process has got the id
+				who.lived.Store(0)
+			}
+			var f fetching
+			f.add(addressOf(to), addressOf(from), 4096)
+			require.ErrorIs(t, f.run(who, nil), errProcessEnded)
+			require.True(t, bytes.Equal(pattern(4096, 2), to))
+		}
+	}
+}
+
+func TestWhatWasCopiedFromAProcessWithTheIdOfOneThatHasEndedIsWipedAndNothingElse(t *testing.T) {
+	from, to := mapped(t, 4096), mapped(t, 4096)
+	fill(from, 1)
+	fill(to, 2)
+	who := ended(t, false)
+	who.id = os.Getpid()
 	var f fetching
-	f.add(addressOf(to), addressOf(from), 4096)
-	require.ErrorIs(t, f.run(reused, nil), errProcessEnded)
-	require.Equal(t, make([]byte, 4096), to)
+	f.add(addressOf(to), addressOf(from), 1000)
+	f.add(addressOf(to)+1000, addressOf(from), 500)
+	f.add(addressOf(to)+2000, 4096, 1000) // there is nothing
+	for range 100 {                       // the clock may go on before the copy
+		fill(to, 2)
+		who.lived.Store(uint64(hostmem.Now()))
+		require.ErrorIs(t, f.run(who, nil), errProcessEnded)
+		if to[0] != pattern(1, 2)[0] {
+			break
+		}
+	}
+	require.True(t, bytes.Equal(make([]byte, 1500), to[:1500]))
+	require.True(t, bytes.Equal(pattern(4096, 2)[1500:], to[1500:]))
 }
 
 // A READ that completes after the target's engine began to close has only bytes that were there before.

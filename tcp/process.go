@@ -78,6 +78,11 @@ func (p *process) lives() bool {
 // one's yet: the kernel gives all other ids before one comes again.
 func (p *process) livedLately() bool { return p.lived.Load() == uint64(hostmem.Now()) }
 
+// hasItsID reports whether the process, which has ended, has its id still: its parent has not asked for its end yet.
+func (p *process) hasItsID() bool {
+	return unix.PidfdSendSignal(p.file, 0, nil, 0) == nil
+}
+
 // close gives the file descriptor back.
 func (p *process) close() error {
 	if p == nil {

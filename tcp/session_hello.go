@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
+
+	"kvferry/core"
 
 	"go.uber.org/zap"
 )
@@ -50,7 +51,7 @@ func (s *session) meet() error {
 
 // accept answers a hello. After an answer that is no welcome the session ends.
 func (s *session) accept(h hello) error {
-	answer := helloAnswer{target: s.target.options.identity, age: time.Since(s.target.began)}
+	answer := helloAnswer{target: s.target.options.identity, age: core.Now() - s.target.began}
 	var refusal error
 	switch {
 	case h.target != s.target.options.identity:

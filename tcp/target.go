@@ -55,7 +55,7 @@ type target struct {
 	listener *net.TCPListener
 	local    *net.UnixListener // for neighbours; nil where there are to be none
 	options  targetOptions
-	began    time.Time
+	began    time.Duration // by core.Now
 
 	accepted chan plainConn
 	slots    chan struct{} // holds an item for each session
@@ -87,7 +87,7 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local
 		listener: listener,
 		local:    local,
 		options:  o,
-		began:    time.Now(),
+		began:    core.Now(),
 		accepted: make(chan plainConn),
 		slots:    make(chan struct{}, o.maxSessions),
 		closing:  make(chan struct{}),
