@@ -3,6 +3,7 @@ package tcp
 import (
 	"runtime"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,7 @@ import (
 //  2. Only then it waits as others do. When it goes on, lookAround has another thread wait for the sockets.
 const (
 	// napTime is longer than a peer pauses amid a transfer, and short enough for a deadline or Close to wait for its end.
-	napTime = 1 // ms
+	napTime = time.Millisecond
 	// manyProcessors is from where on there are some to spare.
 	manyProcessors = 8
 )
@@ -38,7 +39,8 @@ func (h *half) nap() bool {
 		return false
 	}
 	which := unix.PollFd{Fd: int32(h.bell.socket), Events: h.events}
-	n, _, _ := unix.Syscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&which)), 1, napTime)
+	left := unix.NsecToTimespec(int64(napTime))
+	n, _, _ := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&which)), 1, uintptr(unsafe.Pointer(&left)), 0, 0, 0)
 	return n == 1
 }
 
