@@ -18,7 +18,7 @@ import (
 //     owner without an identity, Mooncake's, nobody knows since when it has been there.
 //  3. A work that is bound goes to the engine of that identity, or fails. All parts of a work share one binding.
 //
-// A connection to an owner without an identity binds nothing.
+// The identity of an owner without one is "".
 
 // verifiedFor is how long a descriptor counts as that of a living owner while no connection proves it: for calls by name,
 // and for Mooncake's, which prove nothing.
@@ -37,7 +37,7 @@ func (b *binding) begin(s *Segment) {
 	d := s.Descriptor()
 	switch {
 	case d == nil:
-	case connected && d.Identity != "":
+	case connected:
 		b.bind(&d.Identity)
 	default:
 		b.known, b.since = &d.Identity, Now()
@@ -63,14 +63,7 @@ func (w *Work) Bind(d *metadata.Descriptor, there time.Duration) bool {
 	if b == nil {
 		b = &w.own
 	}
-	if d.Identity == "" {
-		if b.known != nil && *b.known != "" {
-			b.bind(b.known)
-		}
-		bound := b.identity.Load()
-		return bound == nil || *bound == ""
-	}
-	if b.known != nil && (there > b.since || w.Segment.proof.failed.Load() >= int64(b.since)) {
+	if b.known != nil && (d.Identity == "" || there > b.since || w.Segment.proof.failed.Load() >= int64(b.since)) {
 		b.bind(b.known)
 	}
 	return b.bind(&d.Identity)
