@@ -62,13 +62,14 @@ func (t *localTransport) Submit(w *Work) {
 
 // isThere reports whether all memory of a work will hardly make a copy wait.
 func isThere(w *Work) bool {
+	now := hostmem.Now()
 	for i := w.Head; i >= 0; i = w.Tasks[i].Next {
 		r := &w.Tasks[i].Request
 		local, remote := hostmem.Reading, hostmem.Writing
 		if r.Opcode == Read {
 			local, remote = remote, local
 		}
-		if now := hostmem.Now(); !now.There(r.Local, r.Length, local) || !now.There(uintptr(r.Remote), r.Length, remote) {
+		if !now.There(r.Local, r.Length, local) || !now.There(uintptr(r.Remote), r.Length, remote) {
 			return false
 		}
 	}

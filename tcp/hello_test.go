@@ -253,6 +253,15 @@ func TestATaskDoesNotMoveToTheNextIncarnationAndANewCallByNameFindsIt(t *testing
 	}
 }
 
+// closedPort is one at which nobody answers any more.
+func closedPort(t testing.TB) int {
+	t.Helper()
+	port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	require.NoError(t, port.Close())
+	return port.Addr().(*net.TCPAddr).Port
+}
+
 func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *testing.T) {
 	for _, way := range ways {
 		for _, late := range []bool{false, true} {
@@ -260,10 +269,7 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 				near, far := mapped(t, 4096), mapped(t, 4096)
 				fill(near, 1)
 				e := engine(t, way.config, oneLane)
-				port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}) // nobody answers there any more
-				require.NoError(t, err)
-				p := performAs(t, identity{1}, port.Addr().(*net.TCPAddr).Port, far)
-				require.NoError(t, port.Close())
+				p := performAs(t, identity{1}, closedPort(t), far)
 				id := open(t, e, p.name)
 				p.mu.Lock() // its descriptor cannot be fetched meanwhile
 				var b *core.Batch
@@ -296,17 +302,14 @@ func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *tes
 				near, far := mapped(t, 4096), mapped(t, 4096)
 				fill(near, 1)
 				e := engine(t, way.config, oneLane)
-				port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}) // nobody answers there any more
-				require.NoError(t, err)
 				p := perform(t, 2, serveWell, far)
 				p.mu.Lock()
 				without := p.shown
-				p.shown.DataPort = port.Addr().(*net.TCPAddr).Port
+				p.shown.DataPort = closedPort(t)
 				if first != (identity{}) {
 					p.shown.Kin, p.shown.Identity, p.shown.Hello = true, first.String(), 1
 				}
 				p.mu.Unlock()
-				require.NoError(t, port.Close())
 				id := open(t, e, p.name)
 				p.mu.Lock() // its descriptor cannot be fetched meanwhile
 				b := submit(t, e, ask(core.Write, near, id, far))

@@ -87,7 +87,8 @@ func (l *lane) receiveOnce() bool {
 	case again:
 		return false
 	case errors.Is(err, syscall.EFAULT) && !l.alone:
-		l.alone, l.planned.vectors = true, l.planned.vectors[:0] // the kernel does not say whose memory it was: the next time it is the oldest piece's
+		l.alone = true // the kernel does not say whose memory it was: the next time it is the oldest piece's
+		l.planned.vectors = l.planned.vectors[:0]
 	case err != nil:
 		l.failure = l.blameReceiver(err)
 	default:
@@ -210,11 +211,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	for l.sent < p.end && l.broken == nil && l.letGo == nil {
 		l.sending.Wait()
 	}
-	if l.sent < p.end {
-		defer l.mu.Unlock()
-		return l.broken
-	}
-	if l.letGo != nil {
+	if l.sent < p.end || l.letGo != nil {
 		defer l.mu.Unlock()
 		return l.broken
 	}

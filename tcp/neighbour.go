@@ -172,12 +172,10 @@ func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
 	if f.process.livedLately() || f.process.lives() {
 		copied = copyFrom(f.process.id, to, from)
 	}
-	switch {
-	case f.process.lives():
-	case f.process.hasItsID():
-		return fmt.Errorf("%v: %w", f.process, errProcessEnded)
-	default:
-		wipe(to, copied)
+	if !f.process.lives() {
+		if !f.process.hasItsID() {
+			wipe(to, copied)
+		}
 		return fmt.Errorf("%v: %w", f.process, errProcessEnded)
 	}
 	if copied != bytes {
