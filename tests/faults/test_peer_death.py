@@ -30,7 +30,7 @@ def test_a_target_killed_in_the_middle_is_an_error(world: World, start_peer: Pee
     port = DataPort(target.name)
     with world.unharmed():
         pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
-        port.wait_for_one_more(set())
+        port.wait_for_connection()
         target.kill()
         result = pending.result(HUNG)
     assert result["code"] < 0
@@ -46,7 +46,7 @@ def test_a_target_that_comes_back_under_its_name_is_found(world: World, start_pe
     near, far = world.engine.memory(SIZE, 1), target.memory(SIZE)
     port = DataPort(target.name)
     pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
-    port.wait_for_one_more(set())
+    port.wait_for_connection()
     target.kill()
     assert pending.result(HUNG)["code"] < 0
     successor = restart(start_peer, target.name, settings)
@@ -64,7 +64,7 @@ def test_a_dead_peer_leaves_nothing_behind(world: World, start_peer: Peers, opco
         far = target.memory(SIZE)
         port = DataPort(target.name)
         pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS), "batch")
-        port.wait_for_one_more(set())
+        port.wait_for_connection()
         target.kill()
         assert pending.result(HUNG)["code"] < 0
 
@@ -89,7 +89,7 @@ def test_an_initiator_killed_in_the_middle_leaves_nothing_behind(
         near = initiator.memory(SIZE)
         before = port.connections()
         initiator.start_move(world.engine.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS), "batch")
-        port.wait_for_one_more(before)
+        port.wait_for_connection(before)
         initiator.kill()
 
     with world.unharmed():

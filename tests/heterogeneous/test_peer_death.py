@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from support import devices, wire
+from support import devices
+from support.dataport import DataPort
 from support.memory import addresses
 from support.peers import Peers
-from support.process import connections_to, until
 from support.world import GIVEN_UP, HUNG, QUICK, World
 
 SIZE = 16 << 20  # bytes
@@ -18,11 +18,6 @@ REPEATS = 64  # blocks of that size in a transfer that somebody dies in
 PLACES = ("npu:0", "cuda:0")
 
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
-
-
-def wait_for_connection(port: int, before: Collection[int] = ()) -> None:
-    """Wait for a connection to a data port that is none of those there were before."""
-    until(lambda: bool(connections_to(port).difference(before)), 10, f"a connection to port {port}")
 
 
 @pytest.fixture(params=PLACES)
@@ -47,15 +42,15 @@ def test_a_target_killed_during_staging_fails_its_own_transfers(
     target = start_peer(kind).create()
     far = target.memory(SIZE)
     near = world.engine.memory(SIZE, place=place)
-    port = wire.data_address(target.name)[1]
+    port = DataPort(target.name)
     with world.unharmed():
         pending = world.engine.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
-        wait_for_connection(port)
+        port.wait_for_connection()
         target.kill()
         result = pending.result(HUNG)
     assert result["code"] < 0
     assert result["seconds"] < GIVEN_UP
-    assert world.engine.logs(target.name, str(port))
+    assert world.engine.logs(target.name, str(port.port))
 
 
 @pytest.mark.parametrize("kind", ("ours", "0.3.8", "0.3.13"))
@@ -64,14 +59,14 @@ def test_an_initiator_killed_during_staging_harms_nobody(
     world: World, start_peer: Peers, kind: str, place: str, opcode: str
 ) -> None:
     far = world.engine.memory(SIZE, place=place)
-    port = wire.data_address(world.engine.name)[1]
+    port = DataPort(world.engine.name)
     with world.unharmed():
         for _ in range(3):
             initiator = start_peer(kind).create()
             near = initiator.memory(SIZE)
-            before = connections_to(port)
+            before = port.connections()
             initiator.start_move(world.engine.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
-            wait_for_connection(port, before)
+            port.wait_for_connection(before)
             initiator.kill()
     assert world.engine.call("unregister_memory", far.address) == 0
 
@@ -85,8 +80,8 @@ def test_memory_can_be_unregistered_while_it_is_staged_for_a_peer(
     initiator = start_peer("ours").create()
     near = initiator.memory(SIZE)
     pending = initiator.start_move(world.engine.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
-    port = wire.data_address(world.engine.name)[1]
-    wait_for_connection(port)
+    port = DataPort(world.engine.name)
+    port.wait_for_connection()
     assert world.engine.call("unregister_memory", far.address) == 0
     far.fill(6)
     assert pending.result(HUNG)["code"] < 0
@@ -105,8 +100,8 @@ def test_an_engine_can_end_while_bytes_are_staged(
     initiator, target = devices.start(start_peer, **QUICK).create(), devices.start(start_peer).create()
     near, far = initiator.memory(SIZE, place=here), target.memory(SIZE, place=there)
     pending = initiator.start_move(target.name, opcode, addresses(near, far, [(0, 0, SIZE)] * REPEATS))
-    port = wire.data_address(target.name)[1]
-    wait_for_connection(port)
+    port = DataPort(target.name)
+    port.wait_for_connection()
     (initiator if ending == "initiator" else target).create()
     assert pending.result(HUNG)["code"] < 0
     for peer in (initiator, target):

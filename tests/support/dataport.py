@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from . import wire
 from .process import connections_to, same_host_connections, until
 
@@ -19,5 +21,10 @@ class DataPort:
         by_tcp = {str(port) for port in connections_to(self.port)}
         return by_tcp | {line[6] for line in same_host_connections() if line[-1] == f"@{self._socket}"}
 
-    def wait_for_one_more(self, before: set[str]) -> None:
-        until(lambda: bool(self.connections() - before), LIMIT, f"a connection to port {self.port}, or beside it")
+    def wait_for_connection(self, before: Collection[str] = ()) -> None:
+        """Wait for a connection that is none of those there were before."""
+        until(
+            lambda: bool(self.connections().difference(before)),
+            LIMIT,
+            f"a connection to port {self.port}, or beside it",
+        )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .dataport import DataPort
 from .memory import Memory, Span, addresses, transfer
 from .peer import Pending
 from .peers import Peers
-from .process import connections_of, connections_to, same_host_connections, sockets_of, soon, stopped, until
-from .wire import data_address
+from .process import connections_of, sockets_of, soon, stopped, until
 from .world import HUNG, QUICK
 
 PATIENT = {**QUICK, "MC_TRANSFER_TIMEOUT": "30", "MC_TCP_STATUS_TIMEOUT_SEC": "30", "MC_TCP_PROGRESS_TIMEOUT_SEC": "30"}
@@ -35,7 +35,7 @@ class Overtaking:
         both = {"KVFERRY_SAME_HOST": same_host}
         self.initiator = peers("ours", **PATIENT, **both, MC_SLICE_TIMEOUT="1", MC_TCP_LANES_PER_PEER="1").create()
         self.target = peers(kind, **both).create()
-        self.port = data_address(self.target.name)[1]
+        self._port = DataPort(self.target.name)
         self._size = size
         self._offset, self._length = (0, size) if whole else (min(size - PART, FAR), PART)
         self.old = self.initiator.memory(size, FIRST)
@@ -67,7 +67,7 @@ class Overtaking:
         return self._start(self.new, [(self._offset, self._offset, self._length)])
 
     def _connections(self) -> int:
-        return len(connections_to(self.port)) + len(same_host_connections())
+        return len(self._port.connections())
 
     def _wait_until_acknowledged(self, last: Pending) -> None:
         for _ in range(TRIES):
