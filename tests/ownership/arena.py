@@ -6,7 +6,7 @@ It has AREAS areas of SIZE bytes, each three times:
     shadow  what the worker covers the body with when it is its own again, prepared by the checker
     result  what the worker found in the body
 
-and a page with a time for each area, when the call that uses it has begun in the worker.
+and a page with a time for each area, when the engine had the whole of the call that uses it.
 
 The first REGIONS areas are offered to peers, the others are buffers for the worker's own transfers. A worker maps the
 bodies at BASE, whichever worker it is: a transfer that goes to the wrong process finds memory there, too.
@@ -44,7 +44,7 @@ def result(area: int) -> int:
     return (2 * AREAS + area) * SIZE
 
 
-def begun(area: int) -> int:
+def submitted(area: int) -> int:
     """Where the time is, a double of time.monotonic."""
     return TIMES + area * ctypes.sizeof(ctypes.c_double)
 

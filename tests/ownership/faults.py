@@ -110,6 +110,29 @@ async def cut(running: Running, fault: Fault) -> bool:
     return True
 
 
+async def replace(running: Running, fault: Fault) -> bool:
+    """Calls wait for a process that is stopped. Their own processes are stopped, too, until it was killed and there is
+    another one: they are none the wiser."""
+    slot = running.slots[fault.victim]
+    async with slot.life:
+        others = [each.process for each in running.slots if each is not slot]
+        if running.over or any(each.is_stopped or each.is_over for each in [slot.process, *others]):
+            return False
+        slot.process.stop()
+        await asyncio.sleep(ON_ITS_WAY)
+        stopped = [each for each in others if not each.is_stopped and not each.is_over]
+        for process in stopped:
+            process.stop()
+        try:
+            slot.kill()
+            await slot.start()
+        finally:
+            for process in stopped:
+                if not process.is_over:
+                    process.go_on()
+    return True
+
+
 async def reuse(running: Running, fault: Fault) -> bool:
     """While calls wait for a process that is stopped, their own process dies; a forked child holds its connections, and
     another process gets its id, with other bytes at the same addresses."""
@@ -137,5 +160,6 @@ KINDS: dict[str, Kind] = {
     "fork": fork,
     "reset": reset,
     "cut": cut,
+    "replace": replace,
     "reuse": reuse,
 }

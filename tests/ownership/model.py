@@ -10,9 +10,9 @@ A place may hold
   no WRITE of the same initiator that began after its end was acknowledged for the place. A WRITE that failed may have
   written all of its places, none, or some.
 
-A WRITE may reach the incarnation whose name it was called with. If its call was made before the end of an earlier
-incarnation of that name began, it was meant for that one and may reach no later one. A call may be made long after it
-was asked for, if the initiator was stopped; so these are times of a clock, and that of a call is taken in its process.
+A WRITE may reach the incarnation whose name it was called with, but none that was begun after the initiator's engine
+had the whole of the call. A call may be made long after it was asked for, if the initiator was stopped; so these are
+times of a clock, and that of a call is taken in its process. It is known of calls that submit first, and then wait.
 Mooncake promises less: see Incarnation.
 
 What a READ returns with success must be what its places might hold at some moment from its begin to its end, and the
@@ -87,9 +87,8 @@ class Incarnation:
     slot: int
     ours: bool
     name: str = ""
-    since: float = 0.0  # seconds; WRITEs by the name whose call was made earlier were meant for another incarnation
+    made: float = 0.0  # seconds; it was not there before
     ended: Optional[int] = None  # when its end began
-    ending: float = 0.0  # seconds; when its end began, on the clock
     over: Optional[int] = None  # when it had come to its end
     regions: list[Region] = dataclasses.field(default_factory=list)
     addresses: Sequence[int] = ()  # of the regions
@@ -117,7 +116,7 @@ class Operation:
     limit: float
     buffer: int
     begun: int = 0
-    called: Callable[[], float] = time.monotonic  # seconds; when its call was made, 0 before that
+    submitted: Callable[[], float] = float  # seconds; by when the engine had the whole of its call, 0 for not known
     ended: Optional[int] = None
     code: Optional[int] = None
     remark: str = ""
@@ -151,7 +150,7 @@ class Operation:
             return True
         if not incarnation.ours:
             return self.name == incarnation.name
-        return self.name == incarnation.name and not 0 < self.called() < incarnation.since
+        return self.name == incarnation.name and not 0 < self.submitted() < incarnation.made
 
     def __str__(self) -> str:
         outcome = "under way" if self.ended is None else f"{self.code} at {self.ended}"
@@ -380,14 +379,13 @@ class Model:
 
     def incarnate(self, slot: int, ours: bool) -> Incarnation:
         """An engine that is about to be made."""
-        made = Incarnation(len(self._incarnations) + 1, slot, ours)
+        made = Incarnation(len(self._incarnations) + 1, slot, ours, made=time.monotonic())
         made.regions = [Region(made, index) for index in range(arena.REGIONS)]
         self._incarnations.append(made)
         return made
 
     def named(self, incarnation: Incarnation, name: str) -> None:
         """The engine was made, and has this name."""
-        incarnation.since = max((each.ending for each in self._incarnations if each.name == name), default=0.0)
         incarnation.name = name
         for operation in self.operations.values():
             if operation.writes and operation.begun and operation.may_reach(incarnation):
@@ -397,7 +395,7 @@ class Model:
 
     def ends(self, incarnation: Incarnation) -> None:
         """The end of an engine is about to begin."""
-        incarnation.ended, incarnation.ending = self.now(), time.monotonic()
+        incarnation.ended = self.now()
 
     def is_over(self, incarnation: Incarnation) -> None:
         """The end of an engine has come."""
@@ -438,10 +436,10 @@ class Model:
         self.operations[made.number] = made
         return made
 
-    def begin(self, operation: Operation, called: Callable[[], float]) -> Kept:
-        """Its request is about to be sent. `called` gives the time of its call until it has ended. For a READ, the
+    def begin(self, operation: Operation, submitted: Callable[[], float]) -> Kept:
+        """Its request is about to be sent. `submitted` is Operation.submitted until it has ended. For a READ, the
         answer is what is known now of its spans."""
-        operation.begun, operation.called = self.now(), called
+        operation.begun, operation.submitted = self.now(), submitted
         kept: Kept = {}
         for incarnation in self._reached(operation):
             region = incarnation.regions[operation.region]
@@ -455,8 +453,8 @@ class Model:
         """Its answer has come, or will not come any more. An acknowledged WRITE is in its place from now on."""
         operation.ended = self.now()
         operation.code = code
-        called = operation.called()
-        operation.called = lambda: called
+        submitted = operation.submitted()
+        operation.submitted = lambda: submitted
         if operation.writes and code == 0:
             for incarnation in self._acknowledging(operation):
                 incarnation.regions[operation.region].acknowledge(operation)

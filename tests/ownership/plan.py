@@ -44,6 +44,7 @@ FAULTS = {
     "fork": "a forked child holds the descriptors for a while",
     "reset": "data connections are aborted as by a box between two hosts",
     "cut": "a link loses everything for a while, in one direction or both",
+    "replace": "a process is replaced while its peers are stopped, with calls that wait for it",
     "reuse": "a process dies while a forked child holds its connections, and its id is another's",
 }
 OF_CALLS = ("giveup", "retract", "stale", "withdraw")  # no victims are drawn for these

@@ -80,13 +80,14 @@ class Process:
     def result(self, area: int) -> Words:
         return self._part(arena.result(area))
 
-    def begun(self, area: int) -> float:
-        """When the call that uses a buffer has begun in the worker, on the clock of time.monotonic; 0 before that."""
-        return float(self._part(arena.begun(area))[:1].view(np.float64)[0])
+    def submitted(self, area: int) -> float:
+        """By when the engine had the whole of the call that uses a buffer, on the clock of time.monotonic; 0 where that
+        is not known."""
+        return float(self._part(arena.submitted(area))[:1].view(np.float64)[0])
 
     def is_asked(self, area: int) -> None:
         """A call that uses a buffer is about to be asked for."""
-        self._part(arena.begun(area))[0] = 0
+        self._part(arena.submitted(area))[0] = 0
 
     def _part(self, offset: int) -> Words:
         first = offset // words.WORD

@@ -29,9 +29,9 @@ HERE = Span(100, 50)
 
 
 def now() -> Callable[[], float]:
-    """A call that is made now."""
-    made = time.monotonic()
-    return lambda: made
+    """A call that has been submitted now."""
+    submitted = time.monotonic()
+    return lambda: submitted
 
 
 class Scene:
@@ -232,12 +232,12 @@ def test_bytes_for_an_incarnation_that_is_gone_are_found_in_the_next_one(scene: 
     scene.check_finds(Promise.INCARNATION)
 
 
-def test_a_call_by_name_after_the_end_of_an_engine_may_reach_the_next_one(scene: Scene) -> None:
+def test_bytes_submitted_after_the_end_of_an_engine_are_found_in_one_that_was_begun_later(scene: Scene) -> None:
     scene.model.ends(scene.target)
     operation = scene.begin()
     restarted(scene, "target:1")
     scene.put(operation)
-    scene.check()
+    scene.check_finds(Promise.INCARNATION)
 
 
 def test_bytes_for_a_name_are_found_in_an_engine_of_another_name(scene: Scene) -> None:
@@ -248,14 +248,14 @@ def test_bytes_for_a_name_are_found_in_an_engine_of_another_name(scene: Scene) -
     scene.check_finds(Promise.INCARNATION)
 
 
-def test_a_call_that_was_asked_for_before_the_end_of_an_engine_and_made_after_it_may_reach_the_next_one(
+def test_a_call_that_was_asked_for_before_the_end_of_an_engine_and_submitted_after_it_may_reach_the_next_one(
     scene: Scene,
 ) -> None:
     operation = scene.plan("write")
-    made: list[float] = []
-    scene.model.begin(operation, lambda: made[0] if made else 0.0)
+    submitted: list[float] = []
+    scene.model.begin(operation, lambda: submitted[0] if submitted else 0.0)
     restarted(scene, "target:1")
-    made.append(now()())
+    submitted.append(now()())
     scene.put(operation)
     scene.check()
 
@@ -271,7 +271,7 @@ def test_a_mooncake_target_may_be_written_to_by_its_name() -> None:
 def test_a_success_that_no_engine_can_have_given_is_found(scene: Scene) -> None:
     operation = scene.begin()
     restarted(scene, "target:2")
-    operation.begun, operation.called = scene.model.now(), now()
+    operation.begun, operation.submitted = scene.model.now(), now()
     with pytest.raises(Violation) as found:
         scene.model.end(operation, 0)
     assert found.value.promise is Promise.INCARNATION

@@ -89,7 +89,7 @@ class Stream:
         target = self._running.slots[meant.slot]
         if operation.writes:
             target.look_at(operation)
-        kept = self._model.begin(operation, functools.partial(process.begun, buffer))
+        kept = self._model.begin(operation, functools.partial(process.submitted, buffer))
         retracting = asyncio.create_task(self._retract(step, process, operation))
         try:
             code = await self._ask(process, operation)

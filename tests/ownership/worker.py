@@ -49,12 +49,11 @@ class Area:
         self._result = arena.BASE + arena.result(index)
         self._device: Optional[regions.Region] = None if place == HOST else regions.make_region(arena.SIZE, place)
         self.address = self._device.address if self._device else self._image
-        self._begun = ctypes.c_double.from_address(arena.BASE + arena.begun(index))
+        self._submitted = ctypes.c_double.from_address(arena.BASE + arena.submitted(index))
 
-    def begin(self) -> float:
-        """A call that uses the memory begins now."""
-        self._begun.value = time.monotonic()
-        return self._begun.value
+    def submitted(self) -> None:
+        """The engine has the whole of a call that uses the memory."""
+        self._submitted.value = time.monotonic()
 
     def load(self, length: int = arena.SIZE) -> None:
         """Copy the body in the arena to the device."""
@@ -84,6 +83,11 @@ class Use:
         self.submitted = threading.Event()  # the engine has the whole call, or it is over
         self.is_over = False
         self._lock = threading.Lock()
+
+    def submit(self) -> None:
+        """The engine has the whole of the call."""
+        self._area.submitted()
+        self.submitted.set()
 
     def end(self) -> None:
         self.submitted.set()
@@ -205,9 +209,9 @@ class Worker:
         buffer.load(length)
         self._uses[area] = use = Use(buffer, length, opcode == "read")
         blocks = [[buffer.address + offset, address, size] for offset, address, size in spans]
-        began, error = buffer.begin(), ""
+        began, error = time.monotonic(), ""
         try:
-            code = WAYS[way](Call(self._engine, opcode, target, blocks, seconds, use.submitted.set))
+            code = WAYS[way](Call(self._engine, opcode, target, blocks, seconds, use.submit))
         except Exception as e:  # as an engine that is closed meanwhile raises
             code, error = REFUSED, repr(e)
         use.end()
