@@ -140,7 +140,7 @@ class Process:
         self.peer.kill()
 
     def close(self) -> None:
-        """Give the arena back; nobody looks at it any more."""
+        """Close the arena's file: both sides have mapped it, or the process will not."""
         os.close(self._descriptor)
 
 
@@ -182,9 +182,13 @@ class Slot:
         for area in range(arena.AREAS):
             process.body(area)[:] = words.run(words.head(Kind.UNUSED, self.index, 0, 0), 0, PLACES)
         engine = self._prepare(process)
-        process.addresses = await process.ask(
-            "setup", START_LIMIT, path=process.path, places=list(self.position.places), private=self.position.private
-        )
+        places, private = list(self.position.places), self.position.private
+        try:
+            process.addresses = await process.ask(
+                "setup", START_LIMIT, path=process.path, places=places, private=private
+            )
+        finally:
+            process.close()
         await self._open(process, engine)
 
     def _spawn(self, pid: int) -> Process:
