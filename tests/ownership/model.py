@@ -391,7 +391,7 @@ class Model:
             if operation.writes and operation.begun and operation.may_reach(incarnation):
                 incarnation.regions[operation.region].expect(operation)
                 if operation.acknowledged and operation.initiator.ours:
-                    incarnation.regions[operation.region].acknowledge(operation)
+                    self._acknowledge(operation)
 
     def ends(self, incarnation: Incarnation) -> None:
         """The end of an engine is about to begin."""
@@ -456,18 +456,18 @@ class Model:
         submitted = operation.submitted()
         operation.submitted = lambda: submitted
         if operation.writes and code == 0:
-            for incarnation in self._acknowledging(operation):
-                incarnation.regions[operation.region].acknowledge(operation)
+            self._acknowledge(operation)
 
-    def _acknowledging(self, operation: Operation) -> list[Incarnation]:
-        """The incarnations that an acknowledged WRITE may have reached. Where one of Mooncake's went is known only
-        while no engine has ended."""
+    def _acknowledge(self, operation: Operation) -> None:
+        """A WRITE was acknowledged, by the only incarnation that it may have reached; it is not looked for where there
+        are several. Where one of Mooncake's went is known only while no engine has ended."""
         found = self._offered(operation)
-        if operation.initiator.ours:
-            return found
-        if any(each.ended is not None for each in self._incarnations):
-            return []
-        return [each for each in found if each.name == operation.name]
+        if not operation.initiator.ours:
+            if any(each.ended is not None for each in self._incarnations):
+                return
+            found = [each for each in found if each.name == operation.name]
+        if len(found) == 1:
+            found[0].regions[operation.region].acknowledge(operation)
 
     def _offered(self, operation: Operation) -> list[Incarnation]:
         """The incarnations that an operation may have had its success from. If there are none, and none whose name is

@@ -44,14 +44,22 @@ class Scene:
         self.memory = self.filled(self.target)
 
     def engine(self, slot: int, ours: bool, name: str) -> Incarnation:
+        made = self.unnamed(slot, ours)
+        self.name(made, name)
+        return made
+
+    def unnamed(self, slot: int, ours: bool) -> Incarnation:
+        """An engine that is about to be made."""
         made = self.model.incarnate(slot, ours)
         for region in made.regions:
             fill, cover = self.model.fill(Kind.INITIAL, made), self.model.fill(Kind.WITHDRAWN, made)
             region.offer(fill, cover, self.model.now())
+        return made
+
+    def name(self, made: Incarnation, name: str) -> None:
         self.model.named(made, name)
         for region in made.regions:
             region.turn(State.OFFERED, self.model.now())
-        return made
 
     @staticmethod
     def filled(owner: Incarnation) -> Words:
@@ -390,6 +398,18 @@ def test_what_mooncake_had_acknowledged_must_be_there() -> None:
     scene = Scene(initiator_is_ours=False)
     scene.done()
     scene.check_finds(Promise.ACKNOWLEDGED)
+
+
+def test_what_an_engine_had_acknowledged_need_not_be_in_the_next_one_of_its_name(scene: Scene) -> None:
+    later = scene.unnamed(2, True)
+    operation = scene.plan("write")
+    scene.model.begin(operation, float)
+    scene.model.end(operation, 0)
+    scene.model.ends(scene.target)
+    scene.model.is_over(scene.target)
+    scene.name(later, "target:1")
+    scene.target, scene.memory = later, scene.filled(later)
+    scene.check()
 
 
 def test_what_mooncake_had_acknowledged_need_not_be_in_the_next_engine() -> None:
