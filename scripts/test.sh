@@ -5,7 +5,8 @@
 #     spreads in other ways
 #  2. each of Go's fuzzers, on a few thousand inputs
 #  3. everything under tests/, in one pytest, in which engines use TCP among themselves
-#  4. once more, as engines on one host, the tests of what passes between engines, whatever it passes over
+#  4. beside 3, since tests wait more than they compute: once more, as engines on one host, the tests of what passes
+#     between engines, whatever it passes over
 #
 # All four run whatever the others come to. What the machine lacks is skipped and named at the end; with CI=true or
 # KVFERRY_REQUIRE_ALL=1 it is a failure instead.
@@ -56,8 +57,14 @@ else
 fi
 command -v etcd >/dev/null || skip "Go tests of the etcd metadata store" "apt-get install etcd-server"
 command -v redis-server >/dev/null || skip "Go tests of the Redis metadata store" "apt-get install redis-server"
+
+one_host_log=$(mktemp)
+"$python" -m pytest --same-host "${same_host[@]}" >"$one_host_log" 2>&1 &
+one_host=$!
+trap 'kill -INT "$one_host" 2>/dev/null; wait; rm -f "$one_host_log"' EXIT
 run "Tests across languages and processes" "$python" -m pytest tests
-run "Engines on one host" "$python" -m pytest --same-host "${same_host[@]}"
+run "Engines on one host" wait "$one_host"
+cat "$one_host_log"
 
 for step in "${skipped[@]}"; do printf 'Skipped: %s\n' "$step"; done
 for step in "${failed[@]}"; do printf 'FAILED: %s\n' "$step" >&2; done
