@@ -27,6 +27,7 @@ from .slots import START_LIMIT, Call, Process, Slot
 from .transfers import STREAMS, Owner, Stream, Watch
 
 WORLD_SECONDS = 6.5
+END_LIMIT = 150.0  # seconds that calls, faults and starts may take after the time is over; each has a limit of its own
 SETTLE = 0.5  # seconds in which late bytes arrive
 WATCHED_EVERY = 0.5  # seconds
 DUMP_TIME = 1.0  # seconds that a process has to write its stacks
@@ -106,8 +107,11 @@ class Running:
             task.result()
 
     async def _wait_for_all(self, tasks: Sequence[asyncio.Task[None]], overseers: Sequence[asyncio.Task[None]]) -> None:
+        deadline = time.monotonic() + END_LIMIT
         while not all(task.done() for task in tasks):
             await self._wait([*(task for task in tasks if not task.done()), *overseers], WATCHED_EVERY)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the checker itself has not come to an end: {[t for t in tasks if not t.done()]}")
         for task in tasks:
             task.result()
 

@@ -137,8 +137,8 @@ async def reuse(running: Running, fault: Fault) -> bool:
     """While calls wait for a process that is stopped, their own process dies; a forked child holds its connections, and
     another process gets its id, with other bytes at the same addresses."""
     slot = running.slots[fault.victim]
-    target = running.slots[(fault.victim + 1) % len(running.slots)].process
     async with slot.life:
+        target = running.slots[(fault.victim + 1) % len(running.slots)].process
         while slot.process.is_stopped or target.is_stopped:
             await asyncio.sleep(ON_ITS_WAY)
         if target.is_over or running.over:

@@ -128,7 +128,7 @@ class Process:
 
     @property
     def is_stopped(self) -> bool:
-        return self._stopped_since is not None
+        return self._stopped_since is not None and not self.is_over
 
     def stopped_seconds(self) -> float:
         now = time.monotonic()
