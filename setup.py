@@ -19,7 +19,7 @@ from build_library import SIMULATORS, build
 
 
 class PackagesAndLibrary(build_py):
-    """Copies the packages, and builds the libraries into kvferry/_lib."""
+    """Copies the packages and kvferry.pth, and builds the libraries into kvferry/_lib."""
 
     def run(self) -> None:
         if self.editable_mode:
@@ -28,6 +28,8 @@ class PackagesAndLibrary(build_py):
             packages = Path(self.build_lib)
             shutil.rmtree(packages, ignore_errors=True)  # or files that are no longer in the project get into the wheel
         super().run()
+        if not self.editable_mode:
+            shutil.copy(Path(__file__).parent / "python" / "kvferry.pth", packages)
         libraries = packages.absolute() / "kvferry" / "_lib"
         build("shared", libraries / "libtransfer_engine.so")
         for kind, (name, _) in SIMULATORS.items():

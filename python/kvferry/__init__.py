@@ -4,6 +4,7 @@ This package carries the native library and loads it. Programs written for Moonc
 with it. Importing kvferry loads no native library and starts no thread.
 """
 
+import _kvferry_import_hook  # noqa: F401 - mooncake.engine is kvferry's from now on
 from kvferry._library import LibraryError
 
 __version__ = "0.1.0"
