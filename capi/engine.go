@@ -46,6 +46,7 @@ func options(store, name, ignoredHost C.text_t) (o core.Options, err error) {
 func create(o core.Options, install bool) (unsafe.Pointer, error) {
 	config, log, closeLog := settings()
 	o.Config, o.Log = config, log
+	o.Version, o.Changed = C.GoString(C.kvferry_version()), core.ChangedSettings(environment)
 	o.Runtimes = []device.Runtime{ascend.New(config.AscendCL, log), cuda.New(config.CUDA, log)}
 	e, err := core.New(o)
 	if err != nil {
@@ -68,18 +69,8 @@ func settings() (config core.Config, log *zap.Logger, closeLog func() error) {
 	for _, w := range warnings {
 		log.Warn(w.String())
 	}
+	warnOfUnknown(log)
 	return config, log, closeLog
-}
-
-// environment looks a variable up as the C library sees it: Go's own view dates from when the library was loaded.
-func environment(variable string) (string, bool) {
-	name := C.CString(variable)
-	defer C.free(unsafe.Pointer(name))
-	value := C.getenv(name)
-	if value == nil {
-		return "", false
-	}
-	return C.GoString(value), true
 }
 
 //export kvferry_go_destroy
@@ -125,7 +116,9 @@ func (h *engineHandle) checkProtocol(e *core.Engine, protocol C.text_t) error {
 	case name == tcpName:
 		return nil
 	case name == "rdma":
-		h.noRDMAOnce.Do(func() { e.Log().Warn("there is no RDMA here: TCP is used", zap.String("engine", e.Name())) })
+		h.noRDMAOnce.Do(func() {
+			e.Log().Info(`kvferry has no RDMA: it serves the protocol "rdma" by TCP`, zap.String("engine", e.Name()))
+		})
 		return nil
 	case name == "ascend":
 		return e.RequireRuntime(ascend.Name)

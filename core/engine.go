@@ -29,6 +29,10 @@ type Options struct {
 	Config   Config
 	Log      *zap.Logger
 	Runtimes []device.Runtime // of the devices whose memory may be registered
+
+	// For the line that says at INFO that the engine has started.
+	Version string   // of the library
+	Changed []string // settings that differ from their defaults: ChangedSettings
 }
 
 // Engine owns registered memory, opened segments and batches, and hands transfers to its transport. Its methods may be
@@ -46,6 +50,7 @@ type Engine struct {
 	segments *segments
 	batches  sync.Map // id -> *Batch
 	inbox    inbox
+	started  startInfo
 
 	store  metadata.Store
 	client metadata.Client
@@ -118,7 +123,8 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 	e := &Engine{
 		config: o.Config, log: o.Log, central: o.Metadata != metadata.P2P, name: o.Name, identity: newIdentity(),
 		memory: memory, segments: newSegments(), inbox: inbox{limit: o.Config.MaxNotifications},
-		store: store, client: metadata.Client{
+		started: startInfo{version: o.Version, metadata: metadata.Shown(o.Metadata), changed: o.Changed},
+		store:   store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength,
 		},
 		local: newLocalTransport(ctx, memory), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: unregisterGrace, ending: EndingTime,
@@ -270,6 +276,9 @@ func (e *Engine) Install(name string, open func(*Engine) (Transport, error)) (Tr
 	if err := e.publish(); err != nil {
 		e.transports.Store(&before)
 		return nil, errors.Join(err, t.Close())
+	}
+	if len(before) == 0 {
+		e.logStart()
 	}
 	return t, nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 func TestPeersFindEachOtherByNameAlone(t *testing.T) {
@@ -42,6 +43,26 @@ func TestPeersFindEachOtherByNameAlone(t *testing.T) {
 	require.NoError(t, here.Probe(there.Name()))
 	require.NoError(t, here.Notify(id, hello))
 	require.Equal(t, []metadata.Notification{hello}, there.Notifications())
+}
+
+func TestAnEngineThatPeersCanFindSaysSoOnce(t *testing.T) {
+	observed, lines := observer.New(zap.InfoLevel)
+	e, err := core.New(core.Options{
+		Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig(), Log: zap.New(observed),
+		Version: "1.2.3", Changed: []string{"MC_RETRY_CNT=3"},
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, e.Close()) })
+	require.Empty(t, lines.All(), "before there is a data port")
+
+	for range 2 {
+		install(t, e, &transporttest.Transport{Address: core.Endpoint{Port: 9, ProtoVersion: 2}})
+	}
+	require.Len(t, lines.All(), 1)
+	require.Equal(t, map[string]any{
+		"version": "1.2.3", "name": e.Name(), "handshake": e.Address(), "data": "127.0.0.1:9", "listening": "127.0.0.1",
+		"metadata": "P2PHANDSHAKE", "settings": []any{"MC_RETRY_CNT=3"},
+	}, lines.All()[0].ContextMap())
 }
 
 func TestEngineThatCannotBeMade(t *testing.T) {

@@ -23,12 +23,14 @@ type kv interface {
 // takes no longer one.
 const maxValue = 1 << 20
 
-// redacted is a connection string as it may be shown: without the user and the password.
+// redacted is a connection string as it may be shown: without user, password and query.
 func redacted(connection string) string {
 	if u, err := url.Parse(connection); err == nil {
 		u.User, u.RawQuery, u.Fragment = nil, "", ""
 		return u.String()
 	}
 	scheme, rest, _ := strings.Cut(connection, "://")
-	return scheme + "://" + rest[strings.LastIndex(rest, "@")+1:]
+	rest = rest[strings.LastIndex(rest, "@")+1:]
+	servers, _, _ := strings.Cut(rest, "?")
+	return scheme + "://" + servers
 }

@@ -41,6 +41,14 @@ func Open(connection string, o Options) (Store, error) {
 	return newCentral(store, o), nil
 }
 
+// Shown is a connection string as a log may show it: with its scheme, and without user, password and query.
+func Shown(connection string) string {
+	if connection != P2P && !strings.Contains(connection, "://") {
+		connection = "etcd://" + connection // as openKV takes it
+	}
+	return redacted(connection)
+}
+
 // openKV makes the central store that a connection string names.
 func openKV(connection string, o Options) (kv, error) {
 	if connection == "" {

@@ -37,6 +37,22 @@ func TestOpenRefusesWhatIsNoConnectionString(t *testing.T) {
 	}
 }
 
+func TestAConnectionStringIsShownWithoutSecrets(t *testing.T) {
+	for connection, shown := range map[string]string{
+		P2P:                                   P2P,
+		"":                                    "etcd:",
+		"10.0.0.1:2379":                       "etcd://10.0.0.1:2379",
+		"me:secret@10.0.0.1:1;10.0.0.2:2":     "etcd://10.0.0.1:1;10.0.0.2:2",
+		"etcd://10.0.0.1:1;10.0.0.2:2":        "etcd://10.0.0.1:1;10.0.0.2:2",
+		"redis://:secret@10.0.0.1:1":          "redis://10.0.0.1:1",
+		"http://me:secret@[::1]:80/metadata":  "http://[::1]:80/metadata",
+		"https://10.0.0.1/metadata?k=secret":  "https://10.0.0.1/metadata",
+		"http://me:secret@a:1,b:2/m?k=secret": "http://a:1,b:2/m",
+	} {
+		assert.Equal(t, shown, Shown(connection), connection)
+	}
+}
+
 func TestInP2PModeASegmentIsFoundByItsName(t *testing.T) {
 	_, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{})
 	ctx := context.Background()

@@ -1,0 +1,116 @@
+package core
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// ChangedSettings lists what the environment sets to something else than the default, as NAME=value, in the order of the
+// table. Secrets are asterisks; what LoadConfig replaces by a default, with a warning, is left out.
+func ChangedSettings(lookup func(variable string) (string, bool)) []string {
+	var changed []string
+	for _, s := range settings {
+		if s.load(new(Config), lookup) != nil {
+			continue
+		}
+		for _, v := range s.variables {
+			name, text := v.find(lookup)
+			if text == v.unset {
+				continue
+			}
+			if s.kind.secret {
+				text = Secret(text).String()
+			}
+			changed = append(changed, fmt.Sprintf("%s=%.200s", name, text))
+		}
+	}
+	return changed
+}
+
+const (
+	ownPrefix      = "KVFERRY_"
+	mooncakePrefix = "MC_"
+)
+
+// elsewhere are the variables with kvferry's prefix that no engine reads: KVFERRY_LIBRARY is the Python package's, the
+// others belong to the project's tests and benchmarks. Names that start with one of elsewherePrefixes are those of the
+// simulated devices and of tests.
+var (
+	elsewhere = []string{
+		"KVFERRY_LIBRARY",
+		"KVFERRY_FUZZ_INPUTS", "KVFERRY_MOONCAKE_CUDA", "KVFERRY_NIXL", "KVFERRY_PEERS_DIR", "KVFERRY_PEERS_LIBRARIES",
+		"KVFERRY_REQUIRE_ALL",
+	}
+	elsewherePrefixes = []string{"KVFERRY_SIM_", "KVFERRY_TEST", "KVFERRY_OWNERSHIP_"}
+)
+
+// UnknownVariable says in a sentence that a variable of the environment looks like a setting of kvferry's and is none. It
+// returns "" for a setting, and for variables of others.
+func UnknownVariable(name string) string {
+	if !strings.HasPrefix(name, ownPrefix) || slices.Contains(elsewhere, name) {
+		return ""
+	}
+	for _, prefix := range elsewherePrefixes {
+		if strings.HasPrefix(name, prefix) {
+			return ""
+		}
+	}
+	known := knownVariables()
+	if slices.Contains(known, name) {
+		return ""
+	}
+	text := fmt.Sprintf("%.100s is no setting of kvferry and has no effect", name)
+	if nearest := nearestTo(name, known); nearest != "" {
+		text += ": did you mean " + nearest + "?"
+	}
+	return text
+}
+
+func knownVariables() []string {
+	known := []string{"KVFERRY_LIBRARY"}
+	for _, s := range settings {
+		for _, v := range s.variables {
+			known = append(known, v.name)
+		}
+	}
+	return known
+}
+
+// nearestTo returns the known name that takes the fewest edits to make of another one, prefixes apart; "" where that is
+// more than a third of its letters.
+func nearestTo(name string, known []string) string {
+	name = withoutPrefix(name)
+	nearest, fewest := "", len(name)/3+1
+	for _, k := range known {
+		if edits := editDistance(name, withoutPrefix(k)); edits < fewest {
+			nearest, fewest = k, edits
+		}
+	}
+	return nearest
+}
+
+func withoutPrefix(name string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(name, ownPrefix), mooncakePrefix)
+}
+
+// editDistance counts the bytes to insert, remove or replace that make b of a, by Wagner and Fischer.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replaced := diagonal
+			if a[i] != b[j] {
+				replaced++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replaced, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
