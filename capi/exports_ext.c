@@ -18,6 +18,12 @@ const char *kvferry_version(void)
     return KVFERRY_VERSION;
 }
 
+int kvferry_log(int level, const char *text)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_log(level, text, kvferry_reason());
+}
+
 int kvferry_destroy(transfer_engine_t engine)
 {
     ENTER(KVFERRY_ERR_FORKED);

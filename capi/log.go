@@ -7,7 +7,38 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/core/status"
+
+	"go.uber.org/zap/zapcore"
 )
 
 // init shows log.c how many log lines are to be written yet. The counter is a variable of a package, which never moves.
 func init() { C.kvferry_watch_log((*C.uint32_t)(unsafe.Pointer(core.UnwrittenLogLines()))) }
+
+// hostLog takes the lines of kvferry_log.
+var hostLog core.HostLog
+
+// levels are those of transfer_engine_ext.h.
+var levels = map[C.int]zapcore.Level{
+	C.KVFERRY_LOG_TRACE:   zapcore.DebugLevel,
+	C.KVFERRY_LOG_INFO:    zapcore.InfoLevel,
+	C.KVFERRY_LOG_WARNING: zapcore.WarnLevel,
+	C.KVFERRY_LOG_ERROR:   zapcore.ErrorLevel,
+}
+
+//export kvferry_go_log
+func kvferry_go_log(level C.int, text C.text_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		message, err := readText("the text of a log line", text)
+		if err != nil {
+			return err
+		}
+		known, ok := levels[level]
+		if !ok {
+			return status.Errorf(status.InvalidArgument, "there is no log level %d", int(level))
+		}
+		config, _ := core.LoadConfig(environment)
+		hostLog.Write(config, known, message)
+		return nil
+	})
+}

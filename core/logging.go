@@ -44,12 +44,16 @@ const (
 // closeLog waits until the lines are written, for a second at most, and tells when they are not. It gives the output
 // back, and must not be called before the logger's last use.
 func NewLogger(c Config) (log *zap.Logger, closeLog func() error) {
-	file := ""
-	if c.LogDir != "" {
-		file = filepath.Join(c.LogDir, fmt.Sprintf("kvferry.%d.log", os.Getpid()))
-	}
-	out := openLog(file)
+	out := openLog(logFileOf(c))
 	return newLogger(c, out), sync.OnceValue(out.close)
+}
+
+// logFileOf is the file that lines go to, "" for standard error.
+func logFileOf(c Config) string {
+	if c.LogDir == "" {
+		return ""
+	}
+	return filepath.Join(c.LogDir, fmt.Sprintf("kvferry.%d.log", os.Getpid()))
 }
 
 func newLogger(c Config, out zapcore.WriteSyncer) *zap.Logger {

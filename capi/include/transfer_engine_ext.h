@@ -33,6 +33,20 @@ const char *kvferry_last_error(void);
 /* Version of the library, as "0.1.0". Static; works in a forked child too. */
 const char *kvferry_version(void);
 
+/* Levels of log lines: those of MC_LOG_LEVEL. */
+#define KVFERRY_LOG_TRACE 0
+#define KVFERRY_LOG_INFO 1
+#define KVFERRY_LOG_WARNING 2
+#define KVFERRY_LOG_ERROR 3
+
+/*
+ * Writes a line of the program's into the library's log, in the format of the library's own lines, if MC_LOG_LEVEL lets
+ * its level through and where MC_LOG_DIR says, as both are now. text is UTF-8 and is not kept; control characters in it
+ * become spaces. Needs no engine. Waits for nothing: a line that cannot be written is dropped, and a later line says how
+ * many were. 0, or a negated Status code.
+ */
+int kvferry_log(int level, const char *text);
+
 /*
  * destroyTransferEngine with a result: 0, or a negated Status code. The engine is gone in any case. KVFERRY_ERR_IN_USE when
  * something is stuck: the memory that the reason names must be left as it is for as long as the process lives.

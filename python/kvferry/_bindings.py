@@ -31,6 +31,10 @@ KVFERRY_ERR_FAILED = -1000
 KVFERRY_ERR_TIMED_OUT = -1001
 KVFERRY_ERR_INTERRUPTED = -1002
 KVFERRY_ERR_FORKED = -1003
+KVFERRY_LOG_TRACE = 0
+KVFERRY_LOG_INFO = 1
+KVFERRY_LOG_WARNING = 2
+KVFERRY_LOG_ERROR = 3
 
 
 class transfer_request_t(ctypes.Structure):
@@ -204,6 +208,7 @@ class Functions:
     showLinks: Callable[[Address, Text, int, int], int]
     kvferry_last_error: Callable[[], bytes | None]
     kvferry_version: Callable[[], bytes | None]
+    kvferry_log: Callable[[int, Text], int]
     kvferry_destroy: Callable[[Address], int]
     kvferry_rpc_port: Callable[[Address], int]
     kvferry_transfer_timeout_ms: Callable[[Address], int]
@@ -261,6 +266,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "showLinks": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]),
     "kvferry_last_error": (ctypes.c_char_p, []),
     "kvferry_version": (ctypes.c_char_p, []),
+    "kvferry_log": (ctypes.c_int, [ctypes.c_int, ctypes.c_char_p]),
     "kvferry_destroy": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_rpc_port": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_transfer_timeout_ms": (ctypes.c_int64, [ctypes.c_void_p]),

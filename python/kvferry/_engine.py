@@ -8,12 +8,12 @@ timeout or because Python wants to run a signal handler, is ended before transfe
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import time
 from ctypes import byref, c_int, c_uint64, c_void_p, create_string_buffer
 from typing import Callable, Union
 
+from kvferry import _log
 from kvferry._bindings import (
     INVALID_BATCH,
     KVFERRY_ERR_IN_USE,
@@ -37,7 +37,6 @@ UNFINISHED = (KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT)
 
 Seconds = Callable[[], float]
 
-_log = logging.getLogger("kvferry")
 _in_use: list[object] = []  # memory of engines that were closed while something was stuck: it is never given back
 
 

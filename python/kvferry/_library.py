@@ -29,6 +29,7 @@ class LibraryError(RuntimeError):
 class _Loaded(NamedTuple):
     functions: Functions
     pid: int
+    path: Path  # of the file, of which a forked child has a private copy
 
 
 _loaded: _Loaded | None = None
@@ -42,8 +43,13 @@ def load() -> Functions:
         if _loaded is None or _loaded.pid != os.getpid():
             path = _find()
             functions = _open(path) if _loaded is None else _open_private_copy(path)
-            _loaded = _Loaded(functions, os.getpid())
+            _loaded = _Loaded(functions, os.getpid(), path)
         return _loaded.functions
+
+
+def in_use() -> Path | None:
+    """The file of the library that load() has loaded; None before."""
+    return None if _loaded is None else _loaded.path
 
 
 def _find() -> Path:

@@ -104,9 +104,9 @@ class Environment:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", self._python]
         return run([*pip, command, *arguments])
 
-    def run(self, program: str, **settings: str) -> str:
+    def run(self, program: str, *arguments: str, **settings: str) -> str:
         """Return what a Python program prints here. `settings` are environment variables."""
-        return run([self._python, "-c", program], PROGRAM_LIMIT, MC_FORCE_TCP="1", **settings)
+        return run([self._python, "-c", program, *arguments], PROGRAM_LIMIT, MC_FORCE_TCP="1", **settings)
 
     def look(self, first: str = "", **settings: str) -> dict[str, Any]:
         """Return what LOOK finds."""

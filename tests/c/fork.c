@@ -76,6 +76,7 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_FORKED(kvferry_copy(near, far, 1), KVFERRY_ERR_FORKED);
     CHECK(kvferry_metadata_server_start(&options, text, sizeof text) == NULL);
     CHECK_FORKED(kvferry_metadata_server_stop(server), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_log(KVFERRY_LOG_ERROR, "x"), KVFERRY_ERR_FORKED);
     CHECK(strlen(kvferry_version()) >= 5);
 }
 

@@ -245,6 +245,16 @@ static void test_reason_is_cut_between_characters(void)
     destroyTransferEngine(engine);
 }
 
+static void test_a_log_line_needs_a_text_and_a_level(void)
+{
+    CHECK(kvferry_log(KVFERRY_LOG_ERROR, NULL) < 0);
+    CHECK(strstr(kvferry_last_error(), "text of a log line is NULL") != NULL);
+    CHECK(kvferry_log(KVFERRY_LOG_ERROR + 1, "x") < 0);
+    CHECK(strstr(kvferry_last_error(), "no log level 4") != NULL);
+    CHECK(kvferry_log(-1, "x") < 0);
+    CHECK(kvferry_log(KVFERRY_LOG_TRACE, "x") == 0);
+}
+
 int main(void)
 {
     CHECK(strcmp(kvferry_last_error(), "") == 0);
@@ -256,5 +266,6 @@ int main(void)
     test_null_arguments_are_refused();
     test_reason_is_of_the_calling_threads_latest_failure();
     test_reason_is_cut_between_characters();
+    test_a_log_line_needs_a_text_and_a_level();
     return 0;
 }

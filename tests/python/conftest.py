@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import uuid
+from pathlib import Path
+from typing import Callable
+
 import pytest
 
+from kvferry import _log
 from mooncake.engine import TransferEngine
 from support.inprocess import Node
+from support.process import until
 
 
 @pytest.fixture
@@ -24,3 +31,22 @@ def near() -> Node:
 def far() -> Node:
     """The engine that they go to, by TCP although it is of this process."""
     return Node()
+
+
+@pytest.fixture
+def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What Python's part of kvferry has logged since the test began, or since the last call."""
+    monkeypatch.setenv("MC_LOG_DIR", str(tmp_path))
+    file = tmp_path / f"kvferry.{os.getpid()}.log"
+    seen = 0
+
+    def read() -> str:
+        nonlocal seen
+        end = f"end {uuid.uuid4()}\n"
+        _log.error(end.strip())  # lines are written in their order
+        until(lambda: file.exists() and file.read_text().endswith(end), 10, "the log is written")
+        text = file.read_text()[seen:]
+        seen += len(text)
+        return text
+
+    return read

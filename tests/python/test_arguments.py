@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import re
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pytest
@@ -220,6 +220,6 @@ def test_every_documented_name_works_as_a_keyword(near: Node, far: Node) -> None
     assert near.engine.get_batch_transfer_status(batch_ids=[batch]) == 0
 
 
-def test_the_reason_of_a_refusal_is_logged(near: Node, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_reason_of_a_refusal_is_logged(near: Node, logged: Callable[[], str]) -> None:
     near.engine.batch_transfer_sync_write("127.0.0.1:1", [1, 2], [1], [1])
-    assert re.search("2 buffers, 1 peer addresses and 1 lengths do not match", caplog.text)
+    assert re.search("2 buffers, 1 peer addresses and 1 lengths do not match", logged())

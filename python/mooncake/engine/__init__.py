@@ -1,8 +1,8 @@
 """A drop-in for mooncake.engine: the same names, arguments and results, over kvferry's own engine.
 
-Calls return codes as Mooncake's do. Why one failed is in the log of the "kvferry" logger, or in the library's own
-(MC_LOG_LEVEL, MC_LOG_DIR). A wrong kind of argument is a TypeError. Where Mooncake ends the process, an engine that was
-not initialized for one, the result is the failure value.
+Calls return codes as Mooncake's do. Why one failed is in the log: on standard error, or where MC_LOG_DIR says. A wrong
+kind of argument is a TypeError. Where Mooncake ends the process, an engine that was not initialized for one, the result
+is the failure value.
 
 Any number of threads may call an engine. The GIL is not held while a call waits. A process that was forked after its
 parent made an engine cannot use that one; it makes its own.

@@ -17,15 +17,17 @@ from kvferry._ffi import Integers, U64Array, address_of, pack_u64, u64, u64_arra
 from kvferry._library import LibraryError, load
 from kvferry._memory import ManagedMemory
 from kvferry._topology import topology
+from mooncake.engine import _notices
 from mooncake.engine._cuda import OnlyWithCuda
 from mooncake.engine._types import TransferNotify, TransferOpcode
 
 P2P = "P2PHANDSHAKE"
 READ = int(TransferOpcode.Read)
 WRITE = int(TransferOpcode.Write)
+USUAL_PROTOCOL = "rdma"  # what vLLM and SGLang ask for where nobody has chosen one
 GIB = 1 << 30
 
-_strange_protocols: set[str] = set()  # that were warned of
+_strange_protocols: set[str] = set()  # that the log has named
 
 
 class TransferEngine:
@@ -46,6 +48,7 @@ class TransferEngine:
     def __init__(self) -> None:
         """Load the native library, if this is the process's first engine. LibraryError says why it cannot be loaded."""
         load()
+        _notices.serving()
         self._engine: Engine | None = None
         self._memory = ManagedMemory()
         self._initializing = threading.Lock()
@@ -91,7 +94,7 @@ class TransferEngine:
         try:
             engine = Engine(name, metadata, transport, self._memory)
         except (EngineError, ValueError) as e:
-            _log.error("initialize: the engine %r with metadata %r cannot be made: %s", name, metadata, e)
+            _log.error("initialize: the engine %r cannot be made: %s", name, e)  # metadata may have a password in it
             return -1
         if self._memory.register_all(engine.register) != 0:
             _log.error("initialize: managed buffers cannot be registered again: %s", engine.last_error())
@@ -106,7 +109,11 @@ class TransferEngine:
         return _not_initialized("get_rpc_port") if engine is None else engine.rpc_port()
 
     def get_engine(self) -> Engine | None:
-        """The inner engine, or None before initialize(). It ends with this object, or with the next initialize()."""
+        """The inner engine, or None before initialize(). It ends with this object, or with the next initialize().
+
+        It is no object of Mooncake's: mooncake.store takes None in its place, and makes an engine of its own.
+        """
+        _notices.handing_out()
         return self._engine
 
     def get_engine_ptr(self) -> int:
@@ -632,7 +639,8 @@ def _transport(protocol: str) -> str | None:
         return protocol
     if protocol not in _strange_protocols:
         _strange_protocols.add(protocol)
-        _log.warning("initialize: there is no protocol %r here; the best that there is will be used", protocol)
+        tell = _log.info if protocol == USUAL_PROTOCOL else _log.warning
+        tell("initialize: kvferry has no protocol %r and uses TCP instead", protocol)
     return None
 
 
