@@ -42,18 +42,24 @@ int64_t kvferry_transfer_timeout_ms(transfer_engine_t engine)
     return kvferry_go_transfer_timeout_ms(engine, kvferry_reason());
 }
 
+/* How a function starts that stores a batch id. */
+#define ENTER_WITH_BATCH(batch_out)                                  \
+    do {                                                             \
+        if ((batch_out) != NULL) {                                   \
+            *(batch_out) = INVALID_BATCH;                            \
+        }                                                            \
+        ENTER(KVFERRY_ERR_FORKED);                                   \
+        if ((batch_out) == NULL) {                                   \
+            kvferry_explain("there is no room for the batch id: NULL"); \
+            return -1;                                               \
+        }                                                            \
+    } while (0)
+
 int kvferry_submit(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local,
                    const uint64_t *remote, const uint64_t *lengths, size_t count, const notify_msg_t *notify,
                    batch_id_t *batch_out)
 {
-    if (batch_out != NULL) {
-        *batch_out = INVALID_BATCH;
-    }
-    ENTER(KVFERRY_ERR_FORKED);
-    if (batch_out == NULL) {
-        kvferry_explain("there is no room for the batch id: NULL");
-        return -1;
-    }
+    ENTER_WITH_BATCH(batch_out);
     return kvferry_go_submit_arrays(engine, opcode, target, local, remote, lengths, count, notify, batch_out,
                                     kvferry_reason());
 }
@@ -76,6 +82,18 @@ static int finish_watch(void *watch, uint32_t *word, int64_t timeout_ms, int fre
     int result = kvferry_go_end_watch(watch, free_ended, kvferry_reason());
 
     return result == BATCH_RUNNING ? unfinished(failure, timeout_ms, "the batch") : result;
+}
+
+/* The end of a call that submits and waits: result is what the submission said. */
+static int finish_transfer(int result, void *watch, uint32_t *word, int64_t timeout_ms, batch_id_t *batch_out)
+{
+    if (result == BATCH_RUNNING) {
+        result = finish_watch(watch, word, timeout_ms, 1);
+        if (result != KVFERRY_ERR_TIMED_OUT && result != KVFERRY_ERR_INTERRUPTED) {
+            *batch_out = INVALID_BATCH;
+        }
+    }
+    return result;
 }
 
 int kvferry_batch_wait(transfer_engine_t engine, batch_id_t batch, int64_t timeout_ms)
@@ -125,23 +143,42 @@ int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t tar
     void *watch = NULL;
     int result;
 
-    if (batch_out != NULL) {
-        *batch_out = INVALID_BATCH;
-    }
-    ENTER(KVFERRY_ERR_FORKED);
-    if (batch_out == NULL) {
-        kvferry_explain("there is no room for the batch id: NULL");
-        return -1;
-    }
+    ENTER_WITH_BATCH(batch_out);
     result = kvferry_go_submit_and_watch(engine, opcode, target, local, remote, lengths, count, notify, batch_out,
                                          &word, &watch, kvferry_reason());
-    if (result == BATCH_RUNNING) {
-        result = finish_watch(watch, &word, timeout_ms, 1);
-        if (result != KVFERRY_ERR_TIMED_OUT && result != KVFERRY_ERR_INTERRUPTED) {
-            *batch_out = INVALID_BATCH;
-        }
-    }
-    return result;
+    return finish_transfer(result, watch, &word, timeout_ms, batch_out);
+}
+
+int kvferry_submit_pages(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local_pages,
+                         const uint64_t *remote_pages, size_t page_count, const uint64_t *rows, size_t row_count,
+                         size_t max_batch, batch_id_t *batch_out)
+{
+    ENTER_WITH_BATCH(batch_out);
+    return kvferry_go_submit_pages(engine, opcode, target, local_pages, remote_pages, page_count, rows, row_count,
+                                   max_batch, batch_out, kvferry_reason());
+}
+
+int kvferry_transfer_pages(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local_pages,
+                           const uint64_t *remote_pages, size_t page_count, const uint64_t *rows, size_t row_count,
+                           size_t max_batch, int64_t timeout_ms, batch_id_t *batch_out)
+{
+    uint32_t word = 0;
+    void *watch = NULL;
+    int result;
+
+    ENTER_WITH_BATCH(batch_out);
+    result = kvferry_go_submit_pages_and_watch(engine, opcode, target, local_pages, remote_pages, page_count, rows,
+                                               row_count, max_batch, batch_out, &word, &watch, kvferry_reason());
+    return finish_transfer(result, watch, &word, timeout_ms, batch_out);
+}
+
+int kvferry_submit_scatter(transfer_engine_t engine, int opcode, const char *segment_name, const uint64_t *regions,
+                           size_t region_count, const uint64_t *local_offsets, const uint64_t *remote_offsets,
+                           const uint64_t *lengths, size_t count, batch_id_t *batch_out)
+{
+    ENTER_WITH_BATCH(batch_out);
+    return kvferry_go_submit_scatter(engine, opcode, segment_name, regions, region_count, local_offsets, remote_offsets,
+                                     lengths, count, batch_out, kvferry_reason());
 }
 
 int kvferry_transfer_on_stream(transfer_engine_t engine, const char *kind, void *stream, int opcode, segment_id_t target,
@@ -162,6 +199,18 @@ int kvferry_batch_error(transfer_engine_t engine, batch_id_t batch, char *buf_ou
 {
     ENTER(KVFERRY_ERR_FORKED);
     return kvferry_go_batch_error(engine, batch, buf_out, buf_len, kvferry_reason());
+}
+
+uint64_t kvferry_batch_bytes(transfer_engine_t engine, batch_id_t batch)
+{
+    ENTER(0);
+    return kvferry_go_batch_bytes(engine, batch, kvferry_reason());
+}
+
+int kvferry_batch_cancel(transfer_engine_t engine, batch_id_t batch)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_cancel_batch(engine, batch, kvferry_reason());
 }
 
 int kvferry_batch_discard(transfer_engine_t engine, batch_id_t batch)

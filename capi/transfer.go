@@ -107,6 +107,29 @@ func kvferry_go_discard_batch(engine unsafe.Pointer, batch C.uint64_t, reason *C
 	})
 }
 
+//export kvferry_go_cancel_batch
+func kvferry_go_cancel_batch(engine unsafe.Pointer, batch C.uint64_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		e, b, err := batchOf(engine, uint64(batch))
+		if err == nil {
+			e.CancelBatch(b)
+		}
+		return err
+	})
+}
+
+//export kvferry_go_batch_bytes
+func kvferry_go_batch_bytes(engine unsafe.Pointer, batch C.uint64_t, reason *C.char) (bytes C.uint64_t) {
+	run(reason, func() error {
+		_, b, err := batchOf(engine, uint64(batch))
+		if err == nil {
+			bytes = C.uint64_t(b.Bytes())
+		}
+		return err
+	})
+	return bytes
+}
+
 //export kvferry_go_batch_status
 func kvferry_go_batch_status(engine unsafe.Pointer, batch C.uint64_t, out *C.kvferry_batch_status_t, reason *C.char) C.int {
 	return negated(reason, func() error {

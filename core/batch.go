@@ -118,6 +118,7 @@ type Batch struct {
 	bytes atomic.Uint64 // that all tasks submitted so far are to move
 
 	latest atomic.Pointer[submission] // set under mu
+	feed   atomic.Pointer[feed]       // what is still to come, see feed.go; nil for most batches
 
 	mu      sync.Mutex
 	freed   bool
@@ -302,8 +303,13 @@ func (b *Batch) finish(task *Task) {
 	if !task.state.CompareAndSwap(uint32(Waiting), uint32(Completed)) {
 		task.state.Store(task.state.Load() &^ lost)
 	}
-	if b.pending.Add(-1) == 0 {
+	switch b.pending.Add(-1) {
+	case 0:
 		b.finishAll()
+	case 1:
+		if f := b.feed.Load(); f != nil {
+			f.wake()
+		}
 	}
 }
 
@@ -363,6 +369,13 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	defer b.mu.Unlock()
 	if err := b.takes(len(s.tasks)); err != nil {
 		return err
+	}
+	f := b.feed.Load()
+	if err := f.givenUp(); err != nil {
+		return err
+	}
+	if f != nil {
+		f.rest -= uint64(len(s.tasks))
 	}
 	s.first = b.tasks
 	b.tasks += len(s.tasks)
@@ -462,9 +475,10 @@ func (t *Task) look() (State, uint64) {
 	return State(state), 0
 }
 
-// Summary counts the tasks by state.
+// Summary counts the tasks by state. Requests that are still to be submitted count as tasks, and as failed once they never
+// will be.
 func (b *Batch) Summary() Summary {
-	var sum Summary
+	sum := b.unsubmitted()
 	for _, s := range b.all() {
 		for i := range s.tasks {
 			state, bytes := s.tasks[i].look()
@@ -483,6 +497,24 @@ func (b *Batch) Summary() Summary {
 	}
 	return sum
 }
+
+// unsubmitted counts the requests that a fed batch waits for, or waited for in vain.
+func (b *Batch) unsubmitted() (sum Summary) {
+	f := b.feed.Load()
+	if f == nil {
+		return sum
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	sum.Tasks = f.rest
+	if f.ended {
+		sum.Failed = f.rest
+	}
+	return sum
+}
+
+// Bytes is how many bytes all tasks submitted so far are to move.
+func (b *Batch) Bytes() uint64 { return b.bytes.Load() }
 
 // Err is why the first task that failed did; nil when none has.
 func (b *Batch) Err() error {
@@ -540,6 +572,9 @@ func (b *Batch) abort(cause error) {
 	}
 	for _, s := range b.all() {
 		s.abort(cause)
+	}
+	if f := b.feed.Load(); f != nil {
+		f.cancel(cause)
 	}
 	b.deliveryContext()
 	b.stopDelivery()

@@ -241,13 +241,21 @@ func (e *Engine) FreeBatch(b *Batch) error {
 	return nil
 }
 
+// CancelBatch gives up what is unfinished, and waits for nothing: the batch, which stays its owner's, ends when nothing
+// touches its memory any more. Its tasks that have completed by then stay so.
+func (e *Engine) CancelBatch(b *Batch) {
+	if !b.Done() {
+		b.abort(ErrDiscarded)
+		e.abortTransports()
+	}
+}
+
 // DiscardBatch gives up what is unfinished, waits until nothing touches its memory any more, and frees the batch. What is
 // stuck in a system call or on a device may go on using the memory: the error, a status.BatchBusy with ErrInUse in it, says
 // so after a while, and the batch is freed when that has ended.
 func (e *Engine) DiscardBatch(b *Batch) error {
 	if !b.Done() {
-		b.abort(ErrDiscarded)
-		e.abortTransports()
+		e.CancelBatch(b)
 		if !b.wait(b.endingTime()) {
 			b.OnDone(func() { go e.FreeBatch(b) }) // fails where somebody else has freed it
 			return status.Errorf(status.BatchBusy, "batch %d was given up, but its memory is %w: %s", b.id, ErrInUse, b.unfinished())

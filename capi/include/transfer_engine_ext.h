@@ -93,6 +93,46 @@ int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t tar
                           int64_t timeout_ms, batch_id_t *batch_out);
 
 /*
+ * kvferry_submit of pages of several pools: the requests are made from page numbers, none is listed. local_pages[i] and
+ * remote_pages[i], for i < page_count, are page numbers. rows has row_count rows of five numbers, a row after the other:
+ *
+ *   local base, local stride, remote base, remote stride, length
+ *
+ * For each row, and each i, length bytes move between local base + local_pages[i] * local stride, an address of this process,
+ * and remote base + remote_pages[i] * remote stride, an address of the segment's owner: row_count * page_count requests, at
+ * most 2^31-1. A length is at least 1, a stride at most 2^63-1, both in bytes; no page may wrap around the address space.
+ * max_batch above 0 has at most so many requests submitted at a time: the next follow by themselves when these have
+ * completed, and never once one has failed, or the batch is given up. 0 submits all at once. The arrays are not kept.
+ * Otherwise as kvferry_submit: a batch id in *batch_out and 0; on failure a negated Status code, and no batch. No requests
+ * are a batch that has completed.
+ */
+int kvferry_submit_pages(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local_pages,
+                         const uint64_t *remote_pages, size_t page_count, const uint64_t *rows, size_t row_count,
+                         size_t max_batch, batch_id_t *batch_out);
+
+/* kvferry_transfer_sync of such requests. */
+int kvferry_transfer_pages(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local_pages,
+                           const uint64_t *remote_pages, size_t page_count, const uint64_t *rows, size_t row_count,
+                           size_t max_batch, int64_t timeout_ms, batch_id_t *batch_out);
+
+/*
+ * Allocates a batch and submits requests of one kind for blocks of regions, to the segment of that name. regions has
+ * region_count rows of five numbers, a row after the other:
+ *
+ *   local base, local capacity, remote base, remote capacity, number of blocks
+ *
+ * Block i, of count blocks, which are listed region by region, moves lengths[i] bytes between local base + local_offsets[i],
+ * an address of this process, and remote base + remote_offsets[i], an address of the segment's owner, all in bytes. A
+ * segment that is not open is opened by the engine after the call has returned: where that fails, or its owner does not
+ * answer, the batch fails. Until it is open, its tasks cannot be asked for one by one. The arrays are not kept.
+ * Stores the batch id and returns 0; on failure a negated Status code, nothing was submitted, no batch exists and *batch_out
+ * is INVALID_BATCH: so for a block that lies outside a capacity on either side, or belongs to no region.
+ */
+int kvferry_submit_scatter(transfer_engine_t engine, int opcode, const char *segment_name, const uint64_t *regions,
+                           size_t region_count, const uint64_t *local_offsets, const uint64_t *remote_offsets,
+                           const uint64_t *lengths, size_t count, batch_id_t *batch_out);
+
+/*
  * Moves bytes as kvferry_submit says, in the order of a stream of the application: after what is queued in the stream by
  * now, and before what is queued in it later. Returns at once. kind is whose stream it is, "cuda", and stream a CUstream
  * (cudaStream_t), or NULL for the default stream of the calling thread's current context. The arrays are not kept; the
@@ -106,9 +146,9 @@ int kvferry_transfer_on_stream(transfer_engine_t engine, const char *kind, void 
 
 /* What a batch has come to, all its tasks in one look. */
 typedef struct kvferry_batch_status {
-    uint64_t tasks;     /* submitted */
+    uint64_t tasks;     /* submitted, or still to be */
     uint64_t completed;
-    uint64_t failed;    /* STATUS_FAILED and STATUS_TIMEOUT */
+    uint64_t failed;    /* STATUS_FAILED and STATUS_TIMEOUT, and what will not be submitted any more */
     uint64_t timed_out; /* STATUS_TIMEOUT alone */
     uint64_t bytes;     /* sum of the completed tasks' lengths */
 } kvferry_batch_status_t;
@@ -121,6 +161,16 @@ int kvferry_batch_status(transfer_engine_t engine, batch_id_t batch, kvferry_bat
  * did. 0 or a negated Status code.
  */
 int kvferry_batch_error(transfer_engine_t engine, batch_id_t batch, char *buf_out, size_t buf_len);
+
+/* The bytes that all requests submitted to the batch so far are to move; 0 for an unknown batch. */
+uint64_t kvferry_batch_bytes(transfer_engine_t engine, batch_id_t batch);
+
+/*
+ * Gives up what is unfinished of a batch, and waits for nothing. The batch stays the caller's; kvferry_batch_wait returns
+ * KVFERRY_ERR_FAILED once nothing touches its memory any more, or 0 where all had completed. 0, or a negated Status code for
+ * an unknown batch.
+ */
+int kvferry_batch_cancel(transfer_engine_t engine, batch_id_t batch);
 
 /*
  * Ends and frees a batch whatever its state: what is unfinished is given up, and no memory of it, in either direction,

@@ -216,9 +216,14 @@ class Functions:
     kvferry_batch_wait: Callable[[Address, int, int], int]
     kvferry_batches_wait: Callable[[Address, Address, int, int], int]
     kvferry_transfer_sync: Callable[[Address, int, int, Address, Address, Address, int, Any, int, Any], int]
+    kvferry_submit_pages: Callable[[Address, int, int, Address, Address, int, Address, int, int, Any], int]
+    kvferry_transfer_pages: Callable[[Address, int, int, Address, Address, int, Address, int, int, int, Any], int]
+    kvferry_submit_scatter: Callable[[Address, int, Text, Address, int, Address, Address, Address, int, Any], int]
     kvferry_transfer_on_stream: Callable[[Address, Text, Address, int, int, Address, Address, Address, int], int]
     kvferry_batch_status: Callable[[Address, int, Any], int]
     kvferry_batch_error: Callable[[Address, int, Text, int], int]
+    kvferry_batch_bytes: Callable[[Address, int], int]
+    kvferry_batch_cancel: Callable[[Address, int], int]
     kvferry_batch_discard: Callable[[Address, int], int]
     kvferry_open_segment: Callable[[Address, Text, int], int]
     kvferry_probe: Callable[[Address, Text], int]
@@ -274,9 +279,14 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_batch_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]),
     "kvferry_batches_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]),
     "kvferry_transfer_sync": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(notify_msg_t), ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_submit_pages": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_transfer_pages": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_submit_scatter": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_transfer_on_stream": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
     "kvferry_batch_status": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_batch_status_t)]),
     "kvferry_batch_error": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_batch_bytes": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_uint64]),
+    "kvferry_batch_cancel": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64]),
     "kvferry_batch_discard": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64]),
     "kvferry_open_segment": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64]),
     "kvferry_probe": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),

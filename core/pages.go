@@ -1,0 +1,130 @@
+package core
+
+import (
+	"math"
+	"math/bits"
+	"slices"
+
+	"kvferry/core/status"
+)
+
+// Pages are requests with one opcode and segment, given as pages of several pools: row by row, one request for each pair of
+// page numbers at the same index of Local and Remote, which are of one length. Request i of a row moves Length bytes
+// between LocalBase + Local[i]*LocalStride in this process and RemoteBase + Remote[i]*RemoteStride in the segment's owner.
+type Pages struct {
+	Opcode Opcode
+	Target SegmentID
+	Local  []uint64 // page numbers
+	Remote []uint64 // page numbers
+	Rows   []PageRow
+}
+
+// PageRow is a pool of pages on either side. Its memory layout is that of a row of the C interface: five uint64_t.
+type PageRow struct {
+	LocalBase    uint64 // address of page 0
+	LocalStride  uint64 // bytes from one page to the next
+	RemoteBase   uint64
+	RemoteStride uint64
+	Length       uint64 // bytes moved of each page
+}
+
+// Count is the number of requests.
+func (p *Pages) Count() int { return len(p.Local) * len(p.Rows) }
+
+// SubmitPages makes a batch and submits all requests to it; on an error there is no batch. What p refers to is not kept.
+// With a limit above 0, no more than so many requests are submitted at a time: the next ones follow when these have
+// completed, and do not when one of them fails.
+func (e *Engine) SubmitPages(p *Pages, limit int) (*Batch, error) {
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	b, err := e.AllocateBatch(p.Count())
+	if err != nil {
+		return nil, err
+	}
+	if limit <= 0 || limit >= p.Count() {
+		err = e.submitPages(b, p, 0, p.Count())
+	} else {
+		kept := *p
+		kept.Local, kept.Remote, kept.Rows = slices.Clone(p.Local), slices.Clone(p.Remote), slices.Clone(p.Rows)
+		err = e.feedBatch(b, p.Count(), func(f *feed) error { return e.feedPages(b, f, &kept, limit) })
+	}
+	if err != nil {
+		return nil, inOrder(err, e.FreeBatch(b))
+	}
+	return b, nil
+}
+
+// feedPages submits the requests in parts.
+func (e *Engine) feedPages(b *Batch, f *feed, p *Pages, limit int) error {
+	for first := 0; first < p.Count(); first += limit {
+		if err := e.submitPages(b, p, first, min(limit, p.Count()-first)); err != nil {
+			return err
+		}
+		b.waitForParts(f)
+		if err := b.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// submitPages submits count of the requests.
+func (e *Engine) submitPages(b *Batch, p *Pages, first, count int) error {
+	return e.submit(b, count, nil, func(tasks []Task) { p.fill(tasks, first) })
+}
+
+// fill writes the requests from first on into the tasks. They wrap around nowhere: check has seen to that.
+func (p *Pages) fill(tasks []Task, first int) {
+	row, page := first/len(p.Local), first%len(p.Local)
+	for len(tasks) > 0 {
+		r := p.Rows[row]
+		count := min(len(tasks), len(p.Local)-page)
+		local, remote := p.Local[page:page+count], p.Remote[page:page+count]
+		for i := range tasks[:count] {
+			tasks[i].Request = Request{
+				Opcode: p.Opcode, Local: uintptr(r.LocalBase + local[i]*r.LocalStride), Target: p.Target,
+				Remote: r.RemoteBase + remote[i]*r.RemoteStride, Length: r.Length,
+			}
+		}
+		tasks, row, page = tasks[count:], row+1, 0
+	}
+}
+
+// check returns a status.InvalidArgument for what are no pages.
+func (p *Pages) check() error {
+	if len(p.Local) != len(p.Remote) {
+		return status.Errorf(status.InvalidArgument, "%d local and %d remote pages do not match", len(p.Local), len(p.Remote))
+	}
+	for i, r := range p.Rows {
+		if r.Length == 0 || r.LocalStride > math.MaxInt64 || r.RemoteStride > math.MaxInt64 {
+			return status.Errorf(status.InvalidArgument,
+				"row %d: length %d and strides %d and %d, where a positive length and strides below 2^63 are needed",
+				i, r.Length, r.LocalStride, r.RemoteStride)
+		}
+	}
+	if len(p.Local) == 0 || len(p.Rows) == 0 {
+		return nil
+	}
+	if len(p.Rows) > math.MaxInt32/len(p.Local) {
+		return status.Errorf(status.InvalidArgument, "%d rows of %d pages are more requests than one call takes, %d",
+			len(p.Rows), len(p.Local), math.MaxInt32)
+	}
+	local, remote := slices.Max(p.Local), slices.Max(p.Remote)
+	for i, r := range p.Rows {
+		if r.wraps(r.LocalBase, r.LocalStride, local) {
+			return status.Errorf(status.InvalidArgument, "row %d: local page %d wraps around the address space", i, local)
+		}
+		if r.wraps(r.RemoteBase, r.RemoteStride, remote) {
+			return status.Errorf(status.InvalidArgument, "row %d: remote page %d wraps around the address space", i, remote)
+		}
+	}
+	return nil
+}
+
+// wraps reports whether a page lies beyond the end of the address space.
+func (r *PageRow) wraps(base, stride, page uint64) bool {
+	over, offset := bits.Mul64(page, stride)
+	start, carry := bits.Add64(base, offset, 0)
+	return over != 0 || carry != 0 || start+r.Length < start
+}

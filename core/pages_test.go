@@ -1,0 +1,190 @@
+package core_test
+
+import (
+	"math"
+	"testing"
+
+	"kvferry/core"
+	"kvferry/core/status"
+	"kvferry/core/transporttest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// twoPools are pages 0, 3 and 1 of two pools, which go to pages 5, 4 and 2 of the peer's.
+func twoPools(p *pair) *core.Pages {
+	return &core.Pages{
+		Opcode: core.Write, Target: p.segment, Local: []uint64{0, 3, 1}, Remote: []uint64{5, 4, 2},
+		Rows: []core.PageRow{
+			{LocalBase: 0x10000, LocalStride: 0x100, RemoteBase: 0x20000, RemoteStride: 0x200, Length: 0x80},
+			{LocalBase: 0x50000, LocalStride: 0, RemoteBase: 0x60000, RemoteStride: 1, Length: 7},
+		},
+	}
+}
+
+// requestsOf are the requests of all works that the transport holds.
+func requestsOf(transport *transporttest.Transport) (all []core.Request) {
+	for _, h := range transport.Held() {
+		for i := h.Head; i >= 0; i = h.Tasks[i].Next {
+			all = append(all, h.Tasks[i].Request)
+		}
+	}
+	return all
+}
+
+func TestPagesAreRowByRowTheRangesThatTheirNumbersName(t *testing.T) {
+	p := startPair(t, nil)
+	b, err := p.SubmitPages(twoPools(p), 0)
+	require.NoError(t, err)
+
+	write := func(local uintptr, remote, length uint64) core.Request {
+		return core.Request{Opcode: core.Write, Local: local, Target: p.segment, Remote: remote, Length: length}
+	}
+	require.Equal(t, []core.Request{
+		write(0x10000, 0x20a00, 0x80), write(0x10300, 0x20800, 0x80), write(0x10100, 0x20400, 0x80),
+		write(0x50000, 0x60005, 7), write(0x50000, 0x60004, 7), write(0x50000, 0x60002, 7),
+	}, requestsOf(p.transport))
+	require.EqualValues(t, 3*0x80+3*7, b.Bytes())
+	p.transport.SettleAll(nil)
+	require.Equal(t, core.Summary{Tasks: 6, Completed: 6, Bytes: b.Bytes()}, b.Summary())
+}
+
+func TestPagesUpToALimitAreUnderWayAtATime(t *testing.T) {
+	p := startPair(t, nil)
+	pages := twoPools(p)
+	all := requestsOfWhole(t, p, pages)
+	b, err := p.SubmitPages(pages, 4)
+	require.NoError(t, err)
+	clear(pages.Local) // the caller's again
+	clear(pages.Rows)
+
+	require.False(t, b.Done())
+	require.EqualValues(t, 6, b.Summary().Tasks)
+	var seen []core.Request
+	for _, count := range []int{4, 2} {
+		eventually(t, func() bool { return len(requestsOf(p.transport)) == count })
+		seen = append(seen, requestsOf(p.transport)...)
+		p.transport.SettleAll(nil)
+	}
+	wait(t, b)
+	require.NoError(t, b.Err())
+	require.Equal(t, all, seen)
+	require.EqualValues(t, 6, b.Summary().Completed)
+	require.NoError(t, p.FreeBatch(b))
+}
+
+// requestsOfWhole are the requests of pages that are submitted at once.
+func requestsOfWhole(t *testing.T, p *pair, pages *core.Pages) []core.Request {
+	b, err := p.SubmitPages(pages, 0)
+	require.NoError(t, err)
+	all := requestsOf(p.transport)
+	p.transport.SettleAll(nil)
+	require.NoError(t, p.FreeBatch(b))
+	return all
+}
+
+func TestAfterAPartOfThePagesHasFailedTheRestIsNotSubmitted(t *testing.T) {
+	p := startPair(t, nil)
+	b, err := p.SubmitPages(twoPools(p), 2)
+	require.NoError(t, err)
+	eventually(t, func() bool { return len(p.transport.Held()) == 1 })
+	p.transport.SettleAll(errBroken)
+
+	wait(t, b)
+	require.ErrorIs(t, b.Err(), errBroken)
+	require.Equal(t, core.Summary{Tasks: 6, Failed: 6}, b.Summary())
+	require.Equal(t, 1, p.transport.Calls().Submit)
+	require.NoError(t, p.FreeBatch(b))
+}
+
+func TestADiscardedBatchOfPagesIsFedNoFurther(t *testing.T) {
+	p := startPair(t, nil)
+	b, err := p.SubmitPages(twoPools(p), 2)
+	require.NoError(t, err)
+	eventually(t, func() bool { return len(p.transport.Held()) == 1 })
+
+	require.NoError(t, p.DiscardBatch(b))
+	require.ErrorIs(t, b.Err(), core.ErrDiscarded)
+	require.Equal(t, 1, p.transport.Calls().Submit)
+}
+
+func TestACanceledBatchIsUnderWayUntilItsMemoryIsNotTouchedAnyMore(t *testing.T) {
+	p := startPairWith(t, &transporttest.Transport{KeepAborted: true}, nil)
+	b, err := p.SubmitPages(twoPools(p), 2)
+	require.NoError(t, err)
+	eventually(t, func() bool { return len(p.transport.Held()) == 1 })
+
+	p.CancelBatch(b)
+	require.False(t, b.Done())
+	requireCode(t, status.BatchBusy, p.FreeBatch(b))
+	p.transport.SettleAll(core.ErrDiscarded)
+	wait(t, b)
+	require.ErrorIs(t, b.Err(), core.ErrDiscarded)
+	require.EqualValues(t, 6, b.Summary().Failed)
+	require.NoError(t, p.FreeBatch(b))
+}
+
+func TestClosingAnEngineEndsWhatFeedsItsBatches(t *testing.T) {
+	p := startPair(t, nil)
+	b, err := p.SubmitPages(twoPools(p), 1)
+	require.NoError(t, err)
+	require.NoError(t, p.Close())
+	require.True(t, b.Done())
+	require.ErrorIs(t, b.Err(), core.ErrClosed)
+	_, err = p.SubmitPages(twoPools(p), 1)
+	require.ErrorIs(t, err, core.ErrClosed)
+}
+
+func TestUnregisteringMemoryEndsWhatFeedsFromIt(t *testing.T) {
+	p := startPair(t, nil)
+	p.SetGrace(0)
+	memory := pages(t, 1<<16)
+	require.NoError(t, p.Register(at(memory), 1<<16, "*", true))
+	many := twoPools(p)
+	many.Rows[0].LocalBase = uint64(at(memory))
+	b, err := p.SubmitPages(many, 1)
+	require.NoError(t, err)
+	eventually(t, func() bool { return len(p.transport.Held()) == 1 })
+	require.NoError(t, p.Unregister(at(memory)))
+	wait(t, b)
+	require.Equal(t, 1, p.transport.Calls().Submit)
+}
+
+func TestWhatAreNoPagesIsRefused(t *testing.T) {
+	p := startPair(t, nil)
+	for name, spoil := range map[string]func(*core.Pages){
+		"lengths":               func(g *core.Pages) { g.Local = g.Local[1:] },
+		"no length":             func(g *core.Pages) { g.Rows[1].Length = 0 },
+		"negative local stride": func(g *core.Pages) { g.Rows[0].LocalStride = math.MaxUint64 },
+		"negative stride":       func(g *core.Pages) { g.Rows[0].RemoteStride = 1 << 63 },
+		"product beyond 64 bit": func(g *core.Pages) { g.Local[1] = 1 << 60 },
+		"sum beyond 64 bit":     func(g *core.Pages) { g.Rows[0].RemoteBase = math.MaxUint64 - 0x100 },
+		"end beyond 64 bit":     func(g *core.Pages) { g.Rows[1].LocalBase = math.MaxUint64 - 5 },
+		"length beyond 64 bit":  func(g *core.Pages) { g.Rows[1].Length = math.MaxUint64 },
+		"opcode":                func(g *core.Pages) { g.Opcode = 2 },
+		"target":                func(g *core.Pages) { g.Target = math.MaxInt32 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bad := twoPools(p)
+			spoil(bad)
+			_, err := p.SubmitPages(bad, 0)
+			requireCode(t, status.InvalidArgument, err)
+		})
+	}
+	require.Zero(t, p.transport.Calls().Submit)
+}
+
+func TestNoPagesAreABatchThatHasCompleted(t *testing.T) {
+	p := startPair(t, nil)
+	for _, empty := range []func(*core.Pages){
+		func(g *core.Pages) { g.Local, g.Remote = nil, nil },
+		func(g *core.Pages) { g.Rows = nil },
+	} {
+		none := twoPools(p)
+		empty(none)
+		b, err := p.SubmitPages(none, 1)
+		require.NoError(t, err)
+		require.True(t, b.Done())
+		require.NoError(t, b.Err())
+	}
+}
