@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import time
+import weakref
 from ctypes import byref, c_int, c_uint64, c_void_p, create_string_buffer
-from typing import Callable, Union
+from typing import Any, Callable, Protocol
 
 from kvferry import _log
+from kvferry._arrays import Array, Blocks, Pages
 from kvferry._bindings import (
     INVALID_BATCH,
     KVFERRY_ERR_IN_USE,
@@ -27,8 +30,6 @@ from kvferry._bindings import (
 from kvferry._ffi import U64Array, c_string, python_string, u64_array
 from kvferry._library import load
 from kvferry._managed import Managed
-
-Array = Union[int, bytes]  # the address of an array of uint64_t, or the array
 
 # A signal that comes just before a wait does not end it: no single wait is longer than this, in seconds.
 LONGEST_WAIT = 0.5
@@ -46,6 +47,12 @@ def _nothing() -> float:
 
 class EngineError(RuntimeError):
     """An engine cannot be made; the text says why."""
+
+
+class Follower(Protocol):
+    """What looks at an engine's batches, and does so once more before the engine is closed."""
+
+    def before_close(self) -> None: ...
 
 
 class Engine(Managed):
@@ -73,6 +80,29 @@ class Engine(Managed):
             raise EngineError(reason)
         self._segments: dict[str, int] = {}
         self._deadlines: dict[int, float] = {}  # of the batches that submit() made, by time.monotonic()
+        self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        self._following = threading.RLock()  # for these
+        self.stuck: bool | None = None  # once it is closed: whether something may use memory still
+
+    def close(self) -> None:
+        """End the engine. Calls that are under way with it return an error; later ones do so at once."""
+        with self._following:
+            followers = list(self._followers)
+        for follower in followers:
+            follower.before_close()
+        stuck = self._finalizer()
+        if stuck is not None:  # this call has closed it
+            self.stuck = bool(stuck)
+
+    def follow(self, follower: Follower) -> None:
+        """Have a follower called before the engine is closed, while somebody refers to it."""
+        with self._following:
+            self._followers.add(follower)
+
+    def unfollow(self, follower: Follower) -> None:
+        """Undo follow()."""
+        with self._following:
+            self._followers.discard(follower)
 
     def last_error(self) -> str:
         """Why the calling thread's latest failed call failed."""
@@ -90,8 +120,10 @@ class Engine(Managed):
 
     # Memory
 
-    def register(self, address: int, length: int, location: str = "*") -> int:
-        return self._functions.registerLocalMemory(self.handle, address, length, c_string(location, "location"), 1)
+    def register(self, address: int, length: int, location: str = "*", remote: bool = True) -> int:
+        """Make memory known. remote is whether peers may read and write it."""
+        place = c_string(location, "location")
+        return self._functions.registerLocalMemory(self.handle, address, length, place, int(remote))
 
     def unregister(self, address: int) -> int:
         return self._functions.unregisterLocalMemory(self.handle, address)
@@ -147,30 +179,42 @@ class Engine(Managed):
         more: Seconds = _nothing,
     ) -> int:
         """Move count blocks and wait. When it returns, or raises, nothing touches their memory any more."""
-        functions, handle = self._functions, self.handle
-        batch = c_uint64(INVALID_BATCH)
+        transfer, handle = self._functions.kvferry_transfer_sync, self.handle
         message = None if notify is None else byref(notify)
+        return self._finish(
+            lambda ms, batch: transfer(handle, opcode, segment, local, remote, lengths, count, message, ms, batch),
+            timeout,
+            more,
+        )
+
+    def transfer_pages(
+        self, opcode: int, segment: int, pages: Pages, max_batch: int, timeout: float, more: Seconds = _nothing
+    ) -> int:
+        """transfer() of all ranges that pages describes; max_batch above 0 has no more of them under way at a time."""
+        transfer, handle = self._functions.kvferry_transfer_pages, self.handle
+        arguments = pages.arguments()
+        return self._finish(
+            lambda ms, batch: transfer(handle, opcode, segment, *arguments, max_batch, ms, batch), timeout, more
+        )
+
+    def _finish(self, transfer: Callable[[int, Any], int], timeout: float, more: Seconds) -> int:
+        """Call transfer(milliseconds, where to put a batch id), which submits and waits; wait on where it has not come
+        to an end, and end what is left after that."""
+        batch = c_uint64(INVALID_BATCH)
         deadline = time.monotonic() + timeout
         try:
-            code = functions.kvferry_transfer_sync(
-                handle,
-                opcode,
-                segment,
-                local,
-                remote,
-                lengths,
-                count,
-                message,
-                LONGEST_WAIT_MS if timeout >= LONGEST_WAIT else _milliseconds(timeout),
-                byref(batch),
-            )
+            code = transfer(LONGEST_WAIT_MS if timeout >= LONGEST_WAIT else _milliseconds(timeout), byref(batch))
             if code in UNFINISHED:
                 left = deadline + more() - time.monotonic()
-                code = _patiently(left, lambda ms: functions.kvferry_batch_wait(handle, batch.value, ms))
+                code = self.wait_for(batch.value, left)
             return code
         finally:
             if batch.value != INVALID_BATCH:
-                self._discard(batch.value)
+                self.discard(batch.value)
+
+    def wait_for(self, batch: int, timeout: float) -> int:
+        """Wait for a batch; the code of kvferry_batch_wait."""
+        return _patiently(timeout, lambda ms: self._functions.kvferry_batch_wait(self.handle, batch, ms))
 
     def submit(
         self,
@@ -193,6 +237,36 @@ class Engine(Managed):
         deadline = time.monotonic() + timeout
         self._deadlines[batch.value] = deadline + more()
         return batch.value
+
+    def submit_pages(
+        self, opcode: int, segment: int, pages: Pages, max_batch: int, timeout: float, more: Seconds = _nothing
+    ) -> int:
+        """submit() of all ranges that pages describes; max_batch above 0 has no more of them under way at a time."""
+        batch = c_uint64(INVALID_BATCH)
+        code = self._functions.kvferry_submit_pages(
+            self.handle, opcode, segment, *pages.arguments(), max_batch, byref(batch)
+        )
+        if code != 0:
+            return 0
+        self._deadlines[batch.value] = time.monotonic() + timeout + more()
+        return batch.value
+
+    def submit_scatter(self, opcode: int, name: str, blocks: Blocks) -> int:
+        """Start moving blocks of regions with the peer of that name, which is opened in the background. The id of a
+        batch, which the caller discards, or 0."""
+        batch = c_uint64(INVALID_BATCH)
+        code = self._functions.kvferry_submit_scatter(
+            self.handle, opcode, c_string(name, "segment name"), *blocks.arguments(), byref(batch)
+        )
+        return batch.value if code == 0 else 0
+
+    def cancel(self, batch: int) -> None:
+        """Give up what is unfinished of a batch. It ends when nothing touches its memory any more."""
+        self._functions.kvferry_batch_cancel(self.handle, batch)
+
+    def bytes_of(self, batch: int) -> int:
+        """How many bytes a batch is to move."""
+        return self._functions.kvferry_batch_bytes(self.handle, batch)
 
     def order(
         self, kind: str, stream: int, opcode: int, segment: int, local: Array, remote: Array, lengths: Array, count: int
@@ -255,9 +329,9 @@ class Engine(Managed):
     def _free(self, batch: int) -> None:
         """End and free a batch that submit() made; others are left alone."""
         if self._deadlines.pop(batch, None) is not None:
-            self._discard(batch)
+            self.discard(batch)
 
-    def _discard(self, batch: int) -> None:
+    def discard(self, batch: int) -> None:
         """End a batch. The log says so where its memory is in use nevertheless."""
         if self._functions.kvferry_batch_discard(self.handle, batch) == KVFERRY_ERR_IN_USE:
             _log.error("%s", self.last_error())
@@ -279,11 +353,14 @@ def notification(name: str, text: str) -> notify_msg_t:
     return notify_msg_t(c_string(name, "notification name"), c_string(text, "notification text"))
 
 
-def _destroy(functions: Functions, memory: object, handle: int) -> None:
-    """End the engine; its memory may go afterwards, unless something is stuck that may use it still."""
-    if functions.kvferry_destroy(handle) == KVFERRY_ERR_IN_USE:
+def _destroy(functions: Functions, memory: object, handle: int) -> bool:
+    """End the engine; its memory may go afterwards, unless something is stuck that may use it still. Whether that is
+    so."""
+    stuck = functions.kvferry_destroy(handle) == KVFERRY_ERR_IN_USE
+    if stuck:
         _in_use.append(memory)
         _log.error("an engine was closed: %s", python_string(functions.kvferry_last_error()))
+    return stuck
 
 
 def _patiently(timeout: float, wait: Callable[[int], int]) -> int:

@@ -41,6 +41,13 @@ def u64(value: SupportsIndex, name: str) -> int:
     return number
 
 
+def flag(value: Any, name: str) -> bool:
+    """value as a truth value. A str is none: "False" is true."""
+    if not hasattr(type(value), "__bool__"):
+        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+    return bool(value)
+
+
 pack_u64 = struct.Struct("Q").pack  # one item's array, the cheapest way; struct.error for what u64() refuses
 
 

@@ -9,7 +9,7 @@ from typing import Callable
 class Managed:
     """Owns one handle, and gives it back once: by close(), when the last reference goes, or at interpreter exit."""
 
-    def __init__(self, handle: int, release: Callable[[int], None]) -> None:
+    def __init__(self, handle: int, release: Callable[[int], object]) -> None:
         """release gets the handle, may be called on any thread, and must not refer to this object."""
         self.handle = handle
         self._finalizer = weakref.finalize(self, release, handle)

@@ -213,11 +213,11 @@ def test_an_opcode_is_read_or_write(near: Node, far: Node) -> None:
 
 def test_every_documented_name_works_as_a_keyword(near: Node, far: Node) -> None:
     one = {"target_hostname": far.name, "buffer": near.address, "peer_buffer_address": far.address, "length": 1}
-    assert near.engine.transfer_sync_write(**one, transport_hint="tcp") == 0  # type: ignore[arg-type]
+    assert near.engine.transfer_sync_write(**one, transport_hint="tcp", nic_hint="any") == 0  # type: ignore[arg-type]
     assert near.engine.transfer_sync(**one, opcode=1, notify=None, transport_hint="") == 0  # type: ignore[arg-type]
     many = {"buffers": [near.address], "peer_buffer_addresses": [far.address], "lengths": [1]}
-    batch = near.engine.batch_transfer_async(target_hostname=far.name, **many, opcode=0, transport_hint="x")
-    assert near.engine.get_batch_transfer_status(batch_ids=[batch]) == 0
+    batch = near.engine.batch_transfer_async(target_hostname=far.name, **many, opcode=0, transport_hint="x")  # type: ignore[arg-type]
+    assert near.engine.get_batch_transfer_status(batch_ids=[batch]) == 0  # type: ignore[call-arg]
 
 
 def test_the_reason_of_a_refusal_is_logged(near: Node, logged: Callable[[], str]) -> None:

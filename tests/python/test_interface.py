@@ -5,58 +5,45 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kvferry
 import mooncake.engine
 from kvferry import simulator
-from mooncake.engine import Read, TransferEngine, TransferNotify, TransferOpcode, Write
-from support.inprocess import run_python
+from mooncake.engine import (
+    Read,
+    ScatterTransferCompletionStatus,
+    ScatterTransferTicket,
+    TransferEngine,
+    TransferNotify,
+    TransferOpcode,
+    Write,
+)
+from support.inprocess import TESTS, run_python
+from support.stubs import declarations
 
-MANY = "target_hostname, buffers, peer_buffer_addresses, lengths"
-ONE = "target_hostname, buffer, peer_buffer_address, length"
-HINT = "transport_hint=''"
-SIGNATURES = {
-    "initialize": "local_hostname, metadata_server, protocol, device_name",
-    "initialize_ext": "local_hostname, metadata_server, protocol, device_name, metadata_type",
-    "get_rpc_port": "",
-    "allocate_managed_buffer": "length",
-    "free_managed_buffer": "buffer_addr, length",
-    "transfer_sync_write": f"{ONE}, {HINT}",
-    "transfer_sync_read": f"{ONE}, {HINT}",
-    "batch_transfer_sync_write": f"{MANY}, {HINT}",
-    "batch_transfer_sync_read": f"{MANY}, {HINT}",
-    "batch_transfer_async_write": f"{MANY}, {HINT}",
-    "batch_transfer_async_read": f"{MANY}, {HINT}",
-    "transfer_sync": f"{ONE}, opcode, notify=None, {HINT}",
-    "batch_transfer_sync": f"{MANY}, opcode, notify=None, {HINT}",
-    "batch_transfer_async": f"{MANY}, opcode, {HINT}",
-    "get_batch_transfer_status": "batch_ids",
-    "transfer_submit_write": f"{ONE}, {HINT}",
-    "transfer_check_status": "batch_id",
-    "write_bytes_to_buffer": "dest_address, src_ptr, length",
-    "read_bytes_from_buffer": "source_address, length",
-    "register_memory": "buffer_addr, capacity, location='*'",
-    "unregister_memory": "buffer_addr",
-    "batch_register_memory": "buffer_addresses, capacities, location='*'",
-    "batch_unregister_memory": "buffer_addresses",
-    "get_local_topology": "device_name=None",
-    "get_first_buffer_address": "segment_name",
-    "warmup_efa_segment": "segment_name",
-    "get_notifies": "",
-    "send_probe": "peer_server_name",
-    "get_engine": "",
-    "get_engine_ptr": "",
+STUBS = Path(mooncake.engine.__file__).with_suffix(".pyi")
+THEIRS = (TESTS / "support" / "mooncake-0.3.14.txt").read_text().splitlines()
+ABSENT = (
+    "SharedSegment",
+    "RpcInterface",
+    "CoroRPCInterface",
+    "ReceivedData",
+    "ReceivedTensor",
+    "create_rpc_client",
+    "create_rpc_server",
+)
+OURS = {"Integers", "TransferOpcode.READ", "TransferOpcode.WRITE"}  # names of the stubs that Mooncake's do not have
+METHODS = {
+    found[1]: found[2]
+    for found in (re.fullmatch(r"TransferEngine\.(\w+)\((.*)\)", line) for line in THEIRS)
+    if found and found[1] != "__init__"
 }
-STREAM = "stream_ptr=0"
-ON_CUDA = {
-    "transfer_write_on_cuda": f"{ONE}, {STREAM}, {HINT}",
-    "transfer_read_on_cuda": f"{ONE}, {STREAM}, {HINT}",
-    "batch_transfer_write_on_cuda": f"{MANY}, {STREAM}, {HINT}",
-    "batch_transfer_read_on_cuda": f"{MANY}, {STREAM}, {HINT}",
-}
+ON_CUDA = [name for name in METHODS if name.endswith("_on_cuda")]
 
 
 @pytest.fixture(autouse=True)
@@ -70,30 +57,58 @@ def simulated_gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFERRY_CUDA", simulator.library("cuda"))
 
 
-def parameters(name: str) -> str:
-    found = list(inspect.signature(getattr(TransferEngine, name)).parameters.values())[1:]
-    return ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in found)
+def test_type_checkers_see_the_names_parameters_and_defaults_of_mooncakes_stubs() -> None:
+    wanted = {line for line in THEIRS if re.split(r"\W", line)[0] not in ABSENT}
+    assert set(declarations(STUBS)) - OURS == wanted
 
 
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_a_method_has_mooncakes_parameters(name: str) -> None:
-    assert parameters(name) == SIGNATURES[name]
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_mooncakes_parameters(simulated_gpu: None, name: str) -> None:
+    """Those that Mooncake takes by position alone may have other names."""
+    wanted = METHODS[name].split(", ")
+    found = list(inspect.signature(vars_of(TransferEngine)[name]).parameters.values())
+    has = [str(p.replace(annotation=inspect.Parameter.empty)) for p in found]
+    if "/" in wanted:
+        assert len(has) == len(wanted) - 1
+    else:
+        assert has == wanted
 
 
-@pytest.mark.parametrize("name", ON_CUDA)
-def test_a_method_of_builds_with_cuda_has_mooncakes_parameters(simulated_gpu: None, name: str) -> None:
-    assert parameters(name) == ON_CUDA[name]
+def vars_of(some: type) -> dict[str, Any]:
+    """The public attributes of a class, as the class or a base has them."""
+    attributes = {name: value for base in reversed(some.__mro__) for name, value in vars(base).items()}
+    return {name: getattr(v, "__wrapped__", v) for name, v in attributes.items() if not name.startswith("_")}
 
 
 def test_there_is_no_other_method() -> None:
-    public = {name for name in vars(TransferEngine) if not name.startswith("_")}
-    assert public == {*SIGNATURES, *ON_CUDA, "TransferOpcode"}
+    assert set(vars_of(TransferEngine)) == {*METHODS, "TransferOpcode"}
+
+
+@pytest.mark.parametrize("name", ("status", "drained", "drain"))
+def test_a_ticket_has_mooncakes_attributes(name: str) -> None:
+    assert name in vars_of(ScatterTransferTicket)
+
+
+def test_the_status_of_a_scatter_transfer_has_mooncakes_names_and_values() -> None:
+    members = ScatterTransferCompletionStatus.__members__
+    wanted = {"COMPLETED": 0, "FAILED_DRAINED": -1, "COMPLETION_UNKNOWN": -2}
+    assert {name: int(member) for name, member in members.items()} == wanted
+    assert [(m.name, m.value) for m in members.values()] == list(wanted.items())
+    assert str(ScatterTransferCompletionStatus.COMPLETED) == "ScatterTransferCompletionStatus.COMPLETED"
+    assert ScatterTransferCompletionStatus(-1) is ScatterTransferCompletionStatus.FAILED_DRAINED
 
 
 def test_opcodes_have_mooncakes_names_and_values() -> None:
-    assert (TransferOpcode.Read, TransferOpcode.Write) == (0, 1)
+    assert (int(TransferOpcode.Read), int(TransferOpcode.Write)) == (0, 1)
+    assert (TransferOpcode.Read.name, TransferOpcode.Write.value) == ("Read", 1)
+    assert Read < Write and Read <= Read and Write > Read and Write >= Write and Read != Write
+    assert {TransferOpcode(0): 1}[Read] == 1
     for name in ("READ", "WRITE"):
-        assert TransferOpcode[name] is TransferOpcode[name.title()] is getattr(mooncake.engine, name.title())
+        assert (
+            TransferOpcode.__members__[name]
+            is TransferOpcode.__members__[name.title()]
+            is getattr(mooncake.engine, name.title())
+        )
     assert TransferEngine.TransferOpcode is TransferOpcode
     assert (Read.name, str(Write)) == ("Read", "TransferOpcode.Write")
     assert pickle.loads(pickle.dumps(Write)) is Write
@@ -109,7 +124,9 @@ def test_a_notification_is_made_empty_or_from_both_parts_and_can_be_changed() ->
 
 def test_the_flags_say_what_there_is() -> None:
     flags = {name: getattr(mooncake.engine, name) for name in dir(mooncake.engine) if name.startswith("SUPPORT_")}
-    assert set(flags) == {f"SUPPORT_{x}" for x in ("CUDA", "EFA", "HIP", "MNNVL", "MUSA", "INTRA_NVLINK")}
+    assert set(flags) == {
+        f"SUPPORT_{x}" for x in ("CUDA", "EFA", "HIP", "MNNVL", "MULTI_PROTOCOL", "MUSA", "INTRA_NVLINK")
+    }
     assert all(flag is False for flag in flags.values())
 
 
@@ -124,18 +141,7 @@ def test_with_a_gpu_there_are_those_methods_and_the_flag_says_so(
     assert mooncake.engine.SUPPORT_CUDA is True
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "SharedSegment",
-        "RpcInterface",
-        "CoroRPCInterface",
-        "ReceivedData",
-        "ReceivedTensor",
-        "create_rpc_client",
-        "create_rpc_server",
-    ],
-)
+@pytest.mark.parametrize("name", ABSENT)
 def test_a_name_of_mooncakes_that_is_absent_says_so(name: str) -> None:
     assert not hasattr(mooncake.engine, name)
     with pytest.raises(AttributeError, match=f"{name} is not part of kvferry"):

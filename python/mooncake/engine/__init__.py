@@ -18,6 +18,7 @@ from __future__ import annotations
 from kvferry import gpu
 from kvferry._engine import Engine as InnerTransferEngine
 from mooncake.engine._engine import TransferEngine
+from mooncake.engine._scatter import ScatterTransferCompletionStatus, ScatterTransferTicket
 from mooncake.engine._types import TransferNotify, TransferOpcode
 
 Read = TransferOpcode.Read
@@ -28,6 +29,7 @@ SUPPORT_EFA = False
 SUPPORT_HIP = False
 SUPPORT_INTRA_NVLINK = False
 SUPPORT_MNNVL = False
+SUPPORT_MULTI_PROTOCOL = False
 SUPPORT_MUSA = False
 
 __all__ = [
@@ -36,9 +38,12 @@ __all__ = [
     "SUPPORT_HIP",
     "SUPPORT_INTRA_NVLINK",
     "SUPPORT_MNNVL",
+    "SUPPORT_MULTI_PROTOCOL",
     "SUPPORT_MUSA",
     "InnerTransferEngine",
     "Read",
+    "ScatterTransferCompletionStatus",
+    "ScatterTransferTicket",
     "TransferEngine",
     "TransferNotify",
     "TransferOpcode",

@@ -11,7 +11,7 @@ class OnlyWithCuda:
     """A method that its class has where there is a CUDA driver with a GPU."""
 
     def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
+        self._function = self.__wrapped__ = function
         self.__doc__ = function.__doc__
 
     def __get__(self, instance: object, owner: type) -> Any:

@@ -8,29 +8,30 @@ import struct
 import threading
 import time
 import weakref
-from typing import Any, SupportsIndex
+from typing import Any, Callable, SupportsIndex
 
 from kvferry import _log
+from kvferry._arrays import Array, Blocks, Pages
 from kvferry._bindings import KVFERRY_ERR_FAILED
-from kvferry._engine import Array, Engine, EngineError, Seconds, notification
-from kvferry._ffi import Integers, U64Array, address_of, pack_u64, u64, u64_array
+from kvferry._engine import Engine, EngineError, Seconds, notification
+from kvferry._ffi import Integers, U64Array, address_of, flag, pack_u64, u64, u64_array
 from kvferry._library import LibraryError, load
 from kvferry._memory import ManagedMemory
+from kvferry._scatter import ScatterTransfer
 from kvferry._topology import topology
 from mooncake.engine import _notices
+from mooncake.engine._arrays import GIB, READ, WRITE, ArrayTransfers, time_for
 from mooncake.engine._cuda import OnlyWithCuda
+from mooncake.engine._scatter import ScatterTransfers
 from mooncake.engine._types import TransferNotify, TransferOpcode
 
 P2P = "P2PHANDSHAKE"
-READ = int(TransferOpcode.Read)
-WRITE = int(TransferOpcode.Write)
 USUAL_PROTOCOL = "rdma"  # what vLLM and SGLang ask for where nobody has chosen one
-GIB = 1 << 30
 
 _strange_protocols: set[str] = set()  # that the log has named
 
 
-class TransferEngine:
+class TransferEngine(ArrayTransfers, ScatterTransfers):
     """An engine: memory that peers may read and write, and transfers between it and theirs.
 
     It does nothing until initialize(). Dropping the last reference ends it within about a second, with what is under
@@ -129,18 +130,26 @@ class TransferEngine:
 
     # Memory
 
-    def register_memory(self, buffer_addr: SupportsIndex, capacity: SupportsIndex, location: str = "*") -> int:
+    def register_memory(
+        self,
+        buffer_addr: SupportsIndex,
+        capacity: SupportsIndex,
+        location: str = "*",
+        remote_accessible: bool = True,
+    ) -> int:
         """Let peers read and write memory, which must stay mapped until it is unregistered; 0 or negative.
 
-        It may be host memory or an NPU's, which is recognised by its address where AscendCL can tell, and else by the
-        location "npu:N".
+        With remote_accessible False peers are not told of it, and what they ask of it is refused: it is for transfers
+        that this engine starts. It may be host memory or an NPU's, which is recognised by its address where AscendCL
+        can tell, and else by the location "npu:N".
         """
         address, length = u64(buffer_addr, "buffer_addr"), u64(capacity, "capacity")
+        remote = flag(remote_accessible, "remote_accessible")
         engine = self._engine
         if engine is None:
             return _not_initialized("register_memory")
         try:
-            return _logged(engine, engine.register(address, length, location), "register_memory")
+            return _logged(engine, engine.register(address, length, location, remote), "register_memory")
         except ValueError as e:
             return _refused("register_memory", e)
 
@@ -280,6 +289,7 @@ class TransferEngine:
         peer_buffer_address: SupportsIndex,
         length: SupportsIndex,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """Write length bytes from buffer to the peer's address; 0 or negative."""
         return self._transfer_one(target_hostname, buffer, peer_buffer_address, length, WRITE, None)
@@ -291,6 +301,7 @@ class TransferEngine:
         peer_buffer_address: SupportsIndex,
         length: SupportsIndex,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """Read length bytes from the peer's address into buffer; 0 or negative."""
         return self._transfer_one(target_hostname, buffer, peer_buffer_address, length, READ, None)
@@ -304,6 +315,7 @@ class TransferEngine:
         opcode: SupportsIndex,
         notify: TransferNotify | None = None,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """Write or read, and deliver the message to the peer once that has completed; 0 or negative."""
         return self._transfer_one(target_hostname, buffer, peer_buffer_address, length, opcode, notify)
@@ -315,6 +327,7 @@ class TransferEngine:
         peer_buffer_addresses: Integers,
         lengths: Integers,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """transfer_sync_write() of many blocks at once; 0 when all were written, or negative."""
         return self._transfer_many(target_hostname, buffers, peer_buffer_addresses, lengths, WRITE, None)
@@ -326,6 +339,7 @@ class TransferEngine:
         peer_buffer_addresses: Integers,
         lengths: Integers,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """transfer_sync_read() of many blocks at once; 0 when all were read, or negative."""
         return self._transfer_many(target_hostname, buffers, peer_buffer_addresses, lengths, READ, None)
@@ -339,6 +353,7 @@ class TransferEngine:
         opcode: SupportsIndex,
         notify: TransferNotify | None = None,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """transfer_sync() of many blocks at once, with one message; 0 or negative."""
         return self._transfer_many(target_hostname, buffers, peer_buffer_addresses, lengths, opcode, notify)
@@ -368,7 +383,7 @@ class TransferEngine:
         if not local.length == remote.length == sizes.length:
             return _unequal(local, remote, sizes)
         return self._transfer(
-            target, local.address, remote.address, sizes.address, local.length, opcode, notify, _time_for(sizes)
+            target, local.address, remote.address, sizes.address, local.length, opcode, notify, time_for(sizes)
         )
 
     def _transfer(
@@ -382,20 +397,57 @@ class TransferEngine:
         notify: TransferNotify | None,
         more: Seconds,
     ) -> int:
+        if self._engine is None:
+            return _not_initialized("transfer")
+        try:
+            direction = _direction(opcode)
+            message = None if notify is None else notification(notify.name, notify.msg)
+        except ValueError as e:
+            return _refused(f"transfer with {target}", e)
+        return self._with_peer(
+            target,
+            more,
+            lambda engine, segment, left: engine.transfer(
+                direction, segment, local, remote, sizes, count, message, left, more
+            ),
+        )
+
+    def _transfer_pages(self, target: str, described: Pages, opcode: int, max_batch: int) -> int:
+        if self._engine is not None and described.ranges == 0:
+            return 0
+
+        def more() -> float:
+            return described.bytes / GIB
+
+        return self._with_peer(
+            target,
+            more,
+            lambda engine, segment, left: engine.transfer_pages(opcode, segment, described, max_batch, left, more),
+        )
+
+    def _with_peer(self, target: str, more: Seconds, transfer: Callable[[Engine, int, float], int]) -> int:
+        """Open a peer, and call transfer with the engine, the peer's id, and what is left of the time in seconds."""
         engine = self._engine
         if engine is None:
             return _not_initialized("transfer")
         deadline = time.monotonic() + self._timeout
         try:
-            direction = _direction(opcode)
-            message = None if notify is None else notification(notify.name, notify.msg)
             code = segment = engine.segment(target, self._timeout, more)
         except ValueError as e:
             return _refused(f"transfer with {target}", e)
         if segment >= 0:
-            left = deadline - time.monotonic()
-            code = engine.transfer(direction, segment, local, remote, sizes, count, message, left, more)
+            code = transfer(engine, segment, deadline - time.monotonic())
         return 0 if code == 0 else _failed(engine, code, f"transfer with {target}")
+
+    def _start_scatter(self, endpoint: str, described: Blocks, opcode: int) -> ScatterTransfer:
+        engine, batch = self._engine, 0
+        if engine is None:
+            _not_initialized("scatter transfer")
+        else:
+            batch = engine.submit_scatter(opcode, endpoint, described)
+            if batch == 0:
+                _refused(f"scatter transfer with {endpoint}", engine.last_error())
+        return ScatterTransfer(engine, batch, self._timeout + time_for(described.lengths)())
 
     # Transfers in the order of a CUDA stream
 
@@ -408,6 +460,7 @@ class TransferEngine:
         length: SupportsIndex,
         stream_ptr: SupportsIndex = 0,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> None:
         """Write length bytes to the peer's address in the order of a stream: see batch_transfer_write_on_cuda()."""
         packed = _pack_one(buffer, peer_buffer_address, length)
@@ -422,6 +475,7 @@ class TransferEngine:
         length: SupportsIndex,
         stream_ptr: SupportsIndex = 0,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> None:
         """Read length bytes into buffer in the order of a stream: see batch_transfer_write_on_cuda()."""
         packed = _pack_one(buffer, peer_buffer_address, length)
@@ -436,6 +490,7 @@ class TransferEngine:
         lengths: Integers,
         stream_ptr: SupportsIndex = 0,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> None:
         """Write blocks in the order of a stream: after what is queued in it by now, and before what is queued later.
 
@@ -455,6 +510,7 @@ class TransferEngine:
         lengths: Integers,
         stream_ptr: SupportsIndex = 0,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> None:
         """Read blocks in the order of a stream: see batch_transfer_write_on_cuda()."""
         self._order_many(target_hostname, buffers, peer_buffer_addresses, lengths, READ, stream_ptr)
@@ -497,6 +553,7 @@ class TransferEngine:
         peer_buffer_addresses: Integers,
         lengths: Integers,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """Start writing; a batch id, or 0 on failure. The buffers must stay until the batch has ended."""
         return self._submit_many(target_hostname, buffers, peer_buffer_addresses, lengths, WRITE)
@@ -508,6 +565,7 @@ class TransferEngine:
         peer_buffer_addresses: Integers,
         lengths: Integers,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """Start reading; a batch id, or 0 on failure. The buffers must stay until the batch has ended."""
         return self._submit_many(target_hostname, buffers, peer_buffer_addresses, lengths, READ)
@@ -520,6 +578,7 @@ class TransferEngine:
         lengths: Integers,
         opcode: SupportsIndex,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """Start writing or reading; a batch id, or 0 on failure. The buffers must stay until the batch has ended."""
         return self._submit_many(target_hostname, buffers, peer_buffer_addresses, lengths, opcode)
@@ -531,6 +590,7 @@ class TransferEngine:
         peer_buffer_address: SupportsIndex,
         length: SupportsIndex,
         transport_hint: str = "",
+        nic_hint: str = "",
     ) -> int:
         """Start writing one block; a batch id, or 0 on failure. The buffer must stay until the batch has ended."""
         local, remote, size = _pack_one(buffer, peer_buffer_address, length)
@@ -569,9 +629,7 @@ class TransferEngine:
         if not local.length == remote.length == sizes.length:
             _unequal(local, remote, sizes)
             return 0
-        return self._submit(
-            target, local.address, remote.address, sizes.address, local.length, opcode, _time_for(sizes)
-        )
+        return self._submit(target, local.address, remote.address, sizes.address, local.length, opcode, time_for(sizes))
 
     def _submit(
         self,
@@ -667,11 +725,6 @@ def _pack_many(buffers: Integers, peer_addresses: Integers, lengths: Integers) -
         u64_array(peer_addresses, "peer_buffer_addresses"),
         u64_array(lengths, "lengths"),
     )
-
-
-def _time_for(sizes: U64Array) -> Seconds:
-    """The seconds that a transfer is given for its bytes."""
-    return lambda: sum(sizes.items()) / GIB
 
 
 def _unequal(local: U64Array, remote: U64Array, sizes: U64Array) -> int:

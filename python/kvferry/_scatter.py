@@ -1,0 +1,104 @@
+"""A scatter transfer: blocks of several regions, on their way between this process and one peer.
+
+Its life: the engine submits it, and opens the peer in the background where that is needed. status() and wait()
+look at it; when it has ended its batch is freed and the result kept. The object keeps the engine alive. When the last
+reference to it goes while it is under way, that waits until it has ended, and after its time limit gives it up: nothing
+touches its memory after that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+
+from kvferry._bindings import KVFERRY_ERR_FAILED, KVFERRY_ERR_FORKED, KVFERRY_OK
+from kvferry._engine import UNFINISHED, Engine
+from kvferry._library import LibraryError
+
+COMPLETED = 0
+FAILED = -1  # nothing touches its memory any more
+UNDER_WAY = -2  # its memory may be touched
+
+GIVE_UP = 10.0  # seconds that a transfer which was given up may take to end, before it counts as stuck
+
+
+class ScatterTransfer:
+    """One such transfer. Any thread may call it."""
+
+    def __init__(self, engine: Engine | None, batch: int, timeout: float) -> None:
+        """Follow a batch of the engine, and own it. 0 is none: a transfer that failed before it began. timeout is the
+        time limit in seconds, from now."""
+        self.timeout = timeout
+        self._lock = threading.RLock()
+        self._deadline = time.monotonic() + timeout
+        self._batch = batch
+        self._engine = engine if batch != 0 else None  # None once the result is final
+        self._result = FAILED
+        if self._engine is not None:
+            self._result = UNDER_WAY
+            self._finalizer = weakref.finalize(self, _end, self._engine, batch, self._deadline)
+            self._finalizer.atexit = False  # type: ignore[misc] # the end of the process ends the engine, and so this
+            self._engine.follow(self)
+
+    def status(self) -> int:
+        """COMPLETED, FAILED or UNDER_WAY, at once."""
+        return self.wait(0)
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the end for up to timeout seconds; status(). LibraryError in a child that was forked meanwhile."""
+        engine = self._engine
+        if engine is None:
+            return self._result
+        code = engine.wait_for(self._batch, timeout)
+        if code == KVFERRY_ERR_FORKED:
+            raise LibraryError(engine.last_error())
+        if code == KVFERRY_OK:
+            self._settle(COMPLETED)
+        elif code == KVFERRY_ERR_FAILED:
+            self._settle(FAILED)
+        elif code not in UNFINISHED and engine.stuck is False:
+            self._settle(FAILED)  # it was given up with the engine, unless another thread has seen it end before
+        return self._result
+
+    def finish(self) -> bool:
+        """Wait for the end until the time limit, and give up then; whether there was an end by the limit. Anything that
+        is raised meanwhile gives up, too."""
+        try:
+            if self.wait(self._deadline - time.monotonic()) != UNDER_WAY:
+                return True
+            self.cancel()
+            self.wait(GIVE_UP)
+        except BaseException:
+            self.cancel()
+            raise
+        return False
+
+    def cancel(self) -> None:
+        """Give up what is under way, and wait for nothing."""
+        engine = self._engine
+        if engine is not None:
+            engine.cancel(self._batch)
+
+    def before_close(self) -> None:
+        """Look at it while the engine knows of it."""
+        self.status()
+
+    def _settle(self, result: int) -> None:
+        """Keep the result, and free the batch."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is None:
+                return
+            self._result = result
+        self._finalizer.detach()
+        engine.unfollow(self)
+        engine.discard(self._batch)
+
+
+def _end(engine: Engine, batch: int, deadline: float) -> None:
+    """What remains to be done for a transfer that nobody can ask about any more."""
+    try:
+        engine.wait_for(batch, deadline - time.monotonic())
+    finally:
+        engine.discard(batch)
