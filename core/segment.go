@@ -80,18 +80,33 @@ func (s *Segment) Refresh(ctx context.Context, stale *metadata.Descriptor) (*met
 
 // fetch does what f stands for.
 func (s *Segment) fetch(ctx context.Context, f *fetch) {
-	f.descriptor, f.err = s.store.Fetch(ctx, s.Name)
-	f.canceled = f.err != nil && ctx.Err() != nil
+	d, err := s.store.Fetch(ctx, s.Name)
+	f.canceled = err != nil && ctx.Err() != nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.err == nil {
-		s.descriptor.Store(f.descriptor)
+	if err != nil {
+		f.err = err
+		if !f.canceled {
+			s.Unanswered()
+		}
+	} else if f.err = s.refuse(d); f.err == nil {
+		f.descriptor = d
+		s.descriptor.Store(d)
 		s.confirm()
-	} else if !f.canceled {
-		s.Unanswered()
 	}
 	s.fetching = nil
 	close(f.done)
+}
+
+// refuse is why a descriptor that was fetched must not replace the cached one: that is of a later version. A kvferry engine
+// may have come in the place of one that is not known to live, with a clock that is behind: connections prove who it is.
+func (s *Segment) refuse(d *metadata.Descriptor) error {
+	cached := s.descriptor.Load()
+	err := d.CheckVersion(cached)
+	if err != nil && d.Identity != "" && d.Identity != cached.Identity && !s.Verified() {
+		return nil
+	}
+	return err
 }
 
 // DataHost is the host of the data port that a descriptor of the segment speaks of: the one it names, or that of its

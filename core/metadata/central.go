@@ -43,6 +43,7 @@ type central struct {
 		name       string
 		entry      []byte // rpc_meta, once it may have been written
 		claimed    bool   // the entry is there, and the name is this engine's
+		version    uint64 // of what was written last, or of what a predecessor left; 0 before
 		descriptor []byte // as it was written last; nil before
 		unsure     bool   // a later descriptor was sent, and it is not known whether it arrived
 		shown      uint64 // Publishes that were begun when the last one that succeeded looked at the engine
@@ -51,7 +52,7 @@ type central struct {
 	}
 
 	mu    sync.Mutex
-	known map[string]string // handshake addresses that were found, for when the store does not answer
+	known map[string]rpcMeta // handshake addresses that were found, by key, for when the store does not answer
 
 	closed  context.Context
 	close   context.CancelFunc
@@ -60,9 +61,13 @@ type central struct {
 
 // rpcMeta is the value of an rpc_meta key.
 type rpcMeta struct {
-	Host string `json:"ip_or_host_name"`
-	Port int    `json:"rpc_port"`
+	Host    string  `json:"ip_or_host_name"`
+	Version version `json:"metadata_version,omitempty"`
+	Port    int     `json:"rpc_port"`
 }
+
+// sameAddress reports whether both are of one handshake port.
+func (m rpcMeta) sameAddress(other rpcMeta) bool { return m.Host == other.Host && m.Port == other.Port }
 
 const (
 	claimReplyTimeout = 5 * time.Second // for a predecessor that takes the connection
@@ -81,7 +86,7 @@ func newCentral(store kv, o Options) *central {
 	c := &central{
 		kv: store, prefix: prefix, log: sampled(log),
 		probe: Client{ConnectTimeout: o.ConnectTimeout, ReplyTimeout: claimReplyTimeout, MaxLength: o.MaxLength},
-		turn:  make(chan struct{}, 1), known: map[string]string{},
+		turn:  make(chan struct{}, 1), known: map[string]rpcMeta{},
 	}
 	c.closed, c.close = context.WithCancel(context.Background())
 	if o.KeepInterval > 0 {
@@ -145,6 +150,7 @@ func (c *central) show(ctx context.Context, d *Descriptor) error {
 	if d.DataPort == 0 {
 		return nil
 	}
+	d.Version = c.newVersion()
 	encoded, truncated := d.Encode(maxValue)
 	if truncated {
 		c.log.Warn("the segment descriptor does not fit the metadata store, peers see the first buffers only",
@@ -171,7 +177,7 @@ func (c *central) claim(ctx context.Context, name, handshake string) error {
 	}
 	if there != nil {
 		// Whoever was at this engine's own address is gone: the port is this engine's.
-		if found != self {
+		if !found.sameAddress(self) {
 			if err := c.requireDead(ctx, name, key, found); err != nil {
 				return err
 			}
@@ -180,6 +186,12 @@ func (c *central) claim(ctx context.Context, name, handshake string) error {
 			return err
 		}
 	}
+	left, err := c.versionLeft(ctx, name)
+	if err != nil {
+		return err
+	}
+	c.self.version = max(left, uint64(found.Version))
+	self.Version = version(c.newVersion())
 	c.self.name, c.self.entry = name, mustEncode(self)
 	if err := c.kv.put(ctx, key, c.self.entry); err != nil {
 		return err
@@ -188,11 +200,30 @@ func (c *central) claim(ctx context.Context, name, handshake string) error {
 	if found, there, err = c.entry(ctx, key); err != nil {
 		return err
 	}
-	if there == nil || found != self {
+	if there == nil || !found.sameAddress(self) {
 		return c.fail("the name %q was taken by another engine at the same moment, as %s says", name, key)
 	}
 	c.self.claimed = true
 	return nil
+}
+
+// newVersion is the version of a value that is about to be written.
+func (c *central) newVersion() uint64 {
+	c.self.version = nextVersion(c.self.version)
+	return c.self.version
+}
+
+// versionLeft is the version of a descriptor that a predecessor has left under a name; 0 for none, or garbage.
+func (c *central) versionLeft(ctx context.Context, name string) (uint64, error) {
+	value, _, err := c.kv.get(ctx, c.segmentKey(name))
+	if err != nil {
+		return 0, err
+	}
+	var left struct {
+		Version version `json:"metadata_version"`
+	}
+	_ = json.Unmarshal(value, &left)
+	return uint64(left.Version), nil
 }
 
 // entry reads an rpc_meta key; there is the value as it stands, nil for none.
@@ -301,32 +332,62 @@ func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error
 func (c *central) HandshakeAddress(ctx context.Context, segment string) (string, error) {
 	key := c.addressKey(segment)
 	value, found, err := c.kv.get(ctx, key)
-	if err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if at, ok := c.known[key]; ok {
-			return at, nil
-		}
+	before, known := c.recall(key)
+	switch {
+	case err != nil && known:
+		return before.hostPort(), nil
+	case err != nil:
 		return "", err
-	}
-	if !found {
+	case !found:
+		c.forget(key)
 		return "", c.fail("there is no engine %q: no key %s", segment, key)
 	}
 	meta, err := parseMeta(value)
 	if err != nil {
 		return "", c.fail("the value of %s is no address of an engine: %w", key, err)
 	}
-	c.remember(key, meta.hostPort())
+	if known && meta.isRefusedFor(before) && !c.isDead(ctx, before) {
+		c.log.Warn("an address in the metadata store is stale, or conflicts with one that was found before, which is kept",
+			zap.String("key", key), zap.ByteString("found", value), zap.String("kept", before.hostPort()))
+		return before.hostPort(), nil
+	}
+	c.remember(key, meta)
 	return meta.hostPort(), nil
 }
 
-func (c *central) remember(key, at string) {
+// isRefusedFor reports whether an address is older than one that was found before, or another one of the same version.
+func (m rpcMeta) isRefusedFor(before rpcMeta) bool {
+	return m.Version != 0 && before.Version != 0 &&
+		(m.Version < before.Version || m.Version == before.Version && !m.sameAddress(before))
+}
+
+// isDead reports whether nobody answers at an address any more: then a successor may have another one, whose clock is behind.
+func (c *central) isDead(ctx context.Context, at rpcMeta) bool {
+	_, err := c.probe.identify(ctx, at.hostPort())
+	return err != nil && isNobody(err)
+}
+
+// recall returns the address that was found under a key before.
+func (c *central) recall(key string) (at rpcMeta, known bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at, known = c.known[key]
+	return at, known
+}
+
+func (c *central) remember(key string, at rpcMeta) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.known) >= maxKnown {
 		clear(c.known)
 	}
 	c.known[key] = at
+}
+
+func (c *central) forget(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.known, key)
 }
 
 // Withdraw implements Store. The name is given up last.

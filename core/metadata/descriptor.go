@@ -35,6 +35,7 @@ type Descriptor struct {
 	Neighbour    string // socket for peers on the same host, see neighbourName; "" for none
 	Identity     string // of this incarnation of the owner, see identity; "" where the owner has none, as Mooncake's
 	Hello        int    // highest version of the hello that its data port understands; 0 for none
+	Version      uint64 // of this value among those of its key in a central store, see version.go; 0 for none
 
 	extents []extent // see BuildIndex
 }
@@ -56,6 +57,8 @@ type wireDescriptor struct {
 	Timestamp      string `json:"timestamp"`
 	Truncated      bool   `json:"kvferry_truncated,omitempty"`
 
+	Version version `json:"metadata_version,omitempty"`
+
 	Extensions json.RawMessage `json:"kvferry,omitempty"` // of extensions, or whatever a stranger puts there
 }
 
@@ -75,12 +78,12 @@ var identity = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
 // Encode gives the JSON form in at most maxLength bytes. Where the buffers do not all fit, the first ones are kept
 // and truncated is true; the key "kvferry_truncated", which Mooncake ignores, tells it to the reader. The fields beside
-// the buffers, some 200 bytes and the two names, are always there.
+// the buffers, some 240 bytes and the two names, are always there.
 func (d *Descriptor) Encode(maxLength int) (encoded []byte, truncated bool) {
-	port, version := int64(d.DataPort), int64(d.ProtoVersion)
+	port, proto := int64(d.DataPort), int64(d.ProtoVersion)
 	wire := wireDescriptor{
-		Name: d.Name, Protocol: d.Protocol, DataPort: &port, ProtoVersion: &version, DataHost: d.DataHost,
-		Timestamp: time.Now().Format("2006-01-02 15:04:05.000000"),
+		Name: d.Name, Protocol: d.Protocol, DataPort: &port, ProtoVersion: &proto, DataHost: d.DataHost,
+		Timestamp: time.Now().Format("2006-01-02 15:04:05.000000"), Version: version(d.Version),
 	}
 	if d.Kin {
 		wire.Extensions = mustEncode(extensions{Neighbour: d.Neighbour, Identity: d.Identity, Hello: d.Hello})
@@ -151,6 +154,7 @@ func ParseDescriptor(encoded []byte) (*Descriptor, error) {
 	d := &Descriptor{
 		Name: wire.Name, Protocol: "tcp", DataHost: wire.DataHost, DataPort: int(*wire.DataPort),
 		ProtoVersion: protoVersion(wire.ProtoVersion), Buffers: wire.Buffers, Truncated: wire.Truncated,
+		Version: uint64(wire.Version),
 	}
 	d.readExtensions(wire.Extensions)
 	d.BuildIndex()
