@@ -221,8 +221,16 @@ var settings = []setting{
 		"Accepted, without effect, as above."},
 	{one("MC_TCP_ADMISSION_TIMEOUT_MS", "1000"), unused(1, 600000),
 		"Accepted, without effect, as above."},
+	{one("MC_TCP_MAX_QUEUED_BYTES_PER_PEER", ""), ignored(),
+		"Accepted, without effect, as above."},
+	{one("MC_NUM_TCP_IO_THREADS", ""), ignored(),
+		"Accepted, without effect: connections have no threads of their own."},
+	{one("MC_FORCE_SHM", ""), ignored(),
+		"Accepted, without effect: kvferry engines of one host need no transport for shared memory, see `KVFERRY_SAME_HOST`."},
 
-	{one("MC_TRANSFER_TIMEOUT", "30"), transferTimeout(),
+	{one("ASCEND_TRANSFER_TIMEOUT", "30000"), milliseconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.TransferTimeout }),
+		"What `MC_TRANSFER_TIMEOUT` is where that is not set. Mooncake's builds for Ascend read it; vllm-ascend sets it."},
+	{one("MC_TRANSFER_TIMEOUT", ascendTimeout), transferTimeout(),
 		"When a synchronous call of the Python package gives up, plus 1 s per GiB; 1 to 4 act as 5. Read when the engine object is made."},
 	{one("MC_SLICE_TIMEOUT", "0"), seconds(0, 65535, func(c *Config) *time.Duration { return &c.SliceTimeout }),
 		"When a task is given up and reports TIMEOUT; 0: never. A task that is given up for another reason reports FAILED."},
@@ -293,8 +301,8 @@ var settings = []setting{
 		"Data connections that are served at once; more wait until one ends."},
 	{one("KVFERRY_MAX_HANDSHAKES", "128"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxHandshakes }),
 		"Handshake connections that are served at once; more wait until one ends."},
-	{one("KVFERRY_MAX_NOTIFICATIONS", "65536"), integer("messages", 1, 1<<24, func(c *Config) *int { return &c.MaxNotifications }),
-		"Notifications that are kept until they are fetched; more are refused."},
+	{[]variable{{"MC_HANDSHAKE_MAX_NOTIFY_ENTRIES", "KVFERRY_MAX_NOTIFICATIONS", "65536"}}, integer("messages", 1, 1<<24, func(c *Config) *int { return &c.MaxNotifications }),
+		"Notifications that are kept until they are fetched; more are refused, and their senders told. Mooncake drops the oldest ones."},
 }
 
 // one is a setting's only variable.
@@ -411,6 +419,11 @@ func multiple(unit, most int, field func(*Config) *int) kind {
 	})
 }
 
+// ignored is a setting of Mooncake's that means nothing here, and may be anything.
+func ignored() kind {
+	return single("anything", func(*Config, string) error { return nil })
+}
+
 // unused is a setting of Mooncake's that means nothing here, and is checked all the same.
 func unused(least, most int) kind {
 	return integer("", least, most, func(*Config) *int { return new(int) })
@@ -436,16 +449,23 @@ func duration(name string, unit time.Duration, least, most int, field func(*Conf
 	})
 }
 
+// ascendTimeout stands for what an earlier row of the table has set.
+const ascendTimeout = "`ASCEND_TRANSFER_TIMEOUT`: 30 seconds"
+
 // transferTimeout is never shorter than five seconds.
 func transferTimeout() kind {
-	k := seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.TransferTimeout })
-	parse := k.parse
-	k.parse = func(c *Config, texts []string) error {
-		err := parse(c, texts)
-		c.TransferTimeout = max(c.TransferTimeout, 5*time.Second)
+	given := seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.TransferTimeout })
+	return single(given.accepts, func(c *Config, text string) error {
+		if text == ascendTimeout {
+			return nil
+		}
+		var own Config
+		err := given.parse(&own, []string{text})
+		if err == nil {
+			c.TransferTimeout = max(own.TransferTimeout, 5*time.Second)
+		}
 		return err
-	}
-	return k
+	})
 }
 
 const (

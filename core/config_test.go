@@ -79,7 +79,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_ETCD_TLS":              "yes", "KVFERRY_ETCD_USERNAME": "root", "KVFERRY_ETCD_PASSWORD": "door", "KVFERRY_ETCD_LEASE_SECONDS": "19",
 		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
-		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "KVFERRY_MAX_NOTIFICATIONS": "14",
+		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": "14",
+		"MC_TCP_MAX_QUEUED_BYTES_PER_PEER": "-1", "MC_NUM_TCP_IO_THREADS": "many", "MC_FORCE_SHM": "",
 		"KVFERRY_SAME_HOST": "off", "KVFERRY_POLL_US": "15",
 	}))
 	assert.Empty(t, warnings)
@@ -122,6 +123,7 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER":  {"65536"},
 		"MC_TCP_ADMISSION_TIMEOUT_MS":             {"600001"},
 		"MC_TRANSFER_TIMEOUT":                     {"0", "-3", "soon"},
+		"ASCEND_TRANSFER_TIMEOUT":                 {"0", "-3", "soon", "2147483648"},
 		"MC_SLICE_TIMEOUT":                        {"-1", "65536"},
 		"MC_TE_METADATA_REFRESH_INTERVAL_SECONDS": {"-1"},
 		"MC_REDIS_DB_INDEX":                       {"-1", "256"},
@@ -136,6 +138,7 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"KVFERRY_MAX_SESSIONS":                    {"0", "65537"},
 		"KVFERRY_MAX_HANDSHAKES":                  {"0"},
 		"KVFERRY_MAX_NOTIFICATIONS":               {"0", "16777217"},
+		"MC_HANDSHAKE_MAX_NOTIFY_ENTRIES":         {"0", "16777217", "-1"},
 		"KVFERRY_SAME_HOST":                       {"2", "perhaps"},
 		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS":     {"-1", "60001", "1s"},
 		"KVFERRY_METADATA_TIMEOUT_MS":             {"-1", "60001"},
@@ -195,6 +198,25 @@ func TestTransferTimeoutIsAtLeastFiveSeconds(t *testing.T) {
 	}
 }
 
+func TestTheTimeoutOfAscendBuildsCountsWhereMooncakesOwnIsNotSet(t *testing.T) {
+	for _, c := range []struct {
+		ascend, own string
+		want        time.Duration
+	}{
+		{"1500", "", 1500 * time.Millisecond},
+		{"1500", "7", 7 * time.Second},
+		{"1500", "soon", 1500 * time.Millisecond},
+		{"soon", "", 30 * time.Second},
+	} {
+		set := map[string]string{"ASCEND_TRANSFER_TIMEOUT": c.ascend}
+		if c.own != "" {
+			set["MC_TRANSFER_TIMEOUT"] = c.own
+		}
+		config, _ := LoadConfig(environment(set))
+		assert.Equal(t, c.want, config.TransferTimeout, set)
+	}
+}
+
 func TestSecretsAreNeverPrinted(t *testing.T) {
 	for _, variable := range []string{"MC_REDIS_PASSWORD", "KVFERRY_ETCD_PASSWORD", "MC_METADATA_HTTP_TOKEN"} {
 		c, warnings := LoadConfig(environment(map[string]string{variable: "hunter2"}))
@@ -250,7 +272,7 @@ func requireInRange(t *testing.T, c Config) {
 	inRange("SliceSize", c.SliceSize, 4096, 1<<30)
 	inRange("LanesPerPeer", c.LanesPerPeer, 1, 16)
 	inRange("LanesPerLink", c.LanesPerLink, 1, c.LanesPerPeer)
-	inSeconds("TransferTimeout", c.TransferTimeout, 5, math.MaxInt32)
+	inRange("TransferTimeout", int(c.TransferTimeout/time.Millisecond), 1, math.MaxInt32*1000)
 	inSeconds("SliceTimeout", c.SliceTimeout, 0, 65535)
 	inRange("RetryCount", c.RetryCount, 1, 127)
 	inSeconds("MetaRefreshInterval", c.MetaRefreshInterval, 0, math.MaxInt32)

@@ -258,6 +258,34 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Node:
     return node
 
 
+@pytest.mark.parametrize(
+    "own,ascend,seconds",
+    (
+        (None, None, 30),
+        ("7", "1500", 7),
+        ("1", "1500", 5),
+        (None, "1500", 1.5),
+        ("soon", "1500", 1.5),
+        ("0", "0", 30),
+        (None, "-1", 30),
+    ),
+)
+def test_the_time_of_a_transfer_is_mooncakes_or_else_that_of_builds_for_ascend(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, ascend: str | None, seconds: float
+) -> None:
+    for name, value in (("MC_TRANSFER_TIMEOUT", own), ("ASCEND_TRANSFER_TIMEOUT", ascend)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    engine = TransferEngine()
+    assert engine._timeout == seconds  # type: ignore[attr-defined]
+    assert engine.initialize(HOST, "P2PHANDSHAKE", "tcp", "") == 0
+    inner = engine.get_engine()
+    assert inner is not None
+    assert inner._functions.kvferry_transfer_timeout_ms(inner.handle) == seconds * 1000
+
+
 def timed(call: Any, *arguments: Any) -> tuple[Any, float]:
     start = time.monotonic()
     return call(*arguments), time.monotonic() - start

@@ -683,12 +683,22 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _transfer_timeout() -> float:
-    """MC_TRANSFER_TIMEOUT in seconds. The native library warns of a value that is no good."""
+    """MC_TRANSFER_TIMEOUT in seconds, or where it is not set ASCEND_TRANSFER_TIMEOUT, which is in milliseconds. The
+    native library warns of a value that is no good."""
+    seconds = _whole_number("MC_TRANSFER_TIMEOUT")
+    if seconds is not None:
+        return max(5.0, float(seconds))
+    milliseconds = _whole_number("ASCEND_TRANSFER_TIMEOUT")
+    return 30.0 if milliseconds is None else milliseconds / 1000
+
+
+def _whole_number(variable: str) -> int | None:
+    """A number from 1 to 2^31-1 from the environment; None for anything else."""
     try:
-        seconds = int(os.environ.get("MC_TRANSFER_TIMEOUT", "30"))
+        number = int(os.environ.get(variable, ""))
     except ValueError:
-        return 30.0
-    return max(5.0, float(seconds)) if 1 <= seconds < 2**31 else 30.0
+        return None
+    return number if 1 <= number < 2**31 else None
 
 
 def _transport(protocol: str) -> str | None:
