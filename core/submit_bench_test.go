@@ -78,3 +78,48 @@ func BenchmarkSubmit(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkSubmitRanges is 1,000 pages of 20 pools: as arrays of ranges, and as pages.
+func BenchmarkSubmitRanges(b *testing.B) {
+	const pageCount, rows, size = 1000, 20, 4096
+	p := startPrompt(b, 1, 1, 1)
+	region := uint64(at(pages(b, rows*pageCount*size)))
+	require.NoError(b, p.Register(uintptr(region), rows*pageCount*size, "cpu:0", true))
+	given := &core.Pages{Opcode: core.Write, Target: p.requests[0].Target}
+	for i := range uint64(pageCount) {
+		given.Local, given.Remote = append(given.Local, i*7%pageCount), append(given.Remote, i*11%pageCount)
+	}
+	for i := range uint64(rows) {
+		base := region + i*pageCount*size
+		given.Rows = append(given.Rows, core.PageRow{LocalBase: base, LocalStride: size, RemoteBase: base, RemoteStride: size, Length: size})
+	}
+	arrays := &core.Arrays{Opcode: given.Opcode, Target: given.Target}
+	for _, r := range given.Rows {
+		for i := range given.Local {
+			arrays.Local = append(arrays.Local, r.LocalBase+given.Local[i]*size)
+			arrays.Remote = append(arrays.Remote, r.RemoteBase+given.Remote[i]*size)
+			arrays.Lengths = append(arrays.Lengths, size)
+		}
+	}
+	b.Run("as=arrays", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			batch, err := p.AllocateBatch(len(arrays.Local))
+			if err == nil {
+				err = p.SubmitArrays(batch, arrays, nil)
+			}
+			if err != nil || p.FreeBatch(batch) != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("as=pages", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			batch, err := p.SubmitPages(given, 0)
+			if err != nil || p.FreeBatch(batch) != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
