@@ -7,10 +7,10 @@ import pytest
 from support.memory import transfer
 from support.peers import Peers
 from support.spans import scattered
-from support.venvs import VERSIONS
+from support.venvs import FOR_CUDA, VERSIONS
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", (*VERSIONS, FOR_CUDA))
 def test_the_harness_moves_bytes_between_two_mooncake_peers(start_peer: Peers, version: str) -> None:
     initiator, target = start_peer(version).create(), start_peer(version).create()
     near, far = initiator.memory(1 << 20, 1), target.memory(1 << 20, 2)

@@ -5,6 +5,7 @@ Mooncake's wheels come without Redis, so by Redis ours find each other alone.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any, Optional
 import pytest
 
 from support import ports, process, venvs
+from support.memory import Memory
 from support.pairs import DIRECTIONS, Pair
 from support.peer import Peer, environment
 from support.peers import Peers, unavailable
@@ -100,7 +102,7 @@ def check_gone(store: Server, name: str) -> None:
     assert segment_of(store, name) is None
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=(*KINDS, venvs.FOR_CUDA))
 def pair(request: pytest.FixtureRequest, module_peers: Peers, server: Server) -> Iterator[Pair]:
     """Two engines with names that are no addresses, one with a port."""
     made = paired(module_peers, request.param, server, (unused(), f"{unused()}:17123"))
@@ -191,6 +193,29 @@ def test_a_peer_that_was_restarted_under_its_name_is_found_again(start_peer: Pee
         for opcode in ("write", "read"):
             assert near.peer.move(name, opcode, [[near.address, far.address, 70001]])["code"] == 0
         far.peer.kill()
+
+
+def reached(near: Memory, far: Memory, name: str) -> bool:
+    """Whether a WRITE to the engine of that name arrives."""
+    return bool(near.peer.move(name, "write", [[near.address, far.address, 70001]])["code"] == 0)
+
+
+def test_mooncake_finds_a_restarted_peer_of_ours_again_where_it_refreshes_what_it_knows(
+    start_peer: Peers, server: Server
+) -> None:
+    """It takes the successor's entries for later ones. Without the setting it does not look at them."""
+    refreshing = {"MC_TE_METADATA_REFRESH_INTERVAL_SECONDS": "1"}
+    near = join(start_peer, venvs.FOR_CUDA, server, unused(), **refreshing).memory(SIZE, 1)
+    name = unused()
+    versions = [0]
+    for _ in range(2):
+        far = join(start_peer, "ours", server, name).memory(SIZE, 2)
+        entries = address_of(server, name), segment_of(server, name)
+        versions += [entry["metadata_version"] for entry in entries if entry]
+        process.until(functools.partial(reached, near, far, name), 30, "the engine of that name is reached")
+        far.peer.kill()
+    assert len(versions) == 5
+    assert versions == sorted(versions)
 
 
 @kinds

@@ -12,12 +12,14 @@ from support.memory import addresses, apply
 from support.pairs import DIRECTIONS, KINDS, Pair, combinations, running
 from support.peers import Peers
 from support.spans import adjacent, adjacent_near_only, scattered
+from support.venvs import FOR_CUDA
 
 SIZES = (1, 2, 3, 7, 8, 9, 23, 24, 25, 63, 1000, 4095, 4096, 4097, 16384, 65535, 65536, 65537, 131071, 262147, 1048577)
 WAYS = [
     *itertools.product(("write",), ("sync", "batch", "async", "submit")),
     *itertools.product(("read",), ("sync", "batch", "async")),
 ]
+WAYS_OF_ARRAYS = ("arrays", "pages", "scatter")  # calls that there are since 0.3.14
 WAYS_BY_OPCODE = ("sync_opcode", "batch_opcode", "async_opcode")  # calls that take the direction as an argument
 MIB = 1 << 20
 LAYOUTS = {
@@ -52,6 +54,22 @@ def test_every_call_with_an_opcode_moves_blocks_of_all_sizes_and_nothing_else(
     seed = next(seeds)
     plain_pair.fill(seed)
     plain_pair.transfer(direction, opcode, how, scattered(SIZES, seed))
+
+
+@pytest.fixture(scope="module", params=combinations((FOR_CUDA, "ours"), ("default", "v1")))
+def pair_with_arrays(request: pytest.FixtureRequest, module_peers: Peers) -> Iterator[Pair]:
+    yield from running(module_peers, request.param, 3 << 20)
+
+
+@directions
+@opcodes
+@pytest.mark.parametrize("how", WAYS_OF_ARRAYS)
+def test_every_call_with_arrays_or_regions_moves_blocks_of_all_sizes_and_nothing_else(
+    pair_with_arrays: Pair, direction: str, opcode: str, how: str
+) -> None:
+    seed = next(seeds)
+    pair_with_arrays.fill(seed)
+    pair_with_arrays.transfer(direction, opcode, how, scattered(SIZES, seed))
 
 
 @directions

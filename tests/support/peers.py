@@ -39,8 +39,9 @@ class Peers:
                 env = environment({**venvs.ours(), **settings}, ours=True)
                 peer = Peer(label, sys.executable, env, log)
             else:
-                env = environment({"MC_FORCE_TCP": "1", **settings}, ours=False)
-                peer = Peer(label, venvs.mooncake(kind), env, log)
+                python = venvs.mooncake(kind)
+                env = environment({"MC_FORCE_TCP": "1", **venvs.mooncake_settings(kind), **settings}, ours=False)
+                peer = Peer(label, python, env, log)
         except venvs.Unavailable as reason:
             unavailable(str(reason))
         self._peers.append(peer)

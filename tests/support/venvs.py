@@ -12,11 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Optional
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PEERS = Path(os.environ.get("KVFERRY_PEERS_DIR", REPOSITORY / "build" / "peers"))
 PACKAGE = "mooncake-transfer-engine-non-cuda"
 VERSIONS = ("0.3.8", "0.3.11", "0.3.12", "0.3.13")
+FOR_CUDA = "0.3.14"  # a version of which there are builds for CUDA alone
+PACKAGE_FOR_CUDA = "mooncake-transfer-engine-cuda13"
+CUDA_RUNTIME = "nvidia-cuda-runtime==13.*"
 NIXL = "1.5.1"
 LIBRARIES = ("libibverbs1", "ibverbs-providers", "libnuma1", "libcurl4")
 PYTHONS = ("python3.11", "python3.12", "python3.10")  # for which every one of VERSIONS, and NIXL, has a wheel
@@ -56,9 +60,40 @@ def ours() -> dict[str, str]:
 def mooncake(version: str) -> Path:
     """Return an interpreter that imports that version of Mooncake, made on first use."""
     # The package's own requirements serve its store and its tools; the engine module needs none of them.
-    python = environment(version, f"Mooncake {version}", "mooncake", f"{PACKAGE}=={version}.post1")
-    check_import(python, f"Mooncake {version}", "mooncake.engine", f"`apt-get install {' '.join(LIBRARIES)}`")
+    requirements = [f"{PACKAGE}=={version}.post1"]
+    if version == FOR_CUDA:
+        requirements = [f"{PACKAGE_FOR_CUDA}=={version}", CUDA_RUNTIME]
+    python = environment(version, f"Mooncake {version}", "mooncake", *requirements)
+    remedy = f"`apt-get install {' '.join(LIBRARIES)}`"
+    check_import(python, f"Mooncake {version}", "mooncake.engine", remedy, mooncake_settings(version))
     return python
+
+
+@functools.cache
+def mooncake_settings(version: str) -> dict[str, str]:
+    """Return the environment variables by which that version of Mooncake, once it is installed, finds its libraries. A
+    build for CUDA gets the runtime that is beside it, and a driver that finds no GPU."""
+    if version != FOR_CUDA:
+        return {}
+    home = PEERS / version
+    runtimes = [str(path) for path in home.glob("lib/python*/site-packages/nvidia/*/lib")]
+    return {"LD_LIBRARY_PATH": os.pathsep.join([str(driver_without_gpu(home)), *runtimes])}
+
+
+def driver_without_gpu(home: Path) -> Path:
+    """Return a folder with a libcuda.so.1 that finds no GPU, made on first use."""
+    library = home / "driver" / "libcuda.so.1"
+    with locked(PEERS / f"{home.name}.lock"):
+        if not library.exists():
+            compiler = shutil.which("cc")
+            if compiler is None:
+                raise Unavailable("there is no C compiler: install gcc")
+            library.parent.mkdir(exist_ok=True)
+            making = library.with_suffix(".new")
+            source = Path(__file__).with_name("libcuda_without_gpu.c")
+            subprocess.run([compiler, "-shared", "-fPIC", "-o", making, source], check=True, timeout=60)
+            making.rename(library)
+    return library.parent
 
 
 @functools.cache
@@ -132,8 +167,9 @@ def base_python() -> str:
     raise Unavailable(f"the peers' wheels need one of {', '.join(PYTHONS)}: install one of them")
 
 
-def check_import(python: Path, what: str, module: str, remedy: str) -> None:
-    done = subprocess.run([str(python), "-I", "-c", f"import {module}"], capture_output=True, text=True, timeout=60)
+def check_import(python: Path, what: str, module: str, remedy: str, settings: Optional[dict[str, str]] = None) -> None:
+    command = [str(python), "-I", "-c", f"import {module}"]
+    done = subprocess.run(command, env={**os.environ, **(settings or {})}, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
         raise Unavailable(f"{what} does not load ({last_line(done.stderr)}): {remedy}")
 

@@ -7,6 +7,7 @@ input does. `mooncake.engine` is whatever this interpreter imports by that name:
 
 from __future__ import annotations
 
+import array
 import ctypes
 import gc
 import hashlib
@@ -292,6 +293,41 @@ def poll(engine: Any, batch: int) -> int:
         time.sleep(0.0005)
 
 
+def move_arrays(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    """One batch of arrays, and for the second half another one that is waited for."""
+    half = len(blocks) // 2
+    first, second = ([array.array("Q", column) for column in columns(part)] for part in (blocks[:half], blocks[half:]))
+    code: int = getattr(engine, f"batch_transfer_sync_{opcode}_arrays")(target, *first)
+    return code or wait(engine, [getattr(engine, f"batch_transfer_async_{opcode}_arrays")(target, *second)])
+
+
+def move_pages(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    """Two pages of each block, and the byte that is left of an odd one."""
+    rows = []
+    for local, remote, length in blocks:
+        half = length // 2
+        if half:
+            rows.append((local, half, remote, half, half))
+        if length % 2:
+            rows.append((local + 2 * half, 0, remote + 2 * half, 0, 1))
+    numbers = array.array("q", (n for row in rows for n in row))
+    fields = memoryview(numbers).cast("B").cast("q", (len(rows), 5))
+    pages = array.array("Q", (0, 1))
+    code: int = getattr(engine, f"batch_transfer_sync_{opcode}_pages")(target, pages, pages, fields)
+    return code
+
+
+def move_scatter(engine: Any, opcode: str, target: str, blocks: list[list[int]], notify: list[str]) -> int:
+    """Each block in a region of its own, after one byte that stays."""
+    local, remote, lengths = columns(blocks)
+    capacities, offsets = [n + 1 for n in lengths], [[1]] * len(blocks)
+    before = [a - 1 for a in local], capacities, [a - 1 for a in remote], capacities
+    start = getattr(engine, f"submit_scatter_{opcode}")
+    ticket = start(target, *before, offsets, offsets, [[n] for n in lengths])
+    limit = 60_000  # milliseconds
+    return int(ticket.drain(limit))
+
+
 MOVES: dict[str, Callable[[Any, str, str, list[list[int]], list[str]], int]] = {
     "sync": move_sync,
     "sync_opcode": move_sync_opcode,
@@ -300,6 +336,9 @@ MOVES: dict[str, Callable[[Any, str, str, list[list[int]], list[str]], int]] = {
     "async": move_async,
     "async_opcode": move_async_opcode,
     "submit": move_submit,
+    "arrays": move_arrays,
+    "pages": move_pages,
+    "scatter": move_scatter,
 }
 
 
