@@ -16,6 +16,8 @@ from kvferry._bindings import KVFERRY_ERR_IN_USE
 from kvferry._memory import LARGEST, SMALLEST, ManagedMemory, block_size
 from mooncake.engine import TransferEngine
 from support.inprocess import HOST, Node
+from support.memory import transfer
+from support.peers import Peers
 
 MIB = 1 << 20
 UNMAPPED = 4096
@@ -231,3 +233,33 @@ def test_an_address_that_is_not_mapped_is_a_failure_and_no_crash(near: Node) -> 
     assert engine.read_bytes_from_buffer(near.address, 2**62) == b""
     assert engine.read_bytes_from_buffer(near.address, 2**64 - 1) == b""
     assert engine.read_bytes_from_buffer(UNMAPPED, 0) == b""
+
+
+@pytest.mark.parametrize("same_host", ("0", "1"), ids=("tcp", "one-host"))
+def test_memory_that_is_not_for_peers_is_not_told_to_them_and_refused_and_serves_the_own_transfers(
+    start_peer: Peers, same_host: str
+) -> None:
+    ours, peer = (start_peer(KVFERRY_SAME_HOST=same_host).create() for _ in range(2))
+    theirs = peer.memory(4096, 1)
+    hidden = ours.memory(4096, 2, register=False)
+    assert ours.call("register_memory", hidden.address, hidden.size, "*", False) == 0
+    assert peer.call("get_first_buffer_address", ours.name) == 0
+    open_to_peers = ours.memory(4096, 3)
+    for opcode in ("read", "write"):
+        block = [[theirs.address, hidden.address, 64]]
+        assert peer.move(ours.name, opcode, block)["code"] == -1
+        block = [[theirs.address, open_to_peers.address, 64]]
+        assert peer.move(ours.name, opcode, block)["code"] == 0
+    assert peer.call("get_first_buffer_address", ours.name) == open_to_peers.address
+    hidden.check()
+    theirs.adopt()
+    for opcode in ("read", "write"):
+        transfer(hidden, theirs, opcode, [(100, 200, 1000)])
+        hidden.check()
+    assert ours.call("unregister_memory", hidden.address) == 0
+
+
+@pytest.mark.parametrize("bad", ("False", b"", []), ids=repr)
+def test_whether_memory_is_for_peers_is_told_by_a_truth_value(near: Node, bad: Any) -> None:
+    with pytest.raises(TypeError):
+        near.engine.register_memory(near.address, 1, "*", bad)
