@@ -72,7 +72,7 @@ func (e *Engine) Probe(name string) error {
 	if e.ctx.Err() != nil {
 		return closedError()
 	}
-	if name == e.name {
+	if e.segmentName(name) == e.name {
 		return nil
 	}
 	peer, err := e.store.HandshakeAddress(e.ctx, name)

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kvferry/core/address"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 
@@ -207,7 +208,7 @@ func (e *Engine) OpenSegmentNoCache(name string) (SegmentID, error) {
 }
 
 func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
-	name = strings.TrimLeft(name, "/")
+	name = e.segmentName(name)
 	switch {
 	case e.ctx.Err() != nil:
 		return -1, closedError()
@@ -240,8 +241,20 @@ func (e *Engine) Opened(name string) (SegmentID, bool) {
 	if e.ctx.Err() != nil || e.config.DisableMetaCache {
 		return -1, false
 	}
-	id, s, ok := e.lookUp(strings.TrimLeft(name, "/"))
+	id, s, ok := e.lookUp(e.segmentName(name))
 	return id, ok && (s == nil || s.Verified())
+}
+
+// segmentName is the one spelling that segments are listed by: in P2P mode a name is an address, of which there are several.
+func (e *Engine) segmentName(name string) string {
+	name = strings.TrimLeft(name, "/")
+	if e.central || name == e.name {
+		return name
+	}
+	if name = address.Canonical(name, e.config.HandshakePort); name == address.Canonical(e.name, e.config.HandshakePort) {
+		return e.name
+	}
+	return name
 }
 
 // lookUp finds a name that is open: the own one, which has no Segment, or a peer's.
@@ -273,8 +286,7 @@ func (e *Engine) segment(id SegmentID) (*Segment, error) {
 // RemoveLocalSegment forgets a cached peer of that name: its id is invalid then, and the next open gives a new one. What is
 // under way to it fails, also what another goroutine is just submitting.
 func (e *Engine) RemoveLocalSegment(name string) error {
-	name = strings.TrimLeft(name, "/")
-	if name == "" {
+	if name = e.segmentName(name); name == "" {
 		return status.Errorf(status.InvalidArgument, "a segment has no name")
 	}
 	if s := e.segments.remove(name); s != nil {

@@ -9,6 +9,7 @@ import (
 	"kvferry/core/metadata"
 	"kvferry/core/metadata/metadatatest"
 	"kvferry/core/status"
+	"kvferry/core/transporttest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -61,6 +62,17 @@ func TestOpenSegment(t *testing.T) {
 	requireCode(t, status.Metadata, err)
 	require.ErrorContains(t, err, "nobody:1")
 	require.Negative(t, id)
+}
+
+func TestEverySpellingOfTheOwnNameIsTheOwnSegment(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), func(o *core.Options) { o.Metadata = metadata.P2P })
+	install(t, e, &transporttest.Transport{})
+	for _, name := range []string{e.Name(), "/" + e.Name(), e.Name() + ":npu_3"} {
+		id, err := e.OpenSegment(name)
+		require.NoError(t, err, name)
+		require.Equal(t, core.LocalSegment, id, name)
+		require.NoError(t, e.Probe(name), name)
+	}
 }
 
 func TestOpenSegmentBeforeATransportIsInstalled(t *testing.T) {

@@ -25,9 +25,10 @@ type Name struct {
 	Device int    // N of a trailing ":npu_N", or NoDevice
 }
 
-// Parse takes a name apart. The forms are host, host:port, host:port:npu_N, an IPv6 address with or without a scope
-// in place of host, in brackets where a port follows it, and scope:port without brackets ("fe80::1%eth0:12001").
-// A name without a port gets defaultPort. Port 0 is taken: a local name's port means nothing in P2P mode.
+// Parse takes a name apart. The forms are host, host:port and host:port:npu_N. An IPv6 address, with or without a scope,
+// may stand in place of host. It needs no brackets: a name that is no IPv6 address as a whole is split at the last colon,
+// "fd00::2:15858" and "fe80::1%eth0:12001" as well. One that is an address as a whole, "fd00::2:1585", is taken for that:
+// see MayMeanPort. A name without a port gets defaultPort. Port 0 is taken: a local name's port means nothing in P2P mode.
 // Errors carry status.InvalidArgument.
 func Parse(s string, defaultPort int) (Name, error) {
 	host, rest, err := splitHost(s)
@@ -64,15 +65,41 @@ func splitHost(s string) (host, rest string, err error) {
 		return splitBrackets(s)
 	}
 	address, _, scoped := strings.Cut(s, "%")
-	if !isIPv6(address) {
-		host, _, _ = strings.Cut(s, ":")
-	} else if scoped {
+	named, _, _ := strings.Cut(s, ":npu_")
+	switch {
+	case isIPv6(address) && scoped:
 		scope, _, _ := strings.Cut(s[len(address):], ":")
 		host = address + scope
-	} else {
-		host = s
+	case isIPv6(named):
+		host = named
+	case isIPv6(beforeLastColon(named)):
+		host = beforeLastColon(named)
+	default:
+		host, _, _ = strings.Cut(s, ":")
 	}
 	return host, s[len(host):], nil
+}
+
+func beforeLastColon(s string) string { return s[:max(0, strings.LastIndexByte(s, ':'))] }
+
+// MayMeanPort reports whether a name was taken for an IPv6 address without a port, and would be an address and a port if
+// the address were in brackets: "fd00::2:1585".
+func MayMeanPort(s string) bool {
+	_, err := parseNumber(s[len(beforeLastColon(s)):][min(1, len(s)):], 1<<16-1)
+	return err == nil && isIPv6(s) && isIPv6(beforeLastColon(s))
+}
+
+// Canonical is one spelling for all names that lead to the same host and port: "host:port", an IPv6 address in brackets
+// and as netip writes it. A name that Parse refuses stays as it is.
+func Canonical(s string, defaultPort int) string {
+	name, err := Parse(s, defaultPort)
+	if err != nil {
+		return s
+	}
+	if ip, err := netip.ParseAddr(name.Host); err == nil {
+		name.Host = ip.String()
+	}
+	return name.HostPort()
 }
 
 // splitBrackets is splitHost for a name that starts with a bracket.

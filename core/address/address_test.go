@@ -32,6 +32,12 @@ func TestParseTakesEveryFormOfAName(t *testing.T) {
 		{"fe80::1%eth0:15003:npu_0", Name{"fe80::1%eth0", 15003, 0}},
 		{"[fe80::1%eth0]:15003", Name{"fe80::1%eth0", 15003, NoDevice}},
 		{"::ffff:10.0.0.7", Name{"::ffff:10.0.0.7", 12001, NoDevice}},
+		{"::ffff:10.0.0.7:15003", Name{"::ffff:10.0.0.7", 15003, NoDevice}},
+		{"fd00::2:15858", Name{"fd00::2", 15858, NoDevice}},
+		{"::1:15858", Name{"::1", 15858, NoDevice}},
+		{"FD00::2:15858:npu_3", Name{"FD00::2", 15858, 3}},
+		{"1:2:3:4:5:6:7:8:443", Name{"1:2:3:4:5:6:7:8", 443, NoDevice}},
+		{"fd00::2:1585", Name{"fd00::2:1585", 12001, NoDevice}},
 		{strings.Repeat("a", MaxHostLength), Name{strings.Repeat("a", MaxHostLength), 12001, NoDevice}},
 	} {
 		got, err := Parse(c.in, 12001)
@@ -50,6 +56,9 @@ func TestParseSaysWhatIsWrongWithAName(t *testing.T) {
 		{"node1:65536", "65535"},
 		{"node1:99999999999999999999", "65535"},
 		{"node1:-1", "65535"},
+		{"fd00::2:65536", "65535"},
+		{"fd00::2:npu_3", "port"},
+		{"fd00::2:x", "port"},
 		{"node1:15003:", "npu_N"},
 		{"node1:15003:gpu_1", `"gpu_1"`},
 		{"node1:15003:3", "npu_N"},
@@ -76,6 +85,30 @@ func TestParseSaysWhatIsWrongWithAName(t *testing.T) {
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
 		assert.Contains(t, err.Error(), c.says)
 		assert.Less(t, len(err.Error()), 1000, "an error does not repeat a name of any length")
+	}
+}
+
+func TestOneHostAndPortHasOneCanonicalName(t *testing.T) {
+	for name, want := range map[string]string{
+		"[fd00::2]:15858":        "[fd00::2]:15858",
+		"fd00::2:15858":          "[fd00::2]:15858",
+		"FD00:0:0::2:15858":      "[fd00::2]:15858",
+		"fe80::1%eth0:15858":     "[fe80::1%eth0]:15858",
+		"fd00::2":                "[fd00::2]:12001",
+		"node1:15858:npu_3":      "node1:15858",
+		"node1":                  "node1:12001",
+		"a name that is no name": "a name that is no name",
+	} {
+		assert.Equal(t, want, Canonical(name, 12001), name)
+	}
+}
+
+func TestNameThatIsAnAddressMayHaveBeenMeantWithAPort(t *testing.T) {
+	for name, want := range map[string]bool{
+		"fd00::2:1585": true, "::1:80": true, "fd00::2:15858": false, "[fd00::2:1585]": false, "fd00::2": false,
+		"1:2:3:4:5:6:7:8": false, "::1": false, "node1:80": false, "": false, "fd00::2:15a": false,
+	} {
+		assert.Equal(t, want, MayMeanPort(name), name)
 	}
 }
 

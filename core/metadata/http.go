@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
+	"kvferry/core/address"
 	"kvferry/core/status"
 )
 
@@ -37,7 +39,7 @@ type httpStore struct {
 }
 
 func newHTTP(connection string, o Options) (*httpStore, error) {
-	base, err := url.Parse(connection)
+	base, err := url.Parse(withBrackets(connection))
 	if err != nil || base.Hostname() == "" {
 		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string %q is no URL with a host", redacted(connection))
 	}
@@ -62,6 +64,25 @@ func newHTTP(connection string, o Options) (*httpStore, error) {
 		},
 	}
 	return s, nil
+}
+
+// withBrackets puts the host of a URL in brackets where it is an IPv6 address without any.
+func withBrackets(connection string) string {
+	scheme, rest, _ := strings.Cut(connection, "://")
+	server, path := rest, ""
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		server, path = rest[:end], rest[end:]
+	}
+	user := server[:strings.LastIndexByte(server, '@')+1]
+	at, err := address.Parse(server[len(user):], 0)
+	if err != nil || !strings.Contains(at.Host, ":") || strings.HasPrefix(server[len(user):], "[") {
+		return connection
+	}
+	host := "[" + strings.ReplaceAll(at.Host, "%", "%25") + "]"
+	if at.Port != 0 {
+		host += ":" + strconv.Itoa(at.Port)
+	}
+	return scheme + "://" + user + host + path
 }
 
 func (s *httpStore) name() string { return s.shown }

@@ -23,7 +23,7 @@ var (
 	errStoreClosed = errors.New("the store is closed")
 )
 
-// hostPort completes "host", "host:port", "[v6]" and "[v6]:port" with a default port. The error carries
+// hostPort completes "host", "host:port", "[v6]", "[v6]:port" and "v6:port" with a default port. The error carries
 // status.InvalidArgument, and does not repeat text that may hold a password.
 func hostPort(text, defaultPort string) (string, error) {
 	if strings.Contains(text, "@") {
@@ -35,6 +35,8 @@ func hostPort(text, defaultPort string) (string, error) {
 		host, port = text, defaultPort
 		if strings.HasPrefix(text, "[") && strings.HasSuffix(text, "]") {
 			host = text[1 : len(text)-1]
+		} else if colon := strings.LastIndexByte(text, ':'); net.ParseIP(text) == nil && colon > 0 {
+			host, port = text[:colon], text[colon+1:]
 		}
 	}
 	if host == "" || port == "" || strings.ContainsAny(host+port, "/[]?#% \t") || strings.Contains(host, ":") && net.ParseIP(host) == nil {

@@ -373,6 +373,7 @@ func TestWhatIsNoAddressOfAStoreIsRefused(t *testing.T) {
 	require.NotContains(t, err.Error(), "secret")
 	for text, want := range map[string]string{
 		"a": "a:6379", "a:1": "a:1", "10.0.0.1": "10.0.0.1:6379", "[::1]": "[::1]:6379", "[::1]:1": "[::1]:1", "::1": "[::1]:6379",
+		"fd00::2:16379": "[fd00::2]:16379",
 	} {
 		got, err := hostPort(text, "6379")
 		require.NoError(t, err)

@@ -28,7 +28,12 @@ func (s *p2pStore) Fetch(ctx context.Context, segment string) (*Descriptor, erro
 	if err != nil {
 		return nil, err
 	}
-	return s.client.FetchDescriptor(ctx, peer)
+	d, err := s.client.FetchDescriptor(ctx, peer)
+	if err != nil && address.MayMeanPort(segment) {
+		err = status.Errorf(status.Of(err, status.Socket), "%w; %q was taken for an IPv6 address without a port: with one, put the address in brackets",
+			err, segment)
+	}
+	return d, err
 }
 
 func (s *p2pStore) HandshakeAddress(_ context.Context, segment string) (string, error) {
