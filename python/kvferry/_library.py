@@ -6,6 +6,7 @@ private copy of the file, which has a runtime of its own; the inherited copy ref
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -13,8 +14,9 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from kvferry._bindings import Functions
 
@@ -89,15 +91,59 @@ def _open(path: Path) -> Functions:
 
 
 def _open_private_copy(path: Path) -> Functions:
-    """Load the library a second time. The dynamic linker knows files by inode, so the copy needs one of its own."""
-    try:
-        with tempfile.NamedTemporaryFile(prefix="kvferry-", suffix=".so") as copy:
-            with path.open("rb") as original:
-                shutil.copyfileobj(original, copy, 1 << 20)
-            copy.flush()
-            return _open(Path(copy.name))
-    except OSError as e:
-        raise LibraryError(f"no copy of {path} can be made for this forked process: {e}") from e
+    """Load the library a second time. The dynamic linker knows files by inode, so the copy needs one of its own.
+
+    It is in memory, or where the system does not run code from there, in a directory for temporary files.
+    """
+    failures = []
+    for copy_of in (_copy_in_memory, _copy_on_disk):
+        try:
+            with path.open("rb") as original, copy_of(original) as copy:
+                return _open(Path(copy))
+        except (OSError, LibraryError) as e:
+            failures.append(str(e))
+    raise LibraryError(f"no copy of {path} can be made for this forked process: {'; '.join(failures)}")
+
+
+_copies = 0  # that this process and its ancestors have loaded from memory, before each of them forked
+
+
+@contextlib.contextmanager
+def _copy_in_memory(original: BinaryIO) -> Iterator[str]:
+    """The name of a file in memory with the library in it."""
+    global _copies
+    with open(_memory_file(), "w+b") as copy:
+        shutil.copyfileobj(original, copy, 1 << 20)
+        copy.flush()
+        # The dynamic linker takes a name for the library that it has by that name already, an ancestor's copy. So no
+        # name comes again in a child: the slashes mean nothing, and their number tells the copies apart.
+        _copies += 1
+        yield f"/proc/self/fd{'/' * _copies}{copy.fileno()}"
+
+
+_SYS_MEMFD_CREATE = {"x86_64": 319, "aarch64": 279}
+_MFD_CLOEXEC, _MFD_EXEC = 0x1, 0x10
+
+
+def _memory_file() -> int:
+    """A file in memory that may be executed, wherever Linux has that: Python's own call depends on the C library."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = ctypes.c_long(_SYS_MEMFD_CREATE[platform.machine()])
+    for flags in (_MFD_CLOEXEC | _MFD_EXEC, _MFD_CLOEXEC):  # Linux before 6.3 has no MFD_EXEC, and needs none
+        descriptor: int = libc.syscall(call, b"kvferry", ctypes.c_uint(flags))
+        if descriptor >= 0:
+            return descriptor
+    code = ctypes.get_errno()
+    raise OSError(code, f"memfd_create: {os.strerror(code)}")
+
+
+@contextlib.contextmanager
+def _copy_on_disk(original: BinaryIO) -> Iterator[str]:
+    """The name of a temporary file with the library in it."""
+    with tempfile.NamedTemporaryFile(prefix="kvferry-", suffix=".so") as copy:
+        shutil.copyfileobj(original, copy, 1 << 20)
+        copy.flush()
+        yield copy.name
 
 
 def _after_fork_in_child() -> None:

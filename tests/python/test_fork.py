@@ -12,10 +12,15 @@ from support.inprocess import run_python
 from support.peers import unavailable
 
 
+NOT_ALLOWED = 77  # exit status of a program that may not do what it is for
+
+
 def forked(program: str, stderr: str = "", **settings: str) -> None:
     """Run a program that must succeed, with that on its standard error, or nothing."""
     # From 3.12 on Python warns of every fork() of a process with threads.
     done = run_python(program, limit=40, PYTHONWARNINGS="ignore::DeprecationWarning", **settings)
+    if done.returncode == NOT_ALLOWED:
+        unavailable("mount namespaces cannot be made here: run as root, with CAP_SYS_ADMIN")
     assert done.returncode == 0, done.stderr
     assert stderr in done.stderr if stderr else done.stderr == ""
 
@@ -90,6 +95,66 @@ assert os.listdir(os.environ["TMPDIR"]) == []
 """,
         TMPDIR=str(tmp_path),
     )
+
+
+UNUSABLE = {
+    "may not run code": ["-t", "tmpfs", "-o", "noexec,size=64m"],
+    "is too small": ["-t", "tmpfs", "-o", "size=1m"],
+    "is read-only": ["-t", "tmpfs", "-o", "ro"],
+}
+
+
+@pytest.mark.parametrize("options", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_child_needs_no_directory_for_temporary_files(options: list[str], tmp_path: Path) -> None:
+    """As in containers, which may have none that can be written to, and run code from. Nothing else is there, either."""
+    command = ["mount", *options, "none", str(tmp_path)]
+    forked(
+        f"""
+import ctypes, subprocess
+CLONE_NEWNS = 0x20000
+if ctypes.CDLL(None).unshare(CLONE_NEWNS) != 0 or subprocess.run(["mount", "--make-rprivate", "/"]).returncode != 0:
+    os._exit({NOT_ALLOWED})
+subprocess.run({command!r}, check=True)
+import tempfile
+tempfile._candidate_tempdir_list = lambda: [os.environ["TMPDIR"]]
+e = start()
+def in_child():
+    works()
+    assert child(works) == 0
+assert child(in_child) == 0
+""",
+        TMPDIR=str(tmp_path),
+    )
+
+
+def test_where_no_file_in_memory_may_be_run_the_copy_is_a_temporary_one() -> None:
+    forked("""
+import kvferry._library
+def refused():
+    raise OSError(13, "memfd_create")
+kvferry._library._memory_file = refused
+e = start()
+assert child(works) == 0
+""")
+
+
+def test_a_child_that_can_have_no_copy_says_where_it_tried() -> None:
+    forked("""
+import kvferry._library, tempfile
+def refused(*_, **__):
+    raise OSError(13, "no")
+e = start()
+kvferry._library._memory_file = refused
+tempfile.NamedTemporaryFile = refused
+def says_so():
+    try:
+        start()
+    except kvferry._library.LibraryError as error:
+        assert str(error).endswith("for this forked process: [Errno 13] no; [Errno 13] no"), error
+    else:
+        raise AssertionError
+assert child(says_so) == 0
+""")
 
 
 def test_an_inherited_engine_ends_quietly_with_its_child() -> None:
