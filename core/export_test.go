@@ -24,3 +24,12 @@ func (e *Engine) SetGrace(d time.Duration) { e.grace = d }
 
 // SetEnding sets how long what was ended may take before it is told to be stuck.
 func (e *Engine) SetEnding(d time.Duration) { e.ending = d }
+
+// SegmentNamed opens a segment and returns it, not its id.
+func (e *Engine) SegmentNamed(name string) (*Segment, error) {
+	id, err := e.OpenSegment(name)
+	if err != nil {
+		return nil, err
+	}
+	return e.segment(id)
+}

@@ -22,6 +22,7 @@ type Segment struct {
 	Name string
 
 	store      metadata.Store
+	central    bool // descriptors are in a store that engines share, and do not come from the owner
 	descriptor atomic.Pointer[metadata.Descriptor]
 	proof      proof
 	removed    atomic.Bool
@@ -110,12 +111,31 @@ func (s *Segment) refuse(d *metadata.Descriptor) error {
 	return err
 }
 
-// DataHost is the host of the data port that a descriptor of the segment speaks of: the one it names, or that of its
-// owner's handshake port.
-func (s *Segment) DataHost(ctx context.Context, d *metadata.Descriptor) (string, error) {
-	if d.DataHost != "" {
-		return d.DataHost, nil
+// DataHosts are the hosts at which the data port may be that a descriptor of the segment speaks of, without brackets, in the
+// order in which to try them: the one that the descriptor names, and that of its owner's handshake port. They differ where
+// the owner knows itself by another address than this engine does, behind NAT or in a container. The handshake port comes
+// first where the named host is a loopback address, or none. It is left out for an owner without an identity that did not
+// hand out the descriptor itself: nothing would tell whose data port is there.
+func (s *Segment) DataHosts(ctx context.Context, d *metadata.Descriptor) ([]string, error) {
+	if d.DataHost != "" && d.Identity == "" && s.central {
+		return []string{d.DataHost}, nil
 	}
+	handshake, err := s.handshakeHost(ctx)
+	switch {
+	case d.DataHost == "" && err != nil:
+		return nil, err
+	case d.DataHost == "" || d.DataHost == handshake:
+		return []string{handshake}, nil
+	case err != nil:
+		return []string{d.DataHost}, nil
+	case address.IsElsewhere(d.DataHost):
+		return []string{d.DataHost, handshake}, nil
+	}
+	return []string{handshake, d.DataHost}, nil
+}
+
+// handshakeHost is the host of the owner's handshake port.
+func (s *Segment) handshakeHost(ctx context.Context) (string, error) {
 	peer, err := s.store.HandshakeAddress(ctx, s.Name)
 	if err != nil {
 		return "", err
@@ -165,7 +185,7 @@ func (t *segments) all() []*Segment {
 }
 
 // add returns the segment of that name, made now if there was none, and counts no id twice.
-func (t *segments) add(name string, store metadata.Store, d *metadata.Descriptor) (*Segment, error) {
+func (t *segments) add(name string, store metadata.Store, central bool, d *metadata.Descriptor) (*Segment, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.byName[name]; s != nil {
@@ -175,7 +195,7 @@ func (t *segments) add(name string, store metadata.Store, d *metadata.Descriptor
 	if id > math.MaxInt32 {
 		return nil, status.Errorf(status.Context, "segment %q: this process has opened as many segments as there are ids", name)
 	}
-	s := &Segment{ID: SegmentID(id), Name: name, store: store}
+	s := &Segment{ID: SegmentID(id), Name: name, store: store, central: central}
 	s.descriptor.Store(d)
 	s.confirm()
 	t.byName[name], t.byID[s.ID] = s, s
@@ -228,7 +248,7 @@ func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
 	if err != nil {
 		return -1, err
 	}
-	s, err := e.segments.add(name, e.store, d)
+	s, err := e.segments.add(name, e.store, e.central, d)
 	if err != nil {
 		return -1, err
 	}

@@ -322,3 +322,29 @@ func TestFirstBufferIsTheOneRegisteredFirst(t *testing.T) {
 	_, err = p.FirstBuffer("nobody:1")
 	require.Error(t, err)
 }
+
+func TestWhereADataPortMayBe(t *testing.T) {
+	for _, c := range []struct {
+		metadata, named, identity string
+		want                      []string
+	}{
+		{metadata.P2P, "", "", []string{"127.0.0.1"}},
+		{metadata.P2P, "127.0.0.1", "", []string{"127.0.0.1"}},
+		{metadata.P2P, "10.0.0.7", "", []string{"10.0.0.7", "127.0.0.1"}},
+		{metadata.P2P, "0.0.0.0", "", []string{"127.0.0.1", "0.0.0.0"}},
+		{"http://store/metadata", "10.0.0.7", "an identity", []string{"10.0.0.7", "127.0.0.1"}},
+		{"http://store/metadata", "10.0.0.7", "", []string{"10.0.0.7"}}, // nothing would tell whose data port the other is
+		{"http://store/metadata", "", "", []string{"127.0.0.1"}},
+	} {
+		directory := metadatatest.NewDirectory()
+		peer := startPeer(t, directory)
+		directory.SetAddress(peer.Name(), "127.0.0.1:9")
+		e := startEngine(t, directory, func(o *core.Options) { o.Metadata = c.metadata })
+		install(t, e, &transporttest.Transport{})
+		s, err := e.SegmentNamed(peer.Name())
+		require.NoError(t, err)
+		hosts, err := s.DataHosts(t.Context(), &metadata.Descriptor{DataHost: c.named, Identity: c.identity})
+		require.NoError(t, err)
+		require.Equal(t, c.want, hosts, "%+v", c)
+	}
+}

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/metadata"
@@ -18,7 +22,8 @@ import (
 //
 //  1. dial takes the cached descriptor. Where a connection was lost before, or nothing proves that the owner lives, it is
 //     fetched again first (current); once more when the data port cannot be reached.
-//  2. dialData connects to the Unix-domain socket of an engine on this host, or else to the data port.
+//  2. dialData connects to the Unix-domain socket of an engine on this host, or else to the data port: where the descriptor
+//     says that it is, and where the handshake port is.
 //  3. An engine with an identity is greeted (hello.go). A descriptor without one, Mooncake's, must have been confirmed.
 
 // errOwnAddress is why a descriptor is of no use that leads back to the engine that has fetched it.
@@ -35,7 +40,7 @@ func (p *peer) dial(ctx context.Context) (*stream, *metadata.Descriptor, error) 
 		return s, d, err
 	}
 	p.segment.Suspect()
-	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, errOtherEngine) {
+	if !isAbsence(err) {
 		p.segment.Unanswered()
 	}
 	fresh, refreshErr := p.refresh(ctx, d)
@@ -81,19 +86,72 @@ func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metada
 	return p.segment.Refresh(ctx, stale)
 }
 
+// isAbsence reports whether the engine is not where it was looked for: nobody listens there, or another engine answers. With
+// several hosts it is at none of them.
+func isAbsence(err error) bool {
+	var all hostErrors
+	if errors.As(err, &all) {
+		return !slices.ContainsFunc(all, func(one error) bool { return !isAbsence(one) })
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, errOtherEngine)
+}
+
+// hostErrors is why the data port was found at none of several hosts.
+type hostErrors []error
+
+func (h hostErrors) Error() string {
+	texts := make([]string, len(h))
+	for i, err := range h {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (h hostErrors) Unwrap() []error { return h }
+
 // dialData connects by a descriptor. ends is the number of a former connection that is to be over first; 0 for none.
 func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64) (*stream, error) {
 	if conn, owner := p.dialSameHost(ctx, d); conn != nil {
 		return p.meetOnHost(ctx, conn, owner, d, ends)
 	}
-	host, err := p.segment.DataHost(ctx, d)
+	hosts, err := p.segment.DataHosts(ctx, d)
 	if err != nil {
 		return nil, err
 	}
+	if last := p.reached.Load(); last != nil && slices.Contains(hosts, *last) {
+		hosts = append([]string{*last}, slices.DeleteFunc(hosts, func(host string) bool { return host == *last })...)
+	}
+	var failures hostErrors
+	for i, host := range hosts {
+		s, elsewhere, err := p.dialHost(ctx, d, host, ends, i < len(hosts)-1)
+		if err == nil {
+			p.reached.Store(&host)
+			return s, nil
+		}
+		failures = append(failures, err)
+		if !elsewhere || ctx.Err() != nil {
+			break
+		}
+	}
+	if len(failures) == 1 {
+		return nil, failures[0]
+	}
+	return nil, status.Errorf(status.Socket, "%w", failures)
+}
+
+// impatience is how long to try to connect to a host when there is another one: as long as a lost packet or two take.
+const impatience = 2 * time.Second
+
+// dialHost connects to the data port at a host. more says that there is another host to try; elsewhere, that the engine may
+// be there.
+func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string, ends uint64, more bool) (s *stream, elsewhere bool, err error) {
 	dialer := net.Dialer{Timeout: p.transport.config.HandshakeConnectTimeout, Control: p.transport.dialing.control}
+	if more {
+		dialer.Timeout = min(dialer.Timeout, impatience)
+	}
 	dialed, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(d.DataPort)))
 	if err != nil {
-		return nil, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)
+		return nil, true, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)
 	}
 	conn := dialed.(*net.TCPConn)
 	var h hello
@@ -106,14 +164,13 @@ func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64
 	}
 	if err != nil {
 		_ = conn.Close()
-		return nil, err
+		return nil, !errors.Is(err, errNotEnded) && !errors.Is(err, os.ErrDeadlineExceeded), err
 	}
-	s, err := newStream(conn)
-	if err != nil {
-		return nil, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
+	if s, err = newStream(conn); err != nil {
+		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}
 	s.number, s.there = h.number, core.Now()-answer.age
-	return s, nil
+	return s, false, nil
 }
 
 // hello is what to say first to the engine of a descriptor.

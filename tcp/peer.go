@@ -100,6 +100,7 @@ type peer struct {
 	closed     error     // why it takes nothing more
 
 	carriers atomic.Pointer[[]carrier] // replaced under the lock
+	reached  atomic.Pointer[string]    // the host at which the data port was found the last time
 	answers  lookout
 
 	bytesOut, bytesIn, errors atomic.Uint64

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,10 +71,14 @@ type connectionEnd struct {
 	unknown bool   // nobody will ever know whether it has come; under the lock of quarantines
 }
 
-// targetKey names a target: by its identity, or by the address of its data port.
+// targetKey names a target: by its identity, or by the address of its data port, which is the one that its descriptor gives
+// whatever other address it was reached by.
 func targetKey(d *metadata.Descriptor, remote string) string {
-	if d.Identity != "" {
+	switch {
+	case d.Identity != "":
 		return d.Identity
+	case d.DataHost != "":
+		return net.JoinHostPort(d.DataHost, strconv.Itoa(d.DataPort))
 	}
 	return remote
 }

@@ -95,6 +95,16 @@ func pickLocal(found []netip.Addr, local prefixes) string {
 	return ip.String()
 }
 
+// IsElsewhere reports whether a host means the same on every machine: it is no loopback address, and not 0.0.0.0 or ::.
+func IsElsewhere(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return !isLocalhost(host)
+	}
+	ip = ip.Unmap()
+	return !ip.IsLoopback() && !ip.IsUnspecified()
+}
+
 // isLocalhost reports whether a name means this machine wherever it is resolved.
 func isLocalhost(host string) bool {
 	host = strings.ToLower(strings.TrimSuffix(host, "."))

@@ -1,0 +1,94 @@
+package tcp
+
+import (
+	"net"
+	"strconv"
+	"testing"
+
+	"kvferry/core"
+	"kvferry/core/metadata"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+)
+
+// unknownHost is a name that no resolver knows (RFC 2606).
+const unknownHost = "decode-0.invalid"
+
+// A peer may know itself by a name or an address that means nothing here: its pod's, or one behind NAT.
+func TestTheDataPortIsAlsoLookedForWhereTheHandshakeWasAnswered(t *testing.T) {
+	for _, host := range []string{unknownHost, "0.0.0.0", "::1", "localhost"} {
+		t.Run(host, func(t *testing.T) {
+			near, far := mapped(t, 4096), mapped(t, 4096)
+			p := perform(t, 2, serveWell, far)
+			p.mu.Lock()
+			p.shown.DataHost = host
+			p.mu.Unlock()
+			e := engine(t)
+			id := open(t, e, p.name)
+			completes(t, submit(t, e, ask(core.Write, near, id, far)))
+			require.Equal(t, "127.0.0.1", *onlyPeer(t, e).reached.Load(), "the next connections begin with it")
+		})
+	}
+}
+
+func TestAnEngineIsReachedByAnotherAddressThanItsOwnName(t *testing.T) {
+	near, far := mapped(t, 4096), mapped(t, 4096)
+	config := core.DefaultConfig()
+	config.SameHost = false
+	owner, err := core.New(core.Options{Name: unknownHost, Metadata: metadata.P2P, Config: config, Log: zap.NewNop()})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = owner.Close() })
+	_, err = owner.Install("tcp", Open)
+	require.NoError(t, err)
+	require.NoError(t, owner.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	e := engine(t)
+	id := open(t, e, net.JoinHostPort("127.0.0.1", strconv.Itoa(owner.HandshakePort())))
+	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+}
+
+// The address that the descriptor names is another engine's, which is not sent a byte.
+func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
+	near, far := mapped(t, 4096), mapped(t, 4096)
+	owner := engine(t)
+	require.NoError(t, owner.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	port := owner.Descriptor().DataPort
+	other, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: port})
+	require.NoError(t, err)
+	stranger := newTarget(zap.NewNop(), &served{}, other, nil, targetOptions{
+		identity: identity{9}, maxSessions: 1, progressTimeout: patience,
+	})
+	t.Cleanup(stranger.close)
+	shown := owner.Descriptor()
+	shown.DataHost = "127.0.0.9"
+	handshakes, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	server := metadata.Serve(handshakes, metadata.Handlers{
+		Descriptor: func() *metadata.Descriptor { return shown },
+		Notify:     func(metadata.Notification) bool { return true },
+	}, metadata.HandshakeOptions{})
+	t.Cleanup(func() { require.NoError(t, server.Close()) })
+	e := engine(t, withoutPool)
+	id := open(t, e, handshakes.Addr().String())
+	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	onlyPeer(t, e).reached.Store(&shown.DataHost) // the next connection begins with it
+	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	require.Equal(t, "127.0.0.1", *onlyPeer(t, e).reached.Load())
+	require.EqualValues(t, 1, len(stranger.links()), "it was asked who it is")
+	require.Zero(t, stranger.links()[0].BytesIn)
+}
+
+func TestAnErrorNamesEveryPlaceWhereTheDataPortWasLookedFor(t *testing.T) {
+	near, far := mapped(t, 4096), mapped(t, 4096)
+	p := perform(t, 2, serveWell, far)
+	p.mu.Lock()
+	p.shown.DataHost = unknownHost
+	p.mu.Unlock()
+	e := engine(t)
+	id := open(t, e, p.name)
+	p.leavePort()
+	b := submit(t, e, ask(core.Write, near, id, far))
+	failsOnly(t, b, 0)
+	require.ErrorContains(t, b.Err(), unknownHost)
+	require.ErrorContains(t, b.Err(), "127.0.0.1:"+strconv.Itoa(p.shown.DataPort))
+}
