@@ -58,7 +58,7 @@ func (d *devices) require(name string) error {
 func (d *devices) at(r Range, location string) (*staging.Device, error) {
 	on, err := d.locate(r, location)
 	switch {
-	case on != nil, err != nil, location != anywhere, hostmem.Readable(r.Addr):
+	case on != nil, err != nil, location != anywhere, hostmem.Readable(r.Addr, 1):
 		return on, err
 	case d.named != "":
 		return d.locate(r, d.named)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"kvferry/core/hostmem"
 	"kvferry/core/staging"
@@ -52,10 +53,30 @@ type Region struct {
 	Remote   bool            // peers may read and write it
 	Device   *staging.Device // where the memory is a device's: nobody but its copies touches the bytes; nil for host memory
 
+	fault atomic.Int64 // when memory of it was last found to be inaccessible, by Now; 0 for never
+
 	order   *list.Element // place in the registry's order of registration
 	pins    atomic.Int64  // one for the registration itself, one for each use
 	pinner  atomic.Uint64 // number of the pins that were the latest to pin it by Registry.pin
 	drained chan struct{} // closed when pins has come to 0
+}
+
+// faultMemory is for how long a region counts as doubtful, and is told of once.
+const faultMemory = time.Minute
+
+// NoteFault notes that memory of the region was found to be inaccessible: its owner has unmapped or protected it without
+// unregistering it first. It returns true when that is to be told, and false when it was a short while ago.
+func (r *Region) NoteFault() (first bool) {
+	now := int64(Now())
+	last := r.fault.Swap(now)
+	return last == 0 || now-last >= int64(faultMemory)
+}
+
+// Doubtful reports whether memory of the region was found to be inaccessible a short while ago. What is to be sent of it is
+// looked at before anything is promised.
+func (r *Region) Doubtful() bool {
+	last := r.fault.Load()
+	return last != 0 && int64(Now())-last < int64(faultMemory)
 }
 
 // Unpin ends a pin.

@@ -48,6 +48,9 @@ const (
 
 	// statusOutOfReach answers a request by address that is to be sent with its payload instead. Nothing else is wrong.
 	statusOutOfReach = 3
+
+	// statusInaccessible is for a range that is registered, and whose memory is not there any more. 4 and 5 answer a hello.
+	statusInaccessible = 6
 )
 
 // header is a parsed request.

@@ -3,6 +3,7 @@ package tcp
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"runtime"
@@ -459,6 +460,26 @@ func TestAnUnknownStatusCodeFailsItsTaskAtOnce(t *testing.T) {
 	failsOnly(t, b, 0)
 	require.ErrorContains(t, b.Err(), "code 7")
 	require.Equal(t, 1, p.connections())
+}
+
+func TestMemoryThatThePeerCannotAccessFailsItsTaskAtOnce(t *testing.T) {
+	for _, way := range ways[:2] {
+		t.Run(way.name, func(t *testing.T) {
+			near, far := mapped(t, 4096), mapped(t, 3*4096)
+			owner := engine(t)
+			require.NoError(t, owner.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+			unmap(t, far[4096:8192])
+			e := engine(t, way.config)
+			id := open(t, e, owner.Name())
+			for _, op := range []core.Opcode{core.Read, core.Write} {
+				b := submit(t, e, ask(op, near, id, far[:4096]), ask(op, near, id, far[4096:8192]), ask(op, near, id, far[8192:]))
+				failsOnly(t, b, 1)
+				require.ErrorContains(t, b.Err(), fmt.Sprintf("%#x+4096", addressOf(far[4096:])))
+				require.ErrorContains(t, b.Err(), "unmapped or protected")
+				require.NotContains(t, b.Err().Error(), "tries")
+			}
+		})
+	}
 }
 
 func TestAdjacentBlocksAreMergedInsideOneBufferOfThePeer(t *testing.T) {

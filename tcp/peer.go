@@ -587,6 +587,10 @@ func (p *peer) judgeStatus(frame []byte, h *piece) error {
 	case code == statusFailed:
 		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer could not move %d bytes to or from its device at %#x; its log tells why",
 			p.segment.Name, h.length, h.remote)
+	case code == statusInaccessible:
+		h.fatal = status.Errorf(status.AddressNotRegistered,
+			"segment %q: the peer has registered memory %#x+%d, but cannot access it: it was unmapped or protected, or its file cut short",
+			p.segment.Name, h.remote, h.length)
 	case code != statusRejected:
 		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
 			p.segment.Name, code, h.remote, h.length)

@@ -57,7 +57,7 @@ const (
 )
 
 // errInaccessible is about memory that its owner has unmapped, or protected, without unregistering it first.
-var errInaccessible = errors.New("registered memory cannot be accessed")
+var errInaccessible = errors.New("registered memory cannot be accessed: it was unmapped or protected, or its file cut short")
 
 // errEnded is why a request is not served of a session that somebody ended: session.cause says why.
 var errEnded = errors.New("the session was ended")
@@ -146,6 +146,7 @@ type rejection struct {
 	code    uint32 // for the peer
 	started bool   // the answer to the READ has been sent in part: a status has no place in it any more
 	reason  error
+	region  *core.Region // whose memory is inaccessible; nil otherwise
 }
 
 func (r *rejection) Error() string {
@@ -230,7 +231,7 @@ func (s *session) move(h header, region *core.Region) (err error) {
 	case region.Device != nil:
 		err = s.stage(h, region.Device)
 	case h.op == core.Read:
-		s.readOut(h)
+		err = s.readOut(h, region)
 	default:
 		err = s.apply(h)
 	}
@@ -417,7 +418,7 @@ func (s *session) apply(h header) error {
 	left := ioVector{uintptr(h.addr), h.length}
 	buffered := min(uint64(s.filled-s.parsed), left.length)
 	if err := s.copier.Fill(left.base, s.ahead[s.parsed:][:buffered]); err != nil {
-		return inaccessible(h, err)
+		return inaccessible(h, s.serving, err)
 	}
 	s.parsed += int(buffered)
 	for placed := buffered; placed < left.length; {
@@ -430,7 +431,7 @@ func (s *session) apply(h header) error {
 		case err == io.EOF:
 			return cutShort(h, left.length)
 		case errors.Is(err, unix.EFAULT):
-			return inaccessible(h, err)
+			return inaccessible(h, s.serving, err)
 		case err != nil:
 			return err
 		}
@@ -442,8 +443,8 @@ func (s *session) apply(h header) error {
 	return nil
 }
 
-func inaccessible(h header, err error) error {
-	return &rejection{header: h, code: statusRejected, reason: fmt.Errorf("%w: %w", errInaccessible, err)}
+func inaccessible(h header, region *core.Region, err error) error {
+	return &rejection{header: h, code: statusInaccessible, reason: fmt.Errorf("%w: %w", errInaccessible, err), region: region}
 }
 
 func cutShort(h header, missing uint64) error {
@@ -452,13 +453,17 @@ func cutShort(h header, missing uint64) error {
 }
 
 // readOut owes the answer to a READ.
-func (s *session) readOut(h header) {
+func (s *session) readOut(h header, region *core.Region) error {
+	if region.Doubtful() && !hostmem.Readable(uintptr(h.addr), h.length) {
+		return inaccessible(h, region, unix.EFAULT)
+	}
 	s.bulk = false
 	s.reads.add(h)
 	if h.v2 {
 		s.turn.oweStatus(statusOK)
 	}
 	s.turn.owePayload(uintptr(h.addr), h.length)
+	return nil
 }
 
 func (t *turn) owePayload(base uintptr, length uint64) {
@@ -498,6 +503,10 @@ func (s *session) flush() error {
 	}
 	t := s.turn
 	if err := s.send(t.owed[:t.vectors], &s.waiting); err != nil {
+		var rejected *rejection
+		if errors.As(err, &rejected) {
+			t.reset() // what was owed before it is sent, and what is behind it is not
+		}
 		return err
 	}
 	s.bytesOut.Add(t.readBytes)
@@ -517,13 +526,58 @@ func (s *session) send(v []ioVector, who *atomic.Bool) error {
 			who.Store(false)
 		}
 		if errors.Is(err, unix.EFAULT) {
-			return fmt.Errorf("%w: the last %d bytes of a READ, at %#x: %w", errInaccessible, v[0].length, v[0].base, err)
+			return s.blameMemory(v, who, err)
 		}
 		if err != nil {
 			return err
 		}
 		s.progress.Add(1)
 		v = advance(v, n)
+	}
+	return nil
+}
+
+// blameMemory finds out which READ has its payload in memory that is gone, when none of v can be sent together. It sends what
+// comes before that, without the status which promises the payload, and returns the rejection of the READ.
+func (s *session) blameMemory(v []ioVector, who *atomic.Bool, fault error) error {
+	at := slices.IndexFunc(v, func(one ioVector) bool { return !hostmem.Readable(one.base, one.length) })
+	if at < 0 { // it is there again
+		return fmt.Errorf("%w: %w", errInaccessible, fault)
+	}
+	payload := v[at]
+	h := header{op: core.Read, v2: s.v2, addr: uint64(payload.base), length: payload.length}
+	rejected := inaccessible(h, s.regionOf(h), fault).(*rejection)
+	before := v[:at]
+	if rejected.started = at == 0 || !s.endsWithStatus(v[at-1]); !rejected.started {
+		before[at-1].length -= statusSize
+	}
+	if err := s.send(before, who); err != nil {
+		return err
+	}
+	return rejected
+}
+
+// endsWithStatus reports whether the last bytes of what is owed are a whole status frame.
+func (s *session) endsWithStatus(v ioVector) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	turns := []*turn{s.turn}
+	if s.staged != nil {
+		turns = append(turns, s.staged.queue...)
+	}
+	last := v.base + uintptr(v.length) - statusSize
+	return v.length >= statusSize && slices.ContainsFunc(turns, func(t *turn) bool {
+		frames := vectorOf(t.statuses[:])
+		return frames.holds(last)
+	})
+}
+
+// regionOf is the region that holds the payload of a READ which is owed, for an error; nil when it is not known any more.
+func (s *session) regionOf(h header) *core.Region {
+	for _, r := range s.holds() {
+		if within(r, h) {
+			return r
+		}
 	}
 	return nil
 }
@@ -606,16 +660,20 @@ func (s *session) report(err error) {
 	switch {
 	case err == nil:
 		log.Debug("data connection closed")
-	case errors.Is(err, errInaccessible):
-		log.Warn("data request failed", zap.Error(err))
 	case errors.As(err, &rejected):
 		level, message := zapcore.InfoLevel, "data request rejected"
-		if rejected.code == statusFailed {
+		switch {
+		case rejected.code == statusFailed:
 			level, message = zapcore.WarnLevel, "data request failed"
+		case rejected.region != nil && rejected.region.NoteFault():
+			level, message = zapcore.WarnLevel, "data request failed"
+			log = log.With(zap.Stringer("region", rejected.region.Range))
 		}
 		log.Log(level, message, zap.Stringer("operation", rejected.op),
 			zap.String("address", fmt.Sprintf("%#x", rejected.addr)), zap.Uint64("length", rejected.length),
 			zap.NamedError("reason", rejected.reason))
+	case errors.Is(err, errInaccessible):
+		log.Warn("data request failed", zap.Error(err))
 	default:
 		log.Info("data connection lost", zap.Error(err))
 	}

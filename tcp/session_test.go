@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -365,7 +366,7 @@ func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
 			c := h.dial()
 			c.send(writeV2(addressOf(memory), []byte("abc")), b)
 			c.expectStatus(statusOK)
-			c.expectStatus(statusRejected)
+			c.expectStatus(statusInaccessible)
 			c.expectEnd()
 		})
 		t.Run(name+" version 1", func(t *testing.T) {
@@ -381,11 +382,18 @@ func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
 	}
 	t.Run("sent", func(t *testing.T) {
 		c := h.dial()
-		c.send(readV2(gone[:1]))
-		_, err := io.Copy(io.Discard, c.conn)
-		require.Error(t, err)
+		c.send(readV2(memory[:3]), readV2(gone[:1]))
+		c.expectStatus(statusOK)
+		c.expect(memory[:3])
+		c.expectStatus(statusInaccessible)
+		c.expectEnd()
 	})
-	require.Equal(t, zapcore.WarnLevel, h.waitForLog("data request failed").Level)
+	h.waitForSessions(0)
+	told := h.logs.FilterLevelExact(zapcore.WarnLevel).All()
+	require.Len(t, told, 1, "the fault is told once")
+	fields := told[0].ContextMap()
+	require.Equal(t, fmt.Sprintf("%#x", addressOf(gone)), fields["address"])
+	require.Equal(t, core.Range{Addr: addressOf(gone), Length: uint64(len(gone))}.String(), fields["region"])
 	c := h.dial()
 	c.send(writeV2(addressOf(memory), []byte("abc")))
 	c.expectStatus(statusOK)
@@ -397,7 +405,40 @@ func TestWriteThatRunsIntoUnmappedMemoryFails(t *testing.T) {
 	unmap(t, memory[1<<19:])
 	c := h.dial()
 	c.send(writeV2(addressOf(memory), pattern(1<<20, 1)))
-	c.expectStatus(statusRejected)
+	c.expectStatus(statusInaccessible)
+}
+
+func TestReadThatRunsIntoUnmappedMemoryIsNeverTakenForComplete(t *testing.T) {
+	memory := mapped(t, 8<<20)
+	h := serve(t, targetOptions{}, memory)
+	unmap(t, memory[7<<20:])
+	c := h.dial()
+	c.send(readV2(memory))
+	c.expectStatus(statusOK) // the answer has begun by the time that anybody knows
+	n, err := io.Copy(io.Discard, c.conn)
+	require.Error(t, err)
+	require.Less(t, n, int64(len(memory)))
+	h.waitForSessions(0)
+	again := h.dial()
+	again.send(readV2(memory[:1<<20]), readV2(memory), readV2(memory[:1<<20]))
+	again.expectStatus(statusOK)
+	again.expect(memory[:1<<20])
+	again.expectStatus(statusInaccessible)
+	again.expectEnd()
+	require.Len(t, h.logs.FilterLevelExact(zapcore.WarnLevel).All(), 1)
+	require.NotContains(t, fmt.Sprint(h.logs.All()[0].ContextMap()), "0xc000", "no address of the library's own memory")
+}
+
+// Two versions on one connection: what comes before the payload is no status that could be taken back.
+func TestUnmappedMemoryBehindAnAnswerOfVersion1ResetsTheConnection(t *testing.T) {
+	memory, gone := mapped(t, 4096), mapped(t, 4096)
+	h := serve(t, targetOptions{}, memory, gone)
+	unmap(t, gone)
+	c := h.dial()
+	c.send(readV1(memory), readV1(gone))
+	got, err := io.ReadAll(c.conn)
+	require.Error(t, err)
+	require.LessOrEqual(t, len(got), len(memory))
 }
 
 func TestBytesAndConnectionsAreCounted(t *testing.T) {

@@ -58,6 +58,6 @@ func BenchmarkHandlersAreGos(b *testing.B) {
 func BenchmarkReadable(b *testing.B) {
 	addr := addressOf(mapped(b, 4096))
 	for b.Loop() {
-		Readable(addr)
+		Readable(addr, 1)
 	}
 }

@@ -83,13 +83,25 @@ func (c *Copier) renewed() {
 	}
 }
 
-// Readable reports whether the byte at addr is there for the host to read. It does not rely on signal handlers.
-func Readable(addr uintptr) bool {
-	return copyBySyscalls(uintptr(unsafe.Pointer(&readable)), addr, 1) == nil
+// Readable reports whether every byte of a range is there for the host to read. It does not rely on signal handlers. It
+// reads a byte of each page.
+func Readable(addr uintptr, length uint64) bool {
+	const most = 512 // pages in one system call
+	for length > 0 {
+		var bytes [most]vector
+		n := 0
+		for ; n < most && length > 0; n++ {
+			bytes[n] = vector{addr, 1}
+			step := min(uint64(pageSize-addr%pageSize), length)
+			addr += uintptr(step)
+			length -= step
+		}
+		if !readableAll(bytes[:n]) {
+			return false
+		}
+	}
+	return true
 }
-
-// readable is where Readable puts what it reads: not on a stack, which may move.
-var readable byte
 
 // At is the memory of this process from addr on, as a slice. It is for memory outside the Go heap: the collector neither
 // keeps nor moves it.

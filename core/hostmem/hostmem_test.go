@@ -118,7 +118,7 @@ func TestMemoryThatIsGoneIsFoundOutWithoutASignalWhereGosHandlerIsReplaced(t *te
 	require.ErrorIs(t, c.Copy(addressOf(memory), addressOf(good), page), syscall.EFAULT)
 	require.ErrorIs(t, c.Copy(addressOf(good), addressOf(memory), page), syscall.EFAULT)
 	require.ErrorIs(t, c.Fill(addressOf(memory), make([]byte, 64)), syscall.EFAULT)
-	require.False(t, Readable(addressOf(memory)))
+	require.False(t, Readable(addressOf(memory), uint64(len(memory))))
 }
 
 func TestASystemThatForbidsCopiesBetweenProcessesIsCopedWith(t *testing.T) {
@@ -128,9 +128,9 @@ func TestASystemThatForbidsCopiesBetweenProcessesIsCopedWith(t *testing.T) {
 	fill(src, 1)
 	require.NoError(t, copyBySyscalls(addressOf(dst), addressOf(src), page))
 	require.Equal(t, src, dst)
-	require.True(t, Readable(addressOf(src)))
+	require.True(t, Readable(addressOf(src), uint64(len(src))))
 	protect(t, src, unix.PROT_NONE)
-	require.False(t, Readable(addressOf(src)))
+	require.False(t, Readable(addressOf(src), uint64(len(src))))
 }
 
 func TestOnlyAHandlerOfThisLibrarysRuntimeIsGos(t *testing.T) {
@@ -165,7 +165,7 @@ func TestAPageThatDoesNotComeHoldsOnlyItsCopyUp(t *testing.T) {
 				return copyThroughPipe(addressOf(missing), addressOf(good), uint64(len(good)))
 			},
 			"readable": func(missing, good []byte) error {
-				if !Readable(addressOf(missing)) {
+				if !Readable(addressOf(missing), 1) {
 					return syscall.EFAULT
 				}
 				return nil

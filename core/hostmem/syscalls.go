@@ -33,10 +33,6 @@ func copyAtOnce(dst, src uintptr, length uint64) bool {
 	if overlap || forbidden.Load() {
 		return false
 	}
-	type vector struct { // struct iovec, without a pointer for the collector to follow
-		base   uintptr
-		length uint64
-	}
 	to, from := vector{dst, length}, vector{src, length}
 	n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(unix.Getpid()),
 		uintptr(unsafe.Pointer(&to)), 1, uintptr(unsafe.Pointer(&from)), 1, 0)
@@ -44,6 +40,36 @@ func copyAtOnce(dst, src uintptr, length uint64) bool {
 		forbidden.Store(true)
 	}
 	return errno == 0 && uint64(n) == length
+}
+
+// vector is struct iovec, without a pointer for the collector to follow.
+type vector struct {
+	base   uintptr
+	length uint64
+}
+
+// readable is where readableAll puts what it reads: not on a stack, which may move.
+var readable [512]byte
+
+// readableAll reports whether all of so many single bytes can be read, at most 512.
+func readableAll(bytes []vector) bool {
+	if !forbidden.Load() {
+		to := vector{uintptr(unsafe.Pointer(&readable)), uint64(len(bytes))}
+		n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(unix.Getpid()),
+			uintptr(unsafe.Pointer(&to)), 1, uintptr(unsafe.Pointer(unsafe.SliceData(bytes))), uintptr(len(bytes)), 0)
+		if errno == 0 && int(n) == len(bytes) {
+			return true
+		}
+		if errno == unix.EPERM || errno == unix.ENOSYS {
+			forbidden.Store(true)
+		}
+	}
+	for _, b := range bytes {
+		if copyBySyscalls(uintptr(unsafe.Pointer(&readable)), b.base, 1) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // copyThroughPipe copies as much at a time as the pipe holds, in the order that overlapping memory wants.
