@@ -173,8 +173,8 @@ var errNotEnded = errors.New("the target has not ended the former connection yet
 // the file descriptor given with it. It gives up at the end of the context, and when the target does not answer for as long
 // as it would be waited for with a request.
 func (p *peer) greet(ctx context.Context, conn plainConn, d *metadata.Descriptor, h hello, permitFile int) (helloAnswer, error) {
-	limit := p.transport.config.StatusTimeout
-	_ = conn.SetDeadline(time.Now().Add(limit))
+	limit := answerLimit(p.transport.config)
+	_ = conn.SetDeadline(time.Now().Add(limit.after))
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(past) })
 	a, err := exchangeHello(conn, h, permitFile)
 	if !stop() && err == nil {
@@ -184,7 +184,7 @@ func (p *peer) greet(ctx context.Context, conn plainConn, d *metadata.Descriptor
 	var late net.Error
 	switch {
 	case errors.As(err, &late) && late.Timeout() && ctx.Err() == nil:
-		err = fmt.Errorf("no answer to the hello within %v (MC_TCP_STATUS_TIMEOUT_SEC): %w", limit, err)
+		err = fmt.Errorf("no answer to the hello within %v: %w", limit, err)
 	case err != nil:
 		err = fmt.Errorf("engine %s was expected, and did not answer the hello: %w", d.Identity, err)
 	case a.target != h.target:

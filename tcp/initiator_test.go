@@ -341,6 +341,23 @@ func TestAPeerThatNeverAnswersIsGivenUpAfterTheStatusTimeout(t *testing.T) {
 	}
 }
 
+// As with Mooncake: a WRITE that waits for its status makes no progress.
+func TestAPeerThatNeverAnswersIsGivenUpAfterTheProgressTimeout(t *testing.T) {
+	for _, way := range ways {
+		for _, op := range opcodes {
+			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+				near, far := mapped(t, 4096), mapped(t, 4096)
+				p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd(); <-v.peer.t.Context().Done() }, far)
+				e := engine(t, way.config, impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
+				b := submit(t, e, ask(op, near, open(t, e, p.name), far))
+				failsOnly(t, b, 0)
+				require.ErrorIs(t, b.Err(), errStalled)
+				require.ErrorContains(t, b.Err(), "for 200ms (MC_TCP_PROGRESS_TIMEOUT_SEC)")
+			})
+		}
+	}
+}
+
 func TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {

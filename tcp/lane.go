@@ -260,8 +260,7 @@ func (l *lane) empty() (held, unanswered []piece) {
 
 // lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.
 func (l *lane) lookEvery() time.Duration {
-	config := l.peer.transport.config
-	return min(config.ProgressTimeout, config.StatusTimeout) / 4
+	return answerLimit(l.peer.transport.config).after / 4
 }
 
 // watch is the watchdog: while something is in flight it ends a lane on which nothing moves.
@@ -276,12 +275,12 @@ func (l *lane) watch() {
 	if moved != l.lastMoved {
 		l.lastMoved, l.lastLook = moved, now
 	}
-	limit := l.peer.transport.config.StatusTimeout
+	limit := answerLimit(l.peer.transport.config)
 	if l.sent < l.laidOut {
-		limit = l.peer.transport.config.ProgressTimeout
+		limit = progressLimit(l.peer.transport.config)
 	}
 	oldest := *l.flight.at(0)
-	stalled := now.Sub(l.lastLook) >= limit
+	stalled := now.Sub(l.lastLook) >= limit.after
 	l.watchdog.Reset(l.lookEvery())
 	l.mu.Unlock()
 	if stalled {

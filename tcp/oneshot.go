@@ -139,7 +139,7 @@ func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
 		frame = append(frame, ioVector{base: p.local, length: p.length})
 	}
 	config := o.peer.transport.config
-	sendErr := o.move(conn, p, frame, conn.send, config.ProgressTimeout)
+	sendErr := o.move(conn, p, frame, conn.send, progressLimit(config))
 	if acknowledged && p.fatal == nil {
 		// What the peer said of the request before it stopped reading is still there.
 		if err := o.receiveStatus(conn, p); err != nil {
@@ -150,7 +150,7 @@ func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
 	case sendErr != nil:
 		return sendErr
 	case p.op == core.Read:
-		return o.move(conn, p, []ioVector{{base: p.local, length: p.length}}, conn.receive, config.ProgressTimeout)
+		return o.move(conn, p, []ioVector{{base: p.local, length: p.length}}, conn.receive, progressLimit(config))
 	case !acknowledged:
 		return o.confirm(conn, p)
 	}
@@ -159,7 +159,7 @@ func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
 
 // move sends or receives all of the vectors. limit is how long it waits while nothing moves.
 func (o *oneShot) move(conn *stream, p *piece, v []ioVector, step func([]ioVector) (int, error),
-	limit time.Duration) error {
+	limit limit) error {
 	for len(v) > 0 {
 		if err := o.allow(conn, limit); err != nil {
 			return err
@@ -174,16 +174,16 @@ func (o *oneShot) move(conn *stream, p *piece, v []ioVector, step func([]ioVecto
 }
 
 // allow sets how long the next step may wait, or returns why the carrier was made to quit.
-func (o *oneShot) allow(conn *stream, limit time.Duration) error {
+func (o *oneShot) allow(conn *stream, limit limit) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.broken == nil {
-		_ = conn.setDeadline(time.Now().Add(limit))
+		_ = conn.setDeadline(time.Now().Add(limit.after))
 	}
 	return o.broken
 }
 
-func (o *oneShot) blame(p *piece, err error, limit time.Duration) error {
+func (o *oneShot) blame(p *piece, err error, limit limit) error {
 	switch {
 	case errors.Is(err, syscall.EFAULT):
 		p.fatal = badLocal(p, err)
@@ -198,7 +198,7 @@ func (o *oneShot) blame(p *piece, err error, limit time.Duration) error {
 }
 
 func (o *oneShot) receiveStatus(conn *stream, p *piece) error {
-	limit := o.peer.transport.config.StatusTimeout
+	limit := answerLimit(o.peer.transport.config)
 	if err := o.move(conn, p, []ioVector{vectorOf(o.answer[:])}, conn.receive, limit); err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func (o *oneShot) receiveStatus(conn *stream, p *piece) error {
 
 // confirm makes sure that a WRITE without an acknowledgement has arrived.
 func (o *oneShot) confirm(conn *stream, p *piece) error {
-	limit := o.peer.transport.config.StatusTimeout
+	limit := answerLimit(o.peer.transport.config)
 	if err := conn.closeWrite(); err != nil {
 		return o.blame(p, err, limit)
 	}

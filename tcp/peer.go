@@ -499,7 +499,7 @@ func (p *peer) drop(c carrier) {
 }
 
 // stalled is why a carrier gives up on which nothing has moved for so long.
-func (p *peer) stalled(oldest *piece, limit time.Duration) error {
+func (p *peer) stalled(oldest *piece, limit limit) error {
 	return status.Errorf(status.Socket, "segment %q: %w for %v while %d bytes at %#x were in flight",
 		p.segment.Name, errStalled, limit, oldest.length, oldest.remote)
 }

@@ -339,7 +339,7 @@ func (t *target) check() {
 		if s.stalledSince.IsZero() || progress != s.stalledAt {
 			s.stalledSince, s.stalledAt = now, progress
 		} else if now.Sub(s.stalledSince) >= t.options.progressTimeout {
-			s.end(fmt.Errorf("no byte moved for %v", t.options.progressTimeout))
+			s.end(fmt.Errorf("no byte moved for %v (MC_TCP_PROGRESS_TIMEOUT_SEC)", t.options.progressTimeout))
 		}
 	}
 }

@@ -68,7 +68,7 @@ struct transfer_status {
 };
 typedef struct transfer_status transfer_status_t;
 
-/* A short message from one engine to another, both strings NUL-terminated UTF-8. */
+/* A short message from one engine to another, both strings NUL-terminated UTF-8. Other bytes arrive as U+FFFD. */
 struct notify_msg {
     char *name;
     char *msg;

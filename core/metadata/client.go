@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"time"
-	"unicode/utf8"
 
 	"kvferry/core/shut"
 	"kvferry/core/status"
@@ -61,11 +60,9 @@ func (c Client) FetchDescriptor(ctx context.Context, peer string) (*Descriptor, 
 	return d, nil
 }
 
-// SendNotify hands a peer a notification. Both strings must be valid UTF-8, and fit a frame together.
+// SendNotify hands a peer a notification. Both strings must fit a frame together. What is not UTF-8 in them arrives as
+// U+FFFD, as with Mooncake: a frame is JSON, which has no other bytes.
 func (c Client) SendNotify(ctx context.Context, peer string, n Notification) error {
-	if !utf8.ValidString(n.Name) || !utf8.ValidString(n.Text) {
-		return status.Errorf(status.InvalidArgument, "notification for %s: name and text have to be valid UTF-8", peer)
-	}
 	reply, err := c.ask(ctx, peer, kindNotify, mustEncode(notifyBody(n)))
 	if err != nil {
 		return err

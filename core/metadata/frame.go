@@ -46,6 +46,9 @@ const DefaultMaxLength = 1 << 20
 // errNoFrame is returned by readFrame when the stream ends before a frame's first byte.
 var errNoFrame = errors.New("closed without a word")
 
+// errNothingSent is in the error of readFrame when the stream fails before a frame's first byte.
+var errNothingSent = errors.New("not a byte of a frame came")
+
 // frame is a frame of which the body is yet to be read.
 type frame struct {
 	kind   frameKind
@@ -59,6 +62,8 @@ func readFrame(r io.Reader, maxLength int) (frame, error) {
 	var header [9]byte
 	if n, err := io.ReadFull(r, header[:8]); err == io.EOF {
 		return frame{}, errNoFrame
+	} else if err != nil && n == 0 {
+		return frame{}, status.Errorf(status.Socket, "%w: %w", errNothingSent, err)
 	} else if err != nil {
 		return frame{}, status.Errorf(status.Socket, "%d of the 8 bytes of a frame's length: %w", n, err)
 	}

@@ -114,9 +114,20 @@ func TestARejectedNotificationIsAnErrorOfTheSender(t *testing.T) {
 
 func TestNotificationsThatCannotBeSentWholeAreNotSent(t *testing.T) {
 	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification) bool { t.Error("one arrived"); return true }}, HandshakeOptions{})
-	for _, n := range []Notification{{Name: "\xff"}, {Text: "\xff"}, {Text: strings.Repeat("a", DefaultMaxLength)}} {
+	for _, n := range []Notification{{Name: strings.Repeat("a", DefaultMaxLength)}, {Text: strings.Repeat("a", DefaultMaxLength)}} {
 		err := Client{}.SendNotify(context.Background(), peer, n)
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
+	}
+}
+
+func TestBytesThatAreNotUTF8ArriveAsReplacementCharacters(t *testing.T) {
+	received := make(chan Notification, 1)
+	_, peer := start(t, Handlers{Descriptor: one, Notify: func(n Notification) bool { received <- n; return true }}, HandshakeOptions{})
+	for sent, arrives := range map[string]string{
+		"\xff\xfe binary": "\ufffd\ufffd binary", "cut \xe4\xb8": "cut \ufffd\ufffd", "\xed\xa0\x80": "\ufffd\ufffd\ufffd",
+	} {
+		require.NoError(t, Client{}.SendNotify(context.Background(), peer, Notification{sent, sent}))
+		assert.Equal(t, Notification{arrives, arrives}, <-received)
 	}
 }
 
@@ -283,6 +294,26 @@ func TestAServerWithoutFileDescriptorsWaitsAndGoesOn(t *testing.T) {
 	require.NoError(t, Client{}.Probe(context.Background(), l.Addr().String()))
 	assert.Contains(t, fmt.Sprint(logs.All()[0].ContextMap()["error"]), "too many open files")
 	assert.LessOrEqual(t, logs.Len(), 3, "peers cannot fill the log")
+}
+
+func TestAConnectionThatSendsNothingIsNoWarningHoweverItEnds(t *testing.T) {
+	logged, logs := observer.New(zap.DebugLevel)
+	_, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{StepTimeout: tick, Log: zap.New(logged)})
+	for what, end := range map[string]func(*net.TCPConn){
+		"close": func(c *net.TCPConn) { _ = c.Close() },
+		"reset": func(c *net.TCPConn) { _ = c.SetLinger(0); _ = c.Close() },
+		"stay":  func(c *net.TCPConn) { _, _ = io.ReadAll(c) },
+	} {
+		before := logs.FilterMessage("a connection without a handshake").Len()
+		end(send(t, peer, nil))
+		require.Eventually(t, func() bool { return logs.FilterMessage("a connection without a handshake").Len() > before },
+			10*time.Second, time.Millisecond, what)
+	}
+	assert.Zero(t, logs.Filter(func(e observer.LoggedEntry) bool { return e.Level > zap.DebugLevel }).Len())
+	end := send(t, peer, []byte{1})
+	_ = end.SetLinger(0)
+	_ = end.Close()
+	require.Eventually(t, func() bool { return logs.FilterMessage("handshake failed").Len() == 1 }, 10*time.Second, time.Millisecond)
 }
 
 func TestAServerThatCannotAcceptDoesNotSpinAndCanBeClosed(t *testing.T) {

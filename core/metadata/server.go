@@ -200,10 +200,11 @@ func (s *Server) drop(conn *net.TCPConn) {
 	delete(s.conns, conn)
 }
 
-// report logs why a connection was closed without an answer; port scanners and health checks, which connect and
-// close, and the end of the server are no news.
+// report logs why a connection was closed without an answer; port scanners and health checks, which send nothing and close
+// or reset the connection, and the end of the server are no news.
 func (s *Server) report(conn *net.TCPConn, err error) {
-	if errors.Is(err, errNoFrame) || errors.Is(err, net.ErrClosed) {
+	if errors.Is(err, errNoFrame) || errors.Is(err, errNothingSent) || errors.Is(err, net.ErrClosed) {
+		s.log.Debug("a connection without a handshake", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
 		return
 	}
 	s.log.Warn("handshake failed", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
