@@ -94,10 +94,11 @@ func kvferry_go_install(handle unsafe.Pointer, protocol C.text_t, reason *C.char
 		if err != nil {
 			return err
 		}
-		if err := h.checkProtocol(e, protocol); err != nil {
+		name, err := readText("the protocol", protocol)
+		if err != nil {
 			return err
 		}
-		if _, err := e.Install(tcpName, tcp.Open); err != nil {
+		if err := h.installNamed(e, name); err != nil {
 			return err
 		}
 		transport = h.transport(tcpName)
@@ -106,21 +107,27 @@ func kvferry_go_install(handle unsafe.Pointer, protocol C.text_t, reason *C.char
 	return transport
 }
 
+// installNamed installs the transport that a protocol stands for.
+func (h *engineHandle) installNamed(e *core.Engine, protocol string) error {
+	if err := h.checkProtocol(e, protocol); err != nil {
+		return err
+	}
+	_, err := e.Install(tcpName, tcp.Open)
+	return err
+}
+
 // checkProtocol accepts the protocols that TCP stands for. With "ascend" the library of the NPUs is there, or that is an
 // error; without it, NPU memory is moved all the same once it is registered.
-func (h *engineHandle) checkProtocol(e *core.Engine, protocol C.text_t) error {
-	name, err := readText("the protocol", protocol)
-	switch {
-	case err != nil:
-		return err
-	case name == tcpName:
+func (h *engineHandle) checkProtocol(e *core.Engine, name string) error {
+	switch name {
+	case tcpName:
 		return nil
-	case name == "rdma":
+	case "rdma":
 		h.noRDMAOnce.Do(func() {
 			e.Log().Info(`kvferry has no RDMA: it serves the protocol "rdma" by TCP`, zap.String("engine", e.Name()))
 		})
 		return nil
-	case name == "ascend":
+	case "ascend":
 		return e.RequireRuntime(ascend.Name)
 	}
 	return status.Errorf(status.NotSupportedTransport, "there is no transport %q", name)

@@ -64,14 +64,17 @@ int kvferry_submit(transfer_engine_t engine, int opcode, segment_id_t target, co
                                     kvferry_reason());
 }
 
-/* The result of a wait that ended, by an errno, before what it waited for. */
-static int unfinished(int failure, int64_t timeout_ms, const char *awaited)
+/* The result of a wait that ended, by an errno, before what it waited for. state says how that stands by then; NULL leaves
+ * the reason as Go has it. */
+static int unfinished(int failure, const char *awaited, const char *state)
 {
     if (failure == EINTR) {
         kvferry_explain("a signal interrupted the wait for %s, which goes on", awaited);
         return KVFERRY_ERR_INTERRUPTED;
     }
-    kvferry_explain("%s: no answer within %lld ms", awaited, (long long)timeout_ms);
+    if (state != NULL) {
+        kvferry_explain("%s: %s", awaited, state);
+    }
     return KVFERRY_ERR_TIMED_OUT;
 }
 
@@ -81,7 +84,7 @@ static int finish_watch(void *watch, uint32_t *word, int64_t timeout_ms, int fre
     int failure = kvferry_wait_for_word(word, timeout_ms);
     int result = kvferry_go_end_watch(watch, free_ended, kvferry_reason());
 
-    return result == BATCH_RUNNING ? unfinished(failure, timeout_ms, "the batch") : result;
+    return result == BATCH_RUNNING ? unfinished(failure, "the batch", NULL) : result;
 }
 
 /* The end of a call that submits and waits: result is what the submission said. */
@@ -132,7 +135,7 @@ int kvferry_batches_wait(transfer_engine_t engine, const batch_id_t *batches, si
         result = kvferry_go_look_many(watch, kvferry_reason());
     }
     kvferry_go_end_watch_many(watch, kvferry_reason());
-    return result == BATCH_RUNNING ? unfinished(failure, timeout_ms, "the batch") : result;
+    return result == BATCH_RUNNING ? unfinished(failure, "the batch", NULL) : result;
 }
 
 int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local,
@@ -234,7 +237,7 @@ segment_id_t kvferry_open_segment(transfer_engine_t engine, const char *segment_
     }
     failure = kvferry_wait_for_word(&word, timeout_ms);
     result = kvferry_go_end_open(wait, &done, kvferry_reason());
-    return done ? result : unfinished(failure, timeout_ms, segment_name);
+    return done ? result : unfinished(failure, segment_name, "it has not answered the handshake");
 }
 
 int kvferry_probe(transfer_engine_t engine, const char *segment_name)
@@ -247,6 +250,50 @@ uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name
 {
     ENTER(0);
     return kvferry_go_first_buffer(engine, segment_name, kvferry_reason());
+}
+
+kvferry_call_t kvferry_start_engine(const char *metadata_conn_string, const char *local_server_name, const char *transport)
+{
+    ENTER(NULL);
+    return kvferry_go_start_engine(metadata_conn_string, local_server_name, transport, kvferry_reason());
+}
+
+kvferry_call_t kvferry_start_first_buffer(transfer_engine_t engine, const char *segment_name)
+{
+    ENTER(NULL);
+    return kvferry_go_start_first_buffer(engine, segment_name, kvferry_reason());
+}
+
+kvferry_call_t kvferry_start_probe(transfer_engine_t engine, const char *segment_name)
+{
+    ENTER(NULL);
+    return kvferry_go_start_probe(engine, segment_name, kvferry_reason());
+}
+
+int kvferry_call_wait(kvferry_call_t call, int64_t timeout_ms, uint64_t *result_out)
+{
+    uint32_t word = 0;
+    int done = 0;
+    int failure, result;
+
+    ENTER(KVFERRY_ERR_FORKED);
+    if (result_out == NULL) {
+        kvferry_explain("there is no room for the result of the call: NULL");
+        return -1;
+    }
+    result = kvferry_go_await_call(call, &word, kvferry_reason());
+    if (result != 0) {
+        return result;
+    }
+    failure = kvferry_wait_for_word(&word, timeout_ms);
+    result = kvferry_go_leave_call(call, &word, &done, result_out, kvferry_reason());
+    return done ? result : unfinished(failure, "the call", "it has not ended");
+}
+
+int kvferry_call_abandon(kvferry_call_t call)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_abandon_call(call, kvferry_reason());
 }
 
 kvferry_metadata_server_t kvferry_metadata_server_start(const kvferry_metadata_server_options_t *options, char *buf_out,

@@ -78,9 +78,10 @@ func kvferry_go_end_watch(handle unsafe.Pointer, free C.int, reason *C.char) (re
 	return orCode(code, result)
 }
 
-// conclude says what a batch has come to, and frees it if that is wanted and it has ended.
+// conclude says what a batch has come to, or in the reason how far it has come, and frees it if that is wanted and it has ended.
 func conclude(e *core.Engine, b *core.Batch, free bool, reason *C.char) C.int {
 	if !b.Done() {
+		writeText(reason, C.REASON_SIZE, b.Progress().String())
 		return C.BATCH_RUNNING
 	}
 	failure := b.Err()

@@ -54,13 +54,21 @@ func newWatchMany(engine unsafe.Pointer, ids C.numbers_t, count C.size_t) (*watc
 	return w, nil
 }
 
-// kvferry_go_look_many says what the batches have come to: BATCH_RUNNING while none has failed and not all have ended.
+// kvferry_go_look_many says what the batches have come to: BATCH_RUNNING while none has failed and not all have ended; the
+// reason has how far those have come that have not.
 //
 //export kvferry_go_look_many
 func kvferry_go_look_many(handle unsafe.Pointer, reason *C.char) (result C.int) {
 	code := negated(reason, func() error {
+		var running []*core.Batch
+		defer func() {
+			if result == C.BATCH_RUNNING {
+				writeText(reason, C.REASON_SIZE, core.ProgressOf(running).String())
+			}
+		}()
 		for _, b := range pointer.Restore(handle).(*watchMany).batches {
 			if !b.Done() {
+				running = append(running, b)
 				result = C.BATCH_RUNNING
 			} else if b.Err() != nil {
 				result = C.KVFERRY_ERR_FAILED

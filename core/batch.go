@@ -111,6 +111,7 @@ type Batch struct {
 	id       uint64
 	capacity int
 	engine   *Engine
+	made     time.Time
 
 	ending  atomic.Int64 // tasks whose bytes are outstanding
 	pending atomic.Int64 // tasks that have not ended; the last to end is counted after the notifications went out
@@ -120,15 +121,16 @@ type Batch struct {
 	latest atomic.Pointer[submission] // set under mu
 	feed   atomic.Pointer[feed]       // what is still to come, see feed.go; nil for most batches
 
-	mu      sync.Mutex
-	freed   bool
-	tasks   int
-	failed  bool
-	err     error                 // why the first task failed
-	notify  []pendingNotification // sent when all completed
-	pins    []*Region             // local regions in use, some of them more than once, until nothing is pending
-	timers  []*time.Timer         // MC_SLICE_TIMEOUT, one for each submission, until nothing is pending
-	waiters map[*func()]struct{}
+	mu       sync.Mutex
+	freed    bool
+	tasks    int
+	failed   bool
+	err      error                 // why the first task failed
+	notify   []pendingNotification // sent when all completed
+	pins     []*Region             // local regions in use, some of them more than once, until nothing is pending
+	timers   []*time.Timer         // MC_SLICE_TIMEOUT, one for each submission, until nothing is pending
+	waiters  map[*func()]struct{}
+	movement movement // see Progress
 
 	delivery     context.Context // of the notifications; made when it is needed, until nothing is pending
 	stopDelivery context.CancelFunc

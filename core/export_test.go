@@ -33,3 +33,13 @@ func (e *Engine) SegmentNamed(name string) (*Segment, error) {
 	}
 	return e.segment(id)
 }
+
+// Age makes a batch older.
+func (b *Batch) Age(by time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.made = b.made.Add(-by)
+	if !b.movement.since.IsZero() {
+		b.movement.since = b.movement.since.Add(-by)
+	}
+}

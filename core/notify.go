@@ -47,6 +47,7 @@ func (e *Engine) notify(ctx context.Context, id SegmentID, n metadata.Notificati
 		return closedError()
 	}
 	if id == LocalSegment {
+		n = metadata.Notification{Name: characters(n.Name), Text: characters(n.Text)}
 		if !e.inbox.put(n) {
 			return status.Errorf(status.Socket, "notification %q rejected: %d wait to be fetched", n.Name, e.inbox.limit)
 		}
@@ -66,6 +67,9 @@ func (e *Engine) notify(ctx context.Context, id SegmentID, n metadata.Notificati
 	}
 	return err
 }
+
+// characters is text as it arrives where it is sent: each byte that is not UTF-8 is U+FFFD.
+func characters(text string) string { return string([]rune(text)) }
 
 // Probe asks the owner of a segment name whether it is alive.
 func (e *Engine) Probe(name string) error {

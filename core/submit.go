@@ -22,7 +22,7 @@ func (e *Engine) AllocateBatch(capacity int) (*Batch, error) {
 	if e.ctx.Err() != nil {
 		return nil, closedError()
 	}
-	b := &Batch{id: lastBatch.Add(1), capacity: capacity, engine: e}
+	b := &Batch{id: lastBatch.Add(1), capacity: capacity, engine: e, made: time.Now()}
 	e.batches.Store(b.id, b)
 	return b, nil
 }

@@ -37,6 +37,10 @@ type Transport interface {
 	// Holders names, for an error, the peers for whom bytes of a region are moved, or may be: "peer 10.0.0.2:4711".
 	Holders(r *Region) []string
 
+	// Moved is how many bytes it has sent to, and received from, a segment's owner on the connections that are up, whatever
+	// they were. A number that is another one the next time says that something moves.
+	Moved(s *Segment) uint64
+
 	// Forget drops the connections to a segment's owner. Ranges still held for it fail, and so does what comes later, of a
 	// Submit that was on its way: by then Segment.Removed has the reason.
 	Forget(s *Segment)

@@ -168,6 +168,8 @@ func (l *lane) idle() bool {
 
 func (l *lane) load() uint64 { return l.flying.Load() }
 
+func (l *lane) traffic() uint64 { return l.moved.Load() }
+
 func (l *lane) cold() bool { return l.coldReads.Load() > 0 }
 
 func (l *lane) nudge() {

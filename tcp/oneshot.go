@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,6 +31,8 @@ type oneShot struct {
 	peer   *peer
 	ctx    context.Context // ends the dialling
 	cancel context.CancelFunc
+
+	moved atomic.Uint64 // bytes sent and received
 
 	mu     sync.Mutex
 	conn   *stream
@@ -168,6 +171,7 @@ func (o *oneShot) move(conn *stream, p *piece, v []ioVector, step func([]ioVecto
 		if err != nil {
 			return o.blame(p, err, limit)
 		}
+		o.moved.Add(uint64(n))
 		v = advance(v, n)
 	}
 	return nil
@@ -267,6 +271,7 @@ func (o *oneShot) carriesAborted() bool {
 
 func (o *oneShot) idle() bool        { return false }
 func (o *oneShot) load() uint64      { return 0 }
+func (o *oneShot) traffic() uint64   { return o.moved.Load() }
 func (o *oneShot) cold() bool        { return false }
 func (o *oneShot) writeIfIdle() bool { return false }
 func (o *oneShot) assist()           {}

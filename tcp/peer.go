@@ -55,6 +55,8 @@ type carrier interface {
 	idle() bool
 	// load is how many bytes it holds.
 	load() uint64
+	// traffic is how many bytes it has sent and received.
+	traffic() uint64
 	// cold reports whether it receives into memory that may have to come first.
 	cold() bool
 	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.

@@ -133,6 +133,19 @@ func (t *Transport) Assist(s *core.Segment, done func() bool) {
 	}
 }
 
+// Moved is how many bytes have gone over the connections to a segment's owner that are up, in both directions.
+func (t *Transport) Moved(s *core.Segment) (bytes uint64) {
+	t.mu.Lock()
+	p := t.peers[s]
+	t.mu.Unlock()
+	if p != nil {
+		for _, c := range p.listed() {
+			bytes += c.traffic()
+		}
+	}
+	return bytes
+}
+
 // Evict ends the sessions that move bytes of a region.
 func (t *Transport) Evict(r *core.Region) { t.target.evict(r) }
 

@@ -197,6 +197,36 @@ int kvferry_probe(transfer_engine_t engine, const char *segment_name);
 uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name);
 
 /*
+ * Calls that may wait for others, for callers that want to wait no longer than they choose, and be interrupted. A
+ * kvferry_start_ function starts one and returns its handle, NULL on failure; it takes microseconds and keeps no argument.
+ * The call belongs to the caller until kvferry_call_wait has said that it has ended, or kvferry_call_abandon.
+ */
+typedef void *kvferry_call_t;
+
+/* createTransferEngine and installTransport in one; transport "" installs the best there is. The result is the engine. */
+kvferry_call_t kvferry_start_engine(const char *metadata_conn_string, const char *local_server_name, const char *transport);
+
+/* kvferry_first_buffer. The result is the address. */
+kvferry_call_t kvferry_start_first_buffer(transfer_engine_t engine, const char *segment_name);
+
+/* kvferry_probe. The result is 0. */
+kvferry_call_t kvferry_start_probe(transfer_engine_t engine, const char *segment_name);
+
+/*
+ * Waits until a call has ended, using no CPU. timeout_ms < 0 waits for the call's own end, 0 only looks. 0 and the call's
+ * result in *result_out, or what the call failed with: the handle has ended. KVFERRY_ERR_TIMED_OUT, or
+ * KVFERRY_ERR_INTERRUPTED when a signal handler ran on this thread while it waited: the call goes on, and can be waited for
+ * again. One thread at a time waits for a call.
+ */
+int kvferry_call_wait(kvferry_call_t call, int64_t timeout_ms, uint64_t *result_out);
+
+/*
+ * Leaves a call that nobody wants any more; returns at once. The call goes on by itself until its own time-out, and an engine
+ * that it makes is destroyed. 0, or a negated Status code for a handle that has ended.
+ */
+int kvferry_call_abandon(kvferry_call_t call);
+
+/*
  * Where a metadata server listens and what it keeps. Memory of zeros is the defaults; a string may be NULL or "" where it
  * is not needed. Nothing of it is kept after the call.
  */

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kvferry/core"
@@ -38,6 +39,9 @@ type Transport struct {
 
 	// OnHolders is what Holders returns; nil for none.
 	OnHolders func(*core.Region) []string
+
+	// Traffic is what Moved returns.
+	Traffic atomic.Uint64
 
 	mu     sync.Mutex
 	held   []*Held
@@ -145,6 +149,9 @@ func (t *Transport) Holders(r *core.Region) []string {
 	}
 	return t.OnHolders(r)
 }
+
+// Moved implements core.Transport.
+func (t *Transport) Moved(*core.Segment) uint64 { return t.Traffic.Load() }
 
 // Forget implements core.Transport: what is held for the segment fails.
 func (t *Transport) Forget(s *core.Segment) {

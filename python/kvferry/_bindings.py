@@ -228,6 +228,11 @@ class Functions:
     kvferry_open_segment: Callable[[Address, Text, int], int]
     kvferry_probe: Callable[[Address, Text], int]
     kvferry_first_buffer: Callable[[Address, Text], int]
+    kvferry_start_engine: Callable[[Text, Text, Text], int | None]
+    kvferry_start_first_buffer: Callable[[Address, Text], int | None]
+    kvferry_start_probe: Callable[[Address, Text], int | None]
+    kvferry_call_wait: Callable[[Address, int, Any], int]
+    kvferry_call_abandon: Callable[[Address], int]
     kvferry_metadata_server_start: Callable[[Any, Text, int], int | None]
     kvferry_metadata_server_stop: Callable[[Address], int]
     kvferry_copy: Callable[[Address, Address, int], int]
@@ -291,6 +296,11 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_open_segment": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64]),
     "kvferry_probe": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),
     "kvferry_first_buffer": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_char_p]),
+    "kvferry_start_engine": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p]),
+    "kvferry_start_first_buffer": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
+    "kvferry_start_probe": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
+    "kvferry_call_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_call_abandon": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_metadata_server_start": (ctypes.c_void_p, [ctypes.POINTER(kvferry_metadata_server_options_t), ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_metadata_server_stop": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_copy": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),

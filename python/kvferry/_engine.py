@@ -34,6 +34,7 @@ from kvferry._managed import Managed
 # A signal that comes just before a wait does not end it: no single wait is longer than this, in seconds.
 LONGEST_WAIT = 0.5
 LONGEST_WAIT_MS = int(LONGEST_WAIT * 1000)
+DEFAULT_TIMEOUT = 30.0  # seconds: MC_TRANSFER_TIMEOUT where it is not set
 UNFINISHED = (KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT)
 
 Seconds = Callable[[], float]
@@ -65,21 +66,24 @@ class Engine(Managed):
     calling thread's reason.
     """
 
-    def __init__(self, name: str, metadata: str, transport: str | None, memory: object) -> None:
+    def __init__(
+        self, name: str, metadata: str, transport: str | None, memory: object, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         """Make it under that name. transport is to be installed alone; None takes the best there is. memory is kept
-        until the engine has ended. EngineError says why it cannot be made."""
+        until the engine has ended. EngineError says why it cannot be made, or not within timeout, in seconds."""
         self._functions = functions = load()
-        install = 0 if transport else 1
-        handle = functions.createTransferEngine(c_string(metadata, "metadata"), c_string(name, "name"), b"", 0, install)
-        if not handle:
+        call = functions.kvferry_start_engine(
+            c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
+        )
+        code, handle = self._finish(call, timeout, functions.kvferry_destroy)
+        if code == KVFERRY_ERR_TIMED_OUT:
+            raise EngineError(f"{gave_up(timeout)}: the metadata store, or a device's library, has not answered")
+        if code != 0:
             raise EngineError(self.last_error())
         super().__init__(handle, functools.partial(_destroy, functions, memory))
-        if transport and not functions.installTransport(handle, c_string(transport, "transport"), None):
-            reason = self.last_error()
-            self.close()
-            raise EngineError(reason)
         self._segments: dict[str, int] = {}
         self._deadlines: dict[int, float] = {}  # of the batches that submit() made, by time.monotonic()
+        self._limits: dict[int, float] = {}  # how long after their start those are
         self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._following = threading.RLock()  # for these
         self.stuck: bool | None = None  # once it is closed: whether something may use memory still
@@ -152,11 +156,31 @@ class Engine(Managed):
                 self._segments[name] = segment
         return segment
 
-    def first_buffer(self, name: str) -> int:
-        return self._functions.kvferry_first_buffer(self.handle, c_string(name, "segment name"))
+    def first_buffer(self, name: str, timeout: float) -> tuple[int, int]:
+        """A code, and the address at which the first buffer of a peer begins: 0 where it has none."""
+        call = self._functions.kvferry_start_first_buffer(self.handle, c_string(name, "segment name"))
+        return self._finish(call, timeout)
 
-    def probe(self, name: str) -> int:
-        return self._functions.kvferry_probe(self.handle, c_string(name, "segment name"))
+    def probe(self, name: str, timeout: float) -> int:
+        """0 when the owner of a segment answers, or a code."""
+        call = self._functions.kvferry_start_probe(self.handle, c_string(name, "segment name"))
+        return self._finish(call, timeout)[0]
+
+    def _finish(
+        self, call: int | None, timeout: float, undo: Callable[[int], object] = lambda _: None
+    ) -> tuple[int, int]:
+        """Wait for a call that was started. What it comes to: a code, and its result. One that is left before that, at
+        the timeout or because a signal handler raises, is abandoned; undo is for a result that comes at that moment."""
+        if call is None:
+            return -1, 0
+        functions, result, ended = self._functions, c_uint64(), False
+        try:
+            code = _patiently(timeout, lambda ms: functions.kvferry_call_wait(call, ms, byref(result)))
+            ended = code not in UNFINISHED
+            return code, result.value
+        finally:
+            if not ended and functions.kvferry_call_abandon(call) != 0 and result.value:
+                undo(result.value)
 
     # Bytes
 
@@ -234,9 +258,14 @@ class Engine(Managed):
         )
         if code != 0:
             return 0
-        deadline = time.monotonic() + timeout
-        self._deadlines[batch.value] = deadline + more()
+        self._note(batch.value, timeout, more)
         return batch.value
+
+    def _note(self, batch: int, timeout: float, more: Seconds) -> None:
+        """Note how long a batch may take that was submitted now."""
+        submitted = time.monotonic()
+        self._limits[batch] = limit = timeout + more()
+        self._deadlines[batch] = submitted + limit
 
     def submit_pages(
         self, opcode: int, segment: int, pages: Pages, max_batch: int, timeout: float, more: Seconds = _nothing
@@ -248,7 +277,7 @@ class Engine(Managed):
         )
         if code != 0:
             return 0
-        self._deadlines[batch.value] = time.monotonic() + timeout + more()
+        self._note(batch.value, timeout, more)
         return batch.value
 
     def submit_scatter(self, opcode: int, name: str, blocks: Blocks) -> int:
@@ -303,6 +332,10 @@ class Engine(Managed):
             timeout, lambda ms: self._functions.kvferry_batches_wait(self.handle, ids.address, ids.length, ms)
         )
 
+    def limit(self, batches: list[int]) -> float:
+        """The time that these batches were given, in seconds: the least of them."""
+        return min((self._limits[batch] for batch in batches if batch in self._limits), default=0.0)
+
     def has_batch(self, batch: int) -> bool:
         """Whether submit() made the batch and nobody has freed it."""
         return batch in self._deadlines
@@ -328,6 +361,7 @@ class Engine(Managed):
 
     def _free(self, batch: int) -> None:
         """End and free a batch that submit() made; others are left alone."""
+        self._limits.pop(batch, None)
         if self._deadlines.pop(batch, None) is not None:
             self.discard(batch)
 
@@ -348,9 +382,18 @@ class Engine(Managed):
             self._functions.freeNotifsMsgBuf(messages, count.value)
 
 
-def notification(name: str, text: str) -> notify_msg_t:
-    """A message as transfer() takes it. ValueError for a NUL in it."""
-    return notify_msg_t(c_string(name, "notification name"), c_string(text, "notification text"))
+def notification(name: str | bytes, text: str | bytes) -> notify_msg_t:
+    """A message as transfer() takes it. ValueError for a NUL in it. Bytes that are not UTF-8 arrive as U+FFFD."""
+    return notify_msg_t(c_string(_as_text(name), "notification name"), c_string(_as_text(text), "notification text"))
+
+
+def _as_text(message: str | bytes) -> str:
+    return message.decode("utf-8", "surrogateescape") if isinstance(message, bytes) else message
+
+
+def gave_up(seconds: float) -> str:
+    """What a call says that has waited as long as it may."""
+    return f"given up after {round(seconds, 1):g} s (MC_TRANSFER_TIMEOUT, and 1 s for each GiB)"
 
 
 def _destroy(functions: Functions, memory: object, handle: int) -> bool:

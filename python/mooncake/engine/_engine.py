@@ -12,8 +12,8 @@ from typing import Any, Callable, SupportsIndex
 
 from kvferry import _log
 from kvferry._arrays import Array, Blocks, Pages
-from kvferry._bindings import KVFERRY_ERR_FAILED
-from kvferry._engine import Engine, EngineError, Seconds, notification
+from kvferry._bindings import KVFERRY_ERR_FAILED, KVFERRY_ERR_TIMED_OUT
+from kvferry._engine import Engine, EngineError, Seconds, gave_up, notification
 from kvferry._ffi import Integers, U64Array, address_of, flag, pack_u64, u64, u64_array
 from kvferry._library import LibraryError, load
 from kvferry._memory import ManagedMemory
@@ -27,6 +27,7 @@ from mooncake.engine._types import TransferNotify, TransferOpcode
 
 P2P = "P2PHANDSHAKE"
 USUAL_PROTOCOL = "rdma"  # what vLLM and SGLang ask for where nobody has chosen one
+PEER_UNREACHABLE = -102  # what send_probe() returns
 
 _strange_protocols: set[str] = set()  # that the log has named
 
@@ -93,7 +94,7 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         if previous is not None:
             previous.close()
         try:
-            engine = Engine(name, metadata, transport, self._memory)
+            engine = Engine(name, metadata, transport, self._memory, self._timeout)
         except (EngineError, ValueError) as e:
             _log.error("initialize: the engine %r cannot be made: %s", name, e)  # metadata may have a password in it
             return -1
@@ -252,10 +253,14 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
             _not_initialized("get_first_buffer_address")
             return 0
         try:
-            return engine.first_buffer(segment_name)
+            code, address = engine.first_buffer(segment_name, self._timeout)
         except ValueError as e:
             _refused("get_first_buffer_address", e)
             return 0
+        if code != 0:
+            _failed(engine, code, f"get_first_buffer_address of {segment_name}", lambda: self._timeout)
+            return 0
+        return address
 
     def send_probe(self, peer_server_name: str) -> int:
         """0 when the peer answers, -102 when it is unreachable or refuses, -200 for an unknown name."""
@@ -263,10 +268,11 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         if engine is None:
             return _not_initialized("send_probe")
         try:
-            return engine.probe(peer_server_name)
+            code = engine.probe(peer_server_name, self._timeout)
         except ValueError as e:
             _refused("send_probe", e)
             return -200
+        return PEER_UNREACHABLE if code == KVFERRY_ERR_TIMED_OUT else code
 
     def warmup_efa_segment(self, segment_name: str) -> int:
         """0: there is no EFA here."""
@@ -437,7 +443,9 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
             return _refused(f"transfer with {target}", e)
         if segment >= 0:
             code = transfer(engine, segment, deadline - time.monotonic())
-        return 0 if code == 0 else _failed(engine, code, f"transfer with {target}")
+        if code == 0:
+            return 0
+        return _failed(engine, code, f"transfer with {target}", lambda: self._timeout + more())
 
     def _start_scatter(self, endpoint: str, described: Blocks, opcode: int) -> ScatterTransfer:
         engine, batch = self._engine, 0
@@ -542,7 +550,7 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         if segment >= 0:
             code = engine.order("cuda", handle, opcode, segment, *arrays, count)
         if code != 0:
-            raise RuntimeError(engine.last_error())
+            raise RuntimeError(_reason(engine, code, lambda: self._timeout))
 
     # Transfers to be asked about
 
@@ -603,8 +611,9 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         engine = self._engine
         if engine is None:
             return _not_initialized("get_batch_transfer_status")
+        limit = engine.limit(batches)
         code = engine.wait(batches)
-        return 0 if code == 0 else _failed(engine, code, "get_batch_transfer_status")
+        return 0 if code == 0 else _failed(engine, code, "get_batch_transfer_status", lambda: limit)
 
     def transfer_check_status(self, batch_id: SupportsIndex) -> int:
         """Look at a batch: 1 completed and 0 still going; -1 failed; -2 timed out by MC_SLICE_TIMEOUT. At 1 and -1 it
@@ -654,7 +663,7 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         if segment >= 0:
             batch = engine.submit(direction, segment, local, remote, sizes, count, self._timeout, more)
         if batch == 0:
-            _refused(f"transfer with {target}", engine.last_error())
+            _refused(f"transfer with {target}", _reason(engine, segment, lambda: self._timeout + more()))
         return batch
 
 
@@ -754,9 +763,15 @@ def _refused(call: str, reason: str | Exception) -> int:
     return -1
 
 
-def _failed(engine: Engine, code: int, call: str) -> int:
-    """Log why, unless the bytes could not be moved: that the native library has logged itself."""
-    return -1 if code == KVFERRY_ERR_FAILED else _refused(call, engine.last_error())
+def _failed(engine: Engine, code: int, call: str, limit: Seconds) -> int:
+    """Log why, unless the bytes could not be moved: that the native library has logged itself. limit is how long the
+    call might take."""
+    return -1 if code == KVFERRY_ERR_FAILED else _refused(call, _reason(engine, code, limit))
+
+
+def _reason(engine: Engine, code: int, limit: Seconds) -> str:
+    reason = engine.last_error()
+    return f"{gave_up(limit())}: {reason}" if code == KVFERRY_ERR_TIMED_OUT else reason
 
 
 def _logged(engine: Engine, code: int, call: str) -> int:

@@ -17,11 +17,12 @@ class TransferOpcode(enum.IntEnum):
 
 
 class TransferNotify:
-    """A message that a transfer delivers to the peer when it has completed."""
+    """A message that a transfer delivers to the peer when it has completed. It may be given as bytes; what is not UTF-8
+    in them arrives as U+FFFD, as with Mooncake."""
 
     __slots__ = ("msg", "name")
 
-    def __init__(self, name: str = "", msg: str = "") -> None:
+    def __init__(self, name: str | bytes = "", msg: str | bytes = "") -> None:
         self.name = name
         self.msg = msg
 

@@ -1,0 +1,198 @@
+package main
+
+// #include "internal.h"
+import "C"
+
+import (
+	"sync"
+	"unsafe"
+
+	"kvferry/core"
+	"kvferry/core/status"
+)
+
+// A call that may wait for others, and that its caller may want to leave, goes this way:
+//
+//  1. Go starts it on a goroutine of its own, and gives the caller a handle;
+//  2. C waits for a word on the caller's stack, which is set when the call has ended, as often as the caller likes;
+//  3. the caller takes the result, or abandons the call: then it goes on by itself until its own end, and what it has made
+//     is ended.
+
+// pendingCall is a call that is under way, or has ended.
+type pendingCall struct {
+	undo func(value uint64) // of a result that nobody takes; nil where there is nothing to undo
+
+	mu        sync.Mutex
+	done      bool
+	abandoned bool
+	value     uint64
+	err       error
+	words     map[*C.uint32_t]struct{} // of the callers that wait
+}
+
+// startPending starts f and returns the handle.
+func startPending(f func() (uint64, error), undo func(uint64)) unsafe.Pointer {
+	p := &pendingCall{undo: undo, words: map[*C.uint32_t]struct{}{}}
+	go p.run(f)
+	return handles.add(p)
+}
+
+func (p *pendingCall) run(f func() (uint64, error)) {
+	var value uint64
+	err := protect(func() (err error) {
+		value, err = f()
+		return err
+	})
+	p.mu.Lock()
+	p.done, p.value, p.err = true, value, err
+	for word := range p.words {
+		C.kvferry_signal_word(word)
+	}
+	abandoned := p.abandoned
+	p.mu.Unlock()
+	if abandoned {
+		p.discard()
+	}
+}
+
+// discard undoes a result that nobody takes.
+func (p *pendingCall) discard() {
+	if p.err == nil && p.undo != nil {
+		p.undo(p.value)
+	}
+}
+
+func pendingOf(handle unsafe.Pointer) (*pendingCall, error) {
+	what, _ := handles.find(handle)
+	p, ok := what.(*pendingCall)
+	if !ok {
+		return nil, status.Errorf(status.InvalidArgument, "%p is no call that is under way", handle)
+	}
+	return p, nil
+}
+
+//export kvferry_go_start_engine
+func kvferry_go_start_engine(store, name, transport C.text_t, reason *C.char) (call unsafe.Pointer) {
+	run(reason, func() error {
+		options, err := options(store, name, name)
+		if err != nil {
+			return err
+		}
+		protocol, err := readText("the transport", transport)
+		if err != nil {
+			return err
+		}
+		call = startPending(func() (uint64, error) {
+			handle, err := createWith(options, protocol)
+			return uint64(uintptr(handle)), err
+		}, destroyUnused)
+		return nil
+	})
+	return call
+}
+
+// createWith makes an engine that has a transport, or the best there is for "".
+func createWith(o core.Options, protocol string) (unsafe.Pointer, error) {
+	handle, err := create(o, protocol == "")
+	if err != nil || protocol == "" {
+		return handle, err
+	}
+	h, e, err := liveHandleOf(handle)
+	if err == nil {
+		err = h.installNamed(e, protocol)
+	}
+	if err != nil {
+		destroyUnused(uint64(uintptr(handle)))
+		return nil, err
+	}
+	return handle, nil
+}
+
+// destroyUnused ends an engine that nobody has.
+func destroyUnused(number uint64) {
+	handle := *(*unsafe.Pointer)(unsafe.Pointer(&number))
+	if h, err := handleOf(handle); err == nil {
+		_ = h.end(handle) // what is stuck is told in the log
+	}
+}
+
+//export kvferry_go_start_first_buffer
+func kvferry_go_start_first_buffer(engine unsafe.Pointer, segment C.text_t, reason *C.char) (call unsafe.Pointer) {
+	run(reason, func() error {
+		return onSegment(engine, segment, func(e *core.Engine, name string) error {
+			call = startPending(func() (uint64, error) { return e.FirstBuffer(name) }, nil)
+			return nil
+		})
+	})
+	return call
+}
+
+//export kvferry_go_start_probe
+func kvferry_go_start_probe(engine unsafe.Pointer, segment C.text_t, reason *C.char) (call unsafe.Pointer) {
+	run(reason, func() error {
+		return onSegment(engine, segment, func(e *core.Engine, name string) error {
+			call = startPending(func() (uint64, error) { return 0, e.Probe(name) }, nil)
+			return nil
+		})
+	})
+	return call
+}
+
+//export kvferry_go_await_call
+func kvferry_go_await_call(call unsafe.Pointer, word *C.uint32_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		p, err := pendingOf(call)
+		if err != nil {
+			return err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.done {
+			C.kvferry_signal_word(word)
+		}
+		p.words[word] = struct{}{}
+		return nil
+	})
+}
+
+// kvferry_go_leave_call stores whether the call has ended, after which the handle stands for nothing, and what it has come to.
+//
+//export kvferry_go_leave_call
+func kvferry_go_leave_call(call unsafe.Pointer, word *C.uint32_t, done *C.int, value *C.uint64_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		p, err := pendingOf(call)
+		if err != nil {
+			*done = 1
+			return err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.words, word)
+		if !p.done {
+			return nil
+		}
+		*done = 1
+		*value = C.uint64_t(p.value)
+		handles.end(call)
+		return p.err
+	})
+}
+
+//export kvferry_go_abandon_call
+func kvferry_go_abandon_call(call unsafe.Pointer, reason *C.char) C.int {
+	return negated(reason, func() error {
+		p, err := pendingOf(call)
+		if err != nil {
+			return err
+		}
+		handles.end(call)
+		p.mu.Lock()
+		p.abandoned = true
+		ended := p.done
+		p.mu.Unlock()
+		if ended {
+			p.discard()
+		}
+		return nil
+	})
+}

@@ -1,0 +1,85 @@
+package core
+
+import (
+	"fmt"
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// Progress is how far a batch has come.
+type Progress struct {
+	Moved, Total uint64        // bytes whose arrival is known, and bytes in all
+	Still        time.Duration // since when nothing was seen to move; as exact as Batch.Progress is called often
+}
+
+// movedLately is how long nothing may move before a transfer is said to stand still. A slow link may take as long for what
+// the system's buffers hold.
+const movedLately = 2 * time.Second
+
+func (p Progress) String() string {
+	moved := fmt.Sprintf("%d of %d bytes are known to have arrived", p.Moved, p.Total)
+	if p.Still < movedLately {
+		return moved + ", and more are on their way: it makes progress, and needs more time"
+	}
+	return fmt.Sprintf("%s, and nothing has moved for %.1f s: the peer, or the network to it, stands still", moved, p.Still.Seconds())
+}
+
+// movement is what the last call of Batch.Progress saw.
+type movement struct {
+	moved uint64 // by the transports' count, too
+	since time.Time
+}
+
+// Progress looks how far the batch has come. It takes some nanoseconds for each task.
+func (b *Batch) Progress() Progress {
+	var p Progress
+	var seen uint64
+	for _, s := range b.all() {
+		for i := range s.tasks {
+			task := &s.tasks[i]
+			p.Total += task.Length
+			if state := State(task.state.Load()); state == Waiting || state == Completed {
+				p.Moved += task.Length - atomic.LoadUint64(&task.outstanding)
+			}
+		}
+		for _, w := range s.works {
+			seen += b.engine.movedFor(w.Segment)
+		}
+	}
+	seen += p.Moved
+	now := time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.movement.since.IsZero() {
+		b.movement = movement{since: b.made}
+	}
+	if seen != b.movement.moved {
+		b.movement = movement{moved: seen, since: now}
+	}
+	p.Still = now.Sub(b.movement.since)
+	return p
+}
+
+// ProgressOf is how far several batches have come together.
+func ProgressOf(batches []*Batch) Progress {
+	all := Progress{Still: math.MaxInt64}
+	for _, b := range batches {
+		p := b.Progress()
+		all.Moved += p.Moved
+		all.Total += p.Total
+		all.Still = min(all.Still, p.Still)
+	}
+	return all
+}
+
+// movedFor is the transports' count of bytes that they have sent to, and received from, a segment's owner.
+func (e *Engine) movedFor(s *Segment) (bytes uint64) {
+	if s == nil {
+		return 0
+	}
+	for _, t := range e.installed() {
+		bytes += t.Moved(s)
+	}
+	return bytes
+}
