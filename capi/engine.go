@@ -24,7 +24,7 @@ func kvferry_go_create(store, name, ignoredHost C.text_t, autoDiscover C.int, re
 		if err != nil {
 			return err
 		}
-		handle, err = create(options, autoDiscover != 0)
+		handle, err = create(options, autoDiscover != 0, false)
 		return err
 	})
 	return handle
@@ -42,8 +42,8 @@ func options(store, name, ignoredHost C.text_t) (o core.Options, err error) {
 	return o, err
 }
 
-// create makes an engine with the settings that the environment has now, and its handle.
-func create(o core.Options, install bool) (unsafe.Pointer, error) {
+// create makes an engine with the settings that the environment has now, and its handle. asks: see engineHandle.
+func create(o core.Options, install, asks bool) (unsafe.Pointer, error) {
 	config, log, closeLog := settings()
 	o.Config, o.Log = config, log
 	o.Version, o.Changed = C.GoString(C.kvferry_version()), core.ChangedSettings(environment)
@@ -57,7 +57,7 @@ func create(o core.Options, install bool) (unsafe.Pointer, error) {
 			return nil, errors.Join(err, e.Close(), closeLog())
 		}
 	}
-	h := &engineHandle{gone: make(chan struct{}), closeLog: closeLog, transports: map[string]unsafe.Pointer{}}
+	h := &engineHandle{gone: make(chan struct{}), closeLog: closeLog, asks: asks, transports: map[string]unsafe.Pointer{}}
 	h.engine.Store(e)
 	return handles.add(h), nil
 }

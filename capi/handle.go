@@ -19,6 +19,7 @@ type engineHandle struct {
 	engine   atomic.Pointer[core.Engine] // nil once it is being destroyed
 	gone     chan struct{}               // closed when that is over
 	closeLog func() error
+	asks     bool // the owner asks for the reason of each call that fails, and it need not be logged
 
 	noRDMAOnce sync.Once // says that there is none
 

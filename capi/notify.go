@@ -44,8 +44,8 @@ func kvferry_go_send_notification(engine unsafe.Pointer, target C.uint64_t, name
 }
 
 //export kvferry_go_take_notifications
-func kvferry_go_take_notifications(engine unsafe.Pointer, size *C.int, reason *C.char) (list *C.notify_msg_t) {
-	run(reason, func() error {
+func kvferry_go_take_notifications(engine unsafe.Pointer, list **C.notify_msg_t, size *C.int, reason *C.char) C.int {
+	return negated(reason, func() error {
 		if size == nil {
 			return status.Errorf(status.InvalidArgument, "size is NULL")
 		}
@@ -54,11 +54,10 @@ func kvferry_go_take_notifications(engine unsafe.Pointer, size *C.int, reason *C
 			return err
 		}
 		messages := e.Notifications()
-		list = writeMessages(messages)
+		*list = writeMessages(messages)
 		*size = C.int(len(messages))
 		return nil
 	})
-	return list
 }
 
 // writeMessages copies messages into memory from malloc, which freeNotifsMsgBuf gives back. NULL for none.

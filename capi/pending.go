@@ -93,7 +93,7 @@ func kvferry_go_start_engine(store, name, transport C.text_t, reason *C.char) (c
 
 // createWith makes an engine that has a transport, or the best there is for "".
 func createWith(o core.Options, protocol string) (unsafe.Pointer, error) {
-	handle, err := create(o, protocol == "")
+	handle, err := create(o, protocol == "", true)
 	if err != nil || protocol == "" {
 		return handle, err
 	}

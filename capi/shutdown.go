@@ -21,8 +21,8 @@ var gracefulEngines = struct {
 }{handles: map[*engineHandle]struct{}{}}
 
 //export kvferry_go_enable_graceful_shutdown
-func kvferry_go_enable_graceful_shutdown(engine unsafe.Pointer, reason *C.char) {
-	run(reason, func() error {
+func kvferry_go_enable_graceful_shutdown(engine unsafe.Pointer, reason *C.char) C.int {
+	return negated(reason, func() error {
 		gracefulEngines.Lock()
 		defer gracefulEngines.Unlock()
 		h, _, err := liveHandleOf(engine)

@@ -3,7 +3,8 @@
  *
  * Threads. Every function may be called from any number of threads at once.
  * Errors. A function that fails leaves a sentence that says who, what and why; kvferry_last_error() returns the
- * calling thread's latest. Functions of transfer_engine_c.h leave one too.
+ * calling thread's latest. Functions of transfer_engine_c.h leave one too, and log it at ERROR, as most of their callers do
+ * not know this header; not for an engine that kvferry_start_engine has made.
  * fork(). A child forked after the library was loaded must not use it: there every function of both headers returns its
  * error value at once (KVFERRY_ERR_FORKED where it returns a code of this header) and kvferry_last_error() says why.
  * The parent is not affected. A child that needs an engine loads a private copy of the library file, as the Python

@@ -75,7 +75,7 @@ class Engine(Managed):
         call = functions.kvferry_start_engine(
             c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
         )
-        code, handle = self._finish(call, timeout, functions.kvferry_destroy)
+        code, handle = self._end_call(call, timeout, functions.kvferry_destroy)
         if code == KVFERRY_ERR_TIMED_OUT:
             raise EngineError(f"{gave_up(timeout)}: the metadata store, or a device's library, has not answered")
         if code != 0:
@@ -159,14 +159,14 @@ class Engine(Managed):
     def first_buffer(self, name: str, timeout: float) -> tuple[int, int]:
         """A code, and the address at which the first buffer of a peer begins: 0 where it has none."""
         call = self._functions.kvferry_start_first_buffer(self.handle, c_string(name, "segment name"))
-        return self._finish(call, timeout)
+        return self._end_call(call, timeout)
 
     def probe(self, name: str, timeout: float) -> int:
         """0 when the owner of a segment answers, or a code."""
         call = self._functions.kvferry_start_probe(self.handle, c_string(name, "segment name"))
-        return self._finish(call, timeout)[0]
+        return self._end_call(call, timeout)[0]
 
-    def _finish(
+    def _end_call(
         self, call: int | None, timeout: float, undo: Callable[[int], object] = lambda _: None
     ) -> tuple[int, int]:
         """Wait for a call that was started. What it comes to: a code, and its result. One that is left before that, at
@@ -205,7 +205,7 @@ class Engine(Managed):
         """Move count blocks and wait. When it returns, or raises, nothing touches their memory any more."""
         transfer, handle = self._functions.kvferry_transfer_sync, self.handle
         message = None if notify is None else byref(notify)
-        return self._finish(
+        return self._complete(
             lambda ms, batch: transfer(handle, opcode, segment, local, remote, lengths, count, message, ms, batch),
             timeout,
             more,
@@ -217,11 +217,11 @@ class Engine(Managed):
         """transfer() of all ranges that pages describes; max_batch above 0 has no more of them under way at a time."""
         transfer, handle = self._functions.kvferry_transfer_pages, self.handle
         arguments = pages.arguments()
-        return self._finish(
+        return self._complete(
             lambda ms, batch: transfer(handle, opcode, segment, *arguments, max_batch, ms, batch), timeout, more
         )
 
-    def _finish(self, transfer: Callable[[int, Any], int], timeout: float, more: Seconds) -> int:
+    def _complete(self, transfer: Callable[[int, Any], int], timeout: float, more: Seconds) -> int:
         """Call transfer(milliseconds, where to put a batch id), which submits and waits; wait on where it has not come
         to an end, and end what is left after that."""
         batch = c_uint64(INVALID_BATCH)

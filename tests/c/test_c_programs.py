@@ -34,6 +34,27 @@ def test_program_finds_what_the_interface_promises(installed: Installed, name: s
     check(installed, kind, name)
 
 
+FAILING = """createTransferEngine destroyTransferEngine discoverTopology getLocalIpAndPort installTransport uninstallTransport
+openSegment openSegmentNoCache closeSegment warmupEfaSegment removeLocalSegment syncSegmentCache registerLocalMemory
+unregisterLocalMemory registerLocalMemoryBatch unregisterLocalMemoryBatch allocateBatchID submitTransfer
+submitTransferWithNotify getTransferStatus freeBatchID getNotifsFromEngine getNotifsFromEngine freeNotifsMsgBuf
+genNotifyInEngine getNicLoadStats getNicLoadStats enableGracefulShutdown showLinks""".split()
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("what", "failed"),
+    [("each", FAILING), ("none", []), ("asked", []), ("child", ["discoverTopology"])],
+    ids=["each", "none", "asked", "child"],
+)
+def test_a_call_that_fails_logs_why_in_one_line(installed: Installed, kind: str, what: str, failed: list[str]) -> None:
+    done = installed.run(installed.compile(TESTS / "failures.c", kind), what)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split("\t") for line in done.stderr.splitlines() if "\tERROR\t" in f"\t{line}"]
+    assert [field.removesuffix(" failed") for line in lines for field in line if field.endswith(" failed")] == failed
+    assert len(done.stderr.splitlines()) == len(failed), done.stderr
+
+
 @KINDS
 @pytest.mark.parametrize(("vendor", "report"), [("npu", "report"), ("cuda", "report.cuda")])
 def test_program_moves_device_memory(installed: Installed, vendor: str, report: str, kind: str, tmp_path: Path) -> None:
