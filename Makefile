@@ -10,7 +10,8 @@
 #   make soak      an hour of engines under faults, and whose bytes are where; SECONDS=60 SEED=7 for less, and again
 #   make lint      formatters, linters and type checkers, generated files, headers
 #   make build     the shared and the static library, and the simulated devices, in build/lib
-#   make wheel     the Python wheel in dist
+#   make wheel     the Python wheel for this machine in dist
+#   make wheels    the wheels for PyPI in dist, for x86-64 and aarch64
 #   make install   library, headers and pkg-config file under PREFIX
 #   make generate  the files that are made from others
 #
@@ -33,7 +34,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core cuda internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu soak lint build wheel install generate clean
+.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu soak lint build wheel wheels install generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -74,7 +75,7 @@ SOAK ?= $(if $(SEED),--seed $(SEED))
 soak: $(VENV)/installed $(VENV)/test-tools
 	cd tests && ../$(VENV)/bin/python -m ownership --seconds $(SECONDS) $(SOAK)
 
-lint: $(VENV)/lint-tools $(VENV)/test-tools
+lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	test -z "$$(gofmt -l ascend bench capi core cuda internal sim tcp | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
@@ -85,6 +86,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools
 	$(VENV)/bin/ruff format --check $(TYPED)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python scripts/generate_bindings.py --check
+	$(VENV)/bin/python scripts/generate_notices.py --check
 	go test -run ^TestConfigurationGuideIsCurrent$$ ./core
 
 build: build/lib/libtransfer_engine.so build/lib/libtransfer_engine.a
@@ -112,6 +114,10 @@ wheel: $(VENV)/bin/python
 	rm -f dist/*.whl
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
+wheels: $(VENV)/wheel-tools
+	rm -f dist/kvferry-*-manylinux_*.whl
+	$(VENV)/bin/python scripts/build_wheels.py dist
+
 # libbase.a is empty: build scripts made for Mooncake's static libraries name it.
 install: build
 	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
@@ -124,8 +130,9 @@ install: build
 	    -e "s|@VERSION@|$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' python/kvferry/__init__.py)|" \
 	    capi/transfer_engine.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/transfer_engine.pc
 
-generate:
+generate: $(VENV)/wheel-tools
 	$(PYTHON) scripts/generate_bindings.py
+	$(VENV)/bin/python scripts/generate_notices.py
 	go generate ./...
 
 $(VENV)/bin/python:

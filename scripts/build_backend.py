@@ -9,12 +9,11 @@ from setuptools.build_meta import (
     build_editable,
     build_sdist,
     build_wheel,
-    get_requires_for_build_sdist,
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
 
-from build_library import missing_tools
+from build_library import missing_go, missing_tools
 
 __all__ = [
     "build_editable",
@@ -36,3 +35,7 @@ def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
 
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
     return build_meta.get_requires_for_build_editable(config_settings) + missing_tools()
+
+
+def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
+    return build_meta.get_requires_for_build_sdist(config_settings) + missing_go()

@@ -7,6 +7,6 @@ with it. Importing kvferry loads no native library and starts no thread.
 import _kvferry_import_hook  # noqa: F401 - mooncake.engine is kvferry's from now on
 from kvferry._library import LibraryError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["LibraryError", "__version__"]
