@@ -118,14 +118,16 @@ wheels: $(VENV)/wheel-tools
 	rm -f dist/kvferry-*-manylinux_*.whl
 	$(VENV)/bin/python scripts/build_wheels.py dist
 
-# libbase.a is empty: build scripts made for Mooncake's static libraries name it.
+# They are empty: build scripts made for Mooncake's static libraries name them.
+EMPTY_ARCHIVES := libasio.a libbase.a libmooncake_common.a
+
 install: build
 	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 644 $(HEADERS) $(DESTDIR)$(PREFIX)/include
 	install -m 755 build/lib/libtransfer_engine.so $(DESTDIR)$(LIBDIR)/libtransfer_engine.so.0
 	ln -sf libtransfer_engine.so.0 $(DESTDIR)$(LIBDIR)/libtransfer_engine.so
 	install -m 644 build/lib/libtransfer_engine.a $(DESTDIR)$(LIBDIR)
-	printf '!<arch>\n' > $(DESTDIR)$(LIBDIR)/libbase.a
+	for archive in $(EMPTY_ARCHIVES); do printf '!<arch>\n' > $(DESTDIR)$(LIBDIR)/$$archive || exit 1; done
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|' \
 	    -e "s|@VERSION@|$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' python/kvferry/__init__.py)|" \
 	    capi/transfer_engine.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/transfer_engine.pc

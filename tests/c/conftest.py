@@ -57,7 +57,7 @@ class Installed:
             return self.flags("--libs")
         private = [flag for flag in self.flags("--static", "--libs") if flag != "-ltransfer_engine"]
         if kind == "static":
-            return [str(self.lib / "libtransfer_engine.a"), "-lbase", *private]
+            return [str(self.lib / "libtransfer_engine.a"), "-lmooncake_common", "-lbase", "-lasio", *private]
         return [SANITIZER, str(self._sanitized()), *private]
 
     def _sanitized(self) -> Path:

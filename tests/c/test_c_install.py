@@ -64,6 +64,11 @@ def test_static_library_defines_no_name_that_a_program_may_use(installed: Instal
     assert {name for name in defined - ours if not runtimes.match(name)} == set()
 
 
+@pytest.mark.parametrize("archive", ["libasio.a", "libbase.a", "libmooncake_common.a"])
+def test_build_scripts_for_mooncakes_static_libraries_find_the_others(installed: Installed, archive: str) -> None:
+    assert checked(["ar", "t", str(installed.lib / archive)], COMPILE_LIMIT) == ""
+
+
 def test_own_c_sources_compile_without_a_warning(installed: Installed, tmp_path: Path) -> None:
     capi = REPOSITORY / "capi"
     with_c = [str(path) for path in sorted(capi.glob("*.go")) if '\nimport "C"\n' in path.read_text()]
