@@ -87,6 +87,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python scripts/generate_bindings.py --check
 	$(VENV)/bin/python scripts/generate_notices.py --check
+	$(VENV)/bin/python scripts/check_ascendcl.py
 	go test -run ^TestConfigurationGuideIsCurrent$$ ./core
 
 build: build/lib/libtransfer_engine.so build/lib/libtransfer_engine.a
