@@ -13,6 +13,7 @@
 #   make wheel     the Python wheel for this machine in dist
 #   make wheels    the wheels for PyPI in dist, for x86-64 and aarch64
 #   make install   library, headers and pkg-config file under PREFIX
+#   make changelog CHANGELOG.md, of the files in changelog/
 #   make generate  the files that are made from others
 #
 # Only Python 3.9 or newer is needed for the demo and the wheel: Go and a C compiler are the machine's where it has
@@ -34,7 +35,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core cuda internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu soak lint build wheel wheels install generate clean
+.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu soak lint build wheel wheels install changelog generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -88,6 +89,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	$(VENV)/bin/python scripts/generate_bindings.py --check
 	$(VENV)/bin/python scripts/generate_notices.py --check
 	$(VENV)/bin/python scripts/check_ascendcl.py
+	$(VENV)/bin/python scripts/changelog.py --check
 	go test -run ^TestConfigurationGuideIsCurrent$$ ./core
 
 build: build/lib/libtransfer_engine.so build/lib/libtransfer_engine.a
@@ -132,6 +134,9 @@ install: build
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|' \
 	    -e "s|@VERSION@|$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' python/kvferry/__init__.py)|" \
 	    capi/transfer_engine.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/transfer_engine.pc
+
+changelog:
+	$(PYTHON) scripts/changelog.py
 
 generate: $(VENV)/wheel-tools
 	$(PYTHON) scripts/generate_bindings.py
