@@ -1,0 +1,214 @@
+"""Run kvferry on aarch64 without such a machine: `python3 scripts/test_aarch64.py WHEEL`, the wheel for aarch64.
+
+ 1. the Go code: vet, with all tests compiled, and the tests of core and tcp
+ 2. the C library: the examples, compiled against the library of the wheel
+ 3. the Python package: the README's example, and the demo
+
+QEMU's user mode runs the programs (apt-get install qemu-user-static). zig compiles them; Python and the C library are
+Debian's for arm64, which apt-get fetches into build/aarch64 without changing this system. It works on Debian 12 alone.
+
+What this cannot show:
+
+- QEMU's user mode passes system calls on to this system, and lacks some: process_vm_readv and userfaultfd. Tests that
+  need them are left out or skip themselves. So engines on one host use sockets here.
+- It is some ten times slower than the processor. Nothing here says how fast kvferry is on aarch64, and tests of how
+  long threads look for an answer are left out.
+- Memory order is this processor's. A barrier that aarch64 needs and x86-64 does not would not be missed.
+- Go tests with simulated devices compile the simulator for this machine, and are left out. The demo uses the wheel's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+
+import build_library
+from build_library import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+from support.readme import example
+
+MACHINE = "aarch64"
+FOLDER = REPOSITORY / "build" / MACHINE
+ROOT, SITE, PROGRAMS = FOLDER / "root", FOLDER / "site", FOLDER / "bin"
+PYTHON = PROGRAMS / "python3"
+LIMIT = 600.0  # seconds that a program may take
+TESTED = ("core", "core/hostmem", "core/shut", "tcp")
+# Left out: copies between processes of one host (neighbours, permits, turnstiles), and time (look-outs).
+FILES_LEFT_OUT = ("tcp/lookout_test.go", "tcp/neighbour_test.go", "tcp/permit_test.go", "tcp/turnstile_test.go")
+TESTS_LEFT_OUT = (
+    "FuzzSession",
+    "TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas/one_host",
+    "TestRandomRequestsMatchAModelOfMemory",
+    "TestRandomRequestsForSimulatedDevicesMatchAModel",
+)
+
+
+class Failure(Exception):
+    """Something did not run as it should; the text is what it printed."""
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    PROGRAMS.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(sys.argv[1]) as wheel:
+        wheel.extractall(SITE)
+    with ThreadPoolExecutor(2) as pool:
+        downloads = pool.submit(timed, "Debian's Python and C library for arm64", system)
+        try:
+            timed("go vet, with all tests", vet)
+            timed("compiling the Go tests and the examples", compile_programs)
+            downloads.result()
+            runs = [pool.submit(timed, f"Go tests of {package}", go_test, package) for package in TESTED]
+            runs += [pool.submit(timed, f"example {path.name}", run_example, path) for path in examples()]
+            runs.append(pool.submit(timed, "the README's example in Python", readme_example))
+            runs.append(pool.submit(timed, "kvferry demo", python, "-m", "kvferry", "demo"))
+            for done in runs:
+                done.result()
+        except Failure as error:
+            print(f"test_aarch64.py: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def timed(name: str, step: Callable[..., object], *arguments: object) -> None:
+    """Do a step, and print how long it took when it has succeeded."""
+    begin = time.monotonic()
+    step(*arguments)
+    print(f"aarch64: {name}: passed, {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def system() -> None:
+    """Unpack Debian's packages for arm64 into ROOT, once."""
+    if ROOT.exists():
+        return
+    state = FOLDER / "apt"
+    for name in ("lists/partial", "cache/archives/partial"):
+        (state / name).mkdir(parents=True, exist_ok=True)
+    options = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64",
+        "Acquire::Languages": "none",
+        "Dir::Cache": str(state / "cache"),
+        "Dir::State::lists": str(state / "lists"),
+        "Dir::State::status": "/dev/null",  # as if nothing were installed
+    }
+    apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in options.items())]
+    run([*apt, "update"])
+    run([*apt, "install", "-y", "--no-install-recommends", "--download-only", "python3"])
+    made = FOLDER / "root.new"
+    made.mkdir(exist_ok=True)
+    for package in sorted((state / "cache" / "archives").glob("*.deb")):
+        run(["dpkg", "-x", str(package), str(made)])
+    made.rename(ROOT)
+
+
+def vet() -> None:
+    run(["go", "vet", "./..."], go_environment())
+
+
+def compile_programs() -> None:
+    for package in TESTED:
+        run(["go", "test", "-c", "-o", str(go_binary(package)), f"./{package}"], go_environment())
+    soname = SITE / build_library.SONAME
+    soname.unlink(missing_ok=True)
+    soname.symlink_to("kvferry/_lib/libtransfer_engine.so")
+    for path in examples():
+        # zig cc compiles C++, too, and then links LLVM's library of it.
+        compiler = shlex.split(compiler_command())
+        language = ["-std=c++11", "-lc++"] if path.suffix == ".cpp" else ["-std=c99"]
+        flags = [*language, "-O1", "-pthread", f"-I{REPOSITORY / 'capi' / 'include'}"]
+        run([*compiler, *flags, str(path), str(soname), "-o", str(PROGRAMS / path.name)])
+    qemu = shlex.join(["qemu-aarch64-static", "-L", str(ROOT)])
+    # Python starts children by the path that it was started by: this system runs the script, not the program.
+    PYTHON.write_text(f'#!/bin/sh\nexec {qemu} -0 "$0" {shlex.quote(str(ROOT / "usr/bin/python3"))} "$@"\n')
+    PYTHON.chmod(0o755)
+
+
+def go_test(package: str) -> None:
+    left_out = [*TESTS_LEFT_OUT]
+    for name in FILES_LEFT_OUT:
+        left_out += re.findall(r"^func (Test\w+)", (REPOSITORY / name).read_text(), re.MULTILINE)
+    pattern = "|".join(f"^{name.replace('/', '$/^')}$" for name in left_out)
+    emulated([str(go_binary(package)), f"-test.skip={pattern}"], folder=REPOSITORY / package)
+
+
+def run_example(path: Path) -> None:
+    if "every byte" not in emulated([str(PROGRAMS / path.name)], {"LD_LIBRARY_PATH": str(SITE)}):
+        raise Failure(f"{path.name} does not say that it has compared every byte")
+
+
+def readme_example() -> None:
+    python("-c", example("python"))
+
+
+def python(*arguments: str) -> None:
+    """Run the package in the wheel."""
+    settings = {"PYTHONPATH": str(SITE), "PYTHONHOME": str(ROOT / "usr"), "PYTHONDONTWRITEBYTECODE": "1"}
+    run([str(PYTHON), *arguments], {**clean(), **settings}, FOLDER)
+
+
+def emulated(command: list[str], settings: Mapping[str, str] = MappingProxyType({}), folder: Path = FOLDER) -> str:
+    """Run a program for aarch64 and return what it printed."""
+    return run(["qemu-aarch64-static", "-L", str(ROOT), *command], {**clean(), **settings}, folder)
+
+
+def clean() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(("MC_", "KVFERRY_", "PYTHON"))}
+
+
+def run(command: list[str], env: Mapping[str, str] = os.environ, folder: Path = REPOSITORY) -> str:
+    """Run a command that must succeed, and return what it printed."""
+    try:
+        done = subprocess.run(
+            command,
+            env=env,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Failure(str(error)) from error
+    if done.returncode != 0:
+        raise Failure(f"{shlex.join(command)} failed ({done.returncode}):\n{done.stdout}")
+    return done.stdout
+
+
+def examples() -> list[Path]:
+    return sorted((REPOSITORY / "capi" / "examples").glob("*.c*"))
+
+
+def go_binary(package: str) -> Path:
+    return PROGRAMS / f"{package.replace('/', '-')}.test"
+
+
+def compiler_command() -> str:
+    command = build_library.zig(MACHINE)
+    if command is None:
+        raise Failure("this takes the PyPI package ziglang")
+    return command
+
+
+def go_environment() -> dict[str, str]:
+    """Return the environment that the wheel's library is built in, so that nothing is compiled twice."""
+    return build_library.go_environment(compiler_command(), MACHINE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
