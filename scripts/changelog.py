@@ -109,7 +109,8 @@ def changes(folder: Path) -> list[Change]:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name != ".gitkeep")
+    """Return the files of a folder, none where it is not there: git keeps no empty one."""
+    return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def parse(path: Path) -> Change:
