@@ -45,7 +45,7 @@ def fetch(go: str) -> None:
     if done.returncode != 0:
         raise FetchError(
             f"Go modules could not be fetched from {proxy}: {reason(done.stderr)}. Let GOPROXY name a proxy that this"
-            " machine reaches, or install what is built already: a wheel, or from a source distribution, which has them"
+            " machine reaches, or install a wheel or a source distribution, which fetch no modules"
         )
     print(f"kvferry: fetched them in {time.monotonic() - begin:.0f} s", file=sys.stderr)
 
