@@ -26,7 +26,7 @@ func added(t *testing.T, b *Batch) *Task {
 	t.Helper()
 	s := newSubmission(b, 1)
 	s.tasks[0].Request = Request{Local: 0x1000, Length: 1}
-	require.NoError(t, b.engine.distribute(s, true))
+	require.NoError(t, (&distribution{submission: s, engine: b.engine, haveTransport: true}).eachTask(0, 1))
 	require.NoError(t, b.add(s, &pendingNotification{to: LocalSegment, msg: metadata.Notification{Name: "n"}}))
 	return &s.tasks[0]
 }

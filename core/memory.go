@@ -279,6 +279,25 @@ func (m *Registry) pinOverlapping(r Range, to *pins) (on *staging.Device, err er
 	return on, err
 }
 
+// pinHolder adds the region that holds all of r, and returns it; nil where there is none, and then nothing is added.
+func (m *Registry) pinHolder(r Range, to *pins) *Region {
+	if to.latest != nil && to.latest.Holds(uint64(r.Addr), r.Length) {
+		return to.latest
+	}
+	if to.number == 0 {
+		to.number = m.lastPinner.Add(1)
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	region := atOrBelow(m.index, r.Addr)
+	if region == nil || !region.Holds(uint64(r.Addr), r.Length) {
+		return nil
+	}
+	m.pin(region, to)
+	to.latest = region
+	return region
+}
+
 // pin adds a region, unless it is there already. The lock is held.
 func (m *Registry) pin(region *Region, to *pins) {
 	if region.pinner.Load() == to.number {

@@ -71,24 +71,40 @@ func (e *Engine) feedPages(b *Batch, f *feed, p *Pages, limit int) error {
 
 // submitPages submits count of the requests.
 func (e *Engine) submitPages(b *Batch, p *Pages, first, count int) error {
-	return e.submit(b, count, nil, func(tasks []Task) { p.fill(tasks, first) })
+	return e.submit(b, count, nil, func(d *distribution) error { return p.fill(d, first) })
 }
 
-// fill writes the requests from first on into the tasks. They wrap around nowhere: check has seen to that.
-func (p *Pages) fill(tasks []Task, first int) {
+// fill writes the requests from first on into the tasks, and distributes them row by row. They wrap around nowhere: check
+// has seen to that.
+func (p *Pages) fill(d *distribution, first int) error {
 	row, page := first/len(p.Local), first%len(p.Local)
-	for len(tasks) > 0 {
-		r := p.Rows[row]
-		count := min(len(tasks), len(p.Local)-page)
-		local, remote := p.Local[page:page+count], p.Remote[page:page+count]
-		for i := range tasks[:count] {
-			tasks[i].Request = Request{
-				Opcode: p.Opcode, Local: uintptr(r.LocalBase + local[i]*r.LocalStride), Target: p.Target,
-				Remote: r.RemoteBase + remote[i]*r.RemoteStride, Length: r.Length,
-			}
+	for done := 0; done < len(d.tasks); row, page = row+1, 0 {
+		count := min(len(d.tasks)-done, len(p.Local)-page)
+		within := p.fillRow(d.tasks[done:done+count], int32(done), p.Rows[row], page)
+		if err := d.run(done, count, within); err != nil {
+			return err
 		}
-		tasks, row, page = tasks[count:], row+1, 0
+		done += count
 	}
+	return nil
+}
+
+// fillRow writes the requests of a row, from a page on, into tasks, the first of which has index first, and links them. It
+// returns the range that holds all of their local memory.
+func (p *Pages) fillRow(tasks []Task, first int32, r PageRow, page int) Range {
+	local, remote := p.Local[page:page+len(tasks)], p.Remote[page:page+len(tasks)]
+	lowest, highest := uint64(math.MaxUint64), uint64(0)
+	for i := range tasks {
+		addr := r.LocalBase + local[i]*r.LocalStride
+		lowest, highest = min(lowest, addr), max(highest, addr)
+		task := &tasks[i]
+		task.Request = Request{
+			Opcode: p.Opcode, Local: uintptr(addr), Target: p.Target, Remote: r.RemoteBase + remote[i]*r.RemoteStride,
+			Length: r.Length,
+		}
+		task.Next, task.outstanding = first+int32(i)+1, r.Length
+	}
+	return Range{Addr: uintptr(lowest), Length: highest - lowest + r.Length}
 }
 
 // check returns a status.InvalidArgument for what are no pages.

@@ -49,6 +49,58 @@ func TestPagesAreRowByRowTheRangesThatTheirNumbersName(t *testing.T) {
 	require.Equal(t, core.Summary{Tasks: 6, Completed: 6, Bytes: b.Bytes()}, b.Summary())
 }
 
+func TestPagesInRegisteredMemoryAreTheSameRangesAndKeepItFromGoingAway(t *testing.T) {
+	for name, regions := range map[string][]core.Range{
+		"a region that holds a row":       {{Addr: 0x10000, Length: 0x1000}},
+		"a region that holds all rows":    {{Addr: 0x10000, Length: 0x50000}},
+		"a region that holds some pages":  {{Addr: 0x10000, Length: 0x200}},
+		"two regions that hold one row":   {{Addr: 0x10000, Length: 0x200}, {Addr: 0x10200, Length: 0x1000}},
+		"regions that hold a row each":    {{Addr: 0x10000, Length: 0x1000}, {Addr: 0x50000, Length: 7}},
+		"a region that ends within a row": {{Addr: 0x8000, Length: 0x8001}},
+	} {
+		for _, limit := range []int{0, 5} {
+			t.Run(name, func(t *testing.T) {
+				p := startPair(t, nil)
+				wanted := requestsOfWhole(t, p, twoPools(p))
+				for _, r := range regions {
+					require.NoError(t, p.Register(r.Addr, r.Length, "cpu:0", true)) // never touched
+				}
+				b, err := p.SubmitPages(twoPools(p), limit)
+				require.NoError(t, err)
+				first := len(wanted)
+				if limit > 0 {
+					first = limit
+				}
+				eventually(t, func() bool { return len(requestsOf(p.transport)) == first })
+				require.Equal(t, wanted[:first], requestsOf(p.transport))
+				p.transport.SettleAll(nil)
+				if limit > 0 {
+					eventually(t, func() bool { return len(requestsOf(p.transport)) == len(wanted)-limit })
+					require.Equal(t, wanted[limit:], requestsOf(p.transport))
+					p.transport.SettleAll(nil)
+				}
+				wait(t, b)
+				require.NoError(t, b.Err())
+				require.NoError(t, p.Unregister(regions[0].Addr), "nothing uses it any more")
+			})
+		}
+	}
+}
+
+func TestARegionThatPagesLieInIsInUseWhileTheyAreUnderWay(t *testing.T) {
+	p := startPairWith(t, &transporttest.Transport{KeepAborted: true}, nil)
+	p.SetGrace(0)
+	p.SetEnding(0)
+	require.NoError(t, p.Register(0x10000, 0x50000, "cpu:0", true)) // never touched
+	b, err := p.SubmitPages(twoPools(p), 0)
+	require.NoError(t, err)
+	require.ErrorIs(t, p.Unregister(0x10000), core.ErrInUse)
+	p.SetEnding(core.EndingTime)
+	p.transport.SettleAll(nil)
+	wait(t, b)
+	require.NoError(t, p.Unregister(0x10000))
+}
+
 func TestPagesUpToALimitAreUnderWayAtATime(t *testing.T) {
 	p := startPair(t, nil)
 	pages := twoPools(p)

@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"math/bits"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -39,10 +40,11 @@ func (e *Engine) Batch(id uint64) (*Batch, error) {
 // that it names is in use until the tasks have ended. notify may be nil; else it goes to the first request's segment
 // after all tasks of the batch completed.
 func (e *Engine) Submit(b *Batch, reqs []Request, notify *metadata.Notification) error {
-	return e.submit(b, len(reqs), notify, func(tasks []Task) {
-		for i := range tasks {
-			tasks[i].Request = reqs[i]
+	return e.submit(b, len(reqs), notify, func(d *distribution) error {
+		for i := range d.tasks {
+			d.tasks[i].Request = reqs[i]
 		}
+		return d.eachTask(0, len(d.tasks))
 	})
 }
 
@@ -57,17 +59,18 @@ type Arrays struct {
 
 // SubmitArrays is Submit for requests in arrays, which are not kept either.
 func (e *Engine) SubmitArrays(b *Batch, a *Arrays, notify *metadata.Notification) error {
-	return e.submit(b, len(a.Local), notify, func(tasks []Task) {
-		for i := range tasks {
-			tasks[i].Request = Request{
+	return e.submit(b, len(a.Local), notify, func(d *distribution) error {
+		for i := range d.tasks {
+			d.tasks[i].Request = Request{
 				Opcode: a.Opcode, Local: uintptr(a.Local[i]), Target: a.Target, Remote: a.Remote[i], Length: a.Lengths[i],
 			}
 		}
+		return d.eachTask(0, len(d.tasks))
 	})
 }
 
-// submit is Submit of so many requests, which fill writes into tasks.
-func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, fill func([]Task)) error {
+// submit is Submit of so many requests, which fill writes into the tasks and distributes.
+func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, fill func(*distribution) error) error {
 	if e.ctx.Err() != nil {
 		return closedError()
 	}
@@ -82,8 +85,7 @@ func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, f
 	}
 	transports := e.installed()
 	s := newSubmission(b, requests)
-	fill(s.tasks)
-	if err := e.distribute(s, len(transports) > 0); err != nil {
+	if err := fill(&distribution{submission: s, engine: e, haveTransport: len(transports) > 0}); err != nil {
 		unpinAll(s.pins.regions)
 		return err
 	}
@@ -120,52 +122,95 @@ type route struct {
 	opcode Opcode          // where there is a device
 }
 
-// distribute checks the submission's tasks, links them by route to works, and pins their local regions. Those that are
+// distribution hands the tasks of a submission to works. Each task is handed over once, in the order of their indices.
+type distribution struct {
+	*submission
+	engine        *Engine
+	haveTransport bool
+	last          *Work
+	lastRoute     route
+	byRoute       map[route]*Work // made when there is a second one
+}
+
+// work finds the work of a route.
+func (d *distribution) work(way route) (*Work, error) {
+	if d.last != nil && d.lastRoute == way {
+		return d.last, nil
+	}
+	if d.last != nil && d.byRoute == nil {
+		d.byRoute = map[route]*Work{d.lastRoute: d.last}
+	}
+	w := d.byRoute[way]
+	if w == nil {
+		segment, err := d.engine.target(way.target, d.haveTransport)
+		if err != nil {
+			return nil, err
+		}
+		w = d.newWork(segment, way.device)
+		if d.byRoute != nil {
+			d.byRoute[way] = w
+		}
+	}
+	d.last, d.lastRoute = w, way
+	return w, nil
+}
+
+// eachTask checks count tasks from first on, links them by route to works, and pins their local regions. Those that are
 // empty, and those that are out of the question, are in no work.
-func (e *Engine) distribute(s *submission, haveTransport bool) error {
-	var last *Work
-	var lastRoute route
-	var byRoute map[route]*Work // made when there is a second one
-	for i := range s.tasks {
-		task := &s.tasks[i]
+func (d *distribution) eachTask(first, count int) error {
+	for i := first; i < first+count; i++ {
+		task := &d.tasks[i]
 		if task.Opcode != Read && task.Opcode != Write {
 			return status.Errorf(status.InvalidArgument, "request %d has opcode %d", i, task.Opcode)
 		}
 		task.Next, task.outstanding = -1, task.Length
-		s.bytes += task.Length
+		d.bytes += task.Length
 		way := route{target: task.Target}
 		var mixed error
-		way.device, mixed = e.memory.pinOverlapping(Range{Addr: task.Local, Length: task.Length}, &s.pins)
+		way.device, mixed = d.engine.memory.pinOverlapping(Range{Addr: task.Local, Length: task.Length}, &d.pins)
 		if way.device != nil {
 			way.opcode = task.Opcode
 		}
-		if last == nil || lastRoute != way {
-			if last != nil && byRoute == nil {
-				byRoute = map[route]*Work{lastRoute: last}
-			}
-			if last = byRoute[way]; last == nil {
-				segment, err := e.target(task.Target, haveTransport)
-				if err != nil {
-					return err
-				}
-				last = s.newWork(segment, way.device)
-				if byRoute != nil {
-					byRoute[way] = last
-				}
-			}
-			lastRoute = way
+		w, err := d.work(way)
+		if err != nil {
+			return err
 		}
 		switch {
 		case task.Length == 0:
-			s.empty = true
-		case task.wraps() || last.Bytes+task.Length < last.Bytes:
-			s.refused = append(s.refused, refusal{int32(i), errWraps})
+			d.empty = true
+		case task.wraps() || w.Bytes+task.Length < w.Bytes:
+			d.refused = append(d.refused, refusal{int32(i), errWraps})
 		case mixed != nil:
-			s.refused = append(s.refused, refusal{int32(i), mixed})
+			d.refused = append(d.refused, refusal{int32(i), mixed})
 		default:
-			last.append(int32(i))
+			w.append(int32(i))
 		}
 	}
+	return nil
+}
+
+// run is eachTask for tasks with one opcode, target and length, none of which is empty or wraps around, and which fill has
+// linked by Next. Where one region holds within, all of their local memory, they are handed over as they are.
+func (d *distribution) run(first, count int, within Range) error {
+	task := &d.tasks[first]
+	over, bytes := bits.Mul64(uint64(count), task.Length)
+	region := d.engine.memory.pinHolder(within, &d.pins)
+	if region == nil || over != 0 || task.Opcode != Read && task.Opcode != Write {
+		return d.eachTask(first, count)
+	}
+	way := route{target: task.Target, device: region.Device}
+	if way.device != nil {
+		way.opcode = task.Opcode
+	}
+	w, err := d.work(way)
+	if err != nil {
+		return err
+	}
+	if w.Bytes+bytes < w.Bytes {
+		return d.eachTask(first, count)
+	}
+	d.bytes += bytes
+	w.appendRun(int32(first), int32(first+count-1), bytes)
 	return nil
 }
 
@@ -181,14 +226,18 @@ func (s *submission) newWork(segment *Segment, device *staging.Device) *Work {
 	return w
 }
 
-func (w *Work) append(i int32) {
+func (w *Work) append(i int32) { w.appendRun(i, i, w.Tasks[i].Length) }
+
+// appendRun appends tasks that are linked already, from first to last, and have so many bytes.
+func (w *Work) appendRun(first, last int32, bytes uint64) {
 	if w.Head < 0 {
-		w.Head = i
+		w.Head = first
 	} else {
-		w.Tasks[w.tail].Next = i
+		w.Tasks[w.tail].Next = first
 	}
-	w.tail = i
-	w.Bytes += w.Tasks[i].Length
+	w.tail = last
+	w.Tasks[last].Next = -1
+	w.Bytes += bytes
 }
 
 // target finds the segment of a request.

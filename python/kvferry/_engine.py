@@ -249,36 +249,33 @@ class Engine(Managed):
         lengths: Array,
         count: int,
         timeout: float,
-        more: Seconds = _nothing,
+        per_byte: float = 0,
     ) -> int:
-        """Start moving count blocks. The id of the batch, whose timeout runs from now, or 0."""
+        """Start moving count blocks. The id of the batch, or 0. Its time limit, from now, is timeout plus per_byte for
+        each of its bytes, in seconds."""
         batch = c_uint64(INVALID_BATCH)
         code = self._functions.kvferry_submit(
             self.handle, opcode, segment, local, remote, lengths, count, None, byref(batch)
         )
-        if code != 0:
-            return 0
-        self._note(batch.value, timeout, more)
-        return batch.value
-
-    def _note(self, batch: int, timeout: float, more: Seconds) -> None:
-        """Note how long a batch may take that was submitted now."""
-        submitted = time.monotonic()
-        self._limits[batch] = limit = timeout + more()
-        self._deadlines[batch] = submitted + limit
+        return self._limited(batch.value, timeout, per_byte) if code == 0 else 0
 
     def submit_pages(
-        self, opcode: int, segment: int, pages: Pages, max_batch: int, timeout: float, more: Seconds = _nothing
+        self, opcode: int, segment: int, pages: Pages, max_batch: int, timeout: float, per_byte: float = 0
     ) -> int:
         """submit() of all ranges that pages describes; max_batch above 0 has no more of them under way at a time."""
         batch = c_uint64(INVALID_BATCH)
         code = self._functions.kvferry_submit_pages(
             self.handle, opcode, segment, *pages.arguments(), max_batch, byref(batch)
         )
-        if code != 0:
-            return 0
-        self._note(batch.value, timeout, more)
-        return batch.value
+        return self._limited(batch.value, timeout + per_byte * pages.bytes, 0) if code == 0 else 0
+
+    def _limited(self, batch: int, timeout: float, per_byte: float) -> int:
+        """Note how long a batch may take that was just submitted, and return its id."""
+        submitted = time.monotonic()
+        size = self._functions.kvferry_batch_bytes(self.handle, batch) if per_byte else 0
+        self._limits[batch] = limit = timeout + size * per_byte
+        self._deadlines[batch] = submitted + limit
+        return batch
 
     def submit_scatter(self, opcode: int, name: str, blocks: Blocks) -> int:
         """Start moving blocks of regions with the peer of that name, which is opened in the background. The id of a
@@ -292,10 +289,6 @@ class Engine(Managed):
     def cancel(self, batch: int) -> None:
         """Give up what is unfinished of a batch. It ends when nothing touches its memory any more."""
         self._functions.kvferry_batch_cancel(self.handle, batch)
-
-    def bytes_of(self, batch: int) -> int:
-        """How many bytes a batch is to move."""
-        return self._functions.kvferry_batch_bytes(self.handle, batch)
 
     def order(
         self, kind: str, stream: int, opcode: int, segment: int, local: Array, remote: Array, lengths: Array, count: int

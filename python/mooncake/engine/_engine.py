@@ -661,7 +661,7 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
             return 0
         batch = 0
         if segment >= 0:
-            batch = engine.submit(direction, segment, local, remote, sizes, count, self._timeout, more)
+            batch = engine.submit(direction, segment, local, remote, sizes, count, self._timeout, 1 / GIB)
         if batch == 0:
             _refused(f"transfer with {target}", _reason(engine, segment, lambda: self._timeout + more()))
         return batch
