@@ -10,7 +10,7 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     transfer_request_t r = request(OPCODE_WRITE, memory, 0, memory, 8);
     buffer_entry_t entry = {memory, sizeof memory};
     notify_msg_t message = {word, word};
-    uint64_t number = 8;
+    uint64_t number = 8, row[5] = {8, 8, 8, 8, 1};
     void *addr = memory;
     nic_load_stat_t load;
     size_t count = 1;
@@ -56,6 +56,17 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     CHECK_EQUAL(kvferry_transfer_sync(engine, 1, 0, &number, &number, &number, 1, NULL, 10, &made), -1);
     CHECK_EQUAL(made, INVALID_BATCH);
     CHECK_EQUAL(kvferry_transfer_on_stream(engine, "cuda", NULL, 1, 0, &number, &number, &number, 1), -1);
+    made = 5;
+    CHECK_EQUAL(kvferry_submit_pages(engine, 1, 0, &number, &number, 1, row, 1, 0, &made), -1);
+    CHECK_EQUAL(made, INVALID_BATCH);
+    made = 5;
+    CHECK_EQUAL(kvferry_transfer_pages(engine, 1, 0, &number, &number, 1, row, 1, 0, 10, &made), -1);
+    CHECK_EQUAL(made, INVALID_BATCH);
+    made = 5;
+    CHECK_EQUAL(kvferry_submit_scatter(engine, 1, "x", row, 1, &number, &number, &number, 1, &made), -1);
+    CHECK_EQUAL(made, INVALID_BATCH);
+    CHECK_EQUAL(kvferry_batch_bytes(engine, batch), 0);
+    CHECK_EQUAL(kvferry_batch_cancel(engine, batch), -1);
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 10), -1);
     CHECK_EQUAL(kvferry_batch_status(engine, batch, &all), -1);
     CHECK_EQUAL(kvferry_batch_error(engine, batch, text, sizeof text), -1);

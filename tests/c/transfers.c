@@ -179,6 +179,89 @@ static void test_batches_of_another_engine_are_unknown(void)
     CHECK_EQUAL(freeBatchID(target, batch), 0);
 }
 
+static void test_pages_of_pools_move_in_one_call(void)
+{
+    enum { PAGES = 20, POOLS = 3, LENGTH = 64, POOL = 2 * PAGES * LENGTH };
+    uint64_t local[PAGES], remote[PAGES], rows[POOLS][5];
+    batch_id_t batch = 1;
+    size_t limit;
+    int i, pool;
+
+    fill(near, SIZE, 5);
+    for (i = 0; i < PAGES; i++) {
+        local[i] = (uint64_t)(2 * i);
+        remote[i] = (uint64_t)(PAGES - 1 - i);
+    }
+    for (pool = 0; pool < POOLS; pool++) {
+        rows[pool][0] = (uint64_t)(uintptr_t)near + (uint64_t)(pool * POOL);
+        rows[pool][1] = LENGTH;
+        rows[pool][2] = (uint64_t)(uintptr_t)far + (uint64_t)(pool * POOL);
+        rows[pool][3] = 2 * LENGTH;
+        rows[pool][4] = LENGTH;
+    }
+    for (limit = 0; limit < 60; limit += 7) {
+        memset(far, 0, POOLS * POOL);
+        CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, local, remote, PAGES, rows[0], POOLS, limit,
+                                           20000, &batch), 0);
+        CHECK_EQUAL(batch, INVALID_BATCH);
+        for (pool = 0; pool < POOLS; pool++) {
+            for (i = 0; i < PAGES; i++) {
+                CHECK(memcmp(near + pool * POOL + 2 * i * LENGTH, far + pool * POOL + (PAGES - 1 - i) * 2 * LENGTH,
+                             LENGTH) == 0);
+            }
+        }
+    }
+    CHECK_EQUAL(kvferry_submit_pages(initiator, OPCODE_READ, peer, local, remote, PAGES, rows[0], POOLS, 0, &batch), 0);
+    CHECK_EQUAL(kvferry_batch_bytes(initiator, batch), PAGES * POOLS * LENGTH);
+    CHECK_EQUAL(kvferry_batch_wait(initiator, batch, 20000), 0);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+    CHECK_EQUAL(kvferry_batch_bytes(initiator, batch), 0);
+
+    CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, NULL, NULL, 0, rows[0], POOLS, 0, 0, &batch), 0);
+    CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, local, remote, PAGES, NULL, 0, 0, 0, &batch), 0);
+    CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, NULL, remote, PAGES, rows[0], 1, 0, 0, &batch), -1);
+    CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, local, remote, PAGES, rows[0], 1, 0, 0, NULL), -1);
+    CHECK_EQUAL(kvferry_transfer_pages(initiator, 2, peer, local, remote, PAGES, rows[0], 1, 0, 0, &batch), -1);
+    rows[1][4] = 0;
+    CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, local, remote, PAGES, rows[0], POOLS, 0, 0, &batch),
+                -1);
+    CHECK_EQUAL(batch, INVALID_BATCH);
+}
+
+static void test_blocks_of_regions_move_with_a_peer_that_is_named(void)
+{
+    enum { LENGTH = 100 };
+    uint64_t regions[2][5] = {{0, 300, 0, 200, 2}, {0, LENGTH, 0, LENGTH, 1}};
+    uint64_t local[3] = {0, 200, 0}, remote[3] = {100, 0, 0}, lengths[3] = {LENGTH, LENGTH, LENGTH};
+    batch_id_t batch;
+    char name[64];
+
+    fill(near, SIZE, 6);
+    memset(far, 0, 1000);
+    regions[0][0] = (uint64_t)(uintptr_t)near;
+    regions[0][2] = (uint64_t)(uintptr_t)far;
+    regions[1][0] = (uint64_t)(uintptr_t)near + 500;
+    regions[1][2] = (uint64_t)(uintptr_t)far + 500;
+    CHECK_EQUAL(getLocalIpAndPort(target, name, sizeof name), 0);
+    CHECK_EQUAL(kvferry_submit_scatter(initiator, OPCODE_WRITE, name, regions[0], 2, local, remote, lengths, 3, &batch), 0);
+    CHECK_EQUAL(kvferry_batch_wait(initiator, batch, 20000), 0);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+    CHECK(memcmp(near, far + 100, LENGTH) == 0);
+    CHECK(memcmp(near + 200, far, LENGTH) == 0);
+    CHECK(memcmp(near + 500, far + 500, LENGTH) == 0);
+
+    CHECK_EQUAL(kvferry_submit_scatter(initiator, OPCODE_WRITE, "127.0.0.1:1", regions[0], 2, local, remote, lengths, 3,
+                                       &batch), 0);
+    CHECK_EQUAL(kvferry_batch_wait(initiator, batch, 20000), KVFERRY_ERR_FAILED);
+    CHECK_EQUAL(kvferry_batch_cancel(initiator, batch), 0);
+    CHECK_EQUAL(kvferry_batch_discard(initiator, batch), 0);
+    local[1]++;
+    CHECK_EQUAL(kvferry_submit_scatter(initiator, OPCODE_WRITE, name, regions[0], 2, local, remote, lengths, 3, &batch), -1);
+    CHECK_EQUAL(batch, INVALID_BATCH);
+    CHECK_EQUAL(kvferry_submit_scatter(initiator, OPCODE_WRITE, NULL, regions[0], 2, local, remote, lengths, 3, &batch), -1);
+    CHECK_EQUAL(kvferry_submit_scatter(initiator, 2, name, regions[0], 2, local, remote, lengths, 3, &batch), -1);
+}
+
 static void test_arrays_move_in_one_call(void)
 {
     enum { COUNT = 100, LENGTH = 64 };
@@ -230,6 +313,8 @@ int main(void)
     test_bad_target_range_fails_its_own_task_only();
     test_freed_batch_is_gone();
     test_batches_of_another_engine_are_unknown();
+    test_pages_of_pools_move_in_one_call();
+    test_blocks_of_regions_move_with_a_peer_that_is_named();
     test_arrays_move_in_one_call();
     destroyTransferEngine(initiator);
     destroyTransferEngine(target);
