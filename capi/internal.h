@@ -12,6 +12,7 @@
 #ifndef KVFERRY_INTERNAL_H
 #define KVFERRY_INTERNAL_H
 
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -53,6 +54,15 @@ int kvferry_refused_after_fork(void);
         }                                   \
         kvferry_tend_handlers();            \
     } while (0)
+
+/* pthread_create, which fails at the limit of what the system allows. What Go calls by that name waits instead. */
+int kvferry_start_thread(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument);
+
+/* Whether the system starts so many more threads now: 0, or an errno. Takes some 20 us for each. */
+int kvferry_probe_threads(int count);
+
+/* The threads that Go needs are there. */
+void kvferry_threads_reserved(void);
 
 /* Called in a forked child before anything else: no locks, no allocation. */
 void kvferry_forget_shutdown(void);

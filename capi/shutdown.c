@@ -96,7 +96,7 @@ static int start_thread(void)
     }
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    failure = pthread_create(&thread, NULL, withdraw_and_pass_on, NULL);
+    failure = kvferry_start_thread(&thread, NULL, withdraw_and_pass_on, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failure == 0) {
         pthread_detach(thread);

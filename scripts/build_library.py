@@ -82,7 +82,7 @@ def build_engine(kind: str, output: Path, compiler: str, portable: Optional[str]
     print(f"kvferry: building {output.name} with {go_version(go)} ({go}) and {compiler}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:  # for the header that Go writes beside the library: ours is another
         made = Path(folder) / output.name
-        call([go, *go_build(kind), "-o", str(made), "./capi"], go_environment(compiler, portable))
+        call([go, *go_build(kind), "-o", str(made), "./capi"], go_environment(compiler, kind, portable))
         shutil.move(str(made), str(output))
 
 
@@ -107,9 +107,11 @@ def go_build(kind: str) -> list[str]:
     return ["build", f"-buildmode={mode}", "-trimpath", "-buildvcs=false", f"-ldflags=-s -w{linker}"]
 
 
-def go_environment(compiler: str, portable: Optional[str] = None) -> dict[str, str]:
+def go_environment(compiler: str, kind: str, portable: Optional[str] = None) -> dict[str, str]:
     """Return the environment of the Go command: no other toolchain is fetched, and the compiler is the one given."""
     flags = f"""{c_flags(portable)} '-DKVFERRY_VERSION="{project_version()}"'"""
+    if kind == "shared":
+        flags += " -DKVFERRY_SHARED"
     env = {**os.environ, "CGO_ENABLED": "1", "GOTOOLCHAIN": "local", "CC": compiler, "CGO_CFLAGS": flags}
     if portable:  # what a user may have chosen otherwise
         levels = {"GOAMD64": "v1", "GOARM64": "v8.0", "GOFLAGS": "-trimpath", "GOWORK": "off", "CGO_LDFLAGS": "-O2"}

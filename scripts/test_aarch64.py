@@ -207,7 +207,7 @@ def compiler_command() -> str:
 
 def go_environment() -> dict[str, str]:
     """Return the environment that the wheel's library is built in, so that nothing is compiled twice."""
-    return build_library.go_environment(compiler_command(), MACHINE)
+    return build_library.go_environment(compiler_command(), "static", MACHINE)
 
 
 if __name__ == "__main__":

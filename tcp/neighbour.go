@@ -10,6 +10,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/status"
+	"kvferry/core/threads"
 
 	"golang.org/x/sys/unix"
 )
@@ -200,6 +201,8 @@ func wipe(to []ioVector, bytes uint64) {
 
 // copyFrom copies from another process by one system call, and returns how many bytes, from the first one on.
 func copyFrom(pid int, to, from []ioVector) (bytes uint64) {
+	threads.Enter()
+	defer threads.Leave()
 	n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(pid),
 		uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)),
 		uintptr(unsafe.Pointer(unsafe.SliceData(from))), uintptr(len(from)), 0)

@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"kvferry/core/hostmem"
+	"kvferry/core/threads"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +46,8 @@ func (h *half) raw() bool {
 
 // told makes the system call, however long it takes.
 func (h *half) told() {
+	threads.Enter()
+	defer threads.Leave()
 	h.enterTold()
 	h.n, _, h.errno = unix.Syscall(h.number, uintptr(h.bell.socket), uintptr(unsafe.Pointer(&h.message)), h.flags)
 	h.inTold.Store(false)

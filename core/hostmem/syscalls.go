@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"kvferry/core/threads"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -21,6 +23,8 @@ import (
 var forbidden atomic.Bool
 
 func copyBySyscalls(dst, src uintptr, length uint64) error {
+	threads.Enter()
+	defer threads.Leave()
 	if length == 0 || copyAtOnce(dst, src, length) {
 		return nil
 	}

@@ -80,7 +80,30 @@ def _platform_trouble() -> str | None:
     return None
 
 
-def _open(path: Path) -> Functions:
+LOADING_THREADS = 8  # that the Go runtime starts when it is loaded, at most; it ends the process where it cannot
+
+
+def _require_threads() -> None:
+    """LibraryError where the system would not start the threads that loading takes."""
+    started, enough = [], threading.Event()
+    try:
+        for _ in range(LOADING_THREADS):
+            thread = threading.Thread(target=enough.wait)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as e:
+        raise LibraryError(
+            f"the {LOADING_THREADS} threads that loading the library takes cannot be started: {e}: raise the pids limit of "
+            "the container, or RLIMIT_NPROC"
+        ) from e
+    finally:
+        enough.set()
+        for thread in started:
+            thread.join()
+
+
+def _open(path: Path | str) -> Functions:
+    _require_threads()
     try:
         return Functions(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL))
     except OSError as e:
@@ -99,7 +122,7 @@ def _open_private_copy(path: Path) -> Functions:
     for copy_of in (_copy_in_memory, _copy_on_disk):
         try:
             with path.open("rb") as original, copy_of(original) as copy:
-                return _open(Path(copy))
+                return _open(copy)
         except (OSError, LibraryError) as e:
             failures.append(str(e))
     raise LibraryError(f"no copy of {path} can be made for this forked process: {'; '.join(failures)}")
@@ -116,7 +139,8 @@ def _copy_in_memory(original: BinaryIO) -> Iterator[str]:
         shutil.copyfileobj(original, copy, 1 << 20)
         copy.flush()
         # The dynamic linker takes a name for the library that it has by that name already, an ancestor's copy. So no
-        # name comes again in a child: the slashes mean nothing, and their number tells the copies apart.
+        # name comes again in a child: the slashes mean nothing, and their number tells the copies apart. A Path would
+        # drop them.
         _copies += 1
         yield f"/proc/self/fd{'/' * _copies}{copy.fileno()}"
 

@@ -75,7 +75,7 @@ def test_portable_library_is_compiled_for_the_oldest_glibc(monkeypatch: pytest.M
 def test_portable_library_does_not_depend_on_who_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"GOAMD64": "v3", "GOFLAGS": "-tags=mine", "CGO_CFLAGS": "-march=native", "GOOS": "js"}.items():
         monkeypatch.setenv(name, value)
-    env = build_library.go_environment("cc", "x86_64")
+    env = build_library.go_environment("cc", "shared", "x86_64")
     assert [env[name] for name in ("GOOS", "GOARCH", "GOAMD64", "GOFLAGS")] == ["linux", "amd64", "v1", "-trimpath"]
     assert "march" not in env["CGO_CFLAGS"]
 

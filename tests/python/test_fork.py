@@ -86,6 +86,24 @@ works()
 """)
 
 
+def test_a_child_never_takes_an_ancestors_copy_for_its_own_though_its_file_has_the_same_number() -> None:
+    forked("""
+import kvferry._library
+make = kvferry._library._memory_file
+def always_77():
+    made = make()
+    os.dup2(made, 77)
+    os.close(made)
+    return 77
+kvferry._library._memory_file = always_77
+e = start()
+def in_child():
+    works()
+    assert child(works) == 0
+assert child(in_child) == 0
+""")
+
+
 def test_no_copy_of_the_library_stays_on_the_disk(tmp_path: object) -> None:
     forked(
         """

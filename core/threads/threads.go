@@ -1,0 +1,152 @@
+// Package threads bounds the threads that Go's runtime needs, and has them exist before they are needed.
+//
+// Go starts a thread when goroutines are ready to run and its other threads are in system calls, and ends the process when
+// the system refuses to start it: a container's pids limit and RLIMIT_NPROC count threads, and other processes may take the
+// rest at any time. So:
+//
+//  1. Reserve makes sure that the system allows as many threads as are needed, and has Go start them. Go keeps the threads
+//     that it has, so they are there for as long as the process.
+//  2. System calls that may take long are enclosed by Enter and Leave, so that only so many threads are in one at a time.
+//     Who comes when there are as many as may be waits for one to end.
+//  3. Some of these calls may never end, as their pages do not come. Where none has ended for a while, one more is let in,
+//     for which another thread is started, if the system allows it.
+//
+// What is not bounded are short system calls. The spare threads are for them, for Go's own threads, and for the C library's
+// look-up of names.
+package threads
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// calls is how many calls that may take long are let in at a time, and spare how many threads there are beside those for
+	// them and for goroutines that run.
+	calls = 16
+	spare = 16
+	// patience is how long one more call waits before another thread is started for it.
+	patience = 10 * time.Millisecond
+)
+
+// Probe tells why the system would not start so many more threads now; nil when it would.
+type Probe func(threads int) error
+
+var (
+	starting sync.Mutex
+	probe    Probe // nil before Reserve
+
+	inside  atomic.Int64 // calls that were let in and have not ended
+	waiting atomic.Int64 // those that wait to be let in
+	allowed atomic.Int64 // how many may be; 0 for no bound, before Reserve
+	freed   = make(chan struct{}, 1)
+)
+
+// Bound is how many threads Reserve has Go start. Go may have a few more, started before or for short system calls.
+func Bound() int {
+	processors := runtime.GOMAXPROCS(0)
+	return processors + processors/2 + calls + spare // every other processor may have one that naps, see tcp/waiting.go
+}
+
+// Reserve has Go start the threads, unless it has done so. An error says why the system does not allow that many, and nothing
+// has changed then.
+func Reserve(p Probe) error {
+	starting.Lock()
+	defer starting.Unlock()
+	if probe != nil {
+		return nil
+	}
+	if err := p(Bound()); err != nil {
+		return fmt.Errorf("the %d threads that the library needs cannot be started: %w", Bound(), err)
+	}
+	start(Bound())
+	probe = p
+	allowed.Store(calls)
+	return nil
+}
+
+// start makes sure that Go has so many threads that are not in a system call. Each is bound to a goroutine for a moment, all
+// at the same time.
+func start(threads int) {
+	var bound, released sync.WaitGroup
+	bound.Add(threads)
+	release := make(chan struct{})
+	for range threads {
+		released.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			bound.Done()
+			<-release
+		})
+	}
+	bound.Wait()
+	close(release)
+	released.Wait()
+}
+
+// Enter returns when the caller may make a system call that may take long. Leave follows it.
+func Enter() {
+	if !tryEnter() {
+		await()
+	}
+}
+
+// Leave ends what Enter began.
+func Leave() {
+	inside.Add(-1)
+	wakeOne()
+}
+
+func tryEnter() bool {
+	for {
+		n, most := inside.Load(), allowed.Load()
+		if n >= most && most > 0 {
+			return false
+		}
+		if inside.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// await enters when there is room.
+func await() {
+	waiting.Add(1)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for !tryEnter() {
+		select {
+		case <-freed:
+		case <-timer.C:
+			grow()
+			timer.Reset(patience)
+		}
+	}
+	waiting.Add(-1)
+	wakeOne() // there may be room for the next one, too
+}
+
+// wakeOne has one who waits look for room.
+func wakeOne() {
+	if waiting.Load() == 0 || inside.Load() >= allowed.Load() {
+		return
+	}
+	select {
+	case freed <- struct{}{}:
+	default:
+	}
+}
+
+// grow lets one more call in, when the system has another thread for it.
+func grow() {
+	starting.Lock()
+	defer starting.Unlock()
+	if inside.Load() < allowed.Load() || probe(1) != nil {
+		return
+	}
+	start(Bound() - calls + 1)
+	allowed.Add(1)
+}
