@@ -28,8 +28,8 @@ def test_a_descriptor_that_names_this_engines_own_data_port_is_refused(
     engine = start_peer(**QUICK, KVFERRY_SAME_HOST=same_host).create()
     here, there = engine.memory(SIZE, 1), engine.memory(SIZE, 2)
     own = wire.descriptor(engine.name)
-    said = move_by(engine, opcode, here, there, {"tcp_data_port": own["tcp_data_port"], "tcp_proto_version": proto})
-    assert "names the address of this engine's own data port" in said
+    refuse(engine, opcode, here, there, {"tcp_data_port": own["tcp_data_port"], "tcp_proto_version": proto})
+    assert engine.logs("names the address of this engine's own data port")
 
 
 @ours
@@ -54,17 +54,15 @@ def test_a_descriptor_of_another_identity_at_this_engines_own_data_port_is_refus
     here, there = engine.memory(SIZE, 1), engine.memory(SIZE, 2)
     own = wire.descriptor(engine.name)
     other = {**own["kvferry"], "identity": "0123456789abcdef" * 2}
-    said = move_by(engine, opcode, here, there, {"tcp_data_port": own["tcp_data_port"], "kvferry": other})
-    assert "which is this engine itself" in said
+    refuse(engine, opcode, here, there, {"tcp_data_port": own["tcp_data_port"], "kvferry": other})
+    assert engine.logs("which is this engine itself")
 
 
-def move_by(engine: Peer, opcode: str, here: Memory, there: Memory, changes: dict[str, Any]) -> str:
-    """Move bytes by the name of a handshake port whose descriptor has these changes, which must fail. Return what the
-    engine says of it."""
+def refuse(engine: Peer, opcode: str, here: Memory, there: Memory, changes: dict[str, Any]) -> None:
+    """Move bytes by the name of a handshake port whose descriptor has these changes, which must fail."""
     buffers = [{"name": "cpu:0", "addr": there.address, "length": there.size}]
     with RawTarget(changes={**changes, "buffers": buffers}) as target:
         result = engine.move(target.name, opcode, [[here.address, there.address, SIZE]], limit=HUNG)
     assert result["code"] < 0
     here.check()
     there.check()
-    return engine.log()

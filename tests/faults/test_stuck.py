@@ -82,9 +82,9 @@ def test_memory_that_a_stuck_copy_uses_is_not_given_back_and_all_else_goes_on(wo
     with world.unharmed():
         assert engine.call("unregister_memory", victim.address, limit=HUNG) == IN_USE
         assert engine.call("register_memory", victim.address, 1) == OVERLAPPED
-    log = engine.log()
-    assert re.search(rf"unregister_memory: .*{victim.address:#x}\+{SIZE} by a transfer of {attacker.culprit}\b", log)
-    assert re.search(rf"register_memory: .*still in use: a transfer of {attacker.culprit}\b", log)
+    culprit = rf"a transfer of {attacker.culprit}\b"
+    assert engine.logs_match(rf"\bunregister_memory: .*{victim.address:#x}\+{SIZE} by {culprit}")
+    assert engine.logs_match(rf"\bregister_memory: .*still in use: {culprit}")
 
     attacker.end()
     assert engine.call("unregister_memory", victim.address, limit=HUNG) == 0
@@ -98,7 +98,7 @@ def test_an_engine_with_a_stuck_copy_ends_and_says_so_and_another_can_be_made(wo
     managed = engine.call("allocate_managed_buffer", SIZE)
     attacker = attack(Memory(engine, "managed", managed, SIZE))
     engine.ask("drop", HUNG, engine="main")
-    assert re.search(rf"an engine was closed: .*{attacker.culprit}, memory 0x[0-9a-f]+\+\d+", engine.log())
+    assert engine.logs_match(rf"an engine was closed: .*{attacker.culprit}, memory 0x[0-9a-f]+\+\d+")
     assert is_mapped(engine, managed), "a buffer is unmapped that the copy may still be written to"
     engine.create()
     other = engine.memory(SIZE, 4)
@@ -126,11 +126,9 @@ def test_a_read_into_memory_whose_pages_do_not_come_returns_and_says_so(world: W
     engine.ask("wait_for_touch", region=stuck.region)
     with world.unharmed():
         assert moving.result(HUNG)["code"] < 0
-    assert re.search(
-        rf"their memory may still be used.*{re.escape(target.name)}.*{stuck.address:#x}\+{SIZE}", engine.log()
-    )
+    assert engine.logs_match(rf"their memory may still be used.*{re.escape(target.name)}.*{stuck.address:#x}\+{SIZE}")
     assert engine.call("unregister_memory", stuck.address, limit=HUNG) == IN_USE
-    assert re.search(rf"{stuck.address:#x}\+{SIZE} by a system call", engine.log())
+    assert engine.logs_match(rf"{stuck.address:#x}\+{SIZE} by a system call")
 
     engine.ask("come", region=stuck.region)
     assert engine.call("unregister_memory", stuck.address, limit=HUNG) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -150,7 +149,7 @@ def test_a_device_that_hangs_holds_up_neither_other_copies_nor_unregistering(hun
         assert within["code"] == 0, "a copy within host memory"
         assert engine.call("unregister_memory", other.address, limit=HUNG) == 0
         assert engine.call("unregister_memory", hung.stuck.address, limit=HUNG) == IN_USE
-    assert re.search(rf"{hung.stuck.address:#x}\+{LESS} by a WRITE of {LESS} bytes, segment 0", engine.log())
+    assert engine.logs_match(rf"{hung.stuck.address:#x}\+{LESS} by a WRITE of {LESS} bytes, segment 0")
     hung.simulate("release_hangs")
     hung.pending.result(HUNG)
     assert engine.call("unregister_memory", hung.stuck.address, limit=HUNG) == 0
@@ -160,7 +159,7 @@ def test_a_device_that_hangs_holds_up_neither_other_copies_nor_unregistering(hun
 def test_an_engine_is_closed_while_a_device_hangs_and_gives_all_back_later(hung: Hung) -> None:
     engine = hung.engine
     assert engine.try_create(limit=HUNG) == 0, "another one in its place"
-    assert re.search(rf"an engine was closed: .*{hung.kind}:0's staging blocks are still in use", engine.log())
+    assert engine.logs_match(rf"an engine was closed: .*{hung.kind}:0's staging blocks are still in use")
     hung.simulate("release_hangs")
     assert hung.pending.result(HUNG)["code"] < 0
     engine.ask("drop", engine="main")

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -203,10 +204,14 @@ class Peer:
     def logs(self, *texts: str, limit: float = LOG_LIMIT) -> bool:
         """Tell whether the peer has printed one of the texts since the current test began, or does so soon: it writes
         log lines in the background."""
+        return self.logs_match("|".join(map(re.escape, texts)), limit)
+
+    def logs_match(self, pattern: str, limit: float = LOG_LIMIT) -> bool:
+        """logs() of a text that matches a regular expression."""
         deadline = time.monotonic() + limit
-        while not (found := any(text in self.log() for text in texts)) and time.monotonic() < deadline:
+        while not (found := re.search(pattern, self.log())) and time.monotonic() < deadline:
             time.sleep(0.01)
-        return found
+        return found is not None
 
     def begin_test(self) -> None:
         self._log_read = self.log_path.stat().st_size
