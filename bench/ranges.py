@@ -3,9 +3,9 @@
 
     ranges.py [--pages N] [--pools N] [--length BYTES] [--rounds N] [--json FILE]
 
-A round posts the same ranges in each way, one after the other, between two engines of this process, and waits for their
-end outside the time that is taken. To post is all that the calling thread does until the engine has the ranges: from
-page numbers, which is what a scheduler has, or from lists and arrays that are there already. Compare the ratios, which
+A round posts the same ranges in each way, in random order, between two engines of this process, and waits for their end
+outside of what is measured: the processor time of the calling thread until the engine has the ranges. It begins with
+page numbers, which is what a scheduler has, or with lists and arrays that are there already. Compare the ratios, which
 are of medians of one run.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from pathlib import Path
@@ -95,10 +96,10 @@ class Ranges:
         return self.near.engine.batch_transfer_async_write_arrays(self.far.name, buffers, peers, lengths)
 
     def post(self, way: Callable[[], int]) -> float:
-        """Post once and wait; the seconds that posting took."""
-        begin = time.perf_counter()
+        """Post once and wait; the seconds of processor time that posting took the calling thread."""
+        begin = time.thread_time()
         batch = way()
-        took = time.perf_counter() - begin
+        took = time.thread_time() - begin
         if batch == 0 or self.near.engine.get_batch_transfer_status([batch]) != 0:
             raise SystemExit("a transfer failed: the log says why")
         return took
@@ -117,9 +118,10 @@ def main() -> None:
     ranges = Ranges(options.pages, options.pools, options.length)
     ways = ranges.ways()
     took: dict[str, list[float]] = {name: [] for name in ways}
+    shuffled = random.Random(1)
     for _ in range(options.rounds):
-        for name, way in ways.items():
-            took[name].append(ranges.post(way))
+        for name in shuffled.sample(list(ways), len(ways)):
+            took[name].append(ranges.post(ways[name]))
     medians = {name: statistics.median(times) for name, times in took.items()}
     print(f"to post {options.pages} pages of {options.pools} pools, {options.pages * options.pools} ranges:")
     for name, median in medians.items():

@@ -92,16 +92,15 @@ func (p *Pages) fill(d *distribution, first int) error {
 // fillRow writes the requests of a row, from a page on, into tasks, the first of which has index first, and links them. It
 // returns the range that holds all of their local memory.
 func (p *Pages) fillRow(tasks []Task, first int32, r PageRow, page int) Range {
-	local, remote := p.Local[page:page+len(tasks)], p.Remote[page:page+len(tasks)]
+	local, remote := p.Local[page:][:len(tasks)], p.Remote[page:][:len(tasks)]
+	opcode, target := p.Opcode, p.Target
 	lowest, highest := uint64(math.MaxUint64), uint64(0)
 	for i := range tasks {
 		addr := r.LocalBase + local[i]*r.LocalStride
 		lowest, highest = min(lowest, addr), max(highest, addr)
-		task := &tasks[i]
-		task.Request = Request{
-			Opcode: p.Opcode, Local: uintptr(addr), Target: p.Target, Remote: r.RemoteBase + remote[i]*r.RemoteStride,
-			Length: r.Length,
-		}
+		task := &tasks[i] // field by field: no request is copied
+		task.Opcode, task.Local, task.Target = opcode, uintptr(addr), target
+		task.Remote, task.Length = r.RemoteBase+remote[i]*r.RemoteStride, r.Length
 		task.Next, task.outstanding = first+int32(i)+1, r.Length
 	}
 	return Range{Addr: uintptr(lowest), Length: highest - lowest + r.Length}
