@@ -71,6 +71,12 @@ class Engine(Managed):
     ) -> None:
         """Make it under that name. transport is to be installed alone; None takes the best there is. memory is kept
         until the engine has ended. EngineError says why it cannot be made, or not within timeout, in seconds."""
+        self._segments: dict[str, int] = {}
+        self._deadlines: dict[int, float] = {}  # of the batches that submit() made, by time.monotonic()
+        self._limits: dict[int, float] = {}  # how long after their start those are
+        self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        self._following = threading.RLock()  # for these
+        self.stuck: bool | None = None  # once it is closed: whether something may use memory still
         self._functions = functions = load()
         call = functions.kvferry_start_engine(
             c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
@@ -81,12 +87,6 @@ class Engine(Managed):
         if code != 0:
             raise EngineError(self.last_error())
         super().__init__(handle, functools.partial(_destroy, functions, memory))
-        self._segments: dict[str, int] = {}
-        self._deadlines: dict[int, float] = {}  # of the batches that submit() made, by time.monotonic()
-        self._limits: dict[int, float] = {}  # how long after their start those are
-        self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
-        self._following = threading.RLock()  # for these
-        self.stuck: bool | None = None  # once it is closed: whether something may use memory still
 
     def close(self) -> None:
         """End the engine. Calls that are under way with it return an error; later ones do so at once."""
