@@ -93,8 +93,8 @@ def _require_threads() -> None:
             started.append(thread)
     except RuntimeError as e:
         raise LibraryError(
-            f"the {LOADING_THREADS} threads that loading the library takes cannot be started: {e}: raise the pids limit of "
-            "the container, or RLIMIT_NPROC"
+            f"the {LOADING_THREADS} threads that loading the library takes cannot be started: {e}: raise the pids "
+            "limit of the container, or RLIMIT_NPROC"
         ) from e
     finally:
         enough.set()

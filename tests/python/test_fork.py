@@ -11,7 +11,6 @@ import pytest
 from support.inprocess import run_python
 from support.peers import unavailable
 
-
 NOT_ALLOWED = 77  # exit status of a program that may not do what it is for
 
 
@@ -124,7 +123,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("options", UNUSABLE.values(), ids=UNUSABLE)
 def test_a_child_needs_no_directory_for_temporary_files(options: list[str], tmp_path: Path) -> None:
-    """As in containers, which may have none that can be written to, and run code from. Nothing else is there, either."""
+    """As in containers, which may have none that can be written to, and run code from."""
     command = ["mount", *options, "none", str(tmp_path)]
     forked(
         f"""

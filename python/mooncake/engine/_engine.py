@@ -257,10 +257,12 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         except ValueError as e:
             _refused("get_first_buffer_address", e)
             return 0
-        if code != 0:
-            _failed(engine, code, f"get_first_buffer_address of {segment_name}", lambda: self._timeout)
-            return 0
-        return address
+        if code == 0:
+            return address
+        late = f"{gave_up(self._timeout)}: the peer has not answered"
+        reason = late if code == KVFERRY_ERR_TIMED_OUT else engine.last_error()
+        _refused(f"get_first_buffer_address of {segment_name}", reason)
+        return 0
 
     def send_probe(self, peer_server_name: str) -> int:
         """0 when the peer answers, -102 when it is unreachable or refuses, -200 for an unknown name."""
