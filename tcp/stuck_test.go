@@ -141,19 +141,20 @@ func clutch(t *testing.T, c carrier) (release func()) {
 }
 
 func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
-	stall := func(v *visitor, _ int) {
-		var h header
-		v.header(&h)
-		v.waitForEnd()
-	}
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			memory := mapped(t, 4096)
-			p := perform(t, 2, atFirst(1, stall), memory)
+			memory, asked := mapped(t, 4096), make(chan struct{})
+			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+				var h header
+				v.header(&h)
+				close(asked)
+				v.waitForEnd()
+			}), memory)
 			e := engine(t, way.config)
 			b := submit(t, e, ask(core.Read, mapped(t, 4096), open(t, e, p.name), memory))
 			transport, peer := transportOf(t, e), onlyPeer(t, e)
 			transport.ending = 10 * time.Millisecond
+			<-asked
 			release := clutch(t, peer.listed()[0])
 			t.Cleanup(release)
 
