@@ -146,6 +146,7 @@ changelog:
 generate: $(VENV)/wheel-tools
 	$(PYTHON) scripts/generate_bindings.py
 	$(VENV)/bin/python scripts/generate_notices.py
+	$(PYTHON) scripts/throughput_chart.py
 	go generate ./...
 
 $(VENV)/bin/python:
