@@ -1,4 +1,4 @@
-"""The examples of README.md."""
+"""The pages for users: their text, and the programs in them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import re
 
 from .venvs import REPOSITORY
 
+DOCS = REPOSITORY / "docs"
+FIRST_PROGRAMS = {"python": DOCS / "python.md", "c": DOCS / "c-api.md"}
+
 
 def example(language: str) -> str:
-    """Return the one example in that language."""
-    text = (REPOSITORY / "README.md").read_text()
-    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(found) == 1, f"README.md has {len(found)} examples in {language}"
-    return str(found[0])
+    """Return the first program that a page shows to those who use that language."""
+    page = FIRST_PROGRAMS[language]
+    found = programs(page.read_text(), language)
+    assert len(found) == 1, f"{page} has {len(found)} programs in {language}"
+    return found[0]
+
+
+def programs(page: str, language: str) -> list[str]:
+    """Return the blocks of code in that language, in the order of the page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""The README's example in C, as it stands there."""
+"""The first program of docs/c-api.md, as it stands there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from support.readme import example
 from .conftest import Installed
 
 
-def test_c_example_builds_against_the_installed_library_and_runs(installed: Installed, tmp_path: Path) -> None:
-    source = tmp_path / "readme.c"
+def test_first_program_in_c_builds_against_the_installed_library_and_runs(installed: Installed, tmp_path: Path) -> None:
+    source = tmp_path / "first.c"
     source.write_text(example("c"))
     done = installed.run(installed.compile(source))
     assert done.returncode == 0, done.stderr
