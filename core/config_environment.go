@@ -35,14 +35,14 @@ const (
 
 // elsewhere are the variables with kvferry's prefix that no engine reads: KVFERRY_LIBRARY is the Python package's, the
 // others belong to the project's tests and benchmarks. Names that start with one of elsewherePrefixes are those of the
-// simulated devices and of tests.
+// simulated devices, of tests, and what Kubernetes sets in every pod where a service is called kvferry.
 var (
 	elsewhere = []string{
 		"KVFERRY_LIBRARY",
 		"KVFERRY_FUZZ_INPUTS", "KVFERRY_MOONCAKE_CUDA", "KVFERRY_NIXL", "KVFERRY_PEERS_DIR", "KVFERRY_PEERS_LIBRARIES",
 		"KVFERRY_REQUIRE_ALL",
 	}
-	elsewherePrefixes = []string{"KVFERRY_SIM_", "KVFERRY_TEST", "KVFERRY_OWNERSHIP_"}
+	elsewherePrefixes = []string{"KVFERRY_SIM_", "KVFERRY_TEST", "KVFERRY_OWNERSHIP_", "KVFERRY_SERVICE_", "KVFERRY_PORT"}
 )
 
 // UnknownVariable says in a sentence that a variable of the environment looks like a setting of kvferry's and is none. It

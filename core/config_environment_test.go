@@ -44,6 +44,7 @@ func TestSettingsAndVariablesOfOthersAreNotTakenForMistakes(t *testing.T) {
 	}
 	for _, name := range []string{
 		"", "PATH", "MC_SOMETHING", "kvferry_max_session", "KVFERRY", "KVFERRY_LIBRARY", "KVFERRY_SIM_COST", "KVFERRY_REQUIRE_ALL",
+		"KVFERRY_SERVICE_HOST", "KVFERRY_PORT_8080_TCP_ADDR",
 	} {
 		assert.Empty(t, UnknownVariable(name), name)
 	}

@@ -428,12 +428,10 @@ func (s *session) apply(h header) error {
 		var err error
 		placed, err = s.receive(left)
 		switch {
-		case err == io.EOF:
-			return cutShort(h, left.length)
 		case errors.Is(err, unix.EFAULT):
 			return inaccessible(h, s.serving, err)
 		case err != nil:
-			return err
+			return cutShort(h, left.length, err)
 		}
 	}
 	s.bytesIn.Add(h.length)
@@ -447,9 +445,14 @@ func inaccessible(h header, region *core.Region, err error) error {
 	return &rejection{header: h, code: statusInaccessible, reason: fmt.Errorf("%w: %w", errInaccessible, err), region: region}
 }
 
-func cutShort(h header, missing uint64) error {
-	return fmt.Errorf("the peer closed the connection with %d bytes of a WRITE of %d at %#x missing: %w",
-		missing, h.length, h.addr, io.ErrUnexpectedEOF)
+// errCutShort is in the error of a WRITE whose payload stopped to come.
+var errCutShort = errors.New("missing")
+
+func cutShort(h header, missing uint64, err error) error {
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("%d bytes of a WRITE of %d at %#x are %w: %w", missing, h.length, h.addr, errCutShort, err)
 }
 
 // readOut owes the answer to a READ.
@@ -616,7 +619,7 @@ func (s *session) finish(err error) error {
 	case errors.As(err, &rejected):
 		orderly = s.refuse(rejected)
 	case cause != nil:
-		orderly, err = err != errEnded && s.v2 && s.between(), cause
+		orderly, err = err != errEnded && s.v2 && s.between(), whatEnded(cause, err)
 	}
 	if orderly {
 		_ = s.conn.close()
@@ -628,6 +631,14 @@ func (s *session) finish(err error) error {
 	}
 	s.report(err)
 	return err
+}
+
+// whatEnded is why a session ended that somebody else ended, and how far a WRITE had come that was being received.
+func whatEnded(cause, err error) error {
+	if cause != errTargetClosed && errors.Is(err, errCutShort) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return cause
 }
 
 // refuse sends what is owed for the requests before the rejected one and, where the peer understands it, the reason.
@@ -674,6 +685,8 @@ func (s *session) report(err error) {
 			zap.NamedError("reason", rejected.reason))
 	case errors.Is(err, errInaccessible):
 		log.Warn("data request failed", zap.Error(err))
+	case errors.Is(err, errCutShort) && s.target.toTell(s.host):
+		log.Warn("data connection lost", zap.Error(err))
 	default:
 		log.Info("data connection lost", zap.Error(err))
 	}

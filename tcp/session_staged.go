@@ -3,7 +3,6 @@ package tcp
 import (
 	"context"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 
@@ -219,10 +218,8 @@ func (s *session) stageIn(h header, to route) error {
 			n, err = s.receiveStaged(place)
 		}
 		switch {
-		case err == io.EOF:
-			return cutShort(h, rest.length)
 		case err != nil:
-			return err
+			return cutShort(h, rest.length, err)
 		case n > 0:
 			s.turn.load.grow(&rest, n)
 		}

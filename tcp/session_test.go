@@ -261,9 +261,30 @@ func TestPeerThatClosesInTheMiddleLeavesNothingBehind(t *testing.T) {
 		c.expectStatus(statusOK)
 		c.expect(memory[2<<20 : 2<<20+3])
 		c.expectReset()
-		require.Contains(t, h.waitForLog("data connection lost").ContextMap()["error"], "the peer closed the connection")
+		lost := h.waitForLog("data connection lost")
+		if length > headerSize {
+			require.Contains(t, lost.ContextMap()["error"], "bytes of a WRITE of 1048576 at")
+			require.Equal(t, zapcore.WarnLevel, lost.Level)
+		}
 		h.waitForSessions(0)
 	}
+}
+
+func TestAPeerThatEndsInTheMiddleOfManyWritesIsWarnedOfOnce(t *testing.T) {
+	memory := mapped(t, 1<<20)
+	h := serve(t, targetOptions{}, memory)
+	begun := writeV2(addressOf(memory), make([]byte, 1<<20))[:1<<19]
+	conns := []*client{h.dial(), h.dial(), h.dial()}
+	for _, c := range conns {
+		c.send(begun)
+	}
+	for _, c := range conns {
+		require.NoError(t, c.conn.Close())
+	}
+	h.waitForSessions(0)
+	lost := h.logs.FilterMessage("data connection lost")
+	require.Equal(t, len(conns), lost.Len())
+	require.Equal(t, 1, lost.FilterLevelExact(zapcore.WarnLevel).Len())
 }
 
 func TestPeerThatClosesWithoutReadingItsAnswersLeavesNothingBehind(t *testing.T) {

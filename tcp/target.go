@@ -71,6 +71,7 @@ type target struct {
 	sessions map[*session]struct{}
 	numbered map[connectionKey]*session // those that began with a hello
 	gone     map[string]*core.Link      // what sessions that have ended came to, by host
+	told     loss                       // the latest that was warned of
 
 	polled   atomic.Uint64 // grows with what sessions receive that poll
 	watching atomic.Bool   // the timer is set
@@ -342,4 +343,23 @@ func (t *target) check() {
 			s.end(fmt.Errorf("no byte moved for %v (MC_TCP_PROGRESS_TIMEOUT_SEC)", t.options.progressTimeout))
 		}
 	}
+}
+
+// loss is that connections of a host were lost.
+type loss struct {
+	host string
+	when time.Duration // by core.Now
+}
+
+// toTell reports whether the loss of a connection is to be warned of: a peer that ends loses all that it has at once.
+func (t *target) toTell(host string) bool {
+	const once = 10 * time.Second
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := core.Now()
+	if t.told.host == host && now-t.told.when < once {
+		return false
+	}
+	t.told = loss{host, now}
+	return true
 }
