@@ -8,6 +8,7 @@
 #   make test-npu  the demo, the tests of device memory and the benchmark on this machine's NPUs, and a report of them
 #   make test      every test; what the machine does not allow is skipped, and listed at the end
 #   make test-aarch64  a good part of the tests and the demo as on aarch64, by emulation, with the wheel of make wheels
+#   make test-sglang kvferry and Mooncake under SGLang's transfer, and under vllm-ascend's on simulated NPUs
 #   make soak      an hour of engines under faults, and whose bytes are where; SECONDS=60 SEED=7 for less, and again
 #   make lint      formatters, linters and type checkers, generated files, headers
 #   make build     the shared and the static library, and the simulated devices, in build/lib
@@ -36,8 +37,8 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core cuda internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 soak lint build wheel wheels install \
-    changelog generate clean
+.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 test-sglang soak lint build wheel \
+    wheels install changelog generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -74,6 +75,13 @@ test: $(VENV)/installed $(VENV)/test-tools
 
 test-aarch64: $(VENV)/wheel-tools
 	$(VENV)/bin/python scripts/test_aarch64.py dist/kvferry-*_aarch64.whl
+
+# Each says what it installs into build/real before it does. REAL=short is the form for CI.
+REAL ?= whole
+
+test-sglang: build $(VENV)/installed $(VENV)/test-tools
+	$(VENV)/bin/python scripts/real_environment.py sglang
+	KVFERRY_REAL=$(REAL) $(VENV)/bin/python -m pytest tests/real/test_sglang.py tests/real/test_vllm_ascend.py
 
 SECONDS ?= 3600
 SOAK ?= $(if $(SEED),--seed $(SEED))

@@ -82,16 +82,7 @@ class Peer:
         self._pending: dict[int, concurrent.futures.Future[Any]] = {}
         self._ended = False
         self._log_read = 0  # bytes of the log that are older than the current test
-        with open(log_path, "wb") as log:
-            self.process = subprocess.Popen(
-                [*enter, str(python), "-m", module],
-                cwd=TESTS,
-                env=dict(env),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+        self.process = self._start([*enter, str(python), "-m", module], dict(env))
         threading.Thread(target=self._read_answers, daemon=True).start()
         started.append(self)
 
@@ -101,6 +92,12 @@ class Peer:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def _start(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+        with open(self.log_path, "wb") as log:
+            return subprocess.Popen(
+                command, cwd=TESTS, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
 
     # Requests.
 
