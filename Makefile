@@ -8,7 +8,8 @@
 #   make test-npu  the demo, the tests of device memory and the benchmark on this machine's NPUs, and a report of them
 #   make test      every test; what the machine does not allow is skipped, and listed at the end
 #   make test-aarch64  a good part of the tests and the demo as on aarch64, by emulation, with the wheel of make wheels
-#   make test-sglang kvferry and Mooncake under SGLang's transfer, and under vllm-ascend's on simulated NPUs
+#   make test-vllm kvferry and Mooncake under real vLLM servers, without a GPU; REAL=short for two minutes of it
+#   make test-sglang the same under SGLang's transfer, and under vllm-ascend's on simulated NPUs
 #   make soak      an hour of engines under faults, and whose bytes are where; SECONDS=60 SEED=7 for less, and again
 #   make lint      formatters, linters and type checkers, generated files, headers
 #   make build     the shared and the static library, and the simulated devices, in build/lib
@@ -37,8 +38,8 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core cuda internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 test-sglang soak lint build wheel \
-    wheels install changelog generate clean
+.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 test-vllm test-sglang soak lint build \
+    wheel wheels install changelog generate clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -78,6 +79,10 @@ test-aarch64: $(VENV)/wheel-tools
 
 # Each says what it installs into build/real before it does. REAL=short is the form for CI.
 REAL ?= whole
+
+test-vllm: build $(VENV)/installed $(VENV)/test-tools
+	$(VENV)/bin/python scripts/real_environment.py vllm
+	KVFERRY_REAL=$(REAL) $(VENV)/bin/python -m pytest tests/real/test_vllm.py
 
 test-sglang: build $(VENV)/installed $(VENV)/test-tools
 	$(VENV)/bin/python scripts/real_environment.py sglang

@@ -36,8 +36,8 @@ class Needs(NamedTuple):
 
 
 ENVIRONMENTS = {
-    "sglang": Needs("SGLang 0.5.23 and vllm-ascend 0.23.0", 2.7, 1.0, "one or two", ("vllm-ascend==0.23.0",)),
-    "vllm": Needs("vLLM 0.32.0 for CPUs", 3.4, 1.2, "one or two"),
+    "sglang": Needs("SGLang 0.5.23 and vllm-ascend 0.23.0", 2.5, 0.9, "one or two", ("vllm-ascend==0.23.0",)),
+    "vllm": Needs("vLLM 0.32.0 for CPUs", 2.8, 1.1, "one or two"),
 }
 
 
