@@ -71,7 +71,7 @@ test-npu: $(VENV)/installed $(VENV)/test-tools
 test-gpu: $(VENV)/installed $(VENV)/test-tools
 	$(GPU_PYTHON) scripts/test_gpu.py $(CHECK)
 
-test: $(VENV)/installed $(VENV)/test-tools
+test: build $(VENV)/installed $(VENV)/test-tools
 	scripts/test.sh $(VENV)/bin/python
 
 test-aarch64: $(VENV)/wheel-tools
