@@ -17,6 +17,7 @@ from typing import Any, Optional
 import pytest
 
 from support import ports, process, venvs
+from support.ids import shown
 from support.memory import Memory
 from support.pairs import DIRECTIONS, Pair
 from support.peer import Peer, environment
@@ -293,7 +294,7 @@ def test_a_signal_after_graceful_shutdown_leaves_nothing(server: Server, number:
     check_gone(server, name)
 
 
-@pytest.mark.parametrize("garbage", (b"", b"null", b'{"protocol": 1}', b"\xff" * 1000), ids=repr)
+@pytest.mark.parametrize("garbage", (b"", b"null", b'{"protocol": 1}', b"\xff" * 1000), ids=shown)
 def test_garbage_under_a_key_is_an_error_that_names_it(start_peer: Peers, server: Server, garbage: bytes) -> None:
     name = unused()
     for kind in ("ram", "rpc_meta"):

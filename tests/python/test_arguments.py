@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kvferry._ffi import u64_array
 from mooncake.engine import TransferEngine, TransferNotify
+from support.ids import shown
 from support.inprocess import Node
 
 U64_MAX = 2**64 - 1
@@ -106,7 +107,7 @@ NO_LISTS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("bad", NO_ADDRESSES, ids=repr)
+@pytest.mark.parametrize("bad", NO_ADDRESSES, ids=shown)
 @pytest.mark.parametrize("place", range(3))
 def test_a_number_that_is_no_address_is_a_type_error(near: Node, far: Node, bad: Any, place: int) -> None:
     one: list[Any] = [near.address, far.address, 1]
@@ -120,7 +121,7 @@ def test_a_number_that_is_no_address_is_a_type_error(near: Node, far: Node, bad:
         engine.transfer_sync(far.name, local, remote, length, 1)
 
 
-@pytest.mark.parametrize("bad", NO_ADDRESSES, ids=repr)
+@pytest.mark.parametrize("bad", NO_ADDRESSES, ids=shown)
 def test_no_other_call_takes_it_either(near: Node, bad: Any) -> None:
     engine = near.engine
     for call, arguments in (
@@ -141,7 +142,7 @@ def test_no_other_call_takes_it_either(near: Node, bad: Any) -> None:
             call(*arguments)
 
 
-@pytest.mark.parametrize("bad", NO_LISTS, ids=repr)
+@pytest.mark.parametrize("bad", NO_LISTS, ids=shown)
 @pytest.mark.parametrize("place", range(3))
 def test_a_list_with_anything_else_in_it_is_a_type_error(near: Node, far: Node, bad: Any, place: int) -> None:
     many: list[Any] = [[near.address], [far.address], [1]]
@@ -157,7 +158,7 @@ def test_a_list_with_anything_else_in_it_is_a_type_error(near: Node, far: Node, 
             call(far.name, *many)
 
 
-@pytest.mark.parametrize("bad", NO_LISTS, ids=repr)
+@pytest.mark.parametrize("bad", NO_LISTS, ids=shown)
 def test_nor_do_other_calls_take_such_a_list(near: Node, bad: Any) -> None:
     for call, arguments in (
         (near.engine.batch_register_memory, (bad, [1])),
@@ -169,7 +170,7 @@ def test_nor_do_other_calls_take_such_a_list(near: Node, bad: Any) -> None:
             call(*arguments)
 
 
-@pytest.mark.parametrize("bad", [None, 1, b"127.0.0.1:1"], ids=repr)
+@pytest.mark.parametrize("bad", [None, 1, b"127.0.0.1:1"], ids=shown)
 def test_a_name_that_is_no_string_is_a_type_error(near: Node, bad: Any) -> None:
     engine = near.engine
     for call, arguments in (

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mooncake.engine import TransferEngine
+from support.ids import shown
 from support.inprocess import Node, run_python
 
 SIZE = 1 << 20
@@ -227,7 +228,7 @@ def test_what_are_no_pages_is_told(
         getattr(near.engine, f"batch_transfer_sync_{form}_pages")(NOBODY, source, destination, fields)
 
 
-@pytest.mark.parametrize("limit", (-1, 1.0, "1", None, 2**64), ids=repr)
+@pytest.mark.parametrize("limit", (-1, 1.0, "1", None, 2**64), ids=shown)
 def test_a_batch_size_that_is_none_is_a_type_error(near: Node, limit: Any) -> None:
     with pytest.raises(TypeError):
         near.engine.batch_transfer_sync_write_pages(NOBODY, PAGES, PAGES, FIELDS, limit)

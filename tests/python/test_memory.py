@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvferry._bindings import KVFERRY_ERR_IN_USE
 from kvferry._memory import LARGEST, SMALLEST, ManagedMemory, block_size
 from mooncake.engine import TransferEngine
+from support.ids import shown
 from support.inprocess import HOST, Node
 from support.memory import transfer
 from support.peers import Peers
@@ -220,7 +221,7 @@ def test_bytes_of_any_kind_of_source_are_put_into_memory(near: Node, source: Any
     assert engine.read_bytes_from_buffer(near.address, len(data)) == data
 
 
-@pytest.mark.parametrize("source", [None, 5, [1], object()], ids=repr)
+@pytest.mark.parametrize("source", [None, 5, [1], object()], ids=shown)
 def test_what_has_no_bytes_is_a_type_error(near: Node, source: Any) -> None:
     with pytest.raises(TypeError):
         near.engine.write_bytes_to_buffer(near.address, source, 0)
@@ -259,7 +260,7 @@ def test_memory_that_is_not_for_peers_is_not_told_to_them_and_refused_and_serves
     assert ours.call("unregister_memory", hidden.address) == 0
 
 
-@pytest.mark.parametrize("bad", ("False", b"", []), ids=repr)
+@pytest.mark.parametrize("bad", ("False", b"", []), ids=shown)
 def test_whether_memory_is_for_peers_is_told_by_a_truth_value(near: Node, bad: Any) -> None:
     with pytest.raises(TypeError):
         near.engine.register_memory(near.address, 1, "*", bad)

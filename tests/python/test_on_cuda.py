@@ -13,6 +13,7 @@ import pytest
 from kvferry import simulator
 from kvferry.gpu import CUDA, Memory
 from mooncake.engine import TransferEngine
+from support.ids import shown
 from support.inprocess import HOST, run_python
 from support.process import until
 from support.streams import Stream
@@ -222,7 +223,7 @@ def test_an_engine_that_was_not_initialized_says_so(engines: Engines, fresh_engi
             getattr(fresh_engine, f"batch_transfer_{operation}_on_cuda")("127.0.0.1:1", [1], [1], [1], 0)
 
 
-@pytest.mark.parametrize("peer", ("127.0.0.1:1", "", "a\0b"), ids=repr)
+@pytest.mark.parametrize("peer", ("127.0.0.1:1", "", "a\0b"), ids=shown)
 def test_a_peer_that_cannot_be_opened_is_an_error_at_once(own: Pair, peer: str) -> None:
     with pytest.raises(RuntimeError):
         own.engine.transfer_write_on_cuda(peer, own.local.address, own.remote.address, SIZE, own.stream.handle)

@@ -17,6 +17,7 @@ from kvferry._library import LibraryError
 from mooncake.engine import ScatterTransferCompletionStatus as Status
 from mooncake.engine import ScatterTransferTicket, TransferEngine
 from support import absent
+from support.ids import shown
 from support.inprocess import HOST, Node
 from support.peers import unavailable
 from support.rawpeer import BASE, RawTarget, swallow
@@ -137,7 +138,7 @@ def test_a_range_that_the_peer_did_not_register_is_told_by_the_ticket(near: Node
     assert ticket.drain(SOON) is Status.FAILED_DRAINED
 
 
-@pytest.mark.parametrize("bad", (-1, 2**64, 1.0, None, "1"), ids=repr)
+@pytest.mark.parametrize("bad", (-1, 2**64, 1.0, None, "1"), ids=shown)
 @pytest.mark.parametrize("place", OK)
 def test_what_is_no_number_is_a_type_error(near: Node, far: Node, place: str, bad: Any) -> None:
     wrong = [[bad]] if place in ("local_offsets", "remote_offsets", "lengths") else [bad]
@@ -147,7 +148,7 @@ def test_what_is_no_number_is_a_type_error(near: Node, far: Node, place: str, ba
         near.engine.submit_scatter_write(None, **OK)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", (-1, 2**64, 1.5, None), ids=repr)
+@pytest.mark.parametrize("bad", (-1, 2**64, 1.5, None), ids=shown)
 def test_a_time_is_whole_milliseconds(near: Node, far: Node, bad: Any) -> None:
     ticket = near.engine.submit_scatter_write(far.name, **{**OK, "lengths": [[0]]})
     with pytest.raises(TypeError):
