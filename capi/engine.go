@@ -44,9 +44,6 @@ func options(store, name, ignoredHost C.text_t) (o core.Options, err error) {
 
 // create makes an engine with the settings that the environment has now, and its handle. asks: see engineHandle.
 func create(o core.Options, install, asks bool) (unsafe.Pointer, error) {
-	if err := reserveThreads(); err != nil {
-		return nil, err
-	}
 	config, log, closeLog := settings()
 	o.Config, o.Log = config, log
 	o.Version, o.Changed = C.GoString(C.kvferry_version()), core.ChangedSettings(environment)

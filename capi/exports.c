@@ -76,6 +76,9 @@ transfer_engine_t createTransferEngine(const char *metadata_conn_string, const c
 {
     ENTER_LOUDLY(NULL);
     (void)rpc_port;
+    if (kvferry_reserve_threads() != 0) {
+        return told_pointer(NULL, __func__, NULL);
+    }
     return told_pointer(NULL, __func__, kvferry_go_create(metadata_conn_string, local_server_name, ip_or_host_name,
                                                           auto_discover, kvferry_reason()));
 }

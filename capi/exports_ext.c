@@ -255,6 +255,9 @@ uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name
 kvferry_call_t kvferry_start_engine(const char *metadata_conn_string, const char *local_server_name, const char *transport)
 {
     ENTER(NULL);
+    if (kvferry_reserve_threads() != 0) {
+        return NULL;
+    }
     return kvferry_go_start_engine(metadata_conn_string, local_server_name, transport, kvferry_reason());
 }
 

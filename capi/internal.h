@@ -61,8 +61,11 @@ int kvferry_start_thread(pthread_t *thread, const pthread_attr_t *attributes, vo
 /* Whether the system starts so many more threads now: 0, or an errno. Takes some 20 us for each. */
 int kvferry_probe_threads(int count);
 
-/* The threads that Go needs are there. */
-void kvferry_threads_reserved(void);
+/* Called from Go when the library is loaded. */
+void kvferry_runtime_started(void);
+
+/* Has the threads exist that the library needs, once; called before an engine is made. 0, or not, and the reason says why. */
+int kvferry_reserve_threads(void);
 
 /* Called in a forked child before anything else: no locks, no allocation. */
 void kvferry_forget_shutdown(void);

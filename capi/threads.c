@@ -1,11 +1,12 @@
 /*
  * Threads, at the limit of what the system allows: a container's pids limit, or RLIMIT_NPROC.
  *
- *  1. kvferry_probe_threads finds out whether so many more threads may be started, by starting them. Go then starts as many,
- *     and keeps them: see core/threads.
+ *  1. kvferry_reserve_threads finds out how many more threads may be started, by starting them, outside of Go. Go then starts
+ *     as many, and keeps them: see core/threads.
  *  2. Go may need one more all the same. It ends the process when it cannot have it. So its calls of pthread_create come to
  *     the one below, which waits until the system allows one.
  */
+#include "_cgo_export.h"
 #include "internal.h"
 
 #include <dlfcn.h>
@@ -23,11 +24,11 @@ typedef void *thread_t(void *);
 
 typedef int create_t(pthread_t *, const pthread_attr_t *, thread_t *, void *);
 
-static int reserved; /* the threads that are needed are there: before that, a failure has who asks for an engine told */
+static int started; /* the Go runtime is: while the library is loaded, the first call would wait for ever */
 
-void kvferry_threads_reserved(void)
+void kvferry_runtime_started(void)
 {
-    __atomic_store_n(&reserved, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&started, 1, __ATOMIC_RELEASE);
 }
 
 int kvferry_start_thread(pthread_t *thread, const pthread_attr_t *attributes, thread_t *run, void *argument)
@@ -67,7 +68,7 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, thread_t
     const struct timespec moment = {.tv_nsec = 10000000};
     int failure = kvferry_start_thread(thread, attributes, run, argument);
 
-    while (failure == EAGAIN && __atomic_load_n(&reserved, __ATOMIC_ACQUIRE)) {
+    while (failure == EAGAIN && __atomic_load_n(&started, __ATOMIC_ACQUIRE)) {
         say_waiting();
         nanosleep(&moment, NULL);
         failure = kvferry_start_thread(thread, attributes, run, argument);
@@ -77,7 +78,7 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, thread_t
 
 #else /* in a program that is linked with the static library pthread_create is the program's */
 
-void kvferry_threads_reserved(void)
+void kvferry_runtime_started(void)
 {
 }
 
@@ -122,5 +123,27 @@ int kvferry_probe_threads(int count)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_mutex_destroy(&gate);
     free(threads);
+    return failure;
+}
+
+int kvferry_reserve_threads(void)
+{
+    static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+    int failure = 0, count = 0, way, wanted;
+
+    pthread_mutex_lock(&turn);
+    for (way = 0; (wanted = kvferry_go_threads_wanted(way)) > 0; way++) {
+        count = wanted;
+        failure = kvferry_probe_threads(count);
+        if (failure == 0) {
+            kvferry_go_reserve_threads(way);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&turn);
+    if (failure != 0) {
+        kvferry_explain("the %d threads that the library needs cannot be started: %s: raise the pids limit of the container, "
+                        "or RLIMIT_NPROC", count, strerror(failure));
+    }
     return failure;
 }

@@ -4,25 +4,23 @@ package main
 import "C"
 
 import (
-	"fmt"
 	"syscall"
 
-	"kvferry/core/status"
 	"kvferry/core/threads"
 )
 
-// reserveThreads has the threads exist that the library needs, before there is an engine. It does so once in a process.
-func reserveThreads() error {
-	if err := threads.Reserve(probeThreads); err != nil {
-		return status.Errorf(status.Context, "%w", err)
-	}
-	C.kvferry_threads_reserved()
-	return nil
-}
+// init tells threads.c that the library is loaded.
+func init() { C.kvferry_runtime_started() }
 
-func probeThreads(count int) error {
-	if failure := C.kvferry_probe_threads(C.int(count)); failure != 0 {
-		return fmt.Errorf("%w: raise the pids limit of the container, or RLIMIT_NPROC", syscall.Errno(failure))
-	}
-	return nil
+//export kvferry_go_threads_wanted
+func kvferry_go_threads_wanted(way C.int) C.int { return C.int(threads.Wanted(int(way))) }
+
+//export kvferry_go_reserve_threads
+func kvferry_go_reserve_threads(way C.int) {
+	threads.Reserve(int(way), func(count int) error {
+		if failure := C.kvferry_probe_threads(C.int(count)); failure != 0 {
+			return syscall.Errno(failure)
+		}
+		return nil
+	})
 }

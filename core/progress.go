@@ -11,6 +11,7 @@ import (
 type Progress struct {
 	Moved, Total uint64        // bytes whose arrival is known, and bytes in all
 	Still        time.Duration // since when nothing was seen to move; as exact as Batch.Progress is called often
+	Moving       bool          // something was seen to move a short while ago
 }
 
 // movedLately is how long nothing may move before a transfer is said to stand still. A slow link may take as long for what
@@ -19,16 +20,17 @@ const movedLately = 2 * time.Second
 
 func (p Progress) String() string {
 	moved := fmt.Sprintf("%d of %d bytes are known to have arrived", p.Moved, p.Total)
-	if p.Still < movedLately {
+	if p.Moving {
 		return moved + ", and more are on their way: it makes progress, and needs more time"
 	}
-	return fmt.Sprintf("%s, and nothing has moved for %.1f s: the peer, or the network to it, stands still", moved, p.Still.Seconds())
+	return fmt.Sprintf("%s, and nothing is known to have moved for %.1f s: the peer, or the network to it, stands still", moved, p.Still.Seconds())
 }
 
 // movement is what the last call of Batch.Progress saw.
 type movement struct {
 	moved uint64 // by the transports' count, too
 	since time.Time
+	seen  bool // since is when something was seen to move, and not when the batch was made
 }
 
 // Progress looks how far the batch has come. It takes some nanoseconds for each task.
@@ -51,13 +53,14 @@ func (b *Batch) Progress() Progress {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.movement.since.IsZero() {
-		b.movement = movement{since: b.made}
-	}
-	if seen != b.movement.moved {
-		b.movement = movement{moved: seen, since: now}
+	switch {
+	case b.movement.since.IsZero() && p.Moved == 0: // what the connections have moved may be from before
+		b.movement = movement{moved: seen, since: b.made}
+	case seen != b.movement.moved:
+		b.movement = movement{moved: seen, since: now, seen: true}
 	}
 	p.Still = now.Sub(b.movement.since)
+	p.Moving = b.movement.seen && p.Still < movedLately
 	return p
 }
 
@@ -69,6 +72,7 @@ func ProgressOf(batches []*Batch) Progress {
 		all.Moved += p.Moved
 		all.Total += p.Total
 		all.Still = min(all.Still, p.Still)
+		all.Moving = all.Moving || p.Moving
 	}
 	return all
 }

@@ -4,8 +4,8 @@
 // the system refuses to start it: a container's pids limit and RLIMIT_NPROC count threads, and other processes may take the
 // rest at any time. So:
 //
-//  1. Reserve makes sure that the system allows as many threads as are needed, and has Go start them. Go keeps the threads
-//     that it has, so they are there for as long as the process.
+//  1. The caller makes sure that the system allows as many threads as are needed, without Go, which could need one meanwhile.
+//     Reserve has Go start them. Go keeps the threads that it has, so they are there for as long as the process.
 //  2. System calls that may take long are enclosed by Enter and Leave, so that only so many threads are in one at a time.
 //     Who comes when there are as many as may be waits for one to end.
 //  3. Some of these calls may never end, as their pages do not come. Where none has ended for a while, one more is let in,
@@ -16,21 +16,21 @@
 package threads
 
 import (
-	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-const (
-	// calls is how many calls that may take long are let in at a time, and spare how many threads there are beside those for
-	// them and for goroutines that run.
-	calls = 16
-	spare = 16
-	// patience is how long one more call waits before another thread is started for it.
-	patience = 10 * time.Millisecond
-)
+// share is how threads are given out: calls that may take long are let in so many at a time, and so many threads are spare,
+// beside those and the ones for goroutines that run.
+type share struct{ calls, spare int }
+
+// ways are the share that slows nothing down, and those to do with where the system allows fewer threads.
+var ways = []share{{16, 16}, {8, 8}, {2, 6}}
+
+// patience is how long one more call waits before another thread is started for it.
+const patience = 10 * time.Millisecond
 
 // Probe tells why the system would not start so many more threads now; nil when it would.
 type Probe func(threads int) error
@@ -38,6 +38,7 @@ type Probe func(threads int) error
 var (
 	starting sync.Mutex
 	probe    Probe // nil before Reserve
+	reserved share
 
 	inside  atomic.Int64 // calls that were let in and have not ended
 	waiting atomic.Int64 // those that wait to be let in
@@ -45,27 +46,33 @@ var (
 	freed   = make(chan struct{}, 1)
 )
 
-// Bound is how many threads Reserve has Go start. Go may have a few more, started before or for short system calls.
-func Bound() int {
+func (s share) threads() int {
 	processors := runtime.GOMAXPROCS(0)
-	return processors + processors/2 + calls + spare // every other processor may have one that naps, see tcp/waiting.go
+	return processors + processors/2 + s.calls + s.spare // every other processor may have one that naps, see tcp/waiting.go
 }
 
-// Reserve has Go start the threads, unless it has done so. An error says why the system does not allow that many, and nothing
-// has changed then.
-func Reserve(p Probe) error {
+// Wanted is how many threads are to be had for one of the ways to reserve them, from 0 on, each with fewer threads than the one
+// before; 0 for none, or when Reserve has been called.
+func Wanted(way int) int {
+	starting.Lock()
+	defer starting.Unlock()
+	if probe != nil || way >= len(ways) {
+		return 0
+	}
+	return ways[way].threads()
+}
+
+// Reserve has Go start the threads of one of the ways, which the system was found to allow a moment ago. Later calls do
+// nothing. p is for the threads that are started later.
+func Reserve(way int, p Probe) {
 	starting.Lock()
 	defer starting.Unlock()
 	if probe != nil {
-		return nil
+		return
 	}
-	if err := p(Bound()); err != nil {
-		return fmt.Errorf("the %d threads that the library needs cannot be started: %w", Bound(), err)
-	}
-	start(Bound())
-	probe = p
-	allowed.Store(calls)
-	return nil
+	start(ways[way].threads())
+	probe, reserved = p, ways[way]
+	allowed.Store(int64(reserved.calls))
 }
 
 // start makes sure that Go has so many threads that are not in a system call. Each is bound to a goroutine for a moment, all
@@ -147,6 +154,6 @@ func grow() {
 	if inside.Load() < allowed.Load() || probe(1) != nil {
 		return
 	}
-	start(Bound() - calls + 1)
+	start(reserved.threads() - reserved.calls + 1)
 	allowed.Add(1)
 }

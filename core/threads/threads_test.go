@@ -21,8 +21,8 @@ func threads(t *testing.T) int {
 	return len(all)
 }
 
-// reserve is Reserve with this answer of the system, for one test.
-func reserve(t *testing.T, p Probe) error {
+// reserve is Reserve for one test.
+func reserve(t *testing.T, way int, p Probe) (calls int) {
 	t.Helper()
 	t.Cleanup(func() {
 		probe = nil
@@ -30,15 +30,17 @@ func reserve(t *testing.T, p Probe) error {
 		require.Zero(t, inside.Load())
 		require.Zero(t, waiting.Load())
 	})
-	return Reserve(p)
+	Reserve(way, p)
+	return ways[way].calls
 }
 
+func willing(int) error { return nil }
+
 func TestTheThreadsAreThereBeforeTheyAreNeeded(t *testing.T) {
-	var asked int
-	require.NoError(t, reserve(t, func(n int) error { asked = n; return nil }))
-	require.Equal(t, Bound(), asked)
+	wanted := Wanted(0)
+	calls := reserve(t, 0, willing)
 	before := threads(t)
-	require.GreaterOrEqual(t, before, Bound())
+	require.GreaterOrEqual(t, before, wanted)
 
 	var busy sync.WaitGroup
 	var pipe [2]int
@@ -50,32 +52,35 @@ func TestTheThreadsAreThereBeforeTheyAreNeeded(t *testing.T) {
 			_, _ = syscall.Read(pipe[0], make([]byte, 1))
 		})
 	}
-	require.Eventually(t, func() bool { return inside.Load() == calls }, limit, time.Millisecond)
+	require.Eventually(t, func() bool { return inside.Load() == int64(calls) }, limit, time.Millisecond)
 	require.LessOrEqual(t, threads(t), before, "none of them has needed another thread")
 	_, err := syscall.Write(pipe[1], make([]byte, calls))
 	require.NoError(t, err)
 	busy.Wait()
 }
 
-func TestWhatTheSystemRefusesIsAnErrorAndBoundsNothing(t *testing.T) {
-	refused := errors.New("the pids limit is reached")
-	require.ErrorIs(t, reserve(t, func(int) error { return refused }), refused)
-	for range 2 * calls {
+func TestEachWayToReserveThreadsTakesFewerAndLetsFewerCallsIn(t *testing.T) {
+	for way := 1; way < len(ways); way++ {
+		require.Less(t, Wanted(way), Wanted(way-1))
+		require.Less(t, ways[way].calls, ways[way-1].calls)
+	}
+	require.Zero(t, Wanted(len(ways)))
+	calls := reserve(t, len(ways)-1, willing)
+	require.EqualValues(t, calls, allowed.Load())
+	require.Zero(t, Wanted(0), "they are reserved")
+}
+
+func TestNothingIsBoundedBeforeThreadsAreReserved(t *testing.T) {
+	for range 100 {
 		Enter()
 	}
-	for range 2 * calls {
+	for range 100 {
 		Leave()
 	}
-	require.NoError(t, reserve(t, func(int) error { return nil }), "another time it may go")
 }
 
 func TestWhoComesWhenAllAreInWaitsForOneToLeave(t *testing.T) {
-	require.NoError(t, reserve(t, func(n int) error {
-		if n == 1 {
-			return errors.New("not one more")
-		}
-		return nil
-	}))
+	calls := reserve(t, 0, func(int) error { return errors.New("not one more") })
 	for range calls {
 		Enter()
 	}
@@ -105,7 +110,7 @@ func TestWhoComesWhenAllAreInWaitsForOneToLeave(t *testing.T) {
 }
 
 func TestCallsThatNeverEndKeepNobodyOutWhereThereAreMoreThreads(t *testing.T) {
-	require.NoError(t, reserve(t, func(int) error { return nil }))
+	calls := reserve(t, 0, willing)
 	for range 3 * calls { // none leaves
 		Enter()
 	}

@@ -105,7 +105,9 @@ def _require_threads() -> None:
 def _open(path: Path | str) -> Functions:
     _require_threads()
     try:
-        return Functions(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL))
+        functions = Functions(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL))
+        functions.kvferry_rpc_port(0)  # fails, and returns when the Go runtime has started, which it does by itself
+        return functions
     except OSError as e:
         trouble = _platform_trouble()
         raise LibraryError(f"{path} cannot be loaded: {e}" + (f". {trouble}" if trouble else "")) from e

@@ -24,7 +24,7 @@ static void test_wait_ends_in_time_and_costs_no_cpu(transfer_engine_t engine, se
 
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 0), KVFERRY_ERR_TIMED_OUT);
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 500), KVFERRY_ERR_TIMED_OUT);
-    CHECK(strstr(kvferry_last_error(), "500 ms") != NULL);
+    CHECK(strstr(kvferry_last_error(), "0 of ") != NULL);
     began = now();
     used = cpu_time();
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 1000), KVFERRY_ERR_TIMED_OUT);

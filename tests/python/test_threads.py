@@ -58,11 +58,12 @@ assert codes == [0] * len(workers) * 20, set(codes)
 """)
 
 
-def test_an_engine_whose_threads_may_not_be_started_is_an_error() -> None:
-    said = limited("""
+@pytest.mark.parametrize("left", [0, 1, 3, 8])
+def test_an_engine_whose_threads_may_not_be_started_is_an_error(left: int) -> None:
+    said = limited(f"""
 from mooncake.engine import TransferEngine
 e = TransferEngine()
-allow(3)
+allow({left})
 assert e.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == -1
 allow(200)
 works()
