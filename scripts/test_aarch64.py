@@ -50,6 +50,8 @@ FILES_LEFT_OUT = (
     *("tcp/neighbour_test.go", "tcp/permit_test.go", "tcp/turnstile_test.go"),  # copies between processes of one host
 )
 TESTS_LEFT_OUT = (
+    # A slow sender has a whole piece fit into the socket's buffer now and then; the test wants one that does not.
+    "TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout",
     "FuzzSession",
     "TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas/one_host",
     "TestRandomRequestsMatchAModelOfMemory",
