@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,25 +40,25 @@ class Child:
         self.stdin: Optional[IO[str]] = stdin
         self.stdout: Optional[IO[str]] = stdout
         self.returncode: Optional[int] = None
-        self._status = status
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, args=(status,), daemon=True).start()
+
+    def _watch(self, status: int) -> None:
+        said = os.read(status, 16)
+        os.close(status)
+        self.returncode = (
+            int(said) if said else -signal.SIGKILL
+        )  # nothing: the parent has ended, and so have its children
+        self._ended.set()
 
     def poll(self) -> Optional[int]:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(0)
         return self.returncode
 
     def wait(self, timeout: Optional[float] = None) -> int:
-        """Wait until the process has ended, and return its code as subprocess has it."""
-        if self.returncode is None:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._status, selectors.EVENT_READ)
-                if not selector.select(timeout):
-                    raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
-            said = os.read(self._status, 16)
-            os.close(self._status)
-            self.returncode = (
-                int(said) if said else -signal.SIGKILL
-            )  # nothing: the parent is gone, and so are its children
+        """Wait until the process has ended, and return its code as subprocess has it. Any thread may."""
+        if not self._ended.wait(timeout):
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        assert self.returncode is not None
         return self.returncode
 
     def send_signal(self, number: int) -> None:
