@@ -227,8 +227,8 @@ func (e *Engine) OpenSegmentNoCache(name string) (SegmentID, error) {
 	return e.openSegment(name, true)
 }
 
-func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
-	name = e.segmentName(name)
+func (e *Engine) openSegment(given string, refresh bool) (SegmentID, error) {
+	name := e.segmentName(given)
 	switch {
 	case e.ctx.Err() != nil:
 		return -1, closedError()
@@ -245,6 +245,10 @@ func (e *Engine) openSegment(name string, refresh bool) (SegmentID, error) {
 		return -1, status.Errorf(status.NotSupportedTransport, "segment %q cannot be opened before a transport is installed", name)
 	}
 	d, err := e.store.Fetch(e.ctx, name)
+	if err != nil && !e.central && address.MayMeanPort(given) {
+		err = status.Errorf(status.Of(err, status.Socket), "%w; %q was taken for an IPv6 address without a port: with one, put the address in brackets",
+			err, given)
+	}
 	if err != nil {
 		return -1, err
 	}

@@ -28,12 +28,7 @@ func (s *p2pStore) Fetch(ctx context.Context, segment string) (*Descriptor, erro
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.client.FetchDescriptor(ctx, peer)
-	if err != nil && address.MayMeanPort(segment) {
-		err = status.Errorf(status.Of(err, status.Socket), "%w; %q was taken for an IPv6 address without a port: with one, put the address in brackets",
-			err, segment)
-	}
-	return d, err
+	return s.client.FetchDescriptor(ctx, peer)
 }
 
 func (s *p2pStore) HandshakeAddress(_ context.Context, segment string) (string, error) {

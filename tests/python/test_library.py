@@ -93,17 +93,3 @@ for t in threads: t.join()
 assert len(found) == 8 and len(set(map(id, found))) == 1
 """)
     assert done.returncode == 0, done.stderr
-
-
-def fails():
-    import tempfile
-    tempfile.tempdir = "/nonexistent"
-    try:
-        start()
-    except RuntimeError as e:
-        assert "no copy of" in str(e) and "/nonexistent" in str(e), e
-    else:
-        raise AssertionError
-assert child(fails) == 0
-""")
-    assert done.returncode == 0, done.stderr
