@@ -108,15 +108,11 @@ func Leave() {
 }
 
 func tryEnter() bool {
-	for {
-		n, most := inside.Load(), allowed.Load()
-		if n >= most && most > 0 {
-			return false
-		}
-		if inside.CompareAndSwap(n, n+1) {
-			return true
-		}
+	if most := allowed.Load(); inside.Add(1) <= most || most == 0 {
+		return true
 	}
+	Leave()
+	return false
 }
 
 // await enters when there is room.
