@@ -18,8 +18,8 @@ import (
 
 // impatient has an engine take what does not end at once for stuck.
 func impatient(e *core.Engine) {
-	e.SetGrace(time.Millisecond)
-	e.SetEnding(time.Millisecond)
+	e.SetGrace(50 * time.Millisecond)
+	e.SetEnding(50 * time.Millisecond)
 }
 
 // requireInUse checks the error of a call that could not wait any longer.

@@ -51,7 +51,6 @@ FILES_LEFT_OUT = (
 )
 TESTS_LEFT_OUT = (
     # A slow sender has a whole piece fit into the socket's buffer now and then; the test wants one that does not.
-    "TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout",
     "FuzzSession",
     "TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas/one_host",
     "TestRandomRequestsMatchAModelOfMemory",
