@@ -156,11 +156,13 @@ type submission struct {
 
 	// Room for what most submissions need, which then takes no allocation of its own.
 	room struct {
-		self  [1]*submission
-		task  [1]Task
-		work  Work
-		works [1]*Work
-		pins  [2]*Region
+		self [1]*submission
+		task [1]Task
+		work Work
+
+		distribution distribution
+		works        [1]*Work
+		pins         [2]*Region
 	}
 }
 

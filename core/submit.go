@@ -85,7 +85,11 @@ func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, f
 	}
 	transports := e.installed()
 	s := newSubmission(b, requests)
-	if err := fill(&distribution{submission: s, engine: e, haveTransport: len(transports) > 0}); err != nil {
+	d := &s.room.distribution
+	*d = distribution{submission: s, engine: e, haveTransport: len(transports) > 0}
+	err := fill(d)
+	*d = distribution{}
+	if err != nil {
 		unpinAll(s.pins.regions)
 		return err
 	}
