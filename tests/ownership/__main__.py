@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -68,6 +69,8 @@ def lacking() -> dict[str, str]:
 def main(given: Sequence[str]) -> int:
     options = arguments(given)
     if not links.is_apart() and not links.why_not_apart():
+        with contextlib.suppress(venvs.Unavailable):  # lacking() tells why
+            venvs.mooncake(plan.MOONCAKE)  # from here: there is no way to PyPI from the namespace
         return links.run_apart(given)
     if links.is_apart():
         links.set_up()
