@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from typing import Callable
 
 from support.peer import PeerError
 
 from . import links, plan
-from .model import Violation
+from .model import Promise, Violation
 from .plan import Fault
-from .slots import Process
+from .slots import AT_ONCE, Process, Slot
 from .transfers import Running
 
 STREAMS = 2  # of faults of a world, at the same time
 AFTER_FORK = 0.3  # seconds that a child outlives its parent at least
+END_STEP = 0.05  # seconds between two looks at connections
 ON_ITS_WAY = 0.2  # seconds in which calls come to wait for a process that is stopped
 MOONCAKES_PORTS = {"MC_MIN_RPC_PORT": "15000", "MC_MAX_RPC_PORT": "17000"}
 
@@ -73,13 +75,31 @@ async def restart(running: Running, fault: Fault) -> bool:
         return await kill(running, fault)
     async with slot.life, slot.memory:
         if fault.both and "fork" in running.plan.faults and not slot.process.is_stopped:
-            await slot.fork(fault.seconds + AFTER_FORK)
+            await slot.fork(AT_ONCE + fault.seconds)  # longer than see_the_end waits
         engine = await slot.close_engine()
+        await see_the_end(running, slot)
         await asyncio.sleep(fault.seconds * 0.2)
         for region in engine.regions:
             await slot.check(slot.process, region)
         await slot.reopen()
     return True
+
+
+async def see_the_end(running: Running, slot: Slot) -> None:
+    """Find connections to an engine that was closed which are up, as where a forked child has them, too."""
+    first, last = ports(slot)
+    if not links.is_apart() or any(ports(other) == (first, last) for other in running.slots if other is not slot):
+        return
+    deadline = time.monotonic() + AT_ONCE
+    while left := links.connections(slot.process.peer.pid, first, last):
+        if time.monotonic() > deadline:
+            raise Violation(Promise.BOUNDED, "peers do not see the end of an engine that was closed", left)
+        await asyncio.sleep(END_STEP)
+
+
+def ports(slot: Slot) -> tuple[int, int]:
+    settings = slot.position.settings if slot.position.ours else MOONCAKES_PORTS
+    return int(settings["MC_MIN_RPC_PORT"]), int(settings["MC_MAX_RPC_PORT"])
 
 
 async def fork(running: Running, fault: Fault) -> bool:
@@ -95,8 +115,7 @@ async def reset(running: Running, fault: Fault) -> bool:
     slot = running.slots[fault.victim]
     if slot.process.is_over:
         return False
-    settings = slot.position.settings if slot.position.ours else MOONCAKES_PORTS
-    links.reset_connections(slot.process.peer.pid, int(settings["MC_MIN_RPC_PORT"]), int(settings["MC_MAX_RPC_PORT"]))
+    links.reset_connections(slot.process.peer.pid, *ports(slot))
     return True
 
 

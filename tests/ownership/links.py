@@ -113,6 +113,13 @@ class Host:
         subprocess.run(["ip", "link", "del", self._link], capture_output=True, timeout=LIMIT)
 
 
+def connections(pid: int, first: int, last: int) -> list[str]:
+    """The connections that are up at the end that has one of some ports, in the network namespace of a process."""
+    command = ("nsenter", f"--net=/proc/{pid}/ns/net", "ss", "-tnHp", "state", "established")
+    ports = f"( sport >= :{first} and sport <= :{last} )"
+    return subprocess.run([*command, ports], capture_output=True, text=True, timeout=LIMIT).stdout.splitlines()
+
+
 def reset_connections(pid: int, first: int, last: int) -> None:
     """Abort the connections to some ports, in the network namespace of a process, as a box between two hosts does."""
     ports = f"( dport >= :{first} and dport <= :{last} ) or ( sport >= :{first} and sport <= :{last} )"
