@@ -389,7 +389,7 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	}
 	s.upToThis = append(before, s)
 	b.latest.Store(s)
-	b.takePins(s)
+	b.takePins(&s.pins)
 	if notify != nil {
 		b.notify = append(b.notify, *notify)
 	}
@@ -402,14 +402,14 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	return nil
 }
 
-// takePins makes the pins of a submission the batch's.
-func (b *Batch) takePins(s *submission) {
+// takePins makes pins the batch's. mu is held.
+func (b *Batch) takePins(p *pins) {
 	if len(b.pins) == 0 {
-		b.pins = s.pins.regions
+		b.pins = p.regions
 	} else {
-		b.pins = append(b.pins, s.pins.regions...)
+		b.pins = append(b.pins, p.regions...)
 	}
-	s.pins.regions = nil
+	p.regions = nil
 }
 
 // takes tells why the batch cannot hold n more requests, nil when it can. mu is held.

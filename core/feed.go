@@ -1,10 +1,13 @@
 package core
 
-import "context"
+import (
+	"context"
+	"iter"
+)
 
 // A batch may be fed: its requests are submitted while it is under way, by a goroutine of the engine.
 //
-//  1. feedBatch counts the requests that will come, and keeps the batch unfinished.
+//  1. feedBatch counts the requests that will come, pins the local memory of all of them, and keeps the batch unfinished.
 //  2. The feeder submits them, in parts if it likes, each after what it waits for: a segment to open, or the former part.
 //  3. When the feeder returns, the batch has as many tasks as it ever will; it ends with the last of them. What was not
 //     submitted by then counts as failed.
@@ -20,13 +23,19 @@ type feed struct {
 	ended  bool          // no more will be submitted; Batch.mu guards it
 }
 
-// feedBatch has feeder submit to the batch from a goroutine of the engine. requests is how many there will be. feeder
-// returns why it has not submitted all of them; nil when it has.
-func (e *Engine) feedBatch(b *Batch, requests int, feeder func(*feed) error) error {
+// feedBatch has feeder submit to the batch from a goroutine of the engine. requests is how many there will be, and local
+// their memory here: to unregister it ends the batch, also before they are submitted. feeder returns why it has not
+// submitted all of them; nil when it has.
+func (e *Engine) feedBatch(b *Batch, requests int, local iter.Seq[Range], feeder func(*feed) error) error {
+	held := pins{ranges: requests}
+	for r := range local {
+		_, _ = e.memory.pinOverlapping(r, &held) // what is wrong with the range is found when it is submitted
+	}
 	f := &feed{idle: make(chan struct{}, 1), rest: uint64(requests)}
 	f.ctx, f.cancel = context.WithCancelCause(e.ctx)
 	b.mu.Lock()
 	b.feed.Store(f)
+	b.takePins(&held)
 	b.pending.Add(1)
 	b.mu.Unlock()
 	if e.spawn(func() { b.endFeed(f, feeder(f)) }) {

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"iter"
 	"math"
 	"math/bits"
 	"slices"
@@ -47,12 +48,25 @@ func (e *Engine) SubmitPages(p *Pages, limit int) (*Batch, error) {
 	} else {
 		kept := *p
 		kept.Local, kept.Remote, kept.Rows = slices.Clone(p.Local), slices.Clone(p.Remote), slices.Clone(p.Rows)
-		err = e.feedBatch(b, p.Count(), func(f *feed) error { return e.feedPages(b, f, &kept, limit) })
+		err = e.feedBatch(b, p.Count(), kept.local(), func(f *feed) error { return e.feedPages(b, f, &kept, limit) })
 	}
 	if err != nil {
 		return nil, inOrder(err, e.FreeBatch(b))
 	}
 	return b, nil
+}
+
+// local are the ranges of this process that the requests move.
+func (p *Pages) local() iter.Seq[Range] {
+	return func(yield func(Range) bool) {
+		for _, r := range p.Rows {
+			for _, page := range p.Local {
+				if !yield(Range{Addr: uintptr(r.LocalBase + page*r.LocalStride), Length: r.Length}) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // feedPages submits the requests in parts.

@@ -202,6 +202,23 @@ func TestUnregisteringMemoryEndsWhatFeedsFromIt(t *testing.T) {
 	require.Equal(t, 1, p.transport.Calls().Submit)
 }
 
+func TestUnregisteringMemoryEndsWhatIsToBeFedFromItLater(t *testing.T) {
+	p := startPair(t, nil)
+	p.SetGrace(0)
+	memory := pages(t, 1<<16)
+	require.NoError(t, p.Register(at(memory), 1<<16, "*", true))
+	many := twoPools(p)
+	many.Rows[1].LocalBase = uint64(at(memory))
+	b, err := p.SubmitPages(many, 1)
+	require.NoError(t, err)
+	eventually(t, func() bool { return len(p.transport.Held()) == 1 }) // of the first row
+
+	require.NoError(t, p.Unregister(at(memory)))
+	wait(t, b)
+	require.Equal(t, 1, p.transport.Calls().Submit)
+	requireCode(t, status.AddressNotRegistered, b.Err())
+}
+
 func TestWhatAreNoPagesIsRefused(t *testing.T) {
 	p := startPair(t, nil)
 	for name, spoil := range map[string]func(*core.Pages){

@@ -41,7 +41,7 @@ func (e *Engine) SubmitScatter(name string, s *Scatter) (*Batch, error) {
 		a.Target = id
 		err = e.SubmitArrays(b, a, nil)
 	default:
-		err = e.feedBatch(b, len(a.Local), func(f *feed) (err error) {
+		err = e.feedBatch(b, len(a.Local), a.local(), func(f *feed) (err error) {
 			if a.Target, err = e.openFor(f, name); err != nil {
 				return err
 			}

@@ -125,6 +125,25 @@ func TestABatchThatIsGivenUpBeforeItsSegmentIsOpenEndsAtOnceAndStartsNothing(t *
 	require.Zero(t, transport.Calls().Submit)
 }
 
+func TestUnregisteringMemoryEndsABatchThatWaitsForItsSegment(t *testing.T) {
+	e, store, transport, peer := startSlow(t)
+	e.SetGrace(0)
+	memory := pages(t, 1<<16)
+	require.NoError(t, e.Register(at(memory), 1<<16, "*", true))
+	s := blocksOfTwo()
+	s.Regions[2].LocalBase = uint64(at(memory))
+	b, err := e.SubmitScatter(peer, s)
+	require.NoError(t, err)
+	receive(t, store.asked)
+
+	require.NoError(t, e.Unregister(at(memory)))
+	wait(t, b)
+	requireCode(t, status.AddressNotRegistered, b.Err())
+	close(store.answer)
+	require.NoError(t, e.Close())
+	require.Zero(t, transport.Calls().Submit)
+}
+
 func TestASegmentThatCannotBeOpenedFailsTheBatch(t *testing.T) {
 	p := startPair(t, nil)
 	b, err := p.SubmitScatter("nobody:1", blocksOfTwo())

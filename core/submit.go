@@ -2,6 +2,7 @@ package core
 
 import (
 	"errors"
+	"iter"
 	"math/bits"
 	"slices"
 	"sync/atomic"
@@ -55,6 +56,17 @@ type Arrays struct {
 	Local   []uint64 // addresses in this process
 	Remote  []uint64 // addresses in the segment's owner
 	Lengths []uint64 // bytes
+}
+
+// local are the ranges of this process that the requests move.
+func (a *Arrays) local() iter.Seq[Range] {
+	return func(yield func(Range) bool) {
+		for i, addr := range a.Local {
+			if !yield(Range{Addr: uintptr(addr), Length: a.Lengths[i]}) {
+				return
+			}
+		}
+	}
 }
 
 // SubmitArrays is Submit for requests in arrays, which are not kept either.
