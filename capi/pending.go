@@ -45,13 +45,18 @@ func (p *pendingCall) run(f func() (uint64, error)) {
 	})
 	p.mu.Lock()
 	p.done, p.value, p.err = true, value, err
-	for word := range p.words {
-		C.kvferry_signal_word(word)
-	}
+	p.wakeAll()
 	abandoned := p.abandoned
 	p.mu.Unlock()
 	if abandoned {
 		p.discard()
+	}
+}
+
+// wakeAll sets the words of the callers that wait. mu is held.
+func (p *pendingCall) wakeAll() {
+	for word := range p.words {
+		C.kvferry_signal_word(word)
 	}
 }
 
@@ -66,9 +71,13 @@ func pendingOf(handle unsafe.Pointer) (*pendingCall, error) {
 	what, _ := handles.find(handle)
 	p, ok := what.(*pendingCall)
 	if !ok {
-		return nil, status.Errorf(status.InvalidArgument, "%p is no call that is under way", handle)
+		return nil, notUnderWay(handle)
 	}
 	return p, nil
+}
+
+func notUnderWay(handle unsafe.Pointer) error {
+	return status.Errorf(status.InvalidArgument, "%p is no call that is under way", handle)
 }
 
 //export kvferry_go_start_engine
@@ -147,6 +156,9 @@ func kvferry_go_await_call(call unsafe.Pointer, word *C.uint32_t, reason *C.char
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		if p.abandoned {
+			return notUnderWay(call)
+		}
 		if p.done {
 			C.kvferry_signal_word(word)
 		}
@@ -188,6 +200,8 @@ func kvferry_go_abandon_call(call unsafe.Pointer, reason *C.char) C.int {
 		handles.end(call)
 		p.mu.Lock()
 		p.abandoned = true
+		p.wakeAll()
+		clear(p.words) // the handle has ended: nobody can take a word back
 		ended := p.done
 		p.mu.Unlock()
 		if ended {

@@ -223,7 +223,8 @@ int kvferry_call_wait(kvferry_call_t call, int64_t timeout_ms, uint64_t *result_
 
 /*
  * Leaves a call that nobody wants any more; returns at once. The call goes on by itself until its own time-out, and an engine
- * that it makes is destroyed. 0, or a negated Status code for a handle that has ended.
+ * that it makes is destroyed. A kvferry_call_wait that another thread is in returns an error. 0, or a negated Status code for
+ * a handle that has ended.
  */
 int kvferry_call_abandon(kvferry_call_t call);
 

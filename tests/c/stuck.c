@@ -1,6 +1,7 @@
 /* Waiting for, giving up and destroying what a peer that does not answer holds up. */
 #include "stuck_peer.h"
 
+#include <errno.h>
 #include <sys/resource.h>
 
 enum { SIZE = 32 << 20 };
@@ -83,6 +84,40 @@ static void *wait_for_ever(void *argument)
     return (void *)(intptr_t)kvferry_batch_wait(arguments[0], *(batch_id_t *)arguments[1], -1);
 }
 
+static void *wait_for_call(void *call)
+{
+    uint64_t value;
+
+    return (void *)(intptr_t)kvferry_call_wait(call, -1, &value);
+}
+
+static void test_abandoning_a_call_wakes_who_waits(transfer_engine_t engine)
+{
+    char name[64], byte;
+    pthread_t waiter;
+    void *result;
+    kvferry_call_t call;
+    uint64_t value;
+    int port, connection, listener = stuck_listen(&port);
+
+    snprintf(name, sizeof name, "127.0.0.1:%d", port);
+    call = kvferry_start_probe(engine, name);
+    connection = accept(listener, NULL, NULL);
+    CHECK(connection >= 0);
+    CHECK(pthread_create(&waiter, NULL, wait_for_call, call) == 0);
+    CHECK_EQUAL(kvferry_call_wait(call, 300, &value), KVFERRY_ERR_TIMED_OUT);
+    CHECK_EQUAL(kvferry_call_abandon(call), 0);
+    CHECK(pthread_join(waiter, &result) == 0);
+    CHECK_EQUAL((intptr_t)result, -1);
+    while (recv(connection, &byte, 1, MSG_DONTWAIT) == 1) { /* the question */
+    }
+    CHECK(errno == EAGAIN); /* it is still asked */
+    CHECK_EQUAL(kvferry_call_wait(call, 0, &value), -1);
+    CHECK_EQUAL(kvferry_call_abandon(call), -1);
+    close(connection);
+    close(listener);
+}
+
 static void test_destroy_ends_in_time_and_wakes_who_waits(transfer_engine_t engine, segment_id_t peer)
 {
     batch_id_t batch = start(engine, OPCODE_WRITE, memory, peer, STUCK_BASE, SIZE);
@@ -113,6 +148,7 @@ int main(void)
     test_wait_ends_in_time_and_costs_no_cpu(engine, peer);
     test_sync_transfer_that_timed_out_is_discarded(engine, peer);
     test_several_batches_are_waited_for_at_once(engine, peer);
+    test_abandoning_a_call_wakes_who_waits(engine);
     test_destroy_ends_in_time_and_wakes_who_waits(engine, peer);
     return 0;
 }
