@@ -346,7 +346,7 @@ func (c *central) HandshakeAddress(ctx context.Context, segment string) (string,
 	if err != nil {
 		return "", c.fail("the value of %s is no address of an engine: %w", key, err)
 	}
-	if known && meta.isRefusedFor(before) && !c.isDead(ctx, before) {
+	if known && meta.isRefusedFor(before) && !c.isGone(ctx, segment, before) {
 		c.log.Warn("an address in the metadata store is stale, or conflicts with one that was found before, which is kept",
 			zap.String("key", key), zap.ByteString("found", value), zap.String("kept", before.hostPort()))
 		return before.hostPort(), nil
@@ -361,10 +361,14 @@ func (m rpcMeta) isRefusedFor(before rpcMeta) bool {
 		(m.Version < before.Version || m.Version == before.Version && !m.sameAddress(before))
 }
 
-// isDead reports whether nobody answers at an address any more: then a successor may have another one, whose clock is behind.
-func (c *central) isDead(ctx context.Context, at rpcMeta) bool {
-	_, err := c.probe.identify(ctx, at.hostPort())
-	return err != nil && isNobody(err)
+// isGone reports whether a segment's owner is not at an address any more: nobody answers there, or an engine of another name.
+// Then a successor may have another address, whose clock is behind.
+func (c *central) isGone(ctx context.Context, segment string, at rpcMeta) bool {
+	answered, err := c.probe.identify(ctx, at.hostPort())
+	if err != nil {
+		return isNobody(err)
+	}
+	return answered != "" && answered != strings.TrimPrefix(segment, "ram/")
 }
 
 // recall returns the address that was found under a key before.

@@ -159,6 +159,23 @@ func TestAnAddressOfASuccessorWhoseClockIsBehindIsTakenOnceNobodyAnswersAtTheFor
 	assert.Equal(t, "10.0.0.9:7", at)
 }
 
+func TestAnAddressOfASuccessorWhoseClockIsBehindIsTakenWhereAnotherEngineHasTheFormerOne(t *testing.T) {
+	ctx := context.Background()
+	server, url := serveMetadata(t)
+	peer, other := join(t, url, "b", Options{}), join(t, url, "c", Options{})
+	former, err := metaOf(other.at)
+	require.NoError(t, err)
+	former.Version = 1000
+	server.set("mooncake/rpc_meta/a", string(mustEncode(former)))
+	at, err := peer.HandshakeAddress(ctx, "ram/a")
+	require.NoError(t, err)
+	require.Equal(t, other.at, at)
+	server.set("mooncake/rpc_meta/a", `{"ip_or_host_name":"10.0.0.9","rpc_port":7,"metadata_version":999}`)
+	at, err = peer.HandshakeAddress(ctx, "ram/a")
+	require.NoError(t, err)
+	assert.Equal(t, "10.0.0.9:7", at)
+}
+
 func TestAfterAnEntryWasGoneItsFormerVersionMeansNothing(t *testing.T) {
 	ctx := context.Background()
 	server, url := serveMetadata(t)
