@@ -62,15 +62,15 @@ class ScatterTransfer:
         return self._result
 
     def finish(self) -> bool:
-        """Wait for the end until the time limit, and give up then; whether there was an end by the limit. Anything that
-        is raised meanwhile gives up, too."""
+        """Wait for the end until the time limit, and give up then; whether there was an end by the limit. When
+        anything is raised meanwhile, such as by a signal handler, nothing touches its memory any more."""
         try:
             if self.wait(self._deadline - time.monotonic()) != UNDER_WAY:
                 return True
             self.cancel()
             self.wait(GIVE_UP)
         except BaseException:
-            self.cancel()
+            self._settle(FAILED)
             raise
         return False
 
@@ -85,7 +85,7 @@ class ScatterTransfer:
         self.status()
 
     def _settle(self, result: int) -> None:
-        """Keep the result, and free the batch."""
+        """Keep the result, and end and free the batch."""
         with self._lock:
             engine, self._engine = self._engine, None
             if engine is None:

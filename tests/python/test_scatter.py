@@ -189,6 +189,28 @@ def test_a_synchronous_one_that_does_not_end_is_given_up_and_leaves_memory_alone
     check_untouched(node)
 
 
+@pytest.mark.parametrize("when", ("in time", "after its time"))
+def test_ctrl_c_in_a_synchronous_one_ends_it_before_it_is_raised(
+    silent: RawTarget, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    node = Node()
+    node.engine._timeout = 0.0 if when == "after its time" else 60.0  # type: ignore[attr-defined]
+    batches: list[int] = []
+
+    def wait(transfer: _scatter.ScatterTransfer, timeout: float) -> int:
+        batches.append(transfer._batch)
+        if when == "in time" or len(batches) == 2:
+            raise KeyboardInterrupt
+        return _scatter.UNDER_WAY
+
+    engine: Any = node.engine.get_engine()
+    monkeypatch.setattr(_scatter.ScatterTransfer, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        node.engine.scatter_transfer_sync_write_with_ticket(*whole(node, silent))
+    assert engine.wait_for(batches[0], 0) == -1  # no such batch: it has ended, and was freed
+    check_untouched(node)
+
+
 def test_one_whose_pages_do_not_come_is_not_drained_before_they_do(far: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     if not absent.allowed():
         unavailable("userfaultfd, which makes pages that do not come, takes root or vm.unprivileged_userfaultfd=1")
