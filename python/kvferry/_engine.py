@@ -78,15 +78,24 @@ class Engine(Managed):
         self._following = threading.RLock()  # for these
         self.stuck: bool | None = None  # once it is closed: whether something may use memory still
         self._functions = functions = load()
-        call = functions.kvferry_start_engine(
-            c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
-        )
-        code, handle = self._end_call(call, timeout, functions.kvferry_destroy)
-        if code == KVFERRY_ERR_TIMED_OUT:
-            raise EngineError(f"{gave_up(timeout)}: the metadata store, or a device's library, has not answered")
-        if code != 0:
-            raise EngineError(self.last_error())
-        super().__init__(handle, functools.partial(_destroy, functions, memory))
+        arguments = c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
+        calls: list[int | None] = []
+        handle = c_uint64()
+        try:
+            # A signal handler that raises runs after a call of C, before its result is assigned. Not within extend().
+            calls.extend(map(functions.kvferry_start_engine, *([argument] for argument in arguments)))
+            code = self._await_call(calls[0], timeout, handle)
+            if code == KVFERRY_ERR_TIMED_OUT:
+                raise EngineError(f"{gave_up(timeout)}: the metadata store, or a device's library, has not answered")
+            if code != 0:
+                raise EngineError(self.last_error())
+            super().__init__(handle.value, functools.partial(_destroy, functions, memory))
+        except BaseException:
+            if calls and calls[0] is not None:
+                functions.kvferry_call_abandon(calls[0])
+            if handle.value:
+                _destroy(functions, memory, handle.value)
+            raise
 
     def close(self) -> None:
         """End the engine. Calls that are under way with it return an error; later ones do so at once."""
@@ -166,21 +175,23 @@ class Engine(Managed):
         call = self._functions.kvferry_start_probe(self.handle, c_string(name, "segment name"))
         return self._end_call(call, timeout)[0]
 
-    def _end_call(
-        self, call: int | None, timeout: float, undo: Callable[[int], object] = lambda _: None
-    ) -> tuple[int, int]:
+    def _end_call(self, call: int | None, timeout: float) -> tuple[int, int]:
         """Wait for a call that was started. What it comes to: a code, and its result. One that is left before that, at
-        the timeout or because a signal handler raises, is abandoned; undo is for a result that comes at that moment."""
-        if call is None:
-            return -1, 0
-        functions, result, ended = self._functions, c_uint64(), False
+        the timeout or because a signal handler raises, is abandoned."""
+        result, ended = c_uint64(), False
         try:
-            code = _patiently(timeout, lambda ms: functions.kvferry_call_wait(call, ms, byref(result)))
+            code = self._await_call(call, timeout, result)
             ended = code not in UNFINISHED
             return code, result.value
         finally:
-            if not ended and functions.kvferry_call_abandon(call) != 0 and result.value:
-                undo(result.value)
+            if not ended and call is not None:
+                self._functions.kvferry_call_abandon(call)
+
+    def _await_call(self, call: int | None, timeout: float, result: c_uint64) -> int:
+        """Wait for a call that was started, or failed to: a code. The result is stored together with the call's end."""
+        if call is None:
+            return -1
+        return _patiently(timeout, lambda ms: self._functions.kvferry_call_wait(call, ms, byref(result)))
 
     # Bytes
 
