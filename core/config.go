@@ -450,7 +450,7 @@ func duration(name string, unit time.Duration, least, most int, field func(*Conf
 }
 
 // ascendTimeout stands for what an earlier row of the table has set.
-const ascendTimeout = "`ASCEND_TRANSFER_TIMEOUT`: 30 seconds"
+const ascendTimeout = "ASCEND_TRANSFER_TIMEOUT, or 30"
 
 // transferTimeout is never shorter than five seconds.
 func transferTimeout() kind {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import threading
 import time
 import weakref
@@ -397,7 +398,9 @@ def _as_text(message: str | bytes) -> str:
 
 def gave_up(seconds: float) -> str:
     """What a call says that has waited as long as it may."""
-    return f"given up after {round(seconds, 1):g} s (MC_TRANSFER_TIMEOUT, and 1 s for each GiB)"
+    mooncakes, ascends = "MC_TRANSFER_TIMEOUT", "ASCEND_TRANSFER_TIMEOUT"
+    setting = ascends if ascends in os.environ and mooncakes not in os.environ else mooncakes
+    return f"given up after {round(seconds, 1):g} s ({setting}, and 1 s for each GiB)"
 
 
 def _destroy(functions: Functions, memory: object, handle: int) -> bool:

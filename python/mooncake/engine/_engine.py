@@ -27,6 +27,7 @@ from mooncake.engine._types import TransferNotify, TransferOpcode
 
 P2P = "P2PHANDSHAKE"
 USUAL_PROTOCOL = "rdma"  # what vLLM and SGLang ask for where nobody has chosen one
+SHORTEST_START = 5.0  # seconds that initialize() may take, however short ASCEND_TRANSFER_TIMEOUT is
 PEER_UNREACHABLE = -102  # what send_probe() returns
 
 _strange_protocols: set[str] = set()  # that the log has named
@@ -94,7 +95,7 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         if previous is not None:
             previous.close()
         try:
-            engine = Engine(name, metadata, transport, self._memory, self._timeout)
+            engine = Engine(name, metadata, transport, self._memory, max(self._timeout, SHORTEST_START))
         except (EngineError, ValueError) as e:
             _log.error("initialize: the engine %r cannot be made: %s", name, e)  # metadata may have a password in it
             return -1
