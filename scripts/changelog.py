@@ -22,7 +22,7 @@ INTRODUCTION = """\
 # Changelog
 
 What users notice, by release. `scripts/changelog.py` makes this file of those in [changelog](changelog), where
-[unreleased](changelog/unreleased) has what the next release brings.
+`changelog/unreleased` has what the next release brings.
 """
 
 
