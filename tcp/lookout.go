@@ -57,12 +57,17 @@ func (l *lookout) lookForAMoment(most time.Duration, found func() bool) bool {
 	return false
 }
 
+// poll calls found until it reports true, for at most that long, but once in any case.
 func poll(most time.Duration, found func() bool) bool {
 	start := time.Now()
 	for turn := lookTurn; ; turn += lookTurn {
-		for turn = min(turn, most); time.Since(start) < turn; {
+		turn = min(turn, most)
+		for {
 			if found() {
 				return true
+			}
+			if time.Since(start) >= turn {
+				break
 			}
 			letOthers()
 		}
