@@ -18,6 +18,7 @@ import (
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // Bytes of a WRITE that was in flight on a connection that ended may still be applied by the target. They must not land
@@ -326,6 +327,9 @@ func (p *peer) linger(conn *stream, end *connectionEnd) {
 	stop := context.AfterFunc(p.transport.ctx, func() { _ = conn.setDeadline(past) })
 	defer stop()
 	err := conn.closeWrite()
+	if errors.Is(err, unix.ENOTCONN) { // the peer has ended it already: reading tells how
+		err = nil
+	}
 	for scratch := make([]byte, 32<<10); err == nil; {
 		err = conn.drop(scratch, len(scratch))
 	}

@@ -3,6 +3,7 @@ package tcp
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"kvferry/core"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // slowFirst is a peer, as Mooncake is one, that takes a WRITE on its first connection and does nothing with it before the
@@ -67,6 +69,19 @@ func TestAConnectionIsNotReadToItsEndOnceTheEngineIsClosed(t *testing.T) {
 		conn := connectTo(t, p)
 		returns(t, "linger", func() { peer.linger(conn, &connectionEnd{target: "target"}) })
 	}
+}
+
+func TestAConnectionThatBothSidesHaveEndedBeforeItIsReadToItsEndIsOver(t *testing.T) {
+	p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd() })
+	transport := &Transport{peers: map[*core.Segment]*peer{}}
+	transport.ctx, transport.cancel = context.WithCancel(context.Background())
+	defer transport.cancel()
+	peer := &peer{transport: transport, segment: &core.Segment{}}
+	conn, end := connectTo(t, p), &connectionEnd{target: "target"}
+	require.NoError(t, conn.closeWrite())
+	require.Eventually(t, func() bool { return errors.Is(conn.closeWrite(), unix.ENOTCONN) }, patience, time.Millisecond)
+	returns(t, "linger", func() { peer.linger(conn, end) })
+	require.False(t, end.unknown)
 }
 
 // connectTo is a connection to a peer's data port.
