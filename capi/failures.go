@@ -4,12 +4,12 @@ package main
 import "C"
 
 import (
-	"sync/atomic"
 	"unsafe"
 
 	"kvferry/core"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // kvferry_go_tell_failure logs why a call failed: in the log of its engine, unless the engine's owner asks for reasons himself,
@@ -25,22 +25,8 @@ func kvferry_go_tell_failure(engine unsafe.Pointer, call C.text_t, reason *C.cha
 			}
 			return nil
 		}
-		ownerless().Error(C.GoString(call)+" failed", why)
+		config, _ := core.LoadConfig(environment)
+		hostLog.Write(config, zapcore.ErrorLevel, C.GoString(call)+" failed", why)
 		return nil
 	})
-}
-
-// ownerlessLog is the logger for calls that belong to no engine; made when it is needed, for the rest of the process.
-var ownerlessLog atomic.Pointer[zap.Logger]
-
-func ownerless() *zap.Logger {
-	if log := ownerlessLog.Load(); log != nil {
-		return log
-	}
-	config, _ := core.LoadConfig(environment)
-	log, closeLog := core.NewLogger(config)
-	if !ownerlessLog.CompareAndSwap(nil, log) {
-		_ = closeLog() // nothing was logged
-	}
-	return ownerlessLog.Load()
 }

@@ -15,7 +15,7 @@ import (
 // init shows log.c how many log lines are to be written yet. The counter is a variable of a package, which never moves.
 func init() { C.kvferry_watch_log((*C.uint32_t)(unsafe.Pointer(core.UnwrittenLogLines()))) }
 
-// hostLog takes the lines of kvferry_log.
+// hostLog takes the lines of kvferry_log, and those that belong to no engine.
 var hostLog core.HostLog
 
 // levels are those of transfer_engine_ext.h.

@@ -9,8 +9,9 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// HostLog writes the lines of programs that use the library into the library's log: in its format, where the process's
-// engines write theirs, and without waiting. It holds no output between two lines. Any goroutine may use it.
+// HostLog writes the lines of programs that use the library, and those that belong to no engine, into the library's log: in
+// its format, where the process's engines write theirs, and without waiting. It holds no output between two lines. Any
+// goroutine may use it.
 type HostLog struct {
 	mu         sync.Mutex
 	level, dir string // that log was made for
@@ -19,8 +20,8 @@ type HostLog struct {
 
 // Write logs a line as the configuration has it: MC_LOG_LEVEL, and MC_LOG_DIR. Control characters become spaces, so that
 // one message is one line.
-func (h *HostLog) Write(c Config, level zapcore.Level, message string) {
-	h.logger(c).Log(level, strings.Map(withoutControl, message))
+func (h *HostLog) Write(c Config, level zapcore.Level, message string, fields ...zap.Field) {
+	h.logger(c).Log(level, strings.Map(withoutControl, message), fields...)
 }
 
 // logger returns the same logger while the configuration is the same: it counts the messages that repeat.
