@@ -100,7 +100,7 @@ func kvferry_go_start_engine(store, name, transport C.text_t, reason *C.char) (c
 	return call
 }
 
-// createWith makes an engine that has a transport, or the best there is for "".
+// createWith makes an engine with the named transport; "" stands for TCP.
 func createWith(o core.Options, protocol string) (unsafe.Pointer, error) {
 	handle, err := create(o, protocol == "", true)
 	if err != nil || protocol == "" {

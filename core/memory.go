@@ -61,7 +61,7 @@ type Region struct {
 	drained chan struct{} // closed when pins has come to 0
 }
 
-// faultMemory is for how long a region counts as doubtful, and is told of once.
+// faultMemory is how long a region counts as unverified after a fault. Within it, only the first fault is logged as a warning.
 const faultMemory = time.Minute
 
 // NoteFault notes that memory of the region was found to be inaccessible: its owner has unmapped or protected it without

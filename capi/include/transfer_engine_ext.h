@@ -204,7 +204,7 @@ uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name
  */
 typedef void *kvferry_call_t;
 
-/* createTransferEngine and installTransport in one; transport "" installs the best there is. The result is the engine. */
+/* createTransferEngine and installTransport in one; transport "" installs TCP. The result is the engine. */
 kvferry_call_t kvferry_start_engine(const char *metadata_conn_string, const char *local_server_name, const char *transport);
 
 /* kvferry_first_buffer. The result is the address. */

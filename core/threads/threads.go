@@ -7,7 +7,7 @@
 //  1. The caller makes sure that the system allows as many threads as are needed, without Go, which could need one meanwhile.
 //     Reserve has Go start them. Go keeps the threads that it has, so they are there for as long as the process.
 //  2. System calls that may take long are enclosed by Enter and Leave, so that only so many threads are in one at a time.
-//     Who comes when there are as many as may be waits for one to end.
+//     A further call waits until one of them ends.
 //  3. Some of these calls may never end, as their pages do not come. Where none has ended for a while, one more is let in,
 //     for which another thread is started, if the system allows it.
 //
@@ -132,7 +132,7 @@ func await() {
 	wakeOne() // there may be room for the next one, too
 }
 
-// wakeOne has one who waits look for room.
+// wakeOne wakes one waiting call, if there is room for it.
 func wakeOne() {
 	if waiting.Load() == 0 || inside.Load() >= allowed.Load() {
 		return
