@@ -206,7 +206,9 @@ type Work struct {
 	Tasks   []Task // not all of them belong to the work
 	Head    int32
 	Bytes   uint64 // sum of the lengths
-	Hurried bool   // it is a part of a longer one: others are under way or about to come, and who submits it has no time to send
+	// Staged: the work is a chunk of a longer transfer of device memory, and other chunks are under way or about to come.
+	// The thread that submits it waits for copies: the transport queues the work and lets another thread send it.
+	Staged bool
 
 	owner  owner
 	tail   int32

@@ -237,10 +237,10 @@ func (e *Engine) HandshakePort() int { return e.port }
 
 // Descriptor describes the engine's own segment as it is now.
 func (e *Engine) Descriptor() *metadata.Descriptor {
-	d := &metadata.Descriptor{Name: e.name, Protocol: "tcp", DataHost: e.site.host, Kin: true}
+	d := &metadata.Descriptor{Name: e.name, Protocol: "tcp", DataHost: e.site.host, IsKvferry: true}
 	for _, t := range e.installed() {
 		endpoint := t.Endpoint()
-		d.DataPort, d.ProtoVersion, d.Neighbour = endpoint.Port, endpoint.ProtoVersion, endpoint.Neighbour
+		d.DataPort, d.ProtoVersion, d.SameHostSocket = endpoint.Port, endpoint.ProtoVersion, endpoint.SameHostSocket
 		if endpoint.Hello > 0 {
 			d.Identity, d.Hello = e.identity, endpoint.Hello
 		}

@@ -4,9 +4,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kvferry/core/clock"
 	"kvferry/core/metadata"
-
-	"golang.org/x/sys/unix"
 )
 
 // Which incarnation of a segment's owner a work is for:
@@ -28,7 +27,7 @@ const verifiedFor = 5 * time.Second
 type binding struct {
 	identity atomic.Pointer[string]
 	known    *string       // what the segment showed when the work was submitted and was not bound; nil otherwise
-	since    time.Duration // when that was, by Now
+	since    time.Duration // when that was, by clock.SinceBoot
 }
 
 // begin binds a work that is being submitted, if a connection proves the segment's descriptor.
@@ -40,7 +39,7 @@ func (b *binding) begin(s *Segment) {
 	case connected:
 		b.bind(&d.Identity)
 	default:
-		b.known, b.since = &d.Identity, Now()
+		b.known, b.since = &d.Identity, clock.SinceBoot()
 	}
 }
 
@@ -56,7 +55,7 @@ func (b *binding) bind(identity *string) bool {
 	return bound == identity || *bound == *identity
 }
 
-// Bind reports whether the work may go to the engine that a descriptor describes, which has been there since a time of Now,
+// Bind reports whether the work may go to the engine that a descriptor describes, which has been there since a time of clock.SinceBoot,
 // and binds it to that engine where it is not bound yet. It takes a few nanoseconds.
 func (w *Work) Bind(d *metadata.Descriptor, there time.Duration) bool {
 	b := w.shared
@@ -84,19 +83,8 @@ func (w *Work) BoundTo() string {
 // proof says how far the descriptor of a segment is known to be that of an owner that lives.
 type proof struct {
 	connections atomic.Int64 // that are up to the owner
-	failed      atomic.Int64 // when an attempt to reach the owner failed last, by Now
-	seen        atomic.Int64 // when the owner was last known to live, in nanoseconds since started; 0 while that is in doubt
-}
-
-var started = time.Now()
-
-// Now is the time on a clock that is never set, and goes on while the machine is suspended.
-func Now() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		return time.Since(started)
-	}
-	return time.Duration(now.Nano())
+	failed      atomic.Int64 // when an attempt to reach the owner failed last, by clock.SinceBoot
+	seen        atomic.Int64 // when the owner was last known to live, by clock.Now; 0 while the descriptor is unverified
 }
 
 // Connected is called by a transport when a connection to the segment's owner is up. Disconnected undoes it.
@@ -108,15 +96,15 @@ func (s *Segment) Connected() {
 // Disconnected is called when a connection to the segment's owner is down.
 func (s *Segment) Disconnected() { s.proof.connections.Add(-1) }
 
-// Suspect is called by a transport when it found signs that the owner is not there any more, as that a connection was lost:
-// the descriptor is in doubt until it is fetched again, or a connection is up.
-func (s *Segment) Suspect() { s.proof.seen.Store(0) }
+// MarkUnverified is called by a transport that has seen a sign that the owner has ended, for example a lost connection: the
+// descriptor is unverified until it is fetched again, or a connection is up.
+func (s *Segment) MarkUnverified() { s.proof.seen.Store(0) }
 
-// Unanswered is called by a transport when the owner was there, and did not answer.
-func (s *Segment) Unanswered() { s.proof.failed.Store(int64(Now())) }
+// NoteUnreachable notes that an attempt to reach the owner has failed.
+func (s *Segment) NoteUnreachable() { s.proof.failed.Store(int64(clock.SinceBoot())) }
 
 // confirm notes that the owner lives.
-func (s *Segment) confirm() { s.proof.seen.Store(int64(time.Since(started)) + 1) }
+func (s *Segment) confirm() { s.proof.seen.Store(int64(clock.Now())) }
 
 // Verified reports whether the cached descriptor is known to be that of a living owner: a connection is up, or the
 // descriptor was fetched within the last seconds and nothing has spoken against it since.
@@ -125,5 +113,5 @@ func (s *Segment) Verified() bool {
 		return true
 	}
 	seen := s.proof.seen.Load()
-	return seen > 0 && int64(time.Since(started))-seen < int64(verifiedFor)
+	return seen > 0 && int64(clock.Now())-seen < int64(verifiedFor)
 }

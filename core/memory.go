@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kvferry/core/clock"
 	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/core/status"
@@ -53,7 +54,7 @@ type Region struct {
 	Remote   bool            // peers may read and write it
 	Device   *staging.Device // where the memory is a device's: nobody but its copies touches the bytes; nil for host memory
 
-	fault atomic.Int64 // when memory of it was last found to be inaccessible, by Now; 0 for never
+	fault atomic.Int64 // when memory of it was last found to be inaccessible, by clock.Now; 0 for never
 
 	order   *list.Element // place in the registry's order of registration
 	pins    atomic.Int64  // one for the registration itself, one for each use
@@ -67,17 +68,18 @@ const faultMemory = time.Minute
 // NoteFault notes that memory of the region was found to be inaccessible: its owner has unmapped or protected it without
 // unregistering it first. It returns true when that is to be told, and false when it was a short while ago.
 func (r *Region) NoteFault() (first bool) {
-	now := int64(Now())
-	last := r.fault.Swap(now)
-	return last == 0 || now-last >= int64(faultMemory)
+	now := clock.Now()
+	return !isRecentFault(time.Duration(r.fault.Swap(int64(now))), now)
 }
 
-// Doubtful reports whether memory of the region was found to be inaccessible a short while ago. What is to be sent of it is
-// looked at before anything is promised.
-func (r *Region) Doubtful() bool {
-	last := r.fault.Load()
-	return last != 0 && int64(Now())-last < int64(faultMemory)
+// Unverified reports whether memory of the region was found to be inaccessible a short while ago. A transport checks
+// that it can be read before it promises a peer to send it.
+func (r *Region) Unverified() bool {
+	return isRecentFault(time.Duration(r.fault.Load()), clock.Now())
 }
+
+// isRecentFault reports whether a fault at that time, 0 for none, is to be remembered.
+func isRecentFault(at, now time.Duration) bool { return at != 0 && now-at < faultMemory }
 
 // Unpin ends a pin.
 func (r *Region) Unpin() {

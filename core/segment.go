@@ -89,7 +89,7 @@ func (s *Segment) fetch(ctx context.Context, f *fetch) {
 	if err != nil {
 		f.err = err
 		if !f.canceled {
-			s.Unanswered()
+			s.NoteUnreachable()
 		}
 	} else if f.err = s.refuse(d); f.err == nil {
 		f.descriptor = d

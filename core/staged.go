@@ -384,7 +384,7 @@ func (p *parcel) forward(err error) {
 	if err == nil {
 		err = q.givenUp(p.parent)
 	}
-	p.work.Hurried = p.more || q.underWay > p.work.Bytes
+	p.work.Staged = p.more || q.underWay > p.work.Bytes
 	q.mu.Unlock()
 	if err != nil {
 		p.work.settleAll(err)

@@ -2,11 +2,11 @@ package core
 
 // Endpoint is where and how peers reach a transport's data port; it goes into the segment descriptor.
 type Endpoint struct {
-	Host         string // without brackets
-	Port         int
-	ProtoVersion int
-	Neighbour    string // socket for peers on the same host; "" for none
-	Hello        int    // highest version of the hello that the data port understands; 0 for none
+	Host           string // without brackets
+	Port           int
+	ProtoVersion   int
+	SameHostSocket string // socket for peers on the same host; "" for none
+	Hello          int    // highest version of the hello that the data port understands; 0 for none
 }
 
 // Transport moves bytes between this process and the owners of segments.

@@ -78,10 +78,10 @@ func TestASuccessorWhoseClockIsBehindIsTakenOnceItsPredecessorIsNotKnownToLive(t
 	require.NoError(t, err)
 	require.NoError(t, e.Submit(b, []core.Request{{Opcode: core.Write, Local: 1, Target: id, Remote: 1, Length: 1}}, nil))
 	segment := transport.Held()[0].Segment
-	segment.Suspect()
+	segment.MarkUnverified()
 	store.show(98, 3, before)
 	require.EqualValues(t, 1, read(), "what the predecessor itself published before is stale")
-	segment.Suspect()
+	segment.MarkUnverified()
 	store.show(99, 2, after)
 	require.EqualValues(t, 2, read())
 	transport.SettleAll(nil)

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"kvferry/core"
+	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 
@@ -39,9 +39,9 @@ func (p *peer) dial(ctx context.Context) (*stream, *metadata.Descriptor, error) 
 	if err == nil || ctx.Err() != nil {
 		return s, d, err
 	}
-	p.segment.Suspect()
+	p.segment.MarkUnverified()
 	if !isAbsence(err) {
-		p.segment.Unanswered()
+		p.segment.NoteUnreachable()
 	}
 	fresh, refreshErr := p.refresh(ctx, d)
 	if refreshErr != nil {
@@ -49,7 +49,7 @@ func (p *peer) dial(ctx context.Context) (*stream, *metadata.Descriptor, error) 
 	}
 	s, err = p.dialData(ctx, fresh, 0)
 	if err != nil {
-		p.segment.Suspect()
+		p.segment.MarkUnverified()
 	}
 	return s, fresh, err
 }
@@ -169,7 +169,7 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 	if s, err = newStream(conn); err != nil {
 		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}
-	s.number, s.there = h.number, core.Now()-answer.age
+	s.number, s.there = h.number, clock.SinceBoot()-answer.age
 	return s, false, nil
 }
 
@@ -187,11 +187,11 @@ func (t *Transport) isOwn(conn *net.TCPConn) bool {
 // dialSameHost connects to the socket of an engine on this host, and finds its process; nil where there is no such engine,
 // or its process is out of reach.
 func (p *peer) dialSameHost(ctx context.Context, d *metadata.Descriptor) (*net.UnixConn, *process) {
-	if d.Neighbour == "" || d.Identity == "" || !p.transport.sameHost || !p.pipelined(d) {
+	if d.SameHostSocket == "" || d.Identity == "" || !p.transport.sameHost || !p.pipelined(d) {
 		return nil, nil
 	}
 	var dialer net.Dialer
-	dialed, err := dialer.DialContext(ctx, "unix", abstract(d.Neighbour).Name)
+	dialed, err := dialer.DialContext(ctx, "unix", abstract(d.SameHostSocket).Name)
 	if err != nil {
 		return nil, nil // it is on another host, most likely
 	}
@@ -225,7 +225,7 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *proces
 	if err != nil {
 		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.close(), permit.close())
 	}
-	s.number, s.there, s.process = h.number, core.Now()-answer.age, owner
+	s.number, s.there, s.process = h.number, clock.SinceBoot()-answer.age, owner
 	if answer.flags&answerPermit != 0 {
 		s.permit = permit
 	} else {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/staging"
 
@@ -157,7 +158,7 @@ func performAs(t testing.TB, shown identity, port int, memory ...[]byte) *script
 	p := perform(t, 2, serveWell, memory...)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.shown.Kin, p.shown.Identity, p.shown.Hello, p.shown.DataPort = true, shown.String(), 1, port
+	p.shown.IsKvferry, p.shown.Identity, p.shown.Hello, p.shown.DataPort = true, shown.String(), 1, port
 	return p
 }
 
@@ -185,7 +186,7 @@ func TestAPeerThatKnowsNoHelloAlthoughItShowsOneGetsNoPayload(t *testing.T) {
 	fill(near, 1)
 	p := perform(t, 2, serveWell, far)
 	p.mu.Lock()
-	p.shown.Kin, p.shown.Identity, p.shown.Hello = true, identity{1}.String(), 1
+	p.shown.IsKvferry, p.shown.Identity, p.shown.Hello = true, identity{1}.String(), 1
 	p.mu.Unlock()
 	e := engine(t)
 	b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
@@ -221,7 +222,7 @@ func (p *scripted) reincarnate(e *core.Engine) {
 func (p *scripted) descriptorOf(e *core.Engine) metadata.Descriptor {
 	d := e.Descriptor()
 	return metadata.Descriptor{Name: p.name, Protocol: "tcp", DataHost: "127.0.0.1", DataPort: d.DataPort, ProtoVersion: 2,
-		Kin: true, Identity: d.Identity, Hello: d.Hello, Buffers: d.Buffers}
+		IsKvferry: true, Identity: d.Identity, Hello: d.Hello, Buffers: d.Buffers}
 }
 
 func TestATaskDoesNotMoveToTheNextIncarnationAndANewCallByNameFindsIt(t *testing.T) {
@@ -286,8 +287,8 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 					require.Equal(t, make([]byte, 4096), far)
 					return
 				}
-				old := core.Now() + 200*time.Millisecond // more than an answer takes to come
-				require.Eventually(t, func() bool { return core.Now() > old }, patience, time.Millisecond)
+				old := clock.SinceBoot() + 200*time.Millisecond // more than an answer takes to come
+				require.Eventually(t, func() bool { return clock.SinceBoot() > old }, patience, time.Millisecond)
 				completes(t, submit(t, e, ask(core.Write, near, id, far)))
 				require.True(t, bytes.Equal(near, far))
 			})
@@ -307,7 +308,7 @@ func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *tes
 				without := p.shown
 				p.shown.DataPort = closedPort(t)
 				if first != (identity{}) {
-					p.shown.Kin, p.shown.Identity, p.shown.Hello = true, first.String(), 1
+					p.shown.IsKvferry, p.shown.Identity, p.shown.Hello = true, first.String(), 1
 				}
 				p.mu.Unlock()
 				id := open(t, e, p.name)
@@ -352,7 +353,7 @@ func TestAnEngineThatCannotBeConfirmedIsNotDialledUnlessItProvesWhoItIs(t *testi
 	only.mu.Lock()
 	only.suspect = true
 	only.mu.Unlock()
-	only.segment.Suspect()
+	only.segment.MarkUnverified()
 	ctx, done := context.WithTimeout(context.Background(), patience)
 	defer done()
 	d, err := only.current(ctx)

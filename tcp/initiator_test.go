@@ -690,7 +690,7 @@ func TestOneLaneReadsWhatAStrangerSendsFromOneThread(t *testing.T) {
 		fill(far, 2)
 		p := perform(t, 2, serveTogether(lanes), far)
 		p.mu.Lock()
-		p.shown.Kin = kin
+		p.shown.IsKvferry = kin
 		p.mu.Unlock()
 		e := engine(t, func(c *core.Config) { c.LanesPerPeer = 4 })
 		completes(t, submit(t, e, ask(core.Read, near, open(t, e, p.name), far)))

@@ -231,7 +231,7 @@ func TestAPeerWhoseSocketIsNotHereIsReachedOverTCP(t *testing.T) {
 	fill(memory, 1)
 	p := perform(t, 2, serveWell, memory)
 	p.mu.Lock()
-	p.shown.Neighbour = "kvferry-0123456789abcdef0123456789abcdef"
+	p.shown.SameHostSocket = "kvferry-0123456789abcdef0123456789abcdef"
 	p.mu.Unlock()
 	e := engine(t, onOneHost)
 	completes(t, submit(t, e, ask(core.Read, local, open(t, e, p.name), memory)))

@@ -119,13 +119,13 @@ func (p *peer) submit(w *core.Work) {
 	p.cursors = append(p.cursors, newCursor(w))
 	p.queued += w.Bytes
 	reading := w.Tasks[w.Head].Opcode == core.Read
-	p.hurried, p.reading = w.Hurried, reading
+	p.hurried, p.reading = w.Staged, reading
 	copies.note(w.Bytes)
 	if w.Bytes <= shortWork && p.isLaden() {
 		p.reserved = time.Now().Add(reserveTime)
 	}
 	p.mu.Unlock()
-	p.dispatch(!w.Hurried || reading) // to ask takes no time
+	p.dispatch(!w.Staged || reading) // to ask takes no time
 }
 
 // isLaden reports whether a short work would wait on every carrier but a reserved one. The lock is held.
@@ -309,7 +309,7 @@ func (p *peer) share() uint64 {
 func (p *peer) worth(bytes uint64) uint64 {
 	each := uint64(turnSize)
 	switch {
-	case p.reading && !p.segment.Descriptor().Kin:
+	case p.reading && !p.segment.Descriptor().IsKvferry:
 		each = strangerSize
 	case p.hurried:
 		each = hurriedSize
@@ -389,7 +389,7 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor, open func(*cursor) boo
 			p.dropCursor(at)
 			continue
 		}
-		if at == 0 && p.turn >= turnSize && len(p.cursors) > 1 && !c.work.Hurried {
+		if at == 0 && p.turn >= turnSize && len(p.cursors) > 1 && !c.work.Staged {
 			p.dropCursor(0)
 			p.cursors = append(p.cursors, c)
 			continue
@@ -453,7 +453,7 @@ func (p *peer) leave(c carrier, held []piece, reason error) {
 	lost := isLoss(reason)
 	if lost {
 		p.suspect = true
-		p.segment.Suspect()
+		p.segment.MarkUnverified()
 	}
 	if len(held) > 0 {
 		p.errors.Add(1)

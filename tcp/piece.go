@@ -26,7 +26,7 @@ type piece struct {
 	round    int32  // of the peer's descriptor, when the piece became doubtful
 	merged   bool   // spans several tasks
 
-	// blocked is since when it waits for a former connection to be over, in nanoseconds since began; 0 while it does not.
+	// blocked is since when it waits for a former connection to be over, by clock.Now; 0 while it does not.
 	// See quarantine.
 	blocked int64
 

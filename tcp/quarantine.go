@@ -14,6 +14,7 @@ import (
 	"weak"
 
 	"kvferry/core"
+	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 
@@ -182,7 +183,7 @@ func (p *peer) mayGo(target string, h *piece) bool {
 		h.blocked = 0
 		return true
 	}
-	now := int64(time.Since(began))
+	now := int64(clock.Now())
 	if h.blocked == 0 {
 		h.blocked = now
 	}

@@ -457,7 +457,7 @@ func cutShort(h header, missing uint64, err error) error {
 
 // readOut owes the answer to a READ.
 func (s *session) readOut(h header, region *core.Region) error {
-	if region.Doubtful() && !hostmem.Readable(uintptr(h.addr), h.length) {
+	if region.Unverified() && !hostmem.Readable(uintptr(h.addr), h.length) {
 		return inaccessible(h, region, unix.EFAULT)
 	}
 	s.bulk = false

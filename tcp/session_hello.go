@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"kvferry/core"
+	"kvferry/core/clock"
 
 	"go.uber.org/zap"
 )
@@ -51,7 +51,7 @@ func (s *session) meet() error {
 
 // accept answers a hello. After an answer that is no welcome the session ends.
 func (s *session) accept(h hello) error {
-	answer := helloAnswer{target: s.target.options.identity, age: core.Now() - s.target.began}
+	answer := helloAnswer{target: s.target.options.identity, age: clock.SinceBoot() - s.target.began}
 	var refusal error
 	switch {
 	case h.target != s.target.options.identity:

@@ -26,7 +26,7 @@ type stream struct {
 	process  *process      // at the other end, on one host; nil where its memory is out of reach
 	permit   *permit       // for the target to copy from the initiator's memory; nil for none
 	number   uint64        // of the connection in its hello; 0 for a connection without one
-	there    time.Duration // since when the engine at the other end is, at the latest, on the clock of core.Now
+	there    time.Duration // since when the engine at the other end is, at the latest, by clock.SinceBoot
 	out, in  half
 	reset    atomic.Bool // closeAll resets the connection
 	closeAll func() error

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/clock"
 	"kvferry/core/shut"
 
 	"go.uber.org/zap"
@@ -55,7 +56,7 @@ type target struct {
 	listener *net.TCPListener
 	local    *net.UnixListener // for neighbours; nil where there are to be none
 	options  targetOptions
-	began    time.Duration // by core.Now
+	began    time.Duration // by clock.SinceBoot
 
 	accepted chan plainConn
 	slots    chan struct{} // holds an item for each session
@@ -88,7 +89,7 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local
 		listener: listener,
 		local:    local,
 		options:  o,
-		began:    core.Now(),
+		began:    clock.SinceBoot(),
 		accepted: make(chan plainConn),
 		slots:    make(chan struct{}, o.maxSessions),
 		closing:  make(chan struct{}),
@@ -348,7 +349,7 @@ func (t *target) check() {
 // loss is that connections of a host were lost.
 type loss struct {
 	host string
-	when time.Duration // by core.Now
+	when time.Duration // by clock.SinceBoot
 }
 
 // toTell reports whether the loss of a connection is to be warned of: a peer that ends loses all that it has at once.
@@ -356,7 +357,7 @@ func (t *target) toTell(host string) bool {
 	const once = 10 * time.Second
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := core.Now()
+	now := clock.SinceBoot()
 	if t.told.host == host && now-t.told.when < once {
 		return false
 	}

@@ -65,7 +65,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 	t.sameHost = config.SameHost && !config.ForceTCP
 	var local *net.UnixListener
 	if t.sameHost {
-		if local, t.endpoint.Neighbour, err = listenForNeighbours(); err != nil {
+		if local, t.endpoint.SameHostSocket, err = listenForNeighbours(); err != nil {
 			t.log.Warn("peers on this host use TCP", zap.Error(err))
 		}
 	}

@@ -3,6 +3,8 @@ package tcp
 import (
 	"sync/atomic"
 	"time"
+
+	"kvferry/core/clock"
 )
 
 // turnstile leaves processors to short transfers. What copies from a neighbour's memory keeps one busy for as long as
@@ -15,7 +17,7 @@ import (
 //     to be nobody else's matter.
 type turnstile struct {
 	places chan struct{}
-	shorts atomic.Int64 // when there was a short one last, in nanoseconds since began
+	shorts atomic.Int64 // when there was a short one last, by clock.Now
 }
 
 const (
@@ -25,10 +27,7 @@ const (
 	patientTime = 100 * time.Millisecond
 )
 
-var (
-	copies = newTurnstile(processors / 2)
-	began  = time.Now()
-)
+var copies = newTurnstile(processors / 2)
 
 func newTurnstile(places int) *turnstile {
 	t := &turnstile{places: make(chan struct{}, max(1, places))}
@@ -39,13 +38,13 @@ func newTurnstile(places int) *turnstile {
 // note tells of a transfer of so many bytes, or of none.
 func (t *turnstile) note(bytes uint64) {
 	if bytes > 0 && bytes < bulkLength {
-		t.shorts.Store(int64(time.Since(began)))
+		t.shorts.Store(int64(clock.Now()))
 	}
 }
 
 // enter reports whether the caller has a place, and so has to leave.
 func (t *turnstile) enter() bool {
-	if int64(time.Since(began))-t.shorts.Load() >= int64(shortsTime) {
+	if int64(clock.Now())-t.shorts.Load() >= int64(shortsTime) {
 		return false
 	}
 	select {

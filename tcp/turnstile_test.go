@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/clock"
 
 	"github.com/stretchr/testify/require"
 )
@@ -69,7 +70,7 @@ func TestOnlyWhatIsShortIsNotedAsShort(t *testing.T) {
 }
 
 // expect has short transfers be about for longer than any test takes.
-func (s *turnstile) expect() { s.shorts.Store(int64(time.Since(began) + time.Hour)) }
+func (s *turnstile) expect() { s.shorts.Store(int64(clock.Now() + time.Hour)) }
 
 // forget has the last short transfer be long ago.
 func (s *turnstile) forget() { s.shorts.Store(-int64(shortsTime)) }

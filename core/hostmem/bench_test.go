@@ -3,7 +3,8 @@ package hostmem
 import (
 	"fmt"
 	"testing"
-	"time"
+
+	"kvferry/core/clock"
 )
 
 // BenchmarkCopy shows what it costs to be safe from memory that is gone: each way to copy beside Go's own.
@@ -49,7 +50,7 @@ func BenchmarkSeen(b *testing.B) {
 
 func BenchmarkHandlersAreGos(b *testing.B) {
 	for b.Loop() {
-		if !handlersAreGos(time.Since(started), 0) {
+		if !handlersAreGos(clock.Now(), 0) {
 			b.Fatal("the handlers are not Go's")
 		}
 	}

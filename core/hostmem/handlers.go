@@ -18,7 +18,7 @@ const trustTime = 20 * time.Microsecond
 var (
 	// goHandler is the address of Go's signal handler in this library, once it was found installed.
 	goHandler atomic.Uintptr
-	// answer is the last one: when it was asked for, in nanoseconds since started, and in the lowest bit whether the
+	// answer is the last one: when it was asked for, by clock.Now, and in the lowest bit whether the
 	// handlers were Go's.
 	answer atomic.Int64
 	// sigbus is the last answer about SIGBUS: the Time, and in the lowest bit whether the handler was Go's.
@@ -27,7 +27,7 @@ var (
 
 // handlersAreGos reports whether Go gets the signals of memory that is gone: SIGSEGV of what is unmapped or protected,
 // SIGBUS of a file that is shorter than its mapping. A handler that another library has put in front of Go's does not
-// count, though it may pass on what it gets. now is since started, and the answer at most so old.
+// count, though it may pass on what it gets. now is by clock.Now, and the answer at most so old.
 func handlersAreGos(now, old time.Duration) bool {
 	last := answer.Load()
 	if now-time.Duration(last>>1) > old {

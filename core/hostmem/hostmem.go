@@ -24,8 +24,9 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
-	"time"
 	"unsafe"
+
+	"kvferry/core/clock"
 )
 
 // Copier copies to and from the application's memory. Its zero value is ready. It finds out about the signal handlers at
@@ -41,7 +42,7 @@ func (c *Copier) Renew() { c.fresh = false }
 
 // Prepare is for who waits for a request that may come within microseconds, and has time before it: the answer about the
 // signal handlers will be new enough then.
-func (c *Copier) Prepare() { handlersAreGos(time.Since(started), trustTime/2) }
+func (c *Copier) Prepare() { handlersAreGos(clock.Now(), trustTime/2) }
 
 // Copy copies length bytes, as memmove does. Where memory cannot be read or written, an error wraps EFAULT, or is a
 // runtime.Error, and some of the bytes may have been copied.
@@ -78,7 +79,7 @@ func (c *Copier) Fill(dst uintptr, from []byte) error {
 
 func (c *Copier) renewed() {
 	if !c.fresh {
-		now := time.Since(started)
+		now := clock.Now()
 		c.fresh, c.now, c.trusted = true, timeOf(now), handlersAreGos(now, trustTime)
 	}
 }

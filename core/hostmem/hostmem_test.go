@@ -8,9 +8,9 @@ import (
 	"slices"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 
+	"kvferry/core/clock"
 	"kvferry/core/hostmem/hostmemtest"
 
 	"github.com/stretchr/testify/require"
@@ -134,7 +134,7 @@ func TestASystemThatForbidsCopiesBetweenProcessesIsCopedWith(t *testing.T) {
 }
 
 func TestOnlyAHandlerOfThisLibrarysRuntimeIsGos(t *testing.T) {
-	require.True(t, handlersAreGos(time.Since(started), -1))
+	require.True(t, handlersAreGos(clock.Now(), -1))
 	for what, handler := range map[string]uintptr{
 		"none":               0,
 		"ignored":            1,

@@ -3,6 +3,8 @@ package hostmem
 import (
 	"sync/atomic"
 	"time"
+
+	"kvferry/core/clock"
 )
 
 // What was seen of memory. A page that a system call has just read or written is in memory, whatever kind of memory it is.
@@ -47,16 +49,13 @@ const (
 	ownerAt = 34
 )
 
-var (
-	table   [1 << tableBits]atomic.Uint64
-	started = time.Now()
-)
+var table [1 << tableBits]atomic.Uint64
 
 // Time is a time in ticks. An entry that was never set is older than valid.
 type Time uint64
 
-// Now takes 20 ns: a caller asks once for all that it does at once.
-func Now() Time { return timeOf(time.Since(started)) }
+// Now is the time by clock.Now. A caller asks once for all that it does at once.
+func Now() Time { return timeOf(clock.Now()) }
 
 func timeOf(now time.Duration) Time { return valid + 1 + Time(now/tick) }
 

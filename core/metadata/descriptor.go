@@ -24,18 +24,18 @@ type Buffer struct {
 
 // Descriptor says what a segment holds and how its owner is reached. The JSON form is that of Mooncake's "tcp" protocol.
 type Descriptor struct {
-	Name         string // what peers open: "host:handshake_port" in P2P mode
-	Protocol     string // "tcp"
-	DataHost     string // host of the data port, without brackets; "" when the peer does not say
-	DataPort     int
-	ProtoVersion int // 1: no acknowledgements, 2: acknowledged frames
-	Buffers      []Buffer
-	Truncated    bool   // there are more buffers than Buffers lists: they did not fit the handshake frame
-	Kin          bool   // the owner is an engine like this one
-	Neighbour    string // socket for peers on the same host, see neighbourName; "" for none
-	Identity     string // of this incarnation of the owner, see identity; "" where the owner has none, as Mooncake's
-	Hello        int    // highest version of the hello that its data port understands; 0 for none
-	Version      uint64 // of this value among those of its key in a central store, see version.go; 0 for none
+	Name           string // what peers open: "host:handshake_port" in P2P mode
+	Protocol       string // "tcp"
+	DataHost       string // host of the data port, without brackets; "" when the peer does not say
+	DataPort       int
+	ProtoVersion   int // 1: no acknowledgements, 2: acknowledged frames
+	Buffers        []Buffer
+	Truncated      bool   // there are more buffers than Buffers lists: they did not fit the handshake frame
+	IsKvferry      bool   // the owner is an engine like this one
+	SameHostSocket string // socket for peers on the same host, see socketName; "" for none
+	Identity       string // of this incarnation of the owner, see identity; "" where the owner has none, as Mooncake's
+	Hello          int    // highest version of the hello that its data port understands; 0 for none
+	Version        uint64 // of this value among those of its key in a central store, see version.go; 0 for none
 
 	extents []extent // see BuildIndex
 }
@@ -64,14 +64,14 @@ type wireDescriptor struct {
 
 // extensions is what only engines like this one know of each other. Mooncake ignores the key.
 type extensions struct {
-	Neighbour string `json:"neighbour,omitempty"`
-	Identity  string `json:"identity,omitempty"`
-	Hello     int    `json:"hello,omitempty"`
+	SameHostSocket string `json:"neighbour,omitempty"`
+	Identity       string `json:"identity,omitempty"`
+	Hello          int    `json:"hello,omitempty"`
 }
 
-// neighbourName is what an engine's socket for peers on the same host is called, in the abstract namespace of Unix-domain
+// socketName is what an engine's socket for peers on the same host is called, in the abstract namespace of Unix-domain
 // sockets: nobody but an engine listens there, and none by accident.
-var neighbourName = regexp.MustCompile(`^kvferry-[0-9a-f]{32}$`)
+var socketName = regexp.MustCompile(`^kvferry-[0-9a-f]{32}$`)
 
 // identity is 16 random bytes in hexadecimal digits, which no other incarnation of any engine has.
 var identity = regexp.MustCompile(`^[0-9a-f]{32}$`)
@@ -85,8 +85,8 @@ func (d *Descriptor) Encode(maxLength int) (encoded []byte, truncated bool) {
 		Name: d.Name, Protocol: d.Protocol, DataPort: &port, ProtoVersion: &proto, DataHost: d.DataHost,
 		Timestamp: time.Now().Format("2006-01-02 15:04:05.000000"), Version: version(d.Version),
 	}
-	if d.Kin {
-		wire.Extensions = mustEncode(extensions{Neighbour: d.Neighbour, Identity: d.Identity, Hello: d.Hello})
+	if d.IsKvferry {
+		wire.Extensions = mustEncode(extensions{SameHostSocket: d.SameHostSocket, Identity: d.Identity, Hello: d.Hello})
 	}
 	fields := mustEncode(wire)
 	const opening, closing, shortened = `,"buffers":[`, `]}`, `],"kvferry_truncated":true}`
@@ -168,9 +168,9 @@ func (d *Descriptor) readExtensions(encoded json.RawMessage) {
 	if json.Unmarshal(encoded, &e) != nil || e == nil {
 		return
 	}
-	d.Kin = true
-	if neighbourName.MatchString(e.Neighbour) {
-		d.Neighbour = e.Neighbour
+	d.IsKvferry = true
+	if socketName.MatchString(e.SameHostSocket) {
+		d.SameHostSocket = e.SameHostSocket
 	}
 	if identity.MatchString(e.Identity) && e.Hello >= 1 {
 		d.Identity, d.Hello = e.Identity, e.Hello

@@ -262,12 +262,12 @@ func FuzzParseDescriptor(f *testing.F) {
 
 func TestWhatKinTellEachOtherIsTakenOrWhateverStandsThereIgnored(t *testing.T) {
 	const name = "kvferry-0123456789abcdef0123456789abcdef"
-	d := Descriptor{Name: "a:1", Protocol: "tcp", DataPort: 1, ProtoVersion: 2, Kin: true, Neighbour: name}
+	d := Descriptor{Name: "a:1", Protocol: "tcp", DataPort: 1, ProtoVersion: 2, IsKvferry: true, SameHostSocket: name}
 	encoded, _ := d.Encode(1 << 20)
 	parsed, err := ParseDescriptor(encoded)
 	require.NoError(t, err)
-	require.True(t, parsed.Kin)
-	require.Equal(t, name, parsed.Neighbour)
+	require.True(t, parsed.IsKvferry)
+	require.Equal(t, name, parsed.SameHostSocket)
 	for strange, kin := range map[string]bool{
 		`null`: false, `7`: false, `"text"`: false, `[]`: false, `{}`: true, `{"neighbour":7}`: false,
 		`{"neighbour":"/tmp/socket"}`: true, `{"neighbour":"kvferry-0123"}`: true, `{"neighbour":"` + name + `0"}`: true,
@@ -275,7 +275,7 @@ func TestWhatKinTellEachOtherIsTakenOrWhateverStandsThereIgnored(t *testing.T) {
 	} {
 		parsed, err := ParseDescriptor([]byte(`{"protocol":"tcp","tcp_data_port":1,"kvferry":` + strange + `}`))
 		require.NoError(t, err, strange)
-		require.Empty(t, parsed.Neighbour, strange)
-		require.Equal(t, kin, parsed.Kin, strange)
+		require.Empty(t, parsed.SameHostSocket, strange)
+		require.Equal(t, kin, parsed.IsKvferry, strange)
 	}
 }
