@@ -10,7 +10,7 @@ import (
 	"time"
 	"unicode"
 
-	"kvferry/core/metadata"
+	"kvferry/core/metadata/kv"
 	"kvferry/core/staging"
 )
 
@@ -40,7 +40,7 @@ type Config struct {
 	DisableMetaCache        bool
 	MetaRefreshInterval     time.Duration // 0 is off
 	ClusterID               string
-	Metadata                metadata.StoreOptions
+	Metadata                kv.Connection
 	MetadataKeepInterval    time.Duration // 0 is off
 	EtcdTLS                 bool
 	EtcdUsername            string

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"kvferry/core/metadata"
+	"kvferry/core/metadata/kv"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -95,7 +95,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		RedisUsername: "kv", RedisPassword: "cache", RedisDB: 255, UseIPv6: true,
 		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second,
 		MetadataHTTPToken: "token",
-		Metadata: metadata.StoreOptions{
+		Metadata: kv.Connection{
 			ConnectTimeout: 16 * time.Millisecond, ReplyTimeout: 17 * time.Millisecond,
 			CA: "/ca.pem", Cert: "/cert.pem", Key: "/key.pem", Insecure: true,
 		},

@@ -17,6 +17,7 @@ import (
 	"kvferry/core/address"
 	"kvferry/core/device"
 	"kvferry/core/metadata"
+	"kvferry/core/metadata/kv"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -100,15 +101,17 @@ func New(o Options) (*Engine, error) {
 		DefaultPort:    o.Config.HandshakePort,
 		ClusterID:      o.Config.ClusterID,
 		KeepInterval:   o.Config.MetadataKeepInterval,
-		HTTPToken:      string(o.Config.MetadataHTTPToken),
-		Store:          o.Config.Metadata,
-		Etcd: metadata.EtcdOptions{
-			Username: o.Config.EtcdUsername, Password: string(o.Config.EtcdPassword), TLS: o.Config.EtcdTLS, Lease: o.Config.EtcdLease,
+		Central: kv.Options{
+			Connection: o.Config.Metadata,
+			HTTPToken:  string(o.Config.MetadataHTTPToken),
+			Etcd: kv.EtcdOptions{
+				Username: o.Config.EtcdUsername, Password: string(o.Config.EtcdPassword), TLS: o.Config.EtcdTLS, Lease: o.Config.EtcdLease,
+			},
+			Redis: kv.RedisOptions{
+				Username: o.Config.RedisUsername, Password: string(o.Config.RedisPassword), DB: o.Config.RedisDB,
+			},
+			Log: o.Log,
 		},
-		Redis: metadata.RedisOptions{
-			Username: o.Config.RedisUsername, Password: string(o.Config.RedisPassword), DB: o.Config.RedisDB,
-		},
-		Log: o.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kvferry/core/address"
+	"kvferry/core/metadata/kv"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -31,7 +32,7 @@ import (
 
 // central is a Store whose descriptors are in a store that all engines share.
 type central struct {
-	kv     kv
+	kv     kv.Store
 	prefix string // of every key
 	probe  Client
 	log    *zap.Logger
@@ -74,12 +75,12 @@ const (
 	maxKnown          = 1 << 16         // addresses that are remembered
 )
 
-func newCentral(store kv, o Options) *central {
+func newCentral(store kv.Store, o Options) *central {
 	prefix := "mooncake/"
 	if o.ClusterID != "" {
 		prefix += strings.TrimSuffix(o.ClusterID, "/") + "/"
 	}
-	log := o.Log
+	log := o.Central.Log
 	if log == nil {
 		log = zap.NewNop()
 	}
@@ -151,12 +152,12 @@ func (c *central) show(ctx context.Context, d *Descriptor) error {
 		return nil
 	}
 	d.Version = c.newVersion()
-	encoded, truncated := d.Encode(maxValue)
+	encoded, truncated := d.Encode(kv.MaxValue)
 	if truncated {
 		c.log.Warn("the segment descriptor does not fit the metadata store, peers see the first buffers only",
-			zap.Int("buffers", len(d.Buffers)), zap.Int("bytes", maxValue))
+			zap.Int("buffers", len(d.Buffers)), zap.Int("bytes", kv.MaxValue))
 	}
-	if err := c.kv.put(ctx, c.segmentKey(d.Name), encoded); err != nil {
+	if err := c.kv.Put(ctx, c.segmentKey(d.Name), encoded); err != nil {
 		c.self.unsure = true
 		return err
 	}
@@ -182,7 +183,7 @@ func (c *central) claim(ctx context.Context, name, handshake string) error {
 				return err
 			}
 		}
-		if err := c.kv.remove(ctx, key, there); err != nil {
+		if err := c.kv.Remove(ctx, key, there); err != nil {
 			return err
 		}
 	}
@@ -193,7 +194,7 @@ func (c *central) claim(ctx context.Context, name, handshake string) error {
 	c.self.version = max(left, uint64(found.Version))
 	self.Version = version(c.newVersion())
 	c.self.name, c.self.entry = name, mustEncode(self)
-	if err := c.kv.put(ctx, key, c.self.entry); err != nil {
+	if err := c.kv.Put(ctx, key, c.self.entry); err != nil {
 		return err
 	}
 	// Two engines of one name may have come as far as this at once.
@@ -215,7 +216,7 @@ func (c *central) newVersion() uint64 {
 
 // versionLeft is the version of a descriptor that a predecessor has left under a name; 0 for none, or garbage.
 func (c *central) versionLeft(ctx context.Context, name string) (uint64, error) {
-	value, _, err := c.kv.get(ctx, c.segmentKey(name))
+	value, _, err := c.kv.Get(ctx, c.segmentKey(name))
 	if err != nil {
 		return 0, err
 	}
@@ -228,7 +229,7 @@ func (c *central) versionLeft(ctx context.Context, name string) (uint64, error) 
 
 // entry reads an rpc_meta key; there is the value as it stands, nil for none.
 func (c *central) entry(ctx context.Context, key string) (found rpcMeta, there []byte, err error) {
-	value, ok, err := c.kv.get(ctx, key)
+	value, ok, err := c.kv.Get(ctx, key)
 	if err != nil || !ok {
 		return rpcMeta{}, nil, err
 	}
@@ -294,12 +295,12 @@ func (c *central) restore(ctx context.Context) error {
 		return nil
 	}
 	key := c.addressKey(c.self.name)
-	there, found, err := c.kv.get(ctx, key)
+	there, found, err := c.kv.Get(ctx, key)
 	switch {
 	case err != nil:
 		return err
 	case !found:
-		if err := c.kv.put(ctx, key, c.self.entry); err != nil {
+		if err := c.kv.Put(ctx, key, c.self.entry); err != nil {
 			return err
 		}
 		return c.show(ctx, c.self.look())
@@ -312,7 +313,7 @@ func (c *central) restore(ctx context.Context) error {
 // Fetch implements Store.
 func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error) {
 	key := c.segmentKey(segment)
-	value, found, err := c.kv.get(ctx, key)
+	value, found, err := c.kv.Get(ctx, key)
 	switch {
 	case err != nil:
 		return nil, err
@@ -323,7 +324,7 @@ func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error
 	}
 	d, err := ParseDescriptor(value)
 	if err != nil {
-		return nil, status.Errorf(status.Of(err, status.Metadata), "metadata store %s: the value of %s: %w", c.kv.name(), key, err)
+		return nil, status.Errorf(status.Of(err, status.Metadata), "metadata store %s: the value of %s: %w", c.kv.Name(), key, err)
 	}
 	return d, nil
 }
@@ -331,7 +332,7 @@ func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error
 // HandshakeAddress implements Store. While the store does not answer, an address that was found before does.
 func (c *central) HandshakeAddress(ctx context.Context, segment string) (string, error) {
 	key := c.addressKey(segment)
-	value, found, err := c.kv.get(ctx, key)
+	value, found, err := c.kv.Get(ctx, key)
 	before, known := c.recall(key)
 	switch {
 	case err != nil && known:
@@ -406,7 +407,7 @@ func (c *central) Withdraw(ctx context.Context) error {
 	}
 	err := c.withdrawDescriptor(ctx)
 	if err == nil {
-		err = c.kv.remove(ctx, c.addressKey(c.self.name), c.self.entry)
+		err = c.kv.Remove(ctx, c.addressKey(c.self.name), c.self.entry)
 	}
 	if err == nil {
 		c.self.entry, c.self.claimed = nil, false
@@ -418,30 +419,30 @@ func (c *central) withdrawDescriptor(ctx context.Context) error {
 	key, value := c.segmentKey(c.self.name), c.self.descriptor
 	if c.self.unsure {
 		// Whichever arrived, it is this engine's as long as the name is.
-		entry, _, err := c.kv.get(ctx, c.addressKey(c.self.name))
+		entry, _, err := c.kv.Get(ctx, c.addressKey(c.self.name))
 		if err != nil || !bytes.Equal(entry, c.self.entry) {
 			return err
 		}
-		if value, _, err = c.kv.get(ctx, key); err != nil {
+		if value, _, err = c.kv.Get(ctx, key); err != nil {
 			return err
 		}
 	}
 	if value == nil {
 		return nil
 	}
-	return c.kv.remove(ctx, key, value)
+	return c.kv.Remove(ctx, key, value)
 }
 
 // Close implements Store.
 func (c *central) Close() error {
 	c.close()
 	c.keeping.Wait()
-	return c.kv.close()
+	return c.kv.Close()
 }
 
 // fail is an error of the store's contents.
 func (c *central) fail(format string, args ...any) error {
-	return status.Errorf(status.Metadata, "metadata store %s: "+format, append([]any{c.kv.name()}, args...)...)
+	return status.Errorf(status.Metadata, "metadata store %s: "+format, append([]any{c.kv.Name()}, args...)...)
 }
 
 func (m rpcMeta) hostPort() string { return net.JoinHostPort(m.Host, strconv.Itoa(m.Port)) }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/metadata/kv"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -103,7 +104,7 @@ func TestAnAddressIsPublishedAsMooncakeReadsIt(t *testing.T) {
 
 func TestSegmentsOfAnotherKindAreFoundByTheirKind(t *testing.T) {
 	server, url := serveMetadata(t)
-	encoded, _ := sample(1).Encode(maxValue)
+	encoded, _ := sample(1).Encode(kv.MaxValue)
 	server.set("mooncake/nvmeof/disk", string(encoded))
 	_, err := join(t, url, "a", Options{}).Fetch(context.Background(), "nvmeof/disk")
 	assert.NoError(t, err)
@@ -300,7 +301,7 @@ func TestGarbageUnderAKeyIsAnErrorThatNamesIt(t *testing.T) {
 }
 
 func FuzzValuesOfAStore(f *testing.F) {
-	encoded, _ := sample(2).Encode(maxValue)
+	encoded, _ := sample(2).Encode(kv.MaxValue)
 	f.Add(encoded)
 	f.Add([]byte(`{"ip_or_host_name":"[::1]","rpc_port":15000}`))
 	f.Add([]byte(`{"ip_or_host_name":"a:1","rpc_port":-1}`))
@@ -397,7 +398,7 @@ func TestAThousandEnginesShareAStore(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range engines {
 		all.Go(func() {
-			store, err := Open(url, Options{Store: StoreOptions{ConnectTimeout: time.Minute, ReplyTimeout: time.Minute}})
+			store, err := Open(url, Options{Central: kv.Options{Connection: kv.Connection{ConnectTimeout: time.Minute, ReplyTimeout: time.Minute}}})
 			if !assert.NoError(t, err) {
 				return
 			}

@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"kvferry/core/address"
+	"kvferry/core/metadata/kv"
 	"kvferry/core/status"
 )
 
@@ -27,7 +29,7 @@ const (
 	idleTimeout       = 30 * time.Second
 )
 
-// httpStore is a kv on a server of Mooncake's metadata protocol: GET, PUT and DELETE of <base>?key=<key>. It follows no
+// httpStore is a kv.Store on a server of Mooncake's metadata protocol: GET, PUT and DELETE of <base>?key=<key>. It follows no
 // redirects, so that what it sends goes nowhere else, and uses no proxy.
 type httpStore struct {
 	base    string // with what separates the query's key from it
@@ -38,23 +40,29 @@ type httpStore struct {
 	client  http.Client
 }
 
-func newHTTP(connection string, o Options) (*httpStore, error) {
+func init() {
+	for _, scheme := range []string{"http", "https"} {
+		kv.Register(scheme, func(connection string, o kv.Options) (kv.Store, error) { return newHTTP(connection, o) })
+	}
+}
+
+func newHTTP(connection string, o kv.Options) (*httpStore, error) {
 	base, err := url.Parse(withBrackets(connection))
 	if err != nil || base.Hostname() == "" {
-		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string %q is no URL with a host", redacted(connection))
+		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string %q is no URL with a host", kv.Redacted(connection))
 	}
-	config, err := o.Store.tls()
+	config, err := o.Connection.TLS()
 	if err != nil {
 		return nil, err
 	}
-	s := &httpStore{shown: redacted(connection), user: base.User, token: o.HTTPToken, timeout: orDefault(o.Store.ReplyTimeout, defaultHTTPTimeout)}
+	s := &httpStore{shown: kv.Redacted(connection), user: base.User, token: o.HTTPToken, timeout: cmp.Or(o.Connection.ReplyTimeout, defaultHTTPTimeout)}
 	separator := "?"
 	if base.RawQuery != "" {
 		separator = "&"
 	}
 	base.User, base.Fragment = nil, ""
 	s.base = base.String() + separator + "key="
-	dialer := net.Dialer{Timeout: orDefault(o.Store.ConnectTimeout, defaultHTTPConnectTimeout)}
+	dialer := net.Dialer{Timeout: cmp.Or(o.Connection.ConnectTimeout, defaultHTTPConnectTimeout)}
 	s.client = http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
@@ -85,14 +93,14 @@ func withBrackets(connection string) string {
 	return scheme + "://" + user + host + path
 }
 
-func (s *httpStore) name() string { return s.shown }
+func (s *httpStore) Name() string { return s.shown }
 
-func (s *httpStore) close() error {
+func (s *httpStore) Close() error {
 	s.client.CloseIdleConnections()
 	return nil
 }
 
-func (s *httpStore) get(ctx context.Context, key string) (value []byte, found bool, err error) {
+func (s *httpStore) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
 	code, body, err := s.do(ctx, http.MethodGet, key, nil)
 	switch {
 	case err != nil:
@@ -105,22 +113,22 @@ func (s *httpStore) get(ctx context.Context, key string) (value []byte, found bo
 	return body, true, nil
 }
 
-func (s *httpStore) put(ctx context.Context, key string, value []byte) error {
+func (s *httpStore) Put(ctx context.Context, key string, value []byte) error {
 	code, body, err := s.do(ctx, http.MethodPut, key, value)
 	if err != nil || isSuccess(code) {
 		return err
 	}
 	if code == http.StatusBadRequest {
 		// Mooncake's server replaces no rpc_meta, not even by itself.
-		if there, found, err := s.get(ctx, key); err == nil && found && bytes.Equal(there, value) {
+		if there, found, err := s.Get(ctx, key); err == nil && found && bytes.Equal(there, value) {
 			return nil
 		}
 	}
 	return s.refused(http.MethodPut, key, code, body)
 }
 
-func (s *httpStore) remove(ctx context.Context, key string, value []byte) error {
-	there, found, err := s.get(ctx, key)
+func (s *httpStore) Remove(ctx context.Context, key string, value []byte) error {
+	there, found, err := s.Get(ctx, key)
 	if err != nil || !found || !bytes.Equal(there, value) {
 		return err
 	}
@@ -135,7 +143,7 @@ func isSuccess(code int) bool { return code/100 == 2 }
 
 // do makes a request, and reads the answer.
 func (s *httpStore) do(ctx context.Context, method, key string, value []byte) (code int, body []byte, err error) {
-	ctx, done := within(ctx, s.timeout)
+	ctx, done := kv.Within(ctx, s.timeout)
 	defer done()
 	request, err := http.NewRequestWithContext(ctx, method, s.base+strings.ReplaceAll(url.QueryEscape(key), "+", "%20"), bytes.NewReader(value))
 	if err != nil {
@@ -150,15 +158,15 @@ func (s *httpStore) do(ctx context.Context, method, key string, value []byte) (c
 	if err == nil {
 		defer response.Body.Close()
 		code = response.StatusCode
-		body, err = io.ReadAll(io.LimitReader(response.Body, maxValue+1))
+		body, err = io.ReadAll(io.LimitReader(response.Body, kv.MaxValue+1))
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return 0, nil, s.failed(method, key, context.Cause(ctx))
 	case err != nil:
 		return 0, nil, s.failed(method, key, withoutURL(err))
-	case len(body) > maxValue:
-		return 0, nil, s.failed(method, key, fmt.Errorf("the answer is longer than %d bytes", maxValue))
+	case len(body) > kv.MaxValue:
+		return 0, nil, s.failed(method, key, fmt.Errorf("the answer is longer than %d bytes", kv.MaxValue))
 	}
 	return code, body, nil
 }

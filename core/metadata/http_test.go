@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/metadata/kv"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -115,31 +116,31 @@ func serveMetadata(t *testing.T) (s *mooncakeServer, url string) {
 }
 
 // openHTTP opens a store until the test ends.
-func openHTTP(t *testing.T, url string, o Options) *httpStore {
+func openHTTP(t *testing.T, url string, o kv.Options) *httpStore {
 	s, err := newHTTP(url, o)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.close()) })
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	return s
 }
 
 func TestAnHTTPStoreKeepsValuesUnderAnyKey(t *testing.T) {
 	ctx := context.Background()
 	_, url := serveMetadata(t)
-	s := openHTTP(t, url, Options{})
+	s := openHTTP(t, url, kv.Options{})
 	for _, key := range []string{"mooncake/ram/a:1", "mooncake/ram/[fe80::1%eth0]:1", "mooncake/x y&key=z+é/ram/a#?"} {
-		_, found, err := s.get(ctx, key)
+		_, found, err := s.Get(ctx, key)
 		require.NoError(t, err)
 		require.False(t, found)
-		require.NoError(t, s.put(ctx, key, []byte("1")))
-		require.NoError(t, s.put(ctx, key, []byte("2")))
-		require.NoError(t, s.remove(ctx, key, []byte("1")), "it holds something else, and stays")
-		value, found, err := s.get(ctx, key)
+		require.NoError(t, s.Put(ctx, key, []byte("1")))
+		require.NoError(t, s.Put(ctx, key, []byte("2")))
+		require.NoError(t, s.Remove(ctx, key, []byte("1")), "it holds something else, and stays")
+		value, found, err := s.Get(ctx, key)
 		require.NoError(t, err)
 		require.True(t, found)
 		require.Equal(t, "2", string(value))
-		require.NoError(t, s.remove(ctx, key, []byte("2")))
-		require.NoError(t, s.remove(ctx, key, []byte("2")), "it is gone")
-		_, found, err = s.get(ctx, key)
+		require.NoError(t, s.Remove(ctx, key, []byte("2")))
+		require.NoError(t, s.Remove(ctx, key, []byte("2")), "it is gone")
+		_, found, err = s.Get(ctx, key)
 		require.NoError(t, err)
 		require.False(t, found)
 	}
@@ -148,10 +149,10 @@ func TestAnHTTPStoreKeepsValuesUnderAnyKey(t *testing.T) {
 func TestAnAddressThatTheServerDoesNotReplaceIsAnErrorUnlessItIsTheSame(t *testing.T) {
 	ctx := context.Background()
 	_, url := serveMetadata(t)
-	s := openHTTP(t, url, Options{})
-	require.NoError(t, s.put(ctx, "mooncake/rpc_meta/a", []byte("1")))
-	require.NoError(t, s.put(ctx, "mooncake/rpc_meta/a", []byte("1")))
-	assert.ErrorContains(t, s.put(ctx, "mooncake/rpc_meta/a", []byte("2")), "Duplicate rpc_meta")
+	s := openHTTP(t, url, kv.Options{})
+	require.NoError(t, s.Put(ctx, "mooncake/rpc_meta/a", []byte("1")))
+	require.NoError(t, s.Put(ctx, "mooncake/rpc_meta/a", []byte("1")))
+	assert.ErrorContains(t, s.Put(ctx, "mooncake/rpc_meta/a", []byte("2")), "Duplicate rpc_meta")
 }
 
 func TestAURLMayHaveAnIPv6HostWithoutBrackets(t *testing.T) {
@@ -165,7 +166,7 @@ func TestAURLMayHaveAnIPv6HostWithoutBrackets(t *testing.T) {
 		"http://10.0.0.1:8080/fd00::2:15858":    "http://10.0.0.1:8080/fd00::2:15858?key=",
 		"http://10.0.0.1/metadata?x=fd00::2:15": "http://10.0.0.1/metadata?x=fd00::2:15&key=",
 	} {
-		s, err := newHTTP(connection, Options{})
+		s, err := newHTTP(connection, kv.Options{})
 		require.NoError(t, err)
 		require.Equal(t, want, s.base)
 	}
@@ -176,16 +177,16 @@ func TestARequestSaysWhoAsks(t *testing.T) {
 	var query string
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got, query = r.Header, r.URL.RawQuery }))
 	defer server.Close()
-	s := openHTTP(t, server.URL+"/metadata?tenant=7", Options{HTTPToken: "let-me-in"})
-	require.NoError(t, s.put(context.Background(), "a/b", []byte("{}")))
+	s := openHTTP(t, server.URL+"/metadata?tenant=7", kv.Options{HTTPToken: "let-me-in"})
+	require.NoError(t, s.Put(context.Background(), "a/b", []byte("{}")))
 	assert.Equal(t, "Bearer let-me-in", got.Get("Authorization"))
 	assert.Equal(t, "application/json", got.Get("Content-Type"))
 	assert.Equal(t, "tenant=7&key=a%2Fb", query)
 
-	s = openHTTP(t, strings.Replace(server.URL, "://", "://us%65r:pass@", 1), Options{})
-	require.NoError(t, s.put(context.Background(), "a", nil))
+	s = openHTTP(t, strings.Replace(server.URL, "://", "://us%65r:pass@", 1), kv.Options{})
+	require.NoError(t, s.Put(context.Background(), "a", nil))
 	assert.Equal(t, "Basic dXNlcjpwYXNz", got.Get("Authorization"))
-	assert.NotContains(t, s.name(), "pass")
+	assert.NotContains(t, s.Name(), "pass")
 }
 
 // hostile are servers that do everything wrong, and what must be in the errors.
@@ -232,9 +233,9 @@ func TestAServerThatMisbehavesGivesAnErrorThatSaysHow(t *testing.T) {
 				c.answer(w, r)
 			}))
 			defer server.Close()
-			s := openHTTP(t, server.URL+"/metadata", Options{Store: StoreOptions{ReplyTimeout: 100 * time.Millisecond}})
-			_, _, err := s.get(context.Background(), "mooncake/ram/a")
-			for _, err := range []error{err, s.remove(context.Background(), "mooncake/ram/a", nil)} {
+			s := openHTTP(t, server.URL+"/metadata", kv.Options{Connection: kv.Connection{ReplyTimeout: 100 * time.Millisecond}})
+			_, _, err := s.Get(context.Background(), "mooncake/ram/a")
+			for _, err := range []error{err, s.Remove(context.Background(), "mooncake/ram/a", nil)} {
 				require.ErrorContains(t, err, "metadata store "+server.URL+"/metadata: GET mooncake/ram/a: ")
 				require.ErrorContains(t, err, c.says)
 				require.Equal(t, status.Metadata, status.Of(err, status.OK))
@@ -247,14 +248,14 @@ func TestAServerThatMisbehavesGivesAnErrorThatSaysHow(t *testing.T) {
 func TestAServerThatIsNotThereGivesAnErrorThatNamesIt(t *testing.T) {
 	l := listen(t, "127.0.0.1:0")
 	require.NoError(t, l.Close())
-	s := openHTTP(t, "http://user:secret@"+l.Addr().String()+"/metadata", Options{})
-	_, _, err := s.get(context.Background(), "mooncake/ram/a")
+	s := openHTTP(t, "http://user:secret@"+l.Addr().String()+"/metadata", kv.Options{})
+	_, _, err := s.Get(context.Background(), "mooncake/ram/a")
 	assert.ErrorContains(t, err, "metadata store http://"+l.Addr().String()+"/metadata: GET mooncake/ram/a: ")
 	assert.ErrorContains(t, err, "refused")
 	assert.NotContains(t, err.Error(), "secret")
 	stopped, stop := context.WithCancel(context.Background())
 	stop()
-	assert.ErrorIs(t, s.put(stopped, "a", nil), context.Canceled)
+	assert.ErrorIs(t, s.Put(stopped, "a", nil), context.Canceled)
 }
 
 func TestAConnectionThatTheServerClosedIsReplaced(t *testing.T) {
@@ -269,10 +270,10 @@ func TestAConnectionThatTheServerClosedIsReplaced(t *testing.T) {
 	}
 	server.Start()
 	defer server.Close()
-	s := openHTTP(t, server.URL, Options{})
+	s := openHTTP(t, server.URL, kv.Options{})
 	for range 20 {
-		require.NoError(t, s.put(context.Background(), "a", []byte("1")))
-		require.NoError(t, s.remove(context.Background(), "a", []byte("1")))
+		require.NoError(t, s.Put(context.Background(), "a", []byte("1")))
+		require.NoError(t, s.Remove(context.Background(), "a", []byte("1")))
 		mu.Lock()
 		for c, is := range idle {
 			if is {
@@ -290,23 +291,23 @@ func TestOverTLSTheServerHasToBeTheRightOne(t *testing.T) {
 	defer server.Close()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
-	for _, trusting := range []StoreOptions{{CA: ca}, {Insecure: true}} {
-		s := openHTTP(t, server.URL, Options{Store: trusting})
-		require.NoError(t, s.put(context.Background(), "a", []byte("1")))
+	for _, trusting := range []kv.Connection{{CA: ca}, {Insecure: true}} {
+		s := openHTTP(t, server.URL, kv.Options{Connection: trusting})
+		require.NoError(t, s.Put(context.Background(), "a", []byte("1")))
 	}
-	s := openHTTP(t, server.URL, Options{})
-	assert.ErrorContains(t, s.put(context.Background(), "a", []byte("1")), "certificate")
-	s = openHTTP(t, strings.Replace(server.URL, "https", "http", 1), Options{})
-	assert.ErrorContains(t, s.put(context.Background(), "a", []byte("1")), "HTTPS")
+	s := openHTTP(t, server.URL, kv.Options{})
+	assert.ErrorContains(t, s.Put(context.Background(), "a", []byte("1")), "certificate")
+	s = openHTTP(t, strings.Replace(server.URL, "https", "http", 1), kv.Options{})
+	assert.ErrorContains(t, s.Put(context.Background(), "a", []byte("1")), "HTTPS")
 	_, plain := serveMetadata(t)
-	s = openHTTP(t, strings.Replace(plain, "http", "https", 1), Options{})
-	assert.ErrorContains(t, s.put(context.Background(), "a", []byte("1")), "HTTPS")
+	s = openHTTP(t, strings.Replace(plain, "http", "https", 1), kv.Options{})
+	assert.ErrorContains(t, s.Put(context.Background(), "a", []byte("1")), "HTTPS")
 
 	for file, says := range map[string]string{"/no/such/file": "no such file", "/dev/null": "no certificate"} {
-		_, err := newHTTP(server.URL, Options{Store: StoreOptions{CA: file}})
+		_, err := newHTTP(server.URL, kv.Options{Connection: kv.Connection{CA: file}})
 		assert.ErrorContains(t, err, "KVFERRY_METADATA_CA")
 		assert.ErrorContains(t, err, says)
 	}
-	_, err := newHTTP(server.URL, Options{Store: StoreOptions{Cert: ca}})
+	_, err := newHTTP(server.URL, kv.Options{Connection: kv.Connection{Cert: ca}})
 	assert.ErrorContains(t, err, "KVFERRY_METADATA_CERT")
 }

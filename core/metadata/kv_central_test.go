@@ -5,15 +5,26 @@ import (
 	"sync"
 	"testing"
 
+	_ "kvferry/core/metadata/etcd"
+	"kvferry/core/metadata/kv/kvtest"
+	_ "kvferry/core/metadata/redis"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
-// What central does with any kv is in central_test.go. Here are the stores themselves.
+// What central does with any kv.Store is in central_test.go. Here are the stores themselves.
+
+// everyKind runs a test for each kind of store that has a server of its own.
+func everyKind(t *testing.T, test func(t *testing.T, kind kvtest.Kind)) {
+	for _, kind := range []kvtest.Kind{kvtest.Etcd, kvtest.Redis} {
+		t.Run(kind.Scheme, func(t *testing.T) { test(t, kind) })
+	}
+}
 
 func TestEnginesFindEachOtherInAStoreOfEveryKind(t *testing.T) {
-	everyKind(t, func(t *testing.T, kind kvKind) {
-		url := kind.name + "://" + kind.start(t, serving{}).address
+	everyKind(t, func(t *testing.T, kind kvtest.Kind) {
+		url := kind.Scheme + "://" + kind.Start(t, kvtest.Serving{}).Address
 		for _, o := range []Options{{}, {ClusterID: "blue"}} {
 			peer := join(t, url, "peer", o)
 			for _, name := range []string{"node1", "node1:12345", "[fe80::1%eth0]:5", "::1"} {
@@ -33,10 +44,10 @@ func TestEnginesFindEachOtherInAStoreOfEveryKind(t *testing.T) {
 }
 
 func TestAPredecessorInAStoreOfEveryKindIsReplacedOnlyIfItIsDead(t *testing.T) {
-	everyKind(t, func(t *testing.T, kind kvKind) {
-		server := kind.start(t, serving{}).address
-		url := kind.name + "://" + server
-		kind.raw(t, server, "mooncake/rpc_meta/a", []byte(entryOf(t, deadAddress(t))+"\n"))
+	everyKind(t, func(t *testing.T, kind kvtest.Kind) {
+		server := kind.Start(t, kvtest.Serving{}).Address
+		url := kind.Scheme + "://" + server
+		kind.Raw(t, server, "mooncake/rpc_meta/a", []byte(entryOf(t, deadAddress(t))+"\n"))
 		first := join(t, url, "a", Options{})
 		require.NoError(t, first.publish())
 
@@ -55,8 +66,8 @@ func TestAPredecessorInAStoreOfEveryKindIsReplacedOnlyIfItIsDead(t *testing.T) {
 
 func TestAThousandEnginesShareAStoreOfEveryKind(t *testing.T) {
 	const engines, atOnce = 1000, 50
-	everyKind(t, func(t *testing.T, kind kvKind) {
-		url := kind.name + "://" + kind.start(t, serving{}).address
+	everyKind(t, func(t *testing.T, kind kvtest.Kind) {
+		url := kind.Scheme + "://" + kind.Start(t, kvtest.Serving{}).Address
 		members := make([]*member, engines)
 		for i := range members {
 			members[i] = join(t, url, fmt.Sprint("node", i), Options{})

@@ -1,12 +1,10 @@
 package metadata
 
 import (
-	"strings"
 	"time"
 
+	"kvferry/core/metadata/kv"
 	"kvferry/core/status"
-
-	"go.uber.org/zap"
 )
 
 // P2P is the connection string of the mode without a central store: a segment's name is its owner's address.
@@ -21,11 +19,7 @@ type Options struct {
 	// What follows is for central stores.
 	ClusterID    string        // prefix of the keys; "" for none
 	KeepInterval time.Duration // how often the own entries are looked after; 0: never
-	HTTPToken    string        // bearer token for an HTTP store; "" for none
-	Store        StoreOptions
-	Etcd         EtcdOptions
-	Redis        RedisOptions
-	Log          *zap.Logger // nil: none
+	Central      kv.Options
 }
 
 // Open makes the store that a connection string names. An error carries status.InvalidArgument when the string is
@@ -34,7 +28,10 @@ func Open(connection string, o Options) (Store, error) {
 	if connection == P2P {
 		return newP2PStore(o), nil
 	}
-	store, err := openKV(connection, o)
+	if connection == "" {
+		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string is empty; %s needs no server", P2P)
+	}
+	store, err := kv.Open(connection, o.Central)
 	if err != nil {
 		return nil, err
 	}
@@ -43,28 +40,8 @@ func Open(connection string, o Options) (Store, error) {
 
 // Shown is a connection string as a log may show it: with its scheme, and without user, password and query.
 func Shown(connection string) string {
-	if connection != P2P && !strings.Contains(connection, "://") {
-		connection = "etcd://" + connection // as openKV takes it
+	if connection == P2P {
+		return P2P
 	}
-	return redacted(connection)
-}
-
-// openKV makes the central store that a connection string names.
-func openKV(connection string, o Options) (kv, error) {
-	if connection == "" {
-		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string is empty; %s needs no server", P2P)
-	}
-	scheme, server, explicit := strings.Cut(connection, "://")
-	if !explicit {
-		scheme, server = "etcd", connection // what Mooncake takes a bare host:port for
-	}
-	switch scheme {
-	case "http", "https":
-		return newHTTP(connection, o)
-	case "redis", "rediss":
-		return newRedis(server, scheme == "rediss", o.Store, o.Redis)
-	case "etcd":
-		return newEtcd(server, o.Store, o.Etcd, o.Log)
-	}
-	return nil, status.Errorf(status.InvalidArgument, "the metadata connection string has the unknown scheme %.40q", scheme)
+	return kv.Redacted(connection)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"kvferry/core/metadata/kv"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -20,10 +21,10 @@ func TestTheSchemeOfAConnectionStringSaysWhatStoreItIs(t *testing.T) {
 		"http://10.0.0.1/metadata":      "http://10.0.0.1/metadata",
 		"https://10.0.0.1/metadata":     "https://10.0.0.1/metadata",
 	} {
-		store, err := openKV(connection, Options{})
+		store, err := kv.Open(connection, kv.Options{})
 		require.NoError(t, err)
-		assert.Equal(t, name, store.name())
-		require.NoError(t, store.close())
+		assert.Equal(t, name, store.Name())
+		require.NoError(t, store.Close())
 	}
 }
 

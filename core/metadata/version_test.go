@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/metadata/kv"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -55,7 +56,7 @@ func TestASuccessorsVersionsAreHigherThanItsPredecessorsWhateverTheClockSays(t *
 			server.set("mooncake/rpc_meta/a", string(mustEncode(meta)))
 			d := sample(1)
 			d.Version = left[1]
-			encoded, _ := d.Encode(maxValue)
+			encoded, _ := d.Encode(kv.MaxValue)
 			server.set("mooncake/ram/a", string(encoded))
 
 			require.NoError(t, join(t, url, "a", Options{}).publish())

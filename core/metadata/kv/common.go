@@ -1,4 +1,4 @@
-package metadata
+package kv
 
 import (
 	"bytes"
@@ -14,18 +14,18 @@ import (
 
 // What stores have in common, most of it those that speak a protocol of their own, etcd and Redis.
 
-// DefaultStoreTimeout is how long etcd or Redis may take to be connected to, and a whole request, where no setting says
+// DefaultTimeout is how long etcd or Redis may take to be connected to, and a whole request, where no setting says
 // otherwise.
-const DefaultStoreTimeout = 5 * time.Second
+const DefaultTimeout = 5 * time.Second
 
 var (
-	errTooLong     = fmt.Errorf("the value is longer than %d bytes", maxValue)
-	errStoreClosed = errors.New("the store is closed")
+	ErrTooLong = fmt.Errorf("the value is longer than %d bytes", MaxValue)
+	ErrClosed  = errors.New("the store is closed")
 )
 
-// hostPort completes "host", "host:port", "[v6]", "[v6]:port" and "v6:port" with a default port. The error carries
+// HostPort completes "host", "host:port", "[v6]", "[v6]:port" and "v6:port" with a default port. The error carries
 // status.InvalidArgument, and does not repeat text that may hold a password.
-func hostPort(text, defaultPort string) (string, error) {
+func HostPort(text, defaultPort string) (string, error) {
 	if strings.Contains(text, "@") {
 		return "", status.Errorf(status.InvalidArgument,
 			"the metadata connection string may not hold a user or a password: these have variables of their own")
@@ -45,21 +45,21 @@ func hostPort(text, defaultPort string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// within is ctx for one request, which is given up after a time.
-func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+// Within is ctx for one request, which is given up after a time.
+func Within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
 }
 
-// kvError says what failed with which key of which store. Where ctx has ended, that is why.
-func kvError(ctx context.Context, store kv, what, key string, err error) error {
+// Failed says what failed with which key of which store. Where ctx has ended, that is why.
+func Failed(ctx context.Context, store Store, what, key string, err error) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return status.Errorf(status.Metadata, "metadata store %s: %s %.300s: %w", store.name(), what, key, err)
+	return status.Errorf(status.Metadata, "metadata store %s: %s %.300s: %w", store.Name(), what, key, err)
 }
 
-// withNewline is a value as Mooncake writes it, whether it has its newline yet or not.
-func withNewline(value []byte) string { return string(withoutNewline(value)) + "\n" }
+// WithNewline is a value as Mooncake writes it, whether it has its newline yet or not.
+func WithNewline(value []byte) string { return string(WithoutNewline(value)) + "\n" }
 
-// withoutNewline is a value as get returns it, whether it was written with a newline or not.
-func withoutNewline(value []byte) []byte { return bytes.TrimSuffix(value, []byte("\n")) }
+// WithoutNewline is a value as Get returns it, whether it was written with a newline or not.
+func WithoutNewline(value []byte) []byte { return bytes.TrimSuffix(value, []byte("\n")) }

@@ -1,7 +1,9 @@
-package metadata
+// Package etcd keeps metadata in an etcd cluster. It registers itself for etcd:// with package kv.
+package etcd
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"kvferry/core/metadata/kv"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -19,19 +23,12 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 )
 
-// EtcdOptions are the settings of an etcd store that others do not have.
-type EtcdOptions struct {
-	Username, Password string        // "" for none
-	TLS                bool          // connections are over TLS
-	Lease              time.Duration // after which etcd forgets what an engine put that is no more; whole seconds; 0: never
-}
-
-// etcdStore is a kv in an etcd cluster.
+// store is a kv.Store in an etcd cluster.
 //
 // What it puts hangs on one lease, which the client keeps alive. Where the lease is lost, because the cluster was away
 // for too long or has lost its data, there is a new one, and what hung on the old one is put again: but for keys that
 // hold something else by then, which are somebody else's.
-type etcdStore struct {
+type store struct {
 	address string
 	config  clientv3.Config
 	limit   time.Duration // of a request
@@ -65,27 +62,32 @@ const (
 	silentFor       = 10 * time.Second // until the client asks whether a silent cluster is still there
 )
 
-// newEtcd makes the store at "host:port;host:port". Nothing is connected yet. An error carries status.InvalidArgument.
-func newEtcd(servers string, o StoreOptions, e EtcdOptions, log *zap.Logger) (kv, error) {
+func init() {
+	kv.Register("etcd", func(connection string, o kv.Options) (kv.Store, error) { return open(connection, o) })
+}
+
+// open makes the store at "etcd://host:port;host:port". Nothing is connected yet. An error carries status.InvalidArgument.
+func open(connection string, o kv.Options) (*store, error) {
+	e, log := o.Etcd, o.Log
 	if log == nil {
 		log = zap.NewNop()
 	}
-	connect := orDefault(o.ConnectTimeout, DefaultStoreTimeout)
-	s := &etcdStore{
-		limit: orDefault(o.ReplyTimeout, DefaultStoreTimeout), ttl: e.Lease, log: log,
+	connect := cmp.Or(o.Connection.ConnectTimeout, kv.DefaultTimeout)
+	s := &store{
+		limit: cmp.Or(o.Connection.ReplyTimeout, kv.DefaultTimeout), ttl: e.Lease, log: log,
 		connecting: newTurn(), writing: newTurn(), ours: map[string]leased{},
 		config: clientv3.Config{
 			Username: e.Username, Password: e.Password, DialTimeout: connect, Logger: zap.NewNop(),
 			DialKeepAliveTime: silentFor, DialKeepAliveTimeout: connect,
-			MaxUnaryRetries: attempts, MaxCallSendMsgSize: 2 * maxValue, MaxCallRecvMsgSize: 2 * maxValue,
+			MaxUnaryRetries: attempts, MaxCallSendMsgSize: 2 * kv.MaxValue, MaxCallRecvMsgSize: 2 * kv.MaxValue,
 			DialOptions: []grpc.DialOption{
 				grpc.WithNoProxy(), grpc.WithChainUnaryInterceptor(withoutPatience),
 				grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: connect}),
 			},
 		},
 	}
-	for server := range strings.SplitSeq(servers, ";") {
-		server, err := hostPort(server, "2379")
+	for server := range strings.SplitSeq(strings.TrimPrefix(connection, "etcd://"), ";") {
+		server, err := kv.HostPort(server, "2379")
 		if err != nil {
 			return nil, err
 		}
@@ -94,7 +96,7 @@ func newEtcd(servers string, o StoreOptions, e EtcdOptions, log *zap.Logger) (kv
 	s.address = "etcd://" + strings.Join(s.config.Endpoints, ";")
 	if e.TLS {
 		var err error
-		if s.config.TLS, err = o.tls(); err != nil {
+		if s.config.TLS, err = o.Connection.TLS(); err != nil {
 			return nil, err
 		}
 	}
@@ -108,20 +110,20 @@ func withoutPatience(ctx context.Context, method string, request, reply any, con
 	return next(ctx, method, request, reply, conn, append(o, grpc.WaitForReady(false))...)
 }
 
-func (s *etcdStore) name() string { return s.address }
+func (s *store) Name() string { return s.address }
 
-func (s *etcdStore) get(ctx context.Context, key string) (value []byte, found bool, err error) {
+func (s *store) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
 	err = s.request(ctx, "getting", key, func(ctx context.Context, client *clientv3.Client) error {
 		answer, err := client.Get(ctx, key)
 		if grpcstatus.Code(err) == codes.ResourceExhausted {
-			return errTooLong
+			return kv.ErrTooLong
 		}
 		if err != nil || len(answer.Kvs) == 0 {
 			return err
 		}
-		value, found = withoutNewline(answer.Kvs[0].Value), true
-		if len(value) > maxValue {
-			return errTooLong
+		value, found = kv.WithoutNewline(answer.Kvs[0].Value), true
+		if len(value) > kv.MaxValue {
+			return kv.ErrTooLong
 		}
 		return nil
 	})
@@ -131,26 +133,26 @@ func (s *etcdStore) get(ctx context.Context, key string) (value []byte, found bo
 	return value, found, nil
 }
 
-func (s *etcdStore) put(ctx context.Context, key string, value []byte) error {
+func (s *store) Put(ctx context.Context, key string, value []byte) error {
 	return s.request(ctx, "putting", key, func(ctx context.Context, client *clientv3.Client) error {
-		if len(withoutNewline(value)) > maxValue {
-			return errTooLong
+		if len(kv.WithoutNewline(value)) > kv.MaxValue {
+			return kv.ErrTooLong
 		}
 		if err := s.writing.take(ctx); err != nil {
 			return err
 		}
 		defer s.writing.give()
-		err := s.putLeased(ctx, client, key, withNewline(value))
+		err := s.putLeased(ctx, client, key, kv.WithNewline(value))
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			s.lease = 0 // its keeper restores the other keys, when it hears of it
-			err = s.putLeased(ctx, client, key, withNewline(value))
+			err = s.putLeased(ctx, client, key, kv.WithNewline(value))
 		}
 		return err
 	})
 }
 
 // putLeased puts a key on the lease. The caller holds writing.
-func (s *etcdStore) putLeased(ctx context.Context, client *clientv3.Client, key, value string) error {
+func (s *store) putLeased(ctx context.Context, client *clientv3.Client, key, value string) error {
 	if err := s.grant(ctx, client); err != nil {
 		return err
 	}
@@ -163,18 +165,18 @@ func (s *etcdStore) putLeased(ctx context.Context, client *clientv3.Client, key,
 	return nil
 }
 
-func (s *etcdStore) remove(ctx context.Context, key string, value []byte) error {
+func (s *store) Remove(ctx context.Context, key string, value []byte) error {
 	return s.request(ctx, "removing", key, func(ctx context.Context, client *clientv3.Client) error {
 		if err := s.writing.take(ctx); err != nil {
 			return err
 		}
 		defer s.writing.give()
-		if held, ok := s.ours[key]; ok && held.value == withNewline(value) {
+		if held, ok := s.ours[key]; ok && held.value == kv.WithNewline(value) {
 			delete(s.ours, key) // also if the cluster does not answer: it is not to come back
 		}
 		for {
 			held, there, unchanged, err := look(ctx, client, key)
-			if err != nil || !there || !bytes.Equal(withoutNewline(held), withoutNewline(value)) {
+			if err != nil || !there || !bytes.Equal(kv.WithoutNewline(held), kv.WithoutNewline(value)) {
 				return err
 			}
 			answer, err := client.Txn(ctx).If(unchanged).Then(clientv3.OpDelete(key)).Commit()
@@ -201,25 +203,25 @@ func look(ctx context.Context, client *clientv3.Client, key string) (value []byt
 
 // request calls f with the client and with ctx, which ends with the time for a request and with the store, and puts
 // before an error what it is about.
-func (s *etcdStore) request(ctx context.Context, what, key string, f func(context.Context, *clientv3.Client) error) error {
-	ctx, done := within(ctx, s.limit)
+func (s *store) request(ctx context.Context, what, key string, f func(context.Context, *clientv3.Client) error) error {
+	ctx, done := kv.Within(ctx, s.limit)
 	defer done()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(s.ctx, func() { cancel(errStoreClosed) })()
+	defer context.AfterFunc(s.ctx, func() { cancel(kv.ErrClosed) })()
 	client, err := s.connect(ctx)
 	if err == nil {
 		err = f(ctx, client)
 	}
 	if err != nil {
-		return kvError(ctx, s, what, key, err)
+		return kv.Failed(ctx, s, what, key, err)
 	}
 	return nil
 }
 
 // connect returns the client. The first call makes it: with a user it logs in, and the next call tries again where that
 // fails.
-func (s *etcdStore) connect(ctx context.Context) (*clientv3.Client, error) {
+func (s *store) connect(ctx context.Context) (*clientv3.Client, error) {
 	if err := s.connecting.take(ctx); err != nil {
 		return nil, err
 	}
@@ -247,7 +249,7 @@ func (s *etcdStore) connect(ctx context.Context) (*clientv3.Client, error) {
 }
 
 // grant sees to it that there is a lease, if there is to be one. The caller holds writing.
-func (s *etcdStore) grant(ctx context.Context, client *clientv3.Client) error {
+func (s *store) grant(ctx context.Context, client *clientv3.Client) error {
 	if s.ttl == 0 || s.lease != 0 {
 		return nil
 	}
@@ -266,7 +268,7 @@ func (s *etcdStore) grant(ctx context.Context, client *clientv3.Client) error {
 
 // keep watches a lease until the store is closed. When it is lost, it moves its keys to another one, which has a keeper
 // of its own.
-func (s *etcdStore) keep(client *clientv3.Client, lease clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliveResponse) {
+func (s *store) keep(client *clientv3.Client, lease clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliveResponse) {
 	for range alive { // until it is lost
 	}
 	retry := time.NewTicker(restoreInterval)
@@ -285,8 +287,8 @@ func (s *etcdStore) keep(client *clientv3.Client, lease clientv3.LeaseID, alive 
 }
 
 // restore puts again what hung on a lost lease.
-func (s *etcdStore) restore(client *clientv3.Client, lost clientv3.LeaseID) error {
-	ctx, done := within(s.ctx, s.limit)
+func (s *store) restore(client *clientv3.Client, lost clientv3.LeaseID) error {
+	ctx, done := kv.Within(s.ctx, s.limit)
 	defer done()
 	if err := s.writing.take(ctx); err != nil {
 		return err
@@ -312,7 +314,7 @@ func (s *etcdStore) restore(client *clientv3.Client, lost clientv3.LeaseID) erro
 
 // putAgain puts a key that hung on a lost lease on the lease, unless it is somebody else's by now. The caller holds
 // writing.
-func (s *etcdStore) putAgain(ctx context.Context, client *clientv3.Client, key, value string) error {
+func (s *store) putAgain(ctx context.Context, client *clientv3.Client, key, value string) error {
 	for {
 		held, there, unchanged, err := look(ctx, client, key)
 		if err != nil {
@@ -334,8 +336,8 @@ func (s *etcdStore) putAgain(ctx context.Context, client *clientv3.Client, key, 
 	}
 }
 
-func (s *etcdStore) close() error {
-	s.cancel(errStoreClosed)
+func (s *store) Close() error {
+	s.cancel(kv.ErrClosed)
 	s.writing <- struct{}{} // what waited has ended
 	defer s.writing.give()
 	s.keepers.Wait()

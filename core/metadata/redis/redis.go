@@ -1,6 +1,9 @@
-package metadata
+// Package redis keeps metadata in one database of a Redis server. It registers itself for redis:// and rediss:// with
+// package kv.
+package redis
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -10,19 +13,15 @@ import (
 	"sync"
 	"time"
 
+	"kvferry/core/metadata/kv"
+
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// RedisOptions are the settings of a Redis store that others do not have.
-type RedisOptions struct {
-	Username, Password string // "" for none; a user name needs a password
-	DB                 int    // which of the server's databases
-}
-
-// redisStore is a kv in one database of a Redis server.
-type redisStore struct {
+// store is a kv.Store in one database of a Redis server.
+type store struct {
 	address string
 	limit   time.Duration // of a request
 	client  *redis.Client
@@ -39,30 +38,35 @@ local held = redis.call('GET', KEYS[1])
 if held == ARGV[1] or held == ARGV[2] then return redis.call('DEL', KEYS[1]) end
 return 0`
 
-// quietRedis keeps the client's own log lines off standard error: what fails is in the errors.
-var quietRedis = sync.OnceFunc(logging.Disable)
+// quiet keeps the client's own log lines off standard error: what fails is in the errors.
+var quiet = sync.OnceFunc(logging.Disable)
 
-// newRedis makes the store at "host:port", over TLS if secure. Nothing is connected yet. An error carries
+func init() {
+	for _, scheme := range []string{"redis", "rediss"} {
+		kv.Register(scheme, func(connection string, o kv.Options) (kv.Store, error) { return open(connection, o) })
+	}
+}
+
+// open makes the store at "redis://host:port", or "rediss://host:port" over TLS. Nothing is connected yet. An error carries
 // status.InvalidArgument.
-func newRedis(server string, secure bool, o StoreOptions, r RedisOptions) (kv, error) {
-	quietRedis()
-	server, err := hostPort(server, "6379")
+func open(connection string, o kv.Options) (*store, error) {
+	quiet()
+	scheme, server, _ := strings.Cut(connection, "://")
+	server, err := kv.HostPort(server, "6379")
 	if err != nil {
 		return nil, err
 	}
-	connect, limit := orDefault(o.ConnectTimeout, DefaultStoreTimeout), orDefault(o.ReplyTimeout, DefaultStoreTimeout)
-	address := "redis://" + server
+	connect, limit := cmp.Or(o.Connection.ConnectTimeout, kv.DefaultTimeout), cmp.Or(o.Connection.ReplyTimeout, kv.DefaultTimeout)
 	var encryption *tls.Config
-	if secure {
-		address = "rediss://" + server
-		if encryption, err = o.tls(); err != nil {
+	if scheme == "rediss" {
+		if encryption, err = o.Connection.TLS(); err != nil {
 			return nil, err
 		}
 	}
-	s := &redisStore{address: address, limit: limit}
+	s := &store{address: scheme + "://" + server, limit: limit}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.client = redis.NewClient(&redis.Options{
-		Addr: server, Username: r.Username, Password: r.Password, DB: r.DB,
+		Addr: server, Username: o.Redis.Username, Password: o.Redis.Password, DB: o.Redis.DB,
 		Dialer: func(ctx context.Context, network, server string) (net.Conn, error) {
 			ctx, done := context.WithTimeout(ctx, connect)
 			defer done()
@@ -97,40 +101,40 @@ func dialSecure(ctx context.Context, network, server string, encryption *tls.Con
 	return secure, nil
 }
 
-func (s *redisStore) name() string { return s.address }
+func (s *store) Name() string { return s.address }
 
-func (s *redisStore) get(ctx context.Context, key string) ([]byte, bool, error) {
+func (s *store) Get(ctx context.Context, key string) ([]byte, bool, error) {
 	var exists *redis.IntCmd
 	var held *redis.StringCmd
 	err := s.request(ctx, "getting", key, func(ctx context.Context) error {
 		_, err := s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
 			exists = p.Exists(ctx, key)
-			held = p.GetRange(ctx, key, 0, maxValue+1) // to maxValue and two more: one too many, and a newline
+			held = p.GetRange(ctx, key, 0, kv.MaxValue+1) // to kv.MaxValue and two more: one too many, and a newline
 			return nil
 		})
-		if err == nil && len(withoutNewline([]byte(held.Val()))) > maxValue {
-			err = errTooLong
+		if err == nil && len(kv.WithoutNewline([]byte(held.Val()))) > kv.MaxValue {
+			err = kv.ErrTooLong
 		}
 		return err
 	})
 	if err != nil {
 		return nil, false, err
 	}
-	return withoutNewline([]byte(held.Val())), exists.Val() > 0, nil
+	return kv.WithoutNewline([]byte(held.Val())), exists.Val() > 0, nil
 }
 
-func (s *redisStore) put(ctx context.Context, key string, value []byte) error {
+func (s *store) Put(ctx context.Context, key string, value []byte) error {
 	held := string(value) // f may outlast the call, and the value is the caller's
 	return s.request(ctx, "putting", key, func(ctx context.Context) error {
-		if len(strings.TrimSuffix(held, "\n")) > maxValue {
-			return errTooLong
+		if len(strings.TrimSuffix(held, "\n")) > kv.MaxValue {
+			return kv.ErrTooLong
 		}
 		return s.client.Set(ctx, key, held, 0).Err()
 	})
 }
 
-func (s *redisStore) remove(ctx context.Context, key string, value []byte) error {
-	plain, line := string(withoutNewline(value)), withNewline(value)
+func (s *store) Remove(ctx context.Context, key string, value []byte) error {
+	plain, line := string(kv.WithoutNewline(value)), kv.WithNewline(value)
 	return s.request(ctx, "removing", key, func(ctx context.Context) error {
 		return s.client.Eval(ctx, removeIfSame, []string{key}, plain, line).Err()
 	})
@@ -138,12 +142,12 @@ func (s *redisStore) remove(ctx context.Context, key string, value []byte) error
 
 // request calls f with ctx, which ends with the time for a request and with the store, and puts before an error what it
 // is about. When ctx ends it returns: the client looks at deadlines alone, and f is left to end by itself.
-func (s *redisStore) request(ctx context.Context, what, key string, f func(context.Context) error) error {
-	ctx, done := within(ctx, s.limit)
+func (s *store) request(ctx context.Context, what, key string, f func(context.Context) error) error {
+	ctx, done := kv.Within(ctx, s.limit)
 	defer done()
 	result := make(chan error, 1)
 	if !s.begin(func() { result <- f(ctx) }) {
-		return kvError(ctx, s, what, key, errStoreClosed)
+		return kv.Failed(ctx, s, what, key, kv.ErrClosed)
 	}
 	var err error
 	select {
@@ -151,16 +155,16 @@ func (s *redisStore) request(ctx context.Context, what, key string, f func(conte
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-s.ctx.Done():
-		err = errStoreClosed
+		err = kv.ErrClosed
 	}
 	if err != nil {
-		return kvError(ctx, s, what, key, err)
+		return kv.Failed(ctx, s, what, key, err)
 	}
 	return nil
 }
 
 // begin runs f in a goroutine, unless the store is closed.
-func (s *redisStore) begin(f func()) bool {
+func (s *store) begin(f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx.Err() != nil {
@@ -170,7 +174,7 @@ func (s *redisStore) begin(f func()) bool {
 	return true
 }
 
-func (s *redisStore) close() error {
+func (s *store) Close() error {
 	s.mu.Lock()
 	s.cancel()
 	s.mu.Unlock()

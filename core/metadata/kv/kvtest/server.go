@@ -1,4 +1,4 @@
-package metadata
+package kvtest
 
 import (
 	"bufio"
@@ -22,10 +22,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// storeServer is a program that serves a central store on a port of 127.0.0.1.
-type storeServer struct {
+// Server is a program that serves a central store on a port of 127.0.0.1.
+type Server struct {
 	t       *testing.T
-	address string // host:port
+	Address string // host:port
 	command func() *exec.Cmd
 	ready   string // in a line that the program prints when it serves
 	running *exec.Cmd
@@ -33,12 +33,12 @@ type storeServer struct {
 }
 
 // startServer starts a program, which ends with the test. command is told a free port, and one more.
-func startServer(t *testing.T, ready string, command func(port, second string) *exec.Cmd) *storeServer {
+func startServer(t *testing.T, ready string, command func(port, second string) *exec.Cmd) *Server {
 	for range 10 { // somebody may take the ports before the program does
-		port, second := portOf(closedPort(t)), portOf(closedPort(t))
-		s := &storeServer{t: t, address: "127.0.0.1:" + port, ready: ready, command: func() *exec.Cmd { return command(port, second) }}
+		port, second := portOf(ClosedPort(t)), portOf(ClosedPort(t))
+		s := &Server{t: t, Address: "127.0.0.1:" + port, ready: ready, command: func() *exec.Cmd { return command(port, second) }}
 		if output, ok := s.run(); ok {
-			t.Cleanup(s.kill)
+			t.Cleanup(s.Kill)
 			return s
 		} else if !strings.Contains(strings.ToLower(output), "in use") {
 			t.Fatalf("%v has ended:\n%s", s.command(), output)
@@ -49,7 +49,7 @@ func startServer(t *testing.T, ready string, command func(port, second string) *
 }
 
 // run starts the program and waits until it serves, or has ended: then what it printed is returned.
-func (s *storeServer) run() (output string, ok bool) {
+func (s *Server) run() (output string, ok bool) {
 	s.running = s.command()
 	s.running.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	reader, writer := io.Pipe()
@@ -69,18 +69,18 @@ func (s *storeServer) run() (output string, ok bool) {
 			return "", true
 		}
 	}
-	s.kill()
+	s.Kill()
 	return printed.String(), false
 }
 
-// kill ends the program as a crash would.
-func (s *storeServer) kill() {
+// Kill ends the program as a crash would.
+func (s *Server) Kill() {
 	s.running.Process.Kill()
 	<-s.ended
 }
 
-// restart starts the program again after kill.
-func (s *storeServer) restart() {
+// Restart starts the program again after Kill.
+func (s *Server) Restart() {
 	output, ok := s.run()
 	require.True(s.t, ok, output)
 }
@@ -100,8 +100,8 @@ func program(t *testing.T, name, debian string) string {
 	return ""
 }
 
-// closedPort is an address of this machine where nobody listens.
-func closedPort(t *testing.T) string {
+// ClosedPort is an address of this machine where nobody listens.
+func ClosedPort(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -110,10 +110,10 @@ func closedPort(t *testing.T) string {
 
 func portOf(address string) string { return address[strings.LastIndex(address, ":")+1:] }
 
-// certificates are PEM files: an authority, and a certificate of its for 127.0.0.1, of servers and clients.
-type certificates struct{ ca, cert, key string }
+// Certificates are PEM files: an authority, and a certificate of its for 127.0.0.1, of servers and clients.
+type Certificates struct{ CA, Cert, Key string }
 
-func newCertificates(t *testing.T) *certificates {
+func NewCertificates(t *testing.T) *Certificates {
 	folder := t.TempDir()
 	write := func(name, kind string, content []byte) string {
 		file := filepath.Join(folder, name)
@@ -139,7 +139,7 @@ func newCertificates(t *testing.T) *certificates {
 	require.NoError(t, err)
 	keyDER, err := x509.MarshalECPrivateKey(leafKey)
 	require.NoError(t, err)
-	return &certificates{
-		ca: write("ca.pem", "CERTIFICATE", authorityDER), cert: write("cert.pem", "CERTIFICATE", leafDER), key: write("key.pem", "EC PRIVATE KEY", keyDER),
+	return &Certificates{
+		CA: write("ca.pem", "CERTIFICATE", authorityDER), Cert: write("cert.pem", "CERTIFICATE", leafDER), Key: write("key.pem", "EC PRIVATE KEY", keyDER),
 	}
 }
