@@ -35,7 +35,7 @@ TYPED := bench python scripts tests setup.py
 
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
-SOURCES := $(shell find ascend capi core cuda internal tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
+SOURCES := $(shell find ascend capi core cuda internal metaserver tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
 .PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 test-vllm test-sglang soak lint build \
@@ -95,7 +95,7 @@ soak: $(VENV)/installed $(VENV)/test-tools
 	cd tests && ../$(VENV)/bin/python -m ownership --seconds $(SECONDS) $(SOAK)
 
 lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
-	test -z "$$(gofmt -l ascend bench capi core cuda internal sim tcp | tee /dev/stderr)"
+	test -z "$$(gofmt -l ascend bench capi core cuda internal metaserver sim tcp | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	for header in $(PUBLIC_HEADERS); do \

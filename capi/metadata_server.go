@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"kvferry/core/metaserver"
+	"kvferry/metaserver"
 	"kvferry/core/status"
 )
 
