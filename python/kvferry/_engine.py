@@ -389,7 +389,9 @@ class Engine(Managed):
 
 def notification(name: str | bytes, text: str | bytes) -> notify_msg_t:
     """A message as transfer() takes it. ValueError for a NUL in it. Bytes that are not UTF-8 arrive as U+FFFD."""
-    return notify_msg_t(c_string(_as_text(name), "notification name"), c_string(_as_text(text), "notification text"))
+    return notify_msg_t(
+        c_string(_as_text(name), "the notification name"), c_string(_as_text(text), "the notification text")
+    )
 
 
 def _as_text(message: str | bytes) -> str:

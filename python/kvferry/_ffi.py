@@ -93,10 +93,17 @@ def address_of(buffer: Any) -> int:
 
 
 def c_string(text: str, name: str) -> bytes:
-    """text as C takes it; bytes that are not UTF-8 pass as os.fsdecode() spells them. ValueError for a NUL."""
+    """text as C takes it. Bytes that are not UTF-8 pass, if text has them as os.fsdecode() does.
+
+    ValueError for a NUL, and for a lone surrogate, which UTF-8 has no bytes for.
+    """
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str, not {type(text).__name__}")
-    encoded = text.encode("utf-8", "surrogateescape")
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as e:
+        surrogate = text[e.start]
+        raise ValueError(f"{name} must not have a lone surrogate: {surrogate!r} is its character {e.start}") from None
     if b"\0" in encoded:
         raise ValueError(f"{name} must not have a NUL character: {text!r}")
     return encoded

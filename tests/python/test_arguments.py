@@ -204,6 +204,17 @@ def test_a_message_with_a_nul_is_refused(near: Node, far: Node) -> None:
     assert far.engine.get_notifies() == []
 
 
+@pytest.mark.parametrize("part", ("name", "text"))
+def test_a_message_with_a_lone_surrogate_is_refused_by_an_error_that_names_the_part(
+    near: Node, far: Node, part: str, logged: Callable[[], str]
+) -> None:
+    message = TransferNotify("a", "b")
+    setattr(message, "msg" if part == "text" else part, "KV \ud800")
+    assert near.engine.transfer_sync(far.name, near.address, far.address, 1, 1, message) < 0
+    assert f"the notification {part} must not have a lone surrogate: '\\ud800' is its character 3" in logged()
+    assert far.engine.get_notifies() == []
+
+
 def test_an_opcode_is_read_or_write(near: Node, far: Node) -> None:
     for bad in (2, -1, 2**32, 2**32 + 1):
         assert near.engine.transfer_sync(far.name, near.address, far.address, 1, bad) < 0
