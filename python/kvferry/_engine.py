@@ -7,7 +7,6 @@ timeout or because Python wants to run a signal handler, is ended before transfe
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import threading
@@ -23,11 +22,11 @@ from kvferry._bindings import (
     KVFERRY_ERR_IN_USE,
     KVFERRY_ERR_INTERRUPTED,
     KVFERRY_ERR_TIMED_OUT,
-    Functions,
     buffer_entry_t,
     kvferry_batch_status_t,
     notify_msg_t,
 )
+from kvferry._ending import Ending
 from kvferry._ffi import U64Array, c_string, python_string, u64_array
 from kvferry._library import load
 from kvferry._managed import Managed
@@ -39,8 +38,6 @@ DEFAULT_TIMEOUT = 30.0  # seconds: MC_TRANSFER_TIMEOUT where it is not set
 UNFINISHED = (KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT)
 
 Seconds = Callable[[], float]
-
-_in_use: list[object] = []  # memory of engines that were closed while something was stuck: it is never given back
 
 
 def _nothing() -> float:
@@ -77,7 +74,6 @@ class Engine(Managed):
         self._limits: dict[int, float] = {}  # how long after their start those are
         self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._following = threading.RLock()  # for these
-        self.stuck: bool | None = None  # once it is closed: whether something may use memory still
         self._functions = functions = load()
         arguments = c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
         calls: list[int | None] = []
@@ -90,12 +86,13 @@ class Engine(Managed):
                 raise EngineError(f"{gave_up(timeout)}: the metadata store, or a device's library, has not answered")
             if code != 0:
                 raise EngineError(self.last_error())
-            super().__init__(handle.value, functools.partial(_destroy, functions, memory))
+            self._ending = Ending(self, functions, handle.value, memory)
+            super().__init__(handle.value, self._ending.run)
         except BaseException:
             if calls and calls[0] is not None:
                 functions.kvferry_call_abandon(calls[0])
             if handle.value:
-                _destroy(functions, memory, handle.value)
+                Ending(self, functions, handle.value, memory).run()
             raise
 
     def close(self) -> None:
@@ -104,9 +101,12 @@ class Engine(Managed):
             followers = list(self._followers)
         for follower in followers:
             follower.before_close()
-        stuck = self._finalizer()
-        if stuck is not None:  # this call has closed it
-            self.stuck = bool(stuck)
+        super().close()
+
+    @property
+    def stuck(self) -> bool | None:
+        """None until the engine has ended. Then whether something is stuck that may use memory still."""
+        return self._ending.stuck
 
     def follow(self, follower: Follower) -> None:
         """Have a follower called before the engine is closed, while somebody refers to it."""
@@ -403,16 +403,6 @@ def gave_up(seconds: float) -> str:
     mooncakes, ascends = "MC_TRANSFER_TIMEOUT", "ASCEND_TRANSFER_TIMEOUT"
     setting = ascends if ascends in os.environ and mooncakes not in os.environ else mooncakes
     return f"given up after {round(seconds, 1):g} s ({setting}, and 1 s for each GiB)"
-
-
-def _destroy(functions: Functions, memory: object, handle: int) -> bool:
-    """End the engine; its memory may go afterwards, unless something is stuck that may use it still. Whether that is
-    so."""
-    stuck = functions.kvferry_destroy(handle) == KVFERRY_ERR_IN_USE
-    if stuck:
-        _in_use.append(memory)
-        _log.error("an engine was closed: %s", python_string(functions.kvferry_last_error()))
-    return stuck
 
 
 def _patiently(timeout: float, wait: Callable[[int], int]) -> int:

@@ -40,61 +40,6 @@ works()
     assert (done.returncode, done.stdout) == (0, "interrupted True\n"), done.stderr
 
 
-def test_wherever_ctrl_c_ends_the_making_of_an_engine_no_engine_is_left() -> None:
-    done = run_python(
-        """
-import os, sys
-from kvferry._engine import Engine
-
-
-def listening():
-    sockets = set()
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            sockets.add(os.readlink(f"/proc/self/fd/{descriptor}"))
-        except OSError:
-            pass  # it was the folder's
-    with open("/proc/net/tcp") as table:
-        rows = [line.split() for line in table][1:]
-    return sum(row[3] == "0A" and f"socket:[{row[9]}]" in sockets for row in rows)
-
-
-def interrupted(after):
-    seen = 0
-
-    def trace(frame, event, _):
-        nonlocal seen
-        if not frame.f_code.co_filename.endswith("kvferry/_engine.py"):
-            return None
-        seen += 1
-        if seen == after:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        made = Engine("127.0.0.1", "P2PHANDSHAKE", None, None)  # and goes when nothing is traced any more
-        return made is None
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-
-
-events = 1
-while interrupted(events):
-    events += 1
-print(events > 10)
-while listening():  # what was abandoned ends by itself
-    time.sleep(0.05)
-print("none left")
-""",
-        limit=40,
-    )
-    assert (done.returncode, done.stdout) == (0, "True\nnone left\n"), done.stderr
-
-
 def test_a_call_that_asks_a_silent_peer_ends_by_itself_and_says_why() -> None:
     done = run_python(
         SILENT
