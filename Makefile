@@ -95,7 +95,7 @@ soak: $(VENV)/installed $(VENV)/test-tools
 	cd tests && ../$(VENV)/bin/python -m ownership --seconds $(SECONDS) $(SOAK)
 
 lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
-	test -z "$$(gofmt -l ascend bench capi core cuda internal metaserver sim tcp | tee /dev/stderr)"
+	test -z "$$(gofmt -l ascend bench capi core cuda internal metaserver tcp tests | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	for header in $(PUBLIC_HEADERS); do \

@@ -9,7 +9,7 @@ import (
 	"kvferry/ascend"
 	"kvferry/core/status"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"

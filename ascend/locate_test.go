@@ -6,7 +6,7 @@ import (
 	"kvferry/ascend"
 	"kvferry/core/status"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 )

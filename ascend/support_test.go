@@ -6,7 +6,7 @@ import (
 	"kvferry/ascend"
 	"kvferry/internal/driver"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"kvferry/core/staging"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zaptest"

@@ -10,7 +10,7 @@ import (
 	"kvferry/core/status"
 	"kvferry/internal/driver"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 )

@@ -7,7 +7,7 @@ import (
 
 	"kvferry/core/device"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 )

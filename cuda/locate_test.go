@@ -6,7 +6,7 @@ import (
 	"kvferry/core/status"
 	"kvferry/cuda"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"

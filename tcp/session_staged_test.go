@@ -14,7 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/staging"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"

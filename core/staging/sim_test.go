@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"kvferry/core/staging"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"

@@ -18,8 +18,8 @@ import (
 	"kvferry/core/staging"
 	"kvferry/core/status"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
 	"kvferry/tcp"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"

@@ -16,8 +16,8 @@ import (
 	"kvferry/core/device"
 	"kvferry/core/metadata"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
 	"kvferry/tcp"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"

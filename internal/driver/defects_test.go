@@ -14,7 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/staging"
 	"kvferry/core/transporttest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"

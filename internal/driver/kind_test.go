@@ -8,7 +8,7 @@ import (
 	"kvferry/core/status"
 	"kvferry/internal/dl"
 	"kvferry/internal/driver"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"

@@ -12,7 +12,7 @@ import (
 	"kvferry/core/status"
 	"kvferry/internal/dl"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"

@@ -5,7 +5,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/device"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 )

@@ -12,7 +12,7 @@ import (
 	"kvferry/core/device"
 	"kvferry/core/status"
 	"kvferry/internal/driver/drivertest"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 )

@@ -1,5 +1,5 @@
 // Package drivertest is what tests of vendors' devices have in common. They run on the simulator that the test uses: see
-// sim/simtest.
+// tests/simtest.
 package drivertest
 
 import (
@@ -15,7 +15,7 @@ import (
 	"unsafe"
 
 	"kvferry/core/device"
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 )

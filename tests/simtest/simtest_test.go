@@ -5,7 +5,7 @@ import (
 	"os/exec"
 	"testing"
 
-	"kvferry/sim/simtest"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 )
