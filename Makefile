@@ -107,6 +107,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	$(VENV)/bin/python scripts/generate_bindings.py --check
 	$(VENV)/bin/python scripts/generate_notices.py --check
 	$(VENV)/bin/python scripts/check_ascendcl.py
+	$(VENV)/bin/python scripts/check_simulator.py
 	$(VENV)/bin/python scripts/changelog.py --check
 	go test -run ^TestConfigurationGuideIsCurrent$$ ./core
 

@@ -1,7 +1,9 @@
 /* AscendCL on simulated devices: the functions of acl/acl.h and acl/acl_rt.h that a program that copies needs.
  *
  * Codes are those of acl/error_codes/rt_error_codes.h of CANN 8, and of acl/acl_base.h for those below 107000. */
-#include "memory.h"
+#include "call.h"
+#include "event.h"
+#include "submit.h"
 
 #include <string.h>
 

@@ -1,10 +1,16 @@
 /* Copies: what is wrong with one, and the moving of its bytes. */
-#include "memory.h"
+#include "copy.h"
+
+#include "clock.h"
+#include "cost.h"
+#include "virtual.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <time.h>
+#include <unistd.h>
 
 static const char *const kind_names[KINDS] = {"host to host", "host to device", "device to host", "device to device"};
 
@@ -150,10 +156,33 @@ void sim_release_piece(struct piece *piece)
     free(piece->early);
 }
 
+/* Moves bytes from or to memory of the program itself, which may not be there: false then. Called without the lock. */
+static bool move_checked(unsigned char *to, const unsigned char *from, size_t size)
+{
+    while (size > 0) {
+        /* The kernel looks at both ends without a signal, and takes less than 2 GiB at once. */
+        size_t step = size < (size_t)1 << 30 ? size : (size_t)1 << 30;
+        struct iovec target = {to, step}, source = {(void *)from, step};
+        ssize_t moved = process_vm_readv(getpid(), &target, 1, &source, 1, 0);
+
+        if (moved < 0 && (errno == EPERM || errno == ENOSYS)) { /* forbidden here, as in some containers */
+            memcpy(to, from, size);
+            return true;
+        }
+        if (moved <= 0) {
+            return false;
+        }
+        to += moved;
+        from += moved;
+        size -= (size_t)moved;
+    }
+    return true;
+}
+
 bool sim_read_early(struct piece *piece)
 {
     piece->early = malloc(piece->size);
-    return piece->early != NULL && sim_move_checked(piece->early, piece->from, piece->size);
+    return piece->early != NULL && move_checked(piece->early, piece->from, piece->size);
 }
 
 bool sim_is_pageable(const struct piece *piece)
@@ -166,7 +195,7 @@ bool sim_move(const struct piece *piece)
     const unsigned char *from = piece->early != NULL ? piece->early : piece->from;
 
     if (sim_is_pageable(piece)) {
-        return sim_move_checked(piece->to, from, piece->size);
+        return move_checked(piece->to, from, piece->size);
     }
     memmove(piece->to, from, piece->size);
     return true;

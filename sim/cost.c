@@ -1,17 +1,31 @@
 /* What copies take: a latency, and their bytes at a bandwidth. */
-#include "device.h"
+#include "cost.h"
+
+#include "error.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* What a copy takes, in nanoseconds. */
+struct price {
+    double per_byte;
+    int64_t latency;
+};
+
+struct cost {
+    struct price kinds[KINDS], pageable;
+    int64_t batch_element; /* each further one of a batched copy */
+};
+
 static const char defaults[] = "d2h=25/15,h2d=25/15,d2d=1000/2,pageable=3/15,batch=1";
 static const struct cost free_of_charge;
+static struct cost current; /* free before the variables are read */
 
 int64_t sim_copy_cost(enum sim_kind kind, bool pageable, size_t size, size_t elements)
 {
-    const struct price *price = pageable ? &sim.cost.pageable : &sim.cost.kinds[kind];
-    int64_t further = (int64_t)(elements - 1) * sim.cost.batch_element;
+    const struct price *price = pageable ? &current.pageable : &current.kinds[kind];
+    int64_t further = (int64_t)(elements - 1) * current.batch_element;
 
     return price->latency + further + (int64_t)((double)size * price->per_byte);
 }
@@ -66,19 +80,20 @@ int sim_parse_cost(const char *spec)
     char text[2 * SIM_MESSAGE_MAX], *part, *rest, *value;
 
     if (spec != NULL && strcmp(spec, "0") == 0) {
-        sim.cost = cost;
+        current = cost;
         return SIM_OK;
     }
     if (snprintf(text, sizeof text, "%s,%s", defaults, spec != NULL ? spec : "") >= (int)sizeof text) {
         return sim_fail(SIM_INVALID, "a list of costs of more than %zu characters", sizeof text - sizeof defaults);
     }
     for (part = strtok_r(text, ",", &rest); part != NULL; part = strtok_r(NULL, ",", &rest)) {
-        value = sim_cut(part, "=");
+        value = part;
+        strsep(&value, "=");
         if (value == NULL || !parse_part(&cost, part, value)) {
             return sim_fail(SIM_INVALID, "the cost %s=%s is neither KIND=GBPS/MICROSECONDS nor batch=MICROSECONDS",
                             part, value != NULL ? value : "");
         }
     }
-    sim.cost = cost;
+    current = cost;
     return SIM_OK;
 }

@@ -4,6 +4,9 @@
  * There are no contexts but the primary one of each device. */
 #include "cuda_face.h"
 
+#include "event.h"
+#include "streams.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -15,7 +18,6 @@ enum { DRIVER_VERSION = 13000 };
 
 enum { CONTEXTS_DEEP = 64 }; /* a thread's stack of them */
 
-#define CONTEXT_MARK ((uintptr_t)0x5ac2 << 48) /* that no address has */
 #define DEVICE_BYTES ((size_t)80 << 30)
 
 #define NAME_OF(name) #name,
@@ -86,19 +88,6 @@ static const struct {
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
-
-void *cuda_context(int device)
-{
-    return device >= 0 ? (void *)(CONTEXT_MARK | (uintptr_t)device) : NULL;
-}
-
-/* The device that a handle is the context of, if that is there; or -1. */
-static int device_of(const void *context)
-{
-    uintptr_t number = (uintptr_t)context ^ CONTEXT_MARK;
-
-    return number < (uintptr_t)sim.devices && sim.device[number].held > 0 ? (int)number : -1;
-}
 
 /* Finds what is known of an error. */
 static int find_error(int code, size_t *index)
@@ -293,7 +282,7 @@ SIM_EXPORT int cuCtxSetCurrent(void *context)
     int result = sim_begin(CALL_cuCtxSetCurrent, NEEDS_INIT), device;
 
     if (result == SIM_OK) {
-        device = device_of(context);
+        device = cuda_device_of(context);
         if (context != NULL && device < 0) {
             result = sim_fail(SIM_NO_DEVICE_SET, "%p is no context, or one that has gone", context);
         } else {
@@ -308,7 +297,7 @@ SIM_EXPORT int cuCtxPushCurrent_v2(void *context)
 {
     int result = sim_begin(CALL_cuCtxPushCurrent_v2, NEEDS_INIT);
 
-    return sim_end(result == SIM_OK ? push(device_of(context)) : result);
+    return sim_end(result == SIM_OK ? push(cuda_device_of(context)) : result);
 }
 
 SIM_EXPORT int cuCtxPopCurrent_v2(void **context)

@@ -1,6 +1,8 @@
 /* The CUDA face: copies. */
 #include "cuda_face.h"
 
+#include "submit.h"
+
 #include <stdlib.h>
 
 /* CUmemcpySrcAccessOrder: when a source is read. */

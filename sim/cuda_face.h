@@ -4,7 +4,7 @@
 #ifndef SIM_CUDA_FACE_H
 #define SIM_CUDA_FACE_H
 
-#include "memory.h"
+#include "call.h"
 
 #define CUDA_CALLS(CALL)                                                                                           \
     CALL(cuInit) CALL(cuDriverGetVersion) CALL(cuDeviceGetCount) CALL(cuDeviceGet) CALL(cuDeviceGetName)           \
@@ -40,6 +40,9 @@ struct cuda_location {
 
 /* The handle of a device's primary context; NULL for -1. */
 void *cuda_context(int device);
+
+/* The device that a handle is the context of, if that is retained; or -1. */
+int cuda_device_of(const void *context);
 
 /* The stream that a program means: it has two names for the default stream, of which NULL is the one here. */
 void *cuda_stream(void *stream);

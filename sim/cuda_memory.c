@@ -1,6 +1,8 @@
 /* The CUDA face: memory, what is known of pointers, and virtual ranges. */
 #include "cuda_face.h"
 
+#include "virtual.h"
+
 #include <string.h>
 
 enum { TYPE_NONE, TYPE_HOST, TYPE_DEVICE }; /* CUmemorytype */

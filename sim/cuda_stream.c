@@ -1,17 +1,13 @@
 /* The CUDA face: streams, events, and functions that streams call. */
 #include "cuda_face.h"
 
-#define STREAM_LEGACY ((void *)1)
+#include "event.h"
+#include "submit.h"
 
 enum { STREAM_NON_BLOCKING = 1 };
 enum { CAPTURE_GLOBAL, CAPTURE_THREAD_LOCAL, CAPTURE_RELAXED }; /* CUstreamCaptureMode */
 enum { CAPTURES_NOTHING = 0 }; /* CUstreamCaptureStatus */
 enum { EVENT_FLAGS_MAX = 7 }; /* how to wait, and that times are not taken: they make no difference here */
-
-void *cuda_stream(void *stream)
-{
-    return stream == STREAM_LEGACY ? NULL : stream;
-}
 
 /* Ends a query. */
 static int end_query(int result, bool complete)

@@ -1,5 +1,8 @@
 /* Events: places in streams. */
-#include "stream.h"
+#include "event.h"
+
+#include "handle.h"
+#include "streams.h"
 
 #include <stdlib.h>
 
@@ -78,6 +81,16 @@ int sim_stream_wait_event(void *stream_handle, void *handle)
     struct stream *stream = event != NULL ? stream_find(stream_handle, &result) : NULL;
 
     return stream != NULL ? stream_queue_wait(stream, event->stream, event->place, event->time) : result;
+}
+
+size_t sim_count_events(void)
+{
+    size_t position = 0, count = 0;
+
+    while (sim_next_object(OBJECT_EVENT, &position) != NULL) {
+        count++;
+    }
+    return count;
 }
 
 size_t sim_drop_events(int device)

@@ -1,5 +1,5 @@
 /* Faults on purpose: calls that fail, operations that fail or hang, and devices that are lost. */
-#include "device.h"
+#include "faults.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -72,7 +72,7 @@ static bool parse_fault(struct fault *fault, char *text)
     char *name = text;
 
     memset(fault, 0, sizeof *fault);
-    text = sim_cut(name, ":");
+    strsep(&text, ":");
     if (text == NULL || !parse_subject(fault, name)) {
         return false;
     }
@@ -94,12 +94,6 @@ static bool parse_fault(struct fault *fault, char *text)
     return *text == '\0' && (fault->number > 0 || fault->of == OF_DEVICE);
 }
 
-static void lose(int device)
-{
-    sim.device[device].lost = true;
-    sim_wake_all();
-}
-
 /* Puts faults in the place of those before, whose lost devices are there again. */
 static void install(const struct fault *parsed, size_t count)
 {
@@ -113,7 +107,7 @@ static void install(const struct fault *parsed, size_t count)
     }
     for (i = 0; i < count; i++) {
         if (faults[i].of == OF_DEVICE && faults[i].number == 0) {
-            lose(faults[i].device);
+            sim.device[faults[i].device].lost = true;
         }
     }
 }
@@ -181,16 +175,18 @@ int sim_exec_fault(int device)
     return sim_trouble(device) != SIM_OK ? sim_trouble(device) : result;
 }
 
-void sim_executed(int device)
+bool sim_executed(int device)
 {
+    bool lost = false;
     size_t i;
 
     sim.counters.executed++;
     for (i = 0; i < faults_set; i++) {
         if (faults[i].of == OF_DEVICE && faults[i].device == device && happens(&faults[i])) {
-            lose(device);
+            sim.device[device].lost = lost = true;
         }
     }
+    return lost;
 }
 
 void sim_release_hangs(void)
@@ -204,5 +200,4 @@ void sim_release_hangs(void)
     }
     faults_set = kept;
     sim.hang_releases++;
-    sim_wake_all();
 }

@@ -1,5 +1,7 @@
-/* Handles of streams and events: numbers that look like no address, so that a stale or invented one is recognised. */
-#include "device.h"
+/* Handles: a table of the objects that they stand for. */
+#include "handle.h"
+
+#include <stdint.h>
 
 /* A handle is its slot's number and how often the slot was used, under a mark that no address has. */
 #define HANDLE_MARK ((uintptr_t)0x5ac1 << 48)

@@ -7,11 +7,9 @@
  * range without access rights for a while, so that its use is recognised. */
 #include "memory.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 /* How much freed memory is remembered. */
@@ -325,26 +323,4 @@ void sim_count_memory(const enum sim_memory *kinds, size_t n, size_t *allocation
             }
         }
     }
-}
-
-bool sim_move_checked(unsigned char *to, const unsigned char *from, size_t size)
-{
-    while (size > 0) {
-        /* The kernel looks at both ends without a signal, and takes less than 2 GiB at once. */
-        size_t step = size < (size_t)1 << 30 ? size : (size_t)1 << 30;
-        struct iovec target = {to, step}, source = {(void *)from, step};
-        ssize_t moved = process_vm_readv(getpid(), &target, 1, &source, 1, 0);
-
-        if (moved < 0 && (errno == EPERM || errno == ENOSYS)) { /* forbidden here, as in some containers */
-            memcpy(to, from, size);
-            return true;
-        }
-        if (moved <= 0) {
-            return false;
-        }
-        to += moved;
-        from += moved;
-        size -= (size_t)moved;
-    }
-    return true;
 }

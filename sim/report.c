@@ -1,5 +1,10 @@
 /* The report: what is leaked, what was misused, what was called and copied. */
-#include "memory.h"
+#include "report.h"
+
+#include "call.h"
+#include "event.h"
+#include "streams.h"
+#include "virtual.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -30,16 +35,6 @@ static void add(struct text *text, const char *format, ...)
     text->length += written > 0 ? (size_t)written : 0;
 }
 
-static size_t count_events(void)
-{
-    size_t position = 0, count = 0;
-
-    while (sim_next_object(OBJECT_EVENT, &position) != NULL) {
-        count++;
-    }
-    return count;
-}
-
 static void add_leaks(struct text *text)
 {
     static const enum sim_memory device_memory[] = {MEMORY_DEVICE, MEMORY_MANAGED};
@@ -57,7 +52,7 @@ static void add_leaks(struct text *text)
     allocations = bytes = 0;
     sim_count_memory(host_memory, 2, &allocations, &bytes);
     add(text, "\"host_allocations\": %zu, \"host_bytes\": %zu, \"virtual_ranges\": %zu, ", allocations, bytes, ranges);
-    add(text, "\"streams\": %zu, \"events\": %zu, \"device_sets\": %ld},\n", sim_count_streams(), count_events(), sets);
+    add(text, "\"streams\": %zu, \"events\": %zu, \"device_sets\": %ld},\n", sim_count_streams(), sim_count_events(), sets);
 }
 
 static void add_counts(struct text *text, const char *name, const char *const *names, const uint64_t *counts, size_t n)

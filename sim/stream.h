@@ -1,10 +1,11 @@
-/* Streams, as they themselves, their workers and events see them.
+/* One stream: its queue, its clock, and waiting for it.
  *
  * A place in a stream is behind so many of its operations. */
 #ifndef SIM_STREAM_H
 #define SIM_STREAM_H
 
-#include "memory.h"
+#include "clock.h"
+#include "copy.h"
 
 enum { STREAM_DEPTH = 1024 }; /* operations that a stream holds; who submits more waits */
 
@@ -41,11 +42,6 @@ struct stream {
     int impatient;
 };
 
-#define NEVER INT64_MAX
-
-/* The stream with a handle, or the default one, which must be of this thread's device. NULL and a reason otherwise. */
-struct stream *stream_find(const void *handle, int *result);
-
 /* Takes one of the references. */
 void stream_release(struct stream *stream);
 
@@ -54,9 +50,6 @@ struct operation *stream_next_place(struct stream *stream, int *result);
 
 /* Queues that a stream waits for a place in another, and for its time. */
 int stream_queue_wait(struct stream *stream, const void *other, uint64_t place, int64_t time);
-
-/* Queues the waits that put what comes next behind what the default stream and those that block are ordered by. */
-int stream_keep_order(struct stream *stream);
 
 bool stream_is_complete(const struct stream *stream);
 
@@ -81,7 +74,6 @@ void stream_sleep(pthread_cond_t *condition, int64_t until);
 
 void operation_release(struct operation *operation);
 
-/* Starts the worker, to which one of the references goes. */
-bool worker_start(struct stream *stream);
+void stream_wake_all(void); /* after a device was lost or broken, or hangs were released */
 
 #endif

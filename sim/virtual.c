@@ -2,7 +2,9 @@
  *
  * The bytes of a piece are a file in memory, which is mapped a second time where the simulator looks for the bytes of
  * the range. So a copy across several pieces is one copy. */
-#include "memory.h"
+#include "virtual.h"
+
+#include "handle.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>

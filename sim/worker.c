@@ -5,7 +5,11 @@
  *  3. it executes the operation, without the lock while bytes are moved, and remembers a failure;
  *  4. it wakes those that wait for that.
  */
-#include "stream.h"
+#include "worker.h"
+
+#include "call.h"
+#include "faults.h"
+#include "handle.h"
 
 #include <signal.h>
 
@@ -129,7 +133,7 @@ static void fail(struct stream *stream, int result)
     }
     if (sim_face.failures_spread && result != SIM_LOST && sim.device[stream->device].broken == SIM_OK) {
         sim.device[stream->device].broken = result;
-        sim_wake_all();
+        stream_wake_all();
     }
 }
 
@@ -144,7 +148,9 @@ static void execute(struct stream *stream)
         execute_call(stream, operation);
     } else {
         result = execute_copy(stream, operation);
-        sim_executed(stream->device);
+        if (sim_executed(stream->device)) {
+            stream_wake_all();
+        }
     }
     if (result != SIM_OK) {
         fail(stream, result);

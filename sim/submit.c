@@ -1,43 +1,10 @@
-/* What streams are given: copies, calls, and waits for each other. */
-#include "stream.h"
+/* What streams are given: copies, and calls of the program's functions. Waits for each other are in event.c. */
+#include "submit.h"
+
+#include "cost.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-int stream_queue_wait(struct stream *stream, const void *other, uint64_t place, int64_t time)
-{
-    int result;
-    struct operation *operation = stream_next_place(stream, &result);
-
-    if (operation != NULL) {
-        memset(operation, 0, sizeof *operation);
-        operation->type = OPERATION_WAIT;
-        operation->stream = other;
-        operation->place = place;
-        stream_submit(stream, 0);
-        stream->busy_until = stream->busy_until > time ? stream->busy_until : time;
-    }
-    return result;
-}
-
-/* The default stream waits for those that block, and they wait for it. */
-int stream_keep_order(struct stream *stream)
-{
-    size_t position = 0;
-    int result = SIM_OK;
-    struct stream *other;
-
-    if (!stream->blocking) {
-        return SIM_OK;
-    }
-    while (result == SIM_OK && (other = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
-        if (other->device == stream->device && other->blocking && other->is_default != stream->is_default &&
-            !stream_is_complete(other)) {
-            result = stream_queue_wait(stream, other->handle, other->submitted, other->busy_until);
-        }
-    }
-    return result;
-}
 
 /* A place for a copy, with room for its pieces. */
 static struct operation *new_copy(struct stream *stream, size_t count, int *result)
@@ -140,18 +107,6 @@ int sim_copy_async(void *to, size_t room, const void *from, size_t size, int cla
     size_t failed;
 
     return sim_copy_batch(&batch, claimed, &failed, stream);
-}
-
-void operation_release(struct operation *operation)
-{
-    size_t i;
-
-    for (i = 0; i < operation->count; i++) {
-        sim_release_piece(&operation->pieces[i]);
-    }
-    if (operation->pieces != &operation->one) {
-        free(operation->pieces);
-    }
 }
 
 int sim_call_in_stream(void *handle, void (*function)(void *), void *argument)

@@ -1,7 +1,11 @@
 /* The functions by which tests control the simulator. */
 #include "kvferry_sim.h"
 
-#include "device.h"
+#include "call.h"
+#include "cost.h"
+#include "faults.h"
+#include "report.h"
+#include "stream.h"
 
 #include <string.h>
 
@@ -13,6 +17,7 @@ SIM_EXPORT int kvferry_sim_faults(const char *spec)
         return -1;
     }
     result = sim_parse_faults(spec, false);
+    stream_wake_all();
     pthread_mutex_unlock(&sim.lock);
     return result == SIM_OK ? 0 : -1;
 }
@@ -36,7 +41,7 @@ SIM_EXPORT int kvferry_sim_seed(unsigned long long seed, int on)
     }
     sim.seed = seed;
     sim.adversarial = on != 0;
-    sim_wake_all();
+    stream_wake_all();
     pthread_mutex_unlock(&sim.lock);
     return 0;
 }
@@ -45,6 +50,7 @@ SIM_EXPORT void kvferry_sim_release_hangs(void)
 {
     if (sim_control()) {
         sim_release_hangs();
+        stream_wake_all();
         pthread_mutex_unlock(&sim.lock);
     }
 }

@@ -1,0 +1,26 @@
+/* Time, and timers that are precise. */
+#include "clock.h"
+
+#include <sys/prctl.h>
+#include <time.h>
+
+int64_t sim_now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int sim_sharpen_timers(void)
+{
+    int before = prctl(PR_GET_TIMERSLACK, 0ul, 0ul, 0ul, 0ul);
+
+    prctl(PR_SET_TIMERSLACK, 1000ul, 0ul, 0ul, 0ul);
+    return before;
+}
+
+void sim_blunt_timers(int sharpened)
+{
+    prctl(PR_SET_TIMERSLACK, (unsigned long)sharpened, 0ul, 0ul, 0ul);
+}

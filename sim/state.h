@@ -1,0 +1,104 @@
+/* Simulated devices, without the face of any runtime: memory, current devices, streams, events, faults and counters.
+ *
+ * A face is a runtime's functions, in files of its name: ascendcl.c, and cuda.c with cuda_*.c. A library has one of
+ * them, which says in sim_face what is different with it.
+ *
+ * A file includes only its own header and those of the lines above its own, so that calls go one way. `make lint`
+ * checks that.
+ *
+ *   state                           the lock, the counters, what a face says of itself
+ *   error clock handle              reasons and their texts; time; numbers that stand for objects
+ *   device cost                     the devices and each thread's current one; what copies take
+ *   faults                          what is to fail
+ *   settings                        the environment variables
+ *   call                            what begins and ends each call of a face
+ *   memory                          device memory and page-locked memory
+ *   virtual                         ranges into which device memory is mapped
+ *   copy                            checking a copy, moving its bytes
+ *   stream                          one stream: its queue, its clock, waiting for it
+ *   worker                          the thread that executes what is queued
+ *   streams                         all streams: making, finding and ending them, and the default stream
+ *   submit event                    what is put into streams; places in them
+ *   report                          what was leaked, misused and called
+ *   kvferry_sim ascendcl cuda_face  the functions for tests; AscendCL; what the files of CUDA share
+ *   cuda cuda_memory cuda_copy cuda_stream
+ *
+ * One lock, sim.lock, guards everything. A face takes it with sim_begin and gives it back with sim_end around each
+ * call; all other functions here are called with it held. It is let go while bytes are moved and while anything waits.
+ *
+ * A result is 0, or a negative SIM_ reason that the face turns into its own code, or a positive code of the face's own
+ * that a fault named. Who returns a reason has said in sim_fail's text what is wrong. */
+#ifndef SIM_STATE_H
+#define SIM_STATE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SIM_NAME "kvferry simulator"
+#define SIM_EXPORT __attribute__((visibility("default")))
+
+enum {
+    SIM_DEVICES_MAX = 64,
+    SIM_CALLS_MAX = 64, /* functions of a face */
+    SIM_MESSAGE_MAX = 256,
+};
+
+struct sim_face {
+    const char *runtime;       /* what it is called */
+    const char *prefix;        /* of its functions */
+    const char *report_suffix; /* of the file that a report is written to */
+    const char *const *calls;  /* the functions that are counted and that can be made to fail */
+    int call_count;
+    const int *codes;     /* of each reason, at its number without the sign */
+    size_t alignment;     /* of both ends of a copy within a device */
+    bool failures_spread; /* an operation that fails breaks all of its device */
+    bool default_stream;  /* NULL is a stream */
+};
+
+extern const struct sim_face sim_face;
+
+/* What a program did that it must not do, by the names that the report gives it. */
+#define SIM_MISUSES(MISUSE)                                                                                        \
+    MISUSE(double_free) MISUSE(use_after_free) MISUSE(busy_free) MISUSE(busy_destroy) MISUSE(out_of_bounds)        \
+    MISUSE(wrong_pointer) MISUSE(unknown_handle) MISUSE(no_device_set) MISUSE(other_device)                        \
+    MISUSE(reset_without_set) MISUSE(left_behind)
+
+#define SIM_MISUSE_NUMBER(name) MISUSE_##name,
+enum sim_misuse { SIM_MISUSES(SIM_MISUSE_NUMBER) MISUSES };
+
+/* The kinds of copy, as the cost model and the report know them. */
+enum sim_kind { KIND_H2H, KIND_H2D, KIND_D2H, KIND_D2D, KINDS };
+
+struct device {
+    bool lost;
+    int broken;        /* what an operation failed with, where that spreads */
+    long held;         /* sets not yet taken back */
+    unsigned epoch;    /* goes up when the last one is: threads that had the device set have none then */
+    long sets, resets; /* counted for the report */
+    uint64_t peers;    /* a bit for each device whose memory this one may access */
+};
+
+struct counters {
+    uint64_t calls[SIM_CALLS_MAX], misuses[MISUSES];
+    uint64_t copies[KINDS], copied_bytes[KINDS], pageable_copies, executed, faults;
+};
+
+struct sim {
+    pthread_mutex_t lock;
+    bool configured, initialized;
+    int devices;
+    struct device device[SIM_DEVICES_MAX];
+    bool adversarial;
+    uint64_t seed;
+    struct counters counters;
+    unsigned hang_releases;
+};
+
+extern struct sim sim;
+
+/* True in a child of fork(): nothing works there, and the lock may be held for ever. */
+extern bool sim_forked;
+
+#endif

@@ -1,0 +1,23 @@
+/* What streams are given: copies, and calls of the program's functions. */
+#ifndef SIM_SUBMIT_H
+#define SIM_SUBMIT_H
+
+#include "streams.h"
+
+int sim_copy_async(void *to, size_t room, const void *from, size_t size, int claimed, void *stream);
+
+struct batch {
+    void **to;
+    size_t *rooms;
+    void **from;
+    size_t *sizes;
+    size_t count;
+    const bool *early; /* whose source is read at once; NULL: none */
+};
+
+/* In no order; all in one direction where that is claimed. *failed is the element that was refused, or SIZE_MAX. */
+int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void *stream);
+
+int sim_call_in_stream(void *stream, void (*function)(void *), void *argument);
+
+#endif

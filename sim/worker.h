@@ -1,0 +1,10 @@
+/* The worker of a stream: a thread that executes its operations, in order. */
+#ifndef SIM_WORKER_H
+#define SIM_WORKER_H
+
+#include "stream.h"
+
+/* Starts the worker, to which one of the references goes. */
+bool worker_start(struct stream *stream);
+
+#endif
