@@ -123,9 +123,9 @@ type Registry struct {
 	holds   map[*hold]struct{}
 	sweepAt int // how many regions leaving has when those that are drained are forgotten
 
-	onDevices  atomic.Int64  // regions of device memory
-	lastPinner atomic.Uint64 // number of the latest pins
-	epoch      atomic.Uint64 // see Epoch
+	onDevices  atomic.Int64   // regions of device memory
+	lastPinner atomic.Uint64  // number of the latest pins
+	epoch      *atomic.Uint64 // see Epoch
 }
 
 func newRegistry() *Registry {
@@ -135,7 +135,7 @@ func newRegistry() *Registry {
 		index: btree.NewG(degree, byAddress), leaving: btree.NewG(degree, byAddress), order: list.New(),
 		holds: map[*hold]struct{}{}, sweepAt: fewestLeaving,
 	}
-	m.epoch.Store(max(1, randomNumber()))
+	m.epoch = newEpoch(m)
 	return m
 }
 
@@ -143,7 +143,7 @@ func newRegistry() *Registry {
 // else: what was read while it stayed the same was read from registered memory. It begins at random, so that no other
 // process has the same by chance. It is 0 for good once the registry is closed: no memory may be granted then. Peers on
 // this host look at it where it is, by its address.
-func (m *Registry) Epoch() *atomic.Uint64 { return &m.epoch }
+func (m *Registry) Epoch() *atomic.Uint64 { return m.epoch }
 
 // close takes all memory back from those who look at the epoch, and has no more of it granted.
 func (m *Registry) close() {

@@ -212,7 +212,7 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *proces
 	if err != nil {
 		p.transport.log.Debug("payload for peers on this host passes through the socket", zap.Error(err))
 	} else {
-		h.permitAt = uint64(addressOf(permit.page))
+		h.permitAt = uint64(permit.at)
 	}
 	answer, err := p.greet(ctx, conn, d, h, file)
 	if file >= 0 {

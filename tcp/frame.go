@@ -123,6 +123,13 @@ func (g *grant) holds(addr, length uint64) bool {
 	return core.Range{Addr: uintptr(g.addr), Length: g.length}.Holds(addr, length)
 }
 
+// proof shows that memory was copied from the region's process before the grant ended.
+func (g *grant) proof() proof {
+	p := proof{at: uintptr(g.epochAt), length: 8}
+	binary.NativeEndian.PutUint64(p.expected[:], g.epoch)
+	return p
+}
+
 // putGrant writes a grant into the first grantSize bytes of b.
 func putGrant(b []byte, g grant) {
 	for i, v := range []uint64{g.addr, g.length, g.epochAt, g.epoch} {

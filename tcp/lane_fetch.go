@@ -1,9 +1,9 @@
 package tcp
 
 import (
+	"errors"
 	"slices"
 	"strings"
-	"unsafe"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
@@ -12,8 +12,9 @@ import (
 
 // What a lane to a neighbour does without sending payload (neighbour.go):
 //
-//  1. fetchGranted gets the READs among the pieces just taken whose ranges are in a region that was granted, and then
-//     the peer's epoch, in one system call: it copies in the order of its list. They are never in flight.
+//  1. fetchGranted copies the READs among the pieces just taken whose ranges are in a region that was granted, and then
+//     the peer's epoch, in one system call, in this order. The copies are valid if the epoch is that of the grant: no memory
+//     was taken back before, and it was this process and no other one. These pieces are never in flight.
 //  2. choose decides for each of the others whether it is sent by address: a WRITE, for the peer to fetch, or one READ at
 //     a time, to be granted its region.
 //  3. comeBack queues a piece again that was answered without having been moved: now it can be fetched, or it is to be
@@ -41,7 +42,6 @@ type reach struct {
 	chosen   []piece // scratch of fetchGranted: those that are fetched
 	seen     seen    // where was copied from
 	unsure   bool    // a page may have to come first for what is chosen
-	epoch    uint64  // as it was when the last of chosen had been copied
 }
 
 // inReach reports whether the lane may try to do without payload. The lock is held.
@@ -66,21 +66,20 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 		l.mu.Unlock()
 		return pieces
 	}
-	proof, now := r.grants[0], hostmem.Now()
+	grant, now := r.grants[0], hostmem.Now()
 	r.unsure = false
 	rest, later := r.divide(pieces, mayWait, now)
 	l.inHand, l.copying = rest, r.chosen
 	l.mu.Unlock()
 	l.leaveToWriter(later)
 	if len(r.chosen) > 0 {
-		var fetched bool
-		l.overtakable(r.unsure, func() { fetched = r.fetch(proof) })
-		valid := fetched && r.epoch == proof.epoch
-		if l.endCopying(rest, valid) {
+		var err error
+		l.overtakable(r.unsure, func() { err = r.fetching.run(r.process, nil, grant.proof()) })
+		if l.endCopying(rest, err == nil) {
 			r.fetching.reset()
 			return nil
 		}
-		rest = l.settleFetched(rest, fetched, valid, now)
+		rest = l.settleFetched(rest, err, now)
 	}
 	clear(pieces[len(rest):]) // for the collector
 	return rest
@@ -92,7 +91,7 @@ func (r *reach) divide(pieces []piece, mayWait bool, now hostmem.Time) (rest, la
 	rest = pieces[:0]
 	for i := range pieces {
 		p := &pieces[i]
-		if p.op != core.Read || p.plain || r.full() || !r.granted(p) {
+		if p.op != core.Read || p.plain || r.fetching.full() || !r.granted(p) {
 			rest = append(rest, *p)
 			continue
 		}
@@ -122,9 +121,9 @@ func (l *lane) endCopying(rest []piece, valid bool) (stuck bool) {
 }
 
 // settleFetched settles what was chosen if its bytes are valid, and adds it to the rest otherwise.
-func (l *lane) settleFetched(rest []piece, fetched, valid bool, now hostmem.Time) []piece {
+func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time) []piece {
 	r := &l.reach
-	if valid {
+	if err == nil {
 		if r.unsure {
 			r.note(now)
 		}
@@ -134,7 +133,7 @@ func (l *lane) settleFetched(rest []piece, fetched, valid bool, now hostmem.Time
 		}
 	} else {
 		rest = append(rest, r.chosen...)
-		l.forget(!fetched)
+		l.forget(!errors.Is(err, errUnproven))
 	}
 	clear(r.chosen) // for the collector
 	r.chosen = r.chosen[:0]
@@ -162,15 +161,6 @@ func (r *reach) note(now hostmem.Time) {
 		r.seen.add(p.remote, p.length)
 		now.Note(p.local, p.length, hostmem.Writing)
 	}
-}
-
-// full reports whether there is room for no more than the epoch.
-func (r *reach) full() bool { return len(r.chosen) == maxGatherVectors-1 || r.fetching.full() }
-
-// fetch makes the copies, and then that of the epoch: it has not changed if no memory was taken back before.
-func (r *reach) fetch(proof grant) bool {
-	r.fetching.add(uintptr(unsafe.Pointer(&r.epoch)), uintptr(proof.epochAt), uint64(unsafe.Sizeof(r.epoch)))
-	return r.fetching.run(r.process, nil) == nil
 }
 
 // forget drops what is known of the peer's regions; lost says that it is not to be learnt again.

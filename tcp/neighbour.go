@@ -71,7 +71,8 @@ func (s *stint) end() {
 	_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // always succeeds
 }
 
-// fetching is a list of copies from another process into this one, that one system call makes.
+// fetching is a list of copies from another process into this one, that one system call makes. It must not be on a stack,
+// which may move while the kernel is given its address.
 type fetching struct {
 	to, from []ioVector
 	bytes    uint64
@@ -79,7 +80,13 @@ type fetching struct {
 	part     [2]ioVector // of a copy that is made in steps
 	process  *process    // during run
 	permit   *permit     // likewise; nil for none
+	found    proofBytes  // what the proof came to
 }
+
+// newFetching makes a list of no copies yet. A function that is not inlined cannot return memory of its stack.
+//
+//go:noinline
+func newFetching() *fetching { return &fetching{} }
 
 func (f *fetching) add(to, from uintptr, length uint64) {
 	f.to = append(f.to, ioVector{to, length})
@@ -87,7 +94,8 @@ func (f *fetching) add(to, from uintptr, length uint64) {
 	f.bytes += length
 }
 
-func (f *fetching) full() bool { return len(f.to) == maxGatherVectors || f.bytes >= fetchStep }
+// full reports whether there is room for nothing but the proof.
+func (f *fetching) full() bool { return len(f.to) == maxGatherVectors-1 || f.bytes >= fetchStep }
 
 func (f *fetching) reset() { f.to, f.from, f.bytes = f.to[:0], f.from[:0], 0 }
 
@@ -96,22 +104,34 @@ var (
 	errOutOfReach   = errors.New("the memory of the other process cannot be read")
 	errRevoked      = errors.New("the initiator has given up what was to be copied")
 	errProcessEnded = errors.New("the process to copy from has ended")
+	errUnproven     = errors.New("the other process has changed what proves that the copies are valid")
 )
 
-// run makes the copies from a process, by its permit where there is to be one. Where not all were made, an error says why,
-// and they may have been made in part. Long ones have their turns, and are made in short steps, while there are short ones
-// about.
-func (f *fetching) run(from *process, permit *permit) error {
-	switch {
-	case f.bytes == 0:
-		return nil
-	case from == nil:
+// run makes the copies from a process, by its permit where there is to be one, and then copies the proof that they are
+// valid. Where not all were made, or the proof is not as expected, an error says why, and they may have been made in part.
+// Long ones have their turns, and are made in short steps, while there are short ones about.
+func (f *fetching) run(from *process, permit *permit, by proof) error {
+	if from == nil {
 		return errOutOfReach
 	}
 	f.process, f.permit = from, permit
+	copies, bytes := len(f.to), f.bytes
+	f.add(addressOf(f.found[:]), by.at, by.length)
 	err := f.copyAll()
-	f.process, f.permit = nil, nil
+	f.to, f.from, f.bytes = f.to[:copies], f.from[:copies], bytes
+	if err == nil && f.found != by.expected {
+		err = f.whyUnproven()
+	}
+	f.process, f.permit, f.found = nil, nil, proofBytes{}
 	return err
+}
+
+// whyUnproven tells a process that has changed the proof from one that has ended, whose id another process has now.
+func (f *fetching) whyUnproven() error {
+	if f.process.lives() {
+		return errUnproven
+	}
+	return f.ended(f.to, f.bytes)
 }
 
 func (f *fetching) copyAll() error {
@@ -159,9 +179,8 @@ func (f *fetching) inParts(to, from ioVector) error {
 	return nil
 }
 
-// copy makes one system call that copies, within the permit. The process is looked at after it, since its id may be another
-// one's by then; and before, unless it was a moment ago, so that hardly ever anything is copied from a process that nobody
-// meant.
+// copy makes one system call that copies, within the permit. The process is looked at before it, unless it was a moment ago,
+// so that hardly ever anything is copied from a process that nobody meant; the proof shows afterwards that nothing was.
 func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
 	if f.permit != nil {
 		if !f.permit.begin() {
@@ -173,16 +192,21 @@ func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
 	if f.process.livedLately() || f.process.lives() {
 		copied = copyFrom(f.process.id, to, from)
 	}
-	if !f.process.lives() {
-		if !f.process.hasItsID() {
-			wipe(to, copied)
-		}
-		return fmt.Errorf("%v: %w", f.process, errProcessEnded)
-	}
-	if copied != bytes {
+	switch {
+	case copied == bytes:
+		return nil
+	case f.process.lives():
 		return errOutOfReach
 	}
-	return nil
+	return f.ended(to, copied)
+}
+
+// ended fails copies of which so many bytes were made, because the process has ended. Its id may be another process's now.
+func (f *fetching) ended(to []ioVector, bytes uint64) error {
+	if !f.process.hasItsID() {
+		wipe(to, bytes)
+	}
+	return fmt.Errorf("%v: %w", f.process, errProcessEnded)
 }
 
 // wipe overwrites the first bytes of a list of memory, which may have come from a process that nobody meant.

@@ -43,6 +43,15 @@ func thisProcess(t testing.TB) *process {
 	return p
 }
 
+// proofIn is a proof that this process gives.
+func proofIn(t testing.TB) proof {
+	memory := mapped(t, len(proofBytes{}))
+	for i := range memory {
+		memory[i] = byte(rand.Int())
+	}
+	return proof{at: addressOf(memory), length: uint64(len(memory)), expected: proofBytes(memory)}
+}
+
 func onOneHost(c *core.Config) { c.SameHost = true }
 
 // neighbours are an engine with registered memory and the bytes of it, and another engine that has opened it.
@@ -163,10 +172,10 @@ func TestABadRangeByAddressIsRejected(t *testing.T) {
 func TestNothingIsFetchedFromAProcessThatCannotBeSeen(t *testing.T) {
 	from, to := mapped(t, 4096), mapped(t, 4096)
 	fill(from, 1)
-	var f fetching
+	f := newFetching()
 	f.add(addressOf(to), addressOf(from), 4096)
-	require.ErrorIs(t, f.run(nil, nil), errOutOfReach)
-	require.NoError(t, f.run(thisProcess(t), nil))
+	require.ErrorIs(t, f.run(nil, nil, proofIn(t)), errOutOfReach)
+	require.NoError(t, f.run(thisProcess(t), nil, proofIn(t)))
 	require.Equal(t, from, to)
 }
 
@@ -344,7 +353,7 @@ func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
 	lengths := []int{1, shortStep, 4096, shortStep - 1, 3*shortStep + 5, shortStep / 2, shortStep / 2, 1, shortStep + 1}
 	from, to := mapped(t, 8*shortStep), mapped(t, 8*shortStep)
 	fill(from, 1)
-	var f fetching
+	f := newFetching()
 	at := 0
 	for _, length := range lengths {
 		f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(length))
@@ -352,7 +361,7 @@ func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
 	}
 	copies.expect()
 	defer copies.forget()
-	require.NoError(t, f.run(thisProcess(t), nil))
+	require.NoError(t, f.run(thisProcess(t), nil, proofIn(t)))
 	at = 0
 	for _, length := range lengths {
 		require.True(t, bytes.Equal(from[at:at+length], to[at:at+length]), length)
@@ -369,11 +378,11 @@ func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
 		for _, each := range []int{shortStep, 3 * shortStep} {
 			from := mapped(t, 3*shortStep)
 			unmap(t, from[gone:gone+4096])
-			var f fetching
+			f := newFetching()
 			for at := 0; at < len(to); at += each {
 				f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(each))
 			}
-			require.ErrorIs(t, f.run(thisProcess(t), nil), errOutOfReach, "%d %d", gone, each)
+			require.ErrorIs(t, f.run(thisProcess(t), nil, proofIn(t)), errOutOfReach, "%d %d", gone, each)
 		}
 	}
 }

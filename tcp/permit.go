@@ -26,7 +26,8 @@ import (
 // A target that is stopped after begin keeps the permit, and nobody can tell whether its copy is still to come. revoke
 // gives such a wait up after a while; the memory must not be used for something else then.
 type permit struct {
-	page []byte // shared; its first word is the state, a nonce follows
+	page []byte  // shared; its first word is the state, a nonce follows
+	at   uintptr // where the initiator's process has the page
 }
 
 // The states of a permit.
@@ -40,7 +41,7 @@ const (
 const (
 	permitSize  = 4096 // bytes: a page everywhere that matters; the kernel rounds up
 	nonceAt     = 64   // in the page: off the line that the two processors share
-	nonceLength = 16
+	nonceLength = len(proofBytes{})
 	permitSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 
 	// permitPatience is how long a look at a permit waits before the target's process is looked at, too.
@@ -57,18 +58,22 @@ func newPermit() (p *permit, file int, err error) {
 		_, err = unix.FcntlInt(uintptr(file), unix.F_ADD_SEALS, permitSeals)
 	}
 	if err == nil {
-		p, err = openPermit(file)
+		p, err = openPermit(file, 0)
+	}
+	if err == nil { // a child that was forked is not to be taken for this process
+		err = errors.Join(os.NewSyscallError("madvise", unix.Madvise(p.page, unix.MADV_DONTFORK)))
 	}
 	if err != nil {
-		return nil, -1, errors.Join(err, unix.Close(file))
+		return nil, -1, errors.Join(err, p.close(), unix.Close(file))
 	}
+	p.at = addressOf(p.page)
 	_, _ = rand.Read(p.nonce()) // never fails: see crypto/rand
 	return p, file, nil
 }
 
-// openPermit maps the permit that a peer has sent. It takes none that the peer could cut short: to touch a page that is gone
+// openPermit maps the permit that a peer has sent, whose process has the page at an address. It takes none that the peer could cut short: to touch a page that is gone
 // raises a signal.
-func openPermit(file int) (*permit, error) {
+func openPermit(file int, at uintptr) (*permit, error) {
 	seals, err := unix.FcntlInt(uintptr(file), unix.F_GET_SEALS, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
@@ -87,7 +92,7 @@ func openPermit(file int) (*permit, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
-	return &permit{page}, nil
+	return &permit{page: page, at: at}, nil
 }
 
 func (p *permit) word() *atomic.Uint32 {
@@ -96,12 +101,14 @@ func (p *permit) word() *atomic.Uint32 {
 
 func (p *permit) nonce() []byte { return p.page[nonceAt : nonceAt+nonceLength] }
 
-// isOf reports whether a process has the permit mapped at an address, that is, whether it is the process that made it.
-func (p *permit) isOf(who *process, at uint64) bool {
-	found := make([]byte, nonceLength)
-	from := ioVector{uintptr(at) + nonceAt, nonceLength}
-	return copyFrom(who.id, []ioVector{vectorOf(found)}, []ioVector{from}) == nonceLength &&
-		string(found) == string(p.nonce()) && who.lives()
+// proof shows that memory was copied from the process that made the permit: no other one has the nonce mapped there.
+func (p *permit) proof() proof {
+	return proof{at: p.at + nonceAt, length: uint64(nonceLength), expected: proofBytes(p.nonce())}
+}
+
+// isOf reports whether it is a process that made the permit, and whether its memory can be read.
+func (p *permit) isOf(who *process) bool {
+	return newFetching().run(who, nil, p.proof()) == nil && who.lives()
 }
 
 // begin takes the permit for one copy. It returns false when the permit was revoked.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
@@ -22,7 +23,7 @@ func permitPair(t testing.TB) (initiator, target *permit) {
 	initiator, file, err := newPermit()
 	require.NoError(t, err)
 	defer closeFile(file)
-	target, err = openPermit(file)
+	target, err = openPermit(file, initiator.at)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, initiator.close())
@@ -97,30 +98,31 @@ func TestAPermitThatCouldBeCutShortIsNotMapped(t *testing.T) {
 		require.NoError(t, err)
 		defer closeFile(file)
 		require.NoError(t, unix.Ftruncate(file, length))
-		_, err = openPermit(file)
+		_, err = openPermit(file, 0)
 		require.ErrorContains(t, err, "not sealed")
 		_, err = unix.FcntlInt(uintptr(file), unix.F_ADD_SEALS, permitSeals)
 		require.NoError(t, err)
 		if length != permitSize {
-			_, err = openPermit(file)
+			_, err = openPermit(file, 0)
 			require.ErrorContains(t, err, "bytes")
 		}
 	}
 	plain, err := os.CreateTemp(t.TempDir(), "")
 	require.NoError(t, err)
 	defer plain.Close()
-	_, err = openPermit(int(plain.Fd()))
+	_, err = openPermit(int(plain.Fd()), 0)
 	require.Error(t, err)
 }
 
 func TestAPermitIsOfTheProcessThatHasItMapped(t *testing.T) {
-	initiator, target := permitPair(t)
+	_, target := permitPair(t)
 	here := thisProcess(t)
-	require.True(t, target.isOf(here, uint64(addressOf(initiator.page))))
-	other := mapped(t, permitSize)
-	require.False(t, target.isOf(here, uint64(addressOf(other))))
-	require.False(t, target.isOf(here, 0))
-	require.False(t, target.isOf(&process{id: 1, file: here.file}, uint64(addressOf(initiator.page))))
+	require.True(t, target.isOf(here))
+	require.False(t, target.isOf(&process{id: 1, file: here.file}))
+	for _, at := range []uintptr{addressOf(mapped(t, permitSize)), 0} {
+		target.at = at
+		require.False(t, target.isOf(here))
+	}
 }
 
 func TestASessionCopiesNothingAfterThePermitWasRevoked(t *testing.T) {
@@ -188,9 +190,9 @@ func TestNothingIsCopiedFromAProcessThatHasEndedAndNothingIsOverwritten(t *testi
 				who.id = os.Getpid() // another process has got the id
 				who.lived.Store(0)
 			}
-			var f fetching
+			f := newFetching()
 			f.add(addressOf(to), addressOf(from), 4096)
-			require.ErrorIs(t, f.run(who, nil), errProcessEnded)
+			require.ErrorIs(t, f.run(who, nil, proofIn(t)), errProcessEnded)
 			require.True(t, bytes.Equal(pattern(4096, 2), to))
 		}
 	}
@@ -202,20 +204,37 @@ func TestWhatWasCopiedFromAProcessWithTheIdOfOneThatHasEndedIsWipedAndNothingEls
 	fill(to, 2)
 	who := ended(t, false)
 	who.id = os.Getpid()
-	var f fetching
-	f.add(addressOf(to), addressOf(from), 1000)
-	f.add(addressOf(to)+1000, addressOf(from), 500)
-	f.add(addressOf(to)+2000, 4096, 1000) // there is nothing
-	for range 100 {                       // the clock may go on before the copy
-		fill(to, 2)
-		who.lived.Store(uint64(hostmem.Now()))
-		require.ErrorIs(t, f.run(who, nil), errProcessEnded)
-		if to[0] != pattern(1, 2)[0] {
-			break
+	for _, partly := range []bool{false, true} {
+		f, by := newFetching(), proofIn(t)
+		f.add(addressOf(to), addressOf(from), 1000)
+		f.add(addressOf(to)+1000, addressOf(from), 500)
+		if partly {
+			f.add(addressOf(to)+2000, 4096, 1000) // there is nothing
+		} else {
+			by.expected[0]++ // the other process has something else there
 		}
+		for range 100 { // the clock may go on before the copy
+			fill(to, 2)
+			who.lived.Store(uint64(hostmem.Now()))
+			require.ErrorIs(t, f.run(who, nil, by), errProcessEnded)
+			if to[0] != pattern(1, 2)[0] {
+				break
+			}
+		}
+		require.True(t, bytes.Equal(make([]byte, 1500), to[:1500]))
+		require.True(t, bytes.Equal(pattern(4096, 2)[1500:], to[1500:]))
 	}
-	require.True(t, bytes.Equal(make([]byte, 1500), to[:1500]))
-	require.True(t, bytes.Equal(pattern(4096, 2)[1500:], to[1500:]))
+}
+
+func TestCopiesWithoutTheExpectedProofAreNotValid(t *testing.T) {
+	from, to := mapped(t, 4096), mapped(t, 4096)
+	f, by := newFetching(), proofIn(t)
+	f.add(addressOf(to), addressOf(from), 4096)
+	require.NoError(t, f.run(thisProcess(t), nil, by))
+	by.expected[by.length-1]++
+	require.ErrorIs(t, f.run(thisProcess(t), nil, by), errUnproven)
+	by.at = 0
+	require.ErrorIs(t, f.run(thisProcess(t), nil, by), errOutOfReach)
 }
 
 // A READ that completes after the target's engine began to close has only bytes that were there before.
@@ -245,4 +264,38 @@ func TestNoMemoryIsGrantedOnceTheEngineIsBeingClosed(t *testing.T) {
 	close(closed)
 	require.NoError(t, <-done)
 	require.Zero(t, target.Memory().Epoch().Load())
+}
+
+// A child that was forked has this process's memory at the same addresses, and may get its id one day.
+func TestAForkedChildProvesNeitherAGrantNorAPermit(t *testing.T) {
+	epoch := engine(t).Memory().Epoch()
+	g := grant{epochAt: uint64(uintptr(unsafe.Pointer(epoch))), epoch: epoch.Load()}
+	permit, _ := permitPair(t)
+	memory := mapped(t, 4096)
+	fill(memory, 1)
+	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if pid == 0 && errno == 0 { // the child, which has none of Go's other threads
+		for {
+			_, _, _ = unix.RawSyscall6(unix.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+		}
+	}
+	require.Zero(t, errno)
+	defer func() {
+		require.NoError(t, unix.Kill(int(pid), unix.SIGKILL))
+		_, err := unix.Wait4(int(pid), nil, 0, nil)
+		require.NoError(t, err)
+	}()
+	file, err := unix.PidfdOpen(int(pid), 0)
+	require.NoError(t, err)
+	child := &process{id: int(pid), file: file}
+	defer child.close()
+	copied := func(from *process, by proof) error {
+		f := newFetching()
+		f.add(addressOf(mapped(t, 4096)), addressOf(memory), 4096)
+		return f.run(from, nil, by)
+	}
+	require.NoError(t, copied(thisProcess(t), g.proof()))
+	require.ErrorIs(t, copied(child, g.proof()), errUnproven)
+	require.NoError(t, copied(thisProcess(t), permit.proof()))
+	require.ErrorIs(t, copied(child, permit.proof()), errOutOfReach)
 }

@@ -83,6 +83,18 @@ func (p *process) hasItsID() bool {
 	return unix.PidfdSendSignal(p.file, 0, nil, 0) == nil
 }
 
+// proof is memory of a process that shows, when it is copied after other memory by the same system call or by a later one,
+// that all came from that process while the copies were valid. No other process has the same bytes at that address: not one
+// that has got the process's id, nor a child that was forked, which has other memory there.
+type proof struct {
+	at       uintptr // in that process
+	length   uint64  // bytes
+	expected proofBytes
+}
+
+// proofBytes has room for the bytes of a proof; zeros follow those of a short one.
+type proofBytes [16]byte
+
 // close gives the file descriptor back.
 func (p *process) close() error {
 	if p == nil {

@@ -20,8 +20,9 @@ import (
 // fetches is the payloads of a turn that are to be fetched from the peer's process.
 type fetches struct {
 	fetching
-	statuses []int // for each its status frame, by the position in the turn's
-	targets  hull  // of where they go
+	single   fetching // for each by itself
+	statuses []int    // for each its status frame, by the position in the turn's
+	targets  hull     // of where they go
 }
 
 // meets reports whether one of them goes where a request's payload goes, too.
@@ -107,7 +108,7 @@ func (s *session) fetch() error {
 	if f == nil || len(f.statuses) == 0 {
 		return nil
 	}
-	err := f.run(s.conn.process, s.conn.permit)
+	err := f.run(s.conn.process, s.conn.permit, s.conn.permit.proof())
 	switch {
 	case err == nil:
 		s.bytesIn.Add(f.bytes)
@@ -127,8 +128,10 @@ func (s *session) fetch() error {
 // fetchEach gets the payloads one by one.
 func (s *session) fetchEach(f *fetches) (ended error) {
 	for i, at := range f.statuses {
-		one := fetching{to: f.to[i : i+1], from: f.from[i : i+1], bytes: f.to[i].length}
-		switch err := one.run(s.conn.process, s.conn.permit); {
+		one := &f.single
+		one.reset()
+		one.add(f.to[i].base, f.from[i].base, f.to[i].length)
+		switch err := one.run(s.conn.process, s.conn.permit, s.conn.permit.proof()); {
 		case err == nil:
 			s.bytesIn.Add(one.bytes)
 		case errors.Is(err, errOutOfReach):

@@ -88,9 +88,9 @@ func (s *session) takePermit(at uint64) bool {
 	if !came {
 		return false
 	}
-	permit, err := openPermit(file)
+	permit, err := openPermit(file, uintptr(at))
 	closeFile(file)
-	if err == nil && (s.conn.process == nil || !permit.isOf(s.conn.process, at)) {
+	if err == nil && (s.conn.process == nil || !permit.isOf(s.conn.process)) {
 		err = errors.Join(fmt.Errorf("the memory of %v cannot be read from here", s.conn.process), permit.close())
 	}
 	if err != nil {
