@@ -111,7 +111,7 @@ type Batch struct {
 	id       uint64
 	capacity int
 	engine   *Engine
-	made     time.Time
+	made     time.Duration // by clock.Now
 
 	ending  atomic.Int64 // tasks whose bytes are outstanding
 	pending atomic.Int64 // tasks that have not ended; the last to end is counted after the notifications went out

@@ -38,8 +38,8 @@ func (e *Engine) SegmentNamed(name string) (*Segment, error) {
 func (b *Batch) Age(by time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.made = b.made.Add(-by)
-	if !b.movement.since.IsZero() {
-		b.movement.since = b.movement.since.Add(-by)
+	b.made -= by
+	if b.movement.since != 0 {
+		b.movement.since -= by
 	}
 }

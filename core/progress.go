@@ -5,6 +5,8 @@ import (
 	"math"
 	"sync/atomic"
 	"time"
+
+	"kvferry/core/clock"
 )
 
 // Progress is how far a batch has come.
@@ -28,9 +30,9 @@ func (p Progress) String() string {
 
 // movement is what the last call of Batch.Progress saw.
 type movement struct {
-	moved uint64 // by the transports' count, too
-	since time.Time
-	seen  bool // since is when something was seen to move, and not when the batch was made
+	moved uint64        // by the transports' count, too
+	since time.Duration // by clock.Now
+	seen  bool          // since is when something was seen to move, and not when the batch was made
 }
 
 // Progress looks how far the batch has come. It takes some nanoseconds for each task.
@@ -50,16 +52,16 @@ func (b *Batch) Progress() Progress {
 		}
 	}
 	seen += p.Moved
-	now := time.Now()
+	now := clock.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case b.movement.since.IsZero() && p.Moved == 0: // what the connections have moved may be from before
+	case b.movement.since == 0 && p.Moved == 0: // what the connections have moved may be from before
 		b.movement = movement{moved: seen, since: b.made}
 	case seen != b.movement.moved:
 		b.movement = movement{moved: seen, since: now, seen: true}
 	}
-	p.Still = now.Sub(b.movement.since)
+	p.Still = now - b.movement.since
 	p.Moving = b.movement.seen && p.Still < movedLately
 	return p
 }

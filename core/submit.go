@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/staging"
 	"kvferry/core/status"
@@ -24,7 +25,7 @@ func (e *Engine) AllocateBatch(capacity int) (*Batch, error) {
 	if e.ctx.Err() != nil {
 		return nil, closedError()
 	}
-	b := &Batch{id: lastBatch.Add(1), capacity: capacity, engine: e, made: time.Now()}
+	b := &Batch{id: lastBatch.Add(1), capacity: capacity, engine: e, made: clock.Now()}
 	e.batches.Store(b.id, b)
 	return b, nil
 }
