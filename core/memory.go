@@ -68,18 +68,17 @@ const faultMemory = time.Minute
 // NoteFault notes that memory of the region was found to be inaccessible: its owner has unmapped or protected it without
 // unregistering it first. It returns true when that is to be told, and false when it was a short while ago.
 func (r *Region) NoteFault() (first bool) {
-	now := clock.Now()
-	return !isRecentFault(time.Duration(r.fault.Swap(int64(now))), now)
+	return !isRecent(r.fault.Swap(int64(clock.Now())))
 }
 
 // Unverified reports whether memory of the region was found to be inaccessible a short while ago. A transport checks
 // that it can be read before it promises a peer to send it.
 func (r *Region) Unverified() bool {
-	return isRecentFault(time.Duration(r.fault.Load()), clock.Now())
+	return isRecent(r.fault.Load())
 }
 
-// isRecentFault reports whether a fault at that time, 0 for none, is to be remembered.
-func isRecentFault(at, now time.Duration) bool { return at != 0 && now-at < faultMemory }
+// isRecent reports whether a fault at that time, 0 for none, is to be remembered. The clock is not asked where there is none.
+func isRecent(fault int64) bool { return fault != 0 && clock.Now()-time.Duration(fault) < faultMemory }
 
 // Unpin ends a pin.
 func (r *Region) Unpin() {
