@@ -34,15 +34,21 @@ import (
 type Copier struct {
 	fresh   bool // what follows was found out since Renew
 	trusted bool // the signal handlers are Go's
+	used    bool // something was copied since Prepare
 	now     Time
 }
 
 // Renew forgets what was found out. The owner calls it whenever a request has come that may be newer than that.
 func (c *Copier) Renew() { c.fresh = false }
 
-// Prepare is for who waits for a request that may come within microseconds, and has time before it: the answer about the
-// signal handlers will be new enough then.
-func (c *Copier) Prepare() { handlersAreGos(clock.Now(), trustTime/2) }
+// Prepare asks about the signal handlers in advance, so that the answer is new enough for a request that may come within
+// microseconds. It does nothing where the last request needed no answer, as the next one will probably need none either.
+func (c *Copier) Prepare() {
+	if c.used {
+		c.used = false
+		handlersAreGos(clock.Now(), trustTime/2)
+	}
+}
 
 // Copy copies length bytes, as memmove does. Where memory cannot be read or written, an error wraps EFAULT, or is a
 // runtime.Error, and some of the bytes may have been copied.
@@ -78,6 +84,7 @@ func (c *Copier) Fill(dst uintptr, from []byte) error {
 }
 
 func (c *Copier) renewed() {
+	c.used = true
 	if !c.fresh {
 		now := clock.Now()
 		c.fresh, c.now, c.trusted = true, timeOf(now), handlersAreGos(now, trustTime)
