@@ -162,21 +162,21 @@ func (t *localTransport) copyTask(w *Work, r *Request, region *Region) error {
 	if r.Opcode == Read {
 		dst, src = src, dst
 	}
-	way, err := t.leases.open(dst, src, r.Length)
+	c, err := t.leases.open(dst, src, r.Length)
 	if err != nil {
 		return err
 	}
-	defer way.close()
+	defer c.release()
 	for done := uint64(0); done < r.Length; {
 		if err := w.Aborted(); err != nil {
 			return err
 		}
-		part := min(way.step(), r.Length-done)
+		part := min(c.maxStep(), r.Length-done)
 		at := uintptr(done)
 		if dst.addr > src.addr { // from the end on, lest a step overwrite what a later one reads
 			at = uintptr(r.Length - done - part)
 		}
-		if err := way.copy(at, part); err != nil {
+		if err := c.copyStep(at, part); err != nil {
 			return err
 		}
 		done += part

@@ -9,6 +9,16 @@ import (
 	"go.uber.org/zap"
 )
 
+// Step 5 of the way of a job: one has failed, and the stream has to come to rest. See copier.
+
+// abandoned is a stream that could not be given up, and what its copies may still touch.
+type abandoned struct {
+	stream device.Stream
+	stuck  bool // its copies do not end; otherwise Close has failed
+	events []device.Event
+	gather uintptr
+}
+
 // recover brings the stream to rest after a job has failed for a reason, within a time limit. It returns the reason,
 // with what became of the stream, and the other jobs that fail if it had to be given up.
 func (c *copier) recover(j *issued, reason error, limit time.Duration) (others []failure, err error) {

@@ -13,16 +13,16 @@ type place struct {
 	on   *staging.Device // nil for host memory
 }
 
-// passage is the way between two places of this process: straight, or through a leased block on the side of each device.
-type passage struct {
+// localCopy is one copy between two places of this process: direct, or through a leased block on the side of each device.
+type localCopy struct {
 	dst, src place
 	in, out  *staging.Lease // nil where that side is host memory
 }
 
-// step is the most that copy takes, in bytes.
-func (p *passage) step() uint64 {
-	step := uint64(4 << 20) // an abort is seen soon
-	for _, lease := range []*staging.Lease{p.in, p.out} {
+// maxStep is the most that copyStep takes, in bytes.
+func (c *localCopy) maxStep() uint64 {
+	step := uint64(4 << 20) // between two steps an abort is seen
+	for _, lease := range []*staging.Lease{c.in, c.out} {
 		if lease != nil {
 			step = min(step, lease.Length)
 		}
@@ -30,34 +30,34 @@ func (p *passage) step() uint64 {
 	return step
 }
 
-// copy copies length bytes that begin at an offset on both sides.
-func (p *passage) copy(offset uintptr, length uint64) error {
-	dst, src := p.dst.addr+offset, p.src.addr+offset
-	if p.out != nil {
-		move := staging.Move{Device: src, Block: p.out.Addr, Length: length}
-		if err := await(p.src.on, staging.Out, move); err != nil {
+// copyStep copies length bytes that begin at an offset on both sides.
+func (c *localCopy) copyStep(offset uintptr, length uint64) error {
+	dst, src := c.dst.addr+offset, c.src.addr+offset
+	if c.out != nil {
+		move := staging.Move{Device: src, Block: c.out.Addr, Length: length}
+		if err := await(c.src.on, staging.Out, move); err != nil {
 			return err
 		}
-		src = p.out.Addr
+		src = c.out.Addr
 	}
-	if p.in == nil {
+	if c.in == nil {
 		return CopyMemory(dst, src, length)
 	}
-	if err := CopyMemory(p.in.Addr, src, length); err != nil {
+	if err := CopyMemory(c.in.Addr, src, length); err != nil {
 		return err
 	}
-	return await(p.dst.on, staging.In, staging.Move{Device: dst, Block: p.in.Addr, Length: length})
+	return await(c.dst.on, staging.In, staging.Move{Device: dst, Block: c.in.Addr, Length: length})
 }
 
-// await has one move done.
+// await starts a job of one move, and waits for its end.
 func await(on *staging.Device, dir staging.Direction, move staging.Move) error {
 	done := make(chan error, 1)
 	on.Start(dir, &staging.Job{Moves: []staging.Move{move}, Done: func(err error) { done <- err }})
 	return <-done
 }
 
-func (p *passage) close() {
-	for _, lease := range []*staging.Lease{p.in, p.out} {
+func (c *localCopy) release() {
+	for _, lease := range []*staging.Lease{c.in, c.out} {
 		if lease != nil {
 			lease.Release()
 		}
@@ -77,19 +77,19 @@ type localAccount struct {
 	direction staging.Direction
 }
 
-// open leases what a passage for length bytes needs.
-func (l *localLeases) open(dst, src place, length uint64) (p passage, err error) {
-	p = passage{dst: dst, src: src}
+// open leases the blocks that a copy of length bytes needs. The caller releases them.
+func (l *localLeases) open(dst, src place, length uint64) (c localCopy, err error) {
+	c = localCopy{dst: dst, src: src}
 	if src.on != nil {
-		p.out, err = l.lease(src.on, staging.Out, length)
+		c.out, err = l.lease(src.on, staging.Out, length)
 	}
 	if err == nil && dst.on != nil {
-		p.in, err = l.lease(dst.on, staging.In, length)
+		c.in, err = l.lease(dst.on, staging.In, length)
 	}
 	if err != nil {
-		p.close()
+		c.release()
 	}
-	return p, err
+	return c, err
 }
 
 func (l *localLeases) lease(on *staging.Device, dir staging.Direction, length uint64) (*staging.Lease, error) {

@@ -1,0 +1,200 @@
+package core
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"kvferry/core/staging"
+)
+
+// setting is one row of the table.
+type setting struct {
+	variables []variable // two where one value can only be judged together with the other
+	kind      kind
+	meaning   string // a sentence for the guide
+}
+
+// variable is where a value comes from.
+type variable struct {
+	name  string
+	older string // former spelling, looked up when name is not set; "" for none
+	unset string // the value when neither is set
+}
+
+// kind is what a setting accepts and where it goes.
+type kind struct {
+	accepts string                                // unit and range, for the guide
+	parse   func(c *Config, texts []string) error // one text for each variable
+	secret  bool                                  // the value must not be printed
+}
+
+// load puts the setting into c: what the environment says, or else the default and a warning.
+func (s *setting) load(c *Config, lookup func(string) (string, bool)) *Warning {
+	var names, texts, defaults []string
+	for _, v := range s.variables {
+		name, text := v.find(lookup)
+		names, texts, defaults = append(names, name), append(texts, text), append(defaults, v.unset)
+	}
+	err := s.kind.parse(c, texts)
+	if err == nil {
+		return nil
+	}
+	if err := s.kind.parse(c, defaults); err != nil {
+		panic(fmt.Sprintf("default of %v: %v", names, err)) // a mistake in the table; every test would see it
+	}
+	w := Warning{strings.Join(names, ", "), strings.Join(texts, ", "), strings.Join(defaults, ", "), err.Error()}
+	if s.kind.secret {
+		w.Value = Secret(w.Value).String()
+	}
+	return &w
+}
+
+// find returns the spelling that is in use and its value.
+func (v *variable) find(lookup func(string) (string, bool)) (name, text string) {
+	if text, ok := lookup(v.name); ok {
+		return v.name, text
+	}
+	if v.older != "" {
+		if text, ok := lookup(v.older); ok {
+			return v.older, text
+		}
+	}
+	return v.name, v.unset
+}
+
+// notSet stands for the absence of a variable whose presence alone counts.
+const notSet = "unset"
+
+// settings is the table: every environment variable that an engine reads. The guide's table is made from it.
+var settings = []setting{
+	{one("MC_LOG_LEVEL", "WARNING"), level(),
+		"The least severe log line that is written. `TRACE` shows everything."},
+	{one("MC_LOG_DIR", ""), text(func(c *Config) *string { return &c.LogDir }),
+		"Directory for log files, one per process; standard error where it is not set or cannot be written."},
+
+	{one("MC_FORCE_TCP", notSet), presence(func(c *Config) *bool { return &c.ForceTCP }),
+		"Only the plain TCP transport is installed."},
+	{one("MC_TCP_BIND_ADDRESS", ""), text(func(c *Config) *string { return &c.BindAddress }),
+		"With central metadata: the address under which peers reach this engine; the first one of an interface that is up where it is not set."},
+	{[]variable{{"MC_MIN_RPC_PORT", "MC_MIN_PRC_PORT", "15000"}, {"MC_MAX_RPC_PORT", "MC_MAX_PRC_PORT", "17000"}}, portRange(),
+		"Ports that the handshake port and the data port are picked from. The two are taken together or not at all."},
+	{one("MC_HANDSHAKE_PORT", "12001"), integer("", 1, 65535, func(c *Config) *int { return &c.HandshakePort }),
+		"Port of a peer whose name gives none."},
+	{one("MC_LEGACY_RPC_PORT_BINDING", notSet), presence(func(c *Config) *bool { return &c.LegacyPortBinding }),
+		"With central metadata: the handshake port is the one in the local name."},
+	{one("MC_USE_IPV6", notSet), presence(func(c *Config) *bool { return &c.UseIPv6 }),
+		"With central metadata: the address published is an IPv6 one. Ports are open to IPv4 and IPv6 in any case."},
+
+	{one("MC_HANDSHAKE_CONNECT_TIMEOUT", "5"), seconds(1, 3599, func(c *Config) *time.Duration { return &c.HandshakeConnectTimeout }),
+		"How long to try to connect to a peer's handshake port."},
+	{one("MC_HANDSHAKE_LISTEN_BACKLOG", "128"), integer("connections", 1, 65535, func(c *Config) *int { return &c.HandshakeBacklog }),
+		"Connections that the kernel keeps for the handshake port until they are accepted."},
+	{one("MC_HANDSHAKE_MAX_LENGTH", "1048576"), integer("bytes", 1<<20, 128<<20, func(c *Config) *int { return &c.HandshakeMaxLength }),
+		"Longest handshake message that is read or sent."},
+
+	{one("MC_TCP_PROTO", ""), exactlyOne(func(c *Config) *bool { return &c.ForceProtoV1 }),
+		"`1`: transfers are started with the first version of the data protocol, whatever the peer offers."},
+	{one("MC_TCP_STATUS_TIMEOUT_SEC", "30"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.StatusTimeout }),
+		"How long a peer that has all of a request may take to answer it. A transfer that waits makes no progress either: a shorter `MC_TCP_PROGRESS_TIMEOUT_SEC` counts instead."},
+	{one("MC_TCP_PROGRESS_TIMEOUT_SEC", "30"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.ProgressTimeout }),
+		"A transfer none of whose bytes moved for so long is given up, also while it waits for the answer to a WRITE."},
+	{one("MC_TCP_SLICE_SIZE", "1048576"), integer("bytes", 4<<10, 1<<30, func(c *Config) *int { return &c.SliceSize }),
+		"Most payload of one request: a larger task is cut, so that all lanes share it."},
+	{one("MC_TCP_ENABLE_CONNECTION_POOL", "1"), onOff(func(c *Config) *bool { return &c.ConnectionPool }),
+		"Off: every request has a connection of its own."},
+	{[]variable{{"MC_TCP_LANES_PER_PEER", "MC_TCP_MAX_CONNECTIONS_PER_PEER", usualLanes}}, lanes(),
+		"Data connections to one peer."},
+	{one("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", "1024"), unused(1, 65535),
+		"Accepted, without effect: a queue holds what was submitted, and a batch is never refused for being large."},
+	{one("MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER", "1024"), unused(1, 65535),
+		"Accepted, without effect, as above."},
+	{one("MC_TCP_ADMISSION_TIMEOUT_MS", "1000"), unused(1, 600000),
+		"Accepted, without effect, as above."},
+	{one("MC_TCP_MAX_QUEUED_BYTES_PER_PEER", ""), ignored(),
+		"Accepted, without effect, as above."},
+	{one("MC_NUM_TCP_IO_THREADS", ""), ignored(),
+		"Accepted, without effect: connections have no threads of their own."},
+	{one("MC_FORCE_SHM", ""), ignored(),
+		"Accepted, without effect: kvferry engines of one host need no transport for shared memory, see `KVFERRY_SAME_HOST`."},
+
+	{one("ASCEND_TRANSFER_TIMEOUT", "30000"), milliseconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.TransferTimeout }),
+		"What `MC_TRANSFER_TIMEOUT` is where that is not set. Mooncake's builds for Ascend read it; vllm-ascend sets it."},
+	{one("MC_TRANSFER_TIMEOUT", ascendTimeout), transferTimeout(),
+		"When a synchronous call of the Python package gives up, plus 1 s per GiB; 1 to 4 act as 5. Read when the engine object is made."},
+	{one("MC_SLICE_TIMEOUT", "0"), seconds(0, 65535, func(c *Config) *time.Duration { return &c.SliceTimeout }),
+		"When a task is given up and reports TIMEOUT; 0: never. A task that is given up for another reason reports FAILED."},
+	{one("MC_RETRY_CNT", "9"), integer("retries", 1, 127, func(c *Config) *int { return &c.RetryCount }),
+		"How often work that was not acknowledged is sent again after its connection broke."},
+
+	{one("MC_DISABLE_METACACHE", notSet), presence(func(c *Config) *bool { return &c.DisableMetaCache }),
+		"A peer's segment descriptor is fetched again at each use."},
+	{one("MC_TE_METADATA_REFRESH_INTERVAL_SECONDS", "0"), seconds(0, math.MaxInt32, func(c *Config) *time.Duration { return &c.MetaRefreshInterval }),
+		"How often cached descriptors are fetched again; 0: only when they prove to be out of date."},
+	{one("MC_METADATA_CLUSTER_ID", ""), text(func(c *Config) *string { return &c.ClusterID }),
+		"Prefix of the keys in a central metadata store."},
+	{one("MC_METADATA_HTTP_TOKEN", ""), secret(func(c *Config) *Secret { return &c.MetadataHTTPToken }),
+		"Bearer token for an HTTP metadata server. Never logged."},
+	{one("KVFERRY_METADATA_CONNECT_TIMEOUT_MS", "0"), milliseconds(0, 60000, func(c *Config) *time.Duration { return &c.Metadata.ConnectTimeout }),
+		"How long to try to connect to a central metadata store; 0: 1500 with HTTP, 5000 otherwise."},
+	{one("KVFERRY_METADATA_TIMEOUT_MS", "0"), milliseconds(0, 60000, func(c *Config) *time.Duration { return &c.Metadata.ReplyTimeout }),
+		"How long one request to a central metadata store may take; connecting included; 0: 3000 with HTTP, 5000 otherwise."},
+	{one("KVFERRY_METADATA_KEEP_SECONDS", "10"), seconds(0, 86400, func(c *Config) *time.Duration { return &c.MetadataKeepInterval }),
+		"How often an engine looks whether a central metadata store still has its entries, and writes them again if not; 0: never."},
+	{one("KVFERRY_METADATA_CA", ""), text(func(c *Config) *string { return &c.Metadata.CA }),
+		"PEM file of the certificates that vouch for that of a metadata store over TLS, instead of the system's."},
+	{one("KVFERRY_METADATA_CERT", ""), text(func(c *Config) *string { return &c.Metadata.Cert }),
+		"PEM file of the certificate that a metadata store gets to see over TLS."},
+	{one("KVFERRY_METADATA_KEY", ""), text(func(c *Config) *string { return &c.Metadata.Key }),
+		"PEM file of the key of that certificate."},
+	{one("KVFERRY_METADATA_INSECURE", "0"), onOff(func(c *Config) *bool { return &c.Metadata.Insecure }),
+		"On: the certificate of a metadata store is not checked. For trials only."},
+	{one("KVFERRY_ETCD_TLS", "0"), onOff(func(c *Config) *bool { return &c.EtcdTLS }),
+		"On: connections to an etcd metadata store are over TLS."},
+	{one("KVFERRY_ETCD_USERNAME", ""), text(func(c *Config) *string { return &c.EtcdUsername }),
+		"User name for an etcd metadata store."},
+	{one("KVFERRY_ETCD_PASSWORD", ""), secret(func(c *Config) *Secret { return &c.EtcdPassword }),
+		"Password for an etcd metadata store. Never logged."},
+	{one("KVFERRY_ETCD_LEASE_SECONDS", "30"), seconds(0, 86400, func(c *Config) *time.Duration { return &c.EtcdLease }),
+		"After how long an etcd metadata store forgets the entries of an engine that was killed; 0: never."},
+	{one("MC_REDIS_USERNAME", ""), text(func(c *Config) *string { return &c.RedisUsername }),
+		"User name for a Redis metadata store."},
+	{one("MC_REDIS_PASSWORD", ""), secret(func(c *Config) *Secret { return &c.RedisPassword }),
+		"Password for a Redis metadata store. Never logged."},
+	{one("MC_REDIS_DB_INDEX", "0"), integer("", 0, 255, func(c *Config) *int { return &c.RedisDB }),
+		"Database of a Redis metadata store."},
+
+	{one("MC_TE_METRIC", "0"), onOff(func(c *Config) *bool { return &c.Metrics }),
+		"On: a line with the throughput is logged now and then."},
+	{one("MC_TE_METRIC_INTERVAL_SECONDS", "5"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.MetricsInterval }),
+		"How often that line is logged."},
+	{one("MC_CUSTOM_TOPO_JSON", ""), text(func(*Config) *string { return new(string) }),
+		"File with the topology that `get_local_topology` of the Python package returns; a missing or empty one is as if none were given."},
+
+	{one("KVFERRY_ASCENDCL", ""), text(func(c *Config) *string { return &c.AscendCL }),
+		"File of the AscendCL library (`libascendcl.so`) to use instead of the one that the loader or the toolkit's variables lead to."},
+	{one("KVFERRY_CUDA", ""), text(func(c *Config) *string { return &c.CUDA }),
+		"File of the CUDA driver's library (`libcuda.so.1`) to use instead of the one that the loader finds."},
+	{one("KVFERRY_STAGING_BLOCK_SIZE", "2097152"), multiple(staging.Granule, 1<<30, func(c *Config) *int { return &c.StagingBlockSize }),
+		"Size of a staging block: the most that one copy between a device and the host moves."},
+	{one("KVFERRY_STAGING_POOL_SIZE", "268435456"), integer("bytes", 4*staging.Granule, 1<<40, func(c *Config) *int { return &c.StagingPoolSize }),
+		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. It is allocated when it is needed."},
+	{one("KVFERRY_STAGING_GATHER_BELOW", "262144"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
+		"Blocks of NPU memory shorter than this are gathered on the device, and copied together. Those of GPU memory are queued together, whatever their length. 0: each is copied by itself."},
+	{one("KVFERRY_TCP_CONGESTION", ""), text(func(c *Config) *string { return &c.Congestion }),
+		"Congestion control of data connections, one of `sysctl net.ipv4.tcp_allowed_congestion_control`; the system's where it is not set or not allowed. What an engine sends is under its own setting."},
+	{one("KVFERRY_SAME_HOST", "1"), onOff(func(c *Config) *bool { return &c.SameHost }),
+		"Off, or with `MC_FORCE_TCP`: engines on one host use TCP among themselves, too, instead of reading each other's memory."},
+	{one("KVFERRY_POLL_US", "0"), microseconds(0, 1000000, func(c *Config) *time.Duration { return &c.Polling }),
+		"For how long whoever waits, for an answer or for the next request, looks for it before sleeping. Saves wake-ups, and keeps processors busy; 0: a moment, and only where that tends to pay."},
+	{one("KVFERRY_MAX_SESSIONS", "1024"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxSessions }),
+		"Data connections that are served at once; more wait until one ends."},
+	{one("KVFERRY_MAX_HANDSHAKES", "128"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxHandshakes }),
+		"Handshake connections that are served at once; more wait until one ends."},
+	{[]variable{{"MC_HANDSHAKE_MAX_NOTIFY_ENTRIES", "KVFERRY_MAX_NOTIFICATIONS", "65536"}}, integer("messages", 1, 1<<24, func(c *Config) *int { return &c.MaxNotifications }),
+		"Notifications that are kept until they are fetched; more are refused, and their senders told. Mooncake drops the oldest ones."},
+}
+
+// one is a setting's only variable.
+func one(name, unset string) []variable { return []variable{{name: name, unset: unset}} }

@@ -1,0 +1,107 @@
+package core
+
+import (
+	"math/bits"
+
+	"kvferry/core/staging"
+	"kvferry/core/status"
+)
+
+// route is what the tasks of a work have in common.
+type route struct {
+	target SegmentID
+	device *staging.Device // that their local memory is on; nil for host memory
+	opcode Opcode          // where there is a device
+}
+
+// distribution hands the tasks of a submission to works. Each task is handed over once, in the order of their indices.
+type distribution struct {
+	*submission
+	engine        *Engine
+	haveTransport bool
+	last          *Work
+	lastRoute     route
+	byRoute       map[route]*Work // made when there is a second one
+}
+
+// eachTask checks count tasks from first on, links them by route to works, and pins their local regions. Those that are
+// empty, and those that are out of the question, are in no work.
+func (d *distribution) eachTask(first, count int) error {
+	for i := first; i < first+count; i++ {
+		task := &d.tasks[i]
+		if task.Opcode != Read && task.Opcode != Write {
+			return status.Errorf(status.InvalidArgument, "request %d has opcode %d", i, task.Opcode)
+		}
+		task.Next, task.outstanding = -1, task.Length
+		d.bytes += task.Length
+		way := route{target: task.Target}
+		var mixed error
+		way.device, mixed = d.engine.memory.pinOverlapping(Range{Addr: task.Local, Length: task.Length}, &d.pins)
+		if way.device != nil {
+			way.opcode = task.Opcode
+		}
+		w, err := d.work(way)
+		if err != nil {
+			return err
+		}
+		switch {
+		case task.Length == 0:
+			d.empty = true
+		case task.wraps() || w.Bytes+task.Length < w.Bytes:
+			d.refused = append(d.refused, refusal{int32(i), errWraps})
+		case mixed != nil:
+			d.refused = append(d.refused, refusal{int32(i), mixed})
+		default:
+			w.append(int32(i))
+		}
+	}
+	return nil
+}
+
+// run is eachTask for tasks with one opcode, target and length, none of which is empty or wraps around, and which fill has
+// linked by Next. Where one region holds within, all of their local memory, they are handed over as they are.
+func (d *distribution) run(first, count int, within Range) error {
+	task := &d.tasks[first]
+	over, bytes := bits.Mul64(uint64(count), task.Length)
+	region := d.engine.memory.pinHolder(within, &d.pins)
+	if region == nil || over != 0 || task.Opcode != Read && task.Opcode != Write {
+		return d.eachTask(first, count)
+	}
+	way := route{target: task.Target, device: region.Device}
+	if way.device != nil {
+		way.opcode = task.Opcode
+	}
+	w, err := d.work(way)
+	if err != nil {
+		return err
+	}
+	if w.Bytes+bytes < w.Bytes {
+		return d.eachTask(first, count)
+	}
+	d.bytes += bytes
+	w.appendRun(int32(first), int32(first+count-1), bytes)
+	return nil
+}
+
+// work finds the work of a route.
+func (d *distribution) work(way route) (*Work, error) {
+	if d.last != nil && d.lastRoute == way {
+		return d.last, nil
+	}
+	if d.last != nil && d.byRoute == nil {
+		d.byRoute = map[route]*Work{d.lastRoute: d.last}
+	}
+	w := d.byRoute[way]
+	if w == nil {
+		segment, err := d.engine.target(way.target, d.haveTransport)
+		if err != nil {
+			return nil, err
+		}
+		w = d.newWork(segment, way.device)
+		if d.byRoute != nil {
+			d.byRoute[way] = w
+		}
+	}
+	d.last, d.lastRoute = w, way
+	return w, nil
+}

@@ -1,0 +1,152 @@
+package core
+
+import (
+	"container/list"
+	"sync"
+	"sync/atomic"
+
+	"kvferry/core/hostmem"
+	"kvferry/core/staging"
+	"kvferry/core/status"
+
+	"github.com/google/btree"
+)
+
+// entry is a region in the index, with its key beside it: a look-up compares values and allocates nothing.
+type entry struct {
+	addr   uintptr
+	region *Region
+}
+
+// Registry is the index of an engine's registered regions, which never overlap. Adding, removing and finding one is
+// O(log n). Its methods may be called from any goroutine.
+//
+// A region that is unregistered while something uses it is in leaving until an Unregister has reported that nothing does
+// any more: no memory that overlaps it can be registered before its last pin has ended.
+type Registry struct {
+	mu      sync.RWMutex
+	index   *btree.BTreeG[entry] // by address
+	leaving *btree.BTreeG[entry] // regions that were taken while in use, by address; they overlap nothing either
+	order   *list.List           // of *Region, in the order of registration
+	holds   map[*hold]struct{}
+	sweepAt int // how many regions leaving has when those that are drained are forgotten
+
+	onDevices  atomic.Int64   // regions of device memory
+	lastPinner atomic.Uint64  // number of the latest pins
+	epoch      *atomic.Uint64 // see Epoch
+}
+
+func newRegistry() *Registry {
+	const degree = 32 // nodes of 31 to 63 entries: a few cache lines each
+	byAddress := func(a, b entry) bool { return a.addr < b.addr }
+	m := &Registry{
+		index: btree.NewG(degree, byAddress), leaving: btree.NewG(degree, byAddress), order: list.New(),
+		holds: map[*hold]struct{}{}, sweepAt: fewestLeaving,
+	}
+	m.epoch = newEpoch(m)
+	return m
+}
+
+// add registers a range of host memory, or on a device, or fails with status.InvalidArgument or status.AddressOverlapped,
+// which has an overlapsLeaving in it where the memory was unregistered and is still in use.
+func (m *Registry) add(r Range, location string, remote bool, on *staging.Device) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if other := overlapping(m.index, r); other != nil {
+		return status.Errorf(status.AddressOverlapped, "memory range %v overlaps %v, which is registered", r, other.Range)
+	}
+	if other := m.stillUsed(r); other != nil {
+		return status.Errorf(status.AddressOverlapped, "%w", &overlapsLeaving{r, other})
+	}
+	region := &Region{Range: r, Location: location, Remote: remote, Device: on, drained: make(chan struct{})}
+	region.pins.Store(1)
+	region.order = m.order.PushBack(region)
+	if on != nil {
+		m.onDevices.Add(1)
+	} else {
+		hostmem.Forget(r.Addr, r.Length)
+	}
+	m.index.ReplaceOrInsert(entry{region.Addr, region})
+	return nil
+}
+
+// take removes the region that starts at addr from the index, so that it gets no new pins, or finds one that was removed
+// while something used it. The caller waits for Region.drained before it lets the owner have the memory back, and then
+// calls left.
+func (m *Registry) take(addr uintptr) (*Region, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found, ok := m.index.Delete(entry{addr: addr})
+	if !ok {
+		if again, ok := m.leaving.Get(entry{addr: addr}); ok {
+			return again.region, nil
+		}
+		return nil, status.Errorf(status.AddressNotRegistered, "no memory is registered at %#x", addr)
+	}
+	m.changeEpoch()
+	m.order.Remove(found.region.order)
+	if found.region.Device != nil {
+		m.onDevices.Add(-1)
+	}
+	found.region.Unpin()
+	if !found.region.isDrained() {
+		m.leaving.ReplaceOrInsert(found)
+		m.sweep()
+	}
+	return found.region, nil
+}
+
+// Epoch is a number that changes whenever a region is taken back, before its owner may use the memory for something
+// else: what was read while it stayed the same was read from registered memory. It begins at random, so that no other
+// process has the same by chance. It is 0 for good once the registry is closed: no memory may be granted then. Peers on
+// this host look at it where it is, by its address.
+func (m *Registry) Epoch() *atomic.Uint64 { return m.epoch }
+
+// changeEpoch is called when a region is taken back. The lock is held.
+func (m *Registry) changeEpoch() {
+	if m.epoch.Load() != 0 {
+		m.epoch.Store(max(1, m.epoch.Load()+1))
+	}
+}
+
+// close takes all memory back from those who look at the epoch, and has no more of it granted.
+func (m *Registry) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.epoch.Store(0)
+}
+
+// hasDevices reports whether any memory of a device is registered.
+func (m *Registry) hasDevices() bool { return m.onDevices.Load() > 0 }
+
+// Each calls f for every region in the order of registration until it returns false. f must not call the registry.
+func (m *Registry) Each(f func(*Region) bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for e := m.order.Front(); e != nil; e = e.Next() {
+		if !f(e.Value.(*Region)) {
+			return
+		}
+	}
+}
+
+// atOrBelow returns the region with the highest address not above addr, or nil. The registry's lock is held.
+func atOrBelow(tree *btree.BTreeG[entry], addr uintptr) (found *Region) {
+	tree.DescendLessOrEqual(entry{addr: addr}, func(e entry) bool {
+		found = e.region
+		return false
+	})
+	return found
+}
+
+// overlapping returns the last region that shares a byte with the valid range r, or nil. The registry's lock is held.
+func overlapping(tree *btree.BTreeG[entry], r Range) *Region {
+	last := r.end() - 1
+	if region := atOrBelow(tree, last); region != nil && region.end()-1 >= r.Addr {
+		return region
+	}
+	return nil
+}

@@ -1,0 +1,145 @@
+package core
+
+import (
+	"strings"
+
+	"kvferry/core/address"
+	"kvferry/core/status"
+)
+
+// OpenSegment returns the id of a peer's segment; every open of one name gives the same id, and the own name gives
+// LocalSegment. The first open of a name asks the metadata store, and fails when it does not know the name. A later one
+// asks again when the owner is not known to live, as after it has restarted; it does not fail when nobody answers.
+func (e *Engine) OpenSegment(name string) (SegmentID, error) {
+	return e.openSegment(name, e.config.DisableMetaCache)
+}
+
+// OpenSegmentNoCache is OpenSegment with the cached descriptor fetched again. That a known segment's owner does not
+// answer is no error: the transfers will find out.
+func (e *Engine) OpenSegmentNoCache(name string) (SegmentID, error) {
+	return e.openSegment(name, true)
+}
+
+func (e *Engine) openSegment(given string, refresh bool) (SegmentID, error) {
+	name := e.segmentName(given)
+	switch {
+	case e.ctx.Err() != nil:
+		return -1, closedError()
+	case name == "":
+		return -1, status.Errorf(status.InvalidArgument, "a segment has no name")
+	}
+	if id, s, ok := e.lookUp(name); ok {
+		if s != nil && (refresh || !s.Verified()) {
+			e.refresh(s)
+		}
+		return id, nil
+	}
+	if len(e.installed()) == 0 {
+		return -1, status.Errorf(status.NotSupportedTransport, "segment %q cannot be opened before a transport is installed", name)
+	}
+	d, err := e.store.Fetch(e.ctx, name)
+	if err != nil && !e.central && address.MayMeanPort(given) {
+		err = status.Errorf(status.Of(err, status.Socket), "%w; %q was taken for an IPv6 address without a port: with one, put the address in brackets",
+			err, given)
+	}
+	if err != nil {
+		return -1, err
+	}
+	s, err := e.segments.add(name, e.store, e.central, d)
+	if err != nil {
+		return -1, err
+	}
+	return s.ID, nil
+}
+
+// Opened is OpenSegment for a name that needs no answer from anybody: the own one, or one that is open and whose owner is
+// known to live. false for any other.
+func (e *Engine) Opened(name string) (SegmentID, bool) {
+	if e.ctx.Err() != nil || e.config.DisableMetaCache {
+		return -1, false
+	}
+	id, s, ok := e.lookUp(e.segmentName(name))
+	return id, ok && (s == nil || s.Verified())
+}
+
+// segmentName is the one spelling that segments are listed by: in P2P mode a name is an address, of which there are several.
+func (e *Engine) segmentName(name string) string {
+	name = strings.TrimLeft(name, "/")
+	if e.central || name == e.name {
+		return name
+	}
+	if name = address.Canonical(name, e.config.HandshakePort); name == address.Canonical(e.name, e.config.HandshakePort) {
+		return e.name
+	}
+	return name
+}
+
+// lookUp finds a name that is open: the own one, which has no Segment, or a peer's.
+func (e *Engine) lookUp(name string) (SegmentID, *Segment, bool) {
+	if name == e.name {
+		return LocalSegment, nil, true
+	}
+	if s := e.segments.named(name); s != nil {
+		return s.ID, s, true
+	}
+	return -1, nil, false
+}
+
+// segment finds an opened segment other than the own one.
+func (e *Engine) segment(id SegmentID) (*Segment, error) {
+	if s := e.segments.numbered(id); s != nil {
+		return s, nil
+	}
+	return nil, status.Errorf(status.InvalidArgument, "segment %d is not open", id)
+}
+
+// RemoveLocalSegment forgets a cached peer of that name: its id is invalid then, and the next open gives a new one. What is
+// under way to it fails, also what another goroutine is just submitting.
+func (e *Engine) RemoveLocalSegment(name string) error {
+	if name = e.segmentName(name); name == "" {
+		return status.Errorf(status.InvalidArgument, "a segment has no name")
+	}
+	if s := e.segments.remove(name); s != nil {
+		e.stager.forget(s)
+		for _, t := range e.installed() {
+			t.Forget(s)
+		}
+	}
+	return nil
+}
+
+// FirstBuffer returns the base address of a segment's first buffer in the order of registration, or 0 when it has
+// none. A cached descriptor that shows none is fetched again.
+func (e *Engine) FirstBuffer(name string) (uint64, error) {
+	id, err := e.OpenSegment(name)
+	if err != nil {
+		return 0, err
+	}
+	if id == LocalSegment {
+		return e.firstLocalBuffer(), nil
+	}
+	s, err := e.segment(id)
+	if err != nil {
+		return 0, err
+	}
+	d := s.Descriptor()
+	if len(d.Buffers) == 0 {
+		if d, err = s.Refresh(e.ctx, d); err != nil {
+			return 0, err
+		}
+	}
+	if len(d.Buffers) == 0 {
+		return 0, nil
+	}
+	return d.Buffers[0].Addr, nil
+}
+
+func (e *Engine) firstLocalBuffer() (addr uint64) {
+	e.memory.Each(func(r *Region) bool {
+		if r.Remote {
+			addr = uint64(r.Addr)
+		}
+		return addr == 0
+	})
+	return addr
+}

@@ -1,0 +1,77 @@
+package core
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+
+	"kvferry/core/metadata"
+	"kvferry/core/status"
+)
+
+// segments are the peers' segments that an engine has opened: one for each name.
+type segments struct {
+	mu     sync.RWMutex
+	byName map[string]*Segment
+	byID   map[SegmentID]*Segment
+}
+
+// lastSegment is the id of the segment that was opened last in the process, by whichever engine. Ids are never used again:
+// one of an engine that is closed names no segment of another engine.
+var lastSegment atomic.Int64
+
+func newSegments() *segments {
+	return &segments{byName: map[string]*Segment{}, byID: map[SegmentID]*Segment{}}
+}
+
+func (t *segments) named(name string) *Segment {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byName[name]
+}
+
+func (t *segments) numbered(id SegmentID) *Segment {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byID[id]
+}
+
+func (t *segments) all() []*Segment {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	all := make([]*Segment, 0, len(t.byID))
+	for _, s := range t.byID {
+		all = append(all, s)
+	}
+	return all
+}
+
+// add returns the segment of that name, made now if there was none, and counts no id twice.
+func (t *segments) add(name string, store metadata.Store, central bool, d *metadata.Descriptor) (*Segment, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.byName[name]; s != nil {
+		return s, nil
+	}
+	id := lastSegment.Add(1)
+	if id > math.MaxInt32 {
+		return nil, status.Errorf(status.Context, "segment %q: this process has opened as many segments as there are ids", name)
+	}
+	s := &Segment{ID: SegmentID(id), Name: name, store: store, central: central}
+	s.descriptor.Store(d)
+	s.confirm()
+	t.byName[name], t.byID[s.ID] = s, s
+	return s, nil
+}
+
+func (t *segments) remove(name string) *Segment {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.byName[name]
+	if s != nil {
+		s.removed.Store(true)
+		delete(t.byName, name)
+		delete(t.byID, s.ID)
+	}
+	return s
+}

@@ -1,0 +1,166 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+)
+
+// How tasks end:
+//
+//  1. endUnmoved ends the tasks that no transport gets: those without bytes, and those that were refused.
+//  2. settle counts off the bytes of a task. An error marks the task as lost; the first one of the batch is its reason.
+//  3. end makes the state final when no byte is outstanding. The last task of the batch waits for the notifications.
+//  4. finishAll releases what the batch held, and calls the functions that OnDone was given.
+//
+// abort gives up what has not ended: the transports look at Work.Aborted, and settle it.
+
+// endUnmoved ends the tasks of a submission that are in no work.
+func (b *Batch) endUnmoved(s *submission) {
+	for _, r := range s.refused {
+		b.settle(&s.tasks[r.task], s.tasks[r.task].Length, r.reason)
+	}
+	if !s.empty {
+		return
+	}
+	for i := range s.tasks {
+		if s.tasks[i].Length == 0 {
+			b.end(&s.tasks[i])
+		}
+	}
+}
+
+// settle ends part bytes of a task.
+func (b *Batch) settle(task *Task, part uint64, err error) {
+	if err != nil {
+		b.lose(task, err)
+	}
+	if atomic.AddUint64(&task.outstanding, -part) == 0 {
+		b.end(task)
+	}
+}
+
+func (b *Batch) lose(task *Task, err error) {
+	final := Failed
+	if errors.Is(err, ErrSliceTimeout) {
+		final = TimedOut
+	}
+	if !task.state.CompareAndSwap(uint32(Waiting), uint32(final)|lost) {
+		return
+	}
+	b.mu.Lock()
+	first := !b.failed
+	if first {
+		b.failed = true
+		b.err = fmt.Errorf("%v of %d bytes at %#x of segment %d (local %#x): %w",
+			task.Opcode, task.Length, task.Remote, task.Target, task.Local, err)
+	}
+	reason := b.err
+	b.mu.Unlock()
+	if first {
+		b.engine.reportFailure(b, reason)
+	}
+}
+
+// reportFailure logs a batch's first failure; the rest are in the tasks' states. Transports settle under locks of their
+// own, which is no harm: to log waits for nothing.
+func (e *Engine) reportFailure(b *Batch, reason error) {
+	if errors.Is(reason, ErrDiscarded) || errors.Is(reason, ErrClosed) {
+		e.log.Info("transfer given up", zap.Uint64("batch", b.id), zap.Error(reason))
+		return
+	}
+	e.log.Warn("transfer failed", zap.Uint64("batch", b.id), zap.Error(reason))
+}
+
+// end makes a task's state final. The last of the batch first sends the notifications.
+func (b *Batch) end(task *Task) {
+	if b.ending.Add(-1) == 0 {
+		if ctx, messages := b.takeNotifications(); len(messages) > 0 {
+			b.engine.deliver(ctx, messages, func() { b.finish(task) })
+			return
+		}
+	}
+	b.finish(task)
+}
+
+// takeNotifications returns what is to be sent now that all tasks have ended, nothing when one of them failed, and the
+// context to send it in.
+func (b *Batch) takeNotifications() (context.Context, []pendingNotification) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ending.Load() != 0 {
+		return nil, nil // more was submitted meanwhile
+	}
+	messages := b.notify
+	b.notify = nil
+	if b.failed || len(messages) == 0 {
+		return nil, nil
+	}
+	return b.deliveryContext(), messages
+}
+
+// deliveryContext is what an abort ends the delivery of notifications by. The lock is held.
+func (b *Batch) deliveryContext() context.Context {
+	if b.delivery == nil {
+		b.delivery, b.stopDelivery = context.WithCancel(b.engine.ctx)
+	}
+	return b.delivery
+}
+
+func (b *Batch) finish(task *Task) {
+	if !task.state.CompareAndSwap(uint32(Waiting), uint32(Completed)) {
+		task.state.Store(task.state.Load() &^ lost)
+	}
+	switch b.pending.Add(-1) {
+	case 0:
+		b.finishAll()
+	case 1:
+		if f := b.feed.Load(); f != nil {
+			f.wake()
+		}
+	}
+}
+
+// finishAll releases what the batch held for its tasks and calls who waits.
+func (b *Batch) finishAll() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pending.Load() != 0 {
+		return // more was submitted meanwhile
+	}
+	unpinAll(b.pins)
+	b.pins = nil
+	for _, timer := range b.timers {
+		timer.Stop()
+	}
+	b.timers = nil
+	if b.delivery != nil {
+		b.stopDelivery()
+		b.delivery, b.stopDelivery = nil, nil
+	}
+	for f := range b.waiters {
+		(*f)()
+	}
+	clear(b.waiters)
+}
+
+// abort marks every task that has not ended as given up; the transports then settle them. A delivery of notifications
+// ends.
+func (b *Batch) abort(cause error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pending.Load() == 0 {
+		return
+	}
+	for _, s := range b.all() {
+		s.abort(cause)
+	}
+	if f := b.feed.Load(); f != nil {
+		f.cancel(cause)
+	}
+	b.deliveryContext()
+	b.stopDelivery()
+}

@@ -1,0 +1,61 @@
+package staging
+
+import (
+	"fmt"
+
+	"go.uber.org/zap"
+)
+
+// Step 4 of the way of a job: its end. See copier.
+
+func (c *copier) completeNext() {
+	next := c.flight.pop()
+	c.completing = true
+	c.mu.Unlock()
+	err := next.err
+	var others []failure
+	if next.queued {
+		others, err = c.complete(&next)
+	}
+	c.recycle(next.event)
+	c.report(next.job, err)
+	for _, f := range others {
+		c.report(f.job, f.err)
+	}
+	c.mu.Lock()
+	c.completing = false
+}
+
+// complete waits for the end of a job of which something is on the stream.
+func (c *copier) complete(j *issued) (others []failure, err error) {
+	if j.err != nil {
+		return c.recover(j, j.err, c.timeout)
+	}
+	done, err := j.happened, j.failed
+	if !done && err == nil {
+		done, err = j.event.Wait(c.timeout)
+	}
+	switch {
+	case err != nil:
+		return c.recover(j, fmt.Errorf("%s: copies failed: %w", c.name, err), c.timeout)
+	case !done: // the stream has had its time, and gets little more
+		return c.recover(j, fmt.Errorf("%s: copies were not done within %v", c.name, c.timeout), c.timeout/8)
+	}
+	return nil, nil
+}
+
+// failure is what a job comes to that fails with another.
+type failure struct {
+	job *Job
+	err error
+}
+
+func (c *copier) report(j *Job, err error) {
+	if err != nil {
+		c.counters.failed.Add(1)
+		c.log.Warn("a staging job failed", zap.String("device", c.name), zap.Int("moves", len(j.Moves)), zap.Error(err))
+	} else {
+		c.counters.count(j)
+	}
+	j.Done(err)
+}

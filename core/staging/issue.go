@@ -1,0 +1,155 @@
+package staging
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"kvferry/core/device"
+	"kvferry/core/status"
+
+	"go.uber.org/zap"
+)
+
+// Step 3 of the way of a job: its copies are queued on the stream. See copier.
+
+// issued is a job on its way.
+type issued struct {
+	job    *Job
+	event  device.Event // happens when the job's copies are done
+	err    error        // it could not be issued, or not wholly
+	queued bool         // something of it may be on the stream
+
+	happened bool  // the event has, as it was seen when it was asked
+	failed   error // or this was said of it
+}
+
+// issueNext is called with the lock held, which it lets go meanwhile. So are completeNext and makeBlock.
+func (c *copier) issueNext() {
+	if c.flight.len() > 0 && !c.completing && !c.asks {
+		c.work.Signal() // there is work for the other, too
+	}
+	next := issued{job: c.queue.pop()}
+	c.issuing = true
+	c.mu.Unlock()
+	err := status.Guard(func() error { return c.issue(&next) })
+	c.mu.Lock()
+	next.err = err
+	c.flight.push(next)
+	c.issuing = false
+	c.rest.Signal()
+}
+
+// issue puts a job on the stream.
+func (c *copier) issue(j *issued) (err error) {
+	if c.stream == nil {
+		if c.stream, err = c.newStream(); err != nil {
+			return err
+		}
+	}
+	if j.event, err = c.newEvent(); err != nil {
+		return err
+	}
+	j.queued = true
+	err = c.copy(j.job.Moves)
+	if errors.Is(err, device.ErrNoBatches) {
+		c.planner.batches = false
+		err = c.copy(j.job.Moves)
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.stream.Record(j.event); err != nil {
+		return fmt.Errorf("%s: recording an event: %w", c.name, err)
+	}
+	return nil
+}
+
+func (c *copier) newStream() (device.Stream, error) {
+	stream, err := c.device.NewStream()
+	if err != nil {
+		return nil, fmt.Errorf("%s: making a stream: %w", c.name, err)
+	}
+	return stream, nil
+}
+
+// newEvent makes an event when there is none to be used again: there come to be as many as jobs were in flight at once.
+func (c *copier) newEvent() (device.Event, error) {
+	if e := c.oldEvent(); e != nil {
+		return e, nil
+	}
+	e, err := c.device.NewEvent()
+	if err != nil {
+		return nil, fmt.Errorf("%s: making an event: %w", c.name, err)
+	}
+	return e, nil
+}
+
+func (c *copier) oldEvent() device.Event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.events)
+	if n == 0 {
+		return nil
+	}
+	e := c.events[n-1]
+	c.events = c.events[:n-1]
+	return e
+}
+
+func (c *copier) recycle(e device.Event) {
+	if e != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.events = append(c.events, e)
+	}
+}
+
+// copy queues copies that do the moves.
+func (c *copier) copy(moves []Move) error {
+	steps := c.planner.plan(moves)
+	if c.planner.wanted && c.makeGather() {
+		steps = c.planner.plan(moves)
+	}
+	for i := range steps {
+		if err := c.call(&steps[i]); err != nil {
+			return err
+		}
+	}
+	c.counters.gathered.Add(uint64(c.planner.gathered))
+	return nil
+}
+
+// makeGather makes the gather block, or reports false: the device's memory may well be all in use.
+func (c *copier) makeGather() bool {
+	if !c.gatherless.IsZero() && time.Since(c.gatherless) < growAgain {
+		return false
+	}
+	addr, err := c.device.Allocate(c.planner.capacity)
+	if err != nil {
+		if c.gatherless.IsZero() {
+			c.log.Warn("no device memory for gathering: small moves are copied one by one", zap.String("device", c.name), zap.Error(err))
+		}
+		c.gatherless = time.Now()
+		return false
+	}
+	c.planner.gather = addr
+	return true
+}
+
+func (c *copier) call(s *step) error {
+	if s.batch {
+		if err := c.stream.CopyBatch(s.kind, s.copies); err != nil {
+			return fmt.Errorf("%s: a batch of %d copies %v: %w", c.name, len(s.copies), s.kind, err)
+		}
+		c.counters.batches.Add(1)
+		return nil
+	}
+	issued, err := c.stream.Copy(s.kind, s.copies)
+	c.counters.copies[s.kind].Add(uint64(issued))
+	if err != nil {
+		failed := s.copies[min(issued, len(s.copies)-1)]
+		return fmt.Errorf("%s: copying %d bytes %v, from %#x to %#x: %w", c.name, failed.Length, s.kind, failed.Src, failed.Dst, err)
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+package core
+
+import (
+	"sync/atomic"
+
+	"kvferry/core/staging"
+)
+
+// submission is the tasks of one Submit.
+type submission struct {
+	batch    *Batch
+	first    int           // task id of tasks[0]
+	upToThis []*submission // of the batch, oldest first; nobody changes them
+	tasks    []Task
+	bytes    uint64 // sum of the lengths
+	works    []*Work
+	refused  []refusal
+	empty    bool // some tasks have no bytes
+	pins     pins // local regions in use; the batch's, once it has the submission
+	cause    atomic.Pointer[error]
+
+	// Room for what most submissions need, which then takes no allocation of its own.
+	room struct {
+		self [1]*submission
+		task [1]Task
+		work Work
+
+		distribution distribution
+		works        [1]*Work
+		pins         [2]*Region
+	}
+}
+
+// newSubmission is a submission of so many tasks, all of them zero.
+func newSubmission(b *Batch, tasks int) *submission {
+	s := &submission{batch: b}
+	s.tasks = s.room.task[:]
+	if tasks > 1 {
+		s.tasks = make([]Task, tasks)
+	}
+	s.works = s.room.works[:0]
+	s.pins = pins{regions: s.room.pins[:0], ranges: tasks}
+	return s
+}
+
+// refusal is a task that goes to no transport, and why.
+type refusal struct {
+	task   int32
+	reason error
+}
+
+// newWork makes a work of none of the tasks yet.
+func (s *submission) newWork(segment *Segment, device *staging.Device) *Work {
+	w := &s.room.work
+	if len(s.works) > 0 {
+		w = &Work{}
+	}
+	w.Segment, w.Tasks, w.Head, w.owner, w.device = segment, s.tasks, -1, s, device
+	w.own.begin(segment)
+	s.works = append(s.works, w)
+	return w
+}
+
+func (s *submission) abort(cause error) { s.cause.CompareAndSwap(nil, &cause) }
+
+func (s *submission) aborted() error {
+	if cause := s.cause.Load(); cause != nil {
+		return *cause
+	}
+	return nil
+}
+
+func (s *submission) lost(task int32) bool { return s.tasks[task].state.Load()&lost != 0 }
+
+func (s *submission) settle(task int32, part uint64, err error) {
+	s.batch.settle(&s.tasks[task], part, err)
+}

@@ -1,0 +1,65 @@
+package core
+
+import "kvferry/core/staging"
+
+// Work is the part of one submission that goes to one segment: the tasks from Head on, linked by Task.Next. Their local
+// memory is host memory, or else all of it is on one device and they all go the same way.
+type Work struct {
+	Segment *Segment
+	Tasks   []Task // not all of them belong to the work
+	Head    int32
+	Bytes   uint64 // sum of the lengths
+	// Staged: the work is a chunk of a longer transfer of device memory, and other chunks are under way or about to come.
+	// The thread that submits it waits for copies: the transport queues the work and lets another thread send it.
+	Staged bool
+
+	owner  owner
+	tail   int32
+	device *staging.Device // that the local memory is on; nil for host memory
+	own    binding         // see Bind
+	shared *binding        // that of the work which this is a part of; nil where it is none
+}
+
+// owner is who the ranges of a work are settled with: a submission, or a chunk, which carries a part of one. Tasks are
+// named by their index.
+type owner interface {
+	aborted() error
+	lost(task int32) bool
+	settle(task int32, part uint64, err error)
+}
+
+func (w *Work) append(i int32) { w.appendRun(i, i, w.Tasks[i].Length) }
+
+// appendRun appends tasks that are linked already, from first to last, and have so many bytes.
+func (w *Work) appendRun(first, last int32, bytes uint64) {
+	if w.Head < 0 {
+		w.Head = first
+	} else {
+		w.Tasks[w.tail].Next = first
+	}
+	w.tail = last
+	w.Tasks[last].Next = -1
+	w.Bytes += bytes
+}
+
+// Aborted returns why the work is to be given up; nil while it is not. It takes a few nanoseconds.
+func (w *Work) Aborted() error { return w.owner.aborted() }
+
+// Lost reports whether a task will fail, whatever becomes of the rest of it. It takes a few nanoseconds.
+func (w *Work) Lost(task int32) bool { return w.owner.lost(task) }
+
+// settleAll ends all of a work no part of which has ended.
+func (w *Work) settleAll(err error) { w.Settle(w.Head, 0, w.Bytes, err) }
+
+// Settle ends a range of the work: length bytes that start skip bytes into task first and go on over the tasks that
+// follow it in the work. err is nil when all of them are at their destination. Afterwards the transport does not touch
+// the range's local memory.
+func (w *Work) Settle(first int32, skip, length uint64, err error) {
+	for i := first; length > 0; i = w.Tasks[i].Next {
+		task := &w.Tasks[i]
+		part := min(task.Length-skip, length)
+		w.owner.settle(i, part, err)
+		length -= part
+		skip = 0
+	}
+}
