@@ -216,7 +216,7 @@ class _Served:
         return submitted
 
     def _wait(self, batch: int) -> None:
-        if self._engine.wait([batch]) != 0:
+        if self._engine.batches.wait([batch]) != 0:
             raise RuntimeError(f"a batch failed: {self._engine.last_error()}")
 
     # Resources

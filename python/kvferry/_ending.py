@@ -17,7 +17,7 @@ import weakref
 
 from kvferry import _log
 from kvferry._bindings import KVFERRY_ERR_IN_USE, Functions
-from kvferry._ffi import python_string
+from kvferry._ffi import last_error
 
 _endings: set[Ending] = set()  # of engines that live, and of those that were closed while something used their memory
 
@@ -54,7 +54,7 @@ class Ending(weakref.ref[object]):
             self.forget()
         elif self.stuck and not self._told:
             self._told = True
-            _log.error("an engine was closed: %s", python_string(self._functions.kvferry_last_error()))
+            _log.error("an engine was closed: %s", last_error(self._functions))
 
     def forget(self) -> None:
         """Let go of the memory."""

@@ -13,6 +13,8 @@ import struct
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
+from kvferry._bindings import Functions
+
 U64_MAX = 2**64 - 1
 
 Integers = Iterable[SupportsIndex]
@@ -92,10 +94,15 @@ def address_of(buffer: Any) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-def c_string(text: str, name: str) -> bytes:
-    """text as C takes it. Bytes that are not UTF-8 pass, if text has them as os.fsdecode() does.
+class TextError(ValueError):
+    """A text that C cannot have; the error names the argument."""
 
-    ValueError for a NUL, and for a lone surrogate, which UTF-8 has no bytes for.
+
+def c_string(text: str, name: str) -> bytes:
+    """text as C takes it: UTF-8 without a NUL. name is the argument's, for errors.
+
+    Bytes that are not UTF-8 pass, if text has them as os.fsdecode() does. TextError for a NUL, and for a lone
+    surrogate, which UTF-8 has no bytes for.
     """
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str, not {type(text).__name__}")
@@ -103,12 +110,17 @@ def c_string(text: str, name: str) -> bytes:
         encoded = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as e:
         surrogate = text[e.start]
-        raise ValueError(f"{name} must not have a lone surrogate: {surrogate!r} is its character {e.start}") from None
+        raise TextError(f"{name} must not have a lone surrogate: {surrogate!r} is its character {e.start}") from None
     if b"\0" in encoded:
-        raise ValueError(f"{name} must not have a NUL character: {text!r}")
+        raise TextError(f"{name} must not have a NUL character: {text!r}")
     return encoded
 
 
 def python_string(text: bytes | None) -> str:
     """The other way of c_string(); "" for NULL."""
     return (text or b"").decode("utf-8", "surrogateescape")
+
+
+def last_error(functions: Functions) -> str:
+    """Why the calling thread's latest failed call failed."""
+    return python_string(functions.kvferry_last_error())

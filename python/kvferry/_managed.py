@@ -1,19 +1,43 @@
-"""The base class of what owns something in the native library."""
+"""The base class of objects that own something outside of Python: an engine, a server, memory of a device."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Callable
+from typing import Any, Callable, TypeVar
+
+Self = TypeVar("Self", bound="Managed")
 
 
 class Managed:
-    """Owns one handle, and gives it back once: by close(), when the last reference goes, or at interpreter exit."""
+    """Owns one handle, and releases it once: by close(), at the end of a with block, when the last reference goes, or
+    at interpreter exit. Any thread may close it."""
 
     def __init__(self, handle: int, release: Callable[[int], object]) -> None:
-        """release gets the handle, may be called on any thread, and must not refer to this object."""
+        """release gets the handle. It must not refer to this object, and may be called on any thread."""
         self.handle = handle
         self._finalizer = weakref.finalize(self, release, handle)
 
     def close(self) -> None:
-        """Give the handle back now. Calls that are under way with it return an error; later ones do so at once."""
-        self._finalizer()
+        """Release the handle now, if it is not released."""
+        self._release()
+
+    def _release(self) -> Any:
+        """close(), with what release returned: None where it was called before."""
+        return self._finalizer()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle is released, or another thread is releasing it."""
+        return not self._finalizer.alive
+
+    def _check_open(self) -> None:
+        """ValueError when this is closed."""
+        if self.closed:
+            raise ValueError(f"this {type(self).__name__} is already closed")
+
+    def __enter__(self: Self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -13,8 +13,9 @@ import time
 import weakref
 
 from kvferry._bindings import KVFERRY_ERR_FAILED, KVFERRY_ERR_FORKED, KVFERRY_OK
-from kvferry._engine import UNFINISHED, Engine
+from kvferry._engine import Engine
 from kvferry._library import LibraryError
+from kvferry._waiting import UNFINISHED
 
 COMPLETED = 0
 FAILED = -1  # nothing touches its memory any more
@@ -50,7 +51,7 @@ class ScatterTransfer:
         engine = self._engine
         if engine is None:
             return self._result
-        code = engine.wait_for(self._batch, timeout)
+        code = engine.batches.wait_for(self._batch, timeout)
         if code == KVFERRY_ERR_FORKED:
             raise LibraryError(engine.last_error())
         if code == KVFERRY_OK:
@@ -78,7 +79,7 @@ class ScatterTransfer:
         """Give up what is under way, and wait for nothing."""
         engine = self._engine
         if engine is not None:
-            engine.cancel(self._batch)
+            engine.batches.cancel(self._batch)
 
     def before_close(self) -> None:
         """Look at it while the engine knows of it."""
@@ -93,12 +94,12 @@ class ScatterTransfer:
             self._result = result
         self._finalizer.detach()
         engine.unfollow(self)
-        engine.discard(self._batch)
+        engine.batches.discard(self._batch)
 
 
 def _end(engine: Engine, batch: int, deadline: float) -> None:
     """What remains to be done for a transfer that nobody can ask about any more."""
     try:
-        engine.wait_for(batch, deadline - time.monotonic())
+        engine.batches.wait_for(batch, deadline - time.monotonic())
     finally:
-        engine.discard(batch)
+        engine.batches.discard(batch)

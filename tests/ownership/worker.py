@@ -260,8 +260,8 @@ def discard(call: Call) -> int:
     state = 0
     while state == 0 and time.monotonic() < deadline:
         time.sleep(min(STEP, call.limit))
-        state = inner.state(batch)
-    inner._free(batch)
+        state = inner.batches.state(batch)
+    inner.batches.free(batch)
     return 0 if state == 1 else state or REFUSED
 
 

@@ -207,7 +207,7 @@ def test_ctrl_c_in_a_synchronous_one_ends_it_before_it_is_raised(
     monkeypatch.setattr(_scatter.ScatterTransfer, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         node.engine.scatter_transfer_sync_write_with_ticket(*whole(node, silent))
-    assert engine.wait_for(batches[0], 0) == -1  # no such batch: it has ended, and was freed
+    assert engine.batches.wait_for(batches[0], 0) == -1  # no such batch: it has ended, and was freed
     check_untouched(node)
 
 
@@ -227,13 +227,13 @@ def test_one_whose_pages_do_not_come_is_not_drained_before_they_do(far: Node, mo
 
 
 def test_dropping_the_ticket_of_a_transfer_waits_for_its_end(near: Node, far: Node) -> None:
-    batches = len(near.engine.get_engine()._deadlines)  # type: ignore[union-attr]
+    batches = len(near.engine.get_engine().batches)  # type: ignore[union-attr]
     assert near.engine.submit_scatter_write(
         far.name, [near.address], [SIZE], [far.address], [SIZE], [[0]], [[0]], [[SIZE]]
     )
     gc.collect()
     assert far.get(SIZE) == near.get(SIZE)
-    assert len(near.engine.get_engine()._deadlines) == batches  # type: ignore[union-attr]
+    assert len(near.engine.get_engine().batches) == batches  # type: ignore[union-attr]
 
 
 def test_dropping_the_ticket_of_a_transfer_that_does_not_end_gives_it_up_and_leaves_memory_alone(
@@ -268,7 +268,7 @@ def test_an_engine_that_is_replaced_gives_up_what_is_under_way_and_what_complete
     )
     unseen = node.engine.submit_scatter_write(far.name, [node.address], [8], [far.address], [8], [[0]], [[0]], [[8]])
     engine: Any = node.engine.get_engine()
-    assert engine.wait_for(unseen._transfer._batch, 20) == 0  # type: ignore[attr-defined]
+    assert engine.batches.wait_for(unseen._transfer._batch, 20) == 0  # type: ignore[attr-defined]
     running = node.engine.submit_scatter_write(*whole(node, silent))
     assert node.engine.initialize(HOST, "P2PHANDSHAKE", "tcp", "") == 0
     assert [t.status for t in (done, unseen, running)] == [Status.COMPLETED, Status.COMPLETED, Status.FAILED_DRAINED]

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any, SupportsIndex
 
 from kvferry._arrays import Array, Pages, integers, pages
-from kvferry._engine import Seconds
 from kvferry._ffi import U64Array, u64
+from kvferry._waiting import Seconds
 from mooncake.engine._types import TransferNotify, TransferOpcode
 
 READ = int(TransferOpcode.Read)

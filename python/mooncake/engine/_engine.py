@@ -13,12 +13,14 @@ from typing import Any, Callable, SupportsIndex
 from kvferry import _log
 from kvferry._arrays import Array, Blocks, Pages
 from kvferry._bindings import KVFERRY_ERR_FAILED, KVFERRY_ERR_TIMED_OUT
-from kvferry._engine import Engine, EngineError, Seconds, gave_up, notification
+from kvferry._engine import Engine, EngineError
 from kvferry._ffi import Integers, U64Array, address_of, flag, pack_u64, u64, u64_array
 from kvferry._library import LibraryError, load
 from kvferry._memory import ManagedMemory
+from kvferry._messages import notification
 from kvferry._scatter import ScatterTransfer
 from kvferry._topology import topology
+from kvferry._waiting import Seconds, given_up
 from mooncake.engine import _notices
 from mooncake.engine._arrays import GIB, READ, WRITE, ArrayTransfers, time_for
 from mooncake.engine._cuda import OnlyWithCuda
@@ -260,7 +262,7 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
             return 0
         if code == 0:
             return address
-        late = f"{gave_up(self._timeout)}: the peer has not answered"
+        late = f"{given_up(self._timeout)}: the peer has not answered"
         reason = late if code == KVFERRY_ERR_TIMED_OUT else engine.last_error()
         _refused(f"get_first_buffer_address of {segment_name}", reason)
         return 0
@@ -614,8 +616,8 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         engine = self._engine
         if engine is None:
             return _not_initialized("get_batch_transfer_status")
-        limit = engine.limit(batches)
-        code = engine.wait(batches)
+        limit = engine.batches.limit(batches)
+        code = engine.batches.wait(batches)
         return 0 if code == 0 else _failed(engine, code, "get_batch_transfer_status", lambda: limit)
 
     def transfer_check_status(self, batch_id: SupportsIndex) -> int:
@@ -625,9 +627,9 @@ class TransferEngine(ArrayTransfers, ScatterTransfers):
         engine = self._engine
         if engine is None:
             return _not_initialized("transfer_check_status")
-        if not engine.has_batch(batch):
+        if batch not in engine.batches:
             return _refused("transfer_check_status", f"there is no batch {batch}")
-        return engine.check(batch)
+        return engine.batches.check(batch)
 
     def _submit_many(
         self,
@@ -774,7 +776,7 @@ def _failed(engine: Engine, code: int, call: str, limit: Seconds) -> int:
 
 def _reason(engine: Engine, code: int, limit: Seconds) -> str:
     reason = engine.last_error()
-    return f"{gave_up(limit())}: {reason}" if code == KVFERRY_ERR_TIMED_OUT else reason
+    return f"{given_up(limit())}: {reason}" if code == KVFERRY_ERR_TIMED_OUT else reason
 
 
 def _logged(engine: Engine, code: int, call: str) -> int:

@@ -1,0 +1,48 @@
+"""Waiting in the native library in such a way that Python's signal handlers run in time."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import Callable
+
+from kvferry._bindings import KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT
+
+# The library ends a wait when a signal arrives during the wait. For a signal that arrives just before it, no single
+# wait is longer than this, in seconds.
+LONGEST_WAIT = 0.5
+LONGEST_WAIT_MS = int(LONGEST_WAIT * 1000)
+UNFINISHED = (KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT)
+
+Seconds = Callable[[], float]
+
+
+def no_time() -> float:
+    """The Seconds of a call that gets no time for its bytes."""
+    return 0.0
+
+
+def wait_in_steps(timeout: float, wait: Callable[[int], int]) -> int:
+    """Call wait(milliseconds) until it has an answer or timeout seconds are over, and return its last code.
+
+    Between two calls Python runs pending signal handlers. What they raise ends this function.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        left = deadline - time.monotonic()
+        code = wait(milliseconds(min(left, LONGEST_WAIT)))
+        if code not in UNFINISHED or (code == KVFERRY_ERR_TIMED_OUT and left <= LONGEST_WAIT):
+            return code
+
+
+def milliseconds(seconds: float) -> int:
+    """Seconds as the library takes a time: whole milliseconds, rounded up, not negative."""
+    return min(max(0, math.ceil(seconds * 1000)), 2**63 - 1)
+
+
+def given_up(seconds: float) -> str:
+    """The text for a call that ended because its time limit, in seconds, was over. It names the setting."""
+    mooncakes, ascends = "MC_TRANSFER_TIMEOUT", "ASCEND_TRANSFER_TIMEOUT"
+    setting = ascends if ascends in os.environ and mooncakes not in os.environ else mooncakes
+    return f"given up after {round(seconds, 1):g} s ({setting}, and 1 s for each GiB)"
