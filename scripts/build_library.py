@@ -28,7 +28,7 @@ import go_modules
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SONAME = "libtransfer_engine.so.0"
-# The faces of the simulator: the name of the library, and the sources that only it has: FACE.c, FACE_*.c.
+# The simulator's libraries: the name of each, and of the API whose sources only it has: API.c, API_*.c.
 SIMULATORS = {"npu": ("libascendcl.so", "ascendcl"), "cuda": ("libcuda.so.1", "cuda")}
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}  # and as Go calls them
 OLDEST_GLIBC = "2.17"  # for zig, which can build for an older system than the one it runs on
@@ -69,8 +69,8 @@ def build_simulator(kind: str, output: Path, compiler: str, portable: Optional[s
 
 
 def simulator_sources(kind: str) -> list[Path]:
-    """Return the sources of one face of the simulator: all but those of others."""
-    others = {face for other, (_, face) in SIMULATORS.items() if other != kind}
+    """Return the sources of a simulator: all but those of other APIs."""
+    others = {api for other, (_, api) in SIMULATORS.items() if other != kind}
     return sorted(path for path in (REPOSITORY / "sim").glob("*.c") if path.stem.split("_")[0] not in others)
 
 

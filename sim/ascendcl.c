@@ -1,4 +1,4 @@
-/* AscendCL on simulated devices: the functions of acl/acl.h and acl/acl_rt.h that a program that copies needs.
+/* AscendCL on simulated devices: the functions of acl/acl.h and acl/acl_rt.h for memory, copies, streams and events.
  *
  * Codes are those of acl/error_codes/rt_error_codes.h of CANN 8, and of acl/acl_base.h for those below 107000. */
 #include "call.h"
@@ -46,7 +46,7 @@ static const int codes[SIM_REASONS] = {
     [-SIM_OTHER_MEMORY] = 107003,
 };
 
-const struct sim_face sim_face = {
+const struct sim_api sim_api = {
     .runtime = "AscendCL",
     .prefix = "acl",
     .report_suffix = "",
@@ -95,7 +95,7 @@ SIM_EXPORT int aclFinalize(void)
     return sim_end(result == SIM_OK ? sim_finalize() : result);
 }
 
-/* As the real one, it also forgets the text. It is valid until the thread's next call. */
+/* As the real one, it also forgets the text, which is valid until the thread's next call. */
 SIM_EXPORT const char *aclGetRecentErrMsg(void)
 {
     return sim_message();
@@ -115,8 +115,8 @@ SIM_EXPORT int aclrtSetDevice(int32_t device)
 {
     int result = sim_begin(CALL_aclrtSetDevice, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = sim_hold(device)) == SIM_OK) {
-        sim_set_current(sim_held_device(device));
+    if (result == SIM_OK && (result = sim_retain_device(device)) == SIM_OK) {
+        sim_set_current(sim_current_for(device));
     }
     return sim_end(result);
 }
@@ -124,10 +124,10 @@ SIM_EXPORT int aclrtSetDevice(int32_t device)
 /* Streams, events and memory of the device stay, and show in the report as leaked. */
 SIM_EXPORT int aclrtResetDevice(int32_t device)
 {
-    int later, result = sim_begin_giving_back(CALL_aclrtResetDevice, NEEDS_INIT, &later);
+    int deferred, result = sim_begin_release(CALL_aclrtResetDevice, NEEDS_INIT, &deferred);
     bool last;
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_unhold(device, &last), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_release_device(device, &last) : result, deferred);
 }
 
 SIM_EXPORT int aclrtGetDevice(int32_t *device)
@@ -166,15 +166,15 @@ SIM_EXPORT int aclrtMalloc(void **address, size_t size, int policy)
 {
     int result = sim_begin(CALL_aclrtMalloc, NEEDS_DEVICE);
 
-    (void)policy; /* of huge pages, which make no difference here */
+    (void)policy; /* huge pages make no difference here */
     return sim_end(result == SIM_OK ? sim_malloc(MEMORY_DEVICE, size, address) : result);
 }
 
 SIM_EXPORT int aclrtFree(void *address)
 {
-    int later, result = sim_begin_giving_back(CALL_aclrtFree, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_aclrtFree, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_free(MEMORY_DEVICE, address), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_free(MEMORY_DEVICE, address) : result, deferred);
 }
 
 SIM_EXPORT int aclrtMallocHost(void **address, size_t size)
@@ -186,9 +186,9 @@ SIM_EXPORT int aclrtMallocHost(void **address, size_t size)
 
 SIM_EXPORT int aclrtFreeHost(void *address)
 {
-    int later, result = sim_begin_giving_back(CALL_aclrtFreeHost, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_aclrtFreeHost, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_free(MEMORY_HOST, address), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_free(MEMORY_HOST, address) : result, deferred);
 }
 
 SIM_EXPORT int aclrtMemset(void *to, size_t room, int32_t value, size_t size)
@@ -198,7 +198,7 @@ SIM_EXPORT int aclrtMemset(void *to, size_t room, int32_t value, size_t size)
     return sim_end(result == SIM_OK ? sim_set_now(to, room, value, size) : result);
 }
 
-/* Turns aclrtMemcpyKind into the kind that a copy is said to be: -1 where that is to be found out. */
+/* Turns an aclrtMemcpyKind into the claimed kind of a copy: -1 for ACL_MEMCPY_DEFAULT. */
 static int claim(int kind, int *claimed)
 {
     if (kind < 0 || kind > KINDS) {
@@ -237,9 +237,9 @@ SIM_EXPORT int aclrtCreateStream(void **stream)
 
 SIM_EXPORT int aclrtDestroyStream(void *stream)
 {
-    int later, result = sim_begin_giving_back(CALL_aclrtDestroyStream, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_aclrtDestroyStream, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_destroy_stream(stream), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_destroy_stream(stream) : result, deferred);
 }
 
 static int check_timeout(int32_t timeout)
@@ -273,9 +273,9 @@ SIM_EXPORT int aclrtCreateEvent(void **event)
 
 SIM_EXPORT int aclrtDestroyEvent(void *event)
 {
-    int later, result = sim_begin_giving_back(CALL_aclrtDestroyEvent, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_aclrtDestroyEvent, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_destroy_event(event), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_destroy_event(event) : result, deferred);
 }
 
 SIM_EXPORT int aclrtRecordEvent(void *event, void *stream)
@@ -346,7 +346,7 @@ SIM_EXPORT int aclrtPointerGetAttributes(const void *address, struct pointer_att
     return sim_end(result);
 }
 
-/* The one direction of a batch, by its attributes: attributes i are those of the elements from indexes[i] on. */
+/* Finds the one direction of a batch. Attributes i are those of the elements from indexes[i] on. */
 static int batch_direction(const struct batch_attributes *attributes, const size_t *indexes, size_t count,
                            size_t elements, int *claimed)
 {

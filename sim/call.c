@@ -1,12 +1,12 @@
-/* What begins and ends each call of a face. */
+/* What begins and ends each call of the API. */
 #include "call.h"
 
 #include "faults.h"
 #include "settings.h"
 
-static __thread bool called_back; /* by the simulator */
+static __thread bool in_callback; /* this thread is in a function that a stream calls */
 
-bool sim_control(void)
+bool sim_begin_control(void)
 {
     if (sim_forked) {
         return false;
@@ -16,44 +16,39 @@ bool sim_control(void)
     return true;
 }
 
-int sim_begin_giving_back(int call, enum sim_needs needs, int *later)
+int sim_begin_release(int call, enum sim_needs needs, int *deferred)
 {
     int device;
 
-    *later = SIM_OK;
-    if (!sim_control()) {
+    *deferred = SIM_OK;
+    if (!sim_begin_control()) {
         return sim_fail(SIM_FORKED, "%s in a child of fork(): devices work only in the process that initialised them",
-                        sim_face.calls[call]);
+                        sim_api.calls[call]);
     }
     sim.counters.calls[call]++;
-    if (called_back) {
-        return sim_fail(SIM_NOT_PERMITTED, "%s by a function that a stream calls", sim_face.calls[call]);
+    if (in_callback) {
+        return sim_fail(SIM_NOT_PERMITTED, "%s by a function that a stream calls", sim_api.calls[call]);
     }
     if (needs != NEEDS_NOTHING && !sim.initialized) {
-        return sim_fail(SIM_UNINITIALIZED, "%s before the runtime was initialised", sim_face.calls[call]);
+        return sim_fail(SIM_UNINITIALIZED, "%s before the runtime was initialised", sim_api.calls[call]);
     }
     device = sim_current();
     if (needs == NEEDS_DEVICE && device < 0) {
         return sim_misuse(MISUSE_no_device_set, SIM_NO_DEVICE_SET, "%s on a thread with no device set",
-                          sim_face.calls[call]);
+                          sim_api.calls[call]);
     }
-    *later = sim_call_fault(call);
-    if (*later == SIM_OK && needs == NEEDS_DEVICE) {
-        *later = sim_trouble(device);
+    *deferred = sim_call_fault(call);
+    if (*deferred == SIM_OK && needs == NEEDS_DEVICE) {
+        *deferred = sim_device_error(device);
     }
     return SIM_OK;
 }
 
 int sim_begin(int call, enum sim_needs needs)
 {
-    int later, result = sim_begin_giving_back(call, needs, &later);
+    int deferred, result = sim_begin_release(call, needs, &deferred);
 
-    return result != SIM_OK ? result : later;
-}
-
-int sim_given_back(int result, int later)
-{
-    return result != SIM_OK ? result : later;
+    return result != SIM_OK ? result : deferred;
 }
 
 int sim_end(int result)
@@ -61,7 +56,12 @@ int sim_end(int result)
     if (!sim_forked) {
         pthread_mutex_unlock(&sim.lock);
     }
-    return result <= 0 ? sim_face.codes[-result] : result;
+    return result <= 0 ? sim_api.codes[-result] : result;
+}
+
+int sim_end_release(int result, int deferred)
+{
+    return sim_end(result != SIM_OK ? result : deferred);
 }
 
 int sim_check_out(const void *out)
@@ -85,11 +85,11 @@ int sim_finalize(void)
     return SIM_OK;
 }
 
-void sim_call_back(void (*function)(void *), void *argument)
+void sim_run_callback(void (*function)(void *), void *argument)
 {
     pthread_mutex_unlock(&sim.lock);
-    called_back = true;
+    in_callback = true;
     function(argument);
-    called_back = false;
+    in_callback = false;
     pthread_mutex_lock(&sim.lock);
 }

@@ -1,4 +1,4 @@
-/* Time, and timers that are precise. */
+/* Time, and precise timers. */
 #include "clock.h"
 
 #include <sys/prctl.h>
@@ -12,7 +12,7 @@ int64_t sim_now(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-int sim_sharpen_timers(void)
+int sim_set_precise_timers(void)
 {
     int before = prctl(PR_GET_TIMERSLACK, 0ul, 0ul, 0ul, 0ul);
 
@@ -20,7 +20,7 @@ int sim_sharpen_timers(void)
     return before;
 }
 
-void sim_blunt_timers(int sharpened)
+void sim_restore_timers(int before)
 {
-    prctl(PR_SET_TIMERSLACK, (unsigned long)sharpened, 0ul, 0ul, 0ul);
+    prctl(PR_SET_TIMERSLACK, (unsigned long)before, 0ul, 0ul, 0ul);
 }

@@ -1,4 +1,4 @@
-/* Time, and timers that are precise. */
+/* Time, and precise timers. */
 #ifndef SIM_CLOCK_H
 #define SIM_CLOCK_H
 
@@ -8,8 +8,9 @@
 
 int64_t sim_now(void); /* nanoseconds, of the monotonic clock */
 
-/* Has this thread woken within a microsecond of the time it asked for, not the usual 50, until sim_blunt_timers. */
-int sim_sharpen_timers(void);
-void sim_blunt_timers(int sharpened);
+/* The kernel wakes this thread within 1 µs of the time that it asked for, not the usual 50 µs, until
+ * sim_restore_timers is called with the result. */
+int sim_set_precise_timers(void);
+void sim_restore_timers(int before);
 
 #endif

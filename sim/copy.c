@@ -1,4 +1,4 @@
-/* Copies: what is wrong with one, and the moving of its bytes. */
+/* Copies: checking one, and moving its bytes. */
 #include "copy.h"
 
 #include "clock.h"
@@ -19,10 +19,10 @@ struct end {
     unsigned char *bytes;
     struct allocation *owner; /* NULL for pageable memory */
     int device;               /* -1 for the host's */
-    bool shared;              /* the host and a device both can access it */
+    bool shared;              /* the host can access it as well as a device */
 };
 
-/* Finds where the bytes of one end are. */
+/* Finds the bytes of one end. */
 static int find_end(const void *address, size_t size, struct end *end)
 {
     enum sim_memory memory = sim_locate(address, &end->owner);
@@ -70,20 +70,20 @@ static int check_owner(const struct end *end, int device, enum sim_kind kind)
 
 static int check_alignment(const void *to, const void *from, enum sim_kind kind)
 {
-    if (kind != KIND_D2D || ((uintptr_t)to | (uintptr_t)from) % sim_face.alignment == 0) {
+    if (kind != KIND_D2D || ((uintptr_t)to | (uintptr_t)from) % sim_api.alignment == 0) {
         return SIM_OK;
     }
     return sim_fail(SIM_UNALIGNED, "a copy within a device, from %p to %p, wants both aligned to %zu bytes", from, to,
-                    sim_face.alignment);
+                    sim_api.alignment);
 }
 
-/* Whether an end is what a copy is said to have there. */
+/* Whether an end is on the side that the caller claims. */
 static bool is_as_claimed(const struct end *end, bool device)
 {
     return end->shared || (end->device >= 0) == device;
 }
 
-/* Finds both ends of a copy, and what it is. */
+/* Finds both ends of a copy, and its kind. */
 static int find_ends(struct end *target, void *to, struct end *source, const void *from, size_t size, int claimed,
                      enum sim_kind *kind)
 {
@@ -109,8 +109,8 @@ static int find_ends(struct end *target, void *to, struct end *source, const voi
     return SIM_OK;
 }
 
-/* Has memory be used by a copy, until let_go. */
-static void hold(struct allocation *owner, const unsigned char *bytes, size_t size)
+/* Counts a copy that uses memory, until unpin. */
+static void pin(struct allocation *owner, const unsigned char *bytes, size_t size)
 {
     if (owner != NULL) {
         owner->users++;
@@ -120,12 +120,12 @@ static void hold(struct allocation *owner, const unsigned char *bytes, size_t si
     }
 }
 
-static void let_go(struct allocation *owner, const unsigned char *bytes, size_t size)
+static void unpin(struct allocation *owner, const unsigned char *bytes, size_t size)
 {
     if (owner != NULL && owner->memory == MEMORY_VIRTUAL) {
         sim_use_virtual(owner, (size_t)(bytes - owner->bytes), size, -1);
     }
-    sim_release(owner);
+    sim_end_use(owner);
 }
 
 int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, size_t size, int claimed, int device,
@@ -143,24 +143,24 @@ int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, si
         (result = check_alignment(to, from, *kind)) != SIM_OK) {
         return result;
     }
-    hold(source.owner, source.bytes, size);
-    hold(target.owner, target.bytes, size);
+    pin(source.owner, source.bytes, size);
+    pin(target.owner, target.bytes, size);
     *piece = (struct piece){target.bytes, source.bytes, size, target.owner, source.owner, NULL};
     return SIM_OK;
 }
 
 void sim_release_piece(struct piece *piece)
 {
-    let_go(piece->from_owner, piece->from, piece->size);
-    let_go(piece->to_owner, piece->to, piece->size);
+    unpin(piece->from_owner, piece->from, piece->size);
+    unpin(piece->to_owner, piece->to, piece->size);
     free(piece->early);
 }
 
-/* Moves bytes from or to memory of the program itself, which may not be there: false then. Called without the lock. */
+/* Moves bytes from or to the program's own memory; false where that is not mapped. Called without the lock. */
 static bool move_checked(unsigned char *to, const unsigned char *from, size_t size)
 {
     while (size > 0) {
-        /* The kernel looks at both ends without a signal, and takes less than 2 GiB at once. */
+        /* The kernel checks both ends without a signal, and moves less than 2 GiB at once. */
         size_t step = size < (size_t)1 << 30 ? size : (size_t)1 << 30;
         struct iovec target = {to, step}, source = {(void *)from, step};
         ssize_t moved = process_vm_readv(getpid(), &target, 1, &source, 1, 0);
@@ -208,15 +208,15 @@ void sim_count_copy(enum sim_kind kind, bool pageable, size_t size)
     sim.counters.pageable_copies += pageable;
 }
 
-/* Waits until a time, without the lock. */
+/* Sleeps until a time. Called without the lock. */
 static void sleep_until(int64_t time)
 {
     struct timespec t = {(time_t)(time / 1000000000), (long)(time % 1000000000)};
-    int slack = sim_sharpen_timers();
+    int slack = sim_set_precise_timers();
 
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR) {
     }
-    sim_blunt_timers(slack);
+    sim_restore_timers(slack);
 }
 
 int sim_copy_now(void *to, size_t room, const void *from, size_t size, int claimed)
@@ -260,10 +260,10 @@ int sim_set_now(void *to, size_t room, int value, size_t size)
     if (result != SIM_OK) {
         return result;
     }
-    hold(end.owner, end.bytes, size);
+    pin(end.owner, end.bytes, size);
     pthread_mutex_unlock(&sim.lock);
     memset(end.bytes, value, size);
     pthread_mutex_lock(&sim.lock);
-    let_go(end.owner, end.bytes, size);
+    unpin(end.owner, end.bytes, size);
     return SIM_OK;
 }

@@ -1,4 +1,4 @@
-/* What copies take: a latency, and their bytes at a bandwidth. */
+/* The cost model: a copy takes a latency, and its bytes at a bandwidth. */
 #include "cost.h"
 
 #include "error.h"
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What a copy takes, in nanoseconds. */
+/* The cost of one kind of copy, in nanoseconds. */
 struct price {
     double per_byte;
     int64_t latency;
@@ -42,7 +42,7 @@ static bool parse_microseconds(const char *text, int64_t *nanoseconds)
     return true;
 }
 
-/* Takes "25/15" in: GB/s and microseconds. */
+/* Parses "25/15": GB/s and microseconds. */
 static bool parse_price(const char *text, struct price *price)
 {
     char *end;

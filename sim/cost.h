@@ -1,4 +1,4 @@
-/* What copies take: a latency, and their bytes at a bandwidth. */
+/* The cost model: a copy takes a latency, and its bytes at a bandwidth. */
 #ifndef SIM_COST_H
 #define SIM_COST_H
 

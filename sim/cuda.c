@@ -1,8 +1,8 @@
-/* CUDA's driver on simulated devices: the functions of cuda.h that a program that copies needs. This file has errors,
- * devices and contexts; cuda_memory.c, cuda_copy.c and cuda_stream.c have the rest.
+/* CUDA's driver on simulated devices: the functions of cuda.h for memory, copies, streams and events. This file has
+ * errors, devices and contexts; cuda_memory.c, cuda_copy.c and cuda_stream.c have the rest.
  *
  * There are no contexts but the primary one of each device. */
-#include "cuda_face.h"
+#include "cuda_api.h"
 
 #include "event.h"
 #include "streams.h"
@@ -16,7 +16,7 @@ enum { DRIVER_VERSION = 12040 };
 enum { DRIVER_VERSION = 13000 };
 #endif
 
-enum { CONTEXTS_DEEP = 64 }; /* a thread's stack of them */
+enum { CONTEXTS_MAX = 64 }; /* on a thread's stack, below the current one */
 
 #define DEVICE_BYTES ((size_t)80 << 30)
 
@@ -48,7 +48,7 @@ static const int codes[SIM_REASONS] = {
     [-SIM_OTHER_MEMORY] = CUDA_ERROR_INVALID_VALUE,
 };
 
-const struct sim_face sim_face = {
+const struct sim_api sim_api = {
     .runtime = "CUDA",
     .prefix = "cu",
     .report_suffix = ".cuda",
@@ -60,11 +60,11 @@ const struct sim_face sim_face = {
     .default_stream = true,
 };
 
-/* What lies below a thread's current context. */
+/* The contexts below a thread's current one. */
 static __thread struct {
-    struct sim_current contexts[CONTEXTS_DEEP];
+    struct sim_current contexts[CONTEXTS_MAX];
     int depth;
-} below;
+} stack;
 
 static const struct {
     int code;
@@ -89,7 +89,7 @@ static const struct {
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 
-/* Finds what is known of an error. */
+/* Finds an error by its code. */
 static int find_error(int code, size_t *index)
 {
     for (*index = 0; *index < sizeof errors / sizeof *errors; *index += 1) {
@@ -152,7 +152,7 @@ SIM_EXPORT int cuDeviceGetCount(int *count)
     return sim_end(result);
 }
 
-/* Begins a call that tells something of a device at `out`. */
+/* Begins a call that returns something of a device at `out`. */
 static int begin_device(enum cuda_call call, const void *out, int device)
 {
     int result = sim_begin(call, NEEDS_INIT);
@@ -200,13 +200,14 @@ SIM_EXPORT int cuDevicePrimaryCtxRetain(void **context, int device)
 {
     int result = sim_begin(CALL_cuDevicePrimaryCtxRetain, NEEDS_INIT);
 
-    if (result == SIM_OK && (result = sim_check_out(context)) == SIM_OK && (result = sim_hold(device)) == SIM_OK) {
+    if (result == SIM_OK && (result = sim_check_out(context)) == SIM_OK &&
+        (result = sim_retain_device(device)) == SIM_OK) {
         *context = cuda_context(device);
     }
     return sim_end(result);
 }
 
-/* Ends all that was made in a context. A program should have done that before. */
+/* Destroys all that was made in a context. A program should have done that before. */
 static void destroy_context(int device)
 {
     size_t left = sim_drop_streams(device) + sim_drop_events(device) + sim_drop_memory(device);
@@ -218,20 +219,19 @@ static void destroy_context(int device)
 
 SIM_EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
 {
-    int later, result = sim_begin_giving_back(CALL_cuDevicePrimaryCtxRelease_v2, NEEDS_INIT, &later);
+    int deferred, result = sim_begin_release(CALL_cuDevicePrimaryCtxRelease_v2, NEEDS_INIT, &deferred);
     bool last = false;
 
     if (result == SIM_OK) {
-        result = sim_unhold(device, &last);
-        if (result == SIM_INVALID) { /* that of a device that was not retained */
+        result = sim_release_device(device, &last);
+        if (result == SIM_INVALID) { /* the device was not retained */
             result = SIM_NO_DEVICE_SET;
         }
         if (last) {
             destroy_context(device);
         }
-        result = sim_given_back(result, later);
     }
-    return sim_end(result);
+    return sim_end_release(result, deferred);
 }
 
 SIM_EXPORT int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active)
@@ -240,7 +240,7 @@ SIM_EXPORT int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *acti
 
     if (result == SIM_OK && (result = sim_check_out(active)) == SIM_OK) {
         *flags = 0;
-        *active = sim.device[device].held > 0;
+        *active = sim.device[device].retained > 0;
     }
     return sim_end(result);
 }
@@ -261,19 +261,19 @@ static int push(int device)
     if (device < 0) {
         return sim_fail(SIM_NO_DEVICE_SET, "no context, or one that has gone, is to be made current");
     }
-    if (below.depth == CONTEXTS_DEEP) {
-        return sim_fail(SIM_NO_MEMORY, "a stack of %d contexts", CONTEXTS_DEEP);
+    if (stack.depth == CONTEXTS_MAX) {
+        return sim_fail(SIM_NO_MEMORY, "a stack of %d contexts", CONTEXTS_MAX);
     }
-    below.contexts[below.depth++] = sim_get_current();
-    sim_set_current(sim_held_device(device));
+    stack.contexts[stack.depth++] = sim_get_current();
+    sim_set_current(sim_current_for(device));
     return SIM_OK;
 }
 
-/* Takes the current context from the stack, whose lowest place holds none. */
+/* Makes the context below the current one current; at the bottom of the stack there is none. */
 static void pop(void)
 {
-    if (below.depth > 0) {
-        sim_set_current(below.contexts[--below.depth]);
+    if (stack.depth > 0) {
+        sim_set_current(stack.contexts[--stack.depth]);
     }
 }
 
@@ -304,7 +304,7 @@ SIM_EXPORT int cuCtxPopCurrent_v2(void **context)
 {
     int result = sim_begin(CALL_cuCtxPopCurrent_v2, NEEDS_INIT);
 
-    if (result == SIM_OK && below.depth == 0) {
+    if (result == SIM_OK && stack.depth == 0) {
         result = sim_fail(SIM_NO_DEVICE_SET, "there is no context to be popped");
     }
     if (result == SIM_OK) {

@@ -1,5 +1,5 @@
-/* The CUDA face: copies. */
-#include "cuda_face.h"
+/* CUDA's API: copies. */
+#include "cuda_api.h"
 
 #include "submit.h"
 
@@ -8,7 +8,7 @@
 /* CUmemcpySrcAccessOrder: when a source is read. */
 enum { ORDER_STREAM = 1, ORDER_DURING_API_CALL = 2, ORDER_ANY = 3 };
 
-enum { FLAGS_MAX = 1 }; /* CUmemcpyFlags: of overlapping with computations, which makes no difference here */
+enum { FLAGS_MAX = 1 }; /* CUmemcpyFlags, which make no difference here */
 
 /* CUmemcpyAttributes */
 struct attributes {
@@ -17,7 +17,7 @@ struct attributes {
     unsigned flags;
 };
 
-/* A copy in the default stream, that is waited for. */
+/* Copies in the default stream, and waits for that. */
 static int copy_now(enum cuda_call call, void *to, const void *from, size_t size, enum sim_kind kind)
 {
     int result = sim_begin(call, NEEDS_DEVICE);
@@ -77,13 +77,13 @@ SIM_EXPORT int cuMemcpyDtoDAsync_v2(void *to, void *from, size_t size, void *str
 
 #ifndef KVFERRY_SIM_OLDER_CUDA /* which lacks these */
 
-/* Whether a source is read before its turn. Where it may be read at any time, an adversarial scheduler chooses. */
+/* Whether a source is read before its turn. Where any time is allowed, the adversarial scheduler's seed decides. */
 static bool is_early(int order)
 {
     return order == ORDER_DURING_API_CALL || (order == ORDER_ANY && sim.adversarial && sim.seed % 2 == 0);
 }
 
-/* Finds which copies of a batch are to be read at once: attributes i are those of the copies from indexes[i] on. */
+/* Finds the copies of a batch whose sources are read at once. Attributes i are of the copies from indexes[i] on. */
 static int read_orders(const struct attributes *attributes, const size_t *indexes, size_t count, size_t copies,
                        bool *early)
 {

@@ -1,5 +1,5 @@
-/* The CUDA face: memory, what is known of pointers, and virtual ranges. */
-#include "cuda_face.h"
+/* CUDA's API: memory, pointers' attributes, and virtual ranges. */
+#include "cuda_api.h"
 
 #include "virtual.h"
 
@@ -44,9 +44,9 @@ SIM_EXPORT int cuMemAlloc_v2(void **address, size_t size)
 
 SIM_EXPORT int cuMemFree_v2(void *address)
 {
-    int later, result = sim_begin_giving_back(CALL_cuMemFree_v2, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_cuMemFree_v2, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_free(MEMORY_DEVICE, address), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_free(MEMORY_DEVICE, address) : result, deferred);
 }
 
 SIM_EXPORT int cuMemAllocManaged(void **address, size_t size, unsigned flags)
@@ -71,9 +71,9 @@ SIM_EXPORT int cuMemHostAlloc(void **address, size_t size, unsigned flags)
 
 SIM_EXPORT int cuMemFreeHost(void *address)
 {
-    int later, result = sim_begin_giving_back(CALL_cuMemFreeHost, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_cuMemFreeHost, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_free(MEMORY_HOST, address), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_free(MEMORY_HOST, address) : result, deferred);
 }
 
 SIM_EXPORT int cuMemHostRegister_v2(void *address, size_t size, unsigned flags)
@@ -88,45 +88,45 @@ SIM_EXPORT int cuMemHostRegister_v2(void *address, size_t size, unsigned flags)
 
 SIM_EXPORT int cuMemHostUnregister(void *address)
 {
-    int later, result = sim_begin_giving_back(CALL_cuMemHostUnregister, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_cuMemHostUnregister, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_unregister(address), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_unregister(address) : result, deferred);
 }
 
-/* What is known of a pointer; all zero of the program's own memory. */
-struct facts {
+/* A pointer's attributes; all zero for the program's own memory. */
+struct pointer {
     void *context, *device_pointer, *host_pointer;
     unsigned type, managed;
     int device;
 };
 
-static int look_at(void *address, struct facts *facts)
+static int find_pointer(void *address, struct pointer *info)
 {
     struct allocation *owner;
     enum sim_memory memory = sim_locate(address, &owner);
     int device = owner != NULL ? owner->device : -1;
 
-    memset(facts, 0, sizeof *facts);
+    memset(info, 0, sizeof *info);
     if (memory == MEMORY_FREED) {
         return sim_misuse(MISUSE_use_after_free, SIM_INVALID, "%p is in memory that was freed", address);
     }
     if (memory == MEMORY_VIRTUAL) {
         device = sim_mapped(owner, (uintptr_t)address - owner->base, 1);
     }
-    if (device < 0) { /* nobody's, or where nothing is mapped */
+    if (device < 0) { /* the program's own memory, or nothing is mapped there */
         return SIM_OK;
     }
-    facts->device = device;
-    facts->device_pointer = address;
-    facts->host_pointer = memory == MEMORY_DEVICE || memory == MEMORY_VIRTUAL ? NULL : address;
-    facts->context = memory == MEMORY_VIRTUAL ? NULL : cuda_context(device); /* which belongs to none */
-    facts->type = memory == MEMORY_HOST || memory == MEMORY_REGISTERED ? TYPE_HOST : TYPE_DEVICE;
-    facts->managed = memory == MEMORY_MANAGED;
+    info->device = device;
+    info->device_pointer = address;
+    info->host_pointer = memory == MEMORY_DEVICE || memory == MEMORY_VIRTUAL ? NULL : address;
+    info->context = memory == MEMORY_VIRTUAL ? NULL : cuda_context(device); /* virtual memory is of no context */
+    info->type = memory == MEMORY_HOST || memory == MEMORY_REGISTERED ? TYPE_HOST : TYPE_DEVICE;
+    info->managed = memory == MEMORY_MANAGED;
     return SIM_OK;
 }
 
 /* Writes one attribute as the type that it has in cuda.h. */
-static int tell(const struct facts *facts, int attribute, void *out)
+static int write_attribute(const struct pointer *info, int attribute, void *out)
 {
     int result = sim_check_out(out);
 
@@ -134,12 +134,12 @@ static int tell(const struct facts *facts, int attribute, void *out)
         return result;
     }
     switch (attribute) {
-    case ATTRIBUTE_CONTEXT: memcpy(out, &facts->context, sizeof facts->context); break;
-    case ATTRIBUTE_MEMORY_TYPE: memcpy(out, &facts->type, sizeof facts->type); break;
-    case ATTRIBUTE_DEVICE_POINTER: memcpy(out, &facts->device_pointer, sizeof facts->device_pointer); break;
-    case ATTRIBUTE_HOST_POINTER: memcpy(out, &facts->host_pointer, sizeof facts->host_pointer); break;
-    case ATTRIBUTE_IS_MANAGED: memcpy(out, &facts->managed, sizeof facts->managed); break;
-    case ATTRIBUTE_DEVICE_ORDINAL: memcpy(out, &facts->device, sizeof facts->device); break;
+    case ATTRIBUTE_CONTEXT: memcpy(out, &info->context, sizeof info->context); break;
+    case ATTRIBUTE_MEMORY_TYPE: memcpy(out, &info->type, sizeof info->type); break;
+    case ATTRIBUTE_DEVICE_POINTER: memcpy(out, &info->device_pointer, sizeof info->device_pointer); break;
+    case ATTRIBUTE_HOST_POINTER: memcpy(out, &info->host_pointer, sizeof info->host_pointer); break;
+    case ATTRIBUTE_IS_MANAGED: memcpy(out, &info->managed, sizeof info->managed); break;
+    case ATTRIBUTE_DEVICE_ORDINAL: memcpy(out, &info->device, sizeof info->device); break;
     default: result = sim_fail(SIM_INVALID, "attribute %d of a pointer is not known here", attribute);
     }
     return result;
@@ -148,29 +148,29 @@ static int tell(const struct facts *facts, int attribute, void *out)
 SIM_EXPORT int cuPointerGetAttribute(void *out, int attribute, void *address)
 {
     int result = sim_begin(CALL_cuPointerGetAttribute, NEEDS_INIT);
-    struct facts facts;
+    struct pointer info;
 
-    if (result == SIM_OK && (result = look_at(address, &facts)) == SIM_OK && facts.type == TYPE_NONE) {
+    if (result == SIM_OK && (result = find_pointer(address, &info)) == SIM_OK && info.type == TYPE_NONE) {
         result = sim_fail(SIM_INVALID, "%p is not CUDA's", address);
     }
-    if (result == SIM_OK && attribute == ATTRIBUTE_HOST_POINTER && facts.host_pointer == NULL) {
+    if (result == SIM_OK && attribute == ATTRIBUTE_HOST_POINTER && info.host_pointer == NULL) {
         result = sim_fail(SIM_INVALID, "the host cannot access %p", address);
     }
-    return sim_end(result == SIM_OK ? tell(&facts, attribute, out) : result);
+    return sim_end(result == SIM_OK ? write_attribute(&info, attribute, out) : result);
 }
 
 SIM_EXPORT int cuPointerGetAttributes(unsigned count, const int *attributes, void **out, void *address)
 {
     int result = sim_begin(CALL_cuPointerGetAttributes, NEEDS_INIT);
-    struct facts facts;
+    struct pointer info;
     unsigned i;
 
     if (result == SIM_OK && (result = sim_check_out(attributes)) == SIM_OK &&
         (result = sim_check_out(out)) == SIM_OK) {
-        result = look_at(address, &facts);
+        result = find_pointer(address, &info);
     }
     for (i = 0; i < count && result == SIM_OK; i++) {
-        result = tell(&facts, attributes[i], out[i]);
+        result = write_attribute(&info, attributes[i], out[i]);
     }
     return sim_end(result);
 }
@@ -180,7 +180,7 @@ SIM_EXPORT int cuMemAddressReserve(void **address, size_t size, size_t alignment
 {
     int result = sim_begin(CALL_cuMemAddressReserve, NEEDS_INIT);
 
-    (void)wished; /* it need not be granted */
+    (void)wished; /* a hint, which need not be followed */
     if (result == SIM_OK && flags != 0) {
         result = sim_fail(SIM_INVALID, "flags must be 0, not %llu", flags);
     }
@@ -189,9 +189,9 @@ SIM_EXPORT int cuMemAddressReserve(void **address, size_t size, size_t alignment
 
 SIM_EXPORT int cuMemAddressFree(void *address, size_t size)
 {
-    int later, result = sim_begin_giving_back(CALL_cuMemAddressFree, NEEDS_INIT, &later);
+    int deferred, result = sim_begin_release(CALL_cuMemAddressFree, NEEDS_INIT, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_unreserve(address, size), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_unreserve(address, size) : result, deferred);
 }
 
 SIM_EXPORT int cuMemCreate(void **handle, size_t size, const struct properties *properties, unsigned long long flags)
@@ -202,14 +202,14 @@ SIM_EXPORT int cuMemCreate(void **handle, size_t size, const struct properties *
                              properties->location.type != CUDA_LOCATION_DEVICE || flags != 0)) {
         result = sim_fail(SIM_INVALID, "memory is created, but not of a device");
     }
-    return sim_end(result == SIM_OK ? sim_create_piece(size, properties->location.id, handle) : result);
+    return sim_end(result == SIM_OK ? sim_create_physical(size, properties->location.id, handle) : result);
 }
 
 SIM_EXPORT int cuMemRelease(void *handle)
 {
-    int later, result = sim_begin_giving_back(CALL_cuMemRelease, NEEDS_INIT, &later);
+    int deferred, result = sim_begin_release(CALL_cuMemRelease, NEEDS_INIT, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_drop_piece(handle), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_release_physical(handle) : result, deferred);
 }
 
 SIM_EXPORT int cuMemMap(void *address, size_t size, size_t offset, void *handle, unsigned long long flags)
@@ -224,9 +224,9 @@ SIM_EXPORT int cuMemMap(void *address, size_t size, size_t offset, void *handle,
 
 SIM_EXPORT int cuMemUnmap(void *address, size_t size)
 {
-    int later, result = sim_begin_giving_back(CALL_cuMemUnmap, NEEDS_INIT, &later);
+    int deferred, result = sim_begin_release(CALL_cuMemUnmap, NEEDS_INIT, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_unmap(address, size), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_unmap(address, size) : result, deferred);
 }
 
 SIM_EXPORT int cuMemSetAccess(void *address, size_t size, const struct access *access, size_t count)
@@ -241,7 +241,7 @@ SIM_EXPORT int cuMemSetAccess(void *address, size_t size, const struct access *a
         if (access[i].location.type != CUDA_LOCATION_DEVICE || access[i].flags != ACCESS_READ_WRITE) {
             result = sim_fail(SIM_INVALID, "access is given, but not to a device to read and write");
         } else if ((result = sim_check_device(access[i].location.id)) == SIM_OK) {
-            result = sim_allow(address, size, access[i].location.id);
+            result = sim_set_access(address, size, access[i].location.id);
         }
     }
     return sim_end(result);

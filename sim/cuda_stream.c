@@ -1,5 +1,5 @@
-/* The CUDA face: streams, events, and functions that streams call. */
-#include "cuda_face.h"
+/* CUDA's API: streams, events, and functions that streams call. */
+#include "cuda_api.h"
 
 #include "event.h"
 #include "submit.h"
@@ -7,7 +7,7 @@
 enum { STREAM_NON_BLOCKING = 1 };
 enum { CAPTURE_GLOBAL, CAPTURE_THREAD_LOCAL, CAPTURE_RELAXED }; /* CUstreamCaptureMode */
 enum { CAPTURES_NOTHING = 0 }; /* CUstreamCaptureStatus */
-enum { EVENT_FLAGS_MAX = 7 }; /* how to wait, and that times are not taken: they make no difference here */
+enum { EVENT_FLAGS_MAX = 7 }; /* CUevent_flags, which make no difference here */
 
 /* Ends a query. */
 static int end_query(int result, bool complete)
@@ -27,9 +27,9 @@ SIM_EXPORT int cuStreamCreate(void **stream, unsigned flags)
 
 SIM_EXPORT int cuStreamDestroy_v2(void *stream)
 {
-    int later, result = sim_begin_giving_back(CALL_cuStreamDestroy_v2, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_cuStreamDestroy_v2, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_destroy_stream(cuda_stream(stream)), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_destroy_stream(cuda_stream(stream)) : result, deferred);
 }
 
 SIM_EXPORT int cuStreamSynchronize(void *stream)
@@ -60,7 +60,7 @@ SIM_EXPORT int cuStreamWaitEvent(void *stream, void *event, unsigned flags)
     return sim_end(result == SIM_OK ? sim_stream_wait_event(cuda_stream(stream), event) : result);
 }
 
-/* Only the default stream wants a current context, which it is of. */
+/* The default stream is the current context's, so there must be one. Other streams need none. */
 SIM_EXPORT int cuStreamGetCtx(void *stream, void **context)
 {
     bool is_default = cuda_stream(stream) == NULL;
@@ -87,9 +87,9 @@ SIM_EXPORT int cuEventCreate(void **event, unsigned flags)
 
 SIM_EXPORT int cuEventDestroy_v2(void *event)
 {
-    int later, result = sim_begin_giving_back(CALL_cuEventDestroy_v2, NEEDS_DEVICE, &later);
+    int deferred, result = sim_begin_release(CALL_cuEventDestroy_v2, NEEDS_DEVICE, &deferred);
 
-    return sim_end(result == SIM_OK ? sim_given_back(sim_destroy_event(event), later) : result);
+    return sim_end_release(result == SIM_OK ? sim_destroy_event(event) : result, deferred);
 }
 
 SIM_EXPORT int cuEventRecord(void *event, void *stream)
@@ -127,7 +127,7 @@ SIM_EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *ar
     return sim_end(result == SIM_OK ? sim_call_in_stream(cuda_stream(stream), function, argument) : result);
 }
 
-/* No graphs are captured here. */
+/* The simulator captures no graphs. */
 SIM_EXPORT int cuStreamIsCapturing(void *stream, int *out)
 {
     int result = sim_begin(CALL_cuStreamIsCapturing, NEEDS_DEVICE), device;
@@ -141,7 +141,7 @@ SIM_EXPORT int cuStreamIsCapturing(void *stream, int *out)
     return sim_end(result);
 }
 
-/* The mode only has to be that of the thread, then. */
+/* Nothing is captured, so a thread's mode is only kept. */
 SIM_EXPORT int cuThreadExchangeStreamCaptureMode(int *mode)
 {
     static __thread int own = CAPTURE_GLOBAL;

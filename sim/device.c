@@ -1,4 +1,4 @@
-/* The devices, and each thread's current one. */
+/* The devices, and the current device of each thread. */
 #include "device.h"
 
 static __thread struct sim_current current;
@@ -11,7 +11,7 @@ int sim_check_device(int device)
     return sim.device[device].lost ? sim_fail(SIM_LOST, "device %d is lost", device) : SIM_OK;
 }
 
-int sim_trouble(int device)
+int sim_device_error(int device)
 {
     const struct device *d = &sim.device[device];
 
@@ -21,18 +21,18 @@ int sim_trouble(int device)
     return d->broken != SIM_OK ? sim_fail(d->broken, "an operation on device %d has failed", device) : SIM_OK;
 }
 
-int sim_hold(int device)
+int sim_retain_device(int device)
 {
     int result = sim_check_device(device);
 
     if (result == SIM_OK) {
-        sim.device[device].held++;
+        sim.device[device].retained++;
         sim.device[device].sets++;
     }
     return result;
 }
 
-int sim_unhold(int device, bool *last)
+int sim_release_device(int device, bool *last)
 {
     int result = sim_check_device(device);
     struct device *d;
@@ -42,12 +42,12 @@ int sim_unhold(int device, bool *last)
         return result;
     }
     d = &sim.device[device];
-    if (d->held == 0) {
+    if (d->retained == 0) {
         return sim_misuse(MISUSE_reset_without_set, SIM_INVALID, "device %d is given back more often than it was taken",
                           device);
     }
     d->resets++;
-    if (--d->held == 0) {
+    if (--d->retained == 0) {
         *last = true;
         d->epoch++;
         d->broken = SIM_OK;
@@ -55,11 +55,11 @@ int sim_unhold(int device, bool *last)
     return result;
 }
 
-struct sim_current sim_held_device(int device)
+struct sim_current sim_current_for(int device)
 {
-    struct sim_current held = {device + 1, sim.device[device].epoch};
+    struct sim_current result = {device + 1, sim.device[device].epoch};
 
-    return held;
+    return result;
 }
 
 struct sim_current sim_get_current(void)

@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 static __thread struct {
-    char text[2][SIM_MESSAGE_MAX]; /* the last one, and the one that was asked for */
+    char text[2][SIM_MESSAGE_MAX]; /* the last one, and the last one that sim_message returned */
     bool set;
 } message;
 

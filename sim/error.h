@@ -1,4 +1,4 @@
-/* Results: the reasons for a failure, their texts, and misuse, which is counted. */
+/* Results: the reasons for a failure and their texts. Misuse is a failure that is counted. */
 #ifndef SIM_ERROR_H
 #define SIM_ERROR_H
 
@@ -21,10 +21,10 @@ enum sim_reason {
     SIM_STREAM_TIMEOUT = -13,
     SIM_EVENT_TIMEOUT = -14,
     SIM_LOST = -15,
-    SIM_BROKEN = -16, /* what an injected fault is, where it names no code */
+    SIM_BROKEN = -16, /* the result of an injected fault that names no code */
     SIM_DMA_ERROR = -17,
     SIM_FORKED = -18,
-    SIM_NOT_PERMITTED = -19, /* called by a function that a stream calls */
+    SIM_NOT_PERMITTED = -19, /* in a function that a stream calls */
     SIM_REGISTERED = -20,    /* page-locked already */
     SIM_UNREGISTERED = -21,  /* not page-locked */
     SIM_OTHER_MEMORY = -22,  /* of another device */
@@ -34,7 +34,7 @@ enum sim_reason {
 int sim_fail(int reason, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int sim_misuse(enum sim_misuse misuse, int reason, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-/* This thread's last error text, which is then forgotten; NULL where there is none. Valid until the thread's next. */
+/* Returns this thread's last error text, and forgets it; NULL where there is none. Valid until the thread's next. */
 const char *sim_message(void);
 
 #endif

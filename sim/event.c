@@ -65,11 +65,11 @@ int sim_record_event(void *handle, void *stream_handle)
     if (stream == NULL || (result = stream_keep_order(stream)) != SIM_OK) {
         return result;
     }
-    event = event_of(handle, &result); /* the lock may have been let go */
+    event = event_of(handle, &result); /* keeping the order may have released the lock */
     if (event != NULL) {
         event->stream = stream->handle;
         event->place = stream->submitted;
-        event->time = stream->busy_until;
+        event->time = stream->complete_at;
     }
     return result;
 }
@@ -119,10 +119,10 @@ int sim_query_event(void *handle, bool *complete)
     }
     stream = sim_object(OBJECT_STREAM, event->stream);
     *complete = (stream == NULL || stream->executed >= event->place) && sim_now() >= event->time;
-    if (sim_trouble(event->device) != SIM_OK) {
-        return sim_trouble(event->device);
+    if (sim_device_error(event->device) != SIM_OK) {
+        return sim_device_error(event->device);
     }
-    return stream != NULL && *complete ? stream_outcome(stream, event->place) : SIM_OK;
+    return stream != NULL && *complete ? stream_result(stream, event->place) : SIM_OK;
 }
 
 int sim_synchronize_event(void *handle, int64_t timeout)
@@ -134,6 +134,6 @@ int sim_synchronize_event(void *handle, int64_t timeout)
     if (event == NULL) {
         return result;
     }
-    stream = sim_object(OBJECT_STREAM, event->stream); /* one that was destroyed was complete */
+    stream = sim_object(OBJECT_STREAM, event->stream); /* NULL: it was destroyed, and so is complete */
     return stream != NULL ? stream_wait(stream, event->place, event->time, timeout, SIM_EVENT_TIMEOUT) : SIM_OK;
 }

@@ -1,4 +1,4 @@
-/* Faults on purpose: calls that fail, operations that fail or hang, and devices that are lost. */
+/* Injected faults: calls that fail, operations that fail or hang, and devices that are lost. */
 #include "faults.h"
 
 #include <limits.h>
@@ -12,27 +12,27 @@ enum fault_of { OF_CALL, OF_EXEC, OF_DEVICE };
 static struct fault {
     enum fault_of of;
     int call, device;
-    unsigned long long number, seen; /* which occurrence, and how many there were */
+    unsigned long long number, seen; /* at which occurrence it happens, and how many there were */
     bool onwards;
-    int result; /* a code of the face, a reason, or FAULT_HANG */
+    int result; /* a code of the API, a reason, or FAULT_HANG */
 } faults[FAULTS_MAX];
 static size_t faults_set;
 
-/* Whether a name is that of another face's function. A process has one environment for all of them. */
-static bool of_another_face(const char *name)
+/* Whether a name is a function of the other library's API. A process has one environment for both. */
+static bool of_other_api(const char *name)
 {
     static const char *const prefixes[] = {"acl", "cu"};
     size_t i;
 
     for (i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
-        if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0 && strcmp(prefixes[i], sim_face.prefix) != 0) {
+        if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0 && strcmp(prefixes[i], sim_api.prefix) != 0) {
             return true;
         }
     }
     return false;
 }
 
-/* Finds what a fault is of, by its name. */
+/* Finds the function or event that a name stands for. */
 static bool parse_subject(struct fault *fault, const char *name)
 {
     int call;
@@ -40,10 +40,10 @@ static bool parse_subject(struct fault *fault, const char *name)
     fault->of = strcmp(name, "exec") == 0 ? OF_EXEC : strcmp(name, "lost") == 0 ? OF_DEVICE : OF_CALL;
     fault->result = fault->of == OF_EXEC ? SIM_DMA_ERROR : SIM_BROKEN;
     for (call = 0; fault->of == OF_CALL; call++) {
-        if (call == sim_face.call_count) {
+        if (call == sim_api.call_count) {
             return false;
         }
-        if (strcmp(sim_face.calls[call], name) == 0) {
+        if (strcmp(sim_api.calls[call], name) == 0) {
             fault->call = call;
             break;
         }
@@ -51,7 +51,7 @@ static bool parse_subject(struct fault *fault, const char *name)
     return true;
 }
 
-/* Takes what is behind the "=" in. */
+/* Parses the text behind "=". */
 static bool parse_result(struct fault *fault, char **text)
 {
     long code;
@@ -66,7 +66,7 @@ static bool parse_result(struct fault *fault, char **text)
     return code > 0 && code <= INT_MAX;
 }
 
-/* Takes "SUBJECT:[D@]N[=RESULT][+]" in. */
+/* Parses "SUBJECT:[D@]N[=RESULT][+]". */
 static bool parse_fault(struct fault *fault, char *text)
 {
     char *name = text;
@@ -94,7 +94,7 @@ static bool parse_fault(struct fault *fault, char *text)
     return *text == '\0' && (fault->number > 0 || fault->of == OF_DEVICE);
 }
 
-/* Puts faults in the place of those before, whose lost devices are there again. */
+/* Replaces all faults. Devices that were lost or broken work again. */
 static void install(const struct fault *parsed, size_t count)
 {
     size_t i;
@@ -121,7 +121,7 @@ int sim_parse_faults(const char *spec, bool tolerant)
 
     for (part = text != NULL ? strtok_r(text, ",", &rest) : NULL; part != NULL && result == SIM_OK;
          part = strtok_r(NULL, ",", &rest)) {
-        if (tolerant && of_another_face(part)) {
+        if (tolerant && of_other_api(part)) {
             continue;
         }
         if (count == FAULTS_MAX) {
@@ -137,7 +137,7 @@ int sim_parse_faults(const char *spec, bool tolerant)
     return result;
 }
 
-/* Counts one occurrence, and tells whether the fault happens at it. */
+/* Counts one occurrence, and returns whether the fault happens at it. */
 static bool happens(struct fault *fault)
 {
     fault->seen++;
@@ -155,7 +155,7 @@ int sim_call_fault(int call)
 
     for (i = 0; i < faults_set; i++) {
         if (faults[i].of == OF_CALL && faults[i].call == call && happens(&faults[i])) {
-            result = sim_fail(faults[i].result, "%s, call %llu: a fault on purpose", sim_face.calls[call],
+            result = sim_fail(faults[i].result, "%s, call %llu: a fault on purpose", sim_api.calls[call],
                               faults[i].seen);
         }
     }
@@ -172,7 +172,7 @@ int sim_exec_fault(int device)
             result = faults[i].result;
         }
     }
-    return sim_trouble(device) != SIM_OK ? sim_trouble(device) : result;
+    return sim_device_error(device) != SIM_OK ? sim_device_error(device) : result;
 }
 
 bool sim_executed(int device)

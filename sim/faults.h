@@ -1,17 +1,21 @@
-/* Faults on purpose: calls that fail, operations that fail or hang, and devices that are lost. */
+/* Injected faults: calls that fail, operations that fail or hang, and devices that are lost. */
 #ifndef SIM_FAULTS_H
 #define SIM_FAULTS_H
 
 #include "device.h"
 
-/* Streams must be woken behind that, as what they wait for may be lost. Where others are tolerated, faults of functions of another face are passed over. */
+/* Replaces all faults. The caller wakes all streams, as a device may be lost by it. Where tolerant, faults of functions
+ * of the other library's API are skipped. */
 int sim_parse_faults(const char *spec, bool tolerant);
 int sim_call_fault(int call);
 
-/* What is to become of the operation that a stream of that device executes next: 0, a reason, or FAULT_HANG. */
+/* The result of the operation that a stream of that device executes next: 0, a reason or code, or FAULT_HANG. */
 enum { FAULT_HANG = -1000 };
 int sim_exec_fault(int device);
-bool sim_executed(int device); /* counts an operation that has ended; true where the device was lost by it */
-void sim_release_hangs(void); /* those that hang must be woken */
+
+/* Counts an executed operation. True where the device is lost by it: the caller wakes all streams. */
+bool sim_executed(int device);
+
+void sim_release_hangs(void); /* the caller wakes all streams */
 
 #endif

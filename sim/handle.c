@@ -12,7 +12,7 @@ static struct slot {
     void *object;
     uint32_t uses;
 } slots[HANDLE_SLOTS];
-static size_t slots_used; /* those behind have never held anything */
+static size_t slots_used; /* the slots from here on were never used */
 
 void *sim_handle(enum sim_object type, void *object)
 {

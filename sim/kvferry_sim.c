@@ -1,4 +1,4 @@
-/* The functions by which tests control the simulator. */
+/* The functions that control the simulator. */
 #include "kvferry_sim.h"
 
 #include "call.h"
@@ -13,7 +13,7 @@ SIM_EXPORT int kvferry_sim_faults(const char *spec)
 {
     int result;
 
-    if (!sim_control()) {
+    if (!sim_begin_control()) {
         return -1;
     }
     result = sim_parse_faults(spec, false);
@@ -26,7 +26,7 @@ SIM_EXPORT int kvferry_sim_cost(const char *spec)
 {
     int result;
 
-    if (!sim_control()) {
+    if (!sim_begin_control()) {
         return -1;
     }
     result = sim_parse_cost(spec);
@@ -36,7 +36,7 @@ SIM_EXPORT int kvferry_sim_cost(const char *spec)
 
 SIM_EXPORT int kvferry_sim_seed(unsigned long long seed, int on)
 {
-    if (!sim_control()) {
+    if (!sim_begin_control()) {
         return -1;
     }
     sim.seed = seed;
@@ -48,7 +48,7 @@ SIM_EXPORT int kvferry_sim_seed(unsigned long long seed, int on)
 
 SIM_EXPORT void kvferry_sim_release_hangs(void)
 {
-    if (sim_control()) {
+    if (sim_begin_control()) {
         sim_release_hangs();
         stream_wake_all();
         pthread_mutex_unlock(&sim.lock);
@@ -59,7 +59,7 @@ SIM_EXPORT size_t kvferry_sim_report(char *out, size_t size)
 {
     size_t length;
 
-    if (!sim_control()) {
+    if (!sim_begin_control()) {
         return 0;
     }
     length = sim_write_report(out, size);
@@ -71,7 +71,7 @@ SIM_EXPORT void kvferry_sim_reset_counters(void)
 {
     int device;
 
-    if (!sim_control()) {
+    if (!sim_begin_control()) {
         return;
     }
     memset(&sim.counters, 0, sizeof sim.counters);

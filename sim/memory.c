@@ -1,10 +1,10 @@
 /* Memory of the devices, and page-locked memory of the host.
  *
- * The index has them all in the order of their addresses; virtual.c adds its ranges.
+ * The index has all allocations in the order of their addresses; virtual.c adds its ranges.
  *
- * The address of device memory is a range without access rights; its bytes are elsewhere, where only the simulator
- * looks. Pages come into being when they are touched, so that many GiB can be allocated. Memory that was freed stays a
- * range without access rights for a while, so that its use is recognised. */
+ * The address of device memory is a range without access rights. Its bytes are mapped elsewhere, for the simulator
+ * alone. The kernel makes a page when it is touched, so that many GiB can be allocated. Freed memory stays a range
+ * without access rights for a while, so that its use is recognised. */
 #include "memory.h"
 
 #include <stdlib.h>
@@ -35,7 +35,7 @@ static void *map(size_t size, int access)
         return NULL;
     }
     if (access != PROT_NONE && size >= HUGE_PAGE) {
-        madvise(address, size, MADV_HUGEPAGE); /* where there are none, small ones do */
+        madvise(address, size, MADV_HUGEPAGE); /* a hint: small pages serve, too */
     }
     return address;
 }
@@ -98,8 +98,8 @@ static void forget_oldest(void)
     free(oldest);
 }
 
-/* Gives the pages of freed memory back, and keeps its range. Registered memory goes on as the program's. */
-static void retire(struct allocation *allocation)
+/* Frees the pages, and keeps the range. Registered memory is left to the program. */
+static void discard(struct allocation *allocation)
 {
     if (allocation->memory == MEMORY_REGISTERED) {
         sim_unindex(allocation);
@@ -123,7 +123,7 @@ static void retire(struct allocation *allocation)
 }
 
 /* Maps an allocation's address and bytes. */
-static bool provide(struct allocation *allocation)
+static bool map_allocation(struct allocation *allocation)
 {
     bool device = allocation->memory == MEMORY_DEVICE;
     void *base = map(allocation->span, device ? PROT_NONE : PROT_READ | PROT_WRITE);
@@ -159,7 +159,7 @@ int sim_malloc(enum sim_memory memory, size_t size, void **out)
         allocation->device = sim_current();
         allocation->size = size;
         allocation->span = (size + page - 1) / page * page;
-        if (provide(allocation)) {
+        if (map_allocation(allocation)) {
             *out = (void *)allocation->base;
             return SIM_OK;
         }
@@ -187,25 +187,25 @@ enum sim_memory sim_locate(const void *address, struct allocation **out)
     return allocation->freed ? MEMORY_FREED : allocation->memory;
 }
 
-/* Frees what may be freed. *busy tells whether copies use it: then it goes when they end. */
+/* Frees memory. *busy tells whether copies use it: then it is freed when they end. */
 static void free_now(struct allocation *allocation, bool *busy)
 {
     *busy = allocation->users > 0;
     allocation->freed = true;
     if (!*busy) {
-        retire(allocation);
+        discard(allocation);
     }
 }
 
-/* A program should have waited for the copies; on a device that is in trouble it cannot. */
-static int give_back(struct allocation *allocation)
+/* Frees memory for the program, which should have waited for the copies; on a lost or broken device it cannot. */
+static int free_checked(struct allocation *allocation)
 {
-    bool trouble = sim_trouble(allocation->device) != SIM_OK, busy;
+    bool failed = sim_device_error(allocation->device) != SIM_OK, busy;
     void *address = (void *)allocation->base;
     int users = allocation->users;
 
     free_now(allocation, &busy);
-    if (!busy || trouble) {
+    if (!busy || failed) {
         return SIM_OK;
     }
     return sim_misuse(MISUSE_busy_free, SIM_OK, "%p was freed while %d copies use it", address, users);
@@ -228,10 +228,10 @@ int sim_free(enum sim_memory memory, void *address)
         return sim_misuse(MISUSE_other_device, SIM_OTHER_MEMORY, "%p is memory of device %d, and device %d is set",
                           address, allocation->device, sim_current());
     }
-    return give_back(allocation);
+    return free_checked(allocation);
 }
 
-/* Whether any of it is known already. */
+/* Whether any of a range is an allocation already. */
 static bool overlaps(uintptr_t base, size_t size)
 {
     size_t at = rank(base + size - 1);
@@ -239,7 +239,7 @@ static bool overlaps(uintptr_t base, size_t size)
     return at > 0 && index_[at - 1]->base + index_[at - 1]->span > base;
 }
 
-/* Whether all of it is mapped. */
+/* Whether the program has all of a range mapped. */
 static bool is_mapped(uintptr_t base, size_t size)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (base % page + size + page - 1) / page;
@@ -284,7 +284,7 @@ int sim_unregister(void *address)
     if (sim_locate(address, &allocation) != MEMORY_REGISTERED || allocation->base != (uintptr_t)address) {
         return sim_misuse(MISUSE_wrong_pointer, SIM_UNREGISTERED, "%p was not page-locked by registering it", address);
     }
-    return give_back(allocation);
+    return free_checked(allocation);
 }
 
 size_t sim_drop_memory(int device)
@@ -304,10 +304,10 @@ size_t sim_drop_memory(int device)
     return dropped;
 }
 
-void sim_release(struct allocation *allocation)
+void sim_end_use(struct allocation *allocation)
 {
     if (allocation != NULL && --allocation->users == 0 && allocation->freed) {
-        retire(allocation);
+        discard(allocation);
     }
 }
 

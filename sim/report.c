@@ -1,4 +1,4 @@
-/* The report: what is leaked, what was misused, what was called and copied. */
+/* The report: leaks, misuse, calls and copies. */
 #include "report.h"
 
 #include "call.h"
@@ -15,7 +15,7 @@
 static const char *const misuse_names[MISUSES] = {SIM_MISUSES(NAME_OF)};
 static const char *const kind_names[KINDS] = {"h2h", "h2d", "d2h", "d2d"};
 
-/* A string that is written bit by bit, and counts what does not fit. */
+/* A string that is appended to. Its length counts what did not fit, too. */
 struct text {
     char *out;
     size_t size, length;
@@ -44,7 +44,7 @@ static void add_leaks(struct text *text)
     int device;
 
     for (device = 0; device < sim.devices; device++) {
-        sets += sim.device[device].held;
+        sets += sim.device[device].retained;
     }
     sim_count_virtual(&allocations, &bytes, &ranges);
     sim_count_memory(device_memory, 2, &allocations, &bytes);
@@ -52,7 +52,8 @@ static void add_leaks(struct text *text)
     allocations = bytes = 0;
     sim_count_memory(host_memory, 2, &allocations, &bytes);
     add(text, "\"host_allocations\": %zu, \"host_bytes\": %zu, \"virtual_ranges\": %zu, ", allocations, bytes, ranges);
-    add(text, "\"streams\": %zu, \"events\": %zu, \"device_sets\": %ld},\n", sim_count_streams(), sim_count_events(), sets);
+    add(text, "\"streams\": %zu, \"events\": %zu, \"device_sets\": %ld},\n", sim_count_streams(), sim_count_events(),
+        sets);
 }
 
 static void add_counts(struct text *text, const char *name, const char *const *names, const uint64_t *counts, size_t n)
@@ -95,24 +96,24 @@ size_t sim_write_report(char *out, size_t size)
     add(&text, "  \"pageable_copies\": %llu,\n", (unsigned long long)counters->pageable_copies);
     add(&text, "  \"executed\": %llu,\n", (unsigned long long)counters->executed);
     add(&text, "  \"faults\": %llu,\n", (unsigned long long)counters->faults);
-    add_counts(&text, "calls", sim_face.calls, counters->calls, (size_t)sim_face.call_count);
+    add_counts(&text, "calls", sim_api.calls, counters->calls, (size_t)sim_api.call_count);
     add_devices(&text);
     add(&text, "}\n");
     return text.length;
 }
 
-/* The file to write to, under its name for this face. */
+/* Opens the report's file, whose name has the suffix of this library. */
 static FILE *open_report(const char *where)
 {
     char name[4096];
 
-    if (snprintf(name, sizeof name, "%s%s", where, sim_face.report_suffix) >= (int)sizeof name) {
+    if (snprintf(name, sizeof name, "%s%s", where, sim_api.report_suffix) >= (int)sizeof name) {
         return NULL;
     }
     return fopen(name, "w");
 }
 
-static void write_to(const char *where)
+static void write_report(const char *where)
 {
     size_t length = sim_write_report(NULL, 0);
     char *report = malloc(length + 1);
@@ -120,7 +121,7 @@ static void write_to(const char *where)
     FILE *file = report == NULL ? NULL : standard ? stderr : open_report(where);
 
     if (file == NULL) {
-        fprintf(stderr, SIM_NAME ": no report can be written to %s%s\n", where, sim_face.report_suffix);
+        fprintf(stderr, SIM_NAME ": no report can be written to %s%s\n", where, sim_api.report_suffix);
     } else {
         sim_write_report(report, length + 1);
         fputs(report, file);
@@ -131,8 +132,8 @@ static void write_to(const char *where)
     free(report);
 }
 
-/* One line, where something was misused. */
-static void complain(void)
+/* Prints one line, where something was misused. */
+static void print_misuse(void)
 {
     char line[1024];
     struct text text = {line, sizeof line, 0};
@@ -144,22 +145,22 @@ static void complain(void)
         }
     }
     if (text.length > 0) {
-        fprintf(stderr, SIM_NAME ": %s was misused:%s\n", sim_face.runtime, line);
+        fprintf(stderr, SIM_NAME ": %s was misused:%s\n", sim_api.runtime, line);
     }
 }
 
-/* At the end of the process. The workers may still be at work. */
+/* Called at the end of the process. Workers may still run. */
 __attribute__((destructor)) static void report_at_exit(void)
 {
     const char *where = getenv("KVFERRY_SIM_REPORT");
 
-    if (!sim_control()) {
+    if (!sim_begin_control()) {
         return;
     }
     if (where != NULL && *where != '\0') {
-        write_to(where);
+        write_report(where);
     } else {
-        complain();
+        print_misuse();
     }
     pthread_mutex_unlock(&sim.lock);
 }

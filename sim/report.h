@@ -1,4 +1,4 @@
-/* The report: what is leaked, what was misused, what was called and copied. */
+/* The report: leaks, misuse, calls and copies. */
 #ifndef SIM_REPORT_H
 #define SIM_REPORT_H
 

@@ -9,9 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static char misconfigured[SIM_MESSAGE_MAX]; /* what is wrong with the variables */
+static char misconfigured[SIM_MESSAGE_MAX]; /* which variable is wrong, and why */
 
-/* Takes the number in that a variable holds, if it is set. False where it is none within the limits. */
+/* Reads the number in a variable, if that is set. False where it is not within the limits. */
 static bool read_number(const char *name, unsigned long long low, unsigned long long high, unsigned long long *out)
 {
     const char *text = getenv(name);
@@ -51,13 +51,12 @@ int sim_check_settings(void)
     return *misconfigured == '\0' ? SIM_OK : sim_fail(SIM_INVALID, "%s", misconfigured);
 }
 
-/* Takes the variables in when the first call is made. Where one makes no sense, the runtime cannot be initialised. */
 void sim_read_settings(void)
 {
     if (!sim.configured && configure() != SIM_OK) {
         snprintf(misconfigured, sizeof misconfigured, "%s", sim_message());
         fprintf(stderr, SIM_NAME ": %s\n", misconfigured);
-        sim_check_settings(); /* the caller may ask for the text, too */
+        sim_check_settings(); /* so that sim_message returns the text, too */
     }
     sim.configured = true;
 }

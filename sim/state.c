@@ -9,7 +9,7 @@ static void forked_child(void)
     sim_forked = true;
 }
 
-/* The lock is held for less time than falling asleep takes, so who finds it held looks again for a moment. */
+/* The lock is held for less time than a thread takes to fall asleep, so a thread that finds it locked spins first. */
 __attribute__((constructor)) static void prepare(void)
 {
     pthread_mutexattr_t attributes;

@@ -1,8 +1,8 @@
 /* One stream: its queue, its clock, and waiting for it.
  *
- *  1. A stream has room for so many operations: who submits more waits for the first of them.
- *  2. When an operation ends by the cost model is reckoned at once, and put on the stream's clock; nothing sleeps for that.
- *  3. Who waits for a place in the stream sleeps until its time by that clock, and then until the worker has got there.
+ *  1. A submitter waits until there is room for its operation.
+ *  2. Submitting an operation adds its cost to the stream's clock, complete_at; nothing sleeps for that.
+ *  3. A thread that waits for a place sleeps until its time by that clock, and then until the worker has got there.
  */
 #include "stream.h"
 
@@ -28,7 +28,7 @@ struct operation *stream_next_place(struct stream *stream, int *result)
     *result = SIM_OK;
     stream->references++;
     while (stream->submitted - stream->executed == STREAM_DEPTH && !stream->hanging) {
-        stream_hurry(stream, stream->executed + 1);
+        stream_set_awaited(stream, stream->executed + 1);
         stream_wait_for_progress(stream, NEVER);
     }
     if (stream->closed) {
@@ -45,7 +45,7 @@ void stream_submit(struct stream *stream, int64_t cost)
 {
     int64_t now = sim_now();
 
-    stream->busy_until = (stream->busy_until > now ? stream->busy_until : now) + cost;
+    stream->complete_at = (stream->complete_at > now ? stream->complete_at : now) + cost;
     stream->submitted++;
     if (stream->worker == WORKER_IDLE) {
         pthread_cond_signal(&stream->work);
@@ -63,7 +63,7 @@ int stream_queue_wait(struct stream *stream, const void *other, uint64_t place, 
         operation->stream = other;
         operation->place = place;
         stream_submit(stream, 0);
-        stream->busy_until = stream->busy_until > time ? stream->busy_until : time;
+        stream->complete_at = stream->complete_at > time ? stream->complete_at : time;
     }
     return result;
 }
@@ -82,7 +82,7 @@ void operation_release(struct operation *operation)
 
 bool stream_is_complete(const struct stream *stream)
 {
-    return stream->executed == stream->submitted && sim_now() >= stream->busy_until;
+    return stream->executed == stream->submitted && sim_now() >= stream->complete_at;
 }
 
 int stream_wait(struct stream *stream, uint64_t place, int64_t time, int64_t timeout, int timed_out)
@@ -91,23 +91,23 @@ int stream_wait(struct stream *stream, uint64_t place, int64_t time, int64_t tim
     int result;
 
     stream->references++;
-    stream_hurry(stream, place);
+    stream_set_awaited(stream, place);
     while (stream->executed < place || now < time) {
-        if (now >= deadline || sim_trouble(stream->device) != SIM_OK) {
+        if (now >= deadline || sim_device_error(stream->device) != SIM_OK) {
             break;
         }
         if (now < time) {
-            /* Not impatient: the worker need not wake us before that, only trouble with the device does. */
-            int slack = sim_sharpen_timers();
+            /* Not in waiters: nothing but an error of the device needs to wake this thread before that time. */
+            int slack = sim_set_precise_timers();
 
             stream_sleep(&stream->done, time < deadline ? time : deadline);
-            sim_blunt_timers(slack);
+            sim_restore_timers(slack);
         } else {
             stream_wait_for_progress(stream, deadline);
         }
         now = sim_now();
     }
-    result = stream_outcome(stream, place);
+    result = stream_result(stream, place);
     if (result == SIM_OK && (stream->executed < place || now < time)) {
         result = sim_fail(timed_out, "operation %llu of a stream of device %d is not complete after %lld ms",
                           (unsigned long long)place, stream->device, (long long)timeout);
@@ -116,10 +116,10 @@ int stream_wait(struct stream *stream, uint64_t place, int64_t time, int64_t tim
     return result;
 }
 
-void stream_hurry(struct stream *stream, uint64_t place)
+void stream_set_awaited(struct stream *stream, uint64_t place)
 {
-    if (stream->hurried < place) {
-        stream->hurried = place;
+    if (stream->awaited < place) {
+        stream->awaited = place;
     }
     if (stream->executed < place && stream->worker != WORKER_RUNNING) {
         pthread_cond_signal(&stream->work);
@@ -129,9 +129,9 @@ void stream_hurry(struct stream *stream, uint64_t place)
 void stream_wait_for_progress(struct stream *stream, int64_t until)
 {
     stream->references++;
-    stream->impatient++;
+    stream->waiters++;
     stream_sleep(&stream->done, until);
-    stream->impatient--;
+    stream->waiters--;
     stream_release(stream);
 }
 
@@ -146,9 +146,9 @@ void stream_sleep(pthread_cond_t *condition, int64_t until)
     }
 }
 
-int stream_outcome(const struct stream *stream, uint64_t place)
+int stream_result(const struct stream *stream, uint64_t place)
 {
-    int trouble = sim_trouble(stream->device);
+    int trouble = sim_device_error(stream->device);
 
     if (trouble != SIM_OK) {
         return trouble;

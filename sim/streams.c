@@ -1,6 +1,6 @@
 /* All streams.
  *
- * The default stream of a device is made when it is first used. A stream that is destroyed is waited for. */
+ * The default stream of a device is made when it is first used. Destroying a stream waits for what is queued in it. */
 #include "streams.h"
 
 #include "handle.h"
@@ -30,7 +30,7 @@ static struct stream *new_stream(void)
     return stream;
 }
 
-/* Makes a stream, and starts it. NULL where that cannot be. */
+/* Makes a stream, and starts its worker. NULL where there is no memory, thread or handle. */
 static struct stream *start_stream(bool blocking, void **handle)
 {
     struct stream *stream = new_stream();
@@ -95,7 +95,7 @@ struct stream *stream_find(const void *handle, int *result)
 {
     struct stream *stream = sim_object(OBJECT_STREAM, handle);
 
-    if (handle == NULL && sim_face.default_stream) {
+    if (handle == NULL && sim_api.default_stream) {
         return default_stream(result);
     }
     *result = SIM_OK;
@@ -108,7 +108,6 @@ struct stream *stream_find(const void *handle, int *result)
     return *result == SIM_OK ? stream : NULL;
 }
 
-/* The default stream waits for those that block, and they wait for it. */
 int stream_keep_order(struct stream *stream)
 {
     size_t position = 0;
@@ -121,7 +120,7 @@ int stream_keep_order(struct stream *stream)
     while (result == SIM_OK && (other = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
         if (other->device == stream->device && other->blocking && other->is_default != stream->is_default &&
             !stream_is_complete(other)) {
-            result = stream_queue_wait(stream, other->handle, other->submitted, other->busy_until);
+            result = stream_queue_wait(stream, other->handle, other->submitted, other->complete_at);
         }
     }
     return result;
@@ -136,7 +135,7 @@ int sim_query_stream(void *handle, bool *complete)
         return result;
     }
     *complete = stream_is_complete(stream);
-    return stream_outcome(stream, stream->executed);
+    return stream_result(stream, stream->executed);
 }
 
 int sim_stream_device(void *handle, int *device)
@@ -158,7 +157,7 @@ int sim_synchronize_device(enum sim_streams which)
 
     while (result == SIM_OK && (stream = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
         if (stream->device == device && (which == STREAMS_ALL || stream->blocking)) {
-            result = stream_wait(stream, stream->submitted, stream->busy_until, -1, SIM_STREAM_TIMEOUT);
+            result = stream_wait(stream, stream->submitted, stream->complete_at, -1, SIM_STREAM_TIMEOUT);
         }
     }
     return result;
@@ -172,23 +171,23 @@ int sim_synchronize_stream(void *handle, int64_t timeout)
     if (stream == NULL || (stream->is_default && (result = stream_keep_order(stream)) != SIM_OK)) {
         return result;
     }
-    return stream_wait(stream, stream->submitted, stream->busy_until, timeout, SIM_STREAM_TIMEOUT);
+    return stream_wait(stream, stream->submitted, stream->complete_at, timeout, SIM_STREAM_TIMEOUT);
 }
 
-/* Has a stream end, and waits for that. */
+/* Closes a stream, and waits until its worker has executed all operations. */
 static void end_stream(struct stream *stream)
 {
     stream->closed = true;
     pthread_cond_signal(&stream->work);
-    stream_wait(stream, stream->submitted, stream->busy_until, -1, SIM_STREAM_TIMEOUT);
-    while (stream->executed < stream->submitted) { /* as the device is in trouble: nothing is moved any more */
+    stream_wait(stream, stream->submitted, stream->complete_at, -1, SIM_STREAM_TIMEOUT);
+    while (stream->executed < stream->submitted) { /* the device is lost or broken: no more bytes are moved */
         stream_wait_for_progress(stream, NEVER);
     }
     sim_drop_handle(stream->handle);
     stream_release(stream);
 }
 
-/* Waits for what is queued, as CANN does; a program should have waited for it before. */
+/* Waits for queued operations, as CANN does; a program should have waited for them before. */
 int sim_destroy_stream(void *handle)
 {
     int result;
@@ -200,7 +199,7 @@ int sim_destroy_stream(void *handle)
     if (stream == NULL) {
         return result;
     }
-    if (!stream_is_complete(stream) && sim_trouble(stream->device) == SIM_OK) {
+    if (!stream_is_complete(stream) && sim_device_error(stream->device) == SIM_OK) {
         result = sim_misuse(MISUSE_busy_destroy, SIM_OK, "a stream of device %d is destroyed before it is complete",
                             stream->device);
     }
@@ -219,7 +218,7 @@ size_t sim_count_streams(void)
     return count;
 }
 
-/* What is queued does not run any more, as if the device were broken. */
+/* Queued operations are not executed, as if the device were broken. */
 size_t sim_drop_streams(int device)
 {
     size_t position = 0, dropped = 0;

@@ -1,4 +1,4 @@
-/* What streams are given: copies, and calls of the program's functions. Waits for each other are in event.c. */
+/* Submitting copies, and calls of the program's functions, to streams. */
 #include "submit.h"
 
 #include "cost.h"
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A place for a copy, with room for its pieces. */
+/* An operation for a copy, with room for its pieces. */
 static struct operation *new_copy(struct stream *stream, size_t count, int *result)
 {
     struct operation *operation;
@@ -26,13 +26,13 @@ static struct operation *new_copy(struct stream *stream, size_t count, int *resu
     return operation;
 }
 
-/* What a copy consists of, by kind. */
+/* The bytes and pieces of a copy, by kind. */
 struct parts {
     size_t sizes[KINDS], counts[KINDS];
     bool pageable;
 };
 
-/* Takes one element of a batch in. */
+/* Adds one element of a batch. */
 static int add_piece(struct operation *operation, struct parts *parts, const struct batch *batch, size_t i, int claimed,
                      int device)
 {
@@ -74,7 +74,7 @@ static int submit_copy(struct stream *stream, const struct parts *parts)
     if (!parts->pageable) {
         return SIM_OK;
     }
-    return stream_wait(stream, stream->submitted, stream->busy_until, -1, SIM_STREAM_TIMEOUT);
+    return stream_wait(stream, stream->submitted, stream->complete_at, -1, SIM_STREAM_TIMEOUT);
 }
 
 int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void *handle)
@@ -124,7 +124,7 @@ int sim_call_in_stream(void *handle, void (*function)(void *), void *argument)
         operation->type = OPERATION_CALL;
         operation->function = function;
         operation->argument = argument;
-        operation->time = stream->busy_until;
+        operation->time = stream->complete_at;
         stream_submit(stream, 0);
     }
     return result;

@@ -1,4 +1,4 @@
-/* What streams are given: copies, and calls of the program's functions. */
+/* Submitting copies, and calls of the program's functions, to streams. */
 #ifndef SIM_SUBMIT_H
 #define SIM_SUBMIT_H
 
@@ -12,10 +12,11 @@ struct batch {
     void **from;
     size_t *sizes;
     size_t count;
-    const bool *early; /* whose source is read at once; NULL: none */
+    const bool *early; /* which sources are read at once; NULL: none */
 };
 
-/* In no order; all in one direction where that is claimed. *failed is the element that was refused, or SIZE_MAX. */
+/* Copies in no order, all of the claimed kind unless that is -1. *failed is the element that was refused, or
+ * SIZE_MAX. */
 int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void *stream);
 
 int sim_call_in_stream(void *stream, void (*function)(void *), void *argument);

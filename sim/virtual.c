@@ -1,7 +1,7 @@
-/* Virtual ranges: addresses into which pieces of device memory are mapped, one behind the other or with holes.
+/* Virtual ranges: addresses into which physical allocations are mapped, one behind the other or with holes.
  *
- * The bytes of a piece are a file in memory, which is mapped a second time where the simulator looks for the bytes of
- * the range. So a copy across several pieces is one copy. */
+ * The bytes of a physical allocation are a file in memory. The simulator maps it at a second range of addresses, where
+ * it finds the bytes of the virtual range one behind the other: a copy across several allocations is one copy. */
 #include "virtual.h"
 
 #include "handle.h"
@@ -11,31 +11,31 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Device memory that has no address of its own. */
-struct piece_of_memory {
+/* A physical allocation: device memory without an address of its own. */
+struct physical {
     int file, device;
     size_t size;
     size_t mappings;
-    bool released; /* the handle is: it goes with its last mapping */
+    bool released; /* it is freed with its last mapping */
 };
 
-/* What is mapped at one of the equal parts of a range. */
+/* One of the equal parts of a range, and the memory that is mapped there. */
 struct granule {
-    struct piece_of_memory *piece;
-    size_t part;  /* which granule of the piece */
+    struct physical *physical;
+    size_t part;  /* which part of the physical allocation */
     bool allowed; /* its device may access it */
     int users;    /* copies */
 };
 
-static size_t pieces, piece_bytes, ranges;
+static size_t allocations, allocated_bytes, ranges;
 
 static bool is_whole(size_t size)
 {
     return size > 0 && size % SIM_GRANULE == 0;
 }
 
-/* Replaces what is mapped at a part of a range's bytes by nothing. Copies on their way go nowhere. */
-static bool clear(const struct allocation *range, size_t offset, size_t size, int users)
+/* Unmaps a part of a range's bytes. Copies that use it move bytes from or to scratch memory then. */
+static bool unmap_bytes(const struct allocation *range, size_t offset, size_t size, int users)
 {
     int access = users > 0 ? PROT_READ | PROT_WRITE : PROT_NONE;
 
@@ -43,8 +43,8 @@ static bool clear(const struct allocation *range, size_t offset, size_t size, in
            MAP_FAILED;
 }
 
-/* Maps addresses at which there is nothing, aligned. */
-static void *map_nothing(size_t size, size_t alignment)
+/* Reserves aligned addresses without access rights. */
+static void *reserve_addresses(size_t size, size_t alignment)
 {
     char *address = mmap(NULL, size + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     size_t before;
@@ -88,8 +88,8 @@ int sim_reserve(size_t size, size_t alignment, void **out)
     range->device = -1;
     range->size = range->span = size;
     range->granules = calloc(size / SIM_GRANULE, sizeof *range->granules);
-    range->base = (uintptr_t)map_nothing(size, alignment > SIM_GRANULE ? alignment : SIM_GRANULE);
-    range->bytes = map_nothing(size, SIM_GRANULE);
+    range->base = (uintptr_t)reserve_addresses(size, alignment > SIM_GRANULE ? alignment : SIM_GRANULE);
+    range->bytes = reserve_addresses(size, SIM_GRANULE);
     if (range->granules == NULL || range->base == 0 || range->bytes == NULL || !sim_index(range)) {
         free_range(range);
         return sim_fail(SIM_NO_MEMORY, "there are no %zu bytes of addresses", size);
@@ -99,7 +99,7 @@ int sim_reserve(size_t size, size_t alignment, void **out)
     return SIM_OK;
 }
 
-/* Finds the range that part of it lies in, and where; the part must be of whole granules. */
+/* Finds the range that a part lies in, and its granules, of which the part must be a whole number. */
 static struct allocation *find_range(void *address, size_t size, size_t *first, size_t *count)
 {
     struct allocation *range;
@@ -129,7 +129,7 @@ int sim_unreserve(void *address, size_t size)
         return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "%zu bytes at %p are no reserved range", size, address);
     }
     for (i = 0; i < count; i++) {
-        if (range->granules[i].piece != NULL) {
+        if (range->granules[i].physical != NULL) {
             return sim_fail(SIM_INVALID, "something is still mapped in the range at %p", address);
         }
     }
@@ -142,9 +142,9 @@ int sim_unreserve(void *address, size_t size)
     return SIM_OK;
 }
 
-int sim_create_piece(size_t size, int device, void **out)
+int sim_create_physical(size_t size, int device, void **out)
 {
-    struct piece_of_memory *piece;
+    struct physical *physical;
     int result = sim_check_device(device);
 
     if (result == SIM_OK && (out == NULL || !is_whole(size))) {
@@ -153,88 +153,88 @@ int sim_create_piece(size_t size, int device, void **out)
     if (result != SIM_OK) {
         return result;
     }
-    piece = calloc(1, sizeof *piece);
-    *out = piece != NULL ? sim_handle(OBJECT_PIECE, piece) : NULL;
+    physical = calloc(1, sizeof *physical);
+    *out = physical != NULL ? sim_handle(OBJECT_PHYSICAL, physical) : NULL;
     if (*out != NULL) {
-        piece->size = size;
-        piece->device = device;
-        piece->file = (int)syscall(SYS_memfd_create, SIM_NAME, 1u /* closed by exec */);
-        if (piece->file >= 0 && ftruncate(piece->file, (off_t)size) == 0) {
-            pieces++;
-            piece_bytes += size;
+        physical->size = size;
+        physical->device = device;
+        physical->file = (int)syscall(SYS_memfd_create, SIM_NAME, 1u /* closed by exec */);
+        if (physical->file >= 0 && ftruncate(physical->file, (off_t)size) == 0) {
+            allocations++;
+            allocated_bytes += size;
             return SIM_OK;
         }
-        if (piece->file >= 0) {
-            close(piece->file);
+        if (physical->file >= 0) {
+            close(physical->file);
         }
         sim_drop_handle(*out);
     }
-    free(piece);
+    free(physical);
     return sim_fail(SIM_NO_MEMORY, "there is no memory, file or handle for %zu bytes", size);
 }
 
-static void free_if_unused(struct piece_of_memory *piece)
+static void free_if_unused(struct physical *physical)
 {
-    if (piece->released && piece->mappings == 0) {
-        close(piece->file);
-        pieces--;
-        piece_bytes -= piece->size;
-        free(piece);
+    if (physical->released && physical->mappings == 0) {
+        close(physical->file);
+        allocations--;
+        allocated_bytes -= physical->size;
+        free(physical);
     }
 }
 
-int sim_drop_piece(void *handle)
+int sim_release_physical(void *handle)
 {
-    struct piece_of_memory *piece = sim_object(OBJECT_PIECE, handle);
+    struct physical *physical = sim_object(OBJECT_PHYSICAL, handle);
 
-    if (piece == NULL) {
+    if (physical == NULL) {
         return sim_misuse(MISUSE_unknown_handle, SIM_INVALID, "%p is no memory that was created", handle);
     }
     sim_drop_handle(handle);
-    piece->released = true;
-    free_if_unused(piece);
+    physical->released = true;
+    free_if_unused(physical);
     return SIM_OK;
 }
 
 int sim_map(void *address, size_t size, void *handle)
 {
-    struct piece_of_memory *piece = sim_object(OBJECT_PIECE, handle);
+    struct physical *physical = sim_object(OBJECT_PHYSICAL, handle);
     size_t first, count, i;
     struct allocation *range = find_range(address, size, &first, &count);
 
-    if (piece == NULL) {
+    if (physical == NULL) {
         return sim_misuse(MISUSE_unknown_handle, SIM_INVALID, "%p is no memory that was created", handle);
     }
     if (range == NULL) {
         return SIM_INVALID;
     }
-    if (size > piece->size) {
-        return sim_fail(SIM_INVALID, "%zu bytes of memory that has %zu", size, piece->size);
+    if (size > physical->size) {
+        return sim_fail(SIM_INVALID, "%zu bytes of memory that has %zu", size, physical->size);
     }
     for (i = first; i < first + count; i++) {
-        if (range->granules[i].piece != NULL) {
+        if (range->granules[i].physical != NULL) {
             return sim_fail(SIM_INVALID, "something is mapped in %zu bytes at %p already", size, address);
         }
     }
-    if (mmap(range->bytes + first * SIM_GRANULE, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, piece->file,
+    if (mmap(range->bytes + first * SIM_GRANULE, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, physical->file,
              0) == MAP_FAILED) {
         return sim_fail(SIM_NO_MEMORY, "%zu bytes cannot be mapped", size);
     }
     for (i = 0; i < count; i++) {
-        range->granules[first + i].piece = piece;
+        range->granules[first + i].physical = physical;
         range->granules[first + i].part = i;
     }
-    piece->mappings += count;
+    physical->mappings += count;
     return SIM_OK;
 }
 
-/* Whether a part begins and ends where mappings do. */
+/* Whether a part begins and ends at ends of mappings. */
 static bool is_of_whole_mappings(const struct allocation *range, size_t first, size_t count)
 {
     size_t end = first + count;
     const struct granule *after = end * SIM_GRANULE < range->size ? &range->granules[end] : NULL;
 
-    return range->granules[first].part == 0 && (after == NULL || after->piece == NULL || after->part == 0);
+    return range->granules[first].part == 0 && (after == NULL || after->physical == NULL || after->part == 0);
 }
 
 static bool is_all_mapped(const struct allocation *range, size_t first, size_t count)
@@ -242,7 +242,7 @@ static bool is_all_mapped(const struct allocation *range, size_t first, size_t c
     size_t i;
 
     for (i = first; i < first + count; i++) {
-        if (range->granules[i].piece == NULL) {
+        if (range->granules[i].physical == NULL) {
             return false;
         }
     }
@@ -254,33 +254,33 @@ int sim_unmap(void *address, size_t size)
     size_t first, count, i;
     struct allocation *range = find_range(address, size, &first, &count);
     int users = 0, result = SIM_OK;
-    bool trouble;
+    bool failed;
 
     if (range == NULL || !is_all_mapped(range, first, count) || !is_of_whole_mappings(range, first, count)) {
         return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "%zu bytes at %p are not what was mapped", size, address);
     }
-    trouble = sim_trouble(range->granules[first].piece->device) != SIM_OK; /* where a program cannot wait */
+    failed = sim_device_error(range->granules[first].physical->device) != SIM_OK; /* a program cannot wait then */
     for (i = first; i < first + count; i++) {
         users += range->granules[i].users;
     }
-    if (users > 0 && !trouble) {
+    if (users > 0 && !failed) {
         result = sim_misuse(MISUSE_busy_free, SIM_OK, "what is mapped at %p is unmapped while copies use it", address);
     }
-    if (!clear(range, first * SIM_GRANULE, size, users)) {
+    if (!unmap_bytes(range, first * SIM_GRANULE, size, users)) {
         return sim_fail(SIM_NO_MEMORY, "%zu bytes at %p cannot be unmapped", size, address);
     }
     for (i = first; i < first + count; i++) {
-        struct piece_of_memory *piece = range->granules[i].piece;
+        struct physical *physical = range->granules[i].physical;
 
-        range->granules[i].piece = NULL;
+        range->granules[i].physical = NULL;
         range->granules[i].allowed = false;
-        piece->mappings--;
-        free_if_unused(piece);
+        physical->mappings--;
+        free_if_unused(physical);
     }
     return result;
 }
 
-int sim_allow(void *address, size_t size, int device)
+int sim_set_access(void *address, size_t size, int device)
 {
     size_t first, count, i;
     struct allocation *range = find_range(address, size, &first, &count);
@@ -289,7 +289,7 @@ int sim_allow(void *address, size_t size, int device)
         return sim_fail(SIM_INVALID, "%zu bytes at %p are not all mapped", size, address);
     }
     for (i = first; i < first + count; i++) {
-        range->granules[i].allowed = range->granules[i].allowed || range->granules[i].piece->device == device;
+        range->granules[i].allowed = range->granules[i].allowed || range->granules[i].physical->device == device;
     }
     return SIM_OK;
 }
@@ -297,12 +297,12 @@ int sim_allow(void *address, size_t size, int device)
 int sim_mapped(const struct allocation *range, size_t offset, size_t size)
 {
     size_t i, first = offset / SIM_GRANULE, last = (offset + (size > 0 ? size - 1 : 0)) / SIM_GRANULE;
-    int device = range->granules[first].piece != NULL ? range->granules[first].piece->device : -1;
+    int device = range->granules[first].physical != NULL ? range->granules[first].physical->device : -1;
 
     for (i = first; i <= last; i++) {
         const struct granule *granule = &range->granules[i];
 
-        if (granule->piece == NULL || !granule->allowed || granule->piece->device != device) {
+        if (granule->physical == NULL || !granule->allowed || granule->physical->device != device) {
             return -1;
         }
     }
@@ -318,9 +318,9 @@ void sim_use_virtual(struct allocation *range, size_t offset, size_t size, int c
     }
 }
 
-void sim_count_virtual(size_t *piece_count, size_t *bytes, size_t *range_count)
+void sim_count_virtual(size_t *count, size_t *bytes, size_t *range_count)
 {
-    *piece_count = pieces;
-    *bytes = piece_bytes;
+    *count = allocations;
+    *bytes = allocated_bytes;
     *range_count = ranges;
 }

@@ -1,9 +1,9 @@
 /* The worker of a stream: a thread that executes its operations, in order.
  *
- *  1. It rests until there is an operation: at first only for a moment, so that who submits meanwhile need not wake it;
- *  2. where the scheduler is adversarial, it holds the operation back for a while, or until something waits;
- *  3. it executes the operation, without the lock while bytes are moved, and remembers a failure;
- *  4. it wakes those that wait for that.
+ *  1. It sleeps until there is an operation, at first for 30 µs only, in which a submitter need not wake it.
+ *  2. Where the scheduler is adversarial, it delays the operation, less where something waits for it.
+ *  3. It executes the operation, without the lock while bytes are moved, and records a failure.
+ *  4. It wakes the threads that wait for progress.
  */
 #include "worker.h"
 
@@ -13,15 +13,16 @@
 
 #include <signal.h>
 
-#define NAP 30000               /* ns of rest in which the worker is not woken, as that costs the submitter time */
-#define DELAY_MAX 3000000       /* ns that an operation is held back for, if nothing waits for it */
-#define HURRIED_DELAY_MAX 50000 /* and if something does */
+/* In nanoseconds. */
+#define PAUSE 30000             /* the first sleep: to wake the worker would cost the submitter time */
+#define DELAY_MAX 3000000       /* of an operation that nothing waits for */
+#define AWAITED_DELAY_MAX 50000 /* and of one that something waits for */
 
-/* Sleeps until there is something to do: at first for a moment only, so that who submits meanwhile need not wake it. */
-static void rest(struct stream *stream)
+/* Sleeps until there is an operation or the stream is closed. */
+static void wait_for_work(struct stream *stream)
 {
-    stream->worker = WORKER_NAPPING;
-    stream_sleep(&stream->work, sim_now() + NAP);
+    stream->worker = WORKER_PAUSING;
+    stream_sleep(&stream->work, sim_now() + PAUSE);
     while (stream->submitted == stream->executed && !stream->closed) {
         stream->worker = WORKER_IDLE;
         stream_sleep(&stream->work, NEVER);
@@ -29,8 +30,8 @@ static void rest(struct stream *stream)
     stream->worker = WORKER_RUNNING;
 }
 
-/* A number that only the seed, the stream and the operation determine. */
-static uint64_t chance(const struct stream *stream, uint64_t salt)
+/* A number that depends on the seed, the stream, the operation and salt alone. */
+static uint64_t random_number(const struct stream *stream, uint64_t salt)
 {
     uint64_t x = sim.seed + stream->number * 0x9e3779b97f4a7c15u + stream->executed * 0xbf58476d1ce4e5b9u + salt;
 
@@ -39,20 +40,21 @@ static uint64_t chance(const struct stream *stream, uint64_t salt)
     return x ^ x >> 31;
 }
 
-/* Holds an operation back for as long as chance has it, and nothing waits for it. */
-static void hold_back(struct stream *stream)
+/* Delays an operation for a random time, which is shorter once something waits for it. */
+static void delay_operation(struct stream *stream)
 {
     int64_t start = sim_now();
-    int64_t hurried_delay = chance(stream, 1) % 8 == 0 ? (int64_t)(chance(stream, 2) % HURRIED_DELAY_MAX) : 0;
-    int64_t delay = chance(stream, 3) % 4 == 0 ? 0 : (int64_t)(chance(stream, 4) % DELAY_MAX);
+    bool also_awaited = random_number(stream, 1) % 8 == 0;
+    int64_t awaited_delay = also_awaited ? (int64_t)(random_number(stream, 2) % AWAITED_DELAY_MAX) : 0;
+    int64_t delay = random_number(stream, 3) % 4 == 0 ? 0 : (int64_t)(random_number(stream, 4) % DELAY_MAX);
     int64_t until;
 
     while (sim.adversarial) {
-        until = start + (stream->hurried > stream->executed ? hurried_delay : delay);
+        until = start + (stream->awaited > stream->executed ? awaited_delay : delay);
         if (sim_now() >= until) {
             return;
         }
-        stream->worker = WORKER_NAPPING;
+        stream->worker = WORKER_PAUSING;
         stream_sleep(&stream->work, until);
         stream->worker = WORKER_RUNNING;
     }
@@ -64,7 +66,7 @@ static void hang(struct stream *stream)
 
     stream->hanging = true;
     pthread_cond_broadcast(&stream->done);
-    while (sim.hang_releases == releases && sim_trouble(stream->device) == SIM_OK) {
+    while (sim.hang_releases == releases && sim_device_error(stream->device) == SIM_OK) {
         stream_sleep(&stream->work, NEVER);
     }
     stream->hanging = false;
@@ -85,12 +87,12 @@ static bool move_pieces(const struct operation *operation, size_t first)
 static int execute_copy(struct stream *stream, const struct operation *operation)
 {
     int result = sim_exec_fault(stream->device);
-    size_t first = sim.adversarial ? (size_t)(chance(stream, 5) % operation->count) : 0;
+    size_t first = sim.adversarial ? (size_t)(random_number(stream, 5) % operation->count) : 0;
     bool moved;
 
     if (result == FAULT_HANG) {
         hang(stream);
-        result = sim_trouble(stream->device);
+        result = sim_device_error(stream->device);
     }
     if (result != SIM_OK) {
         return result;
@@ -107,8 +109,8 @@ static void execute_wait(struct stream *stream, const struct operation *operatio
     struct stream *other;
 
     while ((other = sim_object(OBJECT_STREAM, operation->stream)) != NULL && other->executed < operation->place &&
-           sim_trouble(stream->device) == SIM_OK) {
-        stream_hurry(other, operation->place);
+           sim_device_error(stream->device) == SIM_OK) {
+        stream_set_awaited(other, operation->place);
         stream_wait_for_progress(other, NEVER);
     }
 }
@@ -116,22 +118,22 @@ static void execute_wait(struct stream *stream, const struct operation *operatio
 /* Calls a function of the program, unless something before it has failed. */
 static void execute_call(struct stream *stream, const struct operation *operation)
 {
-    while (sim_now() < operation->time && sim_trouble(stream->device) == SIM_OK) {
+    while (sim_now() < operation->time && sim_device_error(stream->device) == SIM_OK) {
         stream_sleep(&stream->work, operation->time);
     }
-    if (stream->failure == SIM_OK && sim_trouble(stream->device) == SIM_OK) {
-        sim_call_back(operation->function, operation->argument);
+    if (stream->failure == SIM_OK && sim_device_error(stream->device) == SIM_OK) {
+        sim_run_callback(operation->function, operation->argument);
     }
 }
 
-/* Remembers that an operation failed. */
-static void fail(struct stream *stream, int result)
+/* Records that an operation failed. */
+static void record_failure(struct stream *stream, int result)
 {
     if (stream->failure == SIM_OK) {
         stream->failure = result;
         stream->failed_at = stream->executed;
     }
-    if (sim_face.failures_spread && result != SIM_LOST && sim.device[stream->device].broken == SIM_OK) {
+    if (sim_api.failures_spread && result != SIM_LOST && sim.device[stream->device].broken == SIM_OK) {
         sim.device[stream->device].broken = result;
         stream_wake_all();
     }
@@ -153,29 +155,29 @@ static void execute(struct stream *stream)
         }
     }
     if (result != SIM_OK) {
-        fail(stream, result);
+        record_failure(stream, result);
     }
     if (operation->type == OPERATION_COPY) {
         operation_release(operation);
     }
     stream->executed++;
-    if (stream->impatient > 0) {
+    if (stream->waiters > 0) {
         pthread_cond_broadcast(&stream->done);
     }
 }
 
-static void *work(void *argument)
+static void *run(void *argument)
 {
     struct stream *stream = argument;
 
-    sim_sharpen_timers();
+    sim_set_precise_timers();
     pthread_mutex_lock(&sim.lock);
     while (!stream->closed || stream->submitted > stream->executed) {
         if (stream->submitted == stream->executed) {
-            rest(stream);
+            wait_for_work(stream);
         } else {
             if (sim.adversarial) {
-                hold_back(stream);
+                delay_operation(stream);
             }
             execute(stream);
         }
@@ -185,7 +187,7 @@ static void *work(void *argument)
     return NULL;
 }
 
-/* It takes no signal of the program's. */
+/* The thread blocks all signals: they are the program's. */
 bool worker_start(struct stream *stream)
 {
     pthread_attr_t attributes;
@@ -197,7 +199,7 @@ bool worker_start(struct stream *stream)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    started = pthread_create(&thread, &attributes, work, stream) == 0;
+    started = pthread_create(&thread, &attributes, run, stream) == 0;
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return started;

@@ -4,7 +4,7 @@
 
 #include "stream.h"
 
-/* Starts the worker, to which one of the references goes. */
+/* Starts the worker, which owns one reference; false where there is no thread. */
 bool worker_start(struct stream *stream);
 
 #endif

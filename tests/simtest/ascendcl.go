@@ -36,7 +36,7 @@ import (
 	"kvferry/ascend"
 )
 
-var ascendCL = face{
+var ascendCL = api{
 	kind:    "npu",
 	file:    "libascendcl.so",
 	runtime: ascend.New,

@@ -25,9 +25,10 @@ var builder = filepath.Join("scripts", "build_library.py")
 
 var building sync.Mutex
 
-// build returns the path of a simulator with that face that was compiled with those options, which it makes where there is none of these
-// sources yet. It stays there, under build/ in the repository: a name that has its sources in it is never out of date.
-func build(t testing.TB, f *face, options string) string {
+// build returns the path of the simulator of an API, compiled with those options. It builds it where there is none of
+// these sources yet. The library stays under build/ in the repository: its name has a hash of its sources, so it is never
+// out of date.
+func build(t testing.TB, f *api, options string) string {
 	t.Helper()
 	building.Lock()
 	defer building.Unlock()
@@ -48,7 +49,7 @@ func build(t testing.TB, f *face, options string) string {
 	return library
 }
 
-// publish puts a file in its place at once: the tests of other packages may be looking for it, or making the same.
+// publish puts a file in its place by a rename: tests of other packages may open or build the same file meanwhile.
 func publish(t testing.TB, made, place string) {
 	t.Helper()
 	content, err := os.ReadFile(made)
@@ -76,7 +77,7 @@ func repository(t testing.TB) string {
 	}
 }
 
-// fingerprint is a name for all that the library is made of.
+// fingerprint is a hash of all that the library is made of.
 func fingerprint(t testing.TB, root, options string) string {
 	t.Helper()
 	sources, err := filepath.Glob(filepath.Join(root, "sim", "*.*"))

@@ -81,7 +81,7 @@ import (
 // VirtualPiece is what the sizes of AllocVirtual are multiples of.
 const VirtualPiece = 2 << 20
 
-var cudaFace = face{
+var cudaAPI = api{
 	kind:    "cuda",
 	file:    "libcuda.so.1",
 	runtime: cuda.New,

@@ -13,8 +13,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// face is a runtime, as an application calls it. Its functions are called on the thread of a Device.
-type face struct {
+// api is a runtime, as an application calls it. Its functions are called on the thread of a Device.
+type api struct {
 	kind string // as build_library.py calls it
 	file string // the name of its library
 	// runtime is the library as the engine knows it
@@ -53,7 +53,7 @@ func NewDevice(t testing.TB, index int) *Device {
 		}()
 		d.close()
 	})
-	d.Do(func() { d.sim.face.enter(d) })
+	d.Do(func() { d.sim.api.enter(d) })
 	return d
 }
 
@@ -71,7 +71,7 @@ func (d *Device) close() {
 		for _, free := range d.live {
 			free()
 		}
-		d.sim.face.leave(d)
+		d.sim.api.leave(d)
 	})
 }
 
@@ -103,15 +103,15 @@ func (d *Device) call(function string, f func(address unsafe.Pointer) C.int) {
 func CurrentDevice(t testing.TB) (index int, set bool) {
 	t.Helper()
 	s := current(t)
-	return s.face.current(t, s)
+	return s.api.current(t, s)
 }
 
 // Alloc returns n bytes of device memory.
 func (d *Device) Alloc(n int) (addr uintptr) {
 	d.t.Helper()
 	d.Do(func() {
-		addr = d.sim.face.alloc(d, n)
-		d.live[addr] = func() { d.sim.face.free(d, addr) }
+		addr = d.sim.api.alloc(d, n)
+		d.live[addr] = func() { d.sim.api.free(d, addr) }
 	})
 	return addr
 }
@@ -130,13 +130,13 @@ func (d *Device) Free(addr uintptr) {
 // Write copies bytes into device memory.
 func (d *Device) Write(addr uintptr, b []byte) {
 	d.t.Helper()
-	d.Do(func() { d.sim.face.write(d, addr, b) })
+	d.Do(func() { d.sim.api.write(d, addr, b) })
 }
 
 // Read returns n bytes of device memory.
 func (d *Device) Read(addr uintptr, n int) []byte {
 	d.t.Helper()
 	b := make([]byte, n)
-	d.Do(func() { d.sim.face.read(d, addr, b) })
+	d.Do(func() { d.sim.api.read(d, addr, b) })
 	return b
 }

@@ -1,11 +1,11 @@
-// Package simtest gives Go tests simulated devices: it builds the simulator, opens it, controls it, and has memory on its
-// devices as an application has it.
+// Package simtest gives Go tests simulated devices: it builds the simulator, opens it, controls it, and allocates memory on
+// its devices as an application does.
 //
-// A simulator has one of two faces, AscendCL and CUDA, each with devices of its own. Tests use AscendCL's unless they call
+// A simulator has one of two APIs, AscendCL and CUDA, each with devices of its own. Tests use AscendCL's unless they call
 // UseCUDA.
 //
-// What a test sets lasts until its end: otherwise operations cost nothing, no fault waits to happen, and streams do not
-// delay what they could do. A simulator is one for the whole process, so tests that use it do not run in parallel.
+// Settings of a test last until its end. Without them operations cost nothing, no fault is injected, and streams delay
+// nothing. A process has one simulator, so tests that use it do not run in parallel.
 package simtest
 
 // #include <stdlib.h>
@@ -37,14 +37,14 @@ import (
 
 // simulator is one build of the simulator, opened in this process.
 type simulator struct {
-	face    *face
+	api     *api
 	path    string
 	library dl.Library
 }
 
 // variant is what a simulator was built as.
 type variant struct {
-	face    *face
+	api     *api
 	options string
 }
 
@@ -54,18 +54,18 @@ var (
 	used       *simulator
 )
 
-// Use has the test use the simulator of AscendCL that was compiled with options, such as OlderCANN. Called before anything
-// else here.
+// Use has the test use the simulator of AscendCL that was compiled with options, such as OlderCANN. A test calls it before
+// any other function here.
 func Use(t testing.TB, options string) {
 	t.Helper()
 	use(t, variant{&ascendCL, options})
 }
 
-// UseCUDA has the test use the simulator of CUDA that was compiled with options, such as OlderCUDA, from now on: all that
-// is called here has to do with that. A Device stays with the simulator that it was made with.
+// UseCUDA has the test use the simulator of CUDA that was compiled with options, such as OlderCUDA, from now on, for all
+// functions here. A Device stays with the simulator that it was made with.
 func UseCUDA(t testing.TB, options string) {
 	t.Helper()
-	use(t, variant{&cudaFace, options})
+	use(t, variant{&cudaAPI, options})
 }
 
 func use(t testing.TB, v variant) {
@@ -80,20 +80,20 @@ func open(t testing.TB, v variant) *simulator {
 	if s := simulators[v]; s != nil {
 		return s
 	}
-	path := build(t, v.face, v.options)
+	path := build(t, v.api, v.options)
 	library, err := dl.Open(path)
 	require.NoError(t, err)
-	s := &simulator{face: v.face, path: path, library: library}
+	s := &simulator{api: v.api, path: path, library: library}
 	s.text(t, "kvferry_sim_cost", free)
 	simulators[v] = s
 	return s
 }
 
-// current is the simulator that the test uses: the ordinary one if it has not said otherwise.
+// current is the simulator that the test uses: AscendCL's if the test called neither Use nor UseCUDA.
 func current(t testing.TB) *simulator {
 	t.Helper()
 	if used == nil {
-		return open(t, variant{face: &ascendCL})
+		return open(t, variant{api: &ascendCL})
 	}
 	return used
 }
@@ -129,7 +129,7 @@ func Library(t testing.TB) string {
 // Runtime returns the simulated devices as the engine knows them. They log to the test.
 func Runtime(t testing.TB) device.Runtime {
 	t.Helper()
-	return current(t).face.runtime(Library(t), zaptest.NewLogger(t))
+	return current(t).api.runtime(Library(t), zaptest.NewLogger(t))
 }
 
 // Faults has calls and copies fail: see kvferry_sim_faults in kvferry_sim.h. Calls are counted from now on, those of the
@@ -144,13 +144,13 @@ func Faults(t testing.TB, spec string) {
 	})
 }
 
-// ReleaseHangs lets copies that hang go on.
+// ReleaseHangs has copies that hang continue.
 func ReleaseHangs(t testing.TB) {
 	t.Helper()
 	C.call(current(t).symbol(t, "kvferry_sim_release_hangs"))
 }
 
-// Seed has streams delay, at random, whatever they may delay: a wait that is missing shows as wrong bytes.
+// Seed has streams delay operations at random: a wait that is missing shows as wrong bytes.
 func Seed(t testing.TB, seed uint64) {
 	t.Helper()
 	function := current(t).symbol(t, "kvferry_sim_seed")
@@ -158,7 +158,7 @@ func Seed(t testing.TB, seed uint64) {
 	t.Cleanup(func() { require.Zero(t, C.call_seed(function, 0, 0)) })
 }
 
-// free is the cost of nothing at all.
+// free is the cost model in which nothing takes time.
 const free = "0"
 
 // Cost has operations take time: see kvferry_sim_cost in kvferry_sim.h.
@@ -185,11 +185,11 @@ type Report struct {
 // DeviceUse is what was done with one device.
 type DeviceUse struct {
 	Sets   int64 `json:"sets"`   // how often it was made a thread's current device; how often its context was retained
-	Resets int64 `json:"resets"` // how often that was taken back
+	Resets int64 `json:"resets"` // how often it was reset or released
 	Lost   bool  `json:"lost"`
 }
 
-// Leaked is what there is now.
+// Leaked counts what is allocated, created or set now.
 type Leaked struct {
 	DeviceAllocations uint64 `json:"device_allocations"`
 	DeviceBytes       uint64 `json:"device_bytes"`
@@ -219,8 +219,8 @@ func ResetCounters(t testing.TB) {
 	C.call(current(t).symbol(t, "kvferry_sim_reset_counters"))
 }
 
-// NoLeaks has the test fail if at its end anything is left of what was allocated, created or set, or if anything was
-// misused in it. Called first, it looks last.
+// NoLeaks fails the test if at its end anything is leaked or was misused. A test calls it first, so that it checks after
+// all other cleanups.
 func NoLeaks(t testing.TB) {
 	t.Helper()
 	ResetCounters(t)

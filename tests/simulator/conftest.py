@@ -1,6 +1,6 @@
 """The simulator's libraries, as they are shipped and in other variants, and a way to run programs with them.
 
-A program whose name begins with "cuda" is one of CUDA's face, another is of AscendCL's.
+A program whose name begins with "cuda" uses CUDA, another uses AscendCL.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ NEWER = {
     "cuda": {"cuMemcpyBatchAsync", "cuMemcpyBatchAsync_v2"},
 }
 HEADERS = {"npu": "acl.h", "cuda": "cu.h"}
-FACES = pytest.mark.parametrize("kind", list(FILES))
-# What a process does at its end, as a program of either face.
+LIBRARIES = pytest.mark.parametrize("kind", list(FILES))
+# The program for each library whose process ends in different ways.
 EXITS = {"npu": "exit", "cuda": "cuda_exit"}
 SUFFIXES = {"npu": "", "cuda": ".cuda"}
 
@@ -57,25 +57,25 @@ def declared(header: Path) -> set[str]:
     return set(re.findall(r"\b(acl\w+|cu\w+|kvferry_sim_\w+)\(", text))
 
 
-@FACES
-def test_library_exports_its_face_and_its_controls_and_nothing_else(simulator: Simulator, kind: str) -> None:
+@LIBRARIES
+def test_library_exports_its_api_and_its_controls_and_nothing_else(simulator: Simulator, kind: str) -> None:
     wanted = declared(Path(__file__).parent / HEADERS[kind]) | declared(SOURCES / "kvferry_sim.h")
     assert exported(simulator.library(kind, "plain")) == wanted
 
 
-@FACES
+@LIBRARIES
 def test_older_release_lacks_what_came_later(simulator: Simulator, kind: str) -> None:
     newer = exported(simulator.library(kind, "plain"))
     assert exported(simulator.library(kind, "older")) == newer - NEWER[kind]
     assert NEWER[kind] < newer
 
 
-@FACES
+@LIBRARIES
 def test_library_is_named_as_programs_look_for_it(simulator: Simulator, kind: str) -> None:
     assert f"[{FILES[kind]}]" in checked(["readelf", "-d", str(simulator.library(kind, "plain"))])
 
 
-@FACES
+@LIBRARIES
 @pytest.mark.parametrize("how", ["busy", "hanging", "clean", "leaky"])
 def test_process_ends_at_once_and_without_a_word(simulator: Simulator, kind: str, how: str) -> None:
     done = simulator.run(EXITS[kind], "plain", how)
@@ -83,7 +83,7 @@ def test_process_ends_at_once_and_without_a_word(simulator: Simulator, kind: str
 
 
 @pytest.mark.parametrize(("kind", "runtime"), [("npu", "AscendCL"), ("cuda", "CUDA")])
-def test_misuse_is_told_in_one_line(simulator: Simulator, kind: str, runtime: str) -> None:
+def test_misuse_is_printed_in_one_line(simulator: Simulator, kind: str, runtime: str) -> None:
     done = simulator.run(EXITS[kind], "plain", "wrong")
     assert done.returncode == 0
     assert done.stderr == f"kvferry simulator: {runtime} was misused: no_device_set 1\n"
@@ -110,7 +110,7 @@ def test_report_of_a_clean_process_has_no_leaks(simulator: Simulator, tmp_path: 
     assert found["devices"] == [{"sets": 1, "resets": 1, "lost": False}, {"sets": 0, "resets": 0, "lost": False}]
 
 
-def test_report_tells_on_which_devices_there_were_contexts(simulator: Simulator, tmp_path: Path) -> None:
+def test_report_says_which_devices_had_contexts(simulator: Simulator, tmp_path: Path) -> None:
     found = report(simulator, "cuda", "clean", tmp_path)
     assert set(found["leaked"].values()) == {0}
     assert set(found["misuse"].values()) == {0}
@@ -126,7 +126,7 @@ def test_guide_names_every_kind_of_misuse_and_every_variable(simulator: Simulato
 
 
 @pytest.mark.parametrize(("kind", "ranges"), [("npu", 0), ("cuda", 1)])
-def test_report_tells_what_is_leaked(simulator: Simulator, tmp_path: Path, kind: str, ranges: int) -> None:
+def test_report_says_what_is_leaked(simulator: Simulator, tmp_path: Path, kind: str, ranges: int) -> None:
     assert report(simulator, kind, "leaky", tmp_path)["leaked"] == {
         "device_allocations": 1,
         "device_bytes": 4 << 20,
@@ -144,7 +144,7 @@ def test_report_can_go_to_standard_error(simulator: Simulator) -> None:
     assert json.loads(done.stderr)["calls"]["aclInit"] == 1
 
 
-def test_report_that_cannot_be_written_is_no_secret(simulator: Simulator, tmp_path: Path) -> None:
+def test_report_that_cannot_be_written_is_an_error_on_stderr(simulator: Simulator, tmp_path: Path) -> None:
     done = simulator.run("exit", "plain", "clean", settings={"KVFERRY_SIM_REPORT": str(tmp_path / "no" / "where")})
     assert done.returncode == 0
     assert f"no report can be written to {tmp_path}" in done.stderr
@@ -195,8 +195,8 @@ assert cuda.cuCtxSetCurrent(context) == 0
 """
 
 
-def test_faces_share_a_process_and_nothing_else(simulator: Simulator, tmp_path: Path) -> None:
-    """The variables are one for both: each takes the faults that are its own, and leaves a report of its own."""
+def test_libraries_share_a_process_and_nothing_else(simulator: Simulator, tmp_path: Path) -> None:
+    """The variables are one for both: each takes its own faults, and writes its own report."""
     report = tmp_path / "report.json"
     faults = "aclrtMalloc:1=207001,cuDevicePrimaryCtxRetain:1=2"
     env = {**os.environ, "KVFERRY_SIM_REPORT": str(report), "KVFERRY_SIM_FAULTS": faults}

@@ -1,8 +1,8 @@
-/* What the files of the CUDA face share.
+/* What the files of CUDA's API share.
  *
- * A CUdeviceptr is declared as a pointer here, which it is passed like. */
-#ifndef SIM_CUDA_FACE_H
-#define SIM_CUDA_FACE_H
+ * A CUdeviceptr is declared as a pointer, which is passed in the same way. */
+#ifndef SIM_CUDA_API_H
+#define SIM_CUDA_API_H
 
 #include "call.h"
 
@@ -25,7 +25,7 @@
 #define CUDA_NUMBER_OF(name) CALL_##name,
 enum cuda_call { CUDA_CALLS(CUDA_NUMBER_OF) CUDA_CALL_COUNT };
 
-/* CUresult of cuda.h, as far as it is returned here. */
+/* CUresult of cuda.h, those that have a name here. */
 enum {
     CUDA_SUCCESS = 0,
     CUDA_ERROR_INVALID_VALUE = 1,
@@ -41,10 +41,10 @@ struct cuda_location {
 /* The handle of a device's primary context; NULL for -1. */
 void *cuda_context(int device);
 
-/* The device that a handle is the context of, if that is retained; or -1. */
+/* The device of a context; -1 where the handle is none, or its device is not retained. */
 int cuda_device_of(const void *context);
 
-/* The stream that a program means: it has two names for the default stream, of which NULL is the one here. */
+/* The simulator's handle for a stream: of the two that CUDA has for the default stream, NULL. */
 void *cuda_stream(void *stream);
 
 #endif
