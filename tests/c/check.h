@@ -1,33 +1,11 @@
-/* What the test programs share. A program tests one thing after the other and ends with 0, or says what was wrong and
- * ends with 1. */
+/* What the programs that test the C interface share: checks, and engines that move bytes. */
 #ifndef CHECK_H
 #define CHECK_H
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
 #include "transfer_engine_ext.h"
 
-#define CHECK(what)                                                                                       \
-    do {                                                                                                  \
-        if (!(what)) {                                                                                    \
-            fprintf(stderr, "%s:%d: not so: %s (last error: %s)\n", __FILE__, __LINE__, #what,             \
-                    kvferry_last_error());                                                                 \
-            exit(1);                                                                                      \
-        }                                                                                                 \
-    } while (0)
-
-#define CHECK_EQUAL(got, wanted)                                                                          \
-    do {                                                                                                  \
-        long long got_ = (long long)(got), wanted_ = (long long)(wanted);                                 \
-        if (got_ != wanted_) {                                                                            \
-            fprintf(stderr, "%s:%d: %s is %lld, not %lld (last error: %s)\n", __FILE__, __LINE__, #got, got_, \
-                    wanted_, kvferry_last_error());                                                        \
-            exit(1);                                                                                      \
-        }                                                                                                 \
-    } while (0)
+#define LAST_ERROR() kvferry_last_error()
+#include "../support/testing.h"
 
 /* An engine on the loopback device with TCP. */
 static inline transfer_engine_t make_engine(void)
@@ -95,29 +73,6 @@ static inline int move(transfer_engine_t engine, int opcode, void *local, segmen
 
     CHECK_EQUAL(freeBatchID(engine, batch), 0);
     return state;
-}
-
-/* Bytes in which no part repeats another. */
-static inline void fill(void *memory, size_t length, uint32_t seed)
-{
-    unsigned char *bytes = (unsigned char *)memory;
-    uint64_t state = seed * 2654435761u + 88172645463325252u;
-    size_t i;
-
-    for (i = 0; i < length; i++) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes[i] = (unsigned char)(state >> 32);
-    }
-}
-
-static inline double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
 #endif

@@ -1,38 +1,15 @@
-/* What the programs that test the simulator share: checks. A program tests one thing after the other and ends with 0,
- * or says what was wrong and ends with 1. */
+/* What the programs that test the simulator share: checks, its report, and threads. */
 #ifndef CHECK_H
 #define CHECK_H
 
 #include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 #include "kvferry_sim.h"
 
-#define CHECK(what)                                                                                \
-    do {                                                                                           \
-        if (!(what)) {                                                                             \
-            const char *why_ = kvferry_sim_message();                                              \
-            fprintf(stderr, "%s:%d: not so: %s (%s)\n", __FILE__, __LINE__, #what, why_ ? why_ : ""); \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+#define LAST_ERROR() kvferry_sim_message()
+#include "../support/testing.h"
 
-#define CHECK_EQUAL(got, wanted)                                                                   \
-    do {                                                                                           \
-        long long got_ = (long long)(got), wanted_ = (long long)(wanted);                          \
-        if (got_ != wanted_) {                                                                     \
-            const char *why_ = kvferry_sim_message();                                              \
-            fprintf(stderr, "%s:%d: %s is %lld, not %lld (%s)\n", __FILE__, __LINE__, #got, got_, wanted_, \
-                    why_ ? why_ : "");                                                             \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
-
-/* A call that must fail with that code, and leave a text about it, once. */
+/* A call must fail with that code and set the error text, which the simulator returns once. */
 #define CHECK_FAILS(call, code)                                                                    \
     do {                                                                                           \
         kvferry_sim_message();                                                                     \
@@ -43,22 +20,7 @@
 
 #define OK(call) CHECK_EQUAL(call, 0)
 
-/* Bytes in which no part repeats another. */
-static inline void fill(void *memory, size_t length, uint32_t seed)
-{
-    unsigned char *bytes = memory;
-    uint64_t state = seed * 2654435761u + 88172645463325252u;
-    size_t i;
-
-    for (i = 0; i < length; i++) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes[i] = (unsigned char)(state >> 32);
-    }
-}
-
-/* The number behind a name in the simulator's report; it is the first of that name. */
+/* The number of a name in the simulator's report: the first of that name. */
 static inline long long reported(const char *name)
 {
     size_t size = kvferry_sim_report(NULL, 0) + 1;
@@ -74,6 +36,16 @@ static inline long long reported(const char *name)
     return number;
 }
 
+/* Fails where the report has another number than 0 for a name of the list, which ends with NULL. */
+static inline void none_reported(const char *const *names)
+{
+    for (; *names != NULL; names++) {
+        if (reported(*names) != 0) {
+            FAIL("%s is %lld, not 0", *names, reported(*names));
+        }
+    }
+}
+
 /* Runs a function on a thread of its own, to its end. */
 static inline void on_thread(void *(*body)(void *), void *argument)
 {
@@ -83,12 +55,19 @@ static inline void on_thread(void *(*body)(void *), void *argument)
     CHECK(pthread_join(thread, NULL) == 0);
 }
 
-static inline double now(void)
+/* Runs a function on that many threads at once, each with its number, to their ends. */
+static inline void on_threads(size_t count, void *(*body)(void *))
 {
-    struct timespec t;
+    pthread_t threads[16];
+    size_t i;
 
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+    CHECK(count <= sizeof threads / sizeof *threads);
+    for (i = 0; i < count; i++) {
+        CHECK(pthread_create(&threads[i], NULL, body, (void *)(uintptr_t)i) == 0);
+    }
+    for (i = 0; i < count; i++) {
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    }
 }
 
 #endif

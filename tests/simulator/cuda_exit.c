@@ -1,12 +1,17 @@
-/* A process ends while streams are at work ("busy"), while an operation hangs ("hanging"), having left things behind
- * ("leaky"), having misused the driver ("wrong"), or having given everything back ("clean"). */
+/* A process ends in the way of ends.h that its argument names. */
 #include "cu.h"
+#include "ends.h"
 
 enum { SIZE = 4 << 20 };
 
 static CUdeviceptr device, range;
 static unsigned char *pinned;
 static void *stream, *event;
+
+static void queue_copy(void)
+{
+    OK(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, stream));
+}
 
 static void use(void)
 {
@@ -16,11 +21,11 @@ static void use(void)
     device = device_memory(SIZE);
     pinned = pinned_memory(SIZE);
     OK(cuMemAddressReserve(&range, SIZE, 0, 0, 0));
-    OK(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, stream));
+    queue_copy();
     OK(cuStreamSynchronize(stream));
 }
 
-static void give_back(void)
+static void release(void)
 {
     OK(cuEventDestroy_v2(event));
     OK(cuStreamDestroy_v2(stream));
@@ -30,23 +35,15 @@ static void give_back(void)
     OK(cuDevicePrimaryCtxRelease_v2(1));
 }
 
+static void misuse(void)
+{
+    CHECK_FAILS(cuMemAlloc_v2(&device, 1), NO_CONTEXT);
+}
+
 int main(int count, char **arguments)
 {
-    const char *how = count == 2 ? arguments[1] : "";
-    int i;
+    static const struct uses uses = {use, queue_copy, release, misuse};
 
-    use();
-    if (strcmp(how, "hanging") == 0) {
-        OK(kvferry_sim_faults("exec:1=hang"));
-    }
-    for (i = 0; i < 1000 && (strcmp(how, "hanging") == 0 || strcmp(how, "busy") == 0); i++) {
-        OK(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, stream));
-    }
-    if (strcmp(how, "clean") == 0 || strcmp(how, "wrong") == 0) {
-        give_back();
-    }
-    if (strcmp(how, "wrong") == 0) {
-        CHECK_FAILS(cuMemAlloc_v2(&device, 1), NO_CONTEXT);
-    }
+    use_and_leave(&uses, count == 2 ? arguments[1] : "");
     return 0;
 }

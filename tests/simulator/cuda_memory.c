@@ -1,12 +1,8 @@
 /* Device memory cannot be accessed by the host, managed memory can; pointers are told apart; copies are checked. */
 #include "cu.h"
+#include "processes.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 enum { SIZE = 1 << 20 };
 enum { CONTEXT = 1, MEMORY_TYPE = 2, DEVICE_POINTER = 3, HOST_POINTER = 4, IS_MANAGED = 8, ORDINAL = 9 };
@@ -15,24 +11,11 @@ enum { NONE, HOST, DEVICE };
 static unsigned char host[SIZE], back[SIZE];
 static void *context;
 
-/* The host may neither read device memory nor have a system call do it. */
 static void test_device_memory_is_out_of_reach(void)
 {
     CUdeviceptr device = device_memory(SIZE);
-    int zero = open("/dev/zero", O_RDONLY), status;
-    pid_t child;
 
-    CHECK(zero >= 0);
-    CHECK(read(zero, (void *)device, 1) == -1 && errno == EFAULT);
-    close(zero);
-    child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        signal(SIGSEGV, SIG_DFL); /* a sanitizer's would write a report */
-        _exit(*(volatile unsigned char *)device);
-    }
-    CHECK(waitpid(child, &status, 0) == child);
-    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    check_host_cannot_access((void *)device);
     OK(cuMemFree_v2(device));
 }
 

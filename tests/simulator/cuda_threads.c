@@ -60,37 +60,21 @@ static void *work(void *argument)
     return NULL;
 }
 
-static void run(void)
-{
-    pthread_t threads[THREADS];
-    size_t i;
-
-    for (i = 0; i < THREADS; i++) {
-        CHECK(pthread_create(&threads[i], NULL, work, (void *)(uintptr_t)i) == 0);
-    }
-    for (i = 0; i < THREADS; i++) {
-        CHECK(pthread_join(threads[i], NULL) == 0);
-    }
-}
-
 int main(void)
 {
-    static const char *const clean[] = {"device_allocations", "host_allocations", "streams",      "events",
-                                        "device_sets",        "busy_free",        "busy_destroy", "left_behind"};
+    static const char *const clean[] = {"device_allocations", "host_allocations", "streams", "events", "device_sets",
+                                        "busy_free", "busy_destroy", "left_behind", NULL};
     void *context;
-    size_t i;
 
     OK(cuInit(0));
-    OK(cuDevicePrimaryCtxRetain(&context, 0)); /* or what one thread does ends what others are at */
+    OK(cuDevicePrimaryCtxRetain(&context, 0)); /* or a thread's release could end the context that others use */
     OK(cuDevicePrimaryCtxRetain(&context, 1));
     OK(kvferry_sim_cost("0"));
-    run();
+    on_threads(THREADS, work);
     OK(kvferry_sim_seed(7, 1));
-    run();
+    on_threads(THREADS, work);
     OK(cuDevicePrimaryCtxRelease_v2(0));
     OK(cuDevicePrimaryCtxRelease_v2(1));
-    for (i = 0; i < sizeof clean / sizeof *clean; i++) {
-        CHECK_EQUAL(reported(clean[i]), 0);
-    }
+    none_reported(clean);
     return 0;
 }

@@ -1,11 +1,16 @@
-/* A process ends while streams are at work ("busy"), while an operation hangs ("hanging"), having left things behind
- * ("leaky"), having misused the runtime ("wrong"), or having given everything back ("clean"). */
+/* A process ends in the way of ends.h that its argument names. */
 #include "acl.h"
+#include "ends.h"
 
 enum { SIZE = 4 << 20 };
 
 static unsigned char *device, *pinned;
 static void *stream, *event;
+
+static void queue_copy(void)
+{
+    OK(aclrtMemcpyAsync(device, SIZE, pinned, SIZE, H2D, stream));
+}
 
 static void use(void)
 {
@@ -14,11 +19,11 @@ static void use(void)
     event = new_event();
     device = device_memory(SIZE);
     pinned = pinned_memory(SIZE);
-    OK(aclrtMemcpyAsync(device, SIZE, pinned, SIZE, H2D, stream));
+    queue_copy();
     OK(aclrtSynchronizeStream(stream));
 }
 
-static void give_back(void)
+static void release(void)
 {
     OK(aclrtDestroyEvent(event));
     OK(aclrtDestroyStream(stream));
@@ -27,23 +32,15 @@ static void give_back(void)
     OK(aclrtResetDevice(0));
 }
 
+static void misuse(void)
+{
+    CHECK_FAILS(aclrtMalloc((void **)&device, 1, 0), NO_DEVICE_SET);
+}
+
 int main(int count, char **arguments)
 {
-    const char *how = count == 2 ? arguments[1] : "";
-    int i;
+    static const struct uses uses = {use, queue_copy, release, misuse};
 
-    use();
-    if (strcmp(how, "hanging") == 0) {
-        OK(kvferry_sim_faults("exec:1=hang"));
-    }
-    for (i = 0; i < 1000 && (strcmp(how, "hanging") == 0 || strcmp(how, "busy") == 0); i++) {
-        OK(aclrtMemcpyAsync(device, SIZE, pinned, SIZE, H2D, stream));
-    }
-    if (strcmp(how, "clean") == 0 || strcmp(how, "wrong") == 0) {
-        give_back();
-    }
-    if (strcmp(how, "wrong") == 0) {
-        CHECK_FAILS(aclrtMalloc((void **)&device, 1, 0), NO_DEVICE_SET);
-    }
+    use_and_leave(&uses, count == 2 ? arguments[1] : "");
     return 0;
 }

@@ -1,8 +1,6 @@
 /* In a child of fork() every call fails, none hangs, and the parent's devices are as they were. */
 #include "acl.h"
-
-#include <sys/wait.h>
-#include <unistd.h>
+#include "processes.h"
 
 enum { SIZE = 4096 };
 
@@ -36,7 +34,7 @@ static void check_child(void)
     kvferry_sim_release_hangs();
 }
 
-/* Holds the simulator's lock again and again, so that some fork() happens while it is held. */
+/* Takes the simulator's lock again and again. */
 static void *use(void *stop)
 {
     OK(aclrtSetDevice(0));
@@ -49,29 +47,13 @@ static void *use(void *stop)
 
 int main(void)
 {
-    pthread_t thread;
-    int stop = 0, i, status;
-
     begin(0);
     OK(kvferry_sim_cost("0"));
     stream = new_stream();
     event = new_event();
     device = device_memory(SIZE);
     pinned = pinned_memory(SIZE);
-    CHECK(pthread_create(&thread, NULL, use, &stop) == 0);
-    for (i = 0; i < 50; i++) {
-        pid_t child = fork();
-
-        CHECK(child >= 0);
-        if (child == 0) {
-            check_child();
-            exit(0);
-        }
-        CHECK(waitpid(child, &status, 0) == child);
-        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    }
-    __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
-    CHECK(pthread_join(thread, NULL) == 0);
+    check_forks(use, check_child);
     OK(aclrtMemcpyAsync(device, SIZE, pinned, SIZE, H2D, stream));
     OK(aclrtSynchronizeStream(stream));
     return 0;

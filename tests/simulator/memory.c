@@ -1,34 +1,16 @@
 /* Device memory cannot be accessed by the host; copies into it, out of it and within it are checked. */
 #include "acl.h"
-
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "processes.h"
 
 enum { SIZE = 1 << 20 };
 
 static unsigned char host[SIZE], back[SIZE];
 
-/* The host may neither read device memory nor have a system call do it. */
 static void test_device_memory_is_out_of_reach(void)
 {
     unsigned char *device = device_memory(SIZE);
-    int zero = open("/dev/zero", O_RDONLY), status;
-    pid_t child;
 
-    CHECK(zero >= 0);
-    CHECK(read(zero, device, 1) == -1 && errno == EFAULT);
-    close(zero);
-    child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        signal(SIGSEGV, SIG_DFL); /* a sanitizer's would write a report */
-        _exit(*(volatile unsigned char *)device);
-    }
-    CHECK(waitpid(child, &status, 0) == child);
-    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    check_host_cannot_access(device);
     OK(aclrtFree(device));
 }
 

@@ -45,32 +45,16 @@ static void *work(void *argument)
     return NULL;
 }
 
-static void run(void)
-{
-    pthread_t threads[THREADS];
-    size_t i;
-
-    for (i = 0; i < THREADS; i++) {
-        CHECK(pthread_create(&threads[i], NULL, work, (void *)(uintptr_t)i) == 0);
-    }
-    for (i = 0; i < THREADS; i++) {
-        CHECK(pthread_join(threads[i], NULL) == 0);
-    }
-}
-
 int main(void)
 {
-    static const char *const clean[] = {"device_allocations", "host_allocations", "streams",      "events",
-                                        "device_sets",        "busy_free",        "busy_destroy", "use_after_free"};
-    size_t i;
+    static const char *const clean[] = {"device_allocations", "host_allocations", "streams", "events", "device_sets",
+                                        "busy_free", "busy_destroy", "use_after_free", NULL};
 
     OK(aclInit(NULL));
-    run();
+    on_threads(THREADS, work);
     OK(kvferry_sim_cost("0"));
     OK(kvferry_sim_seed(7, 1));
-    run();
-    for (i = 0; i < sizeof clean / sizeof *clean; i++) {
-        CHECK_EQUAL(reported(clean[i]), 0);
-    }
+    on_threads(THREADS, work);
+    none_reported(clean);
     return 0;
 }
