@@ -61,7 +61,7 @@ bench-gpu: $(VENV)/installed
 
 # benchstat reads what it prints.
 bench-go: build/bench/crossing
-	go test -run '^$$' -bench . -benchtime 300ms -count $(COUNT) ./core ./tcp ./capi
+	go test -run '^$$' -bench . -benchtime 300ms -count $(COUNT) ./core ./tcp/... ./capi
 	build/bench/crossing $(COUNT)
 
 test-npu: $(VENV)/installed $(VENV)/test-tools
@@ -98,6 +98,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	test -z "$$(gofmt -l ascend bench capi core cuda internal metaserver tcp tests | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
+	$(PYTHON) scripts/check_imports.py
 	for header in $(PUBLIC_HEADERS); do \
 	    $(CC) -x c -std=c99 $(HEADER_FLAGS) $$header && $(CXX) -x c++ -std=c++11 $(HEADER_FLAGS) $$header || exit 1; \
 	done

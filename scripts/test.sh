@@ -54,7 +54,7 @@ fuzz() {
 
 if go list -m >/dev/null && command -v cc >/dev/null; then
     run "Go tests" go test -race ./...
-    run "Go tests as with 16 processors" env GOMAXPROCS=16 go test -race -count=1 ./core ./core/staging ./tcp
+    run "Go tests as with 16 processors" env GOMAXPROCS=16 go test -race -count=1 ./core ./core/staging ./tcp/...
     run "Go fuzzers" fuzz
 else
     skip "Go tests and fuzzers" "install Go $(sed -n 's/^go //p' go.mod) or newer and a C compiler"

@@ -14,6 +14,7 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
 )
@@ -24,7 +25,7 @@ import (
 //     fetched again first (current); once more when the data port cannot be reached.
 //  2. dialData connects to the Unix-domain socket of an engine on this host, or else to the data port: where the descriptor
 //     says that it is, and where the handshake port is.
-//  3. An engine with an identity is greeted (hello.go). A descriptor without one, Mooncake's, must have been confirmed.
+//  3. An engine with an identity is greeted (greet.go). A descriptor without one, Mooncake's, must have been confirmed.
 
 // errOwnAddress is why a descriptor is of no use that leads back to the engine that has fetched it.
 var errOwnAddress = errors.New("its descriptor names the address of this engine's own data port")
@@ -154,8 +155,8 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 		return nil, true, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)
 	}
 	conn := dialed.(*net.TCPConn)
-	var h hello
-	var answer helloAnswer
+	var h wire.Hello
+	var answer wire.Answer
 	if d.Identity != "" {
 		h = p.transport.hello(d, ends)
 		answer, err = p.greet(ctx, conn, d, h, -1)
@@ -169,13 +170,13 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 	if s, err = newStream(conn); err != nil {
 		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}
-	s.number, s.there = h.number, clock.SinceBoot()-answer.age
+	s.number, s.there = h.Number, clock.SinceBoot()-answer.Age
 	return s, false, nil
 }
 
 // hello is what to say first to the engine of a descriptor.
-func (t *Transport) hello(d *metadata.Descriptor, ends uint64) hello {
-	return hello{origin: t.origin, number: t.connections.Add(1), target: parseIdentity(d.Identity), ends: ends}
+func (t *Transport) hello(d *metadata.Descriptor, ends uint64) wire.Hello {
+	return wire.Hello{Origin: t.origin, Number: t.connections.Add(1), Target: wire.ParseIdentity(d.Identity), Ends: ends}
 }
 
 // isOwn reports whether a connection leads to the data port of this engine.
@@ -212,7 +213,7 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *proces
 	if err != nil {
 		p.transport.log.Debug("payload for peers on this host passes through the socket", zap.Error(err))
 	} else {
-		h.permitAt = uint64(permit.at)
+		h.PermitAt = uint64(permit.at)
 	}
 	answer, err := p.greet(ctx, conn, d, h, file)
 	if file >= 0 {
@@ -225,8 +226,8 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *proces
 	if err != nil {
 		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.close(), permit.close())
 	}
-	s.number, s.there, s.process = h.number, clock.SinceBoot()-answer.age, owner
-	if answer.flags&answerPermit != 0 {
+	s.number, s.there, s.process = h.Number, clock.SinceBoot()-answer.Age, owner
+	if answer.Flags&wire.AnswerPermit != 0 {
 		s.permit = permit
 	} else {
 		_ = permit.close()

@@ -7,6 +7,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/metadata"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
@@ -56,7 +57,7 @@ func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 	other, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: port})
 	require.NoError(t, err)
 	stranger := newTarget(zap.NewNop(), &served{}, other, nil, targetOptions{
-		identity: identity{9}, maxSessions: 1, progressTimeout: patience,
+		identity: wire.Identity{9}, maxSessions: 1, progressTimeout: patience,
 	})
 	t.Cleanup(stranger.close)
 	shown := owner.Descriptor()

@@ -12,6 +12,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/metadata"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 )
@@ -28,7 +29,7 @@ type scripted struct {
 	port    *net.TCPListener // nil while there is none
 	left    chan struct{}    // closed when nobody accepts on the port any more
 	conns   []*net.TCPConn   // all that were accepted
-	headers []header         // all that were received
+	headers []wire.Header    // all that were received
 	memory  [][]byte
 }
 
@@ -140,7 +141,7 @@ func (p *scripted) fetched() int {
 	return p.fetches
 }
 
-func (p *scripted) requests() []header {
+func (p *scripted) requests() []wire.Header {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.headers)
@@ -152,13 +153,13 @@ type visitor struct {
 	conn *net.TCPConn
 }
 
-func (v *visitor) header(h *header) bool {
-	var b [headerSize]byte
+func (v *visitor) header(h *wire.Header) bool {
+	var b [wire.HeaderSize]byte
 	if _, err := io.ReadFull(v.conn, b[:]); err != nil {
 		return false
 	}
 	var err error
-	if *h, err = parseHeader(b[:], false); err != nil {
+	if *h, err = wire.ParseHeader(b[:], false); err != nil {
 		return false
 	}
 	v.peer.mu.Lock()
@@ -168,7 +169,7 @@ func (v *visitor) header(h *header) bool {
 }
 
 // holds reports whether the peer's memory, shown or not, has the range.
-func (v *visitor) holds(h header) bool {
+func (v *visitor) holds(h wire.Header) bool {
 	return slices.ContainsFunc(v.peer.memory, func(b []byte) bool {
 		return within(&core.Region{Range: core.Range{Addr: addressOf(b), Length: uint64(len(b))}}, h)
 	})
@@ -180,8 +181,8 @@ func (v *visitor) send(b []byte) bool {
 }
 
 func (v *visitor) status(code uint32) bool {
-	var b [statusSize]byte
-	putStatus(b[:], code)
+	var b [wire.StatusSize]byte
+	wire.PutStatus(b[:], code)
 	return v.send(b[:])
 }
 
@@ -193,30 +194,30 @@ func (v *visitor) skip(n int64) bool {
 
 // reject answers with a rejection, and closes when the initiator has.
 func (v *visitor) reject() {
-	_ = v.status(statusRejected)
+	_ = v.status(wire.StatusRejected)
 	_ = v.conn.CloseWrite()
 	_, _ = io.Copy(io.Discard, v.conn)
 }
 
 // obey does what a request asks, and answers it.
-func (v *visitor) obey(h header) bool {
+func (v *visitor) obey(h wire.Header) bool {
 	if !v.holds(h) {
-		if h.v2 {
+		if h.V2 {
 			v.reject()
 		}
 		return false
 	}
-	place := core.MemoryAt(uintptr(h.addr), h.length)
-	if h.op == core.Write {
+	place := core.MemoryAt(uintptr(h.Addr), h.Length)
+	if h.Op == wire.Write {
 		_, err := io.ReadFull(v.conn, place)
-		return err == nil && (!h.v2 || v.status(statusOK))
+		return err == nil && (!h.V2 || v.status(wire.StatusOK))
 	}
-	return (!h.v2 || v.status(statusOK)) && v.send(place)
+	return (!h.V2 || v.status(wire.StatusOK)) && v.send(place)
 }
 
 // serve is a script of good manners.
 func serveWell(v *visitor, _ int) {
-	var h header
+	var h wire.Header
 	for v.header(&h) && v.obey(h) {
 	}
 }

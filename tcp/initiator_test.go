@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -31,27 +32,27 @@ var misbehaviours = []struct {
 }{
 	{"closed at once", func(*visitor) {}},
 	{"reset at once", (*visitor).reset},
-	{"closed in the middle of a header", func(v *visitor) { v.skip(headerSize / 2) }},
+	{"closed in the middle of a header", func(v *visitor) { v.skip(wire.HeaderSize / 2) }},
 	{"closed in the middle of a payload", func(v *visitor) {
-		var h header
+		var h wire.Header
 		switch {
 		case !v.header(&h):
-		case h.op == core.Write:
-			v.skip(int64(h.length / 2))
+		case h.Op == wire.Write:
+			v.skip(int64(h.Length / 2))
 		default:
-			_ = v.status(statusOK) && v.send(make([]byte, h.length/2))
+			_ = v.status(wire.StatusOK) && v.send(make([]byte, h.Length/2))
 		}
 	}},
 	{"reset in the middle of a payload", func(v *visitor) {
-		var h header
-		if v.header(&h) && h.op == core.Read {
-			_ = v.status(statusOK) && v.send(make([]byte, h.length/2))
+		var h wire.Header
+		if v.header(&h) && h.Op == wire.Read {
+			_ = v.status(wire.StatusOK) && v.send(make([]byte, h.Length/2))
 		}
 		v.reset()
 	}},
 	{"closed in the middle of a status", func(v *visitor) {
-		var h header
-		if v.header(&h) && (h.op == core.Read || v.skip(int64(h.length))) {
+		var h wire.Header
+		if v.header(&h) && (h.Op == wire.Read || v.skip(int64(h.Length))) {
 			v.send([]byte{0, 0, 0, 0, 'V'})
 		}
 	}},
@@ -140,7 +141,7 @@ func TestAV1WriteIsNotTakenForCompleteWhenThePeerStoppedInTheMiddle(t *testing.T
 		t.Run(name, func(t *testing.T) {
 			near, far := mapped(t, 8<<20), mapped(t, 8<<20)
 			p := perform(t, 1, func(v *visitor, _ int) {
-				var h header
+				var h wire.Header
 				_ = v.header(&h) && v.skip(1<<20)
 				end(v)
 			}, far)
@@ -203,8 +204,8 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 		require.NoError(t, <-moved)
 		runtime.KeepAlive(local)
 		for _, h := range p.requests() {
-			require.EqualValues(t, addressOf(memory), h.addr)
-			require.EqualValues(t, len(memory), h.length)
+			require.EqualValues(t, addressOf(memory), h.Addr)
+			require.EqualValues(t, len(memory), h.Length)
 		}
 		require.Len(t, p.requests(), 2)
 	}
@@ -227,12 +228,12 @@ func TestAStatusThatComesInTwoPartsIsNotMixedUpWithTheOneBefore(t *testing.T) {
 	near, far := mapped(t, 8192), mapped(t, 8192)
 	firstIsDone := make(chan struct{})
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
-		var h header
-		_ = v.header(&h) && v.skip(int64(h.length)) && v.header(&h) && v.skip(int64(h.length))
-		var answers [2 * statusSize]byte
-		putStatus(answers[:], statusOK)
-		putStatus(answers[statusSize:], 7)
-		const part = statusSize + 3
+		var h wire.Header
+		_ = v.header(&h) && v.skip(int64(h.Length)) && v.header(&h) && v.skip(int64(h.Length))
+		var answers [2 * wire.StatusSize]byte
+		wire.PutStatus(answers[:], wire.StatusOK)
+		wire.PutStatus(answers[wire.StatusSize:], 7)
+		const part = wire.StatusSize + 3
 		_ = v.send(answers[:part])
 		<-firstIsDone
 		_ = v.send(answers[part:])
@@ -252,20 +253,20 @@ func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
 	const blocks, size = 600, 37
 	near, far := mapped(t, 1<<16), mapped(t, 1<<16)
 	p := perform(t, 2, func(v *visitor, _ int) {
-		var h header
+		var h wire.Header
 		var answers []byte
 		for i := 0; v.header(&h); i++ {
-			place := core.MemoryAt(uintptr(h.addr), h.length)
-			if h.op == core.Write {
+			place := core.MemoryAt(uintptr(h.Addr), h.Length)
+			if h.Op == wire.Write {
 				v.skip(0)
 				if _, err := readFull(v, place); err != nil {
 					return
 				}
 			}
-			var status [statusSize]byte
-			putStatus(status[:], statusOK)
+			var status [wire.StatusSize]byte
+			wire.PutStatus(status[:], wire.StatusOK)
 			answers = append(answers, status[:]...)
-			if h.op == core.Read {
+			if h.Op == wire.Read {
 				answers = append(answers, place...)
 			}
 			if i%200 != 199 {
@@ -310,7 +311,7 @@ func readFull(v *visitor, b []byte) (int, error) {
 func TestSurplusBytesEndTheConnectionAndHarmNoTransfer(t *testing.T) {
 	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
-		var h header
+		var h wire.Header
 		_ = v.header(&h) && v.obey(h) && v.send([]byte("surplus"))
 		v.waitForEnd()
 	}), far)
@@ -390,9 +391,9 @@ func TestOneRejectedRequestOfManyFailsAlone(t *testing.T) {
 				near, far := mapped(t, 1<<16), mapped(t, 1<<16)
 				var bad atomic.Uint64
 				p := perform(t, 2, func(v *visitor, n int) {
-					var h header
+					var h wire.Header
 					for v.header(&h) {
-						if h.addr == bad.Load() {
+						if h.Addr == bad.Load() {
 							v.reject()
 							return
 						}
@@ -452,7 +453,7 @@ func TestMemoryRegisteredAfterTheSegmentWasOpenedIsFound(t *testing.T) {
 func TestARangeThatIsRejectedOnceAndShownThenIsSentOnceMore(t *testing.T) {
 	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
-		var h header
+		var h wire.Header
 		if v.header(&h) {
 			v.peer.show(2, v.peer.memory...)
 			v.reject()
@@ -468,7 +469,7 @@ func TestARangeThatIsRejectedOnceAndShownThenIsSentOnceMore(t *testing.T) {
 func TestAnUnknownStatusCodeFailsItsTaskAtOnce(t *testing.T) {
 	near, far := mapped(t, 4096), mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
-		var h header
+		var h wire.Header
 		_ = v.header(&h) && v.status(7)
 		v.waitForEnd()
 	}), far)
@@ -517,9 +518,9 @@ func TestAdjacentBlocksAreMergedInsideOneBufferOfThePeer(t *testing.T) {
 			}
 			completes(t, submit(t, e, reqs...))
 			require.Equal(t, near, far)
-			require.Equal(t, []header{
-				{op: op, v2: true, addr: uint64(addressOf(first)), length: uint64(len(first))},
-				{op: op, v2: true, addr: uint64(addressOf(second)), length: uint64(len(second))},
+			require.Equal(t, []wire.Header{
+				{Op: opcodeOf(op), V2: true, Addr: uint64(addressOf(first)), Length: uint64(len(first))},
+				{Op: opcodeOf(op), V2: true, Addr: uint64(addressOf(second)), Length: uint64(len(second))},
 			}, p.requests())
 		})
 	}
@@ -531,10 +532,10 @@ func TestAMergedRequestThatIsRejectedFailsOnlyTheBadTask(t *testing.T) {
 			const size, blocks, bad = 512, 32, 11
 			near, far := mapped(t, size*blocks), mapped(t, size*blocks)
 			p := perform(t, 2, func(v *visitor, _ int) {
-				var h header
+				var h wire.Header
 				for v.header(&h) {
 					hole := uint64(addressOf(v.peer.memory[0])) + bad*size
-					if h.addr <= hole && hole < h.addr+h.length {
+					if h.Addr <= hole && hole < h.Addr+h.Length {
 						v.reject()
 						return
 					}
@@ -661,7 +662,7 @@ func serveTogether(lanes int) func(v *visitor, n int) {
 	var busy sync.WaitGroup
 	busy.Add(lanes)
 	return func(v *visitor, n int) {
-		var h header
+		var h wire.Header
 		if v.header(&h) {
 			busy.Done()
 			busy.Wait()
@@ -680,7 +681,7 @@ func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
 	require.True(t, bytes.Equal(near[3:], far[3:]))
 	require.Equal(t, e.Config().LanesPerPeer, p.connections())
 	for _, h := range p.requests() {
-		require.LessOrEqual(t, h.length, uint64(e.Config().SliceSize))
+		require.LessOrEqual(t, h.Length, uint64(e.Config().SliceSize))
 	}
 }
 
@@ -707,17 +708,17 @@ func TestLanesShareWhatIsQueuedAlike(t *testing.T) {
 	var came sync.WaitGroup // until every lane has its share, none of it answered
 	came.Add(lanes)
 	p := perform(t, 2, func(v *visitor, n int) {
-		var h header
+		var h wire.Header
 		for range each {
 			if !v.header(&h) {
 				return
 			}
-			_, _ = io.ReadFull(v.conn, core.MemoryAt(uintptr(h.addr), h.length))
+			_, _ = io.ReadFull(v.conn, core.MemoryAt(uintptr(h.Addr), h.Length))
 		}
 		came.Done()
 		came.Wait()
 		for range each {
-			v.status(statusOK)
+			v.status(wire.StatusOK)
 		}
 		serveWell(v, n)
 	}, far)
@@ -740,7 +741,7 @@ func TestAShortBatchDoesNotWaitForALongOneBeforeIt(t *testing.T) {
 	close(release)
 	completes(t, short)
 	completes(t, long)
-	place := slices.IndexFunc(p.requests(), func(h header) bool { return h.length == 100 })
+	place := slices.IndexFunc(p.requests(), func(h wire.Header) bool { return h.Length == 100 })
 	require.Less(t, place, windowBytes>>20+3, "of %d", len(p.requests()))
 }
 
@@ -792,11 +793,11 @@ func TestADiscardedReadIsNotTouchedAfterwards(t *testing.T) {
 			half, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 				defer close(over)
-				var h header
-				_ = v.header(&h) && (!h.v2 || v.status(statusOK)) && v.send(make([]byte, h.length/2))
+				var h wire.Header
+				_ = v.header(&h) && (!h.V2 || v.status(wire.StatusOK)) && v.send(make([]byte, h.Length/2))
 				close(half)
 				<-discarded
-				v.send(make([]byte, h.length/2))
+				v.send(make([]byte, h.Length/2))
 				v.waitForEnd()
 			}), far)
 			e := engine(t, way.config)
@@ -821,7 +822,7 @@ func TestADiscardedWriteIsNotReadAfterwards(t *testing.T) {
 			var once sync.Once
 			var seen atomic.Bool
 			p := perform(t, 2, func(v *visitor, n int) {
-				var h header
+				var h wire.Header
 				if n > 0 || !v.header(&h) {
 					serveWell(v, n)
 					return
@@ -973,7 +974,7 @@ func TestAPeerThatCameBackWithVersion1IsNeverSentVersion2(t *testing.T) {
 	p.hangUp()
 	completes(t, submit(t, e, ask(core.Write, near, id, far)))
 	requests := p.requests()
-	require.False(t, requests[len(requests)-1].v2)
+	require.False(t, requests[len(requests)-1].V2)
 	require.Len(t, requests, 2)
 }
 
@@ -1013,11 +1014,11 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
 	acknowledged, release := make(chan struct{}), make(chan struct{})
 	p := perform(t, 2, func(v *visitor, _ int) {
-		var h header
-		if v.header(&h) && v.status(statusOK) {
+		var h wire.Header
+		if v.header(&h) && v.status(wire.StatusOK) {
 			close(acknowledged)
 			<-release
-			v.skip(int64(h.length))
+			v.skip(int64(h.Length))
 		}
 		v.waitForEnd()
 	}, far)
@@ -1032,7 +1033,7 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		sent, moved := l.sent, l.moved.Load()
-		return sent > 0 && moved == sent+statusSize
+		return sent > 0 && moved == sent+wire.StatusSize
 	}, patience, time.Millisecond)
 	require.False(t, b.Done())
 	close(release)
@@ -1088,7 +1089,7 @@ func TestARequestWithAConnectionOfItsOwnTakesOneEach(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			near, far := mapped(t, 1<<16), mapped(t, 1<<16)
 			p := perform(t, 2, func(v *visitor, _ int) { // as Mooncake 0.3.8 does
-				var h header
+				var h wire.Header
 				_ = v.header(&h) && v.obey(h)
 			}, far)
 			e := engine(t, way.config)
@@ -1103,7 +1104,7 @@ func TestARequestWithAConnectionOfItsOwnTakesOneEach(t *testing.T) {
 func TestLinksCountPayloadAndErrors(t *testing.T) {
 	near, far := mapped(t, 1<<16), mapped(t, 1<<16)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
-		var h header
+		var h wire.Header
 		v.header(&h)
 	}), far)
 	e := engine(t, oneLane)

@@ -11,6 +11,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 )
 
 // A lane is a long-lived connection to a peer on which requests are pipelined.
@@ -95,14 +96,14 @@ type lane struct {
 	onReadable func() bool
 	onAssist   func(uintptr)
 	failure    error // why nothing can be received any more
-	statuses   [receivePieces * statusSize]byte
+	statuses   [receivePieces * wire.StatusSize]byte
 	got        uint64 // bytes of the oldest piece's answer
 	alone      bool   // one answer at a time is received
 	planned    plan
 }
 
 func newLane(p *peer) *lane {
-	l := &lane{peer: p, wake: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*headerSize)}
+	l := &lane{peer: p, wake: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*wire.HeaderSize)}
 	l.ctx, l.cancel = context.WithCancel(p.transport.ctx)
 	l.sending = sync.NewCond(&l.mu)
 	l.onReadable = l.readable

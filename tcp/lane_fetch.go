@@ -8,6 +8,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
+	"kvferry/tcp/wire"
 )
 
 // What a lane to a neighbour does without sending payload (neighbour.go):
@@ -36,8 +37,8 @@ type reach struct {
 	permit   *permit  // for the peer to copy from this process; nil: it does not
 	lost     bool
 	asking   bool // a READ by address is in flight
-	frame    [grantSize]byte
-	grants   []grant // all of one epoch
+	frame    [wire.GrantSize]byte
+	grants   []wire.Grant // all of one epoch
 	fetching fetching
 	chosen   []piece // scratch of fetchGranted: those that are fetched
 	seen     seen    // where was copied from
@@ -49,7 +50,7 @@ func (r *reach) inReach() bool { return r.process != nil && !r.lost }
 
 func (r *reach) granted(p *piece) bool {
 	for i := range r.grants {
-		if r.grants[i].holds(p.remote, p.length) {
+		if r.grants[i].Holds(p.remote, p.length) {
 			return true
 		}
 	}
@@ -74,7 +75,7 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	l.leaveToWriter(later)
 	if len(r.chosen) > 0 {
 		var err error
-		l.overtakable(r.unsure, func() { err = r.fetching.run(r.process, nil, grant.proof()) })
+		l.overtakable(r.unsure, func() { err = r.fetching.run(r.process, nil, proofOf(&grant)) })
 		if l.endCopying(rest, err == nil) {
 			r.fetching.reset()
 			return nil
@@ -181,7 +182,7 @@ func (l *lane) choose(p *piece, now hostmem.Time) {
 		p.byAddress = !r.asking && !r.granted(p)
 		r.asking = r.asking || p.byAddress
 	default:
-		p.byAddress = r.permit != nil && p.length >= leastByAddress && uint64(p.local) < maxSource &&
+		p.byAddress = r.permit != nil && p.length >= leastByAddress && uint64(p.local) < wire.MaxSource &&
 			now.There(p.local, p.length, hostmem.Reading) // or else the target's session would wait for the page
 	}
 }
@@ -202,7 +203,7 @@ func (l *lane) comeBack(p piece) {
 	if p.plain {
 		r.lost = true
 	} else {
-		r.learn(parseGrant(r.frame[:]))
+		r.learn(wire.ParseGrant(r.frame[:]))
 	}
 	l.mu.Unlock()
 	l.peer.mu.Lock()
@@ -211,8 +212,8 @@ func (l *lane) comeBack(p piece) {
 	l.nudge()
 }
 
-func (r *reach) learn(g grant) {
-	if len(r.grants) == maxGrants || len(r.grants) > 0 && r.grants[0].epoch != g.epoch {
+func (r *reach) learn(g wire.Grant) {
+	if len(r.grants) == maxGrants || len(r.grants) > 0 && r.grants[0].Epoch != g.Epoch {
 		r.grants = nil
 	}
 	r.grants = append(r.grants, g)

@@ -8,6 +8,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/tcp/wire"
 )
 
 // The receiving half of a lane:
@@ -129,11 +130,11 @@ func (l *lane) layOutAnswers(made *plan) {
 	var payloads uint64
 	for i := range min(l.flight.len(), most) {
 		p := l.flight.at(i)
-		slot := addressOf(l.statuses[i*statusSize:])
-		skip = made.expect(slot, statusSize, skip)
+		slot := addressOf(l.statuses[i*wire.StatusSize:])
+		skip = made.expect(slot, wire.StatusSize, skip)
 		switch {
 		case p.op == core.Read && p.byAddress:
-			skip = made.expect(addressOf(l.reach.frame[:]), grantSize, skip)
+			skip = made.expect(addressOf(l.reach.frame[:]), wire.GrantSize, skip)
 		case p.op == core.Read:
 			skip = made.expect(p.local, p.length, skip)
 			made.touched = min(made.touched, p.touched)
@@ -175,8 +176,8 @@ func (l *lane) consume(n uint64) error {
 		step := min(n, need-had)
 		l.got += step
 		n -= step
-		if had < statusSize && l.got >= statusSize {
-			if err := l.checkStatus(l.statuses[i*statusSize:]); err != nil {
+		if had < wire.StatusSize && l.got >= wire.StatusSize {
+			if err := l.checkStatus(l.statuses[i*wire.StatusSize:]); err != nil {
 				return err
 			}
 		}
@@ -193,7 +194,7 @@ func (l *lane) consume(n uint64) error {
 
 // keepStatus moves a status frame of which a part has come to slot 0, where the next plan looks for the rest.
 func (l *lane) keepStatus(slot int) {
-	copy(l.statuses[:statusSize], l.statuses[slot*statusSize:])
+	copy(l.statuses[:wire.StatusSize], l.statuses[slot*wire.StatusSize:])
 }
 
 // checkStatus looks at the status frame of the oldest piece.

@@ -9,6 +9,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 )
 
 // The sending half of a lane:
@@ -168,15 +169,15 @@ func (l *lane) lookAtMemory(p *piece, now hostmem.Time) {
 // layOut appends a piece's frame to the vectors. Headers that follow each other share one.
 func (l *lane) layOut(p *piece, now hostmem.Time) {
 	at := len(l.headers)
-	l.headers = l.headers[:at+headerSize] // never beyond its capacity: its address is in the vectors
+	l.headers = l.headers[:at+wire.HeaderSize] // never beyond its capacity: its address is in the vectors
 	l.choose(p, now)
 	if p.byAddress {
-		putHeaderByAddress(l.headers[at:], p)
+		wire.PutHeaderByAddress(l.headers[at:], opcodeOf(p.op), p.remote, p.length, uint64(p.local))
 	} else {
-		putHeader(l.headers[at:], p.op, p.remote, p.length, true)
+		wire.PutHeader(l.headers[at:], opcodeOf(p.op), p.remote, p.length, true)
 	}
-	l.vectors = extend(l.vectors, addressOf(l.headers[at:]), headerSize)
-	l.laidOut += headerSize
+	l.vectors = extend(l.vectors, addressOf(l.headers[at:]), wire.HeaderSize)
+	l.laidOut += wire.HeaderSize
 	if p.op == core.Write && !p.byAddress {
 		l.vectors = append(l.vectors, ioVector{base: p.local, length: p.length})
 		l.laidOut += p.length

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 )
@@ -94,7 +95,7 @@ func TestTheWatchdogEndsALaneOnlyWhenNothingHasMovedForTheTimeout(t *testing.T) 
 				l.moved.Add(1)
 			}
 			if c.unsent {
-				l.laidOut = headerSize
+				l.laidOut = wire.HeaderSize
 			}
 			l.watch()
 			require.Equal(t, c.ends, errors.Is(l.broken, errStalled), "%v", l.broken)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 )
@@ -94,13 +95,13 @@ func TestASessionThatPollsLeavesOffForAnotherOne(t *testing.T) {
 	first := h.dial()
 	polling := h.only()
 	first.send(readV2(memory[:8]))
-	first.expectStatus(statusOK)
+	first.expectStatus(wire.StatusOK)
 	first.expect(memory[:8])
 
 	second := h.dial()
 	require.Eventually(t, func() bool { // not at once, where it begins to look only afterwards
 		second.send(readV2(memory[:8]))
-		second.expectStatus(statusOK)
+		second.expectStatus(wire.StatusOK)
 		second.expect(memory[:8])
 		return polling.conn.in.bell.isAwaited()
 	}, patience, time.Millisecond)

@@ -24,7 +24,7 @@ import (
 //     target copies nothing.
 //  3. The initiator's hello brings a permit to copy from its memory, which it can revoke (permit.go).
 //  4. What is sent over the connection are data frames as over TCP, and two more, in which the payload is named by its
-//     address: see frame.go. Everything can be sent without these, and is where they are of no use.
+//     address: see tcp/wire. Everything can be sent without these, and is where they are of no use.
 //  5. WRITE by address: the session copies the payload from the initiator's memory, by the permit (session_fetch.go).
 //  6. READ by address: the session tells which region the range is in, and the registry's epoch. With that the lane
 //     copies by itself whatever it is asked for of the region, and looks at the epoch afterwards (lane_fetch.go): bytes of

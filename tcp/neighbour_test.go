@@ -9,27 +9,28 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/staging"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
 
 func writeByAddress(addr uintptr, payload []byte) []byte {
-	b := make([]byte, headerSize)
-	putHeaderByAddress(b, &piece{op: core.Write, local: addressOf(payload), remote: uint64(addr), length: uint64(len(payload))})
+	b := make([]byte, wire.HeaderSize)
+	wire.PutHeaderByAddress(b, wire.Write, uint64(addr), uint64(len(payload)), uint64(addressOf(payload)))
 	return b
 }
 
 func readByAddress(b []byte) []byte {
-	r := make([]byte, headerSize)
-	putHeaderByAddress(r, &piece{op: core.Read, remote: uint64(addressOf(b)), length: uint64(len(b))})
+	r := make([]byte, wire.HeaderSize)
+	wire.PutHeaderByAddress(r, wire.Read, uint64(addressOf(b)), uint64(len(b)), 0)
 	return r
 }
 
-func (c *client) expectGrant(want grant) {
+func (c *client) expectGrant(want wire.Grant) {
 	c.t.Helper()
-	b := make([]byte, grantSize)
-	putGrant(b, want)
+	b := make([]byte, wire.GrantSize)
+	wire.PutGrant(b, want)
 	c.expect(b)
 }
 
@@ -94,7 +95,7 @@ func TestPayloadNamedByItsAddressIsFetched(t *testing.T) {
 		payload := mapped(t, length)
 		fill(payload, byte(i))
 		c.send(writeByAddress(addressOf(memory)+3, payload))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[3:3+length]), length)
 	}
 	require.Positive(t, h.target.links()[0].BytesIn)
@@ -107,13 +108,13 @@ func TestPayloadThatCannotBeFetchedIsAskedForAndTheOthersOfTheTurnArrive(t *test
 	c := serve(t, targetOptions{}, memory).dialNeighbour()
 	at := addressOf(memory)
 	c.send(writeByAddress(at, payload), writeByAddress(at+4096, gone), writeByAddress(at+2*4096, payload))
-	c.expectStatus(statusOK)
-	c.expectStatus(statusOutOfReach)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusOutOfReach)
+	c.expectStatus(wire.StatusOK)
 	require.Equal(t, payload, memory[:4096])
 	require.Equal(t, payload, memory[2*4096:])
 	c.send(writeV2(at+4096, payload))
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 }
 
 func TestPayloadsForTheSamePlaceAreFetchedInTheirOrder(t *testing.T) {
@@ -125,7 +126,7 @@ func TestPayloadsForTheSamePlaceAreFetchedInTheirOrder(t *testing.T) {
 	at := addressOf(memory)
 	c.send(writeByAddress(at, first), writeByAddress(at+2048, second), writeV2(at+2048, third), readV2(memory[:4096]))
 	for range 4 {
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 	}
 	want := append(bytes.Clone(first[:2048]), third...)
 	c.expect(append(want, second[100:2048]...))
@@ -137,14 +138,14 @@ func TestAReadByAddressIsGrantedTheWholeRegion(t *testing.T) {
 	h.memory.epoch.Store(77)
 	c := h.dialNeighbour()
 	c.send(readByAddress(memory[100:200]))
-	c.expectStatus(statusOK)
-	b := make([]byte, grantSize)
+	c.expectStatus(wire.StatusOK)
+	b := make([]byte, wire.GrantSize)
 	_, err := c.conn.Read(b)
 	require.NoError(t, err)
-	g := parseGrant(b)
-	require.EqualValues(t, addressOf(memory), g.addr)
-	require.EqualValues(t, len(memory), g.length)
-	require.EqualValues(t, 77, g.epoch)
+	g := wire.ParseGrant(b)
+	require.EqualValues(t, addressOf(memory), g.Addr)
+	require.EqualValues(t, len(memory), g.Length)
+	require.EqualValues(t, 77, g.Epoch)
 }
 
 func TestDeviceMemoryIsOutOfReach(t *testing.T) {
@@ -153,9 +154,9 @@ func TestDeviceMemoryIsOutOfReach(t *testing.T) {
 	c := a.serve(targetOptions{}, device).dialNeighbour()
 	payload := mapped(t, 4096)
 	c.send(writeByAddress(addressOf(device), payload), readByAddress(device[:10]))
-	c.expectStatus(statusOutOfReach)
-	c.expectStatus(statusOutOfReach)
-	c.expectGrant(grant{})
+	c.expectStatus(wire.StatusOutOfReach)
+	c.expectStatus(wire.StatusOutOfReach)
+	c.expectGrant(wire.Grant{})
 }
 
 func TestABadRangeByAddressIsRejected(t *testing.T) {
@@ -164,7 +165,7 @@ func TestABadRangeByAddressIsRejected(t *testing.T) {
 	for _, bad := range [][]byte{writeByAddress(addressOf(memory), payload), readByAddress(payload)} {
 		c := h.dialNeighbour()
 		c.send(bad)
-		c.expectStatus(statusRejected)
+		c.expectStatus(wire.StatusRejected)
 		c.expectEnd()
 	}
 }

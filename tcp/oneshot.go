@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,8 +41,8 @@ type oneShot struct {
 	broken error
 
 	// Frames are here, and not on the stack, which may move while the kernel is given their addresses.
-	header [headerSize]byte
-	answer [statusSize]byte
+	header [wire.HeaderSize]byte
+	answer [wire.StatusSize]byte
 }
 
 // errIdle ends a one-shot carrier that finds nothing to take.
@@ -136,7 +137,7 @@ func (o *oneShot) connect() (*stream, *metadata.Descriptor, error) {
 
 // exchange moves one piece over its connection.
 func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
-	putHeader(o.header[:], p.op, p.remote, p.length, acknowledged)
+	wire.PutHeader(o.header[:], opcodeOf(p.op), p.remote, p.length, acknowledged)
 	frame := []ioVector{vectorOf(o.header[:])}
 	if p.op == core.Write {
 		frame = append(frame, ioVector{base: p.local, length: p.length})

@@ -12,6 +12,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 )
 
 // The way of a request on the initiator, from the queue of its peer on:
@@ -577,23 +578,23 @@ func firstError(errs ...error) error {
 
 // judgeStatus looks at the status frame that answers a piece: an error means that the connection is of no more use.
 func (p *peer) judgeStatus(frame []byte, h *piece) error {
-	code, err := parseStatus(frame)
+	code, err := wire.ParseStatus(frame)
 	switch {
 	case err != nil:
 		return status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err)
-	case code == statusOK:
+	case code == wire.StatusOK:
 		return nil
-	case code == statusOutOfReach && h.byAddress:
+	case code == wire.StatusOutOfReach && h.byAddress:
 		h.plain = true
 		return nil
-	case code == statusFailed:
+	case code == wire.StatusFailed:
 		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer could not move %d bytes to or from its device at %#x; its log tells why",
 			p.segment.Name, h.length, h.remote)
-	case code == statusInaccessible:
+	case code == wire.StatusInaccessible:
 		h.fatal = status.Errorf(status.AddressNotRegistered,
 			"segment %q: the peer has registered memory %#x+%d, but cannot access it: it was unmapped or protected, or its file cut short",
 			p.segment.Name, h.remote, h.length)
-	case code != statusRejected:
+	case code != wire.StatusRejected:
 		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
 			p.segment.Name, code, h.remote, h.length)
 	}

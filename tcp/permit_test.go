@@ -12,6 +12,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -131,7 +132,7 @@ func TestASessionCopiesNothingAfterThePermitWasRevoked(t *testing.T) {
 	h := serve(t, targetOptions{}, memory)
 	c, p := h.dialWithPermit()
 	c.send(writeByAddress(addressOf(memory), payload))
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	require.True(t, p.revoke(patience, never))
 	_, err := c.conn.Write(writeByAddress(addressOf(memory)+4096, payload))
 	require.NoError(t, err)
@@ -145,12 +146,12 @@ func TestNothingIsCopiedForAPeerThatSentNoPermit(t *testing.T) {
 	for _, greets := range []bool{false, true} {
 		c := h.dialSocket()
 		if greets {
-			require.Equal(t, helloAnswer{}, c.greet(hello{number: 1}))
+			require.Equal(t, wire.Answer{}, c.greet(wire.Hello{Number: 1}))
 		}
 		c.send(writeByAddress(addressOf(memory), payload))
-		c.expectStatus(statusOutOfReach)
+		c.expectStatus(wire.StatusOutOfReach)
 		c.send(writeV2(addressOf(memory), []byte("abc")))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 	}
 }
 
@@ -269,7 +270,7 @@ func TestNoMemoryIsGrantedOnceTheEngineIsBeingClosed(t *testing.T) {
 // A child that was forked has this process's memory at the same addresses, and may get its id one day.
 func TestAForkedChildProvesNeitherAGrantNorAPermit(t *testing.T) {
 	epoch := engine(t).Memory().Epoch()
-	g := grant{epochAt: uint64(uintptr(unsafe.Pointer(epoch))), epoch: epoch.Load()}
+	g := wire.Grant{EpochAt: uint64(uintptr(unsafe.Pointer(epoch))), Epoch: epoch.Load()}
 	permit, _ := permitPair(t)
 	memory := mapped(t, 4096)
 	fill(memory, 1)
@@ -294,8 +295,8 @@ func TestAForkedChildProvesNeitherAGrantNorAPermit(t *testing.T) {
 		f.add(addressOf(mapped(t, 4096)), addressOf(memory), 4096)
 		return f.run(from, nil, by)
 	}
-	require.NoError(t, copied(thisProcess(t), g.proof()))
-	require.ErrorIs(t, copied(child, g.proof()), errUnproven)
+	require.NoError(t, copied(thisProcess(t), proofOf(&g)))
+	require.ErrorIs(t, copied(child, proofOf(&g)), errUnproven)
 	require.NoError(t, copied(thisProcess(t), permit.proof()))
 	require.ErrorIs(t, copied(child, permit.proof()), errOutOfReach)
 }

@@ -6,6 +6,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
+	"kvferry/tcp/wire"
 )
 
 // piece is a byte range of a work that travels as one request: a part of a large task, a task, or several tasks that
@@ -37,26 +38,34 @@ type piece struct {
 	plain     bool // not to be sent by address: it was out of reach
 }
 
+// opcodeOf is the opcode of a request as it is sent.
+func opcodeOf(op core.Opcode) wire.Opcode {
+	if op == core.Write {
+		return wire.Write
+	}
+	return wire.Read
+}
+
 // settle ends the piece; see core.Work.Settle.
 func (p *piece) settle(err error) { p.work.Settle(p.first, p.skip, p.length, err) }
 
 // frame is the length of what is sent of the piece, its header included.
 func (p *piece) frame() uint64 {
 	if p.op == core.Write && !p.byAddress {
-		return headerSize + p.length
+		return wire.HeaderSize + p.length
 	}
-	return headerSize
+	return wire.HeaderSize
 }
 
 // answer is the length of what the peer answers if all is well.
 func (p *piece) answer() uint64 {
 	switch {
 	case p.op == core.Write:
-		return statusSize
+		return wire.StatusSize
 	case p.byAddress:
-		return statusSize + grantSize
+		return wire.StatusSize + wire.GrantSize
 	}
-	return statusSize + p.length
+	return wire.StatusSize + p.length
 }
 
 // unmoved reports whether the piece is not done although the peer has answered it well.

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"unsafe"
 
 	"kvferry/core/hostmem"
+	"kvferry/tcp/wire"
 
 	"golang.org/x/sys/unix"
 )
@@ -90,6 +92,13 @@ type proof struct {
 	at       uintptr // in that process
 	length   uint64  // bytes
 	expected proofBytes
+}
+
+// proofOf shows that memory was copied from the region's process before the grant ended.
+func proofOf(g *wire.Grant) proof {
+	p := proof{at: uintptr(g.EpochAt), length: 8}
+	binary.NativeEndian.PutUint64(p.expected[:], g.Epoch)
+	return p
 }
 
 // proofBytes has room for the bytes of a proof; zeros follow those of a short one.

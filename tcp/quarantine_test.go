@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ import (
 // test closes goOn. Then it applies what has come, to the end of the connection.
 func slowFirst(begun, goOn chan struct{}) script {
 	return func(v *visitor, n int) {
-		var h header
+		var h wire.Header
 		if n > 0 || !v.header(&h) {
 			serveWell(v, n)
 			return
@@ -119,7 +120,7 @@ func TestAfterAResetTheSameWriteIsRepeatedAndOthersToItsPlaceFail(t *testing.T) 
 			old, far := mapped(t, 4096), mapped(t, 8192)
 			fill(old, 1)
 			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
-				var h header
+				var h wire.Header
 				v.header(&h)
 				v.reset()
 			}), far)

@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -117,7 +118,7 @@ type turn struct {
 	owed        [2 * turnRequests]ioVector
 	vectors     int
 	sealed      int // what is owed from here on is not to be sent in one vector with what comes before
-	statuses    [turnRequests * statusSize]byte
+	statuses    [turnRequests * wire.StatusSize]byte
 	statusesEnd int
 	grants      []byte // never beyond its capacity: what is owed points into it
 	readBytes   uint64 // READ payload owed
@@ -131,18 +132,18 @@ func newTurn() *turn { return &turn{held: make([]*core.Region, 0, turnRequests+1
 // hull is a range that holds every range added to it. The empty one meets nothing.
 type hull struct{ low, high uint64 }
 
-func (u *hull) add(h header) {
+func (u *hull) add(h wire.Header) {
 	if u.high == 0 {
-		u.low = h.addr
+		u.low = h.Addr
 	}
-	u.low, u.high = min(u.low, h.addr), max(u.high, h.addr+h.length)
+	u.low, u.high = min(u.low, h.Addr), max(u.high, h.Addr+h.Length)
 }
 
-func (u *hull) meets(h header) bool { return h.addr < u.high && u.low < h.addr+h.length }
+func (u *hull) meets(h wire.Header) bool { return h.Addr < u.high && u.low < h.Addr+h.Length }
 
 // rejection ends a session whose peer asked for what it cannot have, or for what went wrong.
 type rejection struct {
-	header
+	wire.Header
 	code    uint32 // for the peer
 	started bool   // the answer to the READ has been sent in part: a status has no place in it any more
 	reason  error
@@ -150,7 +151,7 @@ type rejection struct {
 }
 
 func (r *rejection) Error() string {
-	return fmt.Sprintf("rejected a %v of %d bytes at %#x with status %d: %v", r.op, r.length, r.addr, r.code, r.reason)
+	return fmt.Sprintf("rejected a %v of %d bytes at %#x with status %d: %v", r.Op, r.Length, r.Addr, r.code, r.reason)
 }
 
 func (r *rejection) Unwrap() error { return r.reason }
@@ -199,21 +200,21 @@ func (s *session) serve() error {
 		if err != nil {
 			return err
 		}
-		s.v2 = h.v2
+		s.v2 = h.V2
 		region, err := s.pin(h)
 		switch {
 		case err == errEnded:
 			return err
 		case err != nil:
-			return &rejection{header: h, code: statusRejected, reason: err}
+			return &rejection{Header: h, code: wire.StatusRejected, reason: err}
 		}
 		if err := s.move(h, region); err != nil {
 			return err
 		}
 		t := s.turn
 		t.requests++
-		t.bytes += h.length
-		s.burst += h.length
+		t.bytes += h.Length
+		s.burst += h.Length
 		if t.requests == turnRequests || t.bytes >= turnBytes {
 			if err := s.flush(); err != nil {
 				return err
@@ -223,14 +224,14 @@ func (s *session) serve() error {
 }
 
 // move moves the payload of a WRITE, and owes what a request is to be answered.
-func (s *session) move(h header, region *core.Region) (err error) {
+func (s *session) move(h wire.Header, region *core.Region) (err error) {
 	s.serving = region
 	switch {
-	case h.byAddress:
+	case h.ByAddress:
 		err = s.neighbourly(h, region)
 	case region.Device != nil:
 		err = s.stage(h, region.Device)
-	case h.op == core.Read:
+	case h.Op == wire.Read:
 		err = s.readOut(h, region)
 	default:
 		err = s.apply(h)
@@ -241,13 +242,13 @@ func (s *session) move(h header, region *core.Region) (err error) {
 	return err
 }
 
-func (s *session) nextHeader() (header, error) {
-	if err := s.fillTo(headerSize); err != nil {
-		return header{}, err
+func (s *session) nextHeader() (wire.Header, error) {
+	if err := s.fillTo(wire.HeaderSize); err != nil {
+		return wire.Header{}, err
 	}
 	b := s.ahead[s.parsed:]
-	s.parsed += headerSize
-	return parseHeader(b, s.conn.isLocal())
+	s.parsed += wire.HeaderSize
+	return wire.ParseHeader(b, s.conn.isLocal())
 }
 
 // fillTo reads ahead until so many bytes of a header are there.
@@ -361,7 +362,7 @@ func (s *session) await(who *atomic.Bool, rest bool) {
 
 // pin finds the region of a request and pins it until the turn ends. Pinning and making it known to evict are one step. A
 // session that somebody has ended pins no more: requests that it has read already are not served.
-func (s *session) pin(h header) (*core.Region, error) {
+func (s *session) pin(h wire.Header) (*core.Region, error) {
 	t := s.turn
 	if n := len(t.held); n > 0 && within(t.held[n-1], h) {
 		return t.held[n-1], nil
@@ -371,7 +372,7 @@ func (s *session) pin(h header) (*core.Region, error) {
 	if s.cause != nil {
 		return nil, errEnded
 	}
-	region, err := s.target.memory.PinRemote(h.addr, h.length)
+	region, err := s.target.memory.PinRemote(h.Addr, h.Length)
 	if err != nil {
 		return nil, err
 	}
@@ -379,7 +380,7 @@ func (s *session) pin(h header) (*core.Region, error) {
 	return region, nil
 }
 
-func within(r *core.Region, h header) bool { return r.Holds(h.addr, h.length) }
+func within(r *core.Region, h wire.Header) bool { return r.Holds(h.Addr, h.Length) }
 
 // unpin ends the pins of the turn, but for the last one while that is the pin of the request being served.
 func (s *session) unpin() {
@@ -403,7 +404,7 @@ func (s *session) unpin() {
 }
 
 // apply moves the payload of a WRITE into its region.
-func (s *session) apply(h header) error {
+func (s *session) apply(h wire.Header) error {
 	if s.reads.meets(h) {
 		if err := s.catchUp(); err != nil { // the READ came first, and gets what was there before
 			return err
@@ -414,8 +415,8 @@ func (s *session) apply(h header) error {
 			return err
 		}
 	}
-	s.bulk = h.length >= bulkLength
-	left := ioVector{uintptr(h.addr), h.length}
+	s.bulk = h.Length >= bulkLength
+	left := ioVector{uintptr(h.Addr), h.Length}
 	buffered := min(uint64(s.filled-s.parsed), left.length)
 	if err := s.copier.Fill(left.base, s.ahead[s.parsed:][:buffered]); err != nil {
 		return inaccessible(h, s.serving, err)
@@ -434,38 +435,38 @@ func (s *session) apply(h header) error {
 			return cutShort(h, left.length, err)
 		}
 	}
-	s.bytesIn.Add(h.length)
-	if h.v2 {
-		s.turn.oweStatus(statusOK)
+	s.bytesIn.Add(h.Length)
+	if h.V2 {
+		s.turn.oweStatus(wire.StatusOK)
 	}
 	return nil
 }
 
-func inaccessible(h header, region *core.Region, err error) error {
-	return &rejection{header: h, code: statusInaccessible, reason: fmt.Errorf("%w: %w", errInaccessible, err), region: region}
+func inaccessible(h wire.Header, region *core.Region, err error) error {
+	return &rejection{Header: h, code: wire.StatusInaccessible, reason: fmt.Errorf("%w: %w", errInaccessible, err), region: region}
 }
 
 // errCutShort is in the error of a WRITE whose payload stopped to come.
 var errCutShort = errors.New("missing")
 
-func cutShort(h header, missing uint64, err error) error {
+func cutShort(h wire.Header, missing uint64, err error) error {
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
-	return fmt.Errorf("%d bytes of a WRITE of %d at %#x are %w: %w", missing, h.length, h.addr, errCutShort, err)
+	return fmt.Errorf("%d bytes of a WRITE of %d at %#x are %w: %w", missing, h.Length, h.Addr, errCutShort, err)
 }
 
 // readOut owes the answer to a READ.
-func (s *session) readOut(h header, region *core.Region) error {
-	if region.Unverified() && !hostmem.Readable(uintptr(h.addr), h.length) {
+func (s *session) readOut(h wire.Header, region *core.Region) error {
+	if region.Unverified() && !hostmem.Readable(uintptr(h.Addr), h.Length) {
 		return inaccessible(h, region, unix.EFAULT)
 	}
 	s.bulk = false
 	s.reads.add(h)
-	if h.v2 {
-		s.turn.oweStatus(statusOK)
+	if h.V2 {
+		s.turn.oweStatus(wire.StatusOK)
 	}
-	s.turn.owePayload(uintptr(h.addr), h.length)
+	s.turn.owePayload(uintptr(h.Addr), h.Length)
 	return nil
 }
 
@@ -475,20 +476,20 @@ func (t *turn) owePayload(base uintptr, length uint64) {
 }
 
 func (t *turn) oweStatus(code uint32) {
-	b := t.statuses[t.statusesEnd : t.statusesEnd+statusSize]
-	t.statusesEnd += statusSize
-	putStatus(b, code)
-	t.owe(addressOf(b), statusSize)
+	b := t.statuses[t.statusesEnd : t.statusesEnd+wire.StatusSize]
+	t.statusesEnd += wire.StatusSize
+	wire.PutStatus(b, code)
+	t.owe(addressOf(b), wire.StatusSize)
 }
 
-func (t *turn) oweGrant(g grant) {
+func (t *turn) oweGrant(g wire.Grant) {
 	if t.grants == nil {
-		t.grants = make([]byte, 0, turnRequests*grantSize)
+		t.grants = make([]byte, 0, turnRequests*wire.GrantSize)
 	}
 	end := len(t.grants)
-	t.grants = t.grants[:end+grantSize]
-	putGrant(t.grants[end:], g)
-	t.owe(addressOf(t.grants[end:]), grantSize)
+	t.grants = t.grants[:end+wire.GrantSize]
+	wire.PutGrant(t.grants[end:], g)
+	t.owe(addressOf(t.grants[end:]), wire.GrantSize)
 }
 
 func (t *turn) owe(base uintptr, length uint64) {
@@ -548,11 +549,11 @@ func (s *session) blameMemory(v []ioVector, who *atomic.Bool, fault error) error
 		return fmt.Errorf("%w: %w", errInaccessible, fault)
 	}
 	payload := v[at]
-	h := header{op: core.Read, v2: s.v2, addr: uint64(payload.base), length: payload.length}
+	h := wire.Header{Op: wire.Read, V2: s.v2, Addr: uint64(payload.base), Length: payload.length}
 	rejected := inaccessible(h, s.regionOf(h), fault).(*rejection)
 	before := v[:at]
 	if rejected.started = at == 0 || !s.endsWithStatus(v[at-1]); !rejected.started {
-		before[at-1].length -= statusSize
+		before[at-1].length -= wire.StatusSize
 	}
 	if err := s.send(before, who); err != nil {
 		return err
@@ -568,15 +569,15 @@ func (s *session) endsWithStatus(v ioVector) bool {
 	if s.staged != nil {
 		turns = append(turns, s.staged.queue...)
 	}
-	last := v.base + uintptr(v.length) - statusSize
-	return v.length >= statusSize && slices.ContainsFunc(turns, func(t *turn) bool {
+	last := v.base + uintptr(v.length) - wire.StatusSize
+	return v.length >= wire.StatusSize && slices.ContainsFunc(turns, func(t *turn) bool {
 		frames := vectorOf(t.statuses[:])
 		return frames.holds(last)
 	})
 }
 
 // regionOf is the region that holds the payload of a READ which is owed, for an error; nil when it is not known any more.
-func (s *session) regionOf(h header) *core.Region {
+func (s *session) regionOf(h wire.Header) *core.Region {
 	for _, r := range s.holds() {
 		if within(r, h) {
 			return r
@@ -645,7 +646,7 @@ func whatEnded(cause, err error) error {
 // It reports whether the peer has read all that and closed its side.
 func (s *session) refuse(r *rejection) bool {
 	s.serving = nil
-	answer := r.v2 && !r.started
+	answer := r.V2 && !r.started
 	if answer {
 		s.turn.oweStatus(r.code)
 	}
@@ -674,14 +675,14 @@ func (s *session) report(err error) {
 	case errors.As(err, &rejected):
 		level, message := zapcore.InfoLevel, "data request rejected"
 		switch {
-		case rejected.code == statusFailed:
+		case rejected.code == wire.StatusFailed:
 			level, message = zapcore.WarnLevel, "data request failed"
 		case rejected.region != nil && rejected.region.NoteFault():
 			level, message = zapcore.WarnLevel, "data request failed"
 			log = log.With(zap.Stringer("region", rejected.region.Range))
 		}
-		log.Log(level, message, zap.Stringer("operation", rejected.op),
-			zap.String("address", fmt.Sprintf("%#x", rejected.addr)), zap.Uint64("length", rejected.length),
+		log.Log(level, message, zap.Stringer("operation", rejected.Op),
+			zap.String("address", fmt.Sprintf("%#x", rejected.Addr)), zap.Uint64("length", rejected.Length),
 			zap.NamedError("reason", rejected.reason))
 	case errors.Is(err, errInaccessible):
 		log.Warn("data request failed", zap.Error(err))

@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/tcp/wire"
 )
 
 // Requests by address, which only neighbours send (neighbour.go):
@@ -26,19 +27,19 @@ type fetches struct {
 }
 
 // meets reports whether one of them goes where a request's payload goes, too.
-func (f *fetches) meets(h header) bool {
+func (f *fetches) meets(h wire.Header) bool {
 	return f.targets.meets(h) && slices.ContainsFunc(f.to, func(v ioVector) bool {
-		return uint64(v.base) < h.addr+h.length && h.addr < uint64(v.base)+v.length
+		return uint64(v.base) < h.Addr+h.Length && h.Addr < uint64(v.base)+v.length
 	})
 }
 
 // neighbourly serves a request by address.
-func (s *session) neighbourly(h header, region *core.Region) error {
+func (s *session) neighbourly(h wire.Header, region *core.Region) error {
 	switch {
-	case region.Device != nil, s.conn.process == nil, h.op == core.Write && s.conn.permit == nil:
+	case region.Device != nil, s.conn.process == nil, h.Op == wire.Write && s.conn.permit == nil:
 		s.outOfReach(h)
 		return nil
-	case h.op == core.Read:
+	case h.Op == wire.Read:
 		s.grant(h)
 		return nil
 	}
@@ -46,20 +47,20 @@ func (s *session) neighbourly(h header, region *core.Region) error {
 }
 
 // outOfReach has the peer send the request again in the other form.
-func (s *session) outOfReach(h header) {
-	s.turn.oweStatus(statusOutOfReach)
-	if h.op == core.Read {
-		s.turn.oweGrant(grant{})
+func (s *session) outOfReach(h wire.Header) {
+	s.turn.oweStatus(wire.StatusOutOfReach)
+	if h.Op == wire.Read {
+		s.turn.oweGrant(wire.Grant{})
 	}
 }
 
 // grant owes the answer to a READ by address. The region is looked up once more after the epoch was read: if it is still
 // there, the epoch has yet to change when it is taken back. Nothing is granted once the engine is being closed: the epoch
 // is 0 from then on.
-func (s *session) grant(h header) {
+func (s *session) grant(h wire.Header) {
 	epoch := s.target.memory.Epoch()
 	now := epoch.Load()
-	region, err := s.target.memory.PinRemote(h.addr, h.length)
+	region, err := s.target.memory.PinRemote(h.Addr, h.Length)
 	if err == nil && now == 0 {
 		region.Unpin()
 		err = errTargetClosed
@@ -69,14 +70,14 @@ func (s *session) grant(h header) {
 		return
 	}
 	region.Unpin()
-	s.turn.oweStatus(statusOK)
-	s.turn.oweGrant(grant{
-		addr: uint64(region.Addr), length: region.Length, epochAt: uint64(uintptr(unsafe.Pointer(epoch))), epoch: now,
+	s.turn.oweStatus(wire.StatusOK)
+	s.turn.oweGrant(wire.Grant{
+		Addr: uint64(region.Addr), Length: region.Length, EpochAt: uint64(uintptr(unsafe.Pointer(epoch))), Epoch: now,
 	})
 }
 
 // fetchIn takes a WRITE by address into the turn.
-func (s *session) fetchIn(h header) error {
+func (s *session) fetchIn(h wire.Header) error {
 	if s.reads.meets(h) {
 		if err := s.catchUp(); err != nil { // the READ came first, and gets what was there before
 			return err
@@ -93,8 +94,8 @@ func (s *session) fetchIn(h header) error {
 	}
 	f.targets.add(h)
 	f.statuses = append(f.statuses, s.turn.statusesEnd)
-	f.add(uintptr(h.addr), uintptr(h.source), h.length)
-	s.turn.oweStatus(statusOK)
+	f.add(uintptr(h.Addr), uintptr(h.Source), h.Length)
+	s.turn.oweStatus(wire.StatusOK)
 	if f.full() {
 		return s.fetch()
 	}
@@ -116,7 +117,7 @@ func (s *session) fetch() error {
 		err = s.fetchEach(f)
 	default:
 		for _, at := range f.statuses {
-			putStatus(s.turn.statuses[at:], statusOutOfReach)
+			wire.PutStatus(s.turn.statuses[at:], wire.StatusOutOfReach)
 		}
 	}
 	s.progress.Add(1)
@@ -135,9 +136,9 @@ func (s *session) fetchEach(f *fetches) (ended error) {
 		case err == nil:
 			s.bytesIn.Add(one.bytes)
 		case errors.Is(err, errOutOfReach):
-			putStatus(s.turn.statuses[at:], statusOutOfReach)
+			wire.PutStatus(s.turn.statuses[at:], wire.StatusOutOfReach)
 		default:
-			putStatus(s.turn.statuses[at:], statusOutOfReach)
+			wire.PutStatus(s.turn.statuses[at:], wire.StatusOutOfReach)
 			ended = err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"kvferry/core/clock"
+	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
 )
@@ -21,53 +22,53 @@ import (
 
 // connectionKey names a connection of an initiator.
 type connectionKey struct {
-	origin identity
+	origin wire.Identity
 	number uint64
 }
 
 // meet serves the hello, if the connection begins with one.
 func (s *session) meet() error {
-	if err := s.fillTo(headerSize); err != nil {
+	if err := s.fillTo(wire.HeaderSize); err != nil {
 		return err
 	}
-	if !isHello(s.ahead[s.parsed:]) {
+	if !wire.IsHello(s.ahead[s.parsed:]) {
 		s.conn.forgetProcess()
 		return nil
 	}
-	rest, err := helloRest(s.ahead[s.parsed:])
+	rest, err := wire.HelloRest(s.ahead[s.parsed:])
 	if err != nil {
 		return err
 	}
-	if err := s.fillTo(headerSize + rest); err != nil {
+	if err := s.fillTo(wire.HeaderSize + rest); err != nil {
 		return err
 	}
-	h, err := parseHello(s.ahead[s.parsed+headerSize:])
+	h, err := wire.ParseHello(s.ahead[s.parsed+wire.HeaderSize:])
 	if err != nil {
 		return err
 	}
-	s.parsed += headerSize + rest
+	s.parsed += wire.HeaderSize + rest
 	return s.accept(h)
 }
 
 // accept answers a hello. After an answer that is no welcome the session ends.
-func (s *session) accept(h hello) error {
-	answer := helloAnswer{target: s.target.options.identity, age: clock.SinceBoot() - s.target.began}
+func (s *session) accept(h wire.Hello) error {
+	answer := wire.Answer{Target: s.target.options.identity, Age: clock.SinceBoot() - s.target.began}
 	var refusal error
 	switch {
-	case h.target != s.target.options.identity:
-		answer.code = statusOtherEngine
-		refusal = fmt.Errorf("a connection for engine %v: this is engine %v", h.target, s.target.options.identity)
-	case !s.target.list(s, connectionKey{h.origin, h.number}):
-		answer.code = statusRejected
-		refusal = fmt.Errorf("a second connection with the number %d of one initiator", h.number)
-	case h.ends != 0 && !s.endFormer(connectionKey{h.origin, h.ends}):
-		answer.code = statusNotEnded
-		refusal = fmt.Errorf("the session of the connection %d has not ended yet", h.ends)
+	case h.Target != s.target.options.identity:
+		answer.Code = wire.StatusOtherEngine
+		refusal = fmt.Errorf("a connection for engine %v: this is engine %v", h.Target, s.target.options.identity)
+	case !s.target.list(s, connectionKey{h.Origin, h.Number}):
+		answer.Code = wire.StatusRejected
+		refusal = fmt.Errorf("a second connection with the number %d of one initiator", h.Number)
+	case h.Ends != 0 && !s.endFormer(connectionKey{h.Origin, h.Ends}):
+		answer.Code = wire.StatusNotEnded
+		refusal = fmt.Errorf("the session of the connection %d has not ended yet", h.Ends)
 	}
-	if refusal == nil && s.takePermit(h.permitAt) {
-		answer.flags |= answerPermit
+	if refusal == nil && s.takePermit(h.PermitAt) {
+		answer.Flags |= wire.AnswerPermit
 	}
-	b := answer.encode()
+	b := answer.Encode()
 	if err := s.send([]ioVector{vectorOf(b)}, &s.waiting); err != nil {
 		return err
 	}

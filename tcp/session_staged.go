@@ -9,6 +9,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/staging"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 )
 
 // A session serves device memory through staging blocks. A job copies between block and device while the session goes
@@ -77,7 +78,7 @@ type load struct {
 
 // part is what passes of a request through a load.
 type part struct {
-	header
+	wire.Header
 	vector  int  // the first of the turn's that may only be sent when the move is done
 	started bool // it is a READ whose answer has begun in a turn before
 }
@@ -102,12 +103,12 @@ func (s *session) startStaging() {
 }
 
 // stage moves or owes the payload of a request for device memory.
-func (s *session) stage(h header, device *staging.Device) error {
+func (s *session) stage(h wire.Header, device *staging.Device) error {
 	if s.staged == nil {
 		s.startStaging()
 	}
 	to, opposite := route{device, staging.In}, staging.Out
-	if h.op == core.Read {
+	if h.Op == wire.Read {
 		to, opposite = route{device, staging.Out}, staging.In
 	}
 	// Jobs of one direction run in order; between the two there is none.
@@ -117,7 +118,7 @@ func (s *session) stage(h header, device *staging.Device) error {
 		}
 	}
 	var err error
-	if h.op == core.Read {
+	if h.Op == wire.Read {
 		err = s.stageOut(h, to)
 	} else {
 		err = s.stageIn(h, to)
@@ -127,7 +128,7 @@ func (s *session) stage(h header, device *staging.Device) error {
 }
 
 // room is a place for the next bytes of a request, of which rest is what has found none yet.
-func (s *session) room(h, rest header, to route) (ioVector, error) {
+func (s *session) room(h, rest wire.Header, to route) (ioVector, error) {
 	if !s.turn.load.takes(rest, to) {
 		if err := s.flush(); err != nil {
 			return ioVector{}, err
@@ -141,31 +142,31 @@ func (s *session) room(h, rest header, to route) (ioVector, error) {
 		s.staged.touched[to.way].add(h)
 		s.begin(h, rest)
 	}
-	return ioVector{l.lease.Addr + uintptr(l.end), min(rest.length, l.lease.Length-l.end)}, nil
+	return ioVector{l.lease.Addr + uintptr(l.end), min(rest.Length, l.lease.Length-l.end)}, nil
 }
 
 // takes reports whether the load has room for some of a request that it has bytes of already, or for all of a new one.
-func (l *load) takes(rest header, to route) bool {
+func (l *load) takes(rest wire.Header, to route) bool {
 	switch {
 	case l.lease == nil || l.route != to:
 		return false
 	case l.growing:
 		return l.end < l.lease.Length
 	}
-	at := l.device.Place(l.end, uintptr(rest.addr), rest.length)
-	return at < l.lease.Length && rest.length <= l.lease.Length-at
+	at := l.device.Place(l.end, uintptr(rest.Addr), rest.Length)
+	return at < l.lease.Length && rest.Length <= l.lease.Length-at
 }
 
 // open waits for a lease for the turn, which is empty. What the session has leased before is given back meanwhile
 // without its doing.
-func (s *session) open(h, rest header, to route) error {
+func (s *session) open(h, rest wire.Header, to route) error {
 	account := s.staged.accounts[to]
 	if account == nil {
 		account = to.device.Account(to.way, staging.Target, nil)
 		s.staged.accounts[to] = account
 	}
 	s.waiting.Store(false) // for the peer
-	lease, err := account.Lease(s.staged.ctx, min(max(rest.length, loadBytes), to.device.BlockSize()))
+	lease, err := account.Lease(s.staged.ctx, min(max(rest.Length, loadBytes), to.device.BlockSize()))
 	if s.staged.ctx.Err() != nil {
 		if err == nil {
 			lease.Release()
@@ -173,42 +174,42 @@ func (s *session) open(h, rest header, to route) error {
 		return fmt.Errorf("waiting for a staging block: %w", s.staged.ctx.Err())
 	}
 	if err != nil {
-		return failed(part{header: h, started: continues(h, rest)}, err)
+		return failed(part{Header: h, started: continues(h, rest)}, err)
 	}
 	s.turn.load.route, s.turn.load.lease = to, lease
 	return nil
 }
 
 // continues reports whether a READ's answer has begun when only the rest of it is left.
-func continues(h, rest header) bool { return h.op == core.Read && rest.length < h.length }
+func continues(h, rest wire.Header) bool { return h.Op == wire.Read && rest.Length < h.Length }
 
 func failed(p part, reason error) error {
-	return &rejection{header: p.header, code: statusFailed, started: p.started, reason: reason}
+	return &rejection{Header: p.Header, code: wire.StatusFailed, started: p.started, reason: reason}
 }
 
 // begin starts a move for a request.
-func (s *session) begin(h, rest header) {
+func (s *session) begin(h, rest wire.Header) {
 	t := s.turn
 	l := t.load
-	l.end = l.device.Place(l.end, uintptr(rest.addr), rest.length)
+	l.end = l.device.Place(l.end, uintptr(rest.Addr), rest.Length)
 	l.growing = true
-	l.parts = append(l.parts, part{header: h, vector: t.vectors, started: continues(h, rest)})
-	l.moves = append(l.moves, staging.Move{Device: uintptr(rest.addr), Block: l.lease.Addr + uintptr(l.end)})
+	l.parts = append(l.parts, part{Header: h, vector: t.vectors, started: continues(h, rest)})
+	l.moves = append(l.moves, staging.Move{Device: uintptr(rest.Addr), Block: l.lease.Addr + uintptr(l.end)})
 	t.sealed = t.vectors
 }
 
 // grow adds n bytes to the last move and takes them off the rest of its request.
-func (l *load) grow(rest *header, n uint64) {
+func (l *load) grow(rest *wire.Header, n uint64) {
 	l.moves[len(l.moves)-1].Length += n
 	l.end += n
-	rest.addr += n
-	rest.length -= n
+	rest.Addr += n
+	rest.Length -= n
 }
 
 // stageIn receives the payload of a WRITE into blocks.
-func (s *session) stageIn(h header, to route) error {
-	s.bulk = h.length >= bulkLength
-	for rest := h; rest.length > 0; {
+func (s *session) stageIn(h wire.Header, to route) error {
+	s.bulk = h.Length >= bulkLength
+	for rest := h; rest.Length > 0; {
 		place, err := s.room(h, rest, to)
 		if err != nil {
 			return err
@@ -219,14 +220,14 @@ func (s *session) stageIn(h header, to route) error {
 		}
 		switch {
 		case err != nil:
-			return cutShort(h, rest.length, err)
+			return cutShort(h, rest.Length, err)
 		case n > 0:
 			s.turn.load.grow(&rest, n)
 		}
 	}
-	s.bytesIn.Add(h.length)
-	if h.v2 {
-		s.turn.oweStatus(statusOK)
+	s.bytesIn.Add(h.Length)
+	if h.V2 {
+		s.turn.oweStatus(wire.StatusOK)
 	}
 	return nil
 }
@@ -265,15 +266,15 @@ func (s *session) receiveStaged(place ioVector) (placed uint64, err error) {
 }
 
 // stageOut owes the answer to a READ, from blocks that a job is going to fill.
-func (s *session) stageOut(h header, to route) error {
+func (s *session) stageOut(h wire.Header, to route) error {
 	s.bulk = false
-	for rest := h; rest.length > 0; {
+	for rest := h; rest.Length > 0; {
 		place, err := s.room(h, rest, to)
 		if err != nil {
 			return err
 		}
-		if h.v2 && rest.length == h.length {
-			s.turn.oweStatus(statusOK)
+		if h.V2 && rest.Length == h.Length {
+			s.turn.oweStatus(wire.StatusOK)
 		}
 		s.turn.owePayload(place.base, place.length)
 		s.turn.load.grow(&rest, place.length)

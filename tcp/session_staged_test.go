@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/staging"
+	"kvferry/tcp/wire"
 	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/assert"
@@ -32,7 +33,7 @@ func TestWriteToADeviceIsAcknowledgedWhenItIsInMemory(t *testing.T) {
 		payload := pattern(length, byte(i))
 		at := 1 + 37*i
 		c.send(writeV2(addressOf(memory)+uintptr(at), payload))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[at:at+length]), length)
 	}
 }
@@ -45,7 +46,7 @@ func TestReadFromADeviceAnswersStatusAndPayload(t *testing.T) {
 	for i, length := range stagedLengths {
 		at := 1 + 37*i
 		c.send(readV2(memory[at : at+length]))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(memory[at : at+length])
 	}
 }
@@ -83,7 +84,7 @@ func TestNothingIsConfirmedBeforeTheCopyIsDone(t *testing.T) {
 			c.expectSilence()
 			release()
 			if !version1 {
-				c.expectStatus(statusOK)
+				c.expectStatus(wire.StatusOK)
 				require.NoError(t, c.conn.CloseWrite())
 			}
 			c.expectEnd()
@@ -112,11 +113,11 @@ func TestOnlyWhatDependsOnACopyWaitsForIt(t *testing.T) {
 	c := h.dial()
 	release := a.holdCopies()
 	c.send(writeV2(addressOf(host), []byte("abc")), writeV2(addressOf(memory), []byte("def")), readV2(host[:3]))
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expectSilence()
 	release()
-	c.expectStatus(statusOK)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect([]byte("abc"))
 }
 
@@ -126,10 +127,10 @@ func TestAnswersAreNotWithheldWhilePayloadForADeviceIsMissing(t *testing.T) {
 		memory := a.memory(2 << 20)
 		c := a.serve(targetOptions{}, memory).dial()
 		second := writeV2(addressOf(memory), pattern(length, 1))
-		c.send(writeV2(addressOf(memory), []byte("first")), second[:headerSize+length/2])
-		c.expectStatus(statusOK)
-		c.send(second[headerSize+length/2:])
-		c.expectStatus(statusOK)
+		c.send(writeV2(addressOf(memory), []byte("first")), second[:wire.HeaderSize+length/2])
+		c.expectStatus(wire.StatusOK)
+		c.send(second[wire.HeaderSize+length/2:])
+		c.expectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(pattern(length, 1), memory[:length]), length)
 	}
 }
@@ -147,7 +148,7 @@ func TestPayloadIsReceivedWhileEarlierPayloadIsCopied(t *testing.T) {
 	require.Eventually(t, func() bool { return h.only().bytesIn.Load() == turnsAhead*length }, patience, time.Millisecond)
 	release()
 	for range turnsAhead {
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 	}
 }
 
@@ -172,7 +173,7 @@ func TestReadsAreCopiedAheadOfWhatIsSent(t *testing.T) {
 	s := h.only()
 	require.Eventually(t, func() bool { return queued(s) == turnsAhead }, patience, time.Millisecond)
 	release()
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect(memory)
 }
 
@@ -195,12 +196,12 @@ func TestShortRequestsForADeviceShareJobs(t *testing.T) {
 	c.send(writes...)
 	release()
 	for range n {
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 	}
 	require.Less(t, a.count(device.HostToDevice), n/4)
 	c.send(reads...)
 	for range n {
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(payload)
 	}
 	require.Less(t, a.count(device.DeviceToHost), n/32)
@@ -221,11 +222,11 @@ func TestReadOfADeviceGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 	a.waitForACopy()
 	release()
 	for i := range 100 {
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(before[i*100 : (i+1)*100])
 	}
-	c.expectStatus(statusOK)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusOK)
 	copy(before[50:], make([]byte, 9000))
 	c.expect(before[:10000])
 }
@@ -244,10 +245,10 @@ func TestReadOfHostMemoryGetsWhatWasThereBeforeAWriteThatFollowsItWhileADeviceIs
 	c.send(writeV2(addressOf(host), []byte("abc")))
 	c.expectSilence()
 	release()
-	c.expectStatus(statusOK)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect(before)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	require.Equal(t, "abc", string(host[:3]))
 }
 
@@ -296,12 +297,12 @@ func TestFailedCopyFailsItsRequestAfterThoseBeforeItAndServesNoneBehind(t *testi
 			}
 			c.send(requests...)
 			for i := range 10 {
-				c.expectStatus(statusOK)
+				c.expectStatus(wire.StatusOK)
 				if op == core.Read {
 					c.expect(memory[2*i*length:][:length])
 				}
 			}
-			c.expectStatus(statusFailed)
+			c.expectStatus(wire.StatusFailed)
 			c.expectEnd()
 			require.NoError(t, c.conn.Close())
 			h.waitForSessions(0)
@@ -315,7 +316,7 @@ func TestFailedCopyFailsItsRequestAfterThoseBeforeItAndServesNoneBehind(t *testi
 
 			c = h.dial() // the others are asked for again
 			c.send(requests[11])
-			c.expectStatus(statusOK)
+			c.expectStatus(wire.StatusOK)
 		})
 	}
 }
@@ -334,7 +335,7 @@ func TestNothingBehindAFailedCopyIsAnswered(t *testing.T) {
 	s := h.only()
 	require.Eventually(t, func() bool { return queued(s) == 3 }, patience, time.Millisecond)
 	release()
-	c.expectStatus(statusFailed)
+	c.expectStatus(wire.StatusFailed)
 	c.expectEnd()
 }
 
@@ -354,7 +355,7 @@ func TestNothingIsSentAfterTheSenderHasFailed(t *testing.T) {
 	s.mu.Lock()
 	s.staged.failure = errInjected
 	s.mu.Unlock()
-	s.turn.oweStatus(statusOK)
+	s.turn.oweStatus(wire.StatusOK)
 	require.ErrorIs(t, s.flush(), errInjected)
 	require.ErrorIs(t, s.endStaging(io.EOF), errInjected)
 	require.NoError(t, s.conn.close())
@@ -392,7 +393,7 @@ func TestReadThatFailsInTheMiddleIsCutOff(t *testing.T) {
 	c.send(readV2(memory))
 	got, err := io.ReadAll(c.conn)
 	require.Error(t, err)
-	require.LessOrEqual(t, len(got), statusSize+2*block)
+	require.LessOrEqual(t, len(got), wire.StatusSize+2*block)
 	h.waitForLog("data request failed")
 }
 
@@ -403,7 +404,7 @@ func TestWriteThatFailsInTheMiddleIsToldWhileItIsStillSent(t *testing.T) {
 	a.failAround(device.HostToDevice, addressOf(memory)+5)
 	c := a.serve(targetOptions{}, memory).dial()
 	c.send(writeV2(addressOf(memory), make([]byte, 4*block))[:2*block])
-	c.expectStatus(statusFailed)
+	c.expectStatus(wire.StatusFailed)
 	c.expectEnd()
 }
 
@@ -429,8 +430,8 @@ func TestCopiesThatFailOnceEndTheSessionWithoutAFalseAnswer(t *testing.T) {
 	c.send(requests...)
 	got, err := io.ReadAll(c.conn)
 	require.Error(t, err)
-	answer := append(make([]byte, statusSize), memory[:length]...)
-	putStatus(answer, statusOK)
+	answer := append(make([]byte, wire.StatusSize), memory[:length]...)
+	wire.PutStatus(answer, wire.StatusOK)
 	if len(got) >= len(answer) {
 		require.True(t, bytes.Equal(answer, got[:len(answer)]))
 	}
@@ -445,8 +446,8 @@ func TestDeviceWithoutStagingMemoryFailsTheRequest(t *testing.T) {
 	require.NoError(t, a.staging.Close())
 	c := h.dial()
 	c.send(writeV2(addressOf(host), []byte("abc")), writeV2(addressOf(memory), []byte("abc")))
-	c.expectStatus(statusOK)
-	c.expectStatus(statusFailed)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusFailed)
 	c.expectEnd()
 	require.Contains(t, h.waitForLog("data request failed").ContextMap()["reason"], staging.ErrClosed.Error())
 }
@@ -461,7 +462,7 @@ func TestPeerThatGoesAwayInTheMiddleLeavesNoLeaseBehind(t *testing.T) {
 	whole := writeV2(addressOf(memory), pattern(1<<20, 1))
 	for name, b := range map[string][]byte{
 		"in a payload":      whole[:1<<19],
-		"before a payload":  whole[:headerSize],
+		"before a payload":  whole[:wire.HeaderSize],
 		"before its answer": readV2(memory),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -474,8 +475,8 @@ func TestPeerThatGoesAwayInTheMiddleLeavesNoLeaseBehind(t *testing.T) {
 			h.waitForSessions(0)
 			c = h.dial()
 			c.send(writeV2(addressOf(memory), []byte("abc")), readV2(memory[:3]))
-			c.expectStatus(statusOK)
-			c.expectStatus(statusOK)
+			c.expectStatus(wire.StatusOK)
+			c.expectStatus(wire.StatusOK)
 			c.expect([]byte("abc"))
 			require.NoError(t, c.conn.Close())
 			h.waitForSessions(0)
@@ -494,8 +495,8 @@ func TestSessionsGoOnWhileAPeerStalls(t *testing.T) {
 		b := memory[32<<20+i*1000:][:1<<20]
 		payload := pattern(len(b), byte(i))
 		busy.send(writeV2(addressOf(b), payload), readV2(b))
-		busy.expectStatus(statusOK)
-		busy.expectStatus(statusOK)
+		busy.expectStatus(wire.StatusOK)
+		busy.expectStatus(wire.StatusOK)
 		busy.expect(payload)
 	}
 	require.Equal(t, 3, h.sessions())
@@ -515,7 +516,7 @@ func TestStalledPeerOfADeviceIsCutOff(t *testing.T) {
 			h.waitForLog("data connection lost")
 			h.waitForSessions(1)
 			waiting.send(writeV2(addressOf(memory), []byte("abc")))
-			waiting.expectStatus(statusOK)
+			waiting.expectStatus(wire.StatusOK)
 		})
 	}
 }
@@ -540,10 +541,10 @@ func TestSessionThatWaitsForItsDeviceIsNotTakenForStalled(t *testing.T) {
 			}
 			c := h.dial()
 			whole := writeV2(addressOf(memory), pattern(1<<20, 1))
-			c.send(whole[:headerSize+when.payload])
+			c.send(whole[:wire.HeaderSize+when.payload])
 			s := h.only()
 			require.Eventually(t, s.waiting.Load, patience, time.Millisecond)
-			c.send(whole[headerSize+when.payload:])
+			c.send(whole[wire.HeaderSize+when.payload:])
 			require.Eventually(t, func() bool { return !s.waiting.Load() }, patience, time.Millisecond)
 			for range 3 {
 				h.dial().send([]byte{1}) // is stalled, and cut off in time
@@ -589,14 +590,14 @@ func TestLongWriteToADeviceKeepsItsRegionPinned(t *testing.T) {
 	h := a.serve(targetOptions{}, memory)
 	c := h.dial()
 	payload := pattern(len(memory), 1)
-	c.send(writeV2(addressOf(memory), payload)[:headerSize+2*block+100])
+	c.send(writeV2(addressOf(memory), payload)[:wire.HeaderSize+2*block+100])
 	s := h.only()
 	require.Eventually(t, func() bool {
 		return a.count(device.HostToDevice) == 2 && s.waiting.Load() && queued(s) == 0
 	}, patience, time.Millisecond)
 	require.True(t, s.moves(h.memory.regions[0]))
 	c.send(payload[2*block+100:])
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	require.True(t, bytes.Equal(payload, memory))
 }
 
@@ -676,8 +677,8 @@ func TestIdleSessionHoldsNoRegionOfADevice(t *testing.T) {
 		c.send(writeV1(addressOf(memory), make([]byte, 4096)))
 	}
 	c.send(writeV2(addressOf(memory), make([]byte, 1<<20)), readV2(memory))
-	c.expectStatus(statusOK)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect(memory)
 	require.Eventually(t, func() bool { return !h.only().moves(region) }, patience, time.Millisecond)
 }
@@ -687,10 +688,10 @@ func TestRejectionComesAfterTheAnswersOfADevice(t *testing.T) {
 	memory := a.memory(1 << 20)
 	c := a.serve(targetOptions{}, memory).dial()
 	c.send(writeV2(addressOf(memory), []byte("before")), readV2(memory[:6]), request(core.Read, true, 4096, 10))
-	c.expectStatus(statusOK)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect([]byte("before"))
-	c.expectStatus(statusRejected)
+	c.expectStatus(wire.StatusRejected)
 	c.expectEnd()
 }
 
@@ -700,8 +701,8 @@ func TestBytesOfADeviceAreCounted(t *testing.T) {
 	h := a.serve(targetOptions{}, memory)
 	c := h.dial()
 	c.send(writeV2(addressOf(memory), make([]byte, 1000)), writeV1(addressOf(memory), make([]byte, 1<<20)), readV2(memory))
-	c.expectStatus(statusOK)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect(memory)
 	require.Eventually(t, func() bool {
 		link := h.target.links()[0]
@@ -738,8 +739,8 @@ func compareWithAModel(t *testing.T, seed uint64, stretches ...stretch) {
 		models = append(models, make([]byte, m.length))
 	}
 	var stream, answers []byte
-	ok := make([]byte, statusSize)
-	putStatus(ok, statusOK)
+	ok := make([]byte, wire.StatusSize)
+	wire.PutStatus(ok, wire.StatusOK)
 	for range 300 {
 		which := 0 // runs on one of them
 		if random.IntN(2) == 0 {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -17,7 +18,7 @@ import (
 )
 
 // lengths are small, odd, around the sizes of the read-ahead buffers, and long.
-var lengths = []int{1, 7, 24, 25, 4095, 4096, bulkLength - 1, bulkLength, readAhead - headerSize, readAhead,
+var lengths = []int{1, 7, 24, 25, 4095, 4096, bulkLength - 1, bulkLength, readAhead - wire.HeaderSize, readAhead,
 	readAhead + 1, turnBytes, 3<<20 + 5}
 
 func TestWriteIsAcknowledgedWhenItIsInMemory(t *testing.T) {
@@ -26,7 +27,7 @@ func TestWriteIsAcknowledgedWhenItIsInMemory(t *testing.T) {
 	for i, length := range lengths {
 		payload := pattern(length, byte(i))
 		c.send(writeV2(addressOf(memory)+3, payload))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[3:3+length]), length)
 	}
 }
@@ -37,7 +38,7 @@ func TestReadAnswersStatusAndPayload(t *testing.T) {
 	c := serve(t, targetOptions{}, memory).dial()
 	for _, length := range lengths {
 		c.send(readV2(memory[5 : 5+length]))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(memory[5 : 5+length])
 	}
 }
@@ -73,7 +74,7 @@ func TestReadsOfAHalfClosedConnectionAreAnsweredBeforeItEnds(t *testing.T) {
 	c.send(readV1(memory), readV2(memory[:10]))
 	require.NoError(t, c.conn.CloseWrite())
 	c.expect(memory)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect(memory[:10])
 	c.expectEnd()
 }
@@ -87,13 +88,13 @@ func TestPipelinedRequestsAreAnsweredInOrderWithTheirVersionMixed(t *testing.T) 
 		writeV1(at, one), readV2(memory[:100]), writeV2(at, two), readV1(memory[:4096]), readV1(memory[10:11]),
 		writeV2(at+1, one), readV2(memory[:3]),
 	)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect(one[:100])
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect(two)
 	c.expect(two[10:11])
-	c.expectStatus(statusOK)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expect([]byte{two[0], one[0], one[1]})
 }
 
@@ -108,10 +109,10 @@ func TestReadGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 	}
 	c.send(append(requests, writeV2(addressOf(memory)+50, make([]byte, 9000)))...)
 	for i := range 100 {
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(before[i*100 : (i+1)*100])
 	}
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 }
 
 func TestWriteBehindAReadOfTheSameMemoryKeepsItsRegionPinned(t *testing.T) {
@@ -120,8 +121,8 @@ func TestWriteBehindAReadOfTheSameMemoryKeepsItsRegionPinned(t *testing.T) {
 	region := h.memory.add(memory, true)
 	c := h.dial()
 	payload := pattern(len(memory), 1)
-	c.send(readV2(memory[:100]), writeV2(addressOf(memory), payload)[:headerSize+1<<19])
-	c.expectStatus(statusOK)
+	c.send(readV2(memory[:100]), writeV2(addressOf(memory), payload)[:wire.HeaderSize+1<<19])
+	c.expectStatus(wire.StatusOK)
 	c.expect(make([]byte, 100))
 	require.Eventually(t, func() bool { return memory[1<<19-1] == payload[1<<19-1] }, patience, time.Millisecond)
 	require.True(t, h.only().moves(region))
@@ -133,7 +134,7 @@ func TestGarbageInThePaddingIsIgnored(t *testing.T) {
 	b := writeV2(addressOf(memory), []byte("abc"))
 	copy(b[17:], "\xff\xfe\xfd\xfc\xfb\xfa\xf9")
 	c.send(b)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 }
 
 func TestRequestsThatTrickleInAreServed(t *testing.T) {
@@ -146,7 +147,7 @@ func TestRequestsThatTrickleInAreServed(t *testing.T) {
 		<-tick.C
 		c.send([]byte{b})
 	}
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	require.Equal(t, "hello", string(memory[:5]))
 }
 
@@ -174,10 +175,10 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 				c := h.dial()
 				c.send(writeV2(addressOf(memory), []byte("before")), readV2(memory[:6]),
 					request(op, true, uintptr(bad.addr), bad.length), writeV2(addressOf(memory), []byte("behind")))
-				c.expectStatus(statusOK)
-				c.expectStatus(statusOK)
+				c.expectStatus(wire.StatusOK)
+				c.expectStatus(wire.StatusOK)
 				c.expect([]byte("before"))
-				c.expectStatus(statusRejected)
+				c.expectStatus(wire.StatusRejected)
 				c.expectEnd()
 				require.NoError(t, c.conn.Close())
 				h.waitForSessions(0)
@@ -214,7 +215,7 @@ func TestRejectionReachesAPeerThatIsStillSending(t *testing.T) {
 		_, _ = c.conn.Write(writeV2(4096, make([]byte, rejectedBytes/2)))
 	}()
 	<-sent
-	c.expectStatus(statusRejected)
+	c.expectStatus(wire.StatusRejected)
 	c.expectEnd()
 }
 
@@ -253,16 +254,16 @@ func TestUnknownOpcodeEndsTheConnectionAndIsLogged(t *testing.T) {
 func TestPeerThatClosesInTheMiddleLeavesNothingBehind(t *testing.T) {
 	memory := mapped(t, 4<<20)
 	whole := writeV2(addressOf(memory), pattern(1<<20, 1))
-	for _, length := range []int{1, headerSize - 1, headerSize, headerSize + 1, readAhead, 1 << 19, len(whole) - 1} {
+	for _, length := range []int{1, wire.HeaderSize - 1, wire.HeaderSize, wire.HeaderSize + 1, readAhead, 1 << 19, len(whole) - 1} {
 		h := serve(t, targetOptions{}, memory)
 		c := h.dial()
 		c.send(readV2(memory[2<<20:2<<20+3]), whole[:length])
 		require.NoError(t, c.conn.CloseWrite())
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(memory[2<<20 : 2<<20+3])
 		c.expectReset()
 		lost := h.waitForLog("data connection lost")
-		if length > headerSize {
+		if length > wire.HeaderSize {
 			require.Contains(t, lost.ContextMap()["error"], "bytes of a WRITE of 1048576 at")
 			require.Equal(t, zapcore.WarnLevel, lost.Level)
 		}
@@ -292,7 +293,7 @@ func TestPeerThatClosesWithoutReadingItsAnswersLeavesNothingBehind(t *testing.T)
 	h := serve(t, targetOptions{}, memory)
 	c := h.dial()
 	c.send(readV2(memory))
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	require.NoError(t, c.conn.(*net.TCPConn).SetLinger(0))
 	require.NoError(t, c.conn.Close())
 	h.waitForSessions(0)
@@ -322,7 +323,7 @@ func TestIdlePeerIsNeverCutOffAndCostsNothing(t *testing.T) {
 	h := serve(t, targetOptions{progressTimeout: 10 * time.Millisecond}, memory)
 	idle, other := h.dial(), h.dial()
 	idle.send(writeV2(addressOf(memory), make([]byte, 1<<20)))
-	idle.expectStatus(statusOK)
+	idle.expectStatus(wire.StatusOK)
 	other.send([]byte{1}) // makes the target look for stalled sessions
 	h.waitForLog("data connection lost")
 	require.Eventually(t, func() bool { return !h.target.watching.Load() }, patience, time.Millisecond)
@@ -356,8 +357,8 @@ func TestEvictEndsTheSessionsThatMoveBytesOfTheRegionAndNoOthers(t *testing.T) {
 	require.Error(t, err)
 	h.waitForSessions(1)
 	require.Zero(t, moving())
-	bystander.send(make([]byte, 1<<20+headerSize-1000))
-	bystander.expectStatus(statusOK)
+	bystander.send(make([]byte, 1<<20+wire.HeaderSize-1000))
+	bystander.expectStatus(wire.StatusOK)
 	require.Contains(t, h.waitForLog("data connection lost").ContextMap()["error"], "being unregistered")
 }
 
@@ -371,7 +372,7 @@ func TestIdleSessionHoldsNoRegion(t *testing.T) {
 		c.send(writeV1(addressOf(memory), make([]byte, 4096)))
 	}
 	c.send(writeV2(addressOf(memory), make([]byte, 4096)))
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	require.Eventually(t, func() bool { return !s.moves(region) }, patience, time.Millisecond)
 }
 
@@ -386,13 +387,13 @@ func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := h.dial()
 			c.send(writeV2(addressOf(memory), []byte("abc")), b)
-			c.expectStatus(statusOK)
-			c.expectStatus(statusInaccessible)
+			c.expectStatus(wire.StatusOK)
+			c.expectStatus(wire.StatusInaccessible)
 			c.expectEnd()
 		})
 		t.Run(name+" version 1", func(t *testing.T) {
 			c := h.dial()
-			b[16] &^= protoV2
+			b[16] &^= wire.ProtoV2
 			_, err := c.conn.Write(b) // fails when the reset is here already, and then takes it from Read
 			if err == nil {
 				_, err = c.conn.Read(make([]byte, 1))
@@ -404,9 +405,9 @@ func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
 	t.Run("sent", func(t *testing.T) {
 		c := h.dial()
 		c.send(readV2(memory[:3]), readV2(gone[:1]))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(memory[:3])
-		c.expectStatus(statusInaccessible)
+		c.expectStatus(wire.StatusInaccessible)
 		c.expectEnd()
 	})
 	h.waitForSessions(0)
@@ -417,7 +418,7 @@ func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
 	require.Equal(t, core.Range{Addr: addressOf(gone), Length: uint64(len(gone))}.String(), fields["region"])
 	c := h.dial()
 	c.send(writeV2(addressOf(memory), []byte("abc")))
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 }
 
 func TestWriteThatRunsIntoUnmappedMemoryFails(t *testing.T) {
@@ -426,7 +427,7 @@ func TestWriteThatRunsIntoUnmappedMemoryFails(t *testing.T) {
 	unmap(t, memory[1<<19:])
 	c := h.dial()
 	c.send(writeV2(addressOf(memory), pattern(1<<20, 1)))
-	c.expectStatus(statusInaccessible)
+	c.expectStatus(wire.StatusInaccessible)
 }
 
 func TestReadThatRunsIntoUnmappedMemoryIsNeverTakenForComplete(t *testing.T) {
@@ -435,16 +436,16 @@ func TestReadThatRunsIntoUnmappedMemoryIsNeverTakenForComplete(t *testing.T) {
 	unmap(t, memory[7<<20:])
 	c := h.dial()
 	c.send(readV2(memory))
-	c.expectStatus(statusOK) // the answer has begun by the time that anybody knows
+	c.expectStatus(wire.StatusOK) // the answer has begun by the time that anybody knows
 	n, err := io.Copy(io.Discard, c.conn)
 	require.Error(t, err)
 	require.Less(t, n, int64(len(memory)))
 	h.waitForSessions(0)
 	again := h.dial()
 	again.send(readV2(memory[:1<<20]), readV2(memory), readV2(memory[:1<<20]))
-	again.expectStatus(statusOK)
+	again.expectStatus(wire.StatusOK)
 	again.expect(memory[:1<<20])
-	again.expectStatus(statusInaccessible)
+	again.expectStatus(wire.StatusInaccessible)
 	again.expectEnd()
 	require.Len(t, h.logs.FilterLevelExact(zapcore.WarnLevel).All(), 1)
 	require.NotContains(t, fmt.Sprint(h.logs.All()[0].ContextMap()), "0xc000", "no address of the library's own memory")
@@ -468,8 +469,8 @@ func TestBytesAndConnectionsAreCounted(t *testing.T) {
 	a, b := h.dial(), h.dial()
 	for _, c := range []*client{a, b} {
 		c.send(writeV2(addressOf(memory), make([]byte, 1000)), readV2(memory[:300]))
-		c.expectStatus(statusOK)
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(memory[:300])
 	}
 	require.NoError(t, a.conn.Close())
@@ -492,8 +493,8 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 		memory := mapped(t, 1<<20)
 		model := make([]byte, len(memory))
 		var stream, answers []byte
-		ok := make([]byte, statusSize)
-		putStatus(ok, statusOK)
+		ok := make([]byte, wire.StatusSize)
+		wire.PutStatus(ok, wire.StatusOK)
 		for range 300 {
 			length := 1 + random.IntN([]int{8, 300, 5000, 70000, 300000}[random.IntN(5)])
 			from := random.IntN(len(memory) - length)
@@ -553,7 +554,7 @@ func TestServingDoesNotAllocatePerRequest(t *testing.T) {
 	for i := range depth {
 		requests = append(requests, readV2(memory[i*length:(i+1)*length])...)
 	}
-	answers := make([]byte, depth*statusSize+depth*(statusSize+length))
+	answers := make([]byte, depth*wire.StatusSize+depth*(wire.StatusSize+length))
 	require.Zero(t, testing.AllocsPerRun(50, func() {
 		if _, err := c.conn.Write(requests); err != nil {
 			t.Error(err)
@@ -574,14 +575,14 @@ func benchmarkRequests(b *testing.B, c *client, memory []byte, op core.Opcode, l
 	depth := len(memory) / length
 	_ = c.conn.SetDeadline(time.Time{})
 	var requests []byte
-	answer := statusSize
+	answer := wire.StatusSize
 	for i := range depth {
 		at := memory[i*length : (i+1)*length]
 		if op == core.Write {
 			requests = append(requests, writeV2(addressOf(at), at)...)
 		} else {
 			requests = append(requests, readV2(at)...)
-			answer = statusSize + length
+			answer = wire.StatusSize + length
 		}
 	}
 	b.SetBytes(int64(length))

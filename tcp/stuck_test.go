@@ -11,6 +11,7 @@ import (
 	"kvferry/core/hostmem"
 	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 )
@@ -145,7 +146,7 @@ func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			memory, asked := mapped(t, 4096), make(chan struct{})
 			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
-				var h header
+				var h wire.Header
 				v.header(&h)
 				close(asked)
 				v.waitForEnd()

@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/clock"
 	"kvferry/core/shut"
+	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -42,7 +43,7 @@ var errTargetClosed = errors.New("the engine is being closed")
 
 // targetOptions are what a target is and its limits, all of which must be positive.
 type targetOptions struct {
-	identity        identity      // of the engine, for hellos
+	identity        wire.Identity // of the engine, for hellos
 	maxSessions     int           // connections served at the same time; more wait in the listener's backlog
 	progressTimeout time.Duration // a session ends when it has waited this long for the rest of a request or for room to answer
 	polling         time.Duration // see lookout; may be 0

@@ -12,6 +12,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/staging"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -52,7 +53,7 @@ func (s *served) PinRemote(addr, length uint64) (*core.Region, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.regions {
-		if r.Remote && within(r, header{addr: addr, length: length}) {
+		if r.Remote && within(r, wire.Header{Addr: addr, Length: length}) {
 			s.pinned++
 			return r, nil
 		}
@@ -165,11 +166,11 @@ func (h *harness) dialWithPermit() (*client, *permit) {
 	require.NoError(h.t, err)
 	defer closeFile(file)
 	h.t.Cleanup(func() { require.NoError(h.t, p.close()) })
-	hi := hello{origin: identity{1}, number: h.numbers.Add(1), permitAt: uint64(addressOf(p.page))}
+	hi := wire.Hello{Origin: wire.Identity{1}, Number: h.numbers.Add(1), PermitAt: uint64(addressOf(p.page))}
 	answer, err := exchangeHello(c.conn.(*net.UnixConn), hi, file)
 	require.NoError(h.t, err)
-	require.EqualValues(h.t, answerPermit, answer.flags)
-	require.EqualValues(h.t, statusOK, answer.code)
+	require.EqualValues(h.t, wire.AnswerPermit, answer.Flags)
+	require.EqualValues(h.t, wire.StatusOK, answer.Code)
 	return c, p
 }
 
@@ -181,8 +182,8 @@ func (h *harness) connected(conn clientConn) *client {
 }
 
 func request(op core.Opcode, v2 bool, addr uintptr, length uint64) []byte {
-	b := make([]byte, headerSize)
-	putHeader(b, op, uint64(addr), length, v2)
+	b := make([]byte, wire.HeaderSize)
+	wire.PutHeader(b, opcodeOf(op), uint64(addr), length, v2)
 	return b
 }
 
@@ -217,8 +218,8 @@ func (c *client) expect(want []byte) {
 
 func (c *client) expectStatus(want uint32) {
 	c.t.Helper()
-	b := make([]byte, statusSize)
-	putStatus(b, want)
+	b := make([]byte, wire.StatusSize)
+	wire.PutStatus(b, want)
 	c.expect(b)
 }
 

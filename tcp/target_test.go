@@ -14,6 +14,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/device"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zaptest"
@@ -53,7 +54,7 @@ func TestAcknowledgedWritesStayAcknowledgedWhenTheTargetCloses(t *testing.T) {
 	s := h.only()
 	require.Eventually(t, func() bool { return s.bytesIn.Load() == 3 }, patience, time.Millisecond)
 	h.target.close()
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	c.expectEnd()
 }
 
@@ -100,7 +101,7 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 			}
 			served := way.dial(h)
 			served.send(writeV2(addressOf(memory), []byte("abc")))
-			served.expectStatus(statusOK)
+			served.expectStatus(wire.StatusOK)
 			waiting := []*client{way.connect(h), way.connect(h), way.connect(h)} // for a session, to be taken, and to be accepted
 			h.waitForLog("as many data connections as may be; more have to wait until one ends")
 			inherit(t, h.only().conn.socket)
@@ -154,12 +155,12 @@ func TestAcceptSurvivesRunningOutOfFileDescriptors(t *testing.T) {
 
 	_, err = conn.Write(writeV2(addressOf(memory), []byte("abc")))
 	require.NoError(t, err)
-	status := make([]byte, statusSize)
+	status := make([]byte, wire.StatusSize)
 	_, err = io.ReadFull(conn, status)
 	require.NoError(t, err)
-	code, err := parseStatus(status)
+	code, err := wire.ParseStatus(status)
 	require.NoError(t, err)
-	require.EqualValues(t, statusOK, code)
+	require.EqualValues(t, wire.StatusOK, code)
 	require.Len(t, h.logs.FilterMessage("cannot accept data connections; still trying").All(), 1)
 }
 
@@ -247,17 +248,17 @@ func TestMemoryThatNoRequestUsesIsUnregisteredWithoutEndingSessions(t *testing.T
 	for range 100 {
 		c.send(writeV2(addressOf(memory), pattern(100, 1)), readV2(memory[:100]), writeV1(addressOf(other), pattern(5000, 2)),
 			readV1(memory[:7]), readV2(other[:5000]), writeV2(addressOf(memory), pattern(1<<20, 1)))
-		c.expectStatus(statusOK)
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(pattern(100, 1))
 		c.expect(pattern(7, 1))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 		c.expect(pattern(5000, 2))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 	}
 	require.NoError(t, e.Unregister(addressOf(memory)))
 	c.send(readV2(other[:1]))
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	require.Equal(t, 1, target.links()[0].Connections)
 }
 
@@ -299,7 +300,7 @@ func TestUnregisterOfDeviceMemoryWaitsForItsCopies(t *testing.T) {
 	require.Empty(t, unregistered)
 	release()
 	require.NoError(t, <-unregistered)
-	c.expectStatus(statusOK)
+	c.expectStatus(wire.StatusOK)
 	require.True(t, bytes.Equal(pattern(1<<20, 1), memory))
 }
 
@@ -328,10 +329,10 @@ func FuzzSession(f *testing.F) {
 				f.Add(b, true)
 			}
 		}
-		byAddress := make([]byte, 3*headerSize)
-		putHeaderByAddress(byAddress, &piece{op: core.Write, local: addr % maxSource, remote: uint64(at) + page + 1, length: 5})
-		putHeaderByAddress(byAddress[headerSize:], &piece{op: core.Read, remote: uint64(addr), length: 8})
-		putHeaderByAddress(byAddress[2*headerSize:], &piece{op: core.Write, local: at, remote: uint64(addr), length: 8})
+		byAddress := make([]byte, 3*wire.HeaderSize)
+		wire.PutHeaderByAddress(byAddress, wire.Write, uint64(at)+page+1, 5, uint64(addr)%wire.MaxSource)
+		wire.PutHeaderByAddress(byAddress[wire.HeaderSize:], wire.Read, uint64(addr), 8, 0)
+		wire.PutHeaderByAddress(byAddress[2*wire.HeaderSize:], wire.Write, uint64(addr), 8, uint64(at))
 		f.Add(byAddress, true)
 	}
 	zero := make([]byte, page)

@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/address"
 	"kvferry/core/status"
+	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
 )
@@ -31,8 +32,8 @@ type Transport struct {
 	sameHost bool // peers on this host are neighbours
 	dialing  congestion
 
-	self        identity      // of the engine
-	origin      identity      // what its targets know this initiator by; no one else learns it
+	self        wire.Identity // of the engine
+	origin      wire.Identity // what its targets know this initiator by; no one else learns it
 	connections atomic.Uint64 // numbers the connections that begin with a hello
 	quarantines quarantines
 
@@ -58,8 +59,8 @@ func Open(e *core.Engine) (core.Transport, error) {
 		config: config, log: e.Log(), memory: e.Memory(), peers: map[*core.Segment]*peer{},
 		ending: core.EndingTime, ended: make(chan struct{}),
 	}
-	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion, Hello: helloVersion}
-	t.self = parseIdentity(e.Identity())
+	t.endpoint = core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: protoVersion, Hello: wire.HelloVersion}
+	t.self = wire.ParseIdentity(e.Identity())
 	_, _ = rand.Read(t.origin[:]) // never fails: see crypto/rand
 	t.dialing = chosen(config.Congestion, listener, t.log)
 	t.sameHost = config.SameHost && !config.ForceTCP

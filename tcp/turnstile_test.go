@@ -9,6 +9,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/clock"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 )
@@ -84,7 +85,7 @@ func TestASessionTellsOfShortRequests(t *testing.T) {
 	c := h.dialNeighbour()
 	send := func(length int) {
 		c.send(writeByAddress(addressOf(memory), payload[:length]))
-		c.expectStatus(statusOK)
+		c.expectStatus(wire.StatusOK)
 	}
 	copies.forget()
 	send(4096)

@@ -13,71 +13,45 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/staging"
+	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
 
-func TestAHelloIsReadAsItWasWritten(t *testing.T) {
-	want := hello{origin: identity{1, 2}, number: 3, target: identity{4, 15: 5}, ends: 6, permitAt: 7}
-	b := want.encode()
-	require.Len(t, b, helloSize)
-	require.True(t, isHello(b))
-	rest, err := helloRest(b)
-	require.NoError(t, err)
-	require.Equal(t, helloBody, rest)
-	got, err := parseHello(b[headerSize:])
-	require.NoError(t, err)
-	require.Equal(t, want, got)
-
-	answer := helloAnswer{code: statusNotEnded, target: identity{8}, flags: 9, age: time.Hour}
-	read, err := readAnswer(bytes.NewReader(answer.encode()))
-	require.NoError(t, err)
-	require.Equal(t, answer, read)
-}
-
-// An engine that knows no hello takes one for a request of no bytes, which touches no memory.
-func TestAHelloIsARequestOfNoBytesToOthers(t *testing.T) {
-	h := hello{number: 1}
-	b := h.encode()
-	require.Equal(t, make([]byte, 8), b[:8])
-	require.NotZero(t, b[16]&protoV2)
-	require.Equal(t, identity{}.String(), parseIdentity(identity{}.String()).String())
-}
-
 func TestALaterVersionMayAddToAHelloAndToItsAnswer(t *testing.T) {
 	memory := mapped(t, 4096)
-	c := serve(t, targetOptions{identity: identity{1}}, memory).dial()
-	h := hello{number: 1, target: identity{1}}
-	b := append(h.encode(), make([]byte, 100)...)
-	b[17], b[20] = 9, helloBody+100
+	c := serve(t, targetOptions{identity: wire.Identity{1}}, memory).dial()
+	h := wire.Hello{Number: 1, Target: wire.Identity{1}}
+	b := append(h.Encode(), make([]byte, 100)...)
+	b[17], b[20] = 9, wire.HelloBody+100
 	c.send(b, writeV2(addressOf(memory), []byte("abc")))
 	answer := c.answer()
-	require.Equal(t, helloAnswer{target: identity{1}}, answer)
-	c.expectStatus(statusOK)
+	require.Equal(t, wire.Answer{Target: wire.Identity{1}}, answer)
+	c.expectStatus(wire.StatusOK)
 
-	longer := answer.encode()
-	longer[statusSize+4] += 3
-	read, err := readAnswer(bytes.NewReader(append(longer, 1, 2, 3)))
+	longer := answer.Encode()
+	longer[wire.StatusSize+4] += 3
+	read, err := wire.ReadAnswer(bytes.NewReader(append(longer, 1, 2, 3)))
 	require.NoError(t, err)
 	require.Equal(t, answer, read)
 }
 
 // greet says hello on a connection of plain socket calls.
-func (c *client) greet(h hello) helloAnswer {
+func (c *client) greet(h wire.Hello) wire.Answer {
 	c.t.Helper()
-	c.send(h.encode())
+	c.send(h.Encode())
 	return c.answer()
 }
 
 // answer receives the answer to a hello. What it says of the target's age is checked, and left out.
-func (c *client) answer() helloAnswer {
+func (c *client) answer() wire.Answer {
 	c.t.Helper()
-	answer, err := readAnswer(c.conn)
+	answer, err := wire.ReadAnswer(c.conn)
 	require.NoError(c.t, err)
-	require.Positive(c.t, answer.age)
-	require.Less(c.t, answer.age, time.Since(testsBegan))
-	answer.age = 0
+	require.Positive(c.t, answer.Age)
+	require.Less(c.t, answer.Age, time.Since(testsBegan))
+	answer.Age = 0
 	return answer
 }
 
@@ -85,10 +59,10 @@ var testsBegan = time.Now()
 
 func TestAHelloForAnotherEngineIsRefusedWithTheIdentityOfThisOne(t *testing.T) {
 	memory := mapped(t, 4096)
-	h := serve(t, targetOptions{identity: identity{1}}, memory)
+	h := serve(t, targetOptions{identity: wire.Identity{1}}, memory)
 	c := h.dial()
-	c.send(append((&hello{number: 1, target: identity{2}}).encode(), writeV2(addressOf(memory), []byte("payload"))...))
-	require.Equal(t, helloAnswer{code: statusOtherEngine, target: identity{1}}, c.answer())
+	c.send(append((&wire.Hello{Number: 1, Target: wire.Identity{2}}).Encode(), writeV2(addressOf(memory), []byte("payload"))...))
+	require.Equal(t, wire.Answer{Code: wire.StatusOtherEngine, Target: wire.Identity{1}}, c.answer())
 	c.expectReset()
 	require.Equal(t, make([]byte, 4096), memory)
 }
@@ -97,13 +71,13 @@ func TestABadHelloEndsItsConnectionAlone(t *testing.T) {
 	memory := mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
 	good := h.dial()
-	require.Equal(t, helloAnswer{}, good.greet(hello{number: 7}))
+	require.Equal(t, wire.Answer{}, good.greet(wire.Hello{Number: 7}))
 	twice := h.dial()
-	require.EqualValues(t, statusRejected, twice.greet(hello{number: 7}).code)
+	require.EqualValues(t, wire.StatusRejected, twice.greet(wire.Hello{Number: 7}).Code)
 	twice.expectReset()
 
-	short, long, unnumbered := (&hello{number: 1}).encode(), (&hello{number: 1}).encode(), (&hello{}).encode()
-	short[20] = helloBody - 1
+	short, long, unnumbered := (&wire.Hello{Number: 1}).Encode(), (&wire.Hello{Number: 1}).Encode(), (&wire.Hello{}).Encode()
+	short[20] = wire.HelloBody - 1
 	long[22] = 1
 	for _, bad := range [][]byte{short, long, unnumbered} {
 		c := h.dial()
@@ -113,11 +87,11 @@ func TestABadHelloEndsItsConnectionAlone(t *testing.T) {
 			require.ErrorIs(t, err, unix.ECONNRESET)
 		}
 	}
-	good.send((&hello{number: 8}).encode()) // not the first thing that is said
+	good.send((&wire.Hello{Number: 8}).Encode()) // not the first thing that is said
 	good.expectReset()
 	other := h.dial()
 	other.send(writeV2(addressOf(memory), []byte("abc")))
-	other.expectStatus(statusOK)
+	other.expectStatus(wire.StatusOK)
 }
 
 func TestTheAnswerToAHelloThatEndsAConnectionComesWhenItsSessionHasEnded(t *testing.T) {
@@ -125,28 +99,30 @@ func TestTheAnswerToAHelloThatEndsAConnectionComesWhenItsSessionHasEnded(t *test
 	device := a.memory(1 << 20)
 	h := a.serve(targetOptions{progressTimeout: 300 * time.Millisecond}, device)
 	c := h.dial()
-	c.greet(hello{number: 1})
+	c.greet(wire.Hello{Number: 1})
 	release := a.holdCopies()
 	c.send(writeV2(addressOf(device), pattern(1<<20, 1)))
 	a.waitForACopy()
 
-	require.EqualValues(t, statusNotEnded, h.dial().greet(hello{number: 2, ends: 1}).code, "its copy to the device is under way")
-	require.EqualValues(t, statusOK, h.dial().greet(hello{origin: identity{9}, number: 3, ends: 1}).code, "the connection of another initiator")
+	require.EqualValues(t, wire.StatusNotEnded, h.dial().greet(wire.Hello{Number: 2, Ends: 1}).Code, "its copy to the device is under way")
+	require.EqualValues(t, wire.StatusOK, h.dial().greet(wire.Hello{Origin: wire.Identity{9}, Number: 3, Ends: 1}).Code, "the connection of another initiator")
 	release()
-	require.Eventually(t, func() bool { return h.dial().greet(hello{number: h.numbers.Add(1) + 3, ends: 1}).code == statusOK },
+	require.Eventually(t, func() bool {
+		return h.dial().greet(wire.Hello{Number: h.numbers.Add(1) + 3, Ends: 1}).Code == wire.StatusOK
+	},
 		patience, time.Millisecond)
-	require.EqualValues(t, statusOK, h.dial().greet(hello{number: 100, ends: 55}).code, "there was no such connection")
+	require.EqualValues(t, wire.StatusOK, h.dial().greet(wire.Hello{Number: 100, Ends: 55}).Code, "there was no such connection")
 }
 
 func TestNothingOfAnEndedConnectionIsAppliedAfterTheAnswer(t *testing.T) {
 	memory := mapped(t, 1<<20)
 	h := serve(t, targetOptions{}, memory)
 	old := h.dial()
-	old.greet(hello{number: 1})
+	old.greet(wire.Hello{Number: 1})
 	payload := bytes.Repeat([]byte{0xaa}, len(memory))
 	whole := writeV2(addressOf(memory), payload)
 	old.send(whole[:len(whole)/2])
-	require.EqualValues(t, statusOK, h.dial().greet(hello{number: 2, ends: 1}).code)
+	require.EqualValues(t, wire.StatusOK, h.dial().greet(wire.Hello{Number: 2, Ends: 1}).Code)
 	clear(memory)
 	_, _ = old.conn.Write(whole[len(whole)/2:]) // fails when the reset has come
 	_, _ = io.Copy(io.Discard, old.conn)
@@ -154,7 +130,7 @@ func TestNothingOfAnEndedConnectionIsAppliedAfterTheAnswer(t *testing.T) {
 }
 
 // performAs is perform for a peer that has an identity and shows another engine's data port.
-func performAs(t testing.TB, shown identity, port int, memory ...[]byte) *scripted {
+func performAs(t testing.TB, shown wire.Identity, port int, memory ...[]byte) *scripted {
 	p := perform(t, 2, serveWell, memory...)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -170,10 +146,10 @@ func TestATransferToAnEngineWhoseDataPortIsAnothersNowFailsAndMovesNothing(t *te
 			fill(far, 2)
 			other, e := engine(t), engine(t, way.config)
 			require.NoError(t, other.Register(addressOf(far), 4096, "cpu:0", true))
-			gone := performAs(t, identity{1}, other.Descriptor().DataPort, far)
+			gone := performAs(t, wire.Identity{1}, other.Descriptor().DataPort, far)
 			b := submit(t, e, ask(op, near, open(t, e, gone.name), far))
 			failsOnly(t, b, 0)
-			require.ErrorContains(t, b.Err(), identity{1}.String())
+			require.ErrorContains(t, b.Err(), wire.Identity{1}.String())
 			require.ErrorContains(t, b.Err(), other.Identity())
 			require.True(t, bytes.Equal(pattern(4096, 1), near))
 			require.True(t, bytes.Equal(pattern(4096, 2), far))
@@ -186,7 +162,7 @@ func TestAPeerThatKnowsNoHelloAlthoughItShowsOneGetsNoPayload(t *testing.T) {
 	fill(near, 1)
 	p := perform(t, 2, serveWell, far)
 	p.mu.Lock()
-	p.shown.IsKvferry, p.shown.Identity, p.shown.Hello = true, identity{1}.String(), 1
+	p.shown.IsKvferry, p.shown.Identity, p.shown.Hello = true, wire.Identity{1}.String(), 1
 	p.mu.Unlock()
 	e := engine(t)
 	b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
@@ -234,7 +210,7 @@ func TestATaskDoesNotMoveToTheNextIncarnationAndANewCallByNameFindsIt(t *testing
 			require.NoError(t, next.Register(addressOf(far), 4096, "cpu:0", true))
 			port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}) // of an engine that is stopped
 			require.NoError(t, err)
-			p := performAs(t, identity{1}, port.Addr().(*net.TCPAddr).Port, far)
+			p := performAs(t, wire.Identity{1}, port.Addr().(*net.TCPAddr).Port, far)
 			id := open(t, e, p.name)
 			b := submit(t, e, ask(core.Write, near, id, far))
 			greeted, err := port.Accept()
@@ -244,7 +220,7 @@ func TestATaskDoesNotMoveToTheNextIncarnationAndANewCallByNameFindsIt(t *testing
 			require.NoError(t, greeted.Close())
 			failsOnly(t, b, 0)
 			require.ErrorIs(t, b.Err(), errRestarted)
-			require.ErrorContains(t, b.Err(), identity{1}.String())
+			require.ErrorContains(t, b.Err(), wire.Identity{1}.String())
 			require.ErrorContains(t, b.Err(), next.Identity())
 			require.Equal(t, make([]byte, 4096), far)
 
@@ -270,7 +246,7 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 				near, far := mapped(t, 4096), mapped(t, 4096)
 				fill(near, 1)
 				e := engine(t, way.config, oneLane)
-				p := performAs(t, identity{1}, closedPort(t), far)
+				p := performAs(t, wire.Identity{1}, closedPort(t), far)
 				id := open(t, e, p.name)
 				p.mu.Lock() // its descriptor cannot be fetched meanwhile
 				var b *core.Batch
@@ -298,7 +274,7 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 
 func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *testing.T) {
 	for _, way := range ways {
-		for _, first := range []identity{{}, {1}} {
+		for _, first := range []wire.Identity{{}, {1}} {
 			t.Run(fmt.Sprintf("%s, first %v", way.name, first), func(t *testing.T) {
 				near, far := mapped(t, 4096), mapped(t, 4096)
 				fill(near, 1)
@@ -307,7 +283,7 @@ func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *tes
 				p.mu.Lock()
 				without := p.shown
 				p.shown.DataPort = closedPort(t)
-				if first != (identity{}) {
+				if first != (wire.Identity{}) {
 					p.shown.IsKvferry, p.shown.Identity, p.shown.Hello = true, first.String(), 1
 				}
 				p.mu.Unlock()
@@ -315,7 +291,7 @@ func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *tes
 				p.mu.Lock() // its descriptor cannot be fetched meanwhile
 				b := submit(t, e, ask(core.Write, near, id, far))
 				p.shown = without
-				if first == (identity{}) {
+				if first == (wire.Identity{}) {
 					next := engine(t)
 					require.NoError(t, next.Register(addressOf(far), 4096, "cpu:0", true))
 					p.shown = p.descriptorOf(next)
@@ -359,23 +335,4 @@ func TestAnEngineThatCannotBeConfirmedIsNotDialledUnlessItProvesWhoItIs(t *testi
 	d, err := only.current(ctx)
 	require.NoError(t, err)
 	require.Equal(t, target.Identity(), d.Identity)
-}
-
-func FuzzHello(f *testing.F) {
-	f.Add((&hello{number: 1, target: identity{2}}).encode())
-	f.Add((&helloAnswer{code: 1}).encode())
-	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = readAnswer(bytes.NewReader(b))
-		if len(b) < headerSize || !isHello(b) {
-			return
-		}
-		rest, err := helloRest(b)
-		if err != nil || len(b) < headerSize+rest {
-			return
-		}
-		h, err := parseHello(b[headerSize : headerSize+rest])
-		if err == nil {
-			require.Equal(t, b[headerSize:helloSize], h.encode()[headerSize:])
-		}
-	})
 }

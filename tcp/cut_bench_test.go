@@ -8,40 +8,6 @@ import (
 	"kvferry/core/metadata"
 )
 
-func BenchmarkFrame(b *testing.B) {
-	frame := make([]byte, headerSize)
-	b.Run("putHeader", func(b *testing.B) {
-		b.ReportAllocs()
-		for i := uint64(0); b.Loop(); i++ {
-			putHeader(frame, core.Write, i, 4096, true)
-		}
-	})
-	b.Run("parseHeader", func(b *testing.B) {
-		putHeader(frame, core.Write, 1<<40, 4096, true)
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, err := parseHeader(frame, false); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("putStatus", func(b *testing.B) {
-		b.ReportAllocs()
-		for i := uint32(0); b.Loop(); i++ {
-			putStatus(frame, i)
-		}
-	})
-	b.Run("parseStatus", func(b *testing.B) {
-		putStatus(frame, statusOK)
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, err := parseStatus(frame); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-}
-
 // BenchmarkCut cuts a work of 4096 tasks of 4 KiB into pieces of at most 64 KiB.
 func BenchmarkCut(b *testing.B) {
 	const tasks, length, limit = 4096, 4096, 64 << 10
