@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "core/threads": "",
     # The transport.
     "tcp": "core core/address core/clock core/hostmem core/metadata core/shut core/staging core/status core/threads"
-    " tcp/wire",
+    " tcp/sockio tcp/wire",
+    "tcp/sockio": "core/hostmem core/shut core/threads",
     "tcp/wire": "",
     # Devices.
     "ascend": "core/device core/status internal/dl internal/driver",
@@ -48,8 +49,9 @@ MAY_IMPORT = {
     "core/metadata/kv/kvtest": "core/metadata/kv core/status",
     "core/metadata/metadatatest": "core/metadata core/status",
     "core/transporttest": "core core/status",
-    "internal/driver/drivertest": "core/device sim/simtest",
-    "sim/simtest": "ascend core/device cuda internal/dl internal/driver",
+    "internal/driver/drivertest": "core/device tests/simtest",
+    "tcp/internal/tcptest": "",
+    "tests/simtest": "ascend core/device cuda internal/dl internal/driver",
 }
 
 

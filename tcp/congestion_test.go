@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
@@ -12,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func congestionOf(t *testing.T, s *stream) (name string) {
+func congestionOf(t *testing.T, s *sockio.Socket) (name string) {
 	t.Helper()
-	require.NoError(t, s.control(func(socket int) (err error) {
+	require.NoError(t, s.Control(func(socket int) (err error) {
 		name, err = unix.GetsockoptString(socket, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
 		return err
 	}))
@@ -24,10 +26,10 @@ func congestionOf(t *testing.T, s *stream) (name string) {
 func TestDataConnectionsAreUnderTheChosenCongestionControl(t *testing.T) {
 	reno := func(c *core.Config) { c.Congestion = "reno" }
 	target, e := engine(t, reno), engine(t, reno, oneLane)
-	near, far := mapped(t, 4096), mapped(t, 4096)
-	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	completes(t, submit(t, e, ask(core.Write, near, open(t, e, target.Name()), far)))
-	require.Equal(t, "reno", congestionOf(t, lanes(t, e)[0].conn))
+	require.Equal(t, "reno", congestionOf(t, lanes(t, e)[0].conn.Socket))
 	serving := transportOf(t, target).target
 	serving.mu.Lock()
 	defer serving.mu.Unlock()

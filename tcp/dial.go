@@ -14,6 +14,7 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
@@ -31,7 +32,7 @@ import (
 var errOwnAddress = errors.New("its descriptor names the address of this engine's own data port")
 
 // dial connects to the peer's data port, and returns the descriptor that it was reached by.
-func (p *peer) dial(ctx context.Context) (*stream, *metadata.Descriptor, error) {
+func (p *peer) dial(ctx context.Context) (*connection, *metadata.Descriptor, error) {
 	d, err := p.current(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -111,7 +112,7 @@ func (h hostErrors) Error() string {
 func (h hostErrors) Unwrap() []error { return h }
 
 // dialData connects by a descriptor. ends is the number of a former connection that is to be over first; 0 for none.
-func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64) (*stream, error) {
+func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64) (*connection, error) {
 	if conn, owner := p.dialSameHost(ctx, d); conn != nil {
 		return p.meetOnHost(ctx, conn, owner, d, ends)
 	}
@@ -145,7 +146,7 @@ const impatience = 2 * time.Second
 
 // dialHost connects to the data port at a host. more says that there is another host to try; elsewhere, that the engine may
 // be there.
-func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string, ends uint64, more bool) (s *stream, elsewhere bool, err error) {
+func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string, ends uint64, more bool) (s *connection, elsewhere bool, err error) {
 	dialer := net.Dialer{Timeout: p.transport.config.HandshakeConnectTimeout, Control: p.transport.dialing.control}
 	if more {
 		dialer.Timeout = min(dialer.Timeout, impatience)
@@ -167,11 +168,11 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 		_ = conn.Close()
 		return nil, !errors.Is(err, errNotEnded) && !errors.Is(err, os.ErrDeadlineExceeded), err
 	}
-	if s, err = newStream(conn); err != nil {
+	made, err := sockio.New(conn, processors)
+	if err != nil {
 		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}
-	s.number, s.there = h.Number, clock.SinceBoot()-answer.Age
-	return s, false, nil
+	return &connection{Socket: made, number: h.Number, there: clock.SinceBoot() - answer.Age}, false, nil
 }
 
 // hello is what to say first to the engine of a descriptor.
@@ -207,7 +208,7 @@ func (p *peer) dialSameHost(ctx context.Context, d *metadata.Descriptor) (*net.U
 
 // meetOnHost greets an engine on this host, whose process is owner, and gives it the permit to copy from this process. Where
 // the system makes no permits, the connection carries payload.
-func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *process, d *metadata.Descriptor, ends uint64) (*stream, error) {
+func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *process, d *metadata.Descriptor, ends uint64) (*connection, error) {
 	h := p.transport.hello(d, ends)
 	permit, file, err := newPermit()
 	if err != nil {
@@ -217,16 +218,16 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *proces
 	}
 	answer, err := p.greet(ctx, conn, d, h, file)
 	if file >= 0 {
-		closeFile(file)
+		sockio.CloseFile(file)
 	}
 	if err != nil {
 		return nil, errors.Join(err, conn.Close(), owner.close(), permit.close())
 	}
-	s, err := newStream(conn)
+	made, err := sockio.New(conn, processors)
 	if err != nil {
 		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.close(), permit.close())
 	}
-	s.number, s.there, s.process = h.Number, clock.SinceBoot()-answer.Age, owner
+	s := &connection{Socket: made, number: h.Number, there: clock.SinceBoot() - answer.Age, process: owner}
 	if answer.Flags&wire.AnswerPermit != 0 {
 		s.permit = permit
 	} else {

@@ -7,6 +7,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/metadata"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -20,7 +22,7 @@ const unknownHost = "decode-0.invalid"
 func TestTheDataPortIsAlsoLookedForWhereTheHandshakeWasAnswered(t *testing.T) {
 	for _, host := range []string{unknownHost, "0.0.0.0", "::1", "localhost"} {
 		t.Run(host, func(t *testing.T) {
-			near, far := mapped(t, 4096), mapped(t, 4096)
+			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 			p := perform(t, 2, serveWell, far)
 			p.mu.Lock()
 			p.shown.DataHost = host
@@ -34,7 +36,7 @@ func TestTheDataPortIsAlsoLookedForWhereTheHandshakeWasAnswered(t *testing.T) {
 }
 
 func TestAnEngineIsReachedByAnotherAddressThanItsOwnName(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	config := core.DefaultConfig()
 	config.SameHost = false
 	owner, err := core.New(core.Options{Name: unknownHost, Metadata: metadata.P2P, Config: config, Log: zap.NewNop()})
@@ -42,7 +44,7 @@ func TestAnEngineIsReachedByAnotherAddressThanItsOwnName(t *testing.T) {
 	t.Cleanup(func() { _ = owner.Close() })
 	_, err = owner.Install("tcp", Open)
 	require.NoError(t, err)
-	require.NoError(t, owner.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	e := engine(t)
 	id := open(t, e, net.JoinHostPort("127.0.0.1", strconv.Itoa(owner.HandshakePort())))
 	completes(t, submit(t, e, ask(core.Write, near, id, far)))
@@ -50,14 +52,14 @@ func TestAnEngineIsReachedByAnotherAddressThanItsOwnName(t *testing.T) {
 
 // The address that the descriptor names is another engine's, which is not sent a byte.
 func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	owner := engine(t)
-	require.NoError(t, owner.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	port := owner.Descriptor().DataPort
 	other, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: port})
 	require.NoError(t, err)
 	stranger := newTarget(zap.NewNop(), &served{}, other, nil, targetOptions{
-		identity: wire.Identity{9}, maxSessions: 1, progressTimeout: patience,
+		identity: wire.Identity{9}, maxSessions: 1, progressTimeout: tcptest.Patience,
 	})
 	t.Cleanup(stranger.close)
 	shown := owner.Descriptor()
@@ -80,7 +82,7 @@ func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 }
 
 func TestAnErrorNamesEveryPlaceWhereTheDataPortWasLookedFor(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	p := perform(t, 2, serveWell, far)
 	p.mu.Lock()
 	p.shown.DataHost = unknownHost

@@ -43,10 +43,10 @@ func (p *peer) mayGoTo(to destination, h *piece) bool {
 }
 
 // mayCarry is mayGoTo for a connection that was made for one piece.
-func (p *peer) mayCarry(conn *stream, owner *metadata.Descriptor, h *piece) bool {
+func (p *peer) mayCarry(conn *connection, owner *metadata.Descriptor, h *piece) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.mayGoTo(destination{owner, targetKey(owner, conn.remote.String()), conn.there}, h)
+	return p.mayGoTo(destination{owner, targetKey(owner, conn.Remote.String()), conn.there}, h)
 }
 
 // replacedError is why a piece fails that was meant for another incarnation of the peer.

@@ -7,15 +7,16 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
 
 	"github.com/stretchr/testify/require"
 )
 
 func TestWorkThatIsSubmittedAfterItsSegmentWasRemovedMakesNoPeer(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	p := perform(t, 2, serveWell, memory)
 	e := engine(t)
-	completes(t, submit(t, e, ask(core.Read, mapped(t, 4096), open(t, e, p.name), memory)))
+	completes(t, submit(t, e, ask(core.Read, tcptest.Mapped(t, 4096), open(t, e, p.name), memory)))
 	transport, segment := transportOf(t, e), onlyPeer(t, e).segment
 	require.NoError(t, e.RemoveLocalSegment(p.name))
 	_, err := transport.peer(segment) // as a Submit does that has looked the segment up before
@@ -24,14 +25,14 @@ func TestWorkThatIsSubmittedAfterItsSegmentWasRemovedMakesNoPeer(t *testing.T) {
 }
 
 func TestSubmitRacesWithRemovingTheSegment(t *testing.T) {
-	memory := mapped(t, 64<<10)
+	memory := tcptest.Mapped(t, 64<<10)
 	p := perform(t, 2, serveWell, memory)
 	e := engine(t, fewRetries)
 	const rounds = 2000
 	var submitted atomic.Int64
 	var all sync.WaitGroup
 	for range 4 {
-		local := mapped(t, 64<<10)
+		local := tcptest.Mapped(t, 64<<10)
 		all.Go(func() {
 			for submitted.Add(1) < rounds {
 				id, err := e.OpenSegment(p.name)

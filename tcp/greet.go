@@ -9,6 +9,7 @@ import (
 
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"golang.org/x/sys/unix"
@@ -23,10 +24,10 @@ var errNotEnded = errors.New("the target has not ended the former connection yet
 // greet says hello on a connection that has just been made, and returns the answer. permit, which may be nil, goes along by
 // the file descriptor given with it. It gives up at the end of the context, and when the target does not answer for as long
 // as it would be waited for with a request.
-func (p *peer) greet(ctx context.Context, conn plainConn, d *metadata.Descriptor, h wire.Hello, permitFile int) (wire.Answer, error) {
+func (p *peer) greet(ctx context.Context, conn sockio.Conn, d *metadata.Descriptor, h wire.Hello, permitFile int) (wire.Answer, error) {
 	limit := answerLimit(p.transport.config)
 	_ = conn.SetDeadline(time.Now().Add(limit.after))
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(past) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(sockio.Past) })
 	a, err := exchangeHello(conn, h, permitFile)
 	if !stop() && err == nil {
 		err = ctx.Err()
@@ -58,7 +59,7 @@ func (t *Transport) nameOf(i wire.Identity) string {
 	return i.String()
 }
 
-func exchangeHello(conn plainConn, h wire.Hello, permitFile int) (wire.Answer, error) {
+func exchangeHello(conn sockio.Conn, h wire.Hello, permitFile int) (wire.Answer, error) {
 	var err error
 	if local, ok := conn.(*net.UnixConn); ok && h.PermitAt != 0 {
 		_, _, err = local.WriteMsgUnix(h.Encode(), unix.UnixRights(permitFile), nil)

@@ -13,6 +13,8 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/staging"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -20,12 +22,12 @@ import (
 )
 
 func TestALaterVersionMayAddToAHelloAndToItsAnswer(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	c := serve(t, targetOptions{identity: wire.Identity{1}}, memory).dial()
 	h := wire.Hello{Number: 1, Target: wire.Identity{1}}
 	b := append(h.Encode(), make([]byte, 100)...)
 	b[17], b[20] = 9, wire.HelloBody+100
-	c.send(b, writeV2(addressOf(memory), []byte("abc")))
+	c.send(b, writeV2(sockio.AddressOf(memory), []byte("abc")))
 	answer := c.answer()
 	require.Equal(t, wire.Answer{Target: wire.Identity{1}}, answer)
 	c.expectStatus(wire.StatusOK)
@@ -58,17 +60,17 @@ func (c *client) answer() wire.Answer {
 var testsBegan = time.Now()
 
 func TestAHelloForAnotherEngineIsRefusedWithTheIdentityOfThisOne(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{identity: wire.Identity{1}}, memory)
 	c := h.dial()
-	c.send(append((&wire.Hello{Number: 1, Target: wire.Identity{2}}).Encode(), writeV2(addressOf(memory), []byte("payload"))...))
+	c.send(append((&wire.Hello{Number: 1, Target: wire.Identity{2}}).Encode(), writeV2(sockio.AddressOf(memory), []byte("payload"))...))
 	require.Equal(t, wire.Answer{Code: wire.StatusOtherEngine, Target: wire.Identity{1}}, c.answer())
 	c.expectReset()
 	require.Equal(t, make([]byte, 4096), memory)
 }
 
 func TestABadHelloEndsItsConnectionAlone(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
 	good := h.dial()
 	require.Equal(t, wire.Answer{}, good.greet(wire.Hello{Number: 7}))
@@ -90,7 +92,7 @@ func TestABadHelloEndsItsConnectionAlone(t *testing.T) {
 	good.send((&wire.Hello{Number: 8}).Encode()) // not the first thing that is said
 	good.expectReset()
 	other := h.dial()
-	other.send(writeV2(addressOf(memory), []byte("abc")))
+	other.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
 	other.expectStatus(wire.StatusOK)
 }
 
@@ -101,7 +103,7 @@ func TestTheAnswerToAHelloThatEndsAConnectionComesWhenItsSessionHasEnded(t *test
 	c := h.dial()
 	c.greet(wire.Hello{Number: 1})
 	release := a.holdCopies()
-	c.send(writeV2(addressOf(device), pattern(1<<20, 1)))
+	c.send(writeV2(sockio.AddressOf(device), tcptest.Pattern(1<<20, 1)))
 	a.waitForACopy()
 
 	require.EqualValues(t, wire.StatusNotEnded, h.dial().greet(wire.Hello{Number: 2, Ends: 1}).Code, "its copy to the device is under way")
@@ -110,17 +112,17 @@ func TestTheAnswerToAHelloThatEndsAConnectionComesWhenItsSessionHasEnded(t *test
 	require.Eventually(t, func() bool {
 		return h.dial().greet(wire.Hello{Number: h.numbers.Add(1) + 3, Ends: 1}).Code == wire.StatusOK
 	},
-		patience, time.Millisecond)
+		tcptest.Patience, time.Millisecond)
 	require.EqualValues(t, wire.StatusOK, h.dial().greet(wire.Hello{Number: 100, Ends: 55}).Code, "there was no such connection")
 }
 
 func TestNothingOfAnEndedConnectionIsAppliedAfterTheAnswer(t *testing.T) {
-	memory := mapped(t, 1<<20)
+	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, targetOptions{}, memory)
 	old := h.dial()
 	old.greet(wire.Hello{Number: 1})
 	payload := bytes.Repeat([]byte{0xaa}, len(memory))
-	whole := writeV2(addressOf(memory), payload)
+	whole := writeV2(sockio.AddressOf(memory), payload)
 	old.send(whole[:len(whole)/2])
 	require.EqualValues(t, wire.StatusOK, h.dial().greet(wire.Hello{Number: 2, Ends: 1}).Code)
 	clear(memory)
@@ -141,25 +143,25 @@ func performAs(t testing.TB, shown wire.Identity, port int, memory ...[]byte) *s
 func TestATransferToAnEngineWhoseDataPortIsAnothersNowFailsAndMovesNothing(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
-			near, far := mapped(t, 4096), mapped(t, 4096)
-			fill(near, 1)
-			fill(far, 2)
+			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+			tcptest.Fill(near, 1)
+			tcptest.Fill(far, 2)
 			other, e := engine(t), engine(t, way.config)
-			require.NoError(t, other.Register(addressOf(far), 4096, "cpu:0", true))
+			require.NoError(t, other.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
 			gone := performAs(t, wire.Identity{1}, other.Descriptor().DataPort, far)
 			b := submit(t, e, ask(op, near, open(t, e, gone.name), far))
 			failsOnly(t, b, 0)
 			require.ErrorContains(t, b.Err(), wire.Identity{1}.String())
 			require.ErrorContains(t, b.Err(), other.Identity())
-			require.True(t, bytes.Equal(pattern(4096, 1), near))
-			require.True(t, bytes.Equal(pattern(4096, 2), far))
+			require.True(t, bytes.Equal(tcptest.Pattern(4096, 1), near))
+			require.True(t, bytes.Equal(tcptest.Pattern(4096, 2), far))
 		}
 	}
 }
 
 func TestAPeerThatKnowsNoHelloAlthoughItShowsOneGetsNoPayload(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
-	fill(near, 1)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	tcptest.Fill(near, 1)
 	p := perform(t, 2, serveWell, far)
 	p.mu.Lock()
 	p.shown.IsKvferry, p.shown.Identity, p.shown.Hello = true, wire.Identity{1}.String(), 1
@@ -171,11 +173,11 @@ func TestAPeerThatKnowsNoHelloAlthoughItShowsOneGetsNoPayload(t *testing.T) {
 }
 
 func TestADescriptorThatNamesThisEnginesOwnDataPortIsRefused(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
-	fill(near, 1)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	tcptest.Fill(near, 1)
 	for _, way := range ways {
 		e := engine(t, way.config)
-		require.NoError(t, e.Register(addressOf(far), 4096, "cpu:0", true))
+		require.NoError(t, e.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
 		p := perform(t, 2, serveWell, far)
 		p.mu.Lock()
 		p.shown.DataPort = e.Descriptor().DataPort
@@ -204,10 +206,10 @@ func (p *scripted) descriptorOf(e *core.Engine) metadata.Descriptor {
 func TestATaskDoesNotMoveToTheNextIncarnationAndANewCallByNameFindsIt(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 4096), mapped(t, 4096)
-			fill(near, 1)
+			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+			tcptest.Fill(near, 1)
 			next, e := engine(t), engine(t, way.config, oneLane)
-			require.NoError(t, next.Register(addressOf(far), 4096, "cpu:0", true))
+			require.NoError(t, next.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
 			port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}) // of an engine that is stopped
 			require.NoError(t, err)
 			p := performAs(t, wire.Identity{1}, port.Addr().(*net.TCPAddr).Port, far)
@@ -243,8 +245,8 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 	for _, way := range ways {
 		for _, late := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, late %v", way.name, late), func(t *testing.T) {
-				near, far := mapped(t, 4096), mapped(t, 4096)
-				fill(near, 1)
+				near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+				tcptest.Fill(near, 1)
 				e := engine(t, way.config, oneLane)
 				p := performAs(t, wire.Identity{1}, closedPort(t), far)
 				id := open(t, e, p.name)
@@ -254,7 +256,7 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 					b = submit(t, e, ask(core.Write, near, id, far))
 				}
 				next := engine(t)
-				require.NoError(t, next.Register(addressOf(far), 4096, "cpu:0", true))
+				require.NoError(t, next.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
 				p.shown = p.descriptorOf(next)
 				p.mu.Unlock()
 				if late {
@@ -264,7 +266,7 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 					return
 				}
 				old := clock.SinceBoot() + 200*time.Millisecond // more than an answer takes to come
-				require.Eventually(t, func() bool { return clock.SinceBoot() > old }, patience, time.Millisecond)
+				require.Eventually(t, func() bool { return clock.SinceBoot() > old }, tcptest.Patience, time.Millisecond)
 				completes(t, submit(t, e, ask(core.Write, near, id, far)))
 				require.True(t, bytes.Equal(near, far))
 			})
@@ -276,8 +278,8 @@ func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *tes
 	for _, way := range ways {
 		for _, first := range []wire.Identity{{}, {1}} {
 			t.Run(fmt.Sprintf("%s, first %v", way.name, first), func(t *testing.T) {
-				near, far := mapped(t, 4096), mapped(t, 4096)
-				fill(near, 1)
+				near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+				tcptest.Fill(near, 1)
 				e := engine(t, way.config, oneLane)
 				p := perform(t, 2, serveWell, far)
 				p.mu.Lock()
@@ -293,7 +295,7 @@ func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *tes
 				p.shown = without
 				if first == (wire.Identity{}) {
 					next := engine(t)
-					require.NoError(t, next.Register(addressOf(far), 4096, "cpu:0", true))
+					require.NoError(t, next.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
 					p.shown = p.descriptorOf(next)
 				}
 				p.mu.Unlock()
@@ -307,7 +309,7 @@ func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *tes
 }
 
 func TestAnEngineThatCannotBeConfirmedIsNotDialledUnlessItProvesWhoItIs(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	e := engine(t)
 	p := perform(t, 2, serveWell, far)
 	id := open(t, e, p.name)
@@ -316,13 +318,13 @@ func TestAnEngineThatCannotBeConfirmedIsNotDialledUnlessItProvesWhoItIs(t *testi
 	p.shown.Protocol = "nothing that can be fetched"
 	p.mu.Unlock()
 	p.hangUp()
-	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
 	before := p.connections()
 	failsOnly(t, submit(t, e, ask(core.Write, near, id, far)), 0)
 	require.Equal(t, before, p.connections())
 
 	target, e := engine(t), engine(t, oneLane)
-	require.NoError(t, target.Register(addressOf(far), 4096, "cpu:0", true))
+	require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
 	id = open(t, e, target.Name())
 	completes(t, submit(t, e, ask(core.Write, near, id, far)))
 	only := onlyPeer(t, e)
@@ -330,7 +332,7 @@ func TestAnEngineThatCannotBeConfirmedIsNotDialledUnlessItProvesWhoItIs(t *testi
 	only.suspect = true
 	only.mu.Unlock()
 	only.segment.MarkUnverified()
-	ctx, done := context.WithTimeout(context.Background(), patience)
+	ctx, done := context.WithTimeout(context.Background(), tcptest.Patience)
 	defer done()
 	d, err := only.current(ctx)
 	require.NoError(t, err)

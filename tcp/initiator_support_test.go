@@ -12,6 +12,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/metadata"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -63,7 +64,7 @@ func (p *scripted) show(version int, memory ...[]byte) {
 	p.shown.Name, p.shown.Protocol, p.shown.DataHost, p.shown.ProtoVersion = p.name, "tcp", "127.0.0.1", version
 	p.shown.Buffers = nil
 	for _, b := range memory {
-		p.shown.Buffers = append(p.shown.Buffers, metadata.Buffer{Name: "cpu:0", Addr: uint64(addressOf(b)), Length: uint64(len(b))})
+		p.shown.Buffers = append(p.shown.Buffers, metadata.Buffer{Name: "cpu:0", Addr: uint64(sockio.AddressOf(b)), Length: uint64(len(b))})
 	}
 }
 
@@ -171,7 +172,7 @@ func (v *visitor) header(h *wire.Header) bool {
 // holds reports whether the peer's memory, shown or not, has the range.
 func (v *visitor) holds(h wire.Header) bool {
 	return slices.ContainsFunc(v.peer.memory, func(b []byte) bool {
-		return within(&core.Region{Range: core.Range{Addr: addressOf(b), Length: uint64(len(b))}}, h)
+		return within(&core.Region{Range: core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}}, h)
 	})
 }
 
@@ -250,7 +251,7 @@ func open(t testing.TB, e *core.Engine, name string) core.SegmentID {
 
 // ask is a request that moves all of local.
 func ask(op core.Opcode, local []byte, id core.SegmentID, remote []byte) core.Request {
-	return core.Request{Opcode: op, Local: addressOf(local), Target: id, Remote: uint64(addressOf(remote)), Length: uint64(len(local))}
+	return core.Request{Opcode: op, Local: sockio.AddressOf(local), Target: id, Remote: uint64(sockio.AddressOf(remote)), Length: uint64(len(local))}
 }
 
 // scattered are requests for n blocks of a size, none of which is adjacent to another.

@@ -14,14 +14,14 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
-
-func fill(b []byte, seed byte) { copy(b, pattern(len(b), seed)) }
 
 var opcodes = []core.Opcode{core.Write, core.Read}
 
@@ -61,7 +61,7 @@ var misbehaviours = []struct {
 		v.waitForEnd()
 	}},
 	{"garbage", func(v *visitor) {
-		for v.send(pattern(5000, 3)) {
+		for v.send(tcptest.Pattern(5000, 3)) {
 		}
 	}},
 }
@@ -72,12 +72,12 @@ func TestWhatABrokenConnectionLeftUnacknowledgedIsSentAgain(t *testing.T) {
 			for _, op := range opcodes {
 				t.Run(way.name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
 					const blocks, size = 20, 5000
-					near, far := mapped(t, 1<<17), mapped(t, 1<<17)
+					near, far := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
 					p := perform(t, 2, atFirst(2, func(v *visitor, _ int) { m.play(v) }), far)
 					e := engine(t, way.config)
 					reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
-					fill(near, 1)
-					fill(far, 2)
+					tcptest.Fill(near, 1)
+					tcptest.Fill(far, 2)
 					completes(t, submit(t, e, reqs...))
 					for _, r := range reqs {
 						require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
@@ -94,7 +94,7 @@ func TestAPeerThatIsNoUseFailsItsTransfersWithTheReasonAndNobodyElses(t *testing
 			for _, op := range opcodes {
 				t.Run(way.name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
 					const blocks, size = 20, 5000
-					near, far, good := mapped(t, 1<<17), mapped(t, 1<<17), mapped(t, 1<<17)
+					near, far, good := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
 					p := perform(t, 2, func(v *visitor, _ int) { m.play(v) }, far)
 					q := perform(t, 2, serveWell, good)
 					e := engine(t, way.config, fewRetries)
@@ -120,12 +120,12 @@ func TestAV1PeerThatBreaksOffFailsOrIsAskedAgain(t *testing.T) {
 				continue // the status that it sends is payload in version 1, and then it is no short one
 			}
 			t.Run(m.name+"/"+op.String(), func(t *testing.T) {
-				near, far := mapped(t, 1<<17), mapped(t, 1<<17)
+				near, far := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
 				p := perform(t, 1, atFirst(3, func(v *visitor, _ int) { m.play(v) }), far)
 				e := engine(t)
 				reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
-				fill(near, 1)
-				fill(far, 2)
+				tcptest.Fill(near, 1)
+				tcptest.Fill(far, 2)
 				completes(t, submit(t, e, reqs...))
 				for _, r := range reqs {
 					require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
@@ -139,7 +139,7 @@ func TestAV1PeerThatBreaksOffFailsOrIsAskedAgain(t *testing.T) {
 func TestAV1WriteIsNotTakenForCompleteWhenThePeerStoppedInTheMiddle(t *testing.T) {
 	for name, end := range map[string]func(*visitor){"closes": func(*visitor) {}, "resets": (*visitor).reset} {
 		t.Run(name, func(t *testing.T) {
-			near, far := mapped(t, 8<<20), mapped(t, 8<<20)
+			near, far := tcptest.Mapped(t, 8<<20), tcptest.Mapped(t, 8<<20)
 			p := perform(t, 1, func(v *visitor, _ int) {
 				var h wire.Header
 				_ = v.header(&h) && v.skip(1<<20)
@@ -179,8 +179,8 @@ func growStack(depth int) byte {
 
 func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 	for _, version := range []int{1, 2} {
-		memory := mapped(t, 4096)
-		local := pattern(len(memory), 1)
+		memory := tcptest.Mapped(t, 4096)
+		local := tcptest.Pattern(len(memory), 1)
 		e := engine(t, withoutPool)
 		p := perform(t, version, serveWell, memory)
 		id := open(t, e, p.name)
@@ -190,21 +190,20 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 			o := newOneShot(onlyPeer(t, e))
 			conn, d, err := o.connect()
 			if err == nil {
-				send := conn.out.own
-				conn.out.own = func() bool {
+				o.send = func(c *connection, v []sockio.Vector) (int, error) {
 					dirtyStack()
-					return send()
+					return c.sendSome(v)
 				}
-				one := piece{op: core.Write, local: addressOf(local), remote: uint64(addressOf(memory)), length: 4096}
+				one := piece{op: core.Write, local: sockio.AddressOf(local), remote: uint64(sockio.AddressOf(memory)), length: 4096}
 				err = o.exchange(conn, &one, o.peer.acknowledges(d))
-				_ = conn.close()
+				_ = conn.Close()
 			}
 			moved <- err
 		}()
 		require.NoError(t, <-moved)
 		runtime.KeepAlive(local)
 		for _, h := range p.requests() {
-			require.EqualValues(t, addressOf(memory), h.Addr)
+			require.EqualValues(t, sockio.AddressOf(memory), h.Addr)
 			require.EqualValues(t, len(memory), h.Length)
 		}
 		require.Len(t, p.requests(), 2)
@@ -212,7 +211,7 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 }
 
 func TestAV1WriteIsNotTakenForCompleteWhenThePeerLeftPayloadUnread(t *testing.T) {
-	near, far := mapped(t, 256<<10), mapped(t, 256<<10)
+	near, far := tcptest.Mapped(t, 256<<10), tcptest.Mapped(t, 256<<10)
 	p := perform(t, 1, func(v *visitor, _ int) {
 		_ = v.conn.SetReadBuffer(4096)
 		_ = v.conn.CloseWrite() // looks like the end of a peer that has taken all
@@ -225,7 +224,7 @@ func TestAV1WriteIsNotTakenForCompleteWhenThePeerLeftPayloadUnread(t *testing.T)
 }
 
 func TestAStatusThatComesInTwoPartsIsNotMixedUpWithTheOneBefore(t *testing.T) {
-	near, far := mapped(t, 8192), mapped(t, 8192)
+	near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
 	firstIsDone := make(chan struct{})
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h wire.Header
@@ -244,14 +243,14 @@ func TestAStatusThatComesInTwoPartsIsNotMixedUpWithTheOneBefore(t *testing.T) {
 	require.Eventually(t, func() bool {
 		state, _, err := b.Status(0)
 		return err == nil && state == core.Completed
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 	close(firstIsDone)
 	failsOnly(t, b, 1)
 }
 
 func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
 	const blocks, size = 600, 37
-	near, far := mapped(t, 1<<16), mapped(t, 1<<16)
+	near, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16)
 	p := perform(t, 2, func(v *visitor, _ int) {
 		var h wire.Header
 		var answers []byte
@@ -283,8 +282,8 @@ func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
 	}, far)
 	e := engine(t, oneLane)
 	id := open(t, e, p.name)
-	fill(near, 1)
-	fill(far, 2)
+	tcptest.Fill(near, 1)
+	tcptest.Fill(far, 2)
 	reqs := scattered(core.Write, near, id, far, blocks, size)
 	for i := range reqs {
 		reqs[i].Opcode = opcodes[rand.IntN(2)]
@@ -309,7 +308,7 @@ func readFull(v *visitor, b []byte) (int, error) {
 }
 
 func TestSurplusBytesEndTheConnectionAndHarmNoTransfer(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h wire.Header
 		_ = v.header(&h) && v.obey(h) && v.send([]byte("surplus"))
@@ -318,7 +317,7 @@ func TestSurplusBytesEndTheConnectionAndHarmNoTransfer(t *testing.T) {
 	e := engine(t, oneLane)
 	id := open(t, e, p.name)
 	completes(t, submit(t, e, ask(core.Write, near, id, far)))
-	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
 	completes(t, submit(t, e, ask(core.Read, near, id, far)))
 	require.Equal(t, 2, p.connections())
 }
@@ -327,7 +326,7 @@ func TestAPeerThatNeverAnswersIsGivenUpAfterTheStatusTimeout(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far, good := mapped(t, 4096), mapped(t, 4096), mapped(t, 4096)
+				near, far, good := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 				p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd(); <-v.peer.t.Context().Done() }, far)
 				q := perform(t, 2, serveWell, good)
 				e := engine(t, way.config, impatient)
@@ -347,7 +346,7 @@ func TestAPeerThatNeverAnswersIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far := mapped(t, 4096), mapped(t, 4096)
+				near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 				p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd(); <-v.peer.t.Context().Done() }, far)
 				e := engine(t, way.config, impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
 				b := submit(t, e, ask(op, near, open(t, e, p.name), far))
@@ -362,7 +361,7 @@ func TestAPeerThatNeverAnswersIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 func TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 32<<20), mapped(t, 32<<20)
+			near, far := tcptest.Mapped(t, 32<<20), tcptest.Mapped(t, 32<<20)
 			p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() }, far)
 			e := engine(t, way.config, impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
 			b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
@@ -374,7 +373,7 @@ func TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 
 func TestWhatIsQueuedForAPeerThatStandsStillFailsWithWhatIsInFlight(t *testing.T) {
 	const blocks = 20 * windowPieces
-	near, far := mapped(t, 2*blocks), mapped(t, 2*blocks)
+	near, far := tcptest.Mapped(t, 2*blocks), tcptest.Mapped(t, 2*blocks)
 	p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd() }, far)
 	e := engine(t, impatient, oneLane)
 	b := submit(t, e, scattered(core.Write, near, open(t, e, p.name), far, blocks, 1)...)
@@ -388,7 +387,7 @@ func TestOneRejectedRequestOfManyFailsAlone(t *testing.T) {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
 				const blocks, size = 500, 100
-				near, far := mapped(t, 1<<16), mapped(t, 1<<16)
+				near, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16)
 				var bad atomic.Uint64
 				p := perform(t, 2, func(v *visitor, n int) {
 					var h wire.Header
@@ -421,10 +420,10 @@ func TestManyRejectedRequestsFailAndTheOthersComplete(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
 			const blocks, size = 4000, 16
-			far, near := mapped(t, 1<<17), mapped(t, 1<<17)
+			far, near := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
 			target, e := engine(t), engine(t, way.config)
 			const shown = 40
-			require.NoError(t, target.Register(addressOf(far), shown*(size+1), "cpu:0", true))
+			require.NoError(t, target.Register(sockio.AddressOf(far), shown*(size+1), "cpu:0", true))
 			reqs := scattered(core.Write, near, open(t, e, target.Name()), far, blocks, size)
 			failing := make([]int, 0, blocks)
 			for i := shown; i < blocks; i++ {
@@ -438,12 +437,12 @@ func TestManyRejectedRequestsFailAndTheOthersComplete(t *testing.T) {
 func TestMemoryRegisteredAfterTheSegmentWasOpenedIsFound(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 8192), mapped(t, 8192)
+			near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
 			target, e := engine(t), engine(t, way.config)
-			require.NoError(t, target.Register(addressOf(far), 4096, "cpu:0", true))
+			require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
 			id := open(t, e, target.Name())
 			failsOnly(t, submit(t, e, ask(core.Write, near[4096:], id, far[4096:])), 0)
-			require.NoError(t, target.Register(addressOf(far)+4096, 4096, "cpu:0", true))
+			require.NoError(t, target.Register(sockio.AddressOf(far)+4096, 4096, "cpu:0", true))
 			completes(t, submit(t, e, ask(core.Write, near[4096:], id, far[4096:])))
 			completes(t, submit(t, e, ask(core.Read, near[4096:], id, far[4096:])))
 		})
@@ -451,7 +450,7 @@ func TestMemoryRegisteredAfterTheSegmentWasOpenedIsFound(t *testing.T) {
 }
 
 func TestARangeThatIsRejectedOnceAndShownThenIsSentOnceMore(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h wire.Header
 		if v.header(&h) {
@@ -467,7 +466,7 @@ func TestARangeThatIsRejectedOnceAndShownThenIsSentOnceMore(t *testing.T) {
 }
 
 func TestAnUnknownStatusCodeFailsItsTaskAtOnce(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h wire.Header
 		_ = v.header(&h) && v.status(7)
@@ -483,16 +482,16 @@ func TestAnUnknownStatusCodeFailsItsTaskAtOnce(t *testing.T) {
 func TestMemoryThatThePeerCannotAccessFailsItsTaskAtOnce(t *testing.T) {
 	for _, way := range ways[:2] {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 4096), mapped(t, 3*4096)
+			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 3*4096)
 			owner := engine(t)
-			require.NoError(t, owner.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
-			unmap(t, far[4096:8192])
+			require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+			tcptest.Unmap(t, far[4096:8192])
 			e := engine(t, way.config)
 			id := open(t, e, owner.Name())
 			for _, op := range []core.Opcode{core.Read, core.Write} {
 				b := submit(t, e, ask(op, near, id, far[:4096]), ask(op, near, id, far[4096:8192]), ask(op, near, id, far[8192:]))
 				failsOnly(t, b, 1)
-				require.ErrorContains(t, b.Err(), fmt.Sprintf("%#x+4096", addressOf(far[4096:])))
+				require.ErrorContains(t, b.Err(), fmt.Sprintf("%#x+4096", sockio.AddressOf(far[4096:])))
 				require.ErrorContains(t, b.Err(), "unmapped or protected")
 				require.NotContains(t, b.Err().Error(), "tries")
 			}
@@ -504,13 +503,13 @@ func TestAdjacentBlocksAreMergedInsideOneBufferOfThePeer(t *testing.T) {
 	for _, op := range opcodes {
 		t.Run(op.String(), func(t *testing.T) {
 			const size, blocks = 512, 64 // the first 16 in one buffer, the others in a second that follows it
-			near, far := mapped(t, size*blocks), mapped(t, size*blocks)
+			near, far := tcptest.Mapped(t, size*blocks), tcptest.Mapped(t, size*blocks)
 			first, second := far[:16*size], far[16*size:]
 			p := perform(t, 2, serveWell, far)
 			p.show(2, first, second)
 			e := engine(t, oneLane)
-			fill(near, 1)
-			fill(far, 2)
+			tcptest.Fill(near, 1)
+			tcptest.Fill(far, 2)
 			id := open(t, e, p.name)
 			var reqs []core.Request
 			for i := range blocks {
@@ -519,8 +518,8 @@ func TestAdjacentBlocksAreMergedInsideOneBufferOfThePeer(t *testing.T) {
 			completes(t, submit(t, e, reqs...))
 			require.Equal(t, near, far)
 			require.Equal(t, []wire.Header{
-				{Op: opcodeOf(op), V2: true, Addr: uint64(addressOf(first)), Length: uint64(len(first))},
-				{Op: opcodeOf(op), V2: true, Addr: uint64(addressOf(second)), Length: uint64(len(second))},
+				{Op: opcodeOf(op), V2: true, Addr: uint64(sockio.AddressOf(first)), Length: uint64(len(first))},
+				{Op: opcodeOf(op), V2: true, Addr: uint64(sockio.AddressOf(second)), Length: uint64(len(second))},
 			}, p.requests())
 		})
 	}
@@ -530,11 +529,11 @@ func TestAMergedRequestThatIsRejectedFailsOnlyTheBadTask(t *testing.T) {
 	for _, way := range ways[:2] {
 		t.Run(way.name, func(t *testing.T) {
 			const size, blocks, bad = 512, 32, 11
-			near, far := mapped(t, size*blocks), mapped(t, size*blocks)
+			near, far := tcptest.Mapped(t, size*blocks), tcptest.Mapped(t, size*blocks)
 			p := perform(t, 2, func(v *visitor, _ int) {
 				var h wire.Header
 				for v.header(&h) {
-					hole := uint64(addressOf(v.peer.memory[0])) + bad*size
+					hole := uint64(sockio.AddressOf(v.peer.memory[0])) + bad*size
 					if h.Addr <= hole && hole < h.Addr+h.Length {
 						v.reject()
 						return
@@ -545,7 +544,7 @@ func TestAMergedRequestThatIsRejectedFailsOnlyTheBadTask(t *testing.T) {
 				}
 			}, far)
 			e := engine(t, way.config)
-			fill(near, 1)
+			tcptest.Fill(near, 1)
 			id := open(t, e, p.name)
 			var reqs []core.Request
 			for i := range blocks {
@@ -570,19 +569,19 @@ func TestLocalMemoryThatCannotBeAccessedFailsItsTaskAlone(t *testing.T) {
 				length, stride int
 			}{{"small", 64, 2 * page}, {"adjacent", page, page}, {"large", 48 * page, 64 * page}} {
 				t.Run(way.name+"/"+op.String()+"/"+shape.name, func(t *testing.T) {
-					near, far := mapped(t, blocks*shape.stride), mapped(t, blocks*shape.stride)
+					near, far := tcptest.Mapped(t, blocks*shape.stride), tcptest.Mapped(t, blocks*shape.stride)
 					target, e := engine(t), engine(t, way.config, oneLane)
-					require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+					require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 					id := open(t, e, target.Name())
-					fill(near, 1)
-					fill(far, 2)
+					tcptest.Fill(near, 1)
+					tcptest.Fill(far, 2)
 					var reqs []core.Request
 					for i := range blocks {
 						at := i * shape.stride
 						reqs = append(reqs, ask(op, near[at:at+shape.length], id, far[at:at+shape.length]))
 					}
 					hole := near[bad*shape.stride+(shape.length-1)/page*page:][:page]
-					unmap(t, hole)
+					tcptest.Unmap(t, hole)
 					b := submit(t, e, reqs...)
 					failsOnly(t, b, bad)
 					require.ErrorIs(t, b.Err(), unix.EFAULT)
@@ -602,9 +601,9 @@ func TestATaskOfAbsurdLengthFailsSoon(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far := mapped(t, 4096), mapped(t, 4096)
+				near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 				target, e := engine(t), engine(t, way.config)
-				require.NoError(t, target.Register(addressOf(far), 4096, "cpu:0", true))
+				require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
 				id := open(t, e, target.Name())
 				absurd := ask(op, near, id, far)
 				absurd.Length = 1 << 60
@@ -618,11 +617,11 @@ func TestATaskOfAbsurdLengthFailsSoon(t *testing.T) {
 
 func TestAHundredThousandRequestsTakeBoundedMemoryAndConnections(t *testing.T) {
 	const blocks, size = 100_000, 16
-	near, far := mapped(t, blocks*(size+1)), mapped(t, blocks*(size+1))
+	near, far := tcptest.Mapped(t, blocks*(size+1)), tcptest.Mapped(t, blocks*(size+1))
 	target, e := engine(t), engine(t)
-	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	reqs := scattered(core.Write, near, open(t, e, target.Name()), far, blocks, size)
-	fill(near, 1)
+	tcptest.Fill(near, 1)
 	b, err := e.AllocateBatch(blocks)
 	require.NoError(t, err)
 	before := memoryInUse()
@@ -673,8 +672,8 @@ func serveTogether(lanes int) func(v *visitor, n int) {
 }
 
 func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
-	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
-	fill(near, 1)
+	near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
+	tcptest.Fill(near, 1)
 	e := engine(t)
 	p := perform(t, 2, serveTogether(e.Config().LanesPerPeer), far)
 	completes(t, submit(t, e, ask(core.Write, near[3:], open(t, e, p.name), far[3:])))
@@ -687,8 +686,8 @@ func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
 
 func TestOneLaneReadsWhatAStrangerSendsFromOneThread(t *testing.T) {
 	for kin, lanes := range map[bool]int{true: 4, false: 1} {
-		near, far := mapped(t, strangerSize), mapped(t, strangerSize)
-		fill(far, 2)
+		near, far := tcptest.Mapped(t, strangerSize), tcptest.Mapped(t, strangerSize)
+		tcptest.Fill(far, 2)
 		p := perform(t, 2, serveTogether(lanes), far)
 		p.mu.Lock()
 		p.shown.IsKvferry = kin
@@ -702,8 +701,8 @@ func TestOneLaneReadsWhatAStrangerSendsFromOneThread(t *testing.T) {
 
 func TestLanesShareWhatIsQueuedAlike(t *testing.T) {
 	const lanes = 4
-	near, far := mapped(t, lanes<<20), mapped(t, lanes<<20)
-	fill(near, 3)
+	near, far := tcptest.Mapped(t, lanes<<20), tcptest.Mapped(t, lanes<<20)
+	tcptest.Fill(near, 3)
 	const slice, each = 64 << 10, 1 << 20 / (64 << 10)
 	var came sync.WaitGroup // until every lane has its share, none of it answered
 	came.Add(lanes)
@@ -728,7 +727,7 @@ func TestLanesShareWhatIsQueuedAlike(t *testing.T) {
 }
 
 func TestAShortBatchDoesNotWaitForALongOneBeforeIt(t *testing.T) {
-	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
+	near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
 	release := make(chan struct{})
 	p := perform(t, 2, func(v *visitor, _ int) {
 		<-release
@@ -747,9 +746,9 @@ func TestAShortBatchDoesNotWaitForALongOneBeforeIt(t *testing.T) {
 
 func TestManyGoroutinesSubmitAtOnce(t *testing.T) {
 	const workers, rounds, size = 16, 60, 300
-	near, far := mapped(t, workers*4*(size+1)), mapped(t, workers*4*(size+1))
+	near, far := tcptest.Mapped(t, workers*4*(size+1)), tcptest.Mapped(t, workers*4*(size+1))
 	target, e := engine(t), engine(t)
-	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	id := open(t, e, target.Name())
 	var all sync.WaitGroup
 	for w := range workers {
@@ -757,13 +756,13 @@ func TestManyGoroutinesSubmitAtOnce(t *testing.T) {
 			mine := near[w*4*(size+1) : (w+1)*4*(size+1)]
 			theirs := far[w*4*(size+1) : (w+1)*4*(size+1)]
 			for round := range rounds {
-				fill(mine, byte(round))
+				tcptest.Fill(mine, byte(round))
 				writeErr := finish(e, scattered(core.Write, mine, id, theirs, 4, size))
-				fill(mine, 0)
+				tcptest.Fill(mine, 0)
 				readErr := finish(e, scattered(core.Read, mine, id, theirs, 4, size))
 				assert.NoError(t, errors.Join(writeErr, readErr))
 				for at := 0; at < len(mine); at += size + 1 {
-					assert.True(t, bytes.Equal(pattern(len(mine), byte(round))[at:at+size], mine[at:at+size]), "round %d", round)
+					assert.True(t, bytes.Equal(tcptest.Pattern(len(mine), byte(round))[at:at+size], mine[at:at+size]), "round %d", round)
 				}
 			}
 		})
@@ -789,7 +788,7 @@ func finish(e *core.Engine, reqs []core.Request) error {
 func TestADiscardedReadIsNotTouchedAfterwards(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 1<<20), mapped(t, 1<<20)
+			near, far := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 			half, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 				defer close(over)
@@ -805,10 +804,10 @@ func TestADiscardedReadIsNotTouchedAfterwards(t *testing.T) {
 			b := submit(t, e, ask(core.Read, near, id, far))
 			<-half
 			require.NoError(t, e.DiscardBatch(b))
-			fill(near, 5)
+			tcptest.Fill(near, 5)
 			close(discarded)
 			<-over
-			require.True(t, bytes.Equal(pattern(len(near), 5), near))
+			require.True(t, bytes.Equal(tcptest.Pattern(len(near), 5), near))
 			completes(t, submit(t, e, ask(core.Read, near, id, far)))
 		})
 	}
@@ -817,7 +816,7 @@ func TestADiscardedReadIsNotTouchedAfterwards(t *testing.T) {
 func TestADiscardedWriteIsNotReadAfterwards(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 64<<20), mapped(t, 64<<20)
+			near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
 			begun, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			var once sync.Once
 			var seen atomic.Bool
@@ -862,9 +861,9 @@ func TestADiscardHarmsNoOtherBatch(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far := mapped(t, 8<<20), mapped(t, 8<<20)
+				near, far := tcptest.Mapped(t, 8<<20), tcptest.Mapped(t, 8<<20)
 				target, e := engine(t), engine(t, way.config)
-				require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+				require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 				id := open(t, e, target.Name())
 				for range rounds {
 					other := submit(t, e, scattered(op, near[4<<20:], id, far[4<<20:], 50, 2000)...)
@@ -880,7 +879,7 @@ func TestADiscardHarmsNoOtherBatch(t *testing.T) {
 }
 
 func TestADiscardWhileAConnectionIsMadeHarmsNoOtherBatch(t *testing.T) {
-	near, far := mapped(t, 8192), mapped(t, 8192)
+	near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
 	p := perform(t, 1, serveWell, far)
 	p.mu.Lock()
 	good := p.shown.DataPort
@@ -894,7 +893,7 @@ func TestADiscardWhileAConnectionIsMadeHarmsNoOtherBatch(t *testing.T) {
 		onlyPeer(t, e).mu.Lock()
 		defer onlyPeer(t, e).mu.Unlock()
 		return onlyPeer(t, e).queued == 4096 // the first is with its carrier
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 	p.mu.Lock()
 	p.shown.DataPort = good
 	p.mu.Unlock()
@@ -907,7 +906,7 @@ func TestADiscardWhileAConnectionIsMadeHarmsNoOtherBatch(t *testing.T) {
 func TestAPeerThatCameBackOnAnotherPortIsFound(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 4096), mapped(t, 4096)
+			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 			p := perform(t, 2, serveWell, far)
 			e := engine(t, way.config)
 			id := open(t, e, p.name)
@@ -922,8 +921,8 @@ func TestAPeerThatCameBackOnAnotherPortIsFound(t *testing.T) {
 
 // The owner of a segment restarted, and its former data port is somebody else's now.
 func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
-	fill(near, 1)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	tcptest.Fill(near, 1)
 	var strangers atomic.Int32
 	p := perform(t, 2, func(v *visitor, n int) {
 		if n > 0 {
@@ -939,7 +938,7 @@ func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
 	completes(t, submit(t, e, ask(core.Write, near[:1], id, far[:1])))
 	p.enterPort(serveWell)
 	p.hangUp()
-	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
 	completes(t, submit(t, e, ask(core.Write, near, id, far)))
 	require.Equal(t, near, far)
 	require.Zero(t, strangers.Load())
@@ -948,7 +947,7 @@ func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
 func TestADataPortThatIsGoneFailsTheTransferWithTheReason(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 4096), mapped(t, 4096)
+			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 			p := perform(t, 2, serveWell, far)
 			e := engine(t, way.config)
 			id := open(t, e, p.name)
@@ -963,7 +962,7 @@ func TestADataPortThatIsGoneFailsTheTransferWithTheReason(t *testing.T) {
 }
 
 func TestAPeerThatCameBackWithVersion1IsNeverSentVersion2(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	p := perform(t, 2, serveWell, far)
 	e := engine(t)
 	id := open(t, e, p.name)
@@ -979,14 +978,14 @@ func TestAPeerThatCameBackWithVersion1IsNeverSentVersion2(t *testing.T) {
 }
 
 func TestIdleConnectionsThatThePeerClosesCountForNothing(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	p := perform(t, 2, serveWell, far)
 	e := engine(t, fewRetries, oneLane)
 	id := open(t, e, p.name)
 	for range 6 {
 		completes(t, submit(t, e, ask(core.Write, near, id, far)))
 		p.hangUp()
-		require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
 	}
 	for range 6 { // lanes that never carried anything
 		l := newLane(onlyPeer(t, e))
@@ -996,7 +995,7 @@ func TestIdleConnectionsThatThePeerClosesCountForNothing(t *testing.T) {
 }
 
 func TestTheDescriptorIsNotFetchedForEveryConnection(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	for _, way := range ways[1:] {
 		t.Run(way.name, func(t *testing.T) {
 			p := perform(t, 2, serveWell, far)
@@ -1011,7 +1010,7 @@ func TestTheDescriptorIsNotFetchedForEveryConnection(t *testing.T) {
 }
 
 func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *testing.T) {
-	near, far := mapped(t, 64<<20), mapped(t, 64<<20)
+	near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
 	acknowledged, release := make(chan struct{}), make(chan struct{})
 	p := perform(t, 2, func(v *visitor, _ int) {
 		var h wire.Header
@@ -1034,7 +1033,7 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 		defer l.mu.Unlock()
 		sent, moved := l.sent, l.moved.Load()
 		return sent > 0 && moved == sent+wire.StatusSize
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 	require.False(t, b.Done())
 	close(release)
 	completes(t, b)
@@ -1042,7 +1041,7 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 
 func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 	const blocks = 3 * maxDoubtful
-	near, far := mapped(t, 2*blocks), mapped(t, 2*blocks)
+	near, far := tcptest.Mapped(t, 2*blocks), tcptest.Mapped(t, 2*blocks)
 	p := perform(t, 1, serveWell)
 	e := engine(t)
 	id := open(t, e, p.name)
@@ -1053,7 +1052,7 @@ func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 		waiting.mu.Lock()
 		defer waiting.mu.Unlock()
 		return len(waiting.doubtful) == maxDoubtful && len(waiting.listed()) == 0
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 	waiting.mu.Lock()
 	require.Zero(t, waiting.wanted(false))
 	waiting.mu.Unlock()
@@ -1065,18 +1064,18 @@ func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 func TestVersion1AndConnectionsPerRequestReachOurOwnTarget(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 40<<20), mapped(t, 40<<20)
+			near, far := tcptest.Mapped(t, 40<<20), tcptest.Mapped(t, 40<<20)
 			target, e := engine(t), engine(t, way.config)
-			require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 			id := open(t, e, target.Name())
-			fill(near, 1)
+			tcptest.Fill(near, 1)
 			nothing := ask(core.Write, near[:0], id, far[:0])
 			nothing.Remote, nothing.Local = 0, 0
 			completes(t, submit(t, e, ask(core.Write, near[:1], id, far[:1]), nothing, ask(core.Write, near[1:4098], id, far[1:4098]),
 				ask(core.Write, near[5000:39<<20+7], id, far[5000:39<<20+7])))
 			require.True(t, bytes.Equal(near[:4098], far[:4098]))
 			require.True(t, bytes.Equal(near[5000:39<<20+7], far[5000:39<<20+7]))
-			fill(far, 9)
+			tcptest.Fill(far, 9)
 			completes(t, submit(t, e, nothing, ask(core.Read, near[3:39<<20], id, far[3:39<<20]), ask(core.Read, near[:1], id, far[:1])))
 			require.True(t, bytes.Equal(near[3:39<<20], far[3:39<<20]))
 			require.Equal(t, far[0], near[0])
@@ -1087,7 +1086,7 @@ func TestVersion1AndConnectionsPerRequestReachOurOwnTarget(t *testing.T) {
 func TestARequestWithAConnectionOfItsOwnTakesOneEach(t *testing.T) {
 	for _, way := range ways[1:] {
 		t.Run(way.name, func(t *testing.T) {
-			near, far := mapped(t, 1<<16), mapped(t, 1<<16)
+			near, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16)
 			p := perform(t, 2, func(v *visitor, _ int) { // as Mooncake 0.3.8 does
 				var h wire.Header
 				_ = v.header(&h) && v.obey(h)
@@ -1102,7 +1101,7 @@ func TestARequestWithAConnectionOfItsOwnTakesOneEach(t *testing.T) {
 }
 
 func TestLinksCountPayloadAndErrors(t *testing.T) {
-	near, far := mapped(t, 1<<16), mapped(t, 1<<16)
+	near, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 		var h wire.Header
 		v.header(&h)
@@ -1119,13 +1118,13 @@ func TestClosingTheEngineEndsTransfersInFlight(t *testing.T) {
 	for _, way := range ways {
 		for _, op := range opcodes {
 			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
-				near, far := mapped(t, 64<<20), mapped(t, 64<<20)
+				near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
 				p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() }, far)
 				e := engine(t, way.config)
 				id := open(t, e, p.name)
 				b := submit(t, e, ask(op, near, id, far))
 				small := submit(t, e, scattered(op, near, id, far, 3000, 100)...)
-				require.Eventually(t, func() bool { return p.connections() > 0 }, patience, time.Millisecond)
+				require.Eventually(t, func() bool { return p.connections() > 0 }, tcptest.Patience, time.Millisecond)
 				require.NoError(t, e.Close())
 				require.True(t, b.Done())
 				require.True(t, small.Done())
@@ -1137,7 +1136,7 @@ func TestClosingTheEngineEndsTransfersInFlight(t *testing.T) {
 }
 
 func TestForgettingASegmentFailsItsTransfers(t *testing.T) {
-	near, far := mapped(t, 4096), mapped(t, 4096)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	p := perform(t, 2, func(v *visitor, n int) {
 		if n == 0 {
 			v.waitForEnd()
@@ -1146,7 +1145,7 @@ func TestForgettingASegmentFailsItsTransfers(t *testing.T) {
 	}, far)
 	e := engine(t)
 	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
-	require.Eventually(t, func() bool { return p.connections() == 1 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return p.connections() == 1 }, tcptest.Patience, time.Millisecond)
 	require.NoError(t, e.RemoveLocalSegment(p.name))
 	failsOnly(t, b, 0)
 	require.ErrorContains(t, b.Err(), "was removed")
@@ -1154,7 +1153,7 @@ func TestForgettingASegmentFailsItsTransfers(t *testing.T) {
 }
 
 func TestTasksTimeOutAndLeaveTheOthersAlone(t *testing.T) {
-	near, far := mapped(t, 8192), mapped(t, 8192)
+	near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
 	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) { v.waitForEnd() }), far)
 	e := engine(t, func(c *core.Config) { c.SliceTimeout = 200 * time.Millisecond })
 	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
@@ -1171,13 +1170,13 @@ func TestRandomBatchesMatchAModelWhileConnectionsBreak(t *testing.T) {
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))
-			near, far := mapped(t, size), mapped(t, size)
-			fill(near, 1)
-			fill(far, 2)
+			near, far := tcptest.Mapped(t, size), tcptest.Mapped(t, size)
+			tcptest.Fill(near, 1)
+			tcptest.Fill(far, 2)
 			wantNear, wantFar := slices.Clone(near), slices.Clone(far)
 			target, e := engine(t), engine(t, way.config, func(c *core.Config) { c.RetryCount, c.SliceSize = 127, 64<<10 })
 			for at := 0; at < size; at += 1 << 20 { // four buffers side by side
-				require.NoError(t, target.Register(addressOf(far[at:]), 1<<20, "cpu:0", true))
+				require.NoError(t, target.Register(sockio.AddressOf(far[at:]), 1<<20, "cpu:0", true))
 			}
 			id := open(t, e, target.Name())
 
@@ -1230,7 +1229,7 @@ func killOne(t *Transport) {
 	t.target.mu.Lock()
 	defer t.target.mu.Unlock()
 	for s := range t.target.sessions {
-		_ = s.conn.setDeadline(time.Unix(1, 0))
+		_ = s.conn.SetDeadline(time.Unix(1, 0))
 		return
 	}
 }

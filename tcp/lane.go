@@ -11,6 +11,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -28,7 +29,7 @@ const (
 	windowPieces = 1024
 	windowBytes  = 8 << 20
 	// sendPieces and sendBytes bound what is taken from the queue at once: a header and a payload each fill a sendmsg.
-	sendPieces = maxGatherVectors / 2
+	sendPieces = sockio.MaxVectors / 2
 	sendBytes  = 1 << 20
 	// receivePieces bounds the pieces whose answers are received at once.
 	receivePieces = 256
@@ -46,9 +47,6 @@ var (
 	errOutdated   = errors.New("the peer takes no pipelined requests any more")
 )
 
-// past is a deadline that ends what waits on a connection.
-var past = time.Unix(1, 0)
-
 type lane struct {
 	peer   *peer
 	ctx    context.Context // ends the dialling
@@ -56,15 +54,15 @@ type lane struct {
 	wake   chan struct{} // for the writer; closed by nobody
 	moved  atomic.Uint64 // bytes sent and received
 
-	writing sync.Mutex // held by who sends
-	headers []byte     // of the pieces in unsent
-	vectors []ioVector // backing of unsent
-	unsent  []ioVector // what was taken and is not sent
-	taken   []piece    // scratch of write
-	careful bool       // one vector at a time is sent
+	writing sync.Mutex      // held by who sends
+	headers []byte          // of the pieces in unsent
+	vectors []sockio.Vector // backing of unsent
+	unsent  []sockio.Vector // what was taken and is not sent
+	taken   []piece         // scratch of write
+	careful bool            // one vector at a time is sent
 
 	mu        sync.Mutex
-	conn      *stream              // nil before the connection is up
+	conn      *connection          // nil before the connection is up
 	owner     *metadata.Descriptor // of the engine at the other end; set with conn
 	target    string               // the engine at the other end, as targetKey names it; set with conn
 	flight    queue[piece]         // oldest first
@@ -141,23 +139,23 @@ func (l *lane) connect() error {
 		return err
 	}
 	if !l.peer.pipelined(d) {
-		_ = conn.close()
+		_ = conn.Close()
 		conn.release()
 		return errOutdated
 	}
 	l.mu.Lock()
 	if l.broken != nil {
 		defer l.mu.Unlock()
-		_ = conn.close()
+		_ = conn.Close()
 		conn.release()
 		return l.broken
 	}
-	l.conn, l.owner, l.target = conn, d, targetKey(d, conn.remote.String())
+	l.conn, l.owner, l.target = conn, d, targetKey(d, conn.Remote.String())
 	l.reach.process, l.reach.permit = conn.process, conn.permit
-	conn.in.ours, conn.out.ours = vectorOf(l.statuses[:]), vectorOf(l.headers[:cap(l.headers)])
+	conn.SetLibraryMemory(sockio.VectorOf(l.statuses[:]), sockio.VectorOf(l.headers[:cap(l.headers)]))
 	l.mu.Unlock()
 	l.peer.segment.Connected()
-	l.peer.meet(conn.roundTrip())
+	l.peer.meet(conn.RoundTrip())
 	return nil
 }
 
@@ -182,7 +180,7 @@ func (l *lane) nudge() {
 
 // lost says which connection failed.
 func (l *lane) lost(err error) error {
-	return status.Errorf(status.Socket, "segment %q (%v): %w", l.peer.segment.Name, l.conn.remote, err)
+	return status.Errorf(status.Socket, "segment %q (%v): %w", l.peer.segment.Name, l.conn.Remote, err)
 }
 
 func badLocal(p *piece, err error) error {
@@ -205,7 +203,7 @@ func (l *lane) quit(reason error) {
 	l.cancel()
 	l.sending.Signal()
 	if conn != nil {
-		_ = conn.setDeadline(past)
+		_ = conn.SetDeadline(sockio.Past)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -21,7 +22,7 @@ import (
 // receive reads answers until the connection ends, and returns why.
 func (l *lane) receive() error {
 	for {
-		waitErr := l.conn.whenReadable(l.onReadable)
+		waitErr := l.conn.WhenReadable(l.onReadable)
 		l.receiving.Lock()
 		failure := l.failure
 		l.receiving.Unlock()
@@ -52,7 +53,7 @@ func (l *lane) assist() {
 	}
 	defer l.receiving.Unlock()
 	if l.failure == nil {
-		_ = l.conn.hold(l.onAssist) // fails on what is closed
+		_ = l.conn.Hold(l.onAssist) // fails on what is closed
 	}
 }
 
@@ -61,7 +62,7 @@ func (l *lane) assistHeld(uintptr) {
 	switch {
 	case !l.receiveOnce():
 	case l.failure != nil:
-		_ = l.conn.setReadDeadline(past) // for the receiver to see it
+		_ = l.conn.SetReadDeadline(sockio.Past) // for the receiver to see it
 	case l.peer.hasQueued():
 		l.nudge() // the window may have room again, and the receiver has seen nothing
 	}
@@ -70,9 +71,9 @@ func (l *lane) assistHeld(uintptr) {
 // ease: see carrier. The lane has something in flight, so it is connected.
 func (l *lane) ease(on bool) {
 	if on {
-		l.conn.look()
+		l.conn.BeginSpin()
 	} else {
-		l.conn.looked()
+		l.conn.EndSpin()
 	}
 }
 
@@ -83,7 +84,7 @@ func (l *lane) receiveOnce() bool {
 	var again bool
 	var err error
 	v, touched := l.plan()
-	l.overtakable(l.cold(), func() { n, again, err = l.conn.receiveNow(v, touched) })
+	l.overtakable(l.cold(), func() { n, again, err = l.conn.ReceiveNow(v, touched) })
 	switch {
 	case again:
 		return false
@@ -101,7 +102,7 @@ func (l *lane) receiveOnce() bool {
 
 // plan is where answers go. It holds until something comes, is sent, or is settled.
 type plan struct {
-	vectors []ioVector
+	vectors []sockio.Vector
 	laidOut uint64       // the lane's, when the plan was made
 	flight  int          // pieces in flight, likewise
 	touched hostmem.Time // when the memory of all payloads had been touched a short while ago; 0 if not of all, or too much
@@ -110,7 +111,7 @@ type plan struct {
 // plan lays out where the answers to what is in flight go: status frames to statuses, payloads to where they belong.
 // The first answer's status has slot 0, and so on; got bytes of the first answer have come already. touched says that the
 // memory of all payloads had been touched when it was looked at, which was a moment ago.
-func (l *lane) plan() (v []ioVector, touched bool) {
+func (l *lane) plan() (v []sockio.Vector, touched bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := &l.planned
@@ -130,22 +131,22 @@ func (l *lane) layOutAnswers(made *plan) {
 	var payloads uint64
 	for i := range min(l.flight.len(), most) {
 		p := l.flight.at(i)
-		slot := addressOf(l.statuses[i*wire.StatusSize:])
+		slot := sockio.AddressOf(l.statuses[i*wire.StatusSize:])
 		skip = made.expect(slot, wire.StatusSize, skip)
 		switch {
 		case p.op == core.Read && p.byAddress:
-			skip = made.expect(addressOf(l.reach.frame[:]), wire.GrantSize, skip)
+			skip = made.expect(sockio.AddressOf(l.reach.frame[:]), wire.GrantSize, skip)
 		case p.op == core.Read:
 			skip = made.expect(p.local, p.length, skip)
 			made.touched = min(made.touched, p.touched)
 			payloads += p.length
 		}
 	}
-	if payloads > mostRaw {
+	if payloads > sockio.MaxRawBytes {
 		made.touched = 0
 	}
 	if len(made.vectors) == 0 { // nothing is expected: the peer may only close
-		made.expect(addressOf(l.statuses[:]), 1, 0)
+		made.expect(sockio.AddressOf(l.statuses[:]), 1, 0)
 	}
 }
 
@@ -154,7 +155,7 @@ func (p *plan) expect(base uintptr, length, skip uint64) uint64 {
 	if skip >= length {
 		return skip - length
 	}
-	p.vectors = extend(p.vectors, base+uintptr(skip), length-skip)
+	p.vectors = sockio.Extend(p.vectors, base+uintptr(skip), length-skip)
 	return 0
 }
 

@@ -9,6 +9,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -68,7 +69,7 @@ func (l *lane) write(mayWait bool) error {
 			}
 			return nil
 		}
-		if !mayWait && !l.conn.sendsAtOnce(l.unsent) {
+		if !mayWait && !l.conn.SendsAtOnce(l.unsent) {
 			l.nudge()
 			return nil
 		}
@@ -94,15 +95,15 @@ func (l *lane) send(mayWait bool) (n int, again bool, err error) {
 		v = v[:1]
 	}
 	if mayWait {
-		l.overtakable(!l.conn.sendsAtOnce(v), func() { n, err = l.conn.send(v) })
+		l.overtakable(!l.conn.SendsAtOnce(v), func() { n, err = l.conn.Send(v) })
 		return n, false, err
 	}
-	return l.conn.trySend(v)
+	return l.conn.TrySend(v)
 }
 
 func (l *lane) noteSent(n int) {
 	l.moved.Add(uint64(n))
-	l.unsent = advance(l.unsent, n)
+	l.unsent = sockio.Advance(l.unsent, n)
 	l.mu.Lock()
 	l.sent += uint64(n)
 	l.mu.Unlock()
@@ -176,10 +177,10 @@ func (l *lane) layOut(p *piece, now hostmem.Time) {
 	} else {
 		wire.PutHeader(l.headers[at:], opcodeOf(p.op), p.remote, p.length, true)
 	}
-	l.vectors = extend(l.vectors, addressOf(l.headers[at:]), wire.HeaderSize)
+	l.vectors = sockio.Extend(l.vectors, sockio.AddressOf(l.headers[at:]), wire.HeaderSize)
 	l.laidOut += wire.HeaderSize
 	if p.op == core.Write && !p.byAddress {
-		l.vectors = append(l.vectors, ioVector{base: p.local, length: p.length})
+		l.vectors = append(l.vectors, sockio.Vector{Base: p.local, Length: p.length})
 		l.laidOut += p.length
 	}
 	p.end = l.laidOut
@@ -212,9 +213,9 @@ func (l *lane) endSending(err error) {
 	wait := isLoss(l.broken) && !l.over
 	l.mu.Unlock()
 	l.sending.Signal()
-	deadline := past
+	deadline := sockio.Past
 	if wait {
 		deadline = time.Now().Add(lastAnswers)
 	}
-	_ = l.conn.setReadDeadline(deadline)
+	_ = l.conn.SetReadDeadline(deadline)
 }

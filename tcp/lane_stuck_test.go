@@ -5,6 +5,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem/hostmemtest"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -26,16 +28,16 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 		t.Run(one.name, func(t *testing.T) {
 			const length = 64 << 10
 			slow := hostmemtest.New(t, length)
-			far, near, other := mapped(t, 2*length), mapped(t, length), mapped(t, length)
+			far, near, other := tcptest.Mapped(t, 2*length), tcptest.Mapped(t, length), tcptest.Mapped(t, length)
 			change := func(c *core.Config) { c.SameHost = one.sameHost }
 			target, e := engine(t, change), engine(t, change)
 			local, remote := slow.Memory, far[:length]
 			if one.remoteAbsent {
 				local, remote = near, slow.Memory
-				require.NoError(t, target.Register(addressOf(remote), length, "cpu:0", true))
+				require.NoError(t, target.Register(sockio.AddressOf(remote), length, "cpu:0", true))
 			}
-			require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
-			require.NoError(t, e.Register(addressOf(local), length, "cpu:0", true))
+			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+			require.NoError(t, e.Register(sockio.AddressOf(local), length, "cpu:0", true))
 			id := open(t, e, target.Name())
 
 			var b *core.Batch
@@ -43,10 +45,10 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 			slow.AwaitFault(t)
 			completes(t, submit(t, e, ask(one.op, other, id, far[length:])))
 			returns(t, "DiscardBatch", func() { require.NoError(t, e.DiscardBatch(b)) })
-			returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(addressOf(local)), core.ErrInUse) })
+			returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(sockio.AddressOf(local)), core.ErrInUse) })
 			completes(t, submit(t, e, ask(one.op, other, id, far[length:])))
 			slow.Release(t)
-			require.Eventually(t, func() bool { return e.Unregister(addressOf(local)) == nil }, patience, 10*stuckTime/1000)
+			require.Eventually(t, func() bool { return e.Unregister(sockio.AddressOf(local)) == nil }, tcptest.Patience, 10*stuckTime/1000)
 		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -18,8 +19,8 @@ func connectedLane(t *testing.T, config core.Config) *lane {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	l := newLane(&peer{transport: &Transport{config: &config, ctx: ctx}, segment: &core.Segment{Name: "peer"}})
-	conn, _ := connection(t)
-	l.conn = streamOf(t, conn)
+	conn, _ := tcptest.Connection(t)
+	l.conn = &connection{Socket: socketOf(t, conn)}
 	t.Cleanup(func() { l.watchdog.Stop() })
 	return l
 }
@@ -36,7 +37,7 @@ func TestALaneQuitsWhileItsReceiverLooksForWhatToReceive(t *testing.T) {
 			l := connectedLane(t, core.DefaultConfig())
 			looking, look, received, ended := make(chan struct{}, 1), make(chan struct{}), make(chan error), make(chan struct{})
 			go func() {
-				received <- l.conn.whenReadable(func() bool {
+				received <- l.conn.WhenReadable(func() bool {
 					select {
 					case looking <- struct{}{}:
 					default:
@@ -54,7 +55,7 @@ func TestALaneQuitsWhileItsReceiverLooksForWhatToReceive(t *testing.T) {
 				l.mu.Lock()
 				defer l.mu.Unlock()
 				return l.broken != nil
-			}, patience, time.Millisecond)
+			}, tcptest.Patience, time.Millisecond)
 			close(look)
 			for range 2 {
 				select {
@@ -62,7 +63,7 @@ func TestALaneQuitsWhileItsReceiverLooksForWhatToReceive(t *testing.T) {
 					require.Error(t, err)
 				case <-ended:
 					ended = nil
-				case <-time.After(patience):
+				case <-time.After(tcptest.Patience):
 					t.Fatal("deadlock")
 				}
 			}

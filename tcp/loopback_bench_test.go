@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -19,9 +21,9 @@ type loopback struct {
 func startLoopback(t testing.TB, op core.Opcode, requests, length int, change ...func(*core.Config)) *loopback {
 	t.Helper()
 	target, initiator := engine(t, change...), engine(t, change...)
-	far, near := mapped(t, requests*(length+1)), mapped(t, requests*(length+1))
-	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
-	require.NoError(t, initiator.Register(addressOf(near), uint64(len(near)), "cpu:0", true))
+	far, near := tcptest.Mapped(t, requests*(length+1)), tcptest.Mapped(t, requests*(length+1))
+	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, initiator.Register(sockio.AddressOf(near), uint64(len(near)), "cpu:0", true))
 	id := open(t, initiator, target.Name())
 	return &loopback{initiator, scattered(op, near, id, far, requests, length), make(chan struct{}, 1)}
 }

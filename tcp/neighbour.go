@@ -11,6 +11,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/status"
 	"kvferry/core/threads"
+	"kvferry/tcp/sockio"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,13 +75,13 @@ func (s *stint) end() {
 // fetching is a list of copies from another process into this one, that one system call makes. It must not be on a stack,
 // which may move while the kernel is given its address.
 type fetching struct {
-	to, from []ioVector
+	to, from []sockio.Vector
 	bytes    uint64
 	stint    stint
-	part     [2]ioVector // of a copy that is made in steps
-	process  *process    // during run
-	permit   *permit     // likewise; nil for none
-	found    proofBytes  // what the proof came to
+	part     [2]sockio.Vector // of a copy that is made in steps
+	process  *process         // during run
+	permit   *permit          // likewise; nil for none
+	found    proofBytes       // what the proof came to
 }
 
 // newFetching makes a list of no copies yet. A function that is not inlined cannot return memory of its stack.
@@ -89,13 +90,13 @@ type fetching struct {
 func newFetching() *fetching { return &fetching{} }
 
 func (f *fetching) add(to, from uintptr, length uint64) {
-	f.to = append(f.to, ioVector{to, length})
-	f.from = append(f.from, ioVector{from, length})
+	f.to = append(f.to, sockio.Vector{Base: to, Length: length})
+	f.from = append(f.from, sockio.Vector{Base: from, Length: length})
 	f.bytes += length
 }
 
 // full reports whether there is room for nothing but the proof.
-func (f *fetching) full() bool { return len(f.to) == maxGatherVectors-1 || f.bytes >= fetchStep }
+func (f *fetching) full() bool { return len(f.to) == sockio.MaxVectors-1 || f.bytes >= fetchStep }
 
 func (f *fetching) reset() { f.to, f.from, f.bytes = f.to[:0], f.from[:0], 0 }
 
@@ -116,7 +117,7 @@ func (f *fetching) run(from *process, permit *permit, by proof) error {
 	}
 	f.process, f.permit = from, permit
 	copies, bytes := len(f.to), f.bytes
-	f.add(addressOf(f.found[:]), by.at, by.length)
+	f.add(sockio.AddressOf(f.found[:]), by.at, by.length)
 	err := f.copyAll()
 	f.to, f.from, f.bytes = f.to[:copies], f.from[:copies], bytes
 	if err == nil && f.found != by.expected {
@@ -147,7 +148,7 @@ func (f *fetching) copyAll() error {
 // inSteps makes the copies by one system call after the other, of no more than shortStep bytes each.
 func (f *fetching) inSteps() error {
 	for i := 0; i < len(f.to); {
-		if f.to[i].length > shortStep {
+		if f.to[i].Length > shortStep {
 			if err := f.inParts(f.to[i], f.from[i]); err != nil {
 				return err
 			}
@@ -155,8 +156,8 @@ func (f *fetching) inSteps() error {
 			continue
 		}
 		first, bytes := i, uint64(0)
-		for ; i < len(f.to) && bytes+f.to[i].length <= shortStep; i++ {
-			bytes += f.to[i].length
+		for ; i < len(f.to) && bytes+f.to[i].Length <= shortStep; i++ {
+			bytes += f.to[i].Length
 		}
 		if err := f.copy(f.to[first:i], f.from[first:i], bytes); err != nil {
 			return err
@@ -167,10 +168,10 @@ func (f *fetching) inSteps() error {
 }
 
 // inParts makes one copy likewise.
-func (f *fetching) inParts(to, from ioVector) error {
-	for left := to.length; left > 0; f.stint.end() {
-		length, done := min(left, shortStep), uintptr(to.length-left)
-		f.part = [2]ioVector{{to.base + done, length}, {from.base + done, length}}
+func (f *fetching) inParts(to, from sockio.Vector) error {
+	for left := to.Length; left > 0; f.stint.end() {
+		length, done := min(left, shortStep), uintptr(to.Length-left)
+		f.part = [2]sockio.Vector{{Base: to.Base + done, Length: length}, {Base: from.Base + done, Length: length}}
 		if err := f.copy(f.part[:1], f.part[1:], length); err != nil {
 			return err
 		}
@@ -181,7 +182,7 @@ func (f *fetching) inParts(to, from ioVector) error {
 
 // copy makes one system call that copies, within the permit. The process is looked at before it, unless it was a moment ago,
 // so that hardly ever anything is copied from a process that nobody meant; the proof shows afterwards that nothing was.
-func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
+func (f *fetching) copy(to, from []sockio.Vector, bytes uint64) error {
 	if f.permit != nil {
 		if !f.permit.begin() {
 			return errRevoked
@@ -202,7 +203,7 @@ func (f *fetching) copy(to, from []ioVector, bytes uint64) error {
 }
 
 // ended fails copies of which so many bytes were made, because the process has ended. Its id may be another process's now.
-func (f *fetching) ended(to []ioVector, bytes uint64) error {
+func (f *fetching) ended(to []sockio.Vector, bytes uint64) error {
 	if !f.process.hasItsID() {
 		wipe(to, bytes)
 	}
@@ -210,13 +211,13 @@ func (f *fetching) ended(to []ioVector, bytes uint64) error {
 }
 
 // wipe overwrites the first bytes of a list of memory, which may have come from a process that nobody meant.
-func wipe(to []ioVector, bytes uint64) {
+func wipe(to []sockio.Vector, bytes uint64) {
 	zeros := make([]byte, shortStep)
 	for _, v := range to {
-		for length := min(v.length, bytes); length > 0; {
+		for length := min(v.Length, bytes); length > 0; {
 			part := min(length, shortStep)
-			_ = core.CopyMemory(v.base, addressOf(zeros), part) // fails where there is nothing
-			v.base += uintptr(part)
+			_ = core.CopyMemory(v.Base, sockio.AddressOf(zeros), part) // fails where there is nothing
+			v.Base += uintptr(part)
 			length -= part
 			bytes -= part
 		}
@@ -224,7 +225,7 @@ func wipe(to []ioVector, bytes uint64) {
 }
 
 // copyFrom copies from another process by one system call, and returns how many bytes, from the first one on.
-func copyFrom(pid int, to, from []ioVector) (bytes uint64) {
+func copyFrom(pid int, to, from []sockio.Vector) (bytes uint64) {
 	threads.Enter()
 	defer threads.Leave()
 	n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(pid),

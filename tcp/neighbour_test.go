@@ -9,6 +9,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/staging"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -17,13 +19,13 @@ import (
 
 func writeByAddress(addr uintptr, payload []byte) []byte {
 	b := make([]byte, wire.HeaderSize)
-	wire.PutHeaderByAddress(b, wire.Write, uint64(addr), uint64(len(payload)), uint64(addressOf(payload)))
+	wire.PutHeaderByAddress(b, wire.Write, uint64(addr), uint64(len(payload)), uint64(sockio.AddressOf(payload)))
 	return b
 }
 
 func readByAddress(b []byte) []byte {
 	r := make([]byte, wire.HeaderSize)
-	wire.PutHeaderByAddress(r, wire.Read, uint64(addressOf(b)), uint64(len(b)), 0)
+	wire.PutHeaderByAddress(r, wire.Read, uint64(sockio.AddressOf(b)), uint64(len(b)), 0)
 	return r
 }
 
@@ -46,11 +48,11 @@ func thisProcess(t testing.TB) *process {
 
 // proofIn is a proof that this process gives.
 func proofIn(t testing.TB) proof {
-	memory := mapped(t, len(proofBytes{}))
+	memory := tcptest.Mapped(t, len(proofBytes{}))
 	for i := range memory {
 		memory[i] = byte(rand.Int())
 	}
-	return proof{at: addressOf(memory), length: uint64(len(memory)), expected: proofBytes(memory)}
+	return proof{at: sockio.AddressOf(memory), length: uint64(len(memory)), expected: proofBytes(memory)}
 }
 
 func onOneHost(c *core.Config) { c.SameHost = true }
@@ -59,9 +61,9 @@ func onOneHost(c *core.Config) { c.SameHost = true }
 func neighbours(t testing.TB, length int, change ...func(*core.Config)) (target, e *core.Engine, memory, local []byte, id core.SegmentID) {
 	t.Helper()
 	target, e = engine(t, onOneHost), engine(t, append([]func(*core.Config){onOneHost}, change...)...)
-	memory, local = mapped(t, length), mapped(t, length)
-	fill(memory, 1)
-	require.NoError(t, target.Register(addressOf(memory), uint64(length), "cpu:0", true))
+	memory, local = tcptest.Mapped(t, length), tcptest.Mapped(t, length)
+	tcptest.Fill(memory, 1)
+	require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(length), "cpu:0", true))
 	return target, e, memory, local, open(t, e, target.Name())
 }
 
@@ -88,13 +90,13 @@ func (l *lane) fetches() bool {
 }
 
 func TestPayloadNamedByItsAddressIsFetched(t *testing.T) {
-	memory := mapped(t, 4<<20)
+	memory := tcptest.Mapped(t, 4<<20)
 	h := serve(t, targetOptions{}, memory)
 	c := h.dialNeighbour()
 	for i, length := range lengths {
-		payload := mapped(t, length)
-		fill(payload, byte(i))
-		c.send(writeByAddress(addressOf(memory)+3, payload))
+		payload := tcptest.Mapped(t, length)
+		tcptest.Fill(payload, byte(i))
+		c.send(writeByAddress(sockio.AddressOf(memory)+3, payload))
 		c.expectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[3:3+length]), length)
 	}
@@ -102,11 +104,11 @@ func TestPayloadNamedByItsAddressIsFetched(t *testing.T) {
 }
 
 func TestPayloadThatCannotBeFetchedIsAskedForAndTheOthersOfTheTurnArrive(t *testing.T) {
-	memory, payload, gone := mapped(t, 3*4096), mapped(t, 4096), mapped(t, 4096)
-	fill(payload, 1)
-	unmap(t, gone)
+	memory, payload, gone := tcptest.Mapped(t, 3*4096), tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	tcptest.Fill(payload, 1)
+	tcptest.Unmap(t, gone)
 	c := serve(t, targetOptions{}, memory).dialNeighbour()
-	at := addressOf(memory)
+	at := sockio.AddressOf(memory)
 	c.send(writeByAddress(at, payload), writeByAddress(at+4096, gone), writeByAddress(at+2*4096, payload))
 	c.expectStatus(wire.StatusOK)
 	c.expectStatus(wire.StatusOutOfReach)
@@ -118,12 +120,12 @@ func TestPayloadThatCannotBeFetchedIsAskedForAndTheOthersOfTheTurnArrive(t *test
 }
 
 func TestPayloadsForTheSamePlaceAreFetchedInTheirOrder(t *testing.T) {
-	memory, first, second := mapped(t, 8192), mapped(t, 8192), mapped(t, 4096)
-	fill(first, 1)
-	fill(second, 2)
-	third := pattern(100, 3)
+	memory, first, second := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192), tcptest.Mapped(t, 4096)
+	tcptest.Fill(first, 1)
+	tcptest.Fill(second, 2)
+	third := tcptest.Pattern(100, 3)
 	c := serve(t, targetOptions{}, memory).dialNeighbour()
-	at := addressOf(memory)
+	at := sockio.AddressOf(memory)
 	c.send(writeByAddress(at, first), writeByAddress(at+2048, second), writeV2(at+2048, third), readV2(memory[:4096]))
 	for range 4 {
 		c.expectStatus(wire.StatusOK)
@@ -133,7 +135,7 @@ func TestPayloadsForTheSamePlaceAreFetchedInTheirOrder(t *testing.T) {
 }
 
 func TestAReadByAddressIsGrantedTheWholeRegion(t *testing.T) {
-	memory := mapped(t, 8192)
+	memory := tcptest.Mapped(t, 8192)
 	h := serve(t, targetOptions{}, memory)
 	h.memory.epoch.Store(77)
 	c := h.dialNeighbour()
@@ -143,7 +145,7 @@ func TestAReadByAddressIsGrantedTheWholeRegion(t *testing.T) {
 	_, err := c.conn.Read(b)
 	require.NoError(t, err)
 	g := wire.ParseGrant(b)
-	require.EqualValues(t, addressOf(memory), g.Addr)
+	require.EqualValues(t, sockio.AddressOf(memory), g.Addr)
 	require.EqualValues(t, len(memory), g.Length)
 	require.EqualValues(t, 77, g.Epoch)
 }
@@ -152,17 +154,17 @@ func TestDeviceMemoryIsOutOfReach(t *testing.T) {
 	a := accelerate(t, staging.Options{BlockSize: 1 << 20, PoolSize: 4 << 20})
 	device := a.memory(8192)
 	c := a.serve(targetOptions{}, device).dialNeighbour()
-	payload := mapped(t, 4096)
-	c.send(writeByAddress(addressOf(device), payload), readByAddress(device[:10]))
+	payload := tcptest.Mapped(t, 4096)
+	c.send(writeByAddress(sockio.AddressOf(device), payload), readByAddress(device[:10]))
 	c.expectStatus(wire.StatusOutOfReach)
 	c.expectStatus(wire.StatusOutOfReach)
 	c.expectGrant(wire.Grant{})
 }
 
 func TestABadRangeByAddressIsRejected(t *testing.T) {
-	memory, payload := mapped(t, 4096), mapped(t, 8192)
+	memory, payload := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 8192)
 	h := serve(t, targetOptions{}, memory)
-	for _, bad := range [][]byte{writeByAddress(addressOf(memory), payload), readByAddress(payload)} {
+	for _, bad := range [][]byte{writeByAddress(sockio.AddressOf(memory), payload), readByAddress(payload)} {
 		c := h.dialNeighbour()
 		c.send(bad)
 		c.expectStatus(wire.StatusRejected)
@@ -171,20 +173,20 @@ func TestABadRangeByAddressIsRejected(t *testing.T) {
 }
 
 func TestNothingIsFetchedFromAProcessThatCannotBeSeen(t *testing.T) {
-	from, to := mapped(t, 4096), mapped(t, 4096)
-	fill(from, 1)
+	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	tcptest.Fill(from, 1)
 	f := newFetching()
-	f.add(addressOf(to), addressOf(from), 4096)
+	f.add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
 	require.ErrorIs(t, f.run(nil, nil, proofIn(t)), errOutOfReach)
 	require.NoError(t, f.run(thisProcess(t), nil, proofIn(t)))
 	require.Equal(t, from, to)
 }
 
 func TestAStrangerMayNotNameAddresses(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
 	c := h.dial()
-	c.send(writeByAddress(addressOf(memory), mapped(t, 4096)))
+	c.send(writeByAddress(sockio.AddressOf(memory), tcptest.Mapped(t, 4096)))
 	c.expectReset()
 	require.Equal(t, make([]byte, 4096), memory)
 }
@@ -199,7 +201,7 @@ func TestNeighboursMoveBlocksInBothDirections(t *testing.T) {
 			at := i * (size + 1)
 			require.True(t, bytes.Equal(memory[at:at+size], local[at:at+size]), "block %d of %d bytes", i, size)
 		}
-		fill(local, 2)
+		tcptest.Fill(local, 2)
 		completes(t, submit(t, e, scattered(core.Write, local, id, memory, n, size)...))
 		for i := range n {
 			at := i * (size + 1)
@@ -229,16 +231,16 @@ func TestOffMeansTCP(t *testing.T) {
 
 func TestAnEngineThatOffersNoSocketIsReachedOverTCP(t *testing.T) {
 	target, e := engine(t), engine(t, onOneHost)
-	memory, local := mapped(t, 1<<20), mapped(t, 1<<20)
-	fill(memory, 1)
-	require.NoError(t, target.Register(addressOf(memory), uint64(len(memory)), "cpu:0", true))
+	memory, local := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
+	tcptest.Fill(memory, 1)
+	require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	completes(t, submit(t, e, ask(core.Read, local, open(t, e, target.Name()), memory)))
 	require.Equal(t, memory, local)
 }
 
 func TestAPeerWhoseSocketIsNotHereIsReachedOverTCP(t *testing.T) {
-	memory, local := mapped(t, 4096), mapped(t, 4096)
-	fill(memory, 1)
+	memory, local := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	tcptest.Fill(memory, 1)
 	p := perform(t, 2, serveWell, memory)
 	p.mu.Lock()
 	p.shown.SameHostSocket = "kvferry-0123456789abcdef0123456789abcdef"
@@ -250,16 +252,16 @@ func TestAPeerWhoseSocketIsNotHereIsReachedOverTCP(t *testing.T) {
 
 func TestMemoryThatWasTakenBackIsNotReadAnyMore(t *testing.T) {
 	target, e, memory, local, id := neighbours(t, 64<<10, oneLane)
-	other := mapped(t, 64<<10)
-	require.NoError(t, target.Register(addressOf(other), uint64(len(other)), "cpu:0", true))
+	other := tcptest.Mapped(t, 64<<10)
+	require.NoError(t, target.Register(sockio.AddressOf(other), uint64(len(other)), "cpu:0", true))
 	require.NoError(t, e.SyncSegments())
 	for range 2 {
 		completes(t, submit(t, e, ask(core.Read, local, id, memory)))
 	}
 	require.True(t, lanes(t, e)[0].fetches())
 
-	require.NoError(t, target.Unregister(addressOf(memory)))
-	fill(memory, 9)
+	require.NoError(t, target.Unregister(sockio.AddressOf(memory)))
+	tcptest.Fill(memory, 9)
 	failsOnly(t, submit(t, e, ask(core.Read, local, id, memory)), 0)
 	completes(t, submit(t, e, ask(core.Read, local, id, other)))
 	require.Equal(t, other, local)
@@ -270,12 +272,12 @@ func TestAReadThatCompletesWhileItsRegionIsTakenBackHasTheBytesOfBefore(t *testi
 	const readers = 4
 	var locals [readers][]byte
 	for i := range locals {
-		locals[i] = mapped(t, len(memory))
+		locals[i] = tcptest.Mapped(t, len(memory))
 	}
 	random := rand.New(rand.NewPCG(1, 2))
 	completed := 0
 	for i := range 100 {
-		fill(memory, byte(i))
+		tcptest.Fill(memory, byte(i))
 		before := bytes.Clone(memory)
 		var reqs []core.Request
 		for _, local := range locals {
@@ -287,7 +289,7 @@ func TestAReadThatCompletesWhileItsRegionIsTakenBackHasTheBytesOfBefore(t *testi
 			for range random.IntN(100) {
 				runtime.Gosched()
 			}
-			err := target.Unregister(addressOf(memory))
+			err := target.Unregister(sockio.AddressOf(memory))
 			clear(memory)
 			taken <- err
 		}()
@@ -300,7 +302,7 @@ func TestAReadThatCompletesWhileItsRegionIsTakenBackHasTheBytesOfBefore(t *testi
 			}
 		}
 		require.NoError(t, <-taken)
-		require.NoError(t, target.Register(addressOf(memory), uint64(len(memory)), "cpu:0", true))
+		require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 		require.NoError(t, e.SyncSegments())
 	}
 	require.NotZero(t, completed)
@@ -309,8 +311,8 @@ func TestAReadThatCompletesWhileItsRegionIsTakenBackHasTheBytesOfBefore(t *testi
 func TestLocalMemoryThatIsNotThereFailsItsTaskAlone(t *testing.T) {
 	_, e, memory, local, id := neighbours(t, 1<<20, oneLane)
 	completes(t, submit(t, e, ask(core.Read, local, id, memory)))
-	gone := mapped(t, 64<<10)
-	unmap(t, gone)
+	gone := tcptest.Mapped(t, 64<<10)
+	tcptest.Unmap(t, gone)
 	for _, op := range []core.Opcode{core.Read, core.Write} {
 		b := submit(t, e, ask(op, local[:64<<10], id, memory[:64<<10]), ask(op, gone, id, memory[128<<10:192<<10]),
 			ask(op, local[256<<10:320<<10], id, memory[256<<10:320<<10]))
@@ -328,10 +330,10 @@ func TestACloseOfTheTargetFailsItsReadersTransfers(t *testing.T) {
 
 func TestMoreRegionsThanALaneKnowsAreRead(t *testing.T) {
 	target, e, _, local, id := neighbours(t, 4096, oneLane)
-	memory := mapped(t, (maxGrants+10)*4096)
-	fill(memory, 3)
+	memory := tcptest.Mapped(t, (maxGrants+10)*4096)
+	tcptest.Fill(memory, 3)
 	for i := range maxGrants + 10 {
-		require.NoError(t, target.Register(addressOf(memory)+uintptr(i*4096), 2048, "cpu:0", true))
+		require.NoError(t, target.Register(sockio.AddressOf(memory)+uintptr(i*4096), 2048, "cpu:0", true))
 	}
 	require.NoError(t, e.SyncSegments())
 	for i := range maxGrants + 10 {
@@ -352,12 +354,12 @@ func TestWhoCopiesLetsOthersHaveTheProcessorAfterEachStint(t *testing.T) {
 
 func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
 	lengths := []int{1, shortStep, 4096, shortStep - 1, 3*shortStep + 5, shortStep / 2, shortStep / 2, 1, shortStep + 1}
-	from, to := mapped(t, 8*shortStep), mapped(t, 8*shortStep)
-	fill(from, 1)
+	from, to := tcptest.Mapped(t, 8*shortStep), tcptest.Mapped(t, 8*shortStep)
+	tcptest.Fill(from, 1)
 	f := newFetching()
 	at := 0
 	for _, length := range lengths {
-		f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(length))
+		f.add(sockio.AddressOf(to[at:]), sockio.AddressOf(from[at:]), uint64(length))
 		at += length + 3
 	}
 	copies.expect()
@@ -372,16 +374,16 @@ func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
 }
 
 func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
-	to := mapped(t, 3*shortStep)
+	to := tcptest.Mapped(t, 3*shortStep)
 	copies.expect()
 	defer copies.forget()
 	for _, gone := range []int{0, shortStep, 2 * shortStep} {
 		for _, each := range []int{shortStep, 3 * shortStep} {
-			from := mapped(t, 3*shortStep)
-			unmap(t, from[gone:gone+4096])
+			from := tcptest.Mapped(t, 3*shortStep)
+			tcptest.Unmap(t, from[gone:gone+4096])
 			f := newFetching()
 			for at := 0; at < len(to); at += each {
-				f.add(addressOf(to[at:]), addressOf(from[at:]), uint64(each))
+				f.add(sockio.AddressOf(to[at:]), sockio.AddressOf(from[at:]), uint64(each))
 			}
 			require.ErrorIs(t, f.run(thisProcess(t), nil, proofIn(t)), errOutOfReach, "%d %d", gone, each)
 		}

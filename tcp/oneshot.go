@@ -14,9 +14,8 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
-
-	"golang.org/x/sys/unix"
 )
 
 // A one-shot carrier moves pieces one after the other, each on a connection of its own: to a peer that sends no
@@ -33,10 +32,11 @@ type oneShot struct {
 	ctx    context.Context // ends the dialling
 	cancel context.CancelFunc
 
-	moved atomic.Uint64 // bytes sent and received
+	moved atomic.Uint64                                   // bytes sent and received
+	send  func(*connection, []sockio.Vector) (int, error) // tests replace it
 
 	mu     sync.Mutex
-	conn   *stream
+	conn   *connection
 	held   []piece // the one under way, if any
 	broken error
 
@@ -49,7 +49,7 @@ type oneShot struct {
 var errIdle = errors.New("nothing is left to send")
 
 func newOneShot(p *peer) *oneShot {
-	o := &oneShot{peer: p}
+	o := &oneShot{peer: p, send: (*connection).sendSome}
 	o.ctx, o.cancel = context.WithCancel(p.transport.ctx)
 	return o
 }
@@ -79,7 +79,7 @@ func (o *oneShot) run() {
 			o.peer.leave(o, []piece{*p}, reason)
 			return
 		}
-		_ = conn.close()
+		_ = conn.Close()
 		conn.release()
 		o.peer.count(p)
 		o.release()
@@ -120,7 +120,7 @@ func writesOf(p *piece) []piece {
 	return nil
 }
 
-func (o *oneShot) connect() (*stream, *metadata.Descriptor, error) {
+func (o *oneShot) connect() (*connection, *metadata.Descriptor, error) {
 	conn, d, err := o.peer.dial(o.ctx)
 	if err != nil {
 		return nil, nil, o.reason(err)
@@ -136,14 +136,14 @@ func (o *oneShot) connect() (*stream, *metadata.Descriptor, error) {
 }
 
 // exchange moves one piece over its connection.
-func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
+func (o *oneShot) exchange(conn *connection, p *piece, acknowledged bool) error {
 	wire.PutHeader(o.header[:], opcodeOf(p.op), p.remote, p.length, acknowledged)
-	frame := []ioVector{vectorOf(o.header[:])}
+	frame := []sockio.Vector{sockio.VectorOf(o.header[:])}
 	if p.op == core.Write {
-		frame = append(frame, ioVector{base: p.local, length: p.length})
+		frame = append(frame, sockio.Vector{Base: p.local, Length: p.length})
 	}
 	config := o.peer.transport.config
-	sendErr := o.move(conn, p, frame, conn.send, progressLimit(config))
+	sendErr := o.move(conn, p, frame, func(v []sockio.Vector) (int, error) { return o.send(conn, v) }, progressLimit(config))
 	if acknowledged && p.fatal == nil {
 		// What the peer said of the request before it stopped reading is still there.
 		if err := o.receiveStatus(conn, p); err != nil {
@@ -154,7 +154,7 @@ func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
 	case sendErr != nil:
 		return sendErr
 	case p.op == core.Read:
-		return o.move(conn, p, []ioVector{{base: p.local, length: p.length}}, conn.receive, progressLimit(config))
+		return o.move(conn, p, []sockio.Vector{{Base: p.local, Length: p.length}}, conn.Receive, progressLimit(config))
 	case !acknowledged:
 		return o.confirm(conn, p)
 	}
@@ -162,7 +162,7 @@ func (o *oneShot) exchange(conn *stream, p *piece, acknowledged bool) error {
 }
 
 // move sends or receives all of the vectors. limit is how long it waits while nothing moves.
-func (o *oneShot) move(conn *stream, p *piece, v []ioVector, step func([]ioVector) (int, error),
+func (o *oneShot) move(conn *connection, p *piece, v []sockio.Vector, step func([]sockio.Vector) (int, error),
 	limit limit) error {
 	for len(v) > 0 {
 		if err := o.allow(conn, limit); err != nil {
@@ -173,17 +173,17 @@ func (o *oneShot) move(conn *stream, p *piece, v []ioVector, step func([]ioVecto
 			return o.blame(p, err, limit)
 		}
 		o.moved.Add(uint64(n))
-		v = advance(v, n)
+		v = sockio.Advance(v, n)
 	}
 	return nil
 }
 
 // allow sets how long the next step may wait, or returns why the carrier was made to quit.
-func (o *oneShot) allow(conn *stream, limit limit) error {
+func (o *oneShot) allow(conn *connection, limit limit) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.broken == nil {
-		_ = conn.setDeadline(time.Now().Add(limit.after))
+		_ = conn.SetDeadline(time.Now().Add(limit.after))
 	}
 	return o.broken
 }
@@ -199,33 +199,33 @@ func (o *oneShot) blame(p *piece, err error, limit limit) error {
 	case errors.Is(err, io.EOF):
 		err = errPeerClosed
 	}
-	return status.Errorf(status.Socket, "segment %q (%v): %w", o.peer.segment.Name, o.conn.remote, err)
+	return status.Errorf(status.Socket, "segment %q (%v): %w", o.peer.segment.Name, o.conn.Remote, err)
 }
 
-func (o *oneShot) receiveStatus(conn *stream, p *piece) error {
+func (o *oneShot) receiveStatus(conn *connection, p *piece) error {
 	limit := answerLimit(o.peer.transport.config)
-	if err := o.move(conn, p, []ioVector{vectorOf(o.answer[:])}, conn.receive, limit); err != nil {
+	if err := o.move(conn, p, []sockio.Vector{sockio.VectorOf(o.answer[:])}, conn.Receive, limit); err != nil {
 		return err
 	}
 	return o.peer.judgeStatus(o.answer[:], p)
 }
 
 // confirm makes sure that a WRITE without an acknowledgement has arrived.
-func (o *oneShot) confirm(conn *stream, p *piece) error {
+func (o *oneShot) confirm(conn *connection, p *piece) error {
 	limit := answerLimit(o.peer.transport.config)
-	if err := conn.closeWrite(); err != nil {
+	if err := conn.CloseWrite(); err != nil {
 		return o.blame(p, err, limit)
 	}
 	if err := o.allow(conn, limit); err != nil {
 		return err
 	}
-	switch _, err := conn.receive([]ioVector{vectorOf(o.answer[:1])}); {
+	switch _, err := conn.Receive([]sockio.Vector{sockio.VectorOf(o.answer[:1])}); {
 	case err == nil:
 		return o.blame(p, errors.New("the peer answered a request that has no answer"), limit)
 	case !errors.Is(err, io.EOF):
 		return o.blame(p, err, limit)
 	}
-	outstanding, err := unacknowledged(conn)
+	outstanding, err := conn.Unacknowledged()
 	if err != nil {
 		return o.blame(p, err, limit)
 	}
@@ -235,15 +235,6 @@ func (o *oneShot) confirm(conn *stream, p *piece) error {
 			o.peer.segment.Name, outstanding)
 	}
 	return nil
-}
-
-// unacknowledged is what the peer's kernel has not acknowledged, in bytes, with the end of the stream counted as one.
-func unacknowledged(conn *stream) (n int, err error) {
-	err = conn.control(func(socket int) (err error) {
-		n, err = unix.IoctlGetInt(socket, unix.SIOCOUTQ)
-		return os.NewSyscallError("ioctl", err)
-	})
-	return n, err
 }
 
 // reason is why the carrier was made to quit, or else err.
@@ -260,7 +251,7 @@ func (o *oneShot) quit(reason error) {
 	o.mu.Unlock()
 	o.cancel()
 	if conn != nil {
-		_ = conn.setDeadline(past)
+		_ = conn.SetDeadline(sockio.Past)
 	}
 }
 

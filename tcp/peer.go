@@ -12,6 +12,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -104,7 +105,7 @@ type peer struct {
 
 	carriers atomic.Pointer[[]carrier] // replaced under the lock
 	reached  atomic.Pointer[string]    // the host at which the data port was found the last time
-	answers  lookout
+	answers  sockio.Spinner
 
 	bytesOut, bytesIn, errors atomic.Uint64
 }
@@ -630,10 +631,10 @@ func (p *peer) assist(done func() bool) {
 		}
 		return done()
 	}
-	if p.answers.polling > 0 && !p.isShort() {
-		p.answers.lookForAMoment(assistTime, found)
+	if p.answers.Polling > 0 && !p.isShort() {
+		p.answers.SpinBriefly(assistTime, found)
 	} else {
-		p.answers.look(assistTime, found)
+		p.answers.Spin(assistTime, found)
 	}
 	for _, c := range eased {
 		c.ease(false)

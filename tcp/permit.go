@@ -10,6 +10,8 @@ import (
 	"time"
 	"unsafe"
 
+	"kvferry/tcp/sockio"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -66,7 +68,7 @@ func newPermit() (p *permit, file int, err error) {
 	if err != nil {
 		return nil, -1, errors.Join(err, p.close(), unix.Close(file))
 	}
-	p.at = addressOf(p.page)
+	p.at = sockio.AddressOf(p.page)
 	_, _ = rand.Read(p.nonce()) // never fails: see crypto/rand
 	return p, file, nil
 }

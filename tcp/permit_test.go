@@ -12,6 +12,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -23,7 +25,7 @@ func permitPair(t testing.TB) (initiator, target *permit) {
 	t.Helper()
 	initiator, file, err := newPermit()
 	require.NoError(t, err)
-	defer closeFile(file)
+	defer sockio.CloseFile(file)
 	target, err = openPermit(file, initiator.at)
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -51,7 +53,7 @@ func TestRevokingWaitsForTheCopyThatIsUnderWay(t *testing.T) {
 	require.True(t, target.begin())
 	require.False(t, initiator.revoke(time.Millisecond, never))
 	revoked := make(chan bool)
-	go func() { revoked <- initiator.revoke(patience, never) }()
+	go func() { revoked <- initiator.revoke(tcptest.Patience, never) }()
 	for target.word().Load() != permitAwaited {
 		runtime.Gosched()
 	}
@@ -63,7 +65,7 @@ func TestRevokingWaitsForTheCopyThatIsUnderWay(t *testing.T) {
 func TestRevokingEndsWithTheProcessThatCopies(t *testing.T) {
 	initiator, target := permitPair(t)
 	require.True(t, target.begin())
-	require.True(t, initiator.revoke(patience, func() bool { return true }))
+	require.True(t, initiator.revoke(tcptest.Patience, func() bool { return true }))
 }
 
 func TestAStateThatNobodyWritesIsWaitedForNoLongerThanAnyOther(t *testing.T) {
@@ -71,7 +73,7 @@ func TestAStateThatNobodyWritesIsWaitedForNoLongerThanAnyOther(t *testing.T) {
 	target.word().Store(77)
 	require.False(t, initiator.revoke(time.Millisecond, never))
 	target.end()
-	require.True(t, initiator.revoke(patience, never))
+	require.True(t, initiator.revoke(tcptest.Patience, never))
 }
 
 func TestNoCopyAndNoRevocationAreBothFirst(t *testing.T) {
@@ -87,7 +89,7 @@ func TestNoCopyAndNoRevocationAreBothFirst(t *testing.T) {
 				target.end()
 			}
 		})
-		require.True(t, initiator.revoke(patience, never))
+		require.True(t, initiator.revoke(tcptest.Patience, never))
 		require.False(t, copying.Load())
 		both.Wait()
 	}
@@ -97,7 +99,7 @@ func TestAPermitThatCouldBeCutShortIsNotMapped(t *testing.T) {
 	for _, length := range []int64{0, permitSize - 1, permitSize, 2 * permitSize} {
 		file, err := unix.MemfdCreate("permit", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 		require.NoError(t, err)
-		defer closeFile(file)
+		defer sockio.CloseFile(file)
 		require.NoError(t, unix.Ftruncate(file, length))
 		_, err = openPermit(file, 0)
 		require.ErrorContains(t, err, "not sealed")
@@ -120,37 +122,37 @@ func TestAPermitIsOfTheProcessThatHasItMapped(t *testing.T) {
 	here := thisProcess(t)
 	require.True(t, target.isOf(here))
 	require.False(t, target.isOf(&process{id: 1, file: here.file}))
-	for _, at := range []uintptr{addressOf(mapped(t, permitSize)), 0} {
+	for _, at := range []uintptr{sockio.AddressOf(tcptest.Mapped(t, permitSize)), 0} {
 		target.at = at
 		require.False(t, target.isOf(here))
 	}
 }
 
 func TestASessionCopiesNothingAfterThePermitWasRevoked(t *testing.T) {
-	memory, payload := mapped(t, 8192), mapped(t, 4096)
-	fill(payload, 1)
+	memory, payload := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 4096)
+	tcptest.Fill(payload, 1)
 	h := serve(t, targetOptions{}, memory)
 	c, p := h.dialWithPermit()
-	c.send(writeByAddress(addressOf(memory), payload))
+	c.send(writeByAddress(sockio.AddressOf(memory), payload))
 	c.expectStatus(wire.StatusOK)
-	require.True(t, p.revoke(patience, never))
-	_, err := c.conn.Write(writeByAddress(addressOf(memory)+4096, payload))
+	require.True(t, p.revoke(tcptest.Patience, never))
+	_, err := c.conn.Write(writeByAddress(sockio.AddressOf(memory)+4096, payload))
 	require.NoError(t, err)
 	h.waitForSessions(0)
 	require.Equal(t, make([]byte, 4096), memory[4096:])
 }
 
 func TestNothingIsCopiedForAPeerThatSentNoPermit(t *testing.T) {
-	memory, payload := mapped(t, 4096), mapped(t, 4096)
+	memory, payload := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
 	for _, greets := range []bool{false, true} {
 		c := h.dialSocket()
 		if greets {
 			require.Equal(t, wire.Answer{}, c.greet(wire.Hello{Number: 1}))
 		}
-		c.send(writeByAddress(addressOf(memory), payload))
+		c.send(writeByAddress(sockio.AddressOf(memory), payload))
 		c.expectStatus(wire.StatusOutOfReach)
-		c.send(writeV2(addressOf(memory), []byte("abc")))
+		c.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
 		c.expectStatus(wire.StatusOK)
 	}
 }
@@ -167,7 +169,7 @@ func ended(t *testing.T, waits bool) *process {
 		require.NoError(t, err)
 	}
 	if waits {
-		require.Eventually(t, func() bool { return !p.lives() }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return !p.lives() }, tcptest.Patience, time.Millisecond)
 		t.Cleanup(reap)
 	} else {
 		reap()
@@ -177,11 +179,11 @@ func ended(t *testing.T, waits bool) *process {
 }
 
 func TestNothingIsCopiedFromAProcessThatHasEndedAndNothingIsOverwritten(t *testing.T) {
-	from, to := mapped(t, 4096), mapped(t, 4096)
-	fill(from, 1)
+	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	tcptest.Fill(from, 1)
 	for _, lately := range []bool{false, true} {
 		for _, waits := range []bool{false, true} {
-			fill(to, 2)
+			tcptest.Fill(to, 2)
 			who := ended(t, waits)
 			require.False(t, who.lives())
 			require.Equal(t, waits, who.hasItsID())
@@ -192,45 +194,45 @@ func TestNothingIsCopiedFromAProcessThatHasEndedAndNothingIsOverwritten(t *testi
 				who.lived.Store(0)
 			}
 			f := newFetching()
-			f.add(addressOf(to), addressOf(from), 4096)
+			f.add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
 			require.ErrorIs(t, f.run(who, nil, proofIn(t)), errProcessEnded)
-			require.True(t, bytes.Equal(pattern(4096, 2), to))
+			require.True(t, bytes.Equal(tcptest.Pattern(4096, 2), to))
 		}
 	}
 }
 
 func TestWhatWasCopiedFromAProcessWithTheIdOfOneThatHasEndedIsWipedAndNothingElse(t *testing.T) {
-	from, to := mapped(t, 4096), mapped(t, 4096)
-	fill(from, 1)
-	fill(to, 2)
+	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	tcptest.Fill(from, 1)
+	tcptest.Fill(to, 2)
 	who := ended(t, false)
 	who.id = os.Getpid()
 	for _, partly := range []bool{false, true} {
 		f, by := newFetching(), proofIn(t)
-		f.add(addressOf(to), addressOf(from), 1000)
-		f.add(addressOf(to)+1000, addressOf(from), 500)
+		f.add(sockio.AddressOf(to), sockio.AddressOf(from), 1000)
+		f.add(sockio.AddressOf(to)+1000, sockio.AddressOf(from), 500)
 		if partly {
-			f.add(addressOf(to)+2000, 4096, 1000) // there is nothing
+			f.add(sockio.AddressOf(to)+2000, 4096, 1000) // there is nothing
 		} else {
 			by.expected[0]++ // the other process has something else there
 		}
 		for range 100 { // the clock may go on before the copy
-			fill(to, 2)
+			tcptest.Fill(to, 2)
 			who.lived.Store(uint64(hostmem.Now()))
 			require.ErrorIs(t, f.run(who, nil, by), errProcessEnded)
-			if to[0] != pattern(1, 2)[0] {
+			if to[0] != tcptest.Pattern(1, 2)[0] {
 				break
 			}
 		}
 		require.True(t, bytes.Equal(make([]byte, 1500), to[:1500]))
-		require.True(t, bytes.Equal(pattern(4096, 2)[1500:], to[1500:]))
+		require.True(t, bytes.Equal(tcptest.Pattern(4096, 2)[1500:], to[1500:]))
 	}
 }
 
 func TestCopiesWithoutTheExpectedProofAreNotValid(t *testing.T) {
-	from, to := mapped(t, 4096), mapped(t, 4096)
+	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	f, by := newFetching(), proofIn(t)
-	f.add(addressOf(to), addressOf(from), 4096)
+	f.add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
 	require.NoError(t, f.run(thisProcess(t), nil, by))
 	by.expected[by.length-1]++
 	require.ErrorIs(t, f.run(thisProcess(t), nil, by), errUnproven)
@@ -257,7 +259,7 @@ func TestNoMemoryIsGrantedOnceTheEngineIsBeingClosed(t *testing.T) {
 	<-install
 	done := make(chan error)
 	go func() { done <- target.Close() }()
-	require.Eventually(t, func() bool { return target.Memory().Epoch().Load() == 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return target.Memory().Epoch().Load() == 0 }, tcptest.Patience, time.Millisecond)
 	for range 3 {
 		wait(t, submit(t, e, ask(core.Read, local, id, memory)))
 		require.False(t, l.fetches())
@@ -272,8 +274,8 @@ func TestAForkedChildProvesNeitherAGrantNorAPermit(t *testing.T) {
 	epoch := engine(t).Memory().Epoch()
 	g := wire.Grant{EpochAt: uint64(uintptr(unsafe.Pointer(epoch))), Epoch: epoch.Load()}
 	permit, _ := permitPair(t)
-	memory := mapped(t, 4096)
-	fill(memory, 1)
+	memory := tcptest.Mapped(t, 4096)
+	tcptest.Fill(memory, 1)
 	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 	if pid == 0 && errno == 0 { // the child, which has none of Go's other threads
 		for {
@@ -292,7 +294,7 @@ func TestAForkedChildProvesNeitherAGrantNorAPermit(t *testing.T) {
 	defer child.close()
 	copied := func(from *process, by proof) error {
 		f := newFetching()
-		f.add(addressOf(mapped(t, 4096)), addressOf(memory), 4096)
+		f.add(sockio.AddressOf(tcptest.Mapped(t, 4096)), sockio.AddressOf(memory), 4096)
 		return f.run(from, nil, by)
 	}
 	require.NoError(t, copied(thisProcess(t), proofOf(&g)))

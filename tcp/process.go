@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"kvferry/core/hostmem"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +51,7 @@ func peerProcess(socket int) (*process, error) {
 }
 
 // processBehind finds the process at the other end of a connection.
-func processBehind(conn plainConn) (p *process, err error) {
+func processBehind(conn sockio.Conn) (p *process, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err

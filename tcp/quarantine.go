@@ -17,6 +17,7 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -236,7 +237,7 @@ func (p *peer) recheck() {
 
 // withdraw ends a connection on this side, before anything that was in flight on it is settled or sent again. unanswered
 // are the WRITEs of which something was sent, and reason is why the connection ends.
-func (p *peer) withdraw(conn *stream, d *metadata.Descriptor, unanswered []piece, reason error) {
+func (p *peer) withdraw(conn *connection, d *metadata.Descriptor, unanswered []piece, reason error) {
 	revoked := p.revoke(conn, unanswered)
 	if len(unanswered) == 0 || conn.number == 0 && isEnd(reason) {
 		p.discard(conn)
@@ -247,7 +248,7 @@ func (p *peer) withdraw(conn *stream, d *metadata.Descriptor, unanswered []piece
 		p.learnEnd(conn, end, reason)
 		return
 	}
-	conn.abandon()
+	conn.Reset()
 	if revoked {
 		conn.release()
 	}
@@ -255,14 +256,14 @@ func (p *peer) withdraw(conn *stream, d *metadata.Descriptor, unanswered []piece
 }
 
 // suspectWrites puts WRITEs that were in flight on a connection into the quarantine of its target.
-func (p *peer) suspectWrites(conn *stream, d *metadata.Descriptor, unanswered []piece) *connectionEnd {
-	end := &connectionEnd{target: targetKey(d, conn.remote.String()), where: fmt.Sprintf("to %v", conn.remote)}
+func (p *peer) suspectWrites(conn *connection, d *metadata.Descriptor, unanswered []piece) *connectionEnd {
+	end := &connectionEnd{target: targetKey(d, conn.Remote.String()), where: fmt.Sprintf("to %v", conn.Remote)}
 	p.transport.quarantines.add(unanswered, end)
 	return end
 }
 
 // learnEnd finds out when the target has ended a connection without a hello, and takes the connection over.
-func (p *peer) learnEnd(conn *stream, end *connectionEnd, reason error) {
+func (p *peer) learnEnd(conn *connection, end *connectionEnd, reason error) {
 	quarantines := &p.transport.quarantines
 	if !isReset(reason) {
 		if quarantines.lingering.Add(1) <= maxLingering {
@@ -276,8 +277,8 @@ func (p *peer) learnEnd(conn *stream, end *connectionEnd, reason error) {
 }
 
 // discard closes a connection. What the kernel still has of it is not to arrive.
-func (p *peer) discard(conn *stream) {
-	conn.abandon()
+func (p *peer) discard(conn *connection) {
+	conn.Reset()
 	conn.release()
 }
 
@@ -322,17 +323,17 @@ func (p *peer) replaced(ctx context.Context, d *metadata.Descriptor) bool {
 }
 
 // linger reads a connection to its end.
-func (p *peer) linger(conn *stream, end *connectionEnd) {
+func (p *peer) linger(conn *connection, end *connectionEnd) {
 	defer p.transport.quarantines.lingering.Add(-1)
-	_ = conn.setDeadline(time.Time{}) // before the next line: the transport may be closed already
-	stop := context.AfterFunc(p.transport.ctx, func() { _ = conn.setDeadline(past) })
+	_ = conn.SetDeadline(time.Time{}) // before the next line: the transport may be closed already
+	stop := context.AfterFunc(p.transport.ctx, func() { _ = conn.SetDeadline(sockio.Past) })
 	defer stop()
-	err := conn.closeWrite()
+	err := conn.CloseWrite()
 	if errors.Is(err, unix.ENOTCONN) { // the peer has ended it already: reading tells how
 		err = nil
 	}
 	for scratch := make([]byte, 32<<10); err == nil; {
-		err = conn.drop(scratch, len(scratch))
+		err = conn.Discard(scratch, len(scratch))
 	}
 	p.discard(conn)
 	if errors.Is(err, io.EOF) {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -36,9 +38,9 @@ func slowFirst(begun, goOn chan struct{}) script {
 func TestAWriteWaitsUntilTheTargetHasDoneWithAGivenUpOneToTheSamePlace(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			old, fresh, far := mapped(t, 1<<16), mapped(t, 1<<16), mapped(t, 2<<16)
-			fill(old, 1)
-			fill(fresh, 2)
+			old, fresh, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 2<<16)
+			tcptest.Fill(old, 1)
+			tcptest.Fill(fresh, 2)
 			begun, goOn := make(chan struct{}), make(chan struct{})
 			p := perform(t, 2, slowFirst(begun, goOn), far)
 			e := engine(t, way.config, oneLane)
@@ -79,24 +81,22 @@ func TestAConnectionThatBothSidesHaveEndedBeforeItIsReadToItsEndIsOver(t *testin
 	defer transport.cancel()
 	peer := &peer{transport: transport, segment: &core.Segment{}}
 	conn, end := connectTo(t, p), &connectionEnd{target: "target"}
-	require.NoError(t, conn.closeWrite())
-	require.Eventually(t, func() bool { return errors.Is(conn.closeWrite(), unix.ENOTCONN) }, patience, time.Millisecond)
+	require.NoError(t, conn.CloseWrite())
+	require.Eventually(t, func() bool { return errors.Is(conn.CloseWrite(), unix.ENOTCONN) }, tcptest.Patience, time.Millisecond)
 	returns(t, "linger", func() { peer.linger(conn, end) })
 	require.False(t, end.unknown)
 }
 
 // connectTo is a connection to a peer's data port.
-func connectTo(t testing.TB, p *scripted) *stream {
+func connectTo(t testing.TB, p *scripted) *connection {
 	t.Helper()
 	conn, err := net.DialTCP("tcp", nil, p.port.Addr().(*net.TCPAddr))
 	require.NoError(t, err)
-	s, err := newStream(conn)
-	require.NoError(t, err)
-	return s
+	return &connection{Socket: socketOf(t, conn)}
 }
 
 func TestAWriteThatWaitsForTooLongFailsAndSaysWhy(t *testing.T) {
-	old, far := mapped(t, 4096), mapped(t, 4096)
+	old, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	defer close(goOn)
 	p := perform(t, 2, slowFirst(begun, goOn), far)
@@ -117,8 +117,8 @@ func TestAWriteThatWaitsForTooLongFailsAndSaysWhy(t *testing.T) {
 func TestAfterAResetTheSameWriteIsRepeatedAndOthersToItsPlaceFail(t *testing.T) {
 	for _, way := range ways[:2] {
 		t.Run(way.name, func(t *testing.T) {
-			old, far := mapped(t, 4096), mapped(t, 8192)
-			fill(old, 1)
+			old, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 8192)
+			tcptest.Fill(old, 1)
 			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 				var h wire.Header
 				v.header(&h)
@@ -140,11 +140,11 @@ func TestAfterAResetTheSameWriteIsRepeatedAndOthersToItsPlaceFail(t *testing.T) 
 func TestAWriteToAKvferryTargetWaitsForTheFormerSessionHoweverItsConnectionEnded(t *testing.T) {
 	for _, way := range ways {
 		for _, lost := range []bool{false, true} {
-			old, fresh, far := mapped(t, 1<<20), mapped(t, 1<<20), mapped(t, 1<<20)
-			fill(old, 1)
-			fill(fresh, 2)
+			old, fresh, far := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
+			tcptest.Fill(old, 1)
+			tcptest.Fill(fresh, 2)
 			target, e := engine(t), engine(t, way.config, oneLane)
-			require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 			id := open(t, e, target.Name())
 			for range 20 {
 				b := submit(t, e, ask(core.Write, old, id, far))
@@ -156,7 +156,7 @@ func TestAWriteToAKvferryTargetWaitsForTheFormerSessionHoweverItsConnectionEnded
 				require.True(t, bytes.Equal(fresh, far))
 				clear(far)
 			}
-			require.Eventually(t, func() bool { return transportOf(t, e).quarantines.busy.Load() == 0 }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { return transportOf(t, e).quarantines.busy.Load() == 0 }, tcptest.Patience, time.Millisecond)
 		}
 	}
 }

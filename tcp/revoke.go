@@ -16,7 +16,7 @@ const revokePatience = 2 * time.Second
 // revoke takes back the permit to copy from this process, before anything that was in flight on the connection is settled,
 // and reports whether nothing is copied any more. Otherwise the memory of the pieces is held until the copy has ended, or
 // the process that makes it, and what the connection knows of that process is kept until then.
-func (p *peer) revoke(conn *stream, unanswered []piece) bool {
+func (p *peer) revoke(conn *connection, unanswered []piece) bool {
 	if len(unanswered) == 0 && conn.permit != nil {
 		conn.permit.revoke(0, func() bool { return true }) // nothing of this process is being copied
 		return true
@@ -36,7 +36,7 @@ func (p *peer) revoke(conn *stream, unanswered []piece) bool {
 }
 
 // awaitRevocation waits for a permit for as long as it takes, or until the transport is closed.
-func (p *peer) awaitRevocation(conn *stream) {
+func (p *peer) awaitRevocation(conn *connection) {
 	over := func() bool { return p.transport.ctx.Err() != nil || !conn.process.lives() }
 	for !conn.permit.revoke(revokePatience, over) {
 	}

@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
@@ -71,18 +72,21 @@ type regions interface {
 
 type session struct {
 	target *target
-	conn   *stream
+	conn   *sockio.Socket
 	peer   string // host:port
 	host   string
+
+	process *process // of the peer, on one host; nil where its memory is out of reach
+	permit  *permit  // to copy from it; nil for none
 
 	// Read ahead: the bytes in ahead[parsed:filled] have not been served yet.
 	ahead          [readAhead]byte
 	parsed, filled int
-	next           lookout
-	burst          uint64      // bytes of the requests since it last waited for one
-	emptied        bool        // the last receive took all that there was
-	bulk           bool        // the last payload was long
-	in             [2]ioVector // for receive
+	next           sockio.Spinner
+	burst          uint64           // bytes of the requests since it last waited for one
+	emptied        bool             // the last receive took all that there was
+	bulk           bool             // the last payload was long
+	in             [2]sockio.Vector // for receive
 	copier         hostmem.Copier
 
 	turn    *turn
@@ -115,7 +119,7 @@ type session struct {
 type turn struct {
 	requests    int    // served completely
 	bytes       uint64 // their payload
-	owed        [2 * turnRequests]ioVector
+	owed        [2 * turnRequests]sockio.Vector
 	vectors     int
 	sealed      int // what is owed from here on is not to be sent in one vector with what comes before
 	statuses    [turnRequests * wire.StatusSize]byte
@@ -156,23 +160,23 @@ func (r *rejection) Error() string {
 
 func (r *rejection) Unwrap() error { return r.reason }
 
-func newSession(t *target, conn *stream) *session {
+func newSession(t *target, conn *sockio.Socket) *session {
 	s := &session{
-		target: t, conn: conn, emptied: true, turn: newTurn(), next: lookout{polling: t.options.polling}, over: make(chan struct{}),
+		target: t, conn: conn, emptied: true, turn: newTurn(), next: sockio.Spinner{Polling: t.options.polling}, over: make(chan struct{}),
 	}
-	conn.in.ours, conn.out.ours = vectorOf(s.ahead[:]), vectorOf(s.turn.statuses[:])
-	switch remote := conn.remote.(type) {
+	conn.SetLibraryMemory(sockio.VectorOf(s.ahead[:]), sockio.VectorOf(s.turn.statuses[:]))
+	switch remote := conn.Remote.(type) {
 	case *net.TCPAddr:
 		s.peer, s.host = remote.String(), remote.IP.String()
 	case *net.UnixAddr:
-		err := conn.control(func(socket int) (err error) {
-			conn.process, err = peerProcess(socket)
+		err := conn.Control(func(socket int) (err error) {
+			s.process, err = peerProcess(socket)
 			return err
 		})
 		if err != nil {
 			t.log.Debug("the memory of a peer on this host is out of reach", zap.Error(err))
 		}
-		s.peer, s.host = conn.process.String(), "localhost"
+		s.peer, s.host = s.process.String(), "localhost"
 	}
 	return s
 }
@@ -186,7 +190,7 @@ func (s *session) run() error {
 	err = s.finish(err)
 	s.serving = nil
 	s.unpin()
-	s.conn.release()
+	_ = errors.Join(s.process.close(), s.permit.close()) // nobody copies any more
 	return err
 }
 
@@ -248,7 +252,7 @@ func (s *session) nextHeader() (wire.Header, error) {
 	}
 	b := s.ahead[s.parsed:]
 	s.parsed += wire.HeaderSize
-	return wire.ParseHeader(b, s.conn.isLocal())
+	return wire.ParseHeader(b, s.conn.IsLocal())
 }
 
 // fillTo reads ahead until so many bytes of a header are there.
@@ -270,12 +274,12 @@ func (s *session) fillTo(bytes int) error {
 func (s *session) fill() error {
 	s.filled = copy(s.ahead[:], s.ahead[s.parsed:s.filled])
 	s.parsed = 0
-	_, err := s.receive(ioVector{})
+	_, err := s.receive(sockio.Vector{})
 	return err
 }
 
 // receive receives into place and, beyond it, into the read-ahead buffer. It returns how many bytes went to place.
-func (s *session) receive(place ioVector) (placed uint64, err error) {
+func (s *session) receive(place sockio.Vector) (placed uint64, err error) {
 	v := s.plan(place)
 	n, err := s.receiveOrWait(v)
 	if err != nil {
@@ -285,37 +289,37 @@ func (s *session) receive(place ioVector) (placed uint64, err error) {
 }
 
 // plan lays out where the bytes go that receive is about to receive.
-func (s *session) plan(place ioVector) []ioVector {
+func (s *session) plan(place sockio.Vector) []sockio.Vector {
 	v := s.in[:0]
-	if place.length > 0 {
+	if place.Length > 0 {
 		v = append(v, place)
 	}
 	window := s.ahead[s.filled:]
 	if s.bulk {
 		window = window[:min(len(window), bulkReadAhead)]
 	}
-	return append(v, vectorOf(window))
+	return append(v, sockio.VectorOf(window))
 }
 
 // received accounts for n bytes that came to where v says, and returns how many of them went to place.
-func (s *session) received(v []ioVector, place ioVector, n int) (placed uint64) {
+func (s *session) received(v []sockio.Vector, place sockio.Vector, n int) (placed uint64) {
 	s.progress.Add(1)
 	s.copier.Renew()
-	if s.next.polling > 0 {
+	if s.next.Polling > 0 {
 		s.target.polled.Add(1)
 	}
-	s.emptied = uint64(n) < place.length+v[len(v)-1].length
-	placed = min(uint64(n), place.length)
+	s.emptied = uint64(n) < place.Length+v[len(v)-1].Length
+	placed = min(uint64(n), place.Length)
 	s.filled += n - int(placed)
 	return placed
 }
 
 // receiveOrWait sends what is owed before it waits, and before it returns io.EOF. Once a receive has emptied the socket
 // buffer waiting is likely, and flushing first saves the vain system call.
-func (s *session) receiveOrWait(v []ioVector) (int, error) {
+func (s *session) receiveOrWait(v []sockio.Vector) (int, error) {
 	t := s.turn
 	if !s.emptied && (t.vectors > 0 || t.loaded()) {
-		n, again, err := s.conn.tryReceive(v)
+		n, again, err := s.conn.TryReceive(v)
 		if !again && err != io.EOF {
 			return n, err
 		}
@@ -335,17 +339,17 @@ func (s *session) receiveOrWait(v []ioVector) (int, error) {
 		}
 	}
 	s.await(&s.waiting, s.serving != nil || s.filled > 0)
-	return s.conn.receive(v)
+	return s.conn.Receive(v)
 }
 
 // lookAhead looks for the next request of a peer that sends short ones, each when the last is answered. Who polls leaves
 // off as soon as another session has something to do, so that they do not keep the processors from each other.
-func (s *session) lookAhead(v []ioVector) (n int, again bool, err error) {
+func (s *session) lookAhead(v []sockio.Vector) (n int, again bool, err error) {
 	again = true
 	before := s.target.polled.Load()
 	s.copier.Prepare()
-	s.next.look(lookAheadTime, func() bool {
-		n, again, err = s.conn.tryReceive(v)
+	s.next.Spin(lookAheadTime, func() bool {
+		n, again, err = s.conn.TryReceive(v)
 		return !again || s.target.polled.Load() != before
 	})
 	return n, again, err
@@ -416,15 +420,15 @@ func (s *session) apply(h wire.Header) error {
 		}
 	}
 	s.bulk = h.Length >= bulkLength
-	left := ioVector{uintptr(h.Addr), h.Length}
-	buffered := min(uint64(s.filled-s.parsed), left.length)
-	if err := s.copier.Fill(left.base, s.ahead[s.parsed:][:buffered]); err != nil {
+	left := sockio.Vector{Base: uintptr(h.Addr), Length: h.Length}
+	buffered := min(uint64(s.filled-s.parsed), left.Length)
+	if err := s.copier.Fill(left.Base, s.ahead[s.parsed:][:buffered]); err != nil {
 		return inaccessible(h, s.serving, err)
 	}
 	s.parsed += int(buffered)
-	for placed := buffered; placed < left.length; {
-		left.base += uintptr(placed)
-		left.length -= placed
+	for placed := buffered; placed < left.Length; {
+		left.Base += uintptr(placed)
+		left.Length -= placed
 		s.parsed, s.filled = 0, 0
 		var err error
 		placed, err = s.receive(left)
@@ -432,7 +436,7 @@ func (s *session) apply(h wire.Header) error {
 		case errors.Is(err, unix.EFAULT):
 			return inaccessible(h, s.serving, err)
 		case err != nil:
-			return cutShort(h, left.length, err)
+			return cutShort(h, left.Length, err)
 		}
 	}
 	s.bytesIn.Add(h.Length)
@@ -479,7 +483,7 @@ func (t *turn) oweStatus(code uint32) {
 	b := t.statuses[t.statusesEnd : t.statusesEnd+wire.StatusSize]
 	t.statusesEnd += wire.StatusSize
 	wire.PutStatus(b, code)
-	t.owe(addressOf(b), wire.StatusSize)
+	t.owe(sockio.AddressOf(b), wire.StatusSize)
 }
 
 func (t *turn) oweGrant(g wire.Grant) {
@@ -489,12 +493,12 @@ func (t *turn) oweGrant(g wire.Grant) {
 	end := len(t.grants)
 	t.grants = t.grants[:end+wire.GrantSize]
 	wire.PutGrant(t.grants[end:], g)
-	t.owe(addressOf(t.grants[end:]), wire.GrantSize)
+	t.owe(sockio.AddressOf(t.grants[end:]), wire.GrantSize)
 }
 
 func (t *turn) owe(base uintptr, length uint64) {
 	// In place: a turn owes no more than there is room for.
-	t.vectors = t.sealed + len(extend(t.owed[t.sealed:t.vectors], base, length))
+	t.vectors = t.sealed + len(sockio.Extend(t.owed[t.sealed:t.vectors], base, length))
 }
 
 // flush ends the turn.
@@ -521,12 +525,12 @@ func (s *session) flush() error {
 }
 
 // send sends the vectors, on behalf of the session or of its sender.
-func (s *session) send(v []ioVector, who *atomic.Bool) error {
+func (s *session) send(v []sockio.Vector, who *atomic.Bool) error {
 	for len(v) > 0 {
-		n, again, err := s.conn.trySend(v)
+		n, again, err := s.conn.TrySend(v)
 		if again {
 			s.await(who, true)
-			n, err = s.conn.send(v)
+			n, err = s.conn.Send(v)
 			who.Store(false)
 		}
 		if errors.Is(err, unix.EFAULT) {
@@ -536,24 +540,24 @@ func (s *session) send(v []ioVector, who *atomic.Bool) error {
 			return err
 		}
 		s.progress.Add(1)
-		v = advance(v, n)
+		v = sockio.Advance(v, n)
 	}
 	return nil
 }
 
 // blameMemory finds out which READ has its payload in memory that is gone, when none of v can be sent together. It sends what
 // comes before that, without the status which promises the payload, and returns the rejection of the READ.
-func (s *session) blameMemory(v []ioVector, who *atomic.Bool, fault error) error {
-	at := slices.IndexFunc(v, func(one ioVector) bool { return !hostmem.Readable(one.base, one.length) })
+func (s *session) blameMemory(v []sockio.Vector, who *atomic.Bool, fault error) error {
+	at := slices.IndexFunc(v, func(one sockio.Vector) bool { return !hostmem.Readable(one.Base, one.Length) })
 	if at < 0 { // it is there again
 		return fmt.Errorf("%w: %w", errInaccessible, fault)
 	}
 	payload := v[at]
-	h := wire.Header{Op: wire.Read, V2: s.v2, Addr: uint64(payload.base), Length: payload.length}
+	h := wire.Header{Op: wire.Read, V2: s.v2, Addr: uint64(payload.Base), Length: payload.Length}
 	rejected := inaccessible(h, s.regionOf(h), fault).(*rejection)
 	before := v[:at]
 	if rejected.started = at == 0 || !s.endsWithStatus(v[at-1]); !rejected.started {
-		before[at-1].length -= wire.StatusSize
+		before[at-1].Length -= wire.StatusSize
 	}
 	if err := s.send(before, who); err != nil {
 		return err
@@ -562,17 +566,17 @@ func (s *session) blameMemory(v []ioVector, who *atomic.Bool, fault error) error
 }
 
 // endsWithStatus reports whether the last bytes of what is owed are a whole status frame.
-func (s *session) endsWithStatus(v ioVector) bool {
+func (s *session) endsWithStatus(v sockio.Vector) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	turns := []*turn{s.turn}
 	if s.staged != nil {
 		turns = append(turns, s.staged.queue...)
 	}
-	last := v.base + uintptr(v.length) - wire.StatusSize
-	return v.length >= wire.StatusSize && slices.ContainsFunc(turns, func(t *turn) bool {
-		frames := vectorOf(t.statuses[:])
-		return frames.holds(last)
+	last := v.Base + uintptr(v.Length) - wire.StatusSize
+	return v.Length >= wire.StatusSize && slices.ContainsFunc(turns, func(t *turn) bool {
+		frames := sockio.VectorOf(t.statuses[:])
+		return frames.Holds(last)
 	})
 }
 
@@ -623,9 +627,9 @@ func (s *session) finish(err error) error {
 		orderly, err = err != errEnded && s.v2 && s.between(), whatEnded(cause, err)
 	}
 	if orderly {
-		_ = s.conn.close()
+		_ = s.conn.Close()
 	} else {
-		s.conn.abandon()
+		s.conn.Reset()
 	}
 	if err == errTargetClosed {
 		err = nil
@@ -650,14 +654,14 @@ func (s *session) refuse(r *rejection) bool {
 	if answer {
 		s.turn.oweStatus(r.code)
 	}
-	if s.flush() != nil || !answer || s.conn.closeWrite() != nil {
+	if s.flush() != nil || !answer || s.conn.CloseWrite() != nil {
 		return false
 	}
-	_ = s.conn.setReadDeadline(time.Now().Add(rejectedTime))
+	_ = s.conn.SetReadDeadline(time.Now().Add(rejectedTime))
 	if s.ended() != nil { // by a deadline that has just been overwritten
 		return false
 	}
-	return s.conn.drop(s.ahead[:], rejectedBytes) == io.EOF
+	return s.conn.Discard(s.ahead[:], rejectedBytes) == io.EOF
 }
 
 // between reports whether the session is between two requests with nothing owed.
@@ -709,7 +713,7 @@ func (s *session) end(cause error) {
 		s.staged.cancel()
 	}
 	s.mu.Unlock()
-	_ = s.conn.setDeadline(past) // fails on a connection that is closed already
+	_ = s.conn.SetDeadline(sockio.Past) // fails on a connection that is closed already
 }
 
 // ended is why somebody ended the session, or nil.

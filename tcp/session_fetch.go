@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -28,15 +29,15 @@ type fetches struct {
 
 // meets reports whether one of them goes where a request's payload goes, too.
 func (f *fetches) meets(h wire.Header) bool {
-	return f.targets.meets(h) && slices.ContainsFunc(f.to, func(v ioVector) bool {
-		return uint64(v.base) < h.Addr+h.Length && h.Addr < uint64(v.base)+v.length
+	return f.targets.meets(h) && slices.ContainsFunc(f.to, func(v sockio.Vector) bool {
+		return uint64(v.Base) < h.Addr+h.Length && h.Addr < uint64(v.Base)+v.Length
 	})
 }
 
 // neighbourly serves a request by address.
 func (s *session) neighbourly(h wire.Header, region *core.Region) error {
 	switch {
-	case region.Device != nil, s.conn.process == nil, h.Op == wire.Write && s.conn.permit == nil:
+	case region.Device != nil, s.process == nil, h.Op == wire.Write && s.permit == nil:
 		s.outOfReach(h)
 		return nil
 	case h.Op == wire.Read:
@@ -109,7 +110,7 @@ func (s *session) fetch() error {
 	if f == nil || len(f.statuses) == 0 {
 		return nil
 	}
-	err := f.run(s.conn.process, s.conn.permit, s.conn.permit.proof())
+	err := f.run(s.process, s.permit, s.permit.proof())
 	switch {
 	case err == nil:
 		s.bytesIn.Add(f.bytes)
@@ -131,8 +132,8 @@ func (s *session) fetchEach(f *fetches) (ended error) {
 	for i, at := range f.statuses {
 		one := &f.single
 		one.reset()
-		one.add(f.to[i].base, f.from[i].base, f.to[i].length)
-		switch err := one.run(s.conn.process, s.conn.permit, s.conn.permit.proof()); {
+		one.add(f.to[i].Base, f.from[i].Base, f.to[i].Length)
+		switch err := one.run(s.process, s.permit, s.permit.proof()); {
 		case err == nil:
 			s.bytesIn.Add(one.bytes)
 		case errors.Is(err, errOutOfReach):

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"kvferry/core/clock"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
@@ -32,7 +33,8 @@ func (s *session) meet() error {
 		return err
 	}
 	if !wire.IsHello(s.ahead[s.parsed:]) {
-		s.conn.forgetProcess()
+		_ = s.process.close() // nobody uses it
+		s.process = nil
 		return nil
 	}
 	rest, err := wire.HelloRest(s.ahead[s.parsed:])
@@ -69,7 +71,7 @@ func (s *session) accept(h wire.Hello) error {
 		answer.Flags |= wire.AnswerPermit
 	}
 	b := answer.Encode()
-	if err := s.send([]ioVector{vectorOf(b)}, &s.waiting); err != nil {
+	if err := s.send([]sockio.Vector{sockio.VectorOf(b)}, &s.waiting); err != nil {
 		return err
 	}
 	return refusal
@@ -85,20 +87,20 @@ func (s *session) endFormer(key connectionKey) bool {
 
 // takePermit maps the permit that came with the hello, and reports whether the session copies by it.
 func (s *session) takePermit(at uint64) bool {
-	file, came := s.conn.in.takeFile()
+	file, came := s.conn.TakeFile()
 	if !came {
 		return false
 	}
 	permit, err := openPermit(file, uintptr(at))
-	closeFile(file)
-	if err == nil && (s.conn.process == nil || !permit.isOf(s.conn.process)) {
-		err = errors.Join(fmt.Errorf("the memory of %v cannot be read from here", s.conn.process), permit.close())
+	sockio.CloseFile(file)
+	if err == nil && (s.process == nil || !permit.isOf(s.process)) {
+		err = errors.Join(fmt.Errorf("the memory of %v cannot be read from here", s.process), permit.close())
 	}
 	if err != nil {
 		s.target.log.Debug("the payload of a peer on this host passes through the socket", zap.Error(err))
 		return false
 	}
-	s.conn.permit = permit
+	s.permit = permit
 	return true
 }
 

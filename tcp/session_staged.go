@@ -9,6 +9,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/staging"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -128,13 +129,13 @@ func (s *session) stage(h wire.Header, device *staging.Device) error {
 }
 
 // room is a place for the next bytes of a request, of which rest is what has found none yet.
-func (s *session) room(h, rest wire.Header, to route) (ioVector, error) {
+func (s *session) room(h, rest wire.Header, to route) (sockio.Vector, error) {
 	if !s.turn.load.takes(rest, to) {
 		if err := s.flush(); err != nil {
-			return ioVector{}, err
+			return sockio.Vector{}, err
 		}
 		if err := s.open(h, rest, to); err != nil {
-			return ioVector{}, err
+			return sockio.Vector{}, err
 		}
 	}
 	l := s.turn.load
@@ -142,7 +143,7 @@ func (s *session) room(h, rest wire.Header, to route) (ioVector, error) {
 		s.staged.touched[to.way].add(h)
 		s.begin(h, rest)
 	}
-	return ioVector{l.lease.Addr + uintptr(l.end), min(rest.Length, l.lease.Length-l.end)}, nil
+	return sockio.Vector{Base: l.lease.Addr + uintptr(l.end), Length: min(rest.Length, l.lease.Length-l.end)}, nil
 }
 
 // takes reports whether the load has room for some of a request that it has bytes of already, or for all of a new one.
@@ -233,22 +234,22 @@ func (s *session) stageIn(h wire.Header, to route) error {
 }
 
 // takeAhead copies what was read ahead of a payload into its place in a block.
-func (s *session) takeAhead(place ioVector) uint64 {
-	n := copy(core.MemoryAt(place.base, place.length), s.ahead[s.parsed:s.filled])
+func (s *session) takeAhead(place sockio.Vector) uint64 {
+	n := copy(core.MemoryAt(place.Base, place.Length), s.ahead[s.parsed:s.filled])
 	s.parsed += n
 	return uint64(n)
 }
 
 // receiveStaged is receive for a payload's place in a block. Where it would wait while answers are owed it flushes
 // instead and returns 0: the block is the job's from then on, and the payload goes on in another one.
-func (s *session) receiveStaged(place ioVector) (placed uint64, err error) {
+func (s *session) receiveStaged(place sockio.Vector) (placed uint64, err error) {
 	s.parsed, s.filled = 0, 0
 	v := s.plan(place)
 	if s.turn.requests > 0 {
 		if s.emptied {
 			return 0, s.flush()
 		}
-		n, again, err := s.conn.tryReceive(v)
+		n, again, err := s.conn.TryReceive(v)
 		switch {
 		case again:
 			return 0, s.flush()
@@ -258,7 +259,7 @@ func (s *session) receiveStaged(place ioVector) (placed uint64, err error) {
 		return s.received(v, place, n), nil
 	}
 	s.await(&s.waiting, true)
-	n, err := s.conn.receive(v)
+	n, err := s.conn.Receive(v)
 	if err != nil {
 		return 0, err
 	}
@@ -276,8 +277,8 @@ func (s *session) stageOut(h wire.Header, to route) error {
 		if h.V2 && rest.Length == h.Length {
 			s.turn.oweStatus(wire.StatusOK)
 		}
-		s.turn.owePayload(place.base, place.length)
-		s.turn.load.grow(&rest, place.length)
+		s.turn.owePayload(place.Base, place.Length)
+		s.turn.load.grow(&rest, place.Length)
 	}
 	return nil
 }
@@ -455,7 +456,7 @@ func (s *session) retire(t *turn, err error) {
 	if err != nil {
 		d.failure = err
 		d.cancel()
-		_ = s.conn.setReadDeadline(past) // fails on a connection that is closed already
+		_ = s.conn.SetReadDeadline(sockio.Past) // fails on a connection that is closed already
 	}
 	d.moved.Broadcast()
 }

@@ -8,6 +8,8 @@ import (
 	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/staging"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zaptest"
@@ -84,7 +86,7 @@ func (a *accelerator) serve(o targetOptions, memory ...[]byte) *harness {
 }
 
 func (s *served) addDevice(b []byte, on *staging.Device) *core.Region {
-	return s.addRange(core.Range{Addr: addressOf(b), Length: uint64(len(b))}, true, on)
+	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, true, on)
 }
 
 // holdCopies keeps copies from being done until the test calls release, or ends.
@@ -119,7 +121,7 @@ func (a *accelerator) waitForACopy() {
 	a.t.Helper()
 	require.Eventually(a.t, func() bool {
 		return a.count(device.HostToDevice)+a.count(device.DeviceToHost)+a.count(device.WithinDevice) > 0
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 }
 
 func (a *accelerator) NewStream() (device.Stream, error) {

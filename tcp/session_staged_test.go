@@ -14,6 +14,8 @@ import (
 	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/staging"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 	"kvferry/tests/simtest"
 
@@ -30,9 +32,9 @@ func TestWriteToADeviceIsAcknowledgedWhenItIsInMemory(t *testing.T) {
 	memory := a.memory(4 << 20)
 	c := a.serve(targetOptions{}, memory).dial()
 	for i, length := range stagedLengths {
-		payload := pattern(length, byte(i))
+		payload := tcptest.Pattern(length, byte(i))
 		at := 1 + 37*i
-		c.send(writeV2(addressOf(memory)+uintptr(at), payload))
+		c.send(writeV2(sockio.AddressOf(memory)+uintptr(at), payload))
 		c.expectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[at:at+length]), length)
 	}
@@ -41,7 +43,7 @@ func TestWriteToADeviceIsAcknowledgedWhenItIsInMemory(t *testing.T) {
 func TestReadFromADeviceAnswersStatusAndPayload(t *testing.T) {
 	a := accelerate(t, blocks(4, 512<<10))
 	memory := a.memory(4 << 20)
-	copy(memory, pattern(len(memory), 1))
+	copy(memory, tcptest.Pattern(len(memory), 1))
 	c := a.serve(targetOptions{}, memory).dial()
 	for i, length := range stagedLengths {
 		at := 1 + 37*i
@@ -57,11 +59,11 @@ func TestVersion1RequestsForADevice(t *testing.T) {
 	h := a.serve(targetOptions{}, memory)
 	c := h.dial()
 	for i, length := range stagedLengths {
-		payload := pattern(length, byte(i))
-		c.send(writeV1(addressOf(memory)+5, payload), readV1(memory[5:5+length]))
+		payload := tcptest.Pattern(length, byte(i))
+		c.send(writeV1(sockio.AddressOf(memory)+5, payload), readV1(memory[5:5+length]))
 		c.expect(payload)
 		confirmed := h.dial()
-		confirmed.send(writeV1(addressOf(memory), payload))
+		confirmed.send(writeV1(sockio.AddressOf(memory), payload))
 		require.NoError(t, confirmed.conn.CloseWrite())
 		confirmed.expectEnd()
 		require.True(t, bytes.Equal(payload, memory[:length]), length)
@@ -76,10 +78,10 @@ func TestNothingIsConfirmedBeforeTheCopyIsDone(t *testing.T) {
 			c := a.serve(targetOptions{}, memory).dial()
 			release := a.holdCopies()
 			if version1 {
-				c.send(writeV1(addressOf(memory), []byte("abc")))
+				c.send(writeV1(sockio.AddressOf(memory), []byte("abc")))
 				require.NoError(t, c.conn.CloseWrite())
 			} else {
-				c.send(writeV2(addressOf(memory), []byte("abc")))
+				c.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
 			}
 			c.expectSilence()
 			release()
@@ -102,17 +104,17 @@ func (c *client) expectSilence() {
 	var timeout net.Error
 	require.ErrorAs(c.t, err, &timeout, "%d bytes", n)
 	require.True(c.t, timeout.Timeout(), err)
-	require.NoError(c.t, c.conn.SetReadDeadline(time.Now().Add(patience)))
+	require.NoError(c.t, c.conn.SetReadDeadline(time.Now().Add(tcptest.Patience)))
 }
 
 func TestOnlyWhatDependsOnACopyWaitsForIt(t *testing.T) {
 	a := accelerate(t, blocks(4, 512<<10))
-	memory, host := a.memory(4096), mapped(t, 4096)
+	memory, host := a.memory(4096), tcptest.Mapped(t, 4096)
 	h := a.serve(targetOptions{}, memory)
 	h.memory.add(host, true)
 	c := h.dial()
 	release := a.holdCopies()
-	c.send(writeV2(addressOf(host), []byte("abc")), writeV2(addressOf(memory), []byte("def")), readV2(host[:3]))
+	c.send(writeV2(sockio.AddressOf(host), []byte("abc")), writeV2(sockio.AddressOf(memory), []byte("def")), readV2(host[:3]))
 	c.expectStatus(wire.StatusOK)
 	c.expectSilence()
 	release()
@@ -126,12 +128,12 @@ func TestAnswersAreNotWithheldWhilePayloadForADeviceIsMissing(t *testing.T) {
 		a := accelerate(t, blocks(4, 512<<10))
 		memory := a.memory(2 << 20)
 		c := a.serve(targetOptions{}, memory).dial()
-		second := writeV2(addressOf(memory), pattern(length, 1))
-		c.send(writeV2(addressOf(memory), []byte("first")), second[:wire.HeaderSize+length/2])
+		second := writeV2(sockio.AddressOf(memory), tcptest.Pattern(length, 1))
+		c.send(writeV2(sockio.AddressOf(memory), []byte("first")), second[:wire.HeaderSize+length/2])
 		c.expectStatus(wire.StatusOK)
 		c.send(second[wire.HeaderSize+length/2:])
 		c.expectStatus(wire.StatusOK)
-		require.True(t, bytes.Equal(pattern(length, 1), memory[:length]), length)
+		require.True(t, bytes.Equal(tcptest.Pattern(length, 1), memory[:length]), length)
 	}
 }
 
@@ -143,9 +145,9 @@ func TestPayloadIsReceivedWhileEarlierPayloadIsCopied(t *testing.T) {
 	c := h.dial()
 	release := a.holdCopies()
 	for i := range turnsAhead {
-		c.send(writeV2(addressOf(memory)+uintptr(i*length), pattern(length, byte(i))))
+		c.send(writeV2(sockio.AddressOf(memory)+uintptr(i*length), tcptest.Pattern(length, byte(i))))
 	}
-	require.Eventually(t, func() bool { return h.only().bytesIn.Load() == turnsAhead*length }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return h.only().bytesIn.Load() == turnsAhead*length }, tcptest.Patience, time.Millisecond)
 	release()
 	for range turnsAhead {
 		c.expectStatus(wire.StatusOK)
@@ -171,7 +173,7 @@ func TestReadsAreCopiedAheadOfWhatIsSent(t *testing.T) {
 	release := a.holdCopies()
 	c.send(readV2(memory))
 	s := h.only()
-	require.Eventually(t, func() bool { return queued(s) == turnsAhead }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return queued(s) == turnsAhead }, tcptest.Patience, time.Millisecond)
 	release()
 	c.expectStatus(wire.StatusOK)
 	c.expect(memory)
@@ -182,13 +184,13 @@ func TestShortRequestsForADeviceShareJobs(t *testing.T) {
 	a := accelerate(t, blocks(16, 2<<20))
 	memory := a.memory(n * stride)
 	c := a.serve(targetOptions{}, memory).dial()
-	payload := pattern(length, 3)
+	payload := tcptest.Pattern(length, 3)
 	release := a.holdCopies()
-	c.send(writeV2(addressOf(memory), payload))
+	c.send(writeV2(sockio.AddressOf(memory), payload))
 	a.waitForACopy()
 	var writes, reads [][]byte
 	for i := 1; i < n; i++ {
-		writes = append(writes, writeV2(addressOf(memory)+uintptr(i*stride), payload))
+		writes = append(writes, writeV2(sockio.AddressOf(memory)+uintptr(i*stride), payload))
 	}
 	for i := range n {
 		reads = append(reads, readV2(memory[i*stride:][:length]))
@@ -210,7 +212,7 @@ func TestShortRequestsForADeviceShareJobs(t *testing.T) {
 func TestReadOfADeviceGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 	a := accelerate(t, blocks(16, 512<<10))
 	memory := a.memory(1 << 20)
-	before := pattern(len(memory), 1)
+	before := tcptest.Pattern(len(memory), 1)
 	copy(memory, before)
 	c := a.serve(targetOptions{}, memory).dial()
 	var requests [][]byte
@@ -218,7 +220,7 @@ func TestReadOfADeviceGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 		requests = append(requests, readV2(memory[i*100:(i+1)*100]))
 	}
 	release := a.holdCopies()
-	c.send(append(requests, writeV2(addressOf(memory)+50, make([]byte, 9000)), readV2(memory[:10000]))...)
+	c.send(append(requests, writeV2(sockio.AddressOf(memory)+50, make([]byte, 9000)), readV2(memory[:10000]))...)
 	a.waitForACopy()
 	release()
 	for i := range 100 {
@@ -233,16 +235,16 @@ func TestReadOfADeviceGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 
 func TestReadOfHostMemoryGetsWhatWasThereBeforeAWriteThatFollowsItWhileADeviceIsBusy(t *testing.T) {
 	a := accelerate(t, blocks(4, 512<<10))
-	memory, host := a.memory(4096), mapped(t, 4096)
+	memory, host := a.memory(4096), tcptest.Mapped(t, 4096)
 	h := a.serve(targetOptions{}, memory)
 	h.memory.add(host, true)
-	before := pattern(len(host), 1)
+	before := tcptest.Pattern(len(host), 1)
 	copy(host, before)
 	c := h.dial()
 	release := a.holdCopies()
-	c.send(writeV2(addressOf(memory), []byte("abc")), readV2(host))
+	c.send(writeV2(sockio.AddressOf(memory), []byte("abc")), readV2(host))
 	a.waitForACopy()
-	c.send(writeV2(addressOf(host), []byte("abc")))
+	c.send(writeV2(sockio.AddressOf(host), []byte("abc")))
 	c.expectSilence()
 	release()
 	c.expectStatus(wire.StatusOK)
@@ -281,16 +283,16 @@ func TestFailedCopyFailsItsRequestAfterThoseBeforeItAndServesNoneBehind(t *testi
 		t.Run(op.String(), func(t *testing.T) {
 			a := accelerate(t, blocks(4, 512<<10))
 			memory := a.memory(64 * length)
-			copy(memory, pattern(len(memory), 1))
+			copy(memory, tcptest.Pattern(len(memory), 1))
 			h := a.serve(targetOptions{}, memory)
-			bad := addressOf(memory) + 20*length
+			bad := sockio.AddressOf(memory) + 20*length
 			a.failAround(kind, bad+17)
 			c := h.dial()
 			var requests [][]byte
 			for i := 0; i < 64; i += 2 {
 				b := memory[i*length:][:length]
 				if op == core.Write {
-					requests = append(requests, writeV2(addressOf(b), b))
+					requests = append(requests, writeV2(sockio.AddressOf(b), b))
 				} else {
 					requests = append(requests, readV2(b))
 				}
@@ -325,15 +327,15 @@ func TestNothingBehindAFailedCopyIsAnswered(t *testing.T) {
 	const length = loadBytes // a load of its own
 	a := accelerate(t, blocks(8, 512<<10))
 	memory := a.memory(3 * length)
-	a.failAround(device.HostToDevice, addressOf(memory))
+	a.failAround(device.HostToDevice, sockio.AddressOf(memory))
 	h := a.serve(targetOptions{}, memory)
 	c := h.dial()
 	release := a.holdCopies()
 	for i := range 3 {
-		c.send(writeV2(addressOf(memory)+uintptr(i*length), make([]byte, length)))
+		c.send(writeV2(sockio.AddressOf(memory)+uintptr(i*length), make([]byte, length)))
 	}
 	s := h.only()
-	require.Eventually(t, func() bool { return queued(s) == 3 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return queued(s) == 3 }, tcptest.Patience, time.Millisecond)
 	release()
 	c.expectStatus(wire.StatusFailed)
 	c.expectEnd()
@@ -350,7 +352,7 @@ func TestNothingIsSentAfterTheSenderHasFailed(t *testing.T) {
 	conn, err := listener.AcceptTCP()
 	require.NoError(t, err)
 
-	s := newSession(h.target, streamOf(t, conn))
+	s := newSession(h.target, socketOf(t, conn))
 	s.startStaging()
 	s.mu.Lock()
 	s.staged.failure = errInjected
@@ -358,7 +360,7 @@ func TestNothingIsSentAfterTheSenderHasFailed(t *testing.T) {
 	s.turn.oweStatus(wire.StatusOK)
 	require.ErrorIs(t, s.flush(), errInjected)
 	require.ErrorIs(t, s.endStaging(io.EOF), errInjected)
-	require.NoError(t, s.conn.close())
+	require.NoError(t, s.conn.Close())
 	got, err := io.ReadAll(peer)
 	require.NoError(t, err)
 	require.Empty(t, got)
@@ -371,7 +373,7 @@ func TestFailedCopyOfAVersion1RequestResetsTheConnection(t *testing.T) {
 	h := a.serve(targetOptions{}, memory)
 	t.Run("WRITE", func(t *testing.T) {
 		c := h.dial()
-		c.send(writeV1(addressOf(memory), []byte("abc")))
+		c.send(writeV1(sockio.AddressOf(memory), []byte("abc")))
 		_ = c.conn.CloseWrite() // fails when the reset is here already
 		c.expectReset()
 	})
@@ -386,8 +388,8 @@ func TestReadThatFailsInTheMiddleIsCutOff(t *testing.T) {
 	const block = 512 << 10
 	a := accelerate(t, blocks(4, block))
 	memory := a.memory(4 * block)
-	copy(memory, pattern(len(memory), 1))
-	a.failAround(device.DeviceToHost, addressOf(memory)+2*block+5)
+	copy(memory, tcptest.Pattern(len(memory), 1))
+	a.failAround(device.DeviceToHost, sockio.AddressOf(memory)+2*block+5)
 	h := a.serve(targetOptions{}, memory)
 	c := h.dial()
 	c.send(readV2(memory))
@@ -401,9 +403,9 @@ func TestWriteThatFailsInTheMiddleIsToldWhileItIsStillSent(t *testing.T) {
 	const block = 512 << 10
 	a := accelerate(t, blocks(4, block))
 	memory := a.memory(4 * block)
-	a.failAround(device.HostToDevice, addressOf(memory)+5)
+	a.failAround(device.HostToDevice, sockio.AddressOf(memory)+5)
 	c := a.serve(targetOptions{}, memory).dial()
-	c.send(writeV2(addressOf(memory), make([]byte, 4*block))[:2*block])
+	c.send(writeV2(sockio.AddressOf(memory), make([]byte, 4*block))[:2*block])
 	c.expectStatus(wire.StatusFailed)
 	c.expectEnd()
 }
@@ -412,7 +414,7 @@ func TestCopiesThatFailOnceEndTheSessionWithoutAFalseAnswer(t *testing.T) {
 	const n, length = 8, 4096
 	a := accelerate(t, blocks(4, 512<<10))
 	memory := a.memory(2 * n * length)
-	copy(memory, pattern(len(memory), 1))
+	copy(memory, tcptest.Pattern(len(memory), 1))
 	failed := false
 	a.failCopies(func(device.Kind, device.Copy) error {
 		if failed {
@@ -440,12 +442,12 @@ func TestCopiesThatFailOnceEndTheSessionWithoutAFalseAnswer(t *testing.T) {
 
 func TestDeviceWithoutStagingMemoryFailsTheRequest(t *testing.T) {
 	a := accelerate(t, blocks(4, 512<<10))
-	memory, host := a.memory(4096), mapped(t, 4096)
+	memory, host := a.memory(4096), tcptest.Mapped(t, 4096)
 	h := a.serve(targetOptions{}, memory)
 	h.memory.add(host, true)
 	require.NoError(t, a.staging.Close())
 	c := h.dial()
-	c.send(writeV2(addressOf(host), []byte("abc")), writeV2(addressOf(memory), []byte("abc")))
+	c.send(writeV2(sockio.AddressOf(host), []byte("abc")), writeV2(sockio.AddressOf(memory), []byte("abc")))
 	c.expectStatus(wire.StatusOK)
 	c.expectStatus(wire.StatusFailed)
 	c.expectEnd()
@@ -459,7 +461,7 @@ func TestPeerThatGoesAwayInTheMiddleLeavesNoLeaseBehind(t *testing.T) {
 	a := accelerate(t, oneGranule)
 	memory := a.memory(1 << 20)
 	h := a.serve(targetOptions{}, memory)
-	whole := writeV2(addressOf(memory), pattern(1<<20, 1))
+	whole := writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))
 	for name, b := range map[string][]byte{
 		"in a payload":      whole[:1<<19],
 		"before a payload":  whole[:wire.HeaderSize],
@@ -469,12 +471,12 @@ func TestPeerThatGoesAwayInTheMiddleLeavesNoLeaseBehind(t *testing.T) {
 			c := h.dial()
 			c.send(b)
 			s := h.only()
-			require.Eventually(t, func() bool { return s.progress.Load() > 0 }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { return s.progress.Load() > 0 }, tcptest.Patience, time.Millisecond)
 			require.NoError(t, c.conn.(*net.TCPConn).SetLinger(0))
 			require.NoError(t, c.conn.Close())
 			h.waitForSessions(0)
 			c = h.dial()
-			c.send(writeV2(addressOf(memory), []byte("abc")), readV2(memory[:3]))
+			c.send(writeV2(sockio.AddressOf(memory), []byte("abc")), readV2(memory[:3]))
 			c.expectStatus(wire.StatusOK)
 			c.expectStatus(wire.StatusOK)
 			c.expect([]byte("abc"))
@@ -490,11 +492,11 @@ func TestSessionsGoOnWhileAPeerStalls(t *testing.T) {
 	h := a.serve(targetOptions{}, memory)
 	notReading, halfSent, busy := h.dial(), h.dial(), h.dial()
 	notReading.send(readV2(memory))
-	halfSent.send(writeV2(addressOf(memory), make([]byte, 1<<20))[:700<<10])
+	halfSent.send(writeV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:700<<10])
 	for i := range 20 {
 		b := memory[32<<20+i*1000:][:1<<20]
-		payload := pattern(len(b), byte(i))
-		busy.send(writeV2(addressOf(b), payload), readV2(b))
+		payload := tcptest.Pattern(len(b), byte(i))
+		busy.send(writeV2(sockio.AddressOf(b), payload), readV2(b))
 		busy.expectStatus(wire.StatusOK)
 		busy.expectStatus(wire.StatusOK)
 		busy.expect(payload)
@@ -506,7 +508,7 @@ func TestStalledPeerOfADeviceIsCutOff(t *testing.T) {
 	a := accelerate(t, oneGranule)
 	memory := a.memory(64 << 20)
 	for name, b := range map[string][]byte{
-		"in a payload": writeV2(addressOf(memory), make([]byte, 1<<20))[:1<<19],
+		"in a payload": writeV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
 		"not reading":  readV2(memory),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -515,7 +517,7 @@ func TestStalledPeerOfADeviceIsCutOff(t *testing.T) {
 			stalled.send(b)
 			h.waitForLog("data connection lost")
 			h.waitForSessions(1)
-			waiting.send(writeV2(addressOf(memory), []byte("abc")))
+			waiting.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
 			waiting.expectStatus(wire.StatusOK)
 		})
 	}
@@ -540,12 +542,12 @@ func TestSessionThatWaitsForItsDeviceIsNotTakenForStalled(t *testing.T) {
 				defer lease.Release()
 			}
 			c := h.dial()
-			whole := writeV2(addressOf(memory), pattern(1<<20, 1))
+			whole := writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))
 			c.send(whole[:wire.HeaderSize+when.payload])
 			s := h.only()
-			require.Eventually(t, s.waiting.Load, patience, time.Millisecond)
+			require.Eventually(t, s.waiting.Load, tcptest.Patience, time.Millisecond)
 			c.send(whole[wire.HeaderSize+when.payload:])
-			require.Eventually(t, func() bool { return !s.waiting.Load() }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { return !s.waiting.Load() }, tcptest.Patience, time.Millisecond)
 			for range 3 {
 				h.dial().send([]byte{1}) // is stalled, and cut off in time
 				h.waitForSessions(2)
@@ -562,7 +564,7 @@ func (a *accelerator) lease(way staging.Direction) *staging.Lease {
 	a.t.Helper()
 	account := a.staging.Account(way, staging.Target, nil)
 	a.t.Cleanup(account.Close)
-	ctx, done := context.WithTimeout(context.Background(), patience)
+	ctx, done := context.WithTimeout(context.Background(), tcptest.Patience)
 	defer done()
 	lease, err := account.Lease(ctx, a.staging.BlockSize())
 	require.NoError(a.t, err)
@@ -578,7 +580,7 @@ func TestCloseEndsASessionThatWaitsForALease(t *testing.T) {
 	c := h.dial()
 	c.send(readV2(memory))
 	s := h.only()
-	require.Eventually(t, func() bool { return s.moves(h.memory.regions[0]) }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return s.moves(h.memory.regions[0]) }, tcptest.Patience, time.Millisecond)
 	h.target.close()
 	c.expectReset()
 }
@@ -589,12 +591,12 @@ func TestLongWriteToADeviceKeepsItsRegionPinned(t *testing.T) {
 	memory := a.memory(8 * block)
 	h := a.serve(targetOptions{}, memory)
 	c := h.dial()
-	payload := pattern(len(memory), 1)
-	c.send(writeV2(addressOf(memory), payload)[:wire.HeaderSize+2*block+100])
+	payload := tcptest.Pattern(len(memory), 1)
+	c.send(writeV2(sockio.AddressOf(memory), payload)[:wire.HeaderSize+2*block+100])
 	s := h.only()
 	require.Eventually(t, func() bool {
 		return a.count(device.HostToDevice) == 2 && s.waiting.Load() && queued(s) == 0
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 	require.True(t, s.moves(h.memory.regions[0]))
 	c.send(payload[2*block+100:])
 	c.expectStatus(wire.StatusOK)
@@ -610,11 +612,11 @@ func TestEvictWaitsForCopies(t *testing.T) {
 			region := h.memory.addDevice(memory, a.staging)
 			release := a.holdCopies()
 			c := h.dial()
-			whole := writeV2(addressOf(memory), make([]byte, length))
+			whole := writeV2(sockio.AddressOf(memory), make([]byte, length))
 			c.send(whole[:min(len(whole), 1<<19)])
 			a.waitForACopy()
 			s := h.only()
-			require.Eventually(t, func() bool { return queued(s) == 1 }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { return queued(s) == 1 }, tcptest.Patience, time.Millisecond)
 			h.target.evict(region)
 			c.expectSilence()
 			require.True(t, s.moves(region))
@@ -633,12 +635,12 @@ func TestCloseEndsSessionsOfADeviceInEveryState(t *testing.T) {
 	h := a.serve(targetOptions{}, memory)
 	var clients []*client
 	for _, b := range [][]byte{
-		writeV2(addressOf(memory), []byte("abc")),
-		writeV2(addressOf(memory), []byte("abc"))[:10],
-		writeV2(addressOf(memory), make([]byte, 1<<20))[:1<<19],
+		writeV2(sockio.AddressOf(memory), []byte("abc")),
+		writeV2(sockio.AddressOf(memory), []byte("abc"))[:10],
+		writeV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
 		readV2(memory),
 		readV1(memory),
-		writeV1(addressOf(memory), make([]byte, 1<<20)),
+		writeV1(sockio.AddressOf(memory), make([]byte, 1<<20)),
 	} {
 		c := h.dial()
 		c.send(b)
@@ -659,9 +661,9 @@ func TestCloseBeforeEverythingIsAnsweredNeverLooksLikeSuccess(t *testing.T) {
 	h := a.serve(targetOptions{}, memory)
 	c := h.dial()
 	require.NoError(t, c.conn.(*net.TCPConn).SetReadBuffer(4096))
-	c.send(readV1(memory[:2*block]), writeV1(addressOf(memory[2*block:]), []byte("abc")))
+	c.send(readV1(memory[:2*block]), writeV1(sockio.AddressOf(memory[2*block:]), []byte("abc")))
 	s := h.only()
-	require.Eventually(t, func() bool { return s.sending.Load() && queued(s) == 3 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return s.sending.Load() && queued(s) == 3 }, tcptest.Patience, time.Millisecond)
 	h.target.close()
 	_, err := io.Copy(io.Discard, c.conn)
 	require.Error(t, err)
@@ -674,20 +676,20 @@ func TestIdleSessionHoldsNoRegionOfADevice(t *testing.T) {
 	region := h.memory.addDevice(memory, a.staging)
 	c := h.dial()
 	for range 300 {
-		c.send(writeV1(addressOf(memory), make([]byte, 4096)))
+		c.send(writeV1(sockio.AddressOf(memory), make([]byte, 4096)))
 	}
-	c.send(writeV2(addressOf(memory), make([]byte, 1<<20)), readV2(memory))
+	c.send(writeV2(sockio.AddressOf(memory), make([]byte, 1<<20)), readV2(memory))
 	c.expectStatus(wire.StatusOK)
 	c.expectStatus(wire.StatusOK)
 	c.expect(memory)
-	require.Eventually(t, func() bool { return !h.only().moves(region) }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return !h.only().moves(region) }, tcptest.Patience, time.Millisecond)
 }
 
 func TestRejectionComesAfterTheAnswersOfADevice(t *testing.T) {
 	a := accelerate(t, blocks(4, 512<<10))
 	memory := a.memory(1 << 20)
 	c := a.serve(targetOptions{}, memory).dial()
-	c.send(writeV2(addressOf(memory), []byte("before")), readV2(memory[:6]), request(core.Read, true, 4096, 10))
+	c.send(writeV2(sockio.AddressOf(memory), []byte("before")), readV2(memory[:6]), request(core.Read, true, 4096, 10))
 	c.expectStatus(wire.StatusOK)
 	c.expectStatus(wire.StatusOK)
 	c.expect([]byte("before"))
@@ -700,14 +702,14 @@ func TestBytesOfADeviceAreCounted(t *testing.T) {
 	memory := a.memory(4 << 20)
 	h := a.serve(targetOptions{}, memory)
 	c := h.dial()
-	c.send(writeV2(addressOf(memory), make([]byte, 1000)), writeV1(addressOf(memory), make([]byte, 1<<20)), readV2(memory))
+	c.send(writeV2(sockio.AddressOf(memory), make([]byte, 1000)), writeV1(sockio.AddressOf(memory), make([]byte, 1<<20)), readV2(memory))
 	c.expectStatus(wire.StatusOK)
 	c.expectStatus(wire.StatusOK)
 	c.expect(memory)
 	require.Eventually(t, func() bool {
 		link := h.target.links()[0]
 		return link.BytesIn == 1000+1<<20 && link.BytesOut == uint64(len(memory))
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 }
 
 // stretch is memory of the host, or of a device.
@@ -720,12 +722,12 @@ type stretch struct {
 
 func (a *accelerator) stretch(length int) stretch {
 	b := a.memory(length)
-	return stretch{addressOf(b), length, a.staging, func() []byte { return b }}
+	return stretch{sockio.AddressOf(b), length, a.staging, func() []byte { return b }}
 }
 
 func hostStretch(t testing.TB, length int) stretch {
-	b := mapped(t, length)
-	return stretch{addressOf(b), length, nil, func() []byte { return b }}
+	b := tcptest.Mapped(t, length)
+	return stretch{sockio.AddressOf(b), length, nil, func() []byte { return b }}
 }
 
 // compareWithAModel sends random pipelined requests for the stretches, which hold zeros, cut into random pieces, and
@@ -759,7 +761,7 @@ func compareWithAModel(t *testing.T, seed uint64, stretches ...stretch) {
 			answers = append(answers, model[from:from+length]...)
 			continue
 		}
-		payload := pattern(length, byte(random.Uint32()))
+		payload := tcptest.Pattern(length, byte(random.Uint32()))
 		stream = append(stream, payload...)
 		copy(model[from:], payload)
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/assert"
@@ -22,19 +24,19 @@ var lengths = []int{1, 7, 24, 25, 4095, 4096, bulkLength - 1, bulkLength, readAh
 	readAhead + 1, turnBytes, 3<<20 + 5}
 
 func TestWriteIsAcknowledgedWhenItIsInMemory(t *testing.T) {
-	memory := mapped(t, 4<<20)
+	memory := tcptest.Mapped(t, 4<<20)
 	c := serve(t, targetOptions{}, memory).dial()
 	for i, length := range lengths {
-		payload := pattern(length, byte(i))
-		c.send(writeV2(addressOf(memory)+3, payload))
+		payload := tcptest.Pattern(length, byte(i))
+		c.send(writeV2(sockio.AddressOf(memory)+3, payload))
 		c.expectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[3:3+length]), length)
 	}
 }
 
 func TestReadAnswersStatusAndPayload(t *testing.T) {
-	memory := mapped(t, 4<<20)
-	copy(memory, pattern(len(memory), 1))
+	memory := tcptest.Mapped(t, 4<<20)
+	copy(memory, tcptest.Pattern(len(memory), 1))
 	c := serve(t, targetOptions{}, memory).dial()
 	for _, length := range lengths {
 		c.send(readV2(memory[5 : 5+length]))
@@ -44,23 +46,23 @@ func TestReadAnswersStatusAndPayload(t *testing.T) {
 }
 
 func TestVersion1ConnectionServesManyRequests(t *testing.T) {
-	memory := mapped(t, 4<<20)
+	memory := tcptest.Mapped(t, 4<<20)
 	c := serve(t, targetOptions{}, memory).dial()
 	for i, length := range lengths {
-		payload := pattern(length, byte(i))
-		c.send(writeV1(addressOf(memory), payload))
+		payload := tcptest.Pattern(length, byte(i))
+		c.send(writeV1(sockio.AddressOf(memory), payload))
 		c.send(readV1(memory[:length]))
 		c.expect(payload)
 	}
 }
 
 func TestVersion1WriteIsConfirmedByTheEndOfAHalfClosedConnection(t *testing.T) {
-	memory := mapped(t, 4<<20)
+	memory := tcptest.Mapped(t, 4<<20)
 	h := serve(t, targetOptions{}, memory)
 	for i, length := range lengths {
 		c := h.dial()
-		payload := pattern(length, byte(i))
-		c.send(writeV1(addressOf(memory), payload))
+		payload := tcptest.Pattern(length, byte(i))
+		c.send(writeV1(sockio.AddressOf(memory), payload))
 		require.NoError(t, c.conn.CloseWrite())
 		c.expectEnd()
 		require.True(t, bytes.Equal(payload, memory[:length]), length)
@@ -68,8 +70,8 @@ func TestVersion1WriteIsConfirmedByTheEndOfAHalfClosedConnection(t *testing.T) {
 }
 
 func TestReadsOfAHalfClosedConnectionAreAnsweredBeforeItEnds(t *testing.T) {
-	memory := mapped(t, 1<<20)
-	copy(memory, pattern(len(memory), 1))
+	memory := tcptest.Mapped(t, 1<<20)
+	copy(memory, tcptest.Pattern(len(memory), 1))
 	c := serve(t, targetOptions{}, memory).dial()
 	c.send(readV1(memory), readV2(memory[:10]))
 	require.NoError(t, c.conn.CloseWrite())
@@ -80,10 +82,10 @@ func TestReadsOfAHalfClosedConnectionAreAnsweredBeforeItEnds(t *testing.T) {
 }
 
 func TestPipelinedRequestsAreAnsweredInOrderWithTheirVersionMixed(t *testing.T) {
-	memory := mapped(t, 1<<20)
+	memory := tcptest.Mapped(t, 1<<20)
 	c := serve(t, targetOptions{}, memory).dial()
-	one, two := pattern(4096, 1), pattern(4096, 2)
-	at := addressOf(memory)
+	one, two := tcptest.Pattern(4096, 1), tcptest.Pattern(4096, 2)
+	at := sockio.AddressOf(memory)
 	c.send(
 		writeV1(at, one), readV2(memory[:100]), writeV2(at, two), readV1(memory[:4096]), readV1(memory[10:11]),
 		writeV2(at+1, one), readV2(memory[:3]),
@@ -99,15 +101,15 @@ func TestPipelinedRequestsAreAnsweredInOrderWithTheirVersionMixed(t *testing.T) 
 }
 
 func TestReadGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
-	memory := mapped(t, 1<<20)
+	memory := tcptest.Mapped(t, 1<<20)
 	c := serve(t, targetOptions{}, memory).dial()
-	before := pattern(len(memory), 1)
+	before := tcptest.Pattern(len(memory), 1)
 	copy(memory, before)
 	var requests [][]byte
 	for i := range 100 {
 		requests = append(requests, readV2(memory[i*100:(i+1)*100]))
 	}
-	c.send(append(requests, writeV2(addressOf(memory)+50, make([]byte, 9000)))...)
+	c.send(append(requests, writeV2(sockio.AddressOf(memory)+50, make([]byte, 9000)))...)
 	for i := range 100 {
 		c.expectStatus(wire.StatusOK)
 		c.expect(before[i*100 : (i+1)*100])
@@ -116,34 +118,34 @@ func TestReadGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 }
 
 func TestWriteBehindAReadOfTheSameMemoryKeepsItsRegionPinned(t *testing.T) {
-	memory := mapped(t, 1<<20)
+	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, targetOptions{})
 	region := h.memory.add(memory, true)
 	c := h.dial()
-	payload := pattern(len(memory), 1)
-	c.send(readV2(memory[:100]), writeV2(addressOf(memory), payload)[:wire.HeaderSize+1<<19])
+	payload := tcptest.Pattern(len(memory), 1)
+	c.send(readV2(memory[:100]), writeV2(sockio.AddressOf(memory), payload)[:wire.HeaderSize+1<<19])
 	c.expectStatus(wire.StatusOK)
 	c.expect(make([]byte, 100))
-	require.Eventually(t, func() bool { return memory[1<<19-1] == payload[1<<19-1] }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return memory[1<<19-1] == payload[1<<19-1] }, tcptest.Patience, time.Millisecond)
 	require.True(t, h.only().moves(region))
 }
 
 func TestGarbageInThePaddingIsIgnored(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	c := serve(t, targetOptions{}, memory).dial()
-	b := writeV2(addressOf(memory), []byte("abc"))
+	b := writeV2(sockio.AddressOf(memory), []byte("abc"))
 	copy(b[17:], "\xff\xfe\xfd\xfc\xfb\xfa\xf9")
 	c.send(b)
 	c.expectStatus(wire.StatusOK)
 }
 
 func TestRequestsThatTrickleInAreServed(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{progressTimeout: time.Second}, memory)
 	c := h.dial()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for _, b := range writeV2(addressOf(memory), []byte("hello")) {
+	for _, b := range writeV2(sockio.AddressOf(memory), []byte("hello")) {
 		<-tick.C
 		c.send([]byte{b})
 	}
@@ -152,9 +154,9 @@ func TestRequestsThatTrickleInAreServed(t *testing.T) {
 }
 
 func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBehind(t *testing.T) {
-	memory := mapped(t, 8192)
-	private := mapped(t, 4096)
-	at := uint64(addressOf(memory))
+	memory := tcptest.Mapped(t, 8192)
+	private := tcptest.Mapped(t, 4096)
+	at := uint64(sockio.AddressOf(memory))
 	for name, bad := range map[string]struct{ addr, length uint64 }{
 		"length 0":             {at, 0},
 		"not registered":       {4096, 10},
@@ -162,7 +164,7 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 		"wraps to zero":        {^uint64(0) - 9, 10},
 		"half registered":      {at + 8000, 193},
 		"begins before":        {at - 1, 10},
-		"not open to peers":    {uint64(addressOf(private)), 10},
+		"not open to peers":    {uint64(sockio.AddressOf(private)), 10},
 		"one byte behind":      {at + 8192, 1},
 		"as long as can be":    {0, ^uint64(0)},
 		"the end of addresses": {^uint64(0), 1},
@@ -173,8 +175,8 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 				h.memory.add(private, false)
 				clear(memory)
 				c := h.dial()
-				c.send(writeV2(addressOf(memory), []byte("before")), readV2(memory[:6]),
-					request(op, true, uintptr(bad.addr), bad.length), writeV2(addressOf(memory), []byte("behind")))
+				c.send(writeV2(sockio.AddressOf(memory), []byte("before")), readV2(memory[:6]),
+					request(op, true, uintptr(bad.addr), bad.length), writeV2(sockio.AddressOf(memory), []byte("behind")))
 				c.expectStatus(wire.StatusOK)
 				c.expectStatus(wire.StatusOK)
 				c.expect([]byte("before"))
@@ -195,7 +197,7 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 				h.memory.add(private, false)
 				clear(memory)
 				c := h.dial()
-				c.send(writeV1(addressOf(memory), []byte("before")), readV1(memory[:6]))
+				c.send(writeV1(sockio.AddressOf(memory), []byte("before")), readV1(memory[:6]))
 				c.expect([]byte("before"))
 				c.send(request(op, false, uintptr(bad.addr), bad.length))
 				c.expectReset()
@@ -206,7 +208,7 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 }
 
 func TestRejectionReachesAPeerThatIsStillSending(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
 	c := h.dial()
 	sent := make(chan struct{})
@@ -240,10 +242,10 @@ func TestRejectedVersion1WriteNeverLooksLikeSuccess(t *testing.T) {
 }
 
 func TestUnknownOpcodeEndsTheConnectionAndIsLogged(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
 	c := h.dial()
-	b := writeV2(addressOf(memory), []byte("abc"))
+	b := writeV2(sockio.AddressOf(memory), []byte("abc"))
 	b[16] = 0x42
 	c.send(b)
 	c.expectReset()
@@ -252,8 +254,8 @@ func TestUnknownOpcodeEndsTheConnectionAndIsLogged(t *testing.T) {
 }
 
 func TestPeerThatClosesInTheMiddleLeavesNothingBehind(t *testing.T) {
-	memory := mapped(t, 4<<20)
-	whole := writeV2(addressOf(memory), pattern(1<<20, 1))
+	memory := tcptest.Mapped(t, 4<<20)
+	whole := writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))
 	for _, length := range []int{1, wire.HeaderSize - 1, wire.HeaderSize, wire.HeaderSize + 1, readAhead, 1 << 19, len(whole) - 1} {
 		h := serve(t, targetOptions{}, memory)
 		c := h.dial()
@@ -272,9 +274,9 @@ func TestPeerThatClosesInTheMiddleLeavesNothingBehind(t *testing.T) {
 }
 
 func TestAPeerThatEndsInTheMiddleOfManyWritesIsWarnedOfOnce(t *testing.T) {
-	memory := mapped(t, 1<<20)
+	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, targetOptions{}, memory)
-	begun := writeV2(addressOf(memory), make([]byte, 1<<20))[:1<<19]
+	begun := writeV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19]
 	conns := []*client{h.dial(), h.dial(), h.dial()}
 	for _, c := range conns {
 		c.send(begun)
@@ -289,7 +291,7 @@ func TestAPeerThatEndsInTheMiddleOfManyWritesIsWarnedOfOnce(t *testing.T) {
 }
 
 func TestPeerThatClosesWithoutReadingItsAnswersLeavesNothingBehind(t *testing.T) {
-	memory := mapped(t, 64<<20)
+	memory := tcptest.Mapped(t, 64<<20)
 	h := serve(t, targetOptions{}, memory)
 	c := h.dial()
 	c.send(readV2(memory))
@@ -300,8 +302,8 @@ func TestPeerThatClosesWithoutReadingItsAnswersLeavesNothingBehind(t *testing.T)
 }
 
 func TestStalledPeerIsCutOff(t *testing.T) {
-	memory := mapped(t, 64<<20)
-	whole := writeV2(addressOf(memory), make([]byte, 1<<20))
+	memory := tcptest.Mapped(t, 64<<20)
+	whole := writeV2(sockio.AddressOf(memory), make([]byte, 1<<20))
 	for name, b := range map[string][]byte{
 		"in a header":     whole[:10],
 		"in a payload":    whole[:1<<19],
@@ -319,26 +321,26 @@ func TestStalledPeerIsCutOff(t *testing.T) {
 }
 
 func TestIdlePeerIsNeverCutOffAndCostsNothing(t *testing.T) {
-	memory := mapped(t, 1<<20)
+	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, targetOptions{progressTimeout: 10 * time.Millisecond}, memory)
 	idle, other := h.dial(), h.dial()
-	idle.send(writeV2(addressOf(memory), make([]byte, 1<<20)))
+	idle.send(writeV2(sockio.AddressOf(memory), make([]byte, 1<<20)))
 	idle.expectStatus(wire.StatusOK)
 	other.send([]byte{1}) // makes the target look for stalled sessions
 	h.waitForLog("data connection lost")
-	require.Eventually(t, func() bool { return !h.target.watching.Load() }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return !h.target.watching.Load() }, tcptest.Patience, time.Millisecond)
 	idle.send(readV1(memory[:1]))
 	idle.expect(memory[:1])
 	require.Equal(t, 1, h.sessions())
 }
 
 func TestEvictEndsTheSessionsThatMoveBytesOfTheRegionAndNoOthers(t *testing.T) {
-	memory, other := mapped(t, 1<<20), mapped(t, 64<<20)
+	memory, other := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 64<<20)
 	h := serve(t, targetOptions{}, memory)
 	region := h.memory.add(other, true)
 	writer, reader, bystander := h.dial(), h.dial(), h.dial()
-	bystander.send(writeV2(addressOf(memory), make([]byte, 1<<20))[:1000])
-	writer.send(writeV2(addressOf(other), make([]byte, 1<<20))[:1<<19])
+	bystander.send(writeV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1000])
+	writer.send(writeV2(sockio.AddressOf(other), make([]byte, 1<<20))[:1<<19])
 	reader.send(readV2(other))
 	moving := func() (n int) {
 		h.target.mu.Lock()
@@ -350,7 +352,7 @@ func TestEvictEndsTheSessionsThatMoveBytesOfTheRegionAndNoOthers(t *testing.T) {
 		}
 		return n
 	}
-	require.Eventually(t, func() bool { return moving() == 2 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return moving() == 2 }, tcptest.Patience, time.Millisecond)
 	h.target.evict(region)
 	writer.expectReset()
 	_, err := io.Copy(io.Discard, reader.conn)
@@ -363,30 +365,30 @@ func TestEvictEndsTheSessionsThatMoveBytesOfTheRegionAndNoOthers(t *testing.T) {
 }
 
 func TestIdleSessionHoldsNoRegion(t *testing.T) {
-	memory := mapped(t, 8<<20)
+	memory := tcptest.Mapped(t, 8<<20)
 	h := serve(t, targetOptions{})
 	region := h.memory.add(memory, true)
 	c := h.dial()
 	s := h.only()
 	for range 1024 {
-		c.send(writeV1(addressOf(memory), make([]byte, 4096)))
+		c.send(writeV1(sockio.AddressOf(memory), make([]byte, 4096)))
 	}
-	c.send(writeV2(addressOf(memory), make([]byte, 4096)))
+	c.send(writeV2(sockio.AddressOf(memory), make([]byte, 4096)))
 	c.expectStatus(wire.StatusOK)
-	require.Eventually(t, func() bool { return !s.moves(region) }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return !s.moves(region) }, tcptest.Patience, time.Millisecond)
 }
 
 func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
-	gone, memory := mapped(t, 1<<20), mapped(t, 1<<20)
+	gone, memory := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 	h := serve(t, targetOptions{}, gone, memory)
-	unmap(t, gone)
+	tcptest.Unmap(t, gone)
 	for name, b := range map[string][]byte{
-		"copied":   writeV2(addressOf(gone), make([]byte, 100)),
-		"received": writeV2(addressOf(gone), make([]byte, 1<<20)),
+		"copied":   writeV2(sockio.AddressOf(gone), make([]byte, 100)),
+		"received": writeV2(sockio.AddressOf(gone), make([]byte, 1<<20)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := h.dial()
-			c.send(writeV2(addressOf(memory), []byte("abc")), b)
+			c.send(writeV2(sockio.AddressOf(memory), []byte("abc")), b)
 			c.expectStatus(wire.StatusOK)
 			c.expectStatus(wire.StatusInaccessible)
 			c.expectEnd()
@@ -414,26 +416,26 @@ func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
 	told := h.logs.FilterLevelExact(zapcore.WarnLevel).All()
 	require.Len(t, told, 1, "the fault is told once")
 	fields := told[0].ContextMap()
-	require.Equal(t, fmt.Sprintf("%#x", addressOf(gone)), fields["address"])
-	require.Equal(t, core.Range{Addr: addressOf(gone), Length: uint64(len(gone))}.String(), fields["region"])
+	require.Equal(t, fmt.Sprintf("%#x", sockio.AddressOf(gone)), fields["address"])
+	require.Equal(t, core.Range{Addr: sockio.AddressOf(gone), Length: uint64(len(gone))}.String(), fields["region"])
 	c := h.dial()
-	c.send(writeV2(addressOf(memory), []byte("abc")))
+	c.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
 	c.expectStatus(wire.StatusOK)
 }
 
 func TestWriteThatRunsIntoUnmappedMemoryFails(t *testing.T) {
-	memory := mapped(t, 1<<20)
+	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, targetOptions{}, memory)
-	unmap(t, memory[1<<19:])
+	tcptest.Unmap(t, memory[1<<19:])
 	c := h.dial()
-	c.send(writeV2(addressOf(memory), pattern(1<<20, 1)))
+	c.send(writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
 	c.expectStatus(wire.StatusInaccessible)
 }
 
 func TestReadThatRunsIntoUnmappedMemoryIsNeverTakenForComplete(t *testing.T) {
-	memory := mapped(t, 8<<20)
+	memory := tcptest.Mapped(t, 8<<20)
 	h := serve(t, targetOptions{}, memory)
-	unmap(t, memory[7<<20:])
+	tcptest.Unmap(t, memory[7<<20:])
 	c := h.dial()
 	c.send(readV2(memory))
 	c.expectStatus(wire.StatusOK) // the answer has begun by the time that anybody knows
@@ -453,9 +455,9 @@ func TestReadThatRunsIntoUnmappedMemoryIsNeverTakenForComplete(t *testing.T) {
 
 // Two versions on one connection: what comes before the payload is no status that could be taken back.
 func TestUnmappedMemoryBehindAnAnswerOfVersion1ResetsTheConnection(t *testing.T) {
-	memory, gone := mapped(t, 4096), mapped(t, 4096)
+	memory, gone := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory, gone)
-	unmap(t, gone)
+	tcptest.Unmap(t, gone)
 	c := h.dial()
 	c.send(readV1(memory), readV1(gone))
 	got, err := io.ReadAll(c.conn)
@@ -464,11 +466,11 @@ func TestUnmappedMemoryBehindAnAnswerOfVersion1ResetsTheConnection(t *testing.T)
 }
 
 func TestBytesAndConnectionsAreCounted(t *testing.T) {
-	memory := mapped(t, 1<<20)
+	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, targetOptions{}, memory)
 	a, b := h.dial(), h.dial()
 	for _, c := range []*client{a, b} {
-		c.send(writeV2(addressOf(memory), make([]byte, 1000)), readV2(memory[:300]))
+		c.send(writeV2(sockio.AddressOf(memory), make([]byte, 1000)), readV2(memory[:300]))
 		c.expectStatus(wire.StatusOK)
 		c.expectStatus(wire.StatusOK)
 		c.expect(memory[:300])
@@ -479,7 +481,7 @@ func TestBytesAndConnectionsAreCounted(t *testing.T) {
 	require.Eventually(t, func() bool {
 		links = h.target.links()
 		return links[0].BytesOut == 600
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 	require.Equal(t, []core.Link{{Peer: "127.0.0.1", Transport: "tcp", Direction: "target", Connections: 1,
 		BytesIn: 2000, BytesOut: 600}}, links)
 }
@@ -490,7 +492,7 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 	for seed := range uint64(16) {
 		neighbour := seed%2 == 1
 		random := rand.New(rand.NewPCG(seed, 1))
-		memory := mapped(t, 1<<20)
+		memory := tcptest.Mapped(t, 1<<20)
 		model := make([]byte, len(memory))
 		var stream, answers []byte
 		ok := make([]byte, wire.StatusSize)
@@ -501,14 +503,14 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 			v2 := random.IntN(2) == 0
 			op := core.Opcode(random.IntN(2))
 			if neighbour && v2 && op == core.Write && random.IntN(2) == 0 {
-				payload := mapped(t, length)
-				copy(payload, pattern(length, byte(random.Uint32())))
-				stream = append(stream, writeByAddress(addressOf(memory)+uintptr(from), payload)...)
+				payload := tcptest.Mapped(t, length)
+				copy(payload, tcptest.Pattern(length, byte(random.Uint32())))
+				stream = append(stream, writeByAddress(sockio.AddressOf(memory)+uintptr(from), payload)...)
 				answers = append(answers, ok...)
 				copy(model[from:], payload)
 				continue
 			}
-			stream = append(stream, request(op, v2, addressOf(memory)+uintptr(from), uint64(length))...)
+			stream = append(stream, request(op, v2, sockio.AddressOf(memory)+uintptr(from), uint64(length))...)
 			if v2 {
 				answers = append(answers, ok...)
 			}
@@ -516,7 +518,7 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 				answers = append(answers, model[from:from+length]...)
 				continue
 			}
-			payload := pattern(length, byte(random.Uint32()))
+			payload := tcptest.Pattern(length, byte(random.Uint32()))
 			stream = append(stream, payload...)
 			copy(model[from:], payload)
 		}
@@ -545,11 +547,11 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 
 func TestServingDoesNotAllocatePerRequest(t *testing.T) {
 	const depth, length = 64, 4096
-	memory := mapped(t, depth*length)
+	memory := tcptest.Mapped(t, depth*length)
 	c := serve(t, targetOptions{}, memory).dial()
 	var requests []byte
 	for i := range depth {
-		requests = append(requests, writeV2(addressOf(memory)+uintptr(i*length), make([]byte, length))...)
+		requests = append(requests, writeV2(sockio.AddressOf(memory)+uintptr(i*length), make([]byte, length))...)
 	}
 	for i := range depth {
 		requests = append(requests, readV2(memory[i*length:(i+1)*length])...)
@@ -566,7 +568,7 @@ func TestServingDoesNotAllocatePerRequest(t *testing.T) {
 }
 
 func benchmarkTarget(b *testing.B, op core.Opcode, length, depth int) {
-	memory := mapped(b, depth*length)
+	memory := tcptest.Mapped(b, depth*length)
 	benchmarkRequests(b, serve(b, targetOptions{}, memory).dial(), memory, op, length)
 }
 
@@ -579,7 +581,7 @@ func benchmarkRequests(b *testing.B, c *client, memory []byte, op core.Opcode, l
 	for i := range depth {
 		at := memory[i*length : (i+1)*length]
 		if op == core.Write {
-			requests = append(requests, writeV2(addressOf(at), at)...)
+			requests = append(requests, writeV2(sockio.AddressOf(at), at)...)
 		} else {
 			requests = append(requests, readV2(at)...)
 			answer = wire.StatusSize + length
@@ -608,3 +610,21 @@ func BenchmarkTargetWrite64K(b *testing.B) { benchmarkTarget(b, core.Write, 64<<
 func BenchmarkTargetWrite1M(b *testing.B)  { benchmarkTarget(b, core.Write, 1<<20, 16) }
 func BenchmarkTargetRead4K(b *testing.B)   { benchmarkTarget(b, core.Read, 4<<10, 64) }
 func BenchmarkTargetRead1M(b *testing.B)   { benchmarkTarget(b, core.Read, 1<<20, 16) }
+
+func TestASessionThatPollsLeavesOffForAnotherOne(t *testing.T) {
+	memory := tcptest.Mapped(t, 4096)
+	h := serve(t, targetOptions{polling: time.Hour}, memory)
+	first := h.dial()
+	polling := h.only()
+	first.send(readV2(memory[:8]))
+	first.expectStatus(wire.StatusOK)
+	first.expect(memory[:8])
+
+	second := h.dial()
+	require.Eventually(t, func() bool { // not at once, where it begins to look only afterwards
+		second.send(readV2(memory[:8]))
+		second.expectStatus(wire.StatusOK)
+		second.expect(memory[:8])
+		return polling.conn.AwaitsBytes()
+	}, tcptest.Patience, time.Millisecond)
+}

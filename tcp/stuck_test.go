@@ -11,6 +11,8 @@ import (
 	"kvferry/core/hostmem"
 	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/core/status"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -26,18 +28,18 @@ func returns(t testing.TB, what string, f func()) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(patience):
+	case <-time.After(tcptest.Patience):
 		require.Fail(t, what+" does not return")
 	}
 }
 
 func TestASessionThatWasEndedWhileItWasStuckServesNothingThatItHasRead(t *testing.T) {
-	source, memory, other := hostmemtest.New(t, 4096), mapped(t, 4096), mapped(t, 4096)
+	source, memory, other := hostmemtest.New(t, 4096), tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory, other)
 	c := h.dialNeighbour()
-	c.send(writeByAddress(addressOf(memory), source.Memory),
-		writeV2(addressOf(memory), pattern(100, 1)), // what is to be fetched for the same place is fetched first
-		writeV2(addressOf(other), pattern(100, 1)))
+	c.send(writeByAddress(sockio.AddressOf(memory), source.Memory),
+		writeV2(sockio.AddressOf(memory), tcptest.Pattern(100, 1)), // what is to be fetched for the same place is fetched first
+		writeV2(sockio.AddressOf(other), tcptest.Pattern(100, 1)))
 	source.AwaitFault(t)
 	held, free := h.memory.regions[0], h.memory.regions[1]
 
@@ -54,29 +56,29 @@ func TestASessionThatWasEndedWhileItWasStuckServesNothingThatItHasRead(t *testin
 
 func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testing.T) {
 	target, e, memory, local, id := neighbours(t, 64<<10)
-	other, bystander := mapped(t, 64<<10), engine(t, onOneHost)
-	require.NoError(t, target.Register(addressOf(other), uint64(len(other)), "cpu:0", true))
+	other, bystander := tcptest.Mapped(t, 64<<10), engine(t, onOneHost)
+	require.NoError(t, target.Register(sockio.AddressOf(other), uint64(len(other)), "cpu:0", true))
 	theirs := open(t, bystander, target.Name())
 	source := hostmemtest.New(t, 8192)
-	hostmem.Now().Note(addressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
+	hostmem.Now().Note(sockio.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
 	stuck := submit(t, e, ask(core.Write, source.Memory, id, memory))
 	source.AwaitFault(t)
 
 	unregistered := make(chan error, 1)
-	go func() { unregistered <- target.Unregister(addressOf(memory)) }()
+	go func() { unregistered <- target.Unregister(sockio.AddressOf(memory)) }()
 	for range 10 {
 		completes(t, submit(t, bystander, ask(core.Write, local, theirs, other), ask(core.Read, local, theirs, other)))
 	}
 	err := <-unregistered
 	require.ErrorIs(t, err, core.ErrInUse)
 	require.Equal(t, status.BatchBusy, status.Of(err, -1))
-	require.ErrorContains(t, err, fmt.Sprintf("%#x+%d by a transfer of process %d", addressOf(memory), len(memory), os.Getpid()))
-	require.Error(t, target.Register(addressOf(memory), 4096, "cpu:0", true))
+	require.ErrorContains(t, err, fmt.Sprintf("%#x+%d by a transfer of process %d", sockio.AddressOf(memory), len(memory), os.Getpid()))
+	require.Error(t, target.Register(sockio.AddressOf(memory), 4096, "cpu:0", true))
 	completes(t, submit(t, bystander, ask(core.Write, local, theirs, other)))
 
 	source.Release(t)
-	require.NoError(t, target.Unregister(addressOf(memory)))
-	require.NoError(t, target.Register(addressOf(memory), 4096, "cpu:0", true))
+	require.NoError(t, target.Unregister(sockio.AddressOf(memory)))
+	require.NoError(t, target.Register(sockio.AddressOf(memory), 4096, "cpu:0", true))
 	require.NoError(t, e.DiscardBatch(stuck))
 }
 
@@ -84,7 +86,7 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 	target, e, memory, local, id := neighbours(t, 64<<10)
 	other := engine(t, onOneHost)
 	source := hostmemtest.New(t, 8192)
-	hostmem.Now().Note(addressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
+	hostmem.Now().Note(sockio.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
 	stuck := submit(t, e, ask(core.Write, source.Memory, id, memory))
 	source.AwaitFault(t)
 	completes(t, submit(t, other, ask(core.Read, local, open(t, other, target.Name()), memory)))
@@ -95,9 +97,9 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 		var err error
 		returns(t, "Close", func() { err = transport.Close() })
 		require.ErrorIs(t, err, core.ErrInUse)
-		require.ErrorContains(t, err, fmt.Sprintf("one from process %d, memory %#x+%d", os.Getpid(), addressOf(memory), len(memory)))
+		require.ErrorContains(t, err, fmt.Sprintf("one from process %d, memory %#x+%d", os.Getpid(), sockio.AddressOf(memory), len(memory)))
 	}
-	require.Eventually(t, func() bool { return len(transport.target.links()) > 0 && connections(transport) == 1 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return len(transport.target.links()) > 0 && connections(transport) == 1 }, tcptest.Patience, time.Millisecond)
 	source.Release(t)
 	transport.ending = time.Minute
 	require.NoError(t, transport.Close())
@@ -116,7 +118,7 @@ func connections(t *Transport) (n int) {
 // clutch keeps a carrier's connection in use, as a system call does that is stuck, until release is called.
 func clutch(t *testing.T, c carrier) (release func()) {
 	t.Helper()
-	var conn *stream
+	var conn *connection
 	require.Eventually(t, func() bool {
 		switch c := c.(type) {
 		case *lane:
@@ -129,10 +131,10 @@ func clutch(t *testing.T, c carrier) (release func()) {
 			conn = c.conn
 		}
 		return conn != nil
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 	held, over := make(chan struct{}), make(chan struct{})
 	go func() {
-		_ = conn.hold(func(uintptr) {
+		_ = conn.Hold(func(uintptr) {
 			close(held)
 			<-over
 		})
@@ -144,7 +146,7 @@ func clutch(t *testing.T, c carrier) (release func()) {
 func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			memory, asked := mapped(t, 4096), make(chan struct{})
+			memory, asked := tcptest.Mapped(t, 4096), make(chan struct{})
 			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
 				var h wire.Header
 				v.header(&h)
@@ -152,7 +154,7 @@ func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
 				v.waitForEnd()
 			}), memory)
 			e := engine(t, way.config)
-			b := submit(t, e, ask(core.Read, mapped(t, 4096), open(t, e, p.name), memory))
+			b := submit(t, e, ask(core.Read, tcptest.Mapped(t, 4096), open(t, e, p.name), memory))
 			transport, peer := transportOf(t, e), onlyPeer(t, e)
 			transport.ending = 10 * time.Millisecond
 			<-asked
@@ -160,7 +162,7 @@ func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
 			t.Cleanup(release)
 
 			returns(t, "RemoveLocalSegment", func() { require.NoError(t, e.RemoveLocalSegment(p.name)) })
-			completes(t, submit(t, e, ask(core.Read, mapped(t, 4096), open(t, e, p.name), memory)))
+			completes(t, submit(t, e, ask(core.Read, tcptest.Mapped(t, 4096), open(t, e, p.name), memory)))
 			returns(t, "Abort", transport.Abort)
 			require.Len(t, peer.listed(), 1)
 			require.False(t, b.Done(), "its memory may be in use")

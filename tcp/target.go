@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/clock"
 	"kvferry/core/shut"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
@@ -34,9 +35,6 @@ const (
 	// How often in a progress timeout stalled sessions are looked for.
 	watchTicks = 4
 )
-
-// keepAlive finds the dead among peers that have nothing to say: an idle connection is never closed otherwise.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
 
 // errTargetClosed ends the sessions of a target that is being closed.
 var errTargetClosed = errors.New("the engine is being closed")
@@ -59,7 +57,7 @@ type target struct {
 	options  targetOptions
 	began    time.Duration // by clock.SinceBoot
 
-	accepted chan plainConn
+	accepted chan sockio.Conn
 	slots    chan struct{} // holds an item for each session
 	sayFull  sync.Once
 	failing  atomic.Bool // nothing could be accepted, the last time, by one of the listeners
@@ -91,7 +89,7 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local
 		local:    local,
 		options:  o,
 		began:    clock.SinceBoot(),
-		accepted: make(chan plainConn),
+		accepted: make(chan sockio.Conn),
 		slots:    make(chan struct{}, o.maxSessions),
 		closing:  make(chan struct{}),
 		sessions: make(map[*session]struct{}),
@@ -102,9 +100,9 @@ func newTarget(log *zap.Logger, memory regions, listener *net.TCPListener, local
 	t.timer = time.AfterFunc(time.Hour, t.check)
 	t.timer.Stop()
 	t.running.Go(t.admit)
-	t.running.Go(func() { t.accept(func() (plainConn, error) { return listener.AcceptTCP() }) })
+	t.running.Go(func() { t.accept(func() (sockio.Conn, error) { return listener.AcceptTCP() }) })
 	if local != nil {
-		t.running.Go(func() { t.accept(func() (plainConn, error) { return local.AcceptUnix() }) })
+		t.running.Go(func() { t.accept(func() (sockio.Conn, error) { return local.AcceptUnix() }) })
 	}
 	return t
 }
@@ -143,7 +141,7 @@ func (t *target) admit() {
 }
 
 // accept takes the connections of a listener, one at most beyond those that can be served, and outlives every failure.
-func (t *target) accept(next func() (plainConn, error)) {
+func (t *target) accept(next func() (sockio.Conn, error)) {
 	delay := shortestAcceptDelay
 	for {
 		conn, err := next()
@@ -197,8 +195,8 @@ func (t *target) takeSlot() bool {
 	}
 }
 
-func (t *target) start(conn plainConn) {
-	stream, err := newStream(conn)
+func (t *target) start(conn sockio.Conn) {
+	stream, err := sockio.New(conn, processors)
 	if err != nil {
 		t.log.Info("a data connection ended as it began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
 		<-t.slots
@@ -208,7 +206,7 @@ func (t *target) start(conn plainConn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		stream.abandon()
+		stream.Reset()
 		<-t.slots
 		return
 	}

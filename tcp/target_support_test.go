@@ -12,6 +12,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/staging"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -19,13 +21,9 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
-	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// patience is how long tests wait for what must happen.
-const patience = 20 * time.Second
 
 // served is a fake of the registry: a fixed set of regions.
 type served struct {
@@ -38,7 +36,7 @@ type served struct {
 func (s *served) Epoch() *atomic.Uint64 { return &s.epoch }
 
 func (s *served) add(b []byte, remote bool) *core.Region {
-	return s.addRange(core.Range{Addr: addressOf(b), Length: uint64(len(b))}, remote, nil)
+	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, remote, nil)
 }
 
 func (s *served) addRange(at core.Range, remote bool, on *staging.Device) *core.Region {
@@ -102,7 +100,7 @@ func (h *harness) sessions() int {
 
 func (h *harness) waitForSessions(n int) {
 	h.t.Helper()
-	require.Eventually(h.t, func() bool { return h.sessions() == n }, patience, time.Millisecond)
+	require.Eventually(h.t, func() bool { return h.sessions() == n }, tcptest.Patience, time.Millisecond)
 }
 
 // only is the session of the one connection there is.
@@ -123,7 +121,7 @@ func (h *harness) waitForLog(message string) observer.LoggedEntry {
 	require.Eventually(h.t, func() bool {
 		found = h.logs.FilterMessage(message).All()
 		return len(found) > 0
-	}, patience, time.Millisecond, "no log line %q in %v", message, h.logs.All())
+	}, tcptest.Patience, time.Millisecond, "no log line %q in %v", message, h.logs.All())
 	return found[0]
 }
 
@@ -164,9 +162,9 @@ func (h *harness) dialWithPermit() (*client, *permit) {
 	c := h.dialSocket()
 	p, file, err := newPermit()
 	require.NoError(h.t, err)
-	defer closeFile(file)
+	defer sockio.CloseFile(file)
 	h.t.Cleanup(func() { require.NoError(h.t, p.close()) })
-	hi := wire.Hello{Origin: wire.Identity{1}, Number: h.numbers.Add(1), PermitAt: uint64(addressOf(p.page))}
+	hi := wire.Hello{Origin: wire.Identity{1}, Number: h.numbers.Add(1), PermitAt: uint64(sockio.AddressOf(p.page))}
 	answer, err := exchangeHello(c.conn.(*net.UnixConn), hi, file)
 	require.NoError(h.t, err)
 	require.EqualValues(h.t, wire.AnswerPermit, answer.Flags)
@@ -176,7 +174,7 @@ func (h *harness) dialWithPermit() (*client, *permit) {
 
 func (h *harness) connected(conn clientConn) *client {
 	h.t.Helper()
-	require.NoError(h.t, conn.SetDeadline(time.Now().Add(patience)))
+	require.NoError(h.t, conn.SetDeadline(time.Now().Add(tcptest.Patience)))
 	h.t.Cleanup(func() { _ = conn.Close() })
 	return &client{h.t, conn}
 }
@@ -195,8 +193,8 @@ func writeV2(addr uintptr, payload []byte) []byte {
 	return append(request(core.Write, true, addr, uint64(len(payload))), payload...)
 }
 
-func readV1(b []byte) []byte { return request(core.Read, false, addressOf(b), uint64(len(b))) }
-func readV2(b []byte) []byte { return request(core.Read, true, addressOf(b), uint64(len(b))) }
+func readV1(b []byte) []byte { return request(core.Read, false, sockio.AddressOf(b), uint64(len(b))) }
+func readV2(b []byte) []byte { return request(core.Read, true, sockio.AddressOf(b), uint64(len(b))) }
 
 func (c *client) send(parts ...[]byte) {
 	c.t.Helper()
@@ -235,16 +233,11 @@ func (c *client) expectReset() {
 	require.ErrorIs(c.t, err, syscall.ECONNRESET, "%d bytes", n)
 }
 
-// pattern is bytes that differ from place to place.
-func pattern(length int, seed byte) []byte {
-	b := make([]byte, length)
-	for i := range b {
-		b[i] = byte(i*31>>3) + byte(i) ^ seed
-	}
-	return b
-}
-
-func unmap(t testing.TB, b []byte) {
+// socketOf is the socket of a connection, which the test closes.
+func socketOf(t testing.TB, conn sockio.Conn) *sockio.Socket {
 	t.Helper()
-	require.NoError(t, unix.Mprotect(b, unix.PROT_NONE))
+	s, err := sockio.New(conn, processors)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	return s
 }

@@ -14,6 +14,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/device"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -22,14 +24,14 @@ import (
 )
 
 func TestCloseEndsSessionsInEveryState(t *testing.T) {
-	memory := mapped(t, 64<<20)
+	memory := tcptest.Mapped(t, 64<<20)
 	h := serve(t, targetOptions{}, memory)
 	var clients []*client
 	for _, b := range [][]byte{
 		nil,
-		writeV2(addressOf(memory), []byte("abc")),
-		writeV2(addressOf(memory), []byte("abc"))[:10],
-		writeV2(addressOf(memory), make([]byte, 1<<20))[:1<<19],
+		writeV2(sockio.AddressOf(memory), []byte("abc")),
+		writeV2(sockio.AddressOf(memory), []byte("abc"))[:10],
+		writeV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
 		readV2(memory),
 		request(core.Write, true, 4096, 1<<20), // is rejected, and keeps the connection open
 	} {
@@ -47,12 +49,12 @@ func TestCloseEndsSessionsInEveryState(t *testing.T) {
 }
 
 func TestAcknowledgedWritesStayAcknowledgedWhenTheTargetCloses(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
 	c := h.dial()
-	c.send(writeV2(addressOf(memory), []byte("abc")))
+	c.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
 	s := h.only()
-	require.Eventually(t, func() bool { return s.bytesIn.Load() == 3 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return s.bytesIn.Load() == 3 }, tcptest.Patience, time.Millisecond)
 	h.target.close()
 	c.expectStatus(wire.StatusOK)
 	c.expectEnd()
@@ -60,18 +62,18 @@ func TestAcknowledgedWritesStayAcknowledgedWhenTheTargetCloses(t *testing.T) {
 
 // A peer that speaks version 1 takes an orderly end for the confirmation of a WRITE, which may have come by then.
 func TestTargetThatClosesResetsAPeerThatMaySpeakVersion1(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	payload := []byte("abc")
 	for name, c := range map[string]struct {
 		request []byte
 		bytes   int
-	}{"silent": {nil, 0}, "version 1": {writeV1(addressOf(memory), payload), len(payload)}} {
+	}{"silent": {nil, 0}, "version 1": {writeV1(sockio.AddressOf(memory), payload), len(payload)}} {
 		t.Run(name, func(t *testing.T) {
 			h := serve(t, targetOptions{}, memory)
 			peer := h.dial()
 			peer.send(c.request)
 			s := h.only()
-			require.Eventually(t, func() bool { return s.bytesIn.Load() == uint64(c.bytes) }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { return s.bytesIn.Load() == uint64(c.bytes) }, tcptest.Patience, time.Millisecond)
 			h.target.close()
 			peer.expectReset()
 		})
@@ -92,7 +94,7 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 		"one host": {(*harness).dialNeighbour, (*harness).dialSocket},
 	} {
 		t.Run(name, func(t *testing.T) {
-			memory := mapped(t, 4096)
+			memory := tcptest.Mapped(t, 4096)
 			h := serve(t, targetOptions{maxSessions: 1}, memory)
 			for _, l := range []syscall.Conn{h.target.listener, h.target.local} {
 				raw, err := l.SyscallConn()
@@ -100,11 +102,11 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 				require.NoError(t, raw.Control(func(fd uintptr) { inherit(t, int(fd)) }))
 			}
 			served := way.dial(h)
-			served.send(writeV2(addressOf(memory), []byte("abc")))
+			served.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
 			served.expectStatus(wire.StatusOK)
 			waiting := []*client{way.connect(h), way.connect(h), way.connect(h)} // for a session, to be taken, and to be accepted
 			h.waitForLog("as many data connections as may be; more have to wait until one ends")
-			inherit(t, h.only().conn.socket)
+			require.NoError(t, h.only().conn.Control(func(socket int) error { inherit(t, socket); return nil }))
 			h.target.close()
 			served.expectEnd()
 			for _, c := range waiting {
@@ -117,7 +119,7 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 }
 
 func TestSessionsAreLimitedAndTheNextIsServedWhenOneEnds(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{maxSessions: 2}, memory)
 	a, b, waiting := h.dial(), h.dial(), h.dial()
 	for _, c := range []*client{a, b} {
@@ -140,7 +142,7 @@ func TestCloseEndsATargetThatIsAtItsLimit(t *testing.T) {
 }
 
 func TestAcceptSurvivesRunningOutOfFileDescriptors(t *testing.T) {
-	memory := mapped(t, 4096)
+	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
@@ -153,7 +155,7 @@ func TestAcceptSurvivesRunningOutOfFileDescriptors(t *testing.T) {
 	h.waitForLog("cannot accept data connections; still trying")
 	release()
 
-	_, err = conn.Write(writeV2(addressOf(memory), []byte("abc")))
+	_, err = conn.Write(writeV2(sockio.AddressOf(memory), []byte("abc")))
 	require.NoError(t, err)
 	status := make([]byte, wire.StatusSize)
 	_, err = io.ReadFull(conn, status)
@@ -193,7 +195,7 @@ func useUpFileDescriptors(t *testing.T) (release func()) {
 func TestConnectionsAreSetUpForSpeedAndToFindDeadPeers(t *testing.T) {
 	h := serve(t, targetOptions{})
 	h.dial()
-	require.NoError(t, h.only().conn.control(func(socket int) error {
+	require.NoError(t, h.only().conn.Control(func(socket int) error {
 		for _, option := range []struct{ level, name, want int }{
 			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
@@ -240,23 +242,23 @@ func dialEngine(t testing.TB, e *core.Engine) (*client, *target) {
 
 func TestMemoryThatNoRequestUsesIsUnregisteredWithoutEndingSessions(t *testing.T) {
 	e := engine(t)
-	memory, other := mapped(t, 1<<20), mapped(t, 1<<20)
+	memory, other := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 	for _, b := range [][]byte{memory, other} {
-		require.NoError(t, e.Register(addressOf(b), uint64(len(b)), "cpu:0", true))
+		require.NoError(t, e.Register(sockio.AddressOf(b), uint64(len(b)), "cpu:0", true))
 	}
 	c, target := dialEngine(t, e)
 	for range 100 {
-		c.send(writeV2(addressOf(memory), pattern(100, 1)), readV2(memory[:100]), writeV1(addressOf(other), pattern(5000, 2)),
-			readV1(memory[:7]), readV2(other[:5000]), writeV2(addressOf(memory), pattern(1<<20, 1)))
+		c.send(writeV2(sockio.AddressOf(memory), tcptest.Pattern(100, 1)), readV2(memory[:100]), writeV1(sockio.AddressOf(other), tcptest.Pattern(5000, 2)),
+			readV1(memory[:7]), readV2(other[:5000]), writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
 		c.expectStatus(wire.StatusOK)
 		c.expectStatus(wire.StatusOK)
-		c.expect(pattern(100, 1))
-		c.expect(pattern(7, 1))
+		c.expect(tcptest.Pattern(100, 1))
+		c.expect(tcptest.Pattern(7, 1))
 		c.expectStatus(wire.StatusOK)
-		c.expect(pattern(5000, 2))
+		c.expect(tcptest.Pattern(5000, 2))
 		c.expectStatus(wire.StatusOK)
 	}
-	require.NoError(t, e.Unregister(addressOf(memory)))
+	require.NoError(t, e.Unregister(sockio.AddressOf(memory)))
 	c.send(readV2(other[:1]))
 	c.expectStatus(wire.StatusOK)
 	require.Equal(t, 1, target.links()[0].Connections)
@@ -264,13 +266,13 @@ func TestMemoryThatNoRequestUsesIsUnregisteredWithoutEndingSessions(t *testing.T
 
 func TestUnregisterEndsARequestThatDoesNotGetOn(t *testing.T) {
 	e := engine(t)
-	memory := mapped(t, 1<<20)
-	require.NoError(t, e.Register(addressOf(memory), uint64(len(memory)), "cpu:0", true))
+	memory := tcptest.Mapped(t, 1<<20)
+	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	c, _ := dialEngine(t, e)
-	c.send(writeV2(addressOf(memory), pattern(1<<20, 1))[:1<<19])
-	require.Eventually(t, func() bool { return memory[1<<18] == pattern(1<<19, 1)[1<<18] }, patience, time.Millisecond)
-	require.NoError(t, e.Unregister(addressOf(memory)))
-	unmap(t, memory)
+	c.send(writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))[:1<<19])
+	require.Eventually(t, func() bool { return memory[1<<18] == tcptest.Pattern(1<<19, 1)[1<<18] }, tcptest.Patience, time.Millisecond)
+	require.NoError(t, e.Unregister(sockio.AddressOf(memory)))
+	tcptest.Unmap(t, memory)
 	c.expectReset()
 }
 
@@ -281,27 +283,27 @@ func TestUnregisterOfDeviceMemoryWaitsForItsCopies(t *testing.T) {
 		Log: zaptest.NewLogger(t), Runtimes: []device.Runtime{a.runtime()}})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, e.Close()) }()
-	require.NoError(t, e.Register(addressOf(memory), uint64(len(memory)), "npu:0", true))
+	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "npu:0", true))
 	c, _ := dialEngine(t, e)
 
 	release := a.holdCopies()
-	c.send(writeV2(addressOf(memory), pattern(1<<20, 1)))
+	c.send(writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
 	a.waitForACopy()
 	unregistered := make(chan error, 1)
-	go func() { unregistered <- e.Unregister(addressOf(memory)) }()
+	go func() { unregistered <- e.Unregister(sockio.AddressOf(memory)) }()
 	require.Eventually(t, func() bool {
-		region, err := e.Memory().PinRemote(uint64(addressOf(memory)), 1)
+		region, err := e.Memory().PinRemote(uint64(sockio.AddressOf(memory)), 1)
 		if err == nil {
 			region.Unpin()
 		}
 		return err != nil
-	}, patience, time.Millisecond)
+	}, tcptest.Patience, time.Millisecond)
 	c.expectSilence()
 	require.Empty(t, unregistered)
 	release()
 	require.NoError(t, <-unregistered)
 	c.expectStatus(wire.StatusOK)
-	require.True(t, bytes.Equal(pattern(1<<20, 1), memory))
+	require.True(t, bytes.Equal(tcptest.Pattern(1<<20, 1), memory))
 }
 
 // FuzzSession sends random bytes to a target whose region lies between memory that is mapped but not registered: the

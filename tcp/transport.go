@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/address"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"go.uber.org/zap"
@@ -101,7 +102,7 @@ func (t *Transport) peer(s *core.Segment) (*peer, error) {
 	}
 	p := t.peers[s]
 	if p == nil {
-		p = &peer{transport: t, segment: s, answers: lookout{polling: t.config.Polling}}
+		p = &peer{transport: t, segment: s, answers: sockio.Spinner{Polling: t.config.Polling}}
 		t.peers[s] = p
 	}
 	return p, nil

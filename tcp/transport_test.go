@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
@@ -40,8 +42,8 @@ func wait(t testing.TB, b *core.Batch) {
 func TestScatteredBlocksArriveInBothDirections(t *testing.T) {
 	target, initiator := engine(t), engine(t)
 	const block, blocks = 4096 + 13, 300
-	far, near := mapped(t, 2*block*blocks), mapped(t, 2*block*blocks)
-	require.NoError(t, target.Register(addressOf(far), uint64(len(far)), "cpu:0", true))
+	far, near := tcptest.Mapped(t, 2*block*blocks), tcptest.Mapped(t, 2*block*blocks)
+	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	id, err := initiator.OpenSegment(target.Name())
 	require.NoError(t, err)
 	for i := range near {
@@ -52,8 +54,8 @@ func TestScatteredBlocksArriveInBothDirections(t *testing.T) {
 		require.NoError(t, err)
 		reqs := make([]core.Request, blocks)
 		for i, place := range rand.Perm(blocks) {
-			reqs[i] = core.Request{Opcode: op, Local: addressOf(near) + uintptr(2*i*block), Target: id,
-				Remote: uint64(addressOf(far)) + uint64(2*place*block), Length: block}
+			reqs[i] = core.Request{Opcode: op, Local: sockio.AddressOf(near) + uintptr(2*i*block), Target: id,
+				Remote: uint64(sockio.AddressOf(far)) + uint64(2*place*block), Length: block}
 		}
 		require.NoError(t, initiator.Submit(b, reqs, nil))
 		wait(t, b)

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +28,7 @@ const (
 	patientTime = 100 * time.Millisecond
 )
 
-var copies = newTurnstile(processors / 2)
+var copies = newTurnstile(runtime.GOMAXPROCS(0) / 2)
 
 func newTurnstile(places int) *turnstile {
 	t := &turnstile{places: make(chan struct{}, max(1, places))}

@@ -9,6 +9,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/clock"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -80,16 +82,16 @@ func (s *turnstile) forget() { s.shorts.Store(-int64(shortsTime)) }
 func (s *turnstile) seen() bool { return s.shorts.Load() >= 0 }
 
 func TestASessionTellsOfShortRequests(t *testing.T) {
-	memory, payload := mapped(t, 1<<20), mapped(t, 1<<20)
+	memory, payload := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 	h := serve(t, targetOptions{}, memory)
 	c := h.dialNeighbour()
 	send := func(length int) {
-		c.send(writeByAddress(addressOf(memory), payload[:length]))
+		c.send(writeByAddress(sockio.AddressOf(memory), payload[:length]))
 		c.expectStatus(wire.StatusOK)
 	}
 	copies.forget()
 	send(4096)
-	require.Eventually(t, copies.seen, patience, time.Microsecond)
+	require.Eventually(t, copies.seen, tcptest.Patience, time.Microsecond)
 	copies.forget()
 	send(1 << 20)
 	send(1 << 20) // the session waited for this one, so it is done with the other

@@ -48,7 +48,7 @@ var (
 
 func (s share) threads() int {
 	processors := runtime.GOMAXPROCS(0)
-	return processors + processors/2 + s.calls + s.spare // every other processor may have one that naps, see tcp/waiting.go
+	return processors + processors/2 + s.calls + s.spare // every other processor may have one that polls, see tcp/sockio/poll.go
 }
 
 // Wanted is how many threads are to be had for one of the ways to reserve them, from 0 on, each with fewer threads than the one
