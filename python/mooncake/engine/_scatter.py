@@ -1,18 +1,20 @@
-"""Scatter transfers: the calls that start them, and the tickets that tell of them."""
+"""Scatter transfers: the calls that start them, and the tickets that say how they are."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from typing import SupportsIndex
 
-from kvferry import _log
-from kvferry._arrays import Blocks, blocks
+from kvferry._arrays import blocks
 from kvferry._ffi import Integers, u64
 from kvferry._scatter import ScatterTransfer
-from mooncake.engine._arrays import READ, WRITE
+from kvferry._waiting import given_up
+from mooncake.engine._arguments import NO_BATCH, READ, WRITE, Lists, blocks_of_regions, time_for
+from mooncake.engine._base import Calls
+from mooncake.engine._refusals import Refused, refused
 
-Lists = Iterable[Integers]
+Regions = tuple[Integers, Integers, Integers, Integers]  # addresses and capacities, local and remote
+Offsets = tuple[Lists, Lists, Lists]  # of the blocks, local and remote, and their lengths
 
 
 class ScatterTransferCompletionStatus(enum.IntEnum):
@@ -26,11 +28,11 @@ class ScatterTransferCompletionStatus(enum.IntEnum):
 
 
 class ScatterTransferTicket:
-    """A scatter transfer that was started. TransferEngine makes tickets; nobody else does.
+    """A scatter transfer that was started. Only TransferEngine makes tickets. Any thread may call a ticket.
 
-    It keeps the transfer alive, and the engine with it, but for an initialize() that replaces the engine: what is under
-    way is given up then. When the last reference to a ticket goes while the transfer is under way, that waits for its
-    end, and gives it up when its time is over, which is that of a synchronous call. Any thread may call a ticket.
+    A ticket keeps the transfer alive, and the engine with it. An initialize() that replaces the engine gives the
+    transfer up. When the last reference to a ticket goes while the transfer is under way, Python waits there until the
+    transfer has ended, or gives it up at its time limit, which is that of a blocking call.
     """
 
     _transfer: ScatterTransfer
@@ -40,7 +42,7 @@ class ScatterTransferTicket:
 
     @property
     def status(self) -> ScatterTransferCompletionStatus:
-        """How things stand now."""
+        """What the transfer has come to by now."""
         return ScatterTransferCompletionStatus(self._transfer.status())
 
     @property
@@ -49,108 +51,75 @@ class ScatterTransferTicket:
         return self.status is not ScatterTransferCompletionStatus.COMPLETION_UNKNOWN
 
     def drain(self, timeout_ms: SupportsIndex, /) -> ScatterTransferCompletionStatus:
-        """Wait until the transfer has ended, for up to so many milliseconds; its status then. One that goes on after
-        that is left alone. Ctrl-C ends the wait, not the transfer."""
+        """Wait for up to timeout_ms milliseconds until the transfer has ended; its status then. After that time the
+        transfer goes on. Ctrl-C ends the wait, not the transfer."""
         return ScatterTransferCompletionStatus(self._transfer.wait(u64(timeout_ms, "timeout_ms") / 1000))
 
 
-class ScatterTransfers:
+class ScatterTransfers(Calls):
     """The calls of TransferEngine that start scatter transfers.
 
     There are k regions on each side: region j begins at local_base_addresses[j] here and at remote_base_addresses[j] at
     the peer, and has that capacity in bytes. Block i of region j is lengths[j][i] bytes between local_base_addresses[j]
     + local_offsets[j][i] and remote_base_addresses[j] + remote_offsets[j][i].
 
-    A block outside a capacity, lists of different lengths, and a peer that cannot be reached do not raise: the ticket
-    says FAILED_DRAINED, and the log why. What is no integer from 0 to 2^64-1 is a TypeError.
+    A block outside a capacity, lists of different lengths, and a peer that cannot be reached raise nothing: the ticket
+    says FAILED_DRAINED, and the log why. A number that is no integer from 0 to 2^64-1 is a TypeError.
     """
 
-    def submit_scatter_write(
-        self,
-        endpoint: str,
-        local_base_addresses: Integers,
-        local_capacities: Integers,
-        remote_base_addresses: Integers,
-        remote_capacities: Integers,
-        local_offsets: Lists,
-        remote_offsets: Lists,
-        lengths: Lists,
-    ) -> ScatterTransferTicket:
+    @blocks_of_regions
+    def submit_scatter_write(self, endpoint: str, regions: Regions, offsets: Offsets) -> ScatterTransferTicket:
         """Start writing blocks of regions. Returns at once; a peer that is not open yet is opened in the background."""
-        bases = local_base_addresses, local_capacities, remote_base_addresses, remote_capacities
-        return self._scatter(endpoint, WRITE, bases, (local_offsets, remote_offsets, lengths), wait=False)
+        return _ticket(self._start(endpoint, WRITE, regions, offsets))
 
-    def submit_scatter_read(
-        self,
-        endpoint: str,
-        local_base_addresses: Integers,
-        local_capacities: Integers,
-        remote_base_addresses: Integers,
-        remote_capacities: Integers,
-        local_offsets: Lists,
-        remote_offsets: Lists,
-        lengths: Lists,
-    ) -> ScatterTransferTicket:
+    @blocks_of_regions
+    def submit_scatter_read(self, endpoint: str, regions: Regions, offsets: Offsets) -> ScatterTransferTicket:
         """Start reading blocks of regions: see submit_scatter_write()."""
-        bases = local_base_addresses, local_capacities, remote_base_addresses, remote_capacities
-        return self._scatter(endpoint, READ, bases, (local_offsets, remote_offsets, lengths), wait=False)
+        return _ticket(self._start(endpoint, READ, regions, offsets))
 
+    @blocks_of_regions
     def scatter_transfer_sync_write_with_ticket(
-        self,
-        endpoint: str,
-        local_base_addresses: Integers,
-        local_capacities: Integers,
-        remote_base_addresses: Integers,
-        remote_capacities: Integers,
-        local_offsets: Lists,
-        remote_offsets: Lists,
-        lengths: Lists,
+        self, endpoint: str, regions: Regions, offsets: Offsets
     ) -> ScatterTransferTicket:
-        """submit_scatter_write(), and wait until the transfer has ended. When its time is over it is given up. Its
-        ticket says COMPLETION_UNKNOWN only where something is stuck that may use the memory still."""
-        bases = local_base_addresses, local_capacities, remote_base_addresses, remote_capacities
-        return self._scatter(endpoint, WRITE, bases, (local_offsets, remote_offsets, lengths), wait=True)
+        """submit_scatter_write(), and wait until the transfer has ended. At its time limit it is given up. Its ticket
+        says COMPLETION_UNKNOWN only where something is stuck that may still use the memory."""
+        return _ticket(_finished(endpoint, self._start(endpoint, WRITE, regions, offsets)))
 
+    @blocks_of_regions
     def scatter_transfer_sync_read_with_ticket(
-        self,
-        endpoint: str,
-        local_base_addresses: Integers,
-        local_capacities: Integers,
-        remote_base_addresses: Integers,
-        remote_capacities: Integers,
-        local_offsets: Lists,
-        remote_offsets: Lists,
-        lengths: Lists,
+        self, endpoint: str, regions: Regions, offsets: Offsets
     ) -> ScatterTransferTicket:
         """submit_scatter_read(), and wait: see scatter_transfer_sync_write_with_ticket()."""
-        bases = local_base_addresses, local_capacities, remote_base_addresses, remote_capacities
-        return self._scatter(endpoint, READ, bases, (local_offsets, remote_offsets, lengths), wait=True)
+        return _ticket(_finished(endpoint, self._start(endpoint, READ, regions, offsets)))
 
-    def _scatter(
-        self,
-        endpoint: str,
-        opcode: int,
-        bases: tuple[Integers, Integers, Integers, Integers],
-        lists: tuple[Lists, Lists, Lists],
-        wait: bool,
-    ) -> ScatterTransferTicket:
+    def _start(self, endpoint: str, opcode: int, regions: Regions, offsets: Offsets) -> ScatterTransfer:
+        """Start a transfer. One that cannot be started has failed, and the log says why."""
         if not isinstance(endpoint, str):
             raise TypeError(f"endpoint must be a str, not {type(endpoint).__name__}")
         try:
-            transfer = self._start_scatter(endpoint, blocks(*bases, *lists), opcode)
-        except ValueError as e:
-            _log.warning("scatter transfer with %s: %s", endpoint, e)
-            transfer = ScatterTransfer(None, 0, 0)
-        if wait and not transfer.finish():
-            _log.warning(
-                "scatter transfer with %s: given up after %g s (MC_TRANSFER_TIMEOUT, and 1 s for each GiB)",
-                endpoint,
-                transfer.timeout,
-            )
-        ticket = ScatterTransferTicket.__new__(ScatterTransferTicket)
-        ticket._transfer = transfer
-        return ticket
+            described = blocks(*regions, *offsets)
+            engine = self._initialized()
+            batch = engine.submit_scatter(opcode, endpoint, described)
+            if batch == NO_BATCH:
+                raise Refused(engine.last_error())
+        except (Refused, ValueError) as e:
+            refused(_about(endpoint), e)
+            return ScatterTransfer(None, NO_BATCH, 0)
+        return ScatterTransfer(engine, batch, self._timeout + time_for(described.lengths)())
 
-    def _start_scatter(self, endpoint: str, described: Blocks, opcode: int) -> ScatterTransfer:
-        """What TransferEngine has for these: start a transfer. ValueError for an endpoint that is no name."""
-        raise NotImplementedError
+
+def _finished(endpoint: str, transfer: ScatterTransfer) -> ScatterTransfer:
+    """The transfer, when it has ended or was given up."""
+    if not transfer.finish():
+        refused(_about(endpoint), given_up(transfer.timeout))
+    return transfer
+
+
+def _ticket(transfer: ScatterTransfer) -> ScatterTransferTicket:
+    ticket = ScatterTransferTicket.__new__(ScatterTransferTicket)
+    ticket._transfer = transfer
+    return ticket
+
+
+def _about(endpoint: str) -> str:
+    return f"scatter transfer with {endpoint}"

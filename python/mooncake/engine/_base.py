@@ -1,0 +1,46 @@
+"""What the groups of TransferEngine's calls have in common."""
+
+from __future__ import annotations
+
+from kvferry._bindings import KVFERRY_ERR_TIMED_OUT
+from kvferry._engine import Engine
+from kvferry._memory import ManagedMemory
+from kvferry._waiting import Seconds, given_up, no_time
+from mooncake.engine._refusals import NOT_INITIALIZED, Refused
+
+
+class Calls:
+    """The base class of the groups."""
+
+    _engine: Engine | None  # None before initialize()
+    _memory: ManagedMemory
+    _timeout: float  # the time limit of a call, in seconds, without the time for its bytes
+
+    def _initialized(self) -> Engine:
+        """The engine. Refused before initialize()."""
+        engine = self._engine
+        if engine is None:
+            raise Refused(NOT_INITIALIZED)
+        return engine
+
+    def _open(self, target: str, seconds: Seconds = no_time) -> tuple[Engine, int]:
+        """The engine, and the id of a peer's segment, within the time limit plus some seconds. Refused says why not."""
+        engine = self._initialized()
+        segment = engine.segment(target, self._timeout, seconds)
+        if segment < 0:
+            raise self._failure(engine, segment, seconds)
+        return engine, segment
+
+    def _failure(self, engine: Engine, code: int, seconds: Seconds = no_time) -> Refused:
+        """Why a call of this thread failed with a code, as an exception. Its time limit had some seconds more."""
+        reason = engine.last_error()
+        if code == KVFERRY_ERR_TIMED_OUT:
+            reason = f"{given_up(self._timeout + seconds())}: {reason}"
+        return Refused(reason)
+
+
+def checked(engine: Engine, code: int) -> int:
+    """0. Refused, with the code as its value, for a negative one."""
+    if code != 0:
+        raise Refused(engine.last_error(), code)
+    return 0

@@ -1,0 +1,155 @@
+"""The calls of TransferEngine that move bytes and return when that has ended.
+
+Their way: a decorator of _arguments.py packs what the caller gave; _transfer() checks the rest; _blocking() opens the
+peer, has the engine move the bytes, and says how that ended.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, SupportsIndex
+
+from kvferry._arrays import Pages
+from kvferry._bindings import KVFERRY_ERR_FAILED
+from kvferry._engine import Engine
+from kvferry._messages import notification
+from kvferry._waiting import Seconds
+from mooncake.engine._arguments import (
+    FAILURE,
+    GIB,
+    READ,
+    WRITE,
+    Ranges,
+    direction,
+    many_ranges,
+    many_ranges_with_notification,
+    one_range,
+    one_range_either_way,
+    ranges_of_arrays,
+    ranges_of_pages,
+)
+from mooncake.engine._base import Calls
+from mooncake.engine._types import TransferNotify
+
+
+class BlockingTransfers(Calls):
+    """The calls. Whatever one returned or raised, nothing touches its buffers afterwards.
+
+    Arrays are objects with a buffer of contiguous 8-byte integers, signed or not: NumPy's, array.array, ctypes', a
+    memoryview. Any other object is a TypeError; negative items and arrays of different lengths are a ValueError. A call
+    reads the arrays until it returns.
+    """
+
+    @one_range
+    def transfer_sync_write(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+        """Write length bytes from buffer to the peer's address; 0 or negative."""
+        return self._transfer(target, ranges, seconds, WRITE)
+
+    @one_range
+    def transfer_sync_read(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+        """Read length bytes from the peer's address into buffer; 0 or negative."""
+        return self._transfer(target, ranges, seconds, READ)
+
+    @one_range_either_way
+    def transfer_sync(
+        self,
+        target: str,
+        ranges: Ranges,
+        seconds: Seconds,
+        opcode: SupportsIndex,
+        notify: TransferNotify | None,
+    ) -> int:
+        """Write or read. When that has completed, deliver the notification to the peer; 0 or negative."""
+        return self._transfer(target, ranges, seconds, opcode, notify)
+
+    @many_ranges
+    def batch_transfer_sync_write(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+        """transfer_sync_write() of many blocks at once; 0 when all were written, or negative."""
+        return self._transfer(target, ranges, seconds, WRITE)
+
+    @many_ranges
+    def batch_transfer_sync_read(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+        """transfer_sync_read() of many blocks at once; 0 when all were read, or negative."""
+        return self._transfer(target, ranges, seconds, READ)
+
+    @many_ranges_with_notification
+    def batch_transfer_sync(
+        self,
+        target: str,
+        ranges: Ranges,
+        seconds: Seconds,
+        opcode: SupportsIndex,
+        notify: TransferNotify | None,
+    ) -> int:
+        """transfer_sync() of many blocks at once, with one notification; 0 or negative."""
+        return self._transfer(target, ranges, seconds, opcode, notify)
+
+    @ranges_of_arrays
+    def batch_transfer_sync_write_arrays(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+        """batch_transfer_sync_write() of arrays; 0 when all were written, or negative."""
+        return self._transfer(target, ranges, seconds, WRITE)
+
+    @ranges_of_arrays
+    def batch_transfer_sync_read_arrays(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+        """batch_transfer_sync_read() of arrays; 0 when all were read, or negative."""
+        return self._transfer(target, ranges, seconds, READ)
+
+    @ranges_of_pages
+    def batch_transfer_sync_write_pages(self, target: str, pages: Pages, max_batch: int) -> int:
+        """Write pages of several pools; 0 when all were written, or negative.
+
+        src_pages are numbers of local pages, dst_pages as many of the peer's. fields is a C-contiguous array [rows, 5]
+        with a row for each pool: (source base, source stride, destination base, destination stride, length), in bytes.
+        For each row and each i, length bytes are moved between source base + src_pages[i] * source stride here and
+        destination base + dst_pages[i] * destination stride at the peer. At most max_batch_size ranges are under way at
+        a time; 0 is no limit.
+        """
+        return self._transfer_pages(target, pages, max_batch, WRITE)
+
+    @ranges_of_pages
+    def batch_transfer_sync_read_pages(self, target: str, pages: Pages, max_batch: int) -> int:
+        """Read pages of several pools; 0 when all were read, or negative. The arguments are those of
+        batch_transfer_sync_write_pages(). As in Mooncake, src_pages and the source bases are local here, too, and the
+        bytes come from the peer's pages."""
+        return self._transfer_pages(target, pages, max_batch, READ)
+
+    def _transfer(
+        self,
+        target: str,
+        ranges: Ranges,
+        seconds: Seconds,
+        opcode: SupportsIndex,
+        notify: TransferNotify | None = None,
+    ) -> int:
+        number = direction(opcode)
+        message = None if notify is None else notification(notify.name, notify.msg)
+        return self._blocking(
+            target,
+            seconds,
+            lambda engine, segment, left: engine.transfer(number, segment, *ranges, message, left, seconds),
+        )
+
+    def _transfer_pages(self, target: str, pages: Pages, max_batch: int, opcode: int) -> int:
+        self._initialized()
+        if pages.ranges == 0:
+            return 0
+
+        def seconds() -> float:
+            return pages.bytes / GIB
+
+        return self._blocking(
+            target,
+            seconds,
+            lambda engine, segment, left: engine.transfer_pages(opcode, segment, pages, max_batch, left, seconds),
+        )
+
+    def _blocking(self, target: str, seconds: Seconds, transfer: Callable[[Engine, int, float], int]) -> int:
+        """Open a peer, and call transfer with the engine, the peer's id, and the seconds left; 0 or FAILURE."""
+        deadline = time.monotonic() + self._timeout
+        engine, segment = self._open(target, seconds)
+        code = transfer(engine, segment, deadline - time.monotonic())
+        if code == 0:
+            return 0
+        if code == KVFERRY_ERR_FAILED:
+            return FAILURE  # the native library has logged the reason
+        raise self._failure(engine, code, seconds)
