@@ -1,8 +1,8 @@
 /*
  * AscendCL as far as it is used here. Prototypes and numbers are those of CANN's public headers acl/acl_base_rt.h,
  * acl/acl_rt.h and acl/error_codes/rt_error_codes.h, of CANN 8 and 9, with int for their enumerations and void * for
- * their handles. What a function promises beyond that is said where it is called, and is from its page in CANN's public
- * API reference.
+ * their handles. Comments at the calls have further promises of a function, from its page in CANN's public API
+ * reference.
  */
 #ifndef KVFERRY_ACL_H
 #define KVFERRY_ACL_H
@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What functions return: success, and the errors that mean something of their own here. */
+/* Results of functions: success, and the errors that are handled here. */
 enum {
     ACL_SUCCESS = 0,
     ACL_REPEATED_INITIALIZATION = 100002,
@@ -31,7 +31,7 @@ enum {
     ACL_MEMORY_HOST = 0,         /* of the host, allocated by AscendCL or registered with it */
     ACL_MEMORY_DEVICE = 1,
     ACL_MEMORY_UNREGISTERED = 2, /* any other memory of the host */
-    ACL_MEMORY_MANAGED = 3,      /* moves between both by itself; the host may access it */
+    ACL_MEMORY_MANAGED = 3,      /* moves between both by itself; both can access it */
     ACL_MEMORY_HOST_NUMA = 4,    /* of the host, allocated on a NUMA node by AscendCL */
 };
 
@@ -48,15 +48,15 @@ struct acl_attributes {
     uint32_t reserved[4];
 };
 
-/* aclrtMemcpyBatchAttr; what is reserved must be 0. */
+/* aclrtMemcpyBatchAttr; reserved must be 0. */
 struct acl_batch_attributes {
     struct acl_location to, from;
     uint8_t reserved[16];
 };
 
 /*
- * The functions. Optional are those that came with later releases, and that not all devices have; all others are in
- * every release that has AscendCL. Timeouts are in milliseconds: -1 is none, and 0 is refused by some releases.
+ * The functions. Optional ones came with later releases, or not all devices have them. Timeouts are in milliseconds:
+ * -1 is none, and some releases refuse 0.
  */
 #define ACL_FUNCTIONS(REQUIRED, OPTIONAL)                                                                              \
     REQUIRED(int, aclInit, (const char *configuration))                                                               \
@@ -97,7 +97,7 @@ struct acl_symbol {
     int optional;
 };
 
-/* All of them, ended by one without a name. */
+/* An array of them; the last one has no name. */
 extern const struct acl_symbol *const kvferry_acl_symbols;
 
 /* One copy: the layout of device.Copy. */
@@ -106,21 +106,21 @@ struct acl_copy {
     uint64_t length; /* bytes */
 };
 
-/* What a call came to, and where it succeeded the address or handle that it returned. */
+/* The result of a call, and where it succeeded the address or handle that it returned. */
 struct acl_result {
     int code;
     uintptr_t value;
 };
 
-/* What a list of copies came to: the error is about the one with that index. */
+/* The result of a list of copies: an error is about the copy with that index. */
 struct acl_progress {
     int code;
     size_t index;
 };
 
 /*
- * The functions, as Go can call them. Device addresses and handles are integers: Go is not to take them for pointers of
- * its own. Which thread may call what is as in AscendCL.
+ * The functions, as Go can call them. Device addresses and handles are integers, so that Go does not take them for its
+ * own pointers. Thread rules are AscendCL's.
  */
 int kvferry_acl_init(const struct acl *acl);
 const char *kvferry_acl_message(const struct acl *acl);

@@ -4,28 +4,23 @@ package ascend
 import "C"
 
 import (
-	"fmt"
-
 	"kvferry/core/device"
 	"kvferry/core/status"
 )
 
-// npu is one device. Threads that have set the same device share its default context, in which all is made here.
+// npu is one device. Threads that have set the same device share its default context; this package uses no other.
 type npu struct {
 	library *library
 	index   int
 }
 
-// failed names the device in the error of a call on it.
+// failed is the error of a call on the device, nil where the result is success.
 func (d *npu) failed(result C.int, code status.Code, format string, args ...any) error {
-	if err := d.library.check(result, code, format, args...); err != nil {
-		return fmt.Errorf("%s: %w", npus.NameOf(d.index), err)
-	}
-	return nil
+	return npus.OnDevice(d.index, d.library.check(result, code, format, args...))
 }
 
-// Bind makes the device current on this thread. AscendCL counts: a device is given up when the last that was set is
-// reset, so Unbind takes back no more than Bind has added.
+// Bind makes the device current on this thread. AscendCL counts how often a device is set, and releases it when it was
+// reset as often. So Unbind undoes one Bind and nothing of the application's.
 func (d *npu) Bind() error {
 	code := C.kvferry_acl_set_device(d.library.acl, C.int32_t(d.index))
 	return d.failed(code, status.DeviceNotFound, "aclrtSetDevice(%d)", d.index)
@@ -36,12 +31,12 @@ func (d *npu) Unbind() error {
 	return d.failed(code, status.Context, "aclrtResetDevice(%d)", d.index)
 }
 
-// alignment is what the addresses of a copy within a device are multiples of: acl_rt.h on aclrtMemcpyAsync. aclrtMalloc
-// and aclrtMallocHost promise as much of the memory that they return.
+// alignment is required of both addresses of a copy within a device: acl_rt.h on aclrtMemcpyAsync. aclrtMalloc and
+// aclrtMallocHost return memory that is aligned to it.
 const alignment = 64
 
-// Traits: to queue a copy between host and device costs an NPU many times what one within it does, also where the copies
-// are a batch.
+// Traits: queuing a copy between host and device takes an NPU many times as long as queuing one within the device, even in
+// a batch.
 func (d *npu) Traits() device.Traits { return device.Traits{Alignment: alignment, Gathers: true} }
 
 func (d *npu) Allocate(length uint64) (uintptr, error) {

@@ -15,12 +15,12 @@ import (
 	"kvferry/internal/driver"
 )
 
-// library is an AscendCL that has been opened. It stays initialised: aclFinalize would take it from the application too.
+// library is an opened AscendCL. It stays initialised: aclFinalize would end it for the application, too.
 type library struct {
 	acl *C.struct_acl
 
 	mu    sync.Mutex
-	ready bool // initialised, and count known
+	ready bool // initialised, and count is known
 	count int  // of devices that the process may use
 }
 
@@ -41,8 +41,8 @@ func symbols(yield func(dl.Symbol) bool) {
 	}
 }
 
-// Devices initialises AscendCL, once in a process. When the application has done so before, it fails as repeated, and for
-// an application that comes later too: neither is an error.
+// Devices initialises AscendCL, once in a process. AscendCL refuses a second initialisation, the application's or ours, as
+// repeated: that is no error.
 func (l *library) Devices() (count int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,7 +66,7 @@ func (l *library) initialise() error {
 
 func (l *library) Open(index int) device.Device { return &npu{library: l, index: index} }
 
-// check makes an error of a code: nil for success. Called on the thread of the call, which is whose message it takes.
+// check returns the error of a code, nil for success. It runs on the thread of the call, whose message AscendCL keeps.
 func (l *library) check(result C.int, code status.Code, format string, args ...any) error {
 	if result == C.ACL_SUCCESS {
 		return nil

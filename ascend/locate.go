@@ -10,11 +10,11 @@ import (
 	"kvferry/internal/driver"
 )
 
-// memory is what AscendCL says of an address.
+// memory is AscendCL's answer about an address.
 type memory struct{ kind, index int }
 
-// Ask has AscendCL say what memory at addr is, on a thread of our own. Releases that do so for a thread with a current
-// device only are asked again, with the device that was named, or the first one, made current on a thread that then ends.
+// Ask asks AscendCL about the memory at addr, on a thread of our own. Some releases answer only on a thread with a current
+// device. Ask then sets the named device, or the first one, on that thread, which ends afterwards.
 func (l *library) Ask(addr uintptr, named int) (m driver.Memory, err error) {
 	if l.acl.aclrtPointerGetAttributes == nil {
 		return nil, status.Errorf(status.NotImplemented, "this release of CANN has no aclrtPointerGetAttributes")
@@ -49,9 +49,8 @@ func (l *library) attributesOn(index int, addr uintptr) (memory, error) {
 	return m, err
 }
 
-// On returns the NPU that the memory is on, if it is on one. Memory that both sides may access is not counted as an
-// NPU's: the host needs no copy of it. Kinds of memory that only later releases have are believed to be where their owner
-// says.
+// On returns the NPU that the memory is on, if it is on one. Memory that host and device both can access counts as the
+// host's, which needs no copy of it. For types of memory that only later releases have, On trusts the owner's location.
 func (m memory) On(named int) (index int, found bool, err error) {
 	switch m.kind {
 	case C.ACL_MEMORY_DEVICE:
@@ -66,7 +65,7 @@ func (m memory) On(named int) (index int, found bool, err error) {
 	return named, true, nil
 }
 
-// String is the memory for logs.
+// String describes the memory for logs.
 func (m memory) String() string {
 	if m.kind == C.ACL_MEMORY_DEVICE {
 		return npus.NameOf(m.index)

@@ -14,18 +14,18 @@ import (
 	"kvferry/internal/driver"
 )
 
-// Copies go this way:
+// The steps of copies:
 //
 //  1. Copy, or CopyBatch, queues a list of them in a stream with one call into C;
 //  2. Record queues an event behind them;
-//  3. Wait, on another thread, sleeps until the device has come to the event;
-//  4. Drain waits for the whole stream, and Close gives it up.
+//  3. Wait, on another thread, sleeps until the device has reached the event;
+//  4. Drain waits for the whole stream, and Close destroys it.
 
 // batchLimit is how many copies one call of aclrtMemcpyBatchAsync may have: DEVMM_MEMCPY_BATCH_MAX_COUNT of the driver's
 // header ascend_hal_define.h.
 const batchLimit = 4096
 
-// kinds are AscendCL's names for the ways.
+// kinds are AscendCL's numbers for the directions.
 var kinds = [...]C.int{
 	device.HostToDevice: C.ACL_HOST_TO_DEVICE,
 	device.DeviceToHost: C.ACL_DEVICE_TO_HOST,
@@ -37,10 +37,10 @@ type stream struct {
 	npu    *npu
 	handle C.uintptr_t
 
-	batch driver.Batch[C.uintptr_t, C.size_t] // that is being queued
+	batch driver.Batch[C.uintptr_t, C.size_t] // the arrays of the call in progress
 }
 
-// A device.Copy is handed to C as it is.
+// C takes a device.Copy as it is.
 var _ = [1]struct{}{}[unsafe.Sizeof(device.Copy{})-C.sizeof_struct_acl_copy]
 
 // Copy queues the copies up to the first that is refused, by AscendCL or for its alignment.
@@ -75,7 +75,7 @@ func firstUnaligned(copies []device.Copy) int {
 }
 
 // CopyBatch queues the copies in one call, or in several where AscendCL takes fewer at once. After an error other than
-// ErrNoBatches, some of them may have been queued: CANN makes single copies of a batch where the device can do no better.
+// ErrNoBatches, some of them may be queued: CANN queues single copies where the device has no batches.
 func (s *stream) CopyBatch(kind device.Kind, copies []device.Copy) error {
 	if s.npu.library.acl.aclrtMemcpyBatchAsync == nil || kind == device.WithinDevice {
 		return device.ErrNoBatches
@@ -123,8 +123,8 @@ type event struct {
 	stream *stream // in which it was last recorded
 }
 
-// Wait waits for the event itself where AscendCL can do that for a limited time. Older releases cannot, so there it waits
-// for all that is queued in its stream by now: never too short, and longer by what others have queued behind it.
+// Wait waits for the event itself where AscendCL can do that with a timeout. On older releases it waits for all that is
+// queued in the event's stream by now: never too short, and longer where more was queued behind the event.
 func (e *event) Wait(timeout time.Duration) (done bool, err error) {
 	err = e.wait(timeout)
 	if driver.FailedWith(err, C.ACL_EVENT_TIMEOUT) || driver.FailedWith(err, C.ACL_STREAM_TIMEOUT) {
@@ -142,13 +142,13 @@ func (e *event) wait(timeout time.Duration) error {
 	return e.npu.failed(code, status.Context, "aclrtSynchronizeEventWithTimeout(%v)", timeout)
 }
 
-// Close gives the event up.
+// Close destroys the event.
 func (e *event) Close() error {
 	code := C.kvferry_acl_destroy_event(e.npu.library.acl, e.handle)
 	return e.npu.failed(code, status.Context, "aclrtDestroyEvent()")
 }
 
-// milliseconds is a limit as AscendCL takes it: at least 1, for 0 is refused and less is none at all.
+// milliseconds is a timeout for AscendCL: at least 1, as AscendCL refuses 0 and takes -1 for no timeout.
 func milliseconds(timeout time.Duration) C.int32_t {
 	limited := min(max(timeout, time.Millisecond), math.MaxInt32*time.Millisecond)
 	return C.int32_t((limited + time.Millisecond - 1) / time.Millisecond)

@@ -13,19 +13,18 @@ import (
 	"github.com/mattn/go-pointer"
 )
 
-// Something is done at a place in a stream of the application like this:
+// The steps of a function that runs at a place in the application's stream:
 //
-//  1. Call has the driver queue a call of C's kvferry_cuda_reached, in the stream's own context;
-//  2. when the stream has come to it, the driver calls that on a thread of its own, and lets the stream wait;
-//  3. reached, in Go, does what was to be done. When it returns the stream goes on.
+//  1. Call queues a call of kvferry_cuda_reached in the stream, in the stream's own context;
+//  2. when the stream has reached it, the driver calls that on a thread of its own, and the stream waits;
+//  3. kvferry_cuda_reached, in Go, runs the function. When it returns, the stream goes on.
 //
-// Where the context has failed by then there is no step 2, and what is held for it stays: there can be no more of it, since
-// such a context refuses all that follows.
+// Where the context has failed before step 2, the driver never calls, and the function stays in memory. That cannot pile up:
+// a failed context refuses every later Call.
 
 var _ driver.Caller = (*library)(nil)
 
-// Call: see device.Ordering. The default stream is also that of a handle which the CUDA runtime has for one of the
-// default streams, 1 or 2.
+// Call: see device.Ordering. The handles 0, 1 and 2 are default streams, of the current context.
 func (l *library) Call(stream uintptr, f func()) error {
 	runtime.LockOSThread() // the current context is the thread's
 	defer runtime.UnlockOSThread()
@@ -40,7 +39,7 @@ func (l *library) Call(stream uintptr, f func()) error {
 	if err := l.check(C.kvferry_cuda_push(l.cuda, context.value), status.Context, "cuCtxPushCurrent()"); err != nil {
 		return err
 	}
-	defer C.kvferry_cuda_pop(l.cuda) // an error of it would say that nothing was queued, which may not be so
+	defer C.kvferry_cuda_pop(l.cuda) // its error is dropped: the call may be queued all the same
 	return l.launch(handle, f)
 }
 

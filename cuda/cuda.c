@@ -71,7 +71,7 @@ int kvferry_cuda_pop(const struct cuda *cuda)
     return cuda->cuCtxPopCurrent_v2(&context);
 }
 
-/* The mode that this thread had before. */
+/* This thread's mode before kvferry_cuda_relax. */
 static __thread int capture_mode;
 
 int kvferry_cuda_relax(const struct cuda *cuda)

@@ -1,8 +1,8 @@
 /*
  * The CUDA driver API as far as it is used here. Prototypes and numbers are those of NVIDIA's public header cuda.h, with
  * int for its enumerations and for CUdevice, void * for its handles, and uintptr_t for CUdeviceptr. Functions have the
- * names under which the library exports them: the header maps cuMemAlloc to cuMemAlloc_v2, say. What a function promises
- * beyond that is said where it is called, and is from its page in NVIDIA's public reference of the driver API.
+ * names under which the library exports them: the header maps cuMemAlloc to cuMemAlloc_v2, say. Comments at the calls have
+ * further promises of a function, from its page in NVIDIA's public reference of the driver API.
  */
 #ifndef KVFERRY_CUDA_H
 #define KVFERRY_CUDA_H
@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What functions return: success, and the errors that mean something of their own here. */
+/* Results of functions: success, and the errors that are handled here. */
 enum {
     CUDA_SUCCESS = 0,
     CUDA_NOT_INITIALIZED = 3, /* before cuInit, and in a process that was forked after it */
@@ -21,7 +21,7 @@ enum {
 /* CUmemorytype, of memory that CUDA knows. */
 enum { CUDA_MEMORY_HOST = 1, CUDA_MEMORY_DEVICE = 2 };
 
-/* CUpointer_attribute, each with the type of what it is. */
+/* CUpointer_attribute, each with its type. */
 enum {
     CUDA_POINTER_MEMORY_TYPE = 2,    /* unsigned int */
     CUDA_POINTER_IS_MANAGED = 8,     /* unsigned int */
@@ -39,7 +39,7 @@ enum { CUDA_CAPTURES_NOTHING = 0 };
 /* Handles of default streams: the context's and, the last such handle, the thread's. 0 is the first, too. */
 enum { CUDA_STREAM_LEGACY = 1, CUDA_STREAM_PER_THREAD = 2 };
 
-/* CUstreamCaptureMode: what the thread does has nothing to do with the graphs that others capture, and cannot spoil them. */
+/* CUstreamCaptureMode: the thread's calls do not disturb the graphs that other threads capture. */
 enum { CUDA_CAPTURE_RELAXED = 2 };
 
 /* CUmemLocation */
@@ -118,7 +118,7 @@ struct cuda_symbol {
     int optional;
 };
 
-/* All of them, ended by one without a name. */
+/* An array of them; the last one has no name. */
 extern const struct cuda_symbol *const kvferry_cuda_symbols;
 
 /* One copy: the layout of device.Copy. */
@@ -127,30 +127,30 @@ struct cuda_copy {
     uint64_t length; /* bytes */
 };
 
-/* What a call came to, and where it succeeded the number, address or handle that it returned. */
+/* The result of a call, and where it succeeded the number, address or handle that it returned. */
 struct cuda_result {
     int code;
     uintptr_t value;
 };
 
-/* What a list of copies came to: the error is about the one with that index. */
+/* The result of a list of copies: an error is about the copy with that index. */
 struct cuda_progress {
     int code;
     size_t index;
 };
 
-/* What CUDA says of an address: of memory that it does not know, zeros. */
+/* CUDA's answer about an address; zeros for memory that it does not know. */
 struct cuda_attributes {
     unsigned int memory_type, managed;
     int device;
 };
 
-/* Which way copies go: the values of device.Kind. */
+/* The directions of copies: the values of device.Kind. */
 enum cuda_kind { CUDA_HOST_TO_DEVICE, CUDA_DEVICE_TO_HOST, CUDA_WITHIN_DEVICE };
 
 /*
- * The functions, as Go can call them. Device addresses and handles are integers: Go is not to take them for pointers of
- * its own. Which thread may call what is as in CUDA.
+ * The functions, as Go can call them. Device addresses and handles are integers, so that Go does not take them for its
+ * own pointers. Thread rules are CUDA's.
  */
 int kvferry_cuda_init(const struct cuda *cuda);
 struct cuda_result kvferry_cuda_count(const struct cuda *cuda);
@@ -172,18 +172,18 @@ int kvferry_cuda_destroy_event(const struct cuda *cuda, uintptr_t event);
 int kvferry_cuda_record_event(const struct cuda *cuda, uintptr_t event, uintptr_t stream);
 int kvferry_cuda_query_event(const struct cuda *cuda, uintptr_t event);
 
-/* The context of a stream, and whether it is being captured: a CUstreamCaptureStatus, of nothing where CUDA cannot tell. */
+/* The context of a stream, and its CUstreamCaptureStatus: CUDA_CAPTURES_NOTHING where the driver cannot say. */
 struct cuda_result kvferry_cuda_stream_context(const struct cuda *cuda, uintptr_t stream);
 struct cuda_result kvferry_cuda_capture(const struct cuda *cuda, uintptr_t stream);
 
-/* Has kvferry_cuda_reached called with the argument, in the order of a stream. */
+/* Queues a call of kvferry_cuda_reached with the argument in a stream. */
 int kvferry_cuda_call(const struct cuda *cuda, uintptr_t stream, void *argument);
 
 /* Keeps the calls of this thread apart from the captures of others, and undoes that. The first does not nest. */
 int kvferry_cuda_relax(const struct cuda *cuda);
 int kvferry_cuda_restore(const struct cuda *cuda);
 
-/* The name of an error, and what it says in words: NULL where CUDA does not know it. */
+/* The name of an error, and its text: NULL where CUDA does not know it. */
 const char *kvferry_cuda_error_name(const struct cuda *cuda, int error);
 const char *kvferry_cuda_error_text(const struct cuda *cuda, int error);
 
@@ -192,8 +192,8 @@ struct cuda_progress kvferry_cuda_copy(const struct cuda *cuda, enum cuda_kind k
                                        size_t count, uintptr_t stream);
 
 /*
- * Queues count copies, at least one, in one call: CUDA_NOT_SUPPORTED where there is no such call. index is SIZE_MAX where
- * the error is about none of them, or CUDA does not say.
+ * Queues count copies, at least one, in one call: CUDA_NOT_SUPPORTED where the driver has no such call. index is SIZE_MAX
+ * where the error is about none of them, or CUDA does not say.
  */
 struct cuda_progress kvferry_cuda_copy_batch(const struct cuda *cuda, uintptr_t *to, uintptr_t *from, size_t *lengths,
                                              size_t count, uintptr_t stream);

@@ -5,30 +5,26 @@ import "C"
 
 import (
 	"errors"
-	"fmt"
 	"sync/atomic"
 
 	"kvferry/core/device"
 	"kvferry/core/status"
 )
 
-// gpu is one device. All is made in its primary context, which the CUDA runtime of the application uses, too, and which
-// there is for as long as anybody retains it.
+// gpu is one device. Its streams, events and memory are made in its primary context, which the application's CUDA runtime
+// uses, too. The context exists as long as somebody retains it.
 type gpu struct {
 	library *library
 	index   int
-	handle  atomic.Int32 // what CUDA calls it; since the first Bind
+	handle  atomic.Int32 // CUDA's handle of the device, from the first Bind on
 }
 
-// failed names the device in the error of a call on it.
+// failed is the error of a call on the device, nil where the result is success.
 func (d *gpu) failed(result C.int, code status.Code, format string, args ...any) error {
-	if err := d.library.check(result, code, format, args...); err != nil {
-		return fmt.Errorf("%s: %w", gpus.NameOf(d.index), err)
-	}
-	return nil
+	return gpus.OnDevice(d.index, d.library.check(result, code, format, args...))
 }
 
-// Bind retains the primary context, and makes it current on this thread, whose calls are none of the business of a graph
+// Bind retains the primary context and makes it current on this thread. It also keeps the thread's calls apart from graphs
 // that the application captures meanwhile.
 func (d *gpu) Bind() error {
 	found := C.kvferry_cuda_device(d.library.cuda, C.int(d.index))
@@ -51,7 +47,7 @@ func (d *gpu) Bind() error {
 	return nil
 }
 
-// Unbind gives the context up even where the thread, or the context itself, is out of order.
+// Unbind releases the context even where an earlier step, or the context itself, has failed.
 func (d *gpu) Unbind() error {
 	restored := d.failed(C.kvferry_cuda_restore(d.library.cuda), status.Context, "cuThreadExchangeStreamCaptureMode()")
 	return errors.Join(restored, d.pop(), d.release())

@@ -13,7 +13,7 @@ import (
 	"kvferry/internal/driver"
 )
 
-// library is a CUDA driver that has been opened.
+// library is an opened CUDA driver.
 type library struct{ cuda *C.struct_cuda }
 
 func use(handle dl.Library) (driver.Library, error) {
@@ -33,12 +33,13 @@ func symbols(yield func(dl.Symbol) bool) {
 	}
 }
 
-// Devices initialises CUDA, again and again: that makes no context, and is how a process learns that was forked.
+// Devices initialises CUDA at each call: that makes no context, and it fails in a process that was forked from one that uses
+// CUDA.
 func (l *library) Devices() (count int, err error) {
 	code := C.kvferry_cuda_init(l.cuda)
 	err = l.check(code, status.DeviceNotFound, "cuInit(0)")
 	if code == C.CUDA_NOT_INITIALIZED {
-		err = fmt.Errorf("%w (CUDA is of no use in a process that was forked from one that uses it)", err)
+		err = fmt.Errorf("%w (CUDA cannot be used in a process that was forked from one that uses it)", err)
 	}
 	if err != nil {
 		return 0, err
@@ -49,7 +50,7 @@ func (l *library) Devices() (count int, err error) {
 
 func (l *library) Open(index int) device.Device { return &gpu{library: l, index: index} }
 
-// check makes an error of a code: nil for success.
+// check returns the error of a code, nil for success.
 func (l *library) check(result C.int, code status.Code, format string, args ...any) error {
 	if result == C.CUDA_SUCCESS {
 		return nil
@@ -57,7 +58,7 @@ func (l *library) check(result C.int, code status.Code, format string, args ...a
 	return status.Errorf(code, "%w", &driver.Error{Call: fmt.Sprintf(format, args...), Code: int(result), Message: l.describe(result)})
 }
 
-// describe is an error's name, and what it means.
+// describe is an error's name and text.
 func (l *library) describe(result C.int) string {
 	name, text := C.GoString(C.kvferry_cuda_error_name(l.cuda, result)), C.GoString(C.kvferry_cuda_error_text(l.cuda, result))
 	if name == "" || text == "" {

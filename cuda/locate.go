@@ -8,14 +8,14 @@ import (
 	"kvferry/internal/driver"
 )
 
-// memory is what CUDA says of an address.
+// memory is CUDA's answer about an address.
 type memory struct {
 	kind    int // 0 where CUDA does not know it
 	managed bool
 	index   int
 }
 
-// Ask has CUDA say what memory at addr is. That needs no context, and makes none.
+// Ask asks CUDA about the memory at addr. That needs no context, and makes none.
 func (l *library) Ask(addr uintptr, _ int) (driver.Memory, error) {
 	var found C.struct_cuda_attributes
 	code := C.kvferry_cuda_attributes(l.cuda, C.uintptr_t(addr), &found)
@@ -25,9 +25,9 @@ func (l *library) Ask(addr uintptr, _ int) (driver.Memory, error) {
 	return memory{kind: int(found.memory_type), managed: found.managed != 0, index: int(found.device)}, nil
 }
 
-// On returns the GPU that the memory is on, if it is on one: as it was allocated there, or mapped from there. Managed
-// memory is taken for that of the GPU which it was allocated for, wherever it may be just now: copies find it, and the
-// host's system calls may not. Page-locked memory is the host's.
+// On returns the GPU that the memory is on, if it is on one: it was allocated there, or is mapped from there. Managed
+// memory counts as its GPU's, wherever its pages are now: copies can access it, and system calls of the host may not.
+// Page-locked memory is the host's.
 func (m memory) On(named int) (index int, found bool, err error) {
 	switch {
 	case m.managed && m.index < 0:
@@ -38,7 +38,7 @@ func (m memory) On(named int) (index int, found bool, err error) {
 	return 0, false, nil
 }
 
-// String is the memory for logs.
+// String describes the memory for logs.
 func (m memory) String() string {
 	switch index, found, _ := m.On(driver.Unnamed); {
 	case found:

@@ -13,14 +13,14 @@ import (
 	"kvferry/internal/driver"
 )
 
-// Copies go this way:
+// The steps of copies:
 //
 //  1. Copy, or CopyBatch, queues a list of them in a stream with one call into C;
 //  2. Record queues an event behind them;
-//  3. Wait, on another thread, waits until the device has come to the event (wait.go);
-//  4. Drain waits for the whole stream, and Close gives it up.
+//  3. Wait, on another thread, waits until the device has reached the event (wait.go);
+//  4. Drain waits for the whole stream, and Close destroys it.
 
-// kinds are C's names for the ways, with the function that copies that way.
+// kinds are C's numbers for the directions, each with the function that copies in it.
 var kinds = [...]struct {
 	kind     C.enum_cuda_kind
 	function string
@@ -30,17 +30,17 @@ var kinds = [...]struct {
 	device.WithinDevice: {C.CUDA_WITHIN_DEVICE, "cuMemcpyDtoDAsync"},
 }
 
-// stream is a queue of copies. It retains the context, so that what its copies touch is there even where they do not end
-// and it is left behind.
+// stream is a queue of copies. It retains the context: where copies never end and the stream is never closed, the memory
+// that they access stays.
 type stream struct {
 	gpu     *gpu
 	handle  C.uintptr_t
-	drained *event // of Drain
+	drained *event // of Drain, recorded behind all copies
 
-	batch driver.Batch[C.uintptr_t, C.size_t] // that is being queued
+	batch driver.Batch[C.uintptr_t, C.size_t] // the arrays of the call in progress
 }
 
-// A device.Copy is handed to C as it is.
+// C takes a device.Copy as it is.
 var _ = [1]struct{}{}[unsafe.Sizeof(device.Copy{})-C.sizeof_struct_cuda_copy]
 
 // Copy queues the copies up to the first that is refused.
@@ -56,7 +56,7 @@ func (s *stream) Copy(kind device.Kind, copies []device.Copy) (issued int, err e
 		kinds[kind].function, refused.Length, refused.Src, refused.Dst)
 }
 
-// CopyBatch queues the copies in one call. After an error other than ErrNoBatches, some of them may have been queued.
+// CopyBatch queues the copies in one call. After an error other than ErrNoBatches, some of them may be queued.
 func (s *stream) CopyBatch(kind device.Kind, copies []device.Copy) error {
 	if len(copies) == 0 {
 		return nil
@@ -86,8 +86,8 @@ func (s *stream) Drain(timeout time.Duration) error {
 	return err
 }
 
-// Close waits for what is queued, without a limit, since CUDA's own way to give a stream up does not. Where that fails,
-// the rest is given up all the same.
+// Close waits for what is queued, without a timeout, since cuStreamDestroy does not. It releases the rest even where the
+// wait fails.
 func (s *stream) Close() error {
 	code := C.kvferry_cuda_synchronize_stream(s.gpu.library.cuda, s.handle)
 	err := s.gpu.failed(code, status.Context, "cuStreamSynchronize()")

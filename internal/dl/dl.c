@@ -18,7 +18,7 @@ static void after_fork(void)
     pthread_mutex_unlock(&opening);
 }
 
-/* Not unlocked: a mutex knows its owner by the number of a thread, and the child's thread has another. */
+/* Replaced, as the child cannot unlock it: a mutex names its owner by thread id, and the child's thread has another. */
 static void in_child(void)
 {
     static const pthread_mutex_t fresh = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
@@ -26,7 +26,7 @@ static void in_child(void)
     opening = fresh;
 }
 
-__attribute__((constructor)) static void hold_forks(void)
+__attribute__((constructor)) static void register_fork_handlers(void)
 {
     pthread_atfork(before_fork, after_fork, in_child);
 }
@@ -48,7 +48,7 @@ void kvferry_dl_close(void *library)
     pthread_mutex_unlock(&opening);
 }
 
-static int take_loads(struct dl_phdr_info *info, size_t size, void *loads)
+static int count_loads(struct dl_phdr_info *info, size_t size, void *loads)
 {
     (void)size;
     *(unsigned long long *)loads = info->dlpi_adds;
@@ -60,7 +60,7 @@ unsigned long long kvferry_dl_loads(void)
     unsigned long long loads = 0;
 
     pthread_mutex_lock(&opening);
-    dl_iterate_phdr(take_loads, &loads);
+    dl_iterate_phdr(count_loads, &loads);
     pthread_mutex_unlock(&opening);
     return loads;
 }

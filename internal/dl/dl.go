@@ -19,15 +19,15 @@ import (
 // Library is a shared library that has been opened. Two of the same library are equal.
 type Library struct{ handle unsafe.Pointer }
 
-// Open opens a library by its path, or by its name along the loader's search path, with everything that it needs: what
-// is missing shows now and not at the first call. The error is the loader's.
+// Open opens a library by its path, or by its name along the loader's search path, and resolves all its symbols now. The
+// error is the loader's.
 func Open(name string) (Library, error) { return open(name, C.RTLD_NOW|C.RTLD_LOCAL) }
 
-// absent are the libraries that were not loaded, with how many libraries the process had loaded by then.
+// absent are the libraries that Loaded did not find, each with kvferry_dl_loads at that time.
 var absent sync.Map
 
-// Loaded opens a library if the process has it loaded already. The loader searches the whole of its path for a library
-// that is not there, so it is only asked again when something was loaded since.
+// Loaded opens a library if the process has loaded it already. The loader searches its whole path for a library that is
+// not there, so Loaded asks it again only when something was loaded since.
 func Loaded(name string) (Library, bool) {
 	loads := C.kvferry_dl_loads()
 	if last, known := absent.Load(name); known && last == loads {
@@ -62,14 +62,14 @@ func (l Library) Symbol(name string) unsafe.Pointer {
 	return C.dlsym(l.handle, symbol)
 }
 
-// Symbol is a function of a library, and its place in a table of them.
+// Symbol is a function of a library, and its place in a table of functions.
 type Symbol struct {
 	Name     string
 	Offset   uintptr // of the pointer to it in the table, in bytes
-	Optional bool    // it may be missing: the pointer is nil then
+	Optional bool    // the library may lack it: the pointer is nil then
 }
 
-// Table returns a table with the addresses of the functions, of that many bytes. It is C's, and stays for ever.
+// Table returns a table of size bytes with the addresses of the functions. It is C memory, and is never freed.
 func (l Library) Table(size uintptr, symbols iter.Seq[Symbol]) (unsafe.Pointer, error) {
 	table := C.calloc(1, C.size_t(size))
 	for symbol := range symbols {

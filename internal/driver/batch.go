@@ -6,14 +6,14 @@ import (
 	"kvferry/core/device"
 )
 
-// Batch is copies as libraries take them in one call: an array of each of their parts, in the types that C has for
-// addresses and for sizes. Its memory is used again.
+// Batch is a list of copies as the arrays that libraries take in one call, in C's types for addresses and sizes. Fill uses
+// its memory again.
 type Batch[Address, Size ~uint64 | ~uintptr] struct {
 	To, From []Address
 	Lengths  []Size // bytes
 }
 
-// Fill has it hold these copies.
+// Fill replaces the copies.
 func (b *Batch[Address, Size]) Fill(copies []device.Copy) {
 	b.To, b.From, b.Lengths = b.To[:0], b.From[:0], b.Lengths[:0]
 	for _, c := range copies {
@@ -23,8 +23,8 @@ func (b *Batch[Address, Size]) Fill(copies []device.Copy) {
 	}
 }
 
-// BatchFailure is the error of a call for these copies: device.ErrNoBatches for the code of a library that has no such
-// call. index is the copy that the library says it is about, beyond them where it is about none.
+// BatchFailure is the error of a call for these copies. It is device.ErrNoBatches where the call failed with unsupported,
+// the code of a library without batches. index is the copy that the error is about, beyond the last where it is about none.
 func BatchFailure(err error, unsupported int, copies []device.Copy, index uint64) error {
 	if FailedWith(err, unsupported) {
 		return device.ErrNoBatches

@@ -1,5 +1,5 @@
-// Package driver is what the runtimes of all vendors have in common: a library that is opened at run time, is asked where
-// memory is, and has devices.
+// Package driver has what the runtimes of all vendors share: a library that is opened at run time, says where memory is,
+// and has devices.
 package driver
 
 // #include <stdlib.h>
@@ -20,58 +20,65 @@ import (
 	"kvferry/internal/dl"
 )
 
-// Kind is a kind of device, and the library that stands behind it.
+// Kind is a kind of device, and its vendor's library.
 type Kind struct {
-	Name     string   // what its locations begin with: "npu", of "npu:1"
-	Device   string   // what one is called: "NPU"
-	Library  string   // what the library is called: "AscendCL"
-	File     string   // as the loader knows the library: "libascendcl.so"
-	Variable string   // of the environment, that names another file
+	Name     string   // the prefix of its locations: "npu", of "npu:1"
+	Device   string   // the name of a device in texts: "NPU"
+	Library  string   // the name of the library in texts: "AscendCL"
+	File     string   // the library's name for the loader: "libascendcl.so"
+	Variable string   // the environment variable that names another file
 	Homes    []string // variables that name a folder with the file in its lib64
-	Source   string   // what brings the library, "" where Homes say it
+	Source   string   // what installs the library, for the error; "" where there are Homes
 
-	// Use takes its functions from a library that was opened. It is called once for each.
+	// Use looks up the functions of an opened library. It is called once for each library.
 	Use func(dl.Library) (Library, error)
 
 	mu     sync.Mutex
 	opened map[dl.Library]Library
 }
 
-// Library is a vendor's library that has been opened. It stays open until the process ends: device memory may outlive the
-// engine that moved it. Its methods may be called from any goroutine, and leave what is current on its thread as it was.
+// Library is an opened vendor's library. It stays open until the process ends: device memory may outlive the engine that
+// moved it. Any goroutine may call its methods, which keep the thread's current device or context.
 type Library interface {
-	// Devices returns how many devices the process may use: they have the numbers from 0. It initialises the library where
-	// that was not done.
+	// Devices returns how many devices the process may use, numbered from 0. It initialises the library if need be.
 	Devices() (count int, err error)
 
-	// Ask tells what memory at addr is. named is the device that its owner says it is on, or Unnamed: then the library may
-	// not have been initialised, and is not. Where it cannot tell, the error says why.
+	// Ask returns what the library knows of the memory at addr. named is the device in the location that its owner gave,
+	// or Unnamed: then Ask does not initialise the library. Where the library cannot answer, the error says why.
 	Ask(addr uintptr, named int) (Memory, error)
 
-	// Open returns a device that there is.
+	// Open returns a device, by a number below that of Devices.
 	Open(index int) device.Device
 }
 
-// Caller is a Library with streams that can be waited with.
+// Caller is a Library that can run functions in the order of a stream.
 type Caller interface {
 	// Call: see device.Ordering.
 	Call(stream uintptr, f func()) error
 }
 
-// Memory is what a library says of an address.
+// Memory is a library's answer about an address.
 type Memory interface {
-	// On returns the device that it is on, if it is on one. named is as in Ask.
+	// On returns the device that the memory is on, if it is on one. named is as in Ask.
 	On(named int) (index int, found bool, err error)
 
-	// String is for logs.
+	// String describes it for logs.
 	String() string
 }
 
 // Unnamed stands for the device of a location that names none.
 const Unnamed = -1
 
-// NameOf is a device as locations and errors have it: "npu:1".
+// NameOf is the name of a device in locations and errors: "npu:1".
 func (k *Kind) NameOf(index int) string { return k.Name + ":" + strconv.Itoa(index) }
+
+// OnDevice adds the device's name to the error of a call on it; nil stays nil.
+func (k *Kind) OnDevice(index int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", k.NameOf(index), err)
+}
 
 // named returns the number of the device that a location names.
 func (k *Kind) named(location string) (int, error) {
@@ -87,7 +94,7 @@ func (k *Kind) named(location string) (int, error) {
 	return int(index), nil
 }
 
-// expect checks that there is a device of that number.
+// expect fails if there is no device of that number.
 func (k *Kind) expect(l Library, index int) error {
 	count, err := l.Devices()
 	if err != nil {
@@ -99,8 +106,8 @@ func (k *Kind) expect(l Library, index int) error {
 	return nil
 }
 
-// search opens the library. With a file it is that or nothing; else the loader is asked, and then the vendor's own
-// variables. The error has every place, each with the reason why it was not taken.
+// search opens the library: the given file and no other; without one, the library that the loader finds, or that of a
+// folder that the vendor's variables name. The error lists each place, with the reason why it failed.
 func (k *Kind) search(file string) (Library, error) {
 	if file != "" {
 		l, err := k.load(dl.Open(file))
@@ -141,7 +148,7 @@ func (k *Kind) loadFrom(variable string) (Library, error) {
 	return l, nil
 }
 
-// joined is several errors in one line.
+// joined is one error of several, in one line.
 func joined(failures []error) error {
 	all := failures[0]
 	for _, next := range failures[1:] {
@@ -150,7 +157,7 @@ func joined(failures []error) error {
 	return all
 }
 
-// getenv reads the environment that C sees: what the application's own code has set since it started counts.
+// getenv reads C's environment, which has the variables that the application has set since it started.
 func getenv(variable string) string {
 	name := C.CString(variable)
 	defer C.free(unsafe.Pointer(name))
@@ -165,12 +172,12 @@ func (k *Kind) loaded() Library {
 	}
 	l, err := k.load(handle, nil)
 	if err != nil {
-		return nil // too old for us, and no concern of who has not asked for it
+		return nil // it lacks functions, and the application did not ask for device memory
 	}
 	return l
 }
 
-// load returns the library behind a handle, which it takes over.
+// load returns the library of a handle, which it owns from then on.
 func (k *Kind) load(handle dl.Library, err error) (Library, error) {
 	if err != nil {
 		return nil, err
@@ -193,11 +200,11 @@ func (k *Kind) load(handle dl.Library, err error) (Library, error) {
 	return l, nil
 }
 
-// Error is a call of a library that failed.
+// Error is a failed call of a library.
 type Error struct {
 	Call    string // the function, with the arguments that matter
-	Code    int    // as the library has returned it
-	Message string // what the library says of that, on one line; "" where that is nothing
+	Code    int    // as the library returned it
+	Message string // the library's text, on one line; "" where there is none
 }
 
 func (e *Error) Error() string {
@@ -207,14 +214,14 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s failed with %d: %s", e.Call, e.Code, e.Message)
 }
 
-// FailedWith tells whether an error is a call's that returned that code.
+// FailedWith returns whether an error is that of a call that returned the code.
 func FailedWith(err error, code int) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Code == code
 }
 
-// OnOwnThread runs f on an OS thread that nothing has used, and that ends with it: whatever is current on the caller's,
-// or is left over on others, it neither sees nor changes.
+// OnOwnThread runs f on a new OS thread, which ends with f. So f neither sees nor changes the current device or context of
+// any other thread.
 func OnOwnThread(f func()) {
 	done := make(chan struct{})
 	go func() {

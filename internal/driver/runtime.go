@@ -11,15 +11,15 @@ import (
 	"go.uber.org/zap"
 )
 
-// Runtime is a vendor's library, as the engine knows it.
+// Runtime is a vendor's library as the engine's device.Runtime.
 type Runtime struct {
 	kind *Kind
 	file string
 	log  *zap.Logger
 
 	mu      sync.Mutex
-	library Library // nil until it was opened
-	warned  bool    // that the file cannot be opened
+	library Library // nil until it is opened
+	warned  bool    // logged that the file cannot be opened
 }
 
 var _ device.Ordering = (*Runtime)(nil)
@@ -32,8 +32,8 @@ func New(kind *Kind, file string, log *zap.Logger) *Runtime {
 // Name is that of the kind.
 func (r *Runtime) Name() string { return r.kind.Name }
 
-// Require opens the library if it is not open yet: the file that New was given; else the kind's where the loader finds it,
-// or one of the kind's variables leads to it. The error is a status.DeviceNotFound.
+// Require opens the library if it is not open yet: the file that New was given; without one, the library that the loader
+// finds, or that of a folder that one of the kind's variables names. The error is a status.DeviceNotFound.
 func (r *Runtime) Require() error {
 	_, err := r.open()
 	return err
@@ -50,8 +50,7 @@ func (r *Runtime) open() (Library, error) {
 	return l, err
 }
 
-// present returns the library where it is of interest without having been asked for: it is open, or New was given a file,
-// or the application has loaded it. Else nil.
+// present returns the library if it is open, or New was given a file, or the application has loaded it; nil otherwise.
 func (r *Runtime) present() Library {
 	if r.file == "" {
 		r.mu.Lock()
@@ -89,7 +88,7 @@ func (r *Runtime) Open(index int) (device.Device, error) {
 	return l.Open(index), nil
 }
 
-// Call: see device.Ordering. Libraries that are no Caller refuse it.
+// Call: see device.Ordering. It fails with a library that is no Caller.
 func (r *Runtime) Call(stream uintptr, f func()) error {
 	l, err := r.open()
 	if err != nil {
@@ -101,16 +100,17 @@ func (r *Runtime) Call(stream uintptr, f func()) error {
 	return status.Errorf(status.NotImplemented, "nothing can be done in the order of a stream of %s", r.kind.Library)
 }
 
-// Where memory is is found out like this:
+// The steps of finding the device that memory is on:
 //
-//  1. the location that its owner gave is read: "npu:1" names a device, anything else names none;
-//  2. the library is opened where a device is named, which must be there, or where it is present anyway. Where it is not,
-//     no memory is that of such a device;
-//  3. the library is asked. Where no device is named it is not initialised for that: an application that has not done so
-//     yet has no such memory, and may want to do it in its own way;
-//  4. what it says counts, and a location that says otherwise is logged. Where it cannot say, the location is believed.
+//  1. Locate parses the location that the owner gave: "npu:1" names a device, other locations name none;
+//  2. it opens the library if a device is named, which must exist. If none is named, it uses the library only if that is
+//     present; without the library there is no memory of such devices;
+//  3. it asks the library. If no device is named, it does not initialise the library: an application that has not done so
+//     has no such memory yet, and may want to initialise it in its own way;
+//  4. it trusts the library's answer, and logs a location that differs. If the library cannot answer, it trusts the
+//     location.
 
-// Locate tells which device has the memory at addr.
+// Locate returns the device that has the memory at addr.
 func (r *Runtime) Locate(addr uintptr, location string) (index int, found bool, err error) {
 	named, err := r.kind.named(location)
 	if err != nil {
@@ -130,13 +130,13 @@ func (r *Runtime) Locate(addr uintptr, location string) (index int, found bool, 
 		return 0, false, status.Errorf(status.NotSupportedTransport, "memory at %#x: %w", addr, err)
 	}
 	if named != Unnamed && (!found || index != named) {
-		r.log.Warn("memory is not where it is said to be", address(addr), zap.String("said", location), zap.Stringer("is", m))
+		r.log.Warn("memory is not on the device of its location", address(addr), zap.String("said", location), zap.Stringer("is", m))
 	}
 	return index, found, nil
 }
 
-// openFor returns the library for memory that is said to be on a device; nil where it is not, and the library is not
-// present.
+// openFor returns the library for memory in a location that names a device, or Unnamed; nil where no device is named and
+// the library is not present.
 func (r *Runtime) openFor(named int) (Library, error) {
 	if named == Unnamed {
 		return r.present(), nil
