@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "core/status": "",
     "core/threads": "",
     # The transport.
-    "tcp": "core core/address core/clock core/hostmem core/metadata core/shut core/staging core/status core/threads"
-    " tcp/sockio tcp/wire",
+    "tcp": "core core/address core/clock core/hostmem core/metadata core/shut core/staging core/status"
+    " tcp/samehost tcp/sockio tcp/wire",
+    "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
     "tcp/sockio": "core/hostmem core/shut core/threads",
     "tcp/wire": "",
     # Devices.

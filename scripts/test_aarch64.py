@@ -52,7 +52,7 @@ FILES_LEFT_OUT = (
         "tcp/sockio/spinner_test.go",
         "tcp/assist_test.go",
     ),  # time: engines have a millisecond to end
-    *("tcp/neighbour_test.go", "tcp/permit_test.go", "tcp/turnstile_test.go"),  # copies between processes of one host
+    *("tcp/same_host_test.go", "tcp/short_test.go"),  # copies between processes of one host
 )
 TESTS_LEFT_OUT = (
     # A slow sender has a whole piece fit into the socket's buffer now and then; the test wants one that does not.

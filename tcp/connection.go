@@ -5,24 +5,28 @@ import (
 	"runtime"
 	"time"
 
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 )
 
 // processors counts the machine's processors for all engines of the process.
 var processors = sockio.NewProcessors(runtime.GOMAXPROCS(0))
 
+// copies leaves processors to short transfers of all engines of the process.
+var copies = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0) / 2)
+
 // connection is a data connection of the initiator, and what it knows of the engine at the other end.
 type connection struct {
 	*sockio.Socket
-	number  uint64        // of the connection in its hello; 0 for a connection without one
-	there   time.Duration // the other engine is there since then at the latest, by clock.SinceBoot
-	process *process      // of the other engine, on one host; nil where its memory is out of reach
-	permit  *permit       // for the target to copy from this process; nil for none
+	number  uint64            // of the connection in its hello; 0 for a connection without one
+	there   time.Duration     // the other engine is there since then at the latest, by clock.SinceBoot
+	process *samehost.Process // of the other engine, on one host; nil where its memory is out of reach
+	permit  *samehost.Permit  // for the target to copy from this process; nil for none
 }
 
 // release gives back what is known of the other process, when nobody copies to or from it any more.
 func (c *connection) release() {
-	_ = errors.Join(c.process.close(), c.permit.close())
+	_ = errors.Join(c.process.Close(), c.permit.Close())
 	c.process, c.permit = nil, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
@@ -188,17 +189,17 @@ func (t *Transport) isOwn(conn *net.TCPConn) bool {
 
 // dialSameHost connects to the socket of an engine on this host, and finds its process; nil where there is no such engine,
 // or its process is out of reach.
-func (p *peer) dialSameHost(ctx context.Context, d *metadata.Descriptor) (*net.UnixConn, *process) {
+func (p *peer) dialSameHost(ctx context.Context, d *metadata.Descriptor) (*net.UnixConn, *samehost.Process) {
 	if d.SameHostSocket == "" || d.Identity == "" || !p.transport.sameHost || !p.pipelined(d) {
 		return nil, nil
 	}
 	var dialer net.Dialer
-	dialed, err := dialer.DialContext(ctx, "unix", abstract(d.SameHostSocket).Name)
+	dialed, err := dialer.DialContext(ctx, "unix", samehost.Address(d.SameHostSocket).Name)
 	if err != nil {
 		return nil, nil // it is on another host, most likely
 	}
 	conn := dialed.(*net.UnixConn)
-	owner, err := processBehind(conn)
+	owner, err := samehost.ProcessBehind(conn)
 	if err != nil {
 		_ = conn.Close()
 		return nil, nil
@@ -208,30 +209,30 @@ func (p *peer) dialSameHost(ctx context.Context, d *metadata.Descriptor) (*net.U
 
 // meetOnHost greets an engine on this host, whose process is owner, and gives it the permit to copy from this process. Where
 // the system makes no permits, the connection carries payload.
-func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *process, d *metadata.Descriptor, ends uint64) (*connection, error) {
+func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *samehost.Process, d *metadata.Descriptor, ends uint64) (*connection, error) {
 	h := p.transport.hello(d, ends)
-	permit, file, err := newPermit()
+	permit, file, err := samehost.NewPermit()
 	if err != nil {
 		p.transport.log.Debug("payload for peers on this host passes through the socket", zap.Error(err))
 	} else {
-		h.PermitAt = uint64(permit.at)
+		h.PermitAt = uint64(permit.At)
 	}
 	answer, err := p.greet(ctx, conn, d, h, file)
 	if file >= 0 {
 		sockio.CloseFile(file)
 	}
 	if err != nil {
-		return nil, errors.Join(err, conn.Close(), owner.close(), permit.close())
+		return nil, errors.Join(err, conn.Close(), owner.Close(), permit.Close())
 	}
 	made, err := sockio.New(conn, processors)
 	if err != nil {
-		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.close(), permit.close())
+		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.Close(), permit.Close())
 	}
 	s := &connection{Socket: made, number: h.Number, there: clock.SinceBoot() - answer.Age, process: owner}
 	if answer.Flags&wire.AnswerPermit != 0 {
 		s.permit = permit
 	} else {
-		_ = permit.close()
+		_ = permit.Close()
 	}
 	return s, nil
 }

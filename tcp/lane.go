@@ -11,6 +11,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
@@ -151,7 +152,7 @@ func (l *lane) connect() error {
 		return l.broken
 	}
 	l.conn, l.owner, l.target = conn, d, targetKey(d, conn.Remote.String())
-	l.reach.process, l.reach.permit = conn.process, conn.permit
+	l.reach.Process, l.reach.permit, l.reach.fetching = conn.process, conn.permit, samehost.NewCopies(copies)
 	conn.SetLibraryMemory(sockio.VectorOf(l.statuses[:]), sockio.VectorOf(l.headers[:cap(l.headers)]))
 	l.mu.Unlock()
 	l.peer.segment.Connected()

@@ -8,10 +8,11 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/wire"
 )
 
-// What a lane to a neighbour does without sending payload (neighbour.go):
+// What a lane to an engine on the same host does without sending payload (tcp/samehost):
 //
 //  1. fetchGranted copies the READs among the pieces just taken whose ranges are in a region that was granted, and then
 //     the peer's epoch, in one system call, in this order. The copies are valid if the epoch is that of the grant: no memory
@@ -27,34 +28,17 @@ const (
 	// leastByAddress is the payload of a WRITE that a copy by the target's kernel is worth a look at its address: less
 	// passes through the socket with its header at no more cost.
 	leastByAddress = 2 << 10
-	// maxGrants bounds the regions that a lane knows; with more of them it forgets all.
-	maxGrants = 1024
 )
 
 // reach is what a lane knows of a neighbour's memory. It is under the lane's lock, but for what only who sends uses.
 type reach struct {
-	process  *process // the peer's; nil: it is on another host, or cannot be seen
-	permit   *permit  // for the peer to copy from this process; nil: it does not
-	lost     bool
-	asking   bool // a READ by address is in flight
+	samehost.Memory
+	permit   *samehost.Permit // for the peer to copy from this process; nil: it does not
+	asking   bool             // a READ by address is in flight
 	frame    [wire.GrantSize]byte
-	grants   []wire.Grant // all of one epoch
-	fetching fetching
-	chosen   []piece // scratch of fetchGranted: those that are fetched
-	seen     seen    // where was copied from
-	unsure   bool    // a page may have to come first for what is chosen
-}
-
-// inReach reports whether the lane may try to do without payload. The lock is held.
-func (r *reach) inReach() bool { return r.process != nil && !r.lost }
-
-func (r *reach) granted(p *piece) bool {
-	for i := range r.grants {
-		if r.grants[i].Holds(p.remote, p.length) {
-			return true
-		}
-	}
-	return false
+	fetching *samehost.Copies // nil where the memory is out of reach
+	chosen   []piece          // scratch of fetchGranted: those that are fetched
+	unsure   bool             // a page may have to come first for what is chosen
 }
 
 // fetchGranted fetches what it can of the pieces, settles that, and returns the others, in the same memory. A page of the
@@ -63,11 +47,12 @@ func (r *reach) granted(p *piece) bool {
 func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	r := &l.reach
 	l.mu.Lock()
-	if !r.inReach() || len(r.grants) == 0 {
+	by, known := r.Proof()
+	if !r.Reachable() || !known {
 		l.mu.Unlock()
 		return pieces
 	}
-	grant, now := r.grants[0], hostmem.Now()
+	now := hostmem.Now()
 	r.unsure = false
 	rest, later := r.divide(pieces, mayWait, now)
 	l.inHand, l.copying = rest, r.chosen
@@ -75,9 +60,9 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	l.leaveToWriter(later)
 	if len(r.chosen) > 0 {
 		var err error
-		l.overtakable(r.unsure, func() { err = r.fetching.run(r.process, nil, proofOf(&grant)) })
+		l.overtakable(r.unsure, func() { err = r.fetching.Run(r.Process, nil, by) })
 		if l.endCopying(rest, err == nil) {
-			r.fetching.reset()
+			r.fetching.Reset()
 			return nil
 		}
 		rest = l.settleFetched(rest, err, now)
@@ -92,11 +77,11 @@ func (r *reach) divide(pieces []piece, mayWait bool, now hostmem.Time) (rest, la
 	rest = pieces[:0]
 	for i := range pieces {
 		p := &pieces[i]
-		if p.op != core.Read || p.plain || r.fetching.full() || !r.granted(p) {
+		if p.op != core.Read || p.plain || r.fetching.Full() || !r.Granted(p.remote, p.length) {
 			rest = append(rest, *p)
 			continue
 		}
-		if known := r.seen.has(p.remote, p.length); !known || !now.Seen(p.local, p.length, hostmem.Writing) {
+		if known := r.CopiedBefore(p.remote, p.length); !known || !now.Seen(p.local, p.length, hostmem.Writing) {
 			if !mayWait && !(known && hostmem.Resident(p.local, p.length)) {
 				later = append(later, *p)
 				continue
@@ -104,7 +89,7 @@ func (r *reach) divide(pieces []piece, mayWait bool, now hostmem.Time) (rest, la
 			r.unsure = true
 		}
 		r.chosen = append(r.chosen, *p)
-		r.fetching.add(p.local, uintptr(p.remote), p.length)
+		r.fetching.Add(p.local, uintptr(p.remote), p.length)
 	}
 	return rest, later
 }
@@ -134,11 +119,11 @@ func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time) []piece 
 		}
 	} else {
 		rest = append(rest, r.chosen...)
-		l.forget(!errors.Is(err, errUnproven))
+		l.forget(!errors.Is(err, samehost.ErrUnproven))
 	}
 	clear(r.chosen) // for the collector
 	r.chosen = r.chosen[:0]
-	r.fetching.reset()
+	r.fetching.Reset()
 	return rest
 }
 
@@ -159,7 +144,7 @@ func (l *lane) leaveToWriter(pieces []piece) {
 func (r *reach) note(now hostmem.Time) {
 	for i := range r.chosen {
 		p := &r.chosen[i]
-		r.seen.add(p.remote, p.length)
+		r.NoteCopied(p.remote, p.length)
 		now.Note(p.local, p.length, hostmem.Writing)
 	}
 }
@@ -168,18 +153,21 @@ func (r *reach) note(now hostmem.Time) {
 func (l *lane) forget(lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.reach.grants = nil
-	l.reach.lost = l.reach.lost || lost
+	if lost {
+		l.reach.Lose()
+	} else {
+		l.reach.Forget()
+	}
 }
 
 // choose sets whether a piece is sent by address. The lock is held.
 func (l *lane) choose(p *piece, now hostmem.Time) {
 	r := &l.reach
-	p.byAddress = r.inReach() && !p.plain && !onDevice(l.peer.segment.Descriptor(), p)
+	p.byAddress = r.Reachable() && !p.plain && !onDevice(l.peer.segment.Descriptor(), p)
 	switch {
 	case !p.byAddress:
 	case p.op == core.Read:
-		p.byAddress = !r.asking && !r.granted(p)
+		p.byAddress = !r.asking && !r.Granted(p.remote, p.length)
 		r.asking = r.asking || p.byAddress
 	default:
 		p.byAddress = r.permit != nil && p.length >= leastByAddress && uint64(p.local) < wire.MaxSource &&
@@ -201,20 +189,13 @@ func (l *lane) comeBack(p piece) {
 		r.asking = false
 	}
 	if p.plain {
-		r.lost = true
+		r.Lose()
 	} else {
-		r.learn(wire.ParseGrant(r.frame[:]))
+		r.Learn(wire.ParseGrant(r.frame[:]))
 	}
 	l.mu.Unlock()
 	l.peer.mu.Lock()
 	l.peer.giveBack(p, nil, false)
 	l.peer.mu.Unlock()
 	l.nudge()
-}
-
-func (r *reach) learn(g wire.Grant) {
-	if len(r.grants) == maxGrants || len(r.grants) > 0 && r.grants[0].Epoch != g.Epoch {
-		r.grants = nil
-	}
-	r.grants = append(r.grants, g)
 }

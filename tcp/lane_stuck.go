@@ -98,7 +98,7 @@ func (l *lane) warnStuck(held []piece) {
 // fenceStuck keeps the WRITEs that were in flight from overwriting later ones. The connection itself is still in use.
 func (l *lane) fenceStuck(unanswered []piece) {
 	if l.conn.permit != nil {
-		l.conn.permit.revoke(revokePatience, func() bool { return !l.conn.process.lives() })
+		l.conn.permit.Revoke(revokePatience, func() bool { return !l.conn.process.Lives() })
 	}
 	if len(unanswered) == 0 {
 		return

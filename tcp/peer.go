@@ -122,7 +122,7 @@ func (p *peer) submit(w *core.Work) {
 	p.queued += w.Bytes
 	reading := w.Tasks[w.Head].Opcode == core.Read
 	p.hurried, p.reading = w.Staged, reading
-	copies.note(w.Bytes)
+	copies.Note(w.Bytes)
 	if w.Bytes <= shortWork && p.isLaden() {
 		p.reserved = time.Now().Add(reserveTime)
 	}

@@ -18,10 +18,10 @@ const revokePatience = 2 * time.Second
 // the process that makes it, and what the connection knows of that process is kept until then.
 func (p *peer) revoke(conn *connection, unanswered []piece) bool {
 	if len(unanswered) == 0 && conn.permit != nil {
-		conn.permit.revoke(0, func() bool { return true }) // nothing of this process is being copied
+		conn.permit.Revoke(0, func() bool { return true }) // nothing of this process is being copied
 		return true
 	}
-	if conn.permit == nil || conn.permit.revoke(revokePatience, func() bool { return !conn.process.lives() }) {
+	if conn.permit == nil || conn.permit.Revoke(revokePatience, func() bool { return !conn.process.Lives() }) {
 		return true
 	}
 	why := fmt.Sprintf("a copy that %v is making, which was given up and does not end: is the process stopped?", conn.process)
@@ -37,8 +37,8 @@ func (p *peer) revoke(conn *connection, unanswered []piece) bool {
 
 // awaitRevocation waits for a permit for as long as it takes, or until the transport is closed.
 func (p *peer) awaitRevocation(conn *connection) {
-	over := func() bool { return p.transport.ctx.Err() != nil || !conn.process.lives() }
-	for !conn.permit.revoke(revokePatience, over) {
+	over := func() bool { return p.transport.ctx.Err() != nil || !conn.process.Lives() }
+	for !conn.permit.Revoke(revokePatience, over) {
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/status"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
@@ -76,8 +77,8 @@ type session struct {
 	peer   string // host:port
 	host   string
 
-	process *process // of the peer, on one host; nil where its memory is out of reach
-	permit  *permit  // to copy from it; nil for none
+	process *samehost.Process // of the peer, on one host; nil where its memory is out of reach
+	permit  *samehost.Permit  // to copy from it; nil for none
 
 	// Read ahead: the bytes in ahead[parsed:filled] have not been served yet.
 	ahead          [readAhead]byte
@@ -170,7 +171,7 @@ func newSession(t *target, conn *sockio.Socket) *session {
 		s.peer, s.host = remote.String(), remote.IP.String()
 	case *net.UnixAddr:
 		err := conn.Control(func(socket int) (err error) {
-			s.process, err = peerProcess(socket)
+			s.process, err = samehost.PeerProcess(socket)
 			return err
 		})
 		if err != nil {
@@ -190,7 +191,7 @@ func (s *session) run() error {
 	err = s.finish(err)
 	s.serving = nil
 	s.unpin()
-	_ = errors.Join(s.process.close(), s.permit.close()) // nobody copies any more
+	_ = errors.Join(s.process.Close(), s.permit.Close()) // nobody copies any more
 	return err
 }
 
@@ -330,7 +331,7 @@ func (s *session) receiveOrWait(v []sockio.Vector) (int, error) {
 		return 0, err
 	}
 	if between {
-		copies.note(s.burst)
+		copies.Note(s.burst)
 		s.burst = 0
 	}
 	if between && short {

@@ -6,11 +6,12 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
-// Requests by address, which only neighbours send (neighbour.go):
+// Requests by address, which only peers on the same host send (tcp/samehost):
 //
 //  1. WRITE: fetchIn owes a status frame, and notes where the payload is and where it goes.
 //  2. fetch gets what was noted, in one system call: at the end of a turn, before anything is answered, and before other
@@ -21,15 +22,15 @@ import (
 
 // fetches is the payloads of a turn that are to be fetched from the peer's process.
 type fetches struct {
-	fetching
-	single   fetching // for each by itself
-	statuses []int    // for each its status frame, by the position in the turn's
-	targets  hull     // of where they go
+	*samehost.Copies
+	single   *samehost.Copies // for each by itself
+	statuses []int            // for each its status frame, by the position in the turn's
+	targets  hull             // of where they go
 }
 
 // meets reports whether one of them goes where a request's payload goes, too.
 func (f *fetches) meets(h wire.Header) bool {
-	return f.targets.meets(h) && slices.ContainsFunc(f.to, func(v sockio.Vector) bool {
+	return f.targets.meets(h) && slices.ContainsFunc(f.To, func(v sockio.Vector) bool {
 		return uint64(v.Base) < h.Addr+h.Length && h.Addr < uint64(v.Base)+v.Length
 	})
 }
@@ -85,7 +86,7 @@ func (s *session) fetchIn(h wire.Header) error {
 		}
 	}
 	if s.fetches == nil {
-		s.fetches = &fetches{}
+		s.fetches = &fetches{Copies: samehost.NewCopies(copies), single: samehost.NewCopies(copies)}
 	}
 	f := s.fetches
 	if f.meets(h) { // the order of two copies in one system call is not promised
@@ -95,9 +96,9 @@ func (s *session) fetchIn(h wire.Header) error {
 	}
 	f.targets.add(h)
 	f.statuses = append(f.statuses, s.turn.statusesEnd)
-	f.add(uintptr(h.Addr), uintptr(h.Source), h.Length)
+	f.Add(uintptr(h.Addr), uintptr(h.Source), h.Length)
 	s.turn.oweStatus(wire.StatusOK)
-	if f.full() {
+	if f.Full() {
 		return s.fetch()
 	}
 	return nil
@@ -110,11 +111,11 @@ func (s *session) fetch() error {
 	if f == nil || len(f.statuses) == 0 {
 		return nil
 	}
-	err := f.run(s.process, s.permit, s.permit.proof())
+	err := f.Run(s.process, s.permit, s.permit.Proof())
 	switch {
 	case err == nil:
-		s.bytesIn.Add(f.bytes)
-	case errors.Is(err, errOutOfReach):
+		s.bytesIn.Add(f.Bytes)
+	case errors.Is(err, samehost.ErrOutOfReach):
 		err = s.fetchEach(f)
 	default:
 		for _, at := range f.statuses {
@@ -122,7 +123,7 @@ func (s *session) fetch() error {
 		}
 	}
 	s.progress.Add(1)
-	f.reset()
+	f.Reset()
 	f.statuses, f.targets = f.statuses[:0], hull{}
 	return err
 }
@@ -130,13 +131,13 @@ func (s *session) fetch() error {
 // fetchEach gets the payloads one by one.
 func (s *session) fetchEach(f *fetches) (ended error) {
 	for i, at := range f.statuses {
-		one := &f.single
-		one.reset()
-		one.add(f.to[i].Base, f.from[i].Base, f.to[i].Length)
-		switch err := one.run(s.process, s.permit, s.permit.proof()); {
+		one := f.single
+		one.Reset()
+		one.Add(f.To[i].Base, f.From[i].Base, f.To[i].Length)
+		switch err := one.Run(s.process, s.permit, s.permit.Proof()); {
 		case err == nil:
-			s.bytesIn.Add(one.bytes)
-		case errors.Is(err, errOutOfReach):
+			s.bytesIn.Add(one.Bytes)
+		case errors.Is(err, samehost.ErrOutOfReach):
 			wire.PutStatus(s.turn.statuses[at:], wire.StatusOutOfReach)
 		default:
 			wire.PutStatus(s.turn.statuses[at:], wire.StatusOutOfReach)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"kvferry/core/clock"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
@@ -33,7 +34,7 @@ func (s *session) meet() error {
 		return err
 	}
 	if !wire.IsHello(s.ahead[s.parsed:]) {
-		_ = s.process.close() // nobody uses it
+		_ = s.process.Close() // nobody uses it
 		s.process = nil
 		return nil
 	}
@@ -91,10 +92,10 @@ func (s *session) takePermit(at uint64) bool {
 	if !came {
 		return false
 	}
-	permit, err := openPermit(file, uintptr(at))
+	permit, err := samehost.OpenPermit(file, uintptr(at))
 	sockio.CloseFile(file)
-	if err == nil && (s.process == nil || !permit.isOf(s.process)) {
-		err = errors.Join(fmt.Errorf("the memory of %v cannot be read from here", s.process), permit.close())
+	if err == nil && (s.process == nil || !permit.IsOf(s.process)) {
+		err = errors.Join(fmt.Errorf("the memory of %v cannot be read from here", s.process), permit.Close())
 	}
 	if err != nil {
 		s.target.log.Debug("the payload of a peer on this host passes through the socket", zap.Error(err))

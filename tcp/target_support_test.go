@@ -13,6 +13,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
@@ -81,7 +82,7 @@ func serve(t testing.TB, o targetOptions, memory ...[]byte) *harness {
 	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(t, err)
 	observed, logs := observer.New(zapcore.DebugLevel)
-	local, name, err := listenForNeighbours()
+	local, name, err := samehost.Listen()
 	require.NoError(t, err)
 	h := &harness{t: t, memory: &served{}, logs: logs, neighbours: name}
 	for _, b := range memory {
@@ -152,19 +153,19 @@ func (h *harness) dialNeighbour() *client {
 // dialSocket connects as a process of this host that has said nothing yet.
 func (h *harness) dialSocket() *client {
 	h.t.Helper()
-	conn, err := net.DialUnix("unix", nil, abstract(h.neighbours))
+	conn, err := net.DialUnix("unix", nil, samehost.Address(h.neighbours))
 	require.NoError(h.t, err)
 	return h.connected(conn)
 }
 
-func (h *harness) dialWithPermit() (*client, *permit) {
+func (h *harness) dialWithPermit() (*client, *samehost.Permit) {
 	h.t.Helper()
 	c := h.dialSocket()
-	p, file, err := newPermit()
+	p, file, err := samehost.NewPermit()
 	require.NoError(h.t, err)
 	defer sockio.CloseFile(file)
-	h.t.Cleanup(func() { require.NoError(h.t, p.close()) })
-	hi := wire.Hello{Origin: wire.Identity{1}, Number: h.numbers.Add(1), PermitAt: uint64(sockio.AddressOf(p.page))}
+	h.t.Cleanup(func() { require.NoError(h.t, p.Close()) })
+	hi := wire.Hello{Origin: wire.Identity{1}, Number: h.numbers.Add(1), PermitAt: uint64(p.At)}
 	answer, err := exchangeHello(c.conn.(*net.UnixConn), hi, file)
 	require.NoError(h.t, err)
 	require.EqualValues(h.t, wire.AnswerPermit, answer.Flags)

@@ -14,6 +14,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/address"
 	"kvferry/core/status"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
@@ -67,7 +68,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 	t.sameHost = config.SameHost && !config.ForceTCP
 	var local *net.UnixListener
 	if t.sameHost {
-		if local, t.endpoint.SameHostSocket, err = listenForNeighbours(); err != nil {
+		if local, t.endpoint.SameHostSocket, err = samehost.Listen(); err != nil {
 			t.log.Warn("peers on this host use TCP", zap.Error(err))
 		}
 	}

@@ -3,18 +3,18 @@ package tcp
 import (
 	"bytes"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 func writeByAddress(addr uintptr, payload []byte) []byte {
@@ -34,25 +34,6 @@ func (c *client) expectGrant(want wire.Grant) {
 	b := make([]byte, wire.GrantSize)
 	wire.PutGrant(b, want)
 	c.expect(b)
-}
-
-// thisProcess is the test's own, as if it was at the other end of a socket.
-func thisProcess(t testing.TB) *process {
-	t.Helper()
-	file, err := unix.PidfdOpen(os.Getpid(), 0)
-	require.NoError(t, err)
-	p := &process{id: os.Getpid(), file: file}
-	t.Cleanup(func() { _ = p.close() })
-	return p
-}
-
-// proofIn is a proof that this process gives.
-func proofIn(t testing.TB) proof {
-	memory := tcptest.Mapped(t, len(proofBytes{}))
-	for i := range memory {
-		memory[i] = byte(rand.Int())
-	}
-	return proof{at: sockio.AddressOf(memory), length: uint64(len(memory)), expected: proofBytes(memory)}
 }
 
 func onOneHost(c *core.Config) { c.SameHost = true }
@@ -86,7 +67,8 @@ func lanes(t testing.TB, e *core.Engine) []*lane {
 func (l *lane) fetches() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.reach.inReach() && len(l.reach.grants) > 0
+	_, known := l.reach.Proof()
+	return l.reach.Reachable() && known
 }
 
 func TestPayloadNamedByItsAddressIsFetched(t *testing.T) {
@@ -172,16 +154,6 @@ func TestABadRangeByAddressIsRejected(t *testing.T) {
 	}
 }
 
-func TestNothingIsFetchedFromAProcessThatCannotBeSeen(t *testing.T) {
-	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	tcptest.Fill(from, 1)
-	f := newFetching()
-	f.add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
-	require.ErrorIs(t, f.run(nil, nil, proofIn(t)), errOutOfReach)
-	require.NoError(t, f.run(thisProcess(t), nil, proofIn(t)))
-	require.Equal(t, from, to)
-}
-
 func TestAStrangerMayNotNameAddresses(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, targetOptions{}, memory)
@@ -208,7 +180,7 @@ func TestNeighboursMoveBlocksInBothDirections(t *testing.T) {
 			require.True(t, bytes.Equal(memory[at:at+size], local[at:at+size]), "block %d of %d bytes", i, size)
 		}
 		for _, l := range lanes(t, e) {
-			require.NotNil(t, l.reach.process)
+			require.NotNil(t, l.reach.Process)
 		}
 		link := e.Links()[0]
 		require.EqualValues(t, 2*n*size, link.BytesIn)
@@ -224,7 +196,7 @@ func TestOffMeansTCP(t *testing.T) {
 		completes(t, submit(t, e, ask(core.Read, local, id, memory)))
 		require.Equal(t, memory, local)
 		for _, l := range lanes(t, e) {
-			require.Nil(t, l.reach.process)
+			require.Nil(t, l.reach.Process)
 		}
 	}
 }
@@ -330,62 +302,72 @@ func TestACloseOfTheTargetFailsItsReadersTransfers(t *testing.T) {
 
 func TestMoreRegionsThanALaneKnowsAreRead(t *testing.T) {
 	target, e, _, local, id := neighbours(t, 4096, oneLane)
-	memory := tcptest.Mapped(t, (maxGrants+10)*4096)
+	memory := tcptest.Mapped(t, (samehost.MaxGrants+10)*4096)
 	tcptest.Fill(memory, 3)
-	for i := range maxGrants + 10 {
+	for i := range samehost.MaxGrants + 10 {
 		require.NoError(t, target.Register(sockio.AddressOf(memory)+uintptr(i*4096), 2048, "cpu:0", true))
 	}
 	require.NoError(t, e.SyncSegments())
-	for i := range maxGrants + 10 {
+	for i := range samehost.MaxGrants + 10 {
 		completes(t, submit(t, e, ask(core.Read, local[:2048], id, memory[i*4096:i*4096+2048])))
 		require.True(t, bytes.Equal(memory[i*4096:i*4096+2048], local[:2048]))
 	}
 }
 
-func TestWhoCopiesLetsOthersHaveTheProcessorAfterEachStint(t *testing.T) {
-	var s stint
-	s.add(stintBytes - 1)
-	require.EqualValues(t, stintBytes-1, s.bytes)
-	s.add(1)
-	require.Zero(t, s.bytes)
-	s.add(3 * stintBytes)
-	require.Zero(t, s.bytes)
+func TestASessionCopiesNothingAfterThePermitWasRevoked(t *testing.T) {
+	memory, payload := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 4096)
+	tcptest.Fill(payload, 1)
+	h := serve(t, targetOptions{}, memory)
+	c, p := h.dialWithPermit()
+	c.send(writeByAddress(sockio.AddressOf(memory), payload))
+	c.expectStatus(wire.StatusOK)
+	require.True(t, p.Revoke(tcptest.Patience, func() bool { return false }))
+	_, err := c.conn.Write(writeByAddress(sockio.AddressOf(memory)+4096, payload))
+	require.NoError(t, err)
+	h.waitForSessions(0)
+	require.Equal(t, make([]byte, 4096), memory[4096:])
 }
 
-func TestLongPayloadArrivesInStepsWhileShortOnesAreAbout(t *testing.T) {
-	lengths := []int{1, shortStep, 4096, shortStep - 1, 3*shortStep + 5, shortStep / 2, shortStep / 2, 1, shortStep + 1}
-	from, to := tcptest.Mapped(t, 8*shortStep), tcptest.Mapped(t, 8*shortStep)
-	tcptest.Fill(from, 1)
-	f := newFetching()
-	at := 0
-	for _, length := range lengths {
-		f.add(sockio.AddressOf(to[at:]), sockio.AddressOf(from[at:]), uint64(length))
-		at += length + 3
-	}
-	copies.expect()
-	defer copies.forget()
-	require.NoError(t, f.run(thisProcess(t), nil, proofIn(t)))
-	at = 0
-	for _, length := range lengths {
-		require.True(t, bytes.Equal(from[at:at+length], to[at:at+length]), length)
-		require.Equal(t, make([]byte, 3), to[at+length:at+length+3])
-		at += length + 3
-	}
-}
-
-func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
-	to := tcptest.Mapped(t, 3*shortStep)
-	copies.expect()
-	defer copies.forget()
-	for _, gone := range []int{0, shortStep, 2 * shortStep} {
-		for _, each := range []int{shortStep, 3 * shortStep} {
-			from := tcptest.Mapped(t, 3*shortStep)
-			tcptest.Unmap(t, from[gone:gone+4096])
-			f := newFetching()
-			for at := 0; at < len(to); at += each {
-				f.add(sockio.AddressOf(to[at:]), sockio.AddressOf(from[at:]), uint64(each))
-			}
-			require.ErrorIs(t, f.run(thisProcess(t), nil, proofIn(t)), errOutOfReach, "%d %d", gone, each)
+func TestNothingIsCopiedForAPeerThatSentNoPermit(t *testing.T) {
+	memory, payload := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	h := serve(t, targetOptions{}, memory)
+	for _, greets := range []bool{false, true} {
+		c := h.dialSocket()
+		if greets {
+			require.Equal(t, wire.Answer{}, c.greet(wire.Hello{Number: 1}))
 		}
+		c.send(writeByAddress(sockio.AddressOf(memory), payload))
+		c.expectStatus(wire.StatusOutOfReach)
+		c.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
+		c.expectStatus(wire.StatusOK)
 	}
+}
+
+// A READ that completes after the target's engine began to close has only bytes that were there before.
+func TestNoMemoryIsGrantedOnceTheEngineIsBeingClosed(t *testing.T) {
+	target, e, memory, local, id := neighbours(t, 64<<10, oneLane, fewRetries)
+	for range 2 {
+		completes(t, submit(t, e, ask(core.Read, local, id, memory)))
+	}
+	l := lanes(t, e)[0]
+	require.True(t, l.fetches())
+	install, closed := make(chan struct{}), make(chan error)
+	go func() {
+		_, _ = target.Install("slow", func(*core.Engine) (core.Transport, error) {
+			close(install)
+			<-closed // Close waits for this
+			return nil, core.ErrClosed
+		})
+	}()
+	<-install
+	done := make(chan error)
+	go func() { done <- target.Close() }()
+	require.Eventually(t, func() bool { return target.Memory().Epoch().Load() == 0 }, tcptest.Patience, time.Millisecond)
+	for range 3 {
+		wait(t, submit(t, e, ask(core.Read, local, id, memory)))
+		require.False(t, l.fetches())
+	}
+	close(closed)
+	require.NoError(t, <-done)
+	require.Zero(t, target.Memory().Epoch().Load())
 }

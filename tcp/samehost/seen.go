@@ -1,4 +1,4 @@
-package tcp
+package samehost
 
 // seen remembers stretches of another process's memory that were read without trouble, so that its pages are probably in
 // memory: a thread that reads them again does not wait for them. It forgets what others displace. The zero value has seen

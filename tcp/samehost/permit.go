@@ -1,4 +1,4 @@
-package tcp
+package samehost
 
 import (
 	"crypto/rand"
@@ -15,21 +15,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A permit lets the target of a connection copy from the memory of the initiator's process, until the initiator revokes
+// Permit lets the target of a connection copy from the memory of the initiator's process, until the initiator revokes
 // it. It is one word of memory that the two processes share:
 //
-//  1. The initiator makes the permit (newPermit) and sends it with its hello, as a file descriptor. The target maps it
-//     (openPermit).
+//  1. The initiator makes the permit (NewPermit) and sends it with its hello, as a file descriptor. The target maps it
+//     (OpenPermit).
 //  2. Before each system call that copies, the target takes the permit (begin), and after it gives the permit back (end).
 //     Both are one atomic operation.
 //  3. When the initiator gives something up that is in flight on the connection, it revokes the permit. The target copies
-//     nothing from then on. Where a copy is under way, revoke waits for its end, or for the end of the target's process.
+//     nothing from then on. Where a copy is under way, Revoke waits for its end, or for the end of the target's process.
 //
-// A target that is stopped after begin keeps the permit, and nobody can tell whether its copy is still to come. revoke
+// A target that is stopped after begin keeps the permit, and nobody can tell whether its copy is still to come. Revoke
 // gives such a wait up after a while; the memory must not be used for something else then.
-type permit struct {
-	page []byte  // shared; its first word is the state, a nonce follows
-	at   uintptr // where the initiator's process has the page
+type Permit struct {
+	At uintptr // address of the page in the initiator's process
+
+	page []byte // shared; its first word is the state, a nonce follows
 }
 
 // The states of a permit.
@@ -46,12 +47,12 @@ const (
 	nonceLength = len(proofBytes{})
 	permitSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 
-	// permitPatience is how long a look at a permit waits before the target's process is looked at, too.
-	permitPatience = 20 * time.Millisecond
+	// lookInterval is how long Revoke waits for the permit before it checks again whether the target's process lives.
+	lookInterval = 20 * time.Millisecond
 )
 
-// newPermit makes a permit and the file descriptor that the peer maps it by, which the caller closes.
-func newPermit() (p *permit, file int, err error) {
+// NewPermit makes a permit and the file descriptor that the peer maps it by, which the caller closes.
+func NewPermit() (p *Permit, file int, err error) {
 	if file, err = unix.MemfdCreate("kvferry-permit", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING); err != nil {
 		return nil, -1, os.NewSyscallError("memfd_create", err)
 	}
@@ -60,22 +61,22 @@ func newPermit() (p *permit, file int, err error) {
 		_, err = unix.FcntlInt(uintptr(file), unix.F_ADD_SEALS, permitSeals)
 	}
 	if err == nil {
-		p, err = openPermit(file, 0)
+		p, err = OpenPermit(file, 0)
 	}
 	if err == nil { // a child that was forked is not to be taken for this process
 		err = errors.Join(os.NewSyscallError("madvise", unix.Madvise(p.page, unix.MADV_DONTFORK)))
 	}
 	if err != nil {
-		return nil, -1, errors.Join(err, p.close(), unix.Close(file))
+		return nil, -1, errors.Join(err, p.Close(), unix.Close(file))
 	}
-	p.at = sockio.AddressOf(p.page)
+	p.At = sockio.AddressOf(p.page)
 	_, _ = rand.Read(p.nonce()) // never fails: see crypto/rand
 	return p, file, nil
 }
 
-// openPermit maps the permit that a peer has sent, whose process has the page at an address. It takes none that the peer could cut short: to touch a page that is gone
-// raises a signal.
-func openPermit(file int, at uintptr) (*permit, error) {
+// OpenPermit maps the permit that a peer has sent. at is the address of the page in the peer's process. OpenPermit refuses a
+// file that the peer could cut short, because touching a page that is gone raises a signal.
+func OpenPermit(file int, at uintptr) (*Permit, error) {
 	seals, err := unix.FcntlInt(uintptr(file), unix.F_GET_SEALS, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
@@ -94,30 +95,30 @@ func openPermit(file int, at uintptr) (*permit, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
-	return &permit{page: page, at: at}, nil
+	return &Permit{page: page, At: at}, nil
 }
 
-func (p *permit) word() *atomic.Uint32 {
+func (p *Permit) word() *atomic.Uint32 {
 	return (*atomic.Uint32)(unsafe.Pointer(unsafe.SliceData(p.page)))
 }
 
-func (p *permit) nonce() []byte { return p.page[nonceAt : nonceAt+nonceLength] }
+func (p *Permit) nonce() []byte { return p.page[nonceAt : nonceAt+nonceLength] }
 
-// proof shows that memory was copied from the process that made the permit: no other one has the nonce mapped there.
-func (p *permit) proof() proof {
-	return proof{at: p.at + nonceAt, length: uint64(nonceLength), expected: proofBytes(p.nonce())}
+// Proof proves that memory was copied from the process that made the permit: no other process has the nonce at that address.
+func (p *Permit) Proof() Proof {
+	return Proof{at: p.At + nonceAt, length: uint64(nonceLength), expected: proofBytes(p.nonce())}
 }
 
-// isOf reports whether it is a process that made the permit, and whether its memory can be read.
-func (p *permit) isOf(who *process) bool {
-	return newFetching().run(who, nil, p.proof()) == nil && who.lives()
+// IsOf reports whether a process has made the permit, and whether its memory can be read.
+func (p *Permit) IsOf(who *Process) bool {
+	return NewCopies(nil).Run(who, nil, p.Proof()) == nil && who.Lives()
 }
 
 // begin takes the permit for one copy. It returns false when the permit was revoked.
-func (p *permit) begin() bool { return p.word().CompareAndSwap(permitFree, permitTaken) }
+func (p *Permit) begin() bool { return p.word().CompareAndSwap(permitFree, permitTaken) }
 
 // end gives the permit back.
-func (p *permit) end() {
+func (p *Permit) end() {
 	word := p.word()
 	if word.CompareAndSwap(permitTaken, permitFree) {
 		return
@@ -126,11 +127,11 @@ func (p *permit) end() {
 	futex(word, futexWake, math.MaxInt32, 0)
 }
 
-// revoke takes the permit back for good, and returns true when no copy by it is under way any more. It waits for at most
-// so long, and no longer than gone returns false.
-func (p *permit) revoke(most time.Duration, gone func() bool) bool {
+// Revoke takes the permit back for good, and returns true when no copy by it is under way any more. It waits for at most
+// limit, and only as long as gone returns false.
+func (p *Permit) Revoke(limit time.Duration, gone func() bool) bool {
 	word := p.word()
-	for end := time.Now().Add(most); ; {
+	for end := time.Now().Add(limit); ; {
 		if word.CompareAndSwap(permitFree, permitRevoked) || gone() {
 			return true
 		}
@@ -142,14 +143,14 @@ func (p *permit) revoke(most time.Duration, gone func() bool) bool {
 			return false
 		case state == permitTaken:
 			word.CompareAndSwap(permitTaken, permitAwaited)
-		case state != permitFree: // awaited, or what no peer of good manners writes
-			futex(word, futexWait, state, min(left, permitPatience))
+		case state != permitFree: // awaited, or a value that no correct peer writes
+			futex(word, futexWait, state, min(left, lookInterval))
 		}
 	}
 }
 
-// close unmaps the permit.
-func (p *permit) close() error {
+// Close unmaps the permit.
+func (p *Permit) Close() error {
 	if p == nil {
 		return nil
 	}

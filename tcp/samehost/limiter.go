@@ -1,0 +1,72 @@
+package samehost
+
+import (
+	"sync/atomic"
+	"time"
+
+	"kvferry/core/clock"
+)
+
+// CopyLimiter leaves processors to short transfers. A goroutine that copies from another process keeps a processor busy for
+// as long as there is something to copy. A thread that wakes up beside it to serve a message of a few microseconds gets its
+// turn from the system only after milliseconds. So long copies are limited while short transfers are expected:
+//
+//  1. Note records a transfer. For shortsTime after a short one, more of them are expected.
+//  2. While they are expected, acquire lets so many goroutines copy at once as there are places, and others wait. Nobody
+//     waits for longer than acquireTimeout: a copy may be held up by the process that it reads from, and must not hold up
+//     other copies.
+//
+// The engines of a process share one, because they share the processors.
+type CopyLimiter struct {
+	places chan struct{}
+	shorts atomic.Int64 // time of the last short transfer, by clock.Now
+}
+
+const (
+	// shortsTime is some hundred times as long as a short transfer on one host takes.
+	shortsTime = 10 * time.Millisecond
+	// acquireTimeout is some ten times as long as a copy takes that yields the processor now and then.
+	acquireTimeout = 100 * time.Millisecond
+
+	// longLength is the number of bytes from which on a copy is long.
+	longLength = 32 << 10
+)
+
+// NewCopyLimiter makes a limiter with so many places, and at least one.
+func NewCopyLimiter(places int) *CopyLimiter {
+	l := &CopyLimiter{places: make(chan struct{}, max(1, places))}
+	l.shorts.Store(-int64(shortsTime))
+	return l
+}
+
+// Note records a transfer of so many bytes, or of none.
+func (l *CopyLimiter) Note(bytes uint64) {
+	if bytes > 0 && bytes < longLength {
+		l.shorts.Store(int64(clock.Now()))
+	}
+}
+
+// LastShort is when the last short transfer was noted, by clock.Now. It is negative before the first one.
+func (l *CopyLimiter) LastShort() time.Duration { return time.Duration(l.shorts.Load()) }
+
+// acquire reports whether the caller has a place, which it has to release. Without one it may copy all the same.
+func (l *CopyLimiter) acquire() bool {
+	if clock.Now()-l.LastShort() >= shortsTime {
+		return false
+	}
+	select {
+	case l.places <- struct{}{}:
+		return true
+	default:
+	}
+	timeout := time.NewTimer(acquireTimeout)
+	defer timeout.Stop()
+	select {
+	case l.places <- struct{}{}:
+		return true
+	case <-timeout.C:
+		return false
+	}
+}
+
+func (l *CopyLimiter) release() { <-l.places }

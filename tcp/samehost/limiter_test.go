@@ -1,0 +1,78 @@
+package samehost
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"kvferry/core/clock"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestLongCopiesAreLimitedWhileShortTransfersAreExpected(t *testing.T) {
+	l := NewCopyLimiter(2)
+	l.expect()
+	var inside, most atomic.Int32
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 100 {
+				if !l.acquire() {
+					t.Error("it let a goroutine pass while short transfers were expected")
+					return
+				}
+				for now := inside.Add(1); now > most.Load(); {
+					most.Store(now)
+				}
+				runtime.Gosched()
+				inside.Add(-1)
+				l.release()
+			}
+		})
+	}
+	all.Wait()
+	require.LessOrEqual(t, most.Load(), int32(2))
+	require.Positive(t, most.Load())
+}
+
+func TestACopyThatIsHeldUpHoldsNobodyElseUp(t *testing.T) {
+	l := NewCopyLimiter(1)
+	l.expect()
+	require.True(t, l.acquire())
+	require.False(t, l.acquire())
+	l.release()
+	require.True(t, l.acquire())
+}
+
+func TestLongCopiesAreNotLimitedWhileNoShortTransferIsExpected(t *testing.T) {
+	l := NewCopyLimiter(1)
+	require.False(t, l.acquire(), "before the first short transfer")
+	l.Note(1)
+	l.forget()
+	require.False(t, l.acquire(), "long after the last one")
+}
+
+func TestOnlyWhatIsShortIsNotedAsShort(t *testing.T) {
+	l := NewCopyLimiter(1)
+	for _, bytes := range []uint64{0, longLength} {
+		l.Note(bytes)
+		require.False(t, l.seen(), bytes)
+	}
+	for _, bytes := range []uint64{1, longLength - 1} {
+		l.forget()
+		l.Note(bytes)
+		require.True(t, l.seen(), bytes)
+	}
+}
+
+// expect has short transfers be expected for longer than any test takes.
+func (l *CopyLimiter) expect() { l.shorts.Store(int64(clock.Now() + time.Hour)) }
+
+// forget has the last short transfer be long ago.
+func (l *CopyLimiter) forget() { l.shorts.Store(-int64(shortsTime)) }
+
+// seen reports whether there was a short transfer since.
+func (l *CopyLimiter) seen() bool { return l.shorts.Load() >= 0 }
