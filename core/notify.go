@@ -10,14 +10,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// inbox keeps the notifications that came in until they are fetched.
+// inbox keeps received notifications until they are fetched.
 type inbox struct {
 	mu       sync.Mutex
 	messages []metadata.Notification
 	limit    int
 }
 
-// put keeps a message, or reports false when there are as many as the limit allows: the sender is told.
+// put keeps a message. It returns false when the inbox is full: the sender then gets an error.
 func (b *inbox) put(n metadata.Notification) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -39,7 +39,7 @@ func (b *inbox) drain() []metadata.Notification {
 // Notifications returns the messages received since the last call, in order.
 func (e *Engine) Notifications() []metadata.Notification { return e.inbox.drain() }
 
-// Notify sends a message to a segment's owner and returns when it has been taken.
+// Notify sends a message to a segment's owner, and returns when the owner has accepted it.
 func (e *Engine) Notify(id SegmentID, n metadata.Notification) error { return e.notify(e.ctx, id, n) }
 
 func (e *Engine) notify(ctx context.Context, id SegmentID, n metadata.Notification) error {
@@ -63,12 +63,12 @@ func (e *Engine) notify(ctx context.Context, id SegmentID, n metadata.Notificati
 	}
 	err = e.client.SendNotify(ctx, peer, n)
 	if code := status.Of(err, status.Socket); code == status.DNS || code == status.RejectHandshake {
-		return status.Errorf(status.Socket, "%w", err) // callers know one code for a message that was not taken
+		return status.Errorf(status.Socket, "%w", err) // callers know one code for a message that was not accepted
 	}
 	return err
 }
 
-// characters is text as it arrives where it is sent: each byte that is not UTF-8 is U+FFFD.
+// characters is text as a peer would receive it: each byte that is not UTF-8 becomes U+FFFD.
 func characters(text string) string { return string([]rune(text)) }
 
 // Probe asks the owner of a segment name whether it is alive.
@@ -86,9 +86,20 @@ func (e *Engine) Probe(name string) error {
 	return e.client.Probe(e.ctx, peer)
 }
 
-// deliver sends a batch's notifications and then calls done. A failed delivery is logged and changes no status.
+// checkNotification says whether a batch's notification can be sent.
+func (e *Engine) checkNotification(n *pendingNotification) error {
+	if n.to == LocalSegment {
+		return nil // it goes to the engine's own inbox
+	}
+	if err := e.client.CheckNotify(n.msg); err != nil {
+		return status.Errorf(status.InvalidArgument, "notification %.80q: %w", n.msg.Name, err)
+	}
+	return nil
+}
+
+// deliver sends a batch's notifications, and then calls done. A failed delivery is logged, and changes no state.
 func (e *Engine) deliver(ctx context.Context, messages []pendingNotification, done func()) {
-	started := e.spawn(func() {
+	spawned := e.spawn(func() {
 		defer done()
 		for _, m := range messages {
 			if err := e.notify(ctx, m.to, m.msg); err != nil {
@@ -96,7 +107,7 @@ func (e *Engine) deliver(ctx context.Context, messages []pendingNotification, do
 			}
 		}
 	})
-	if !started {
+	if !spawned {
 		done()
 	}
 }

@@ -3,6 +3,7 @@ package core_test
 import (
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -255,4 +256,40 @@ func TestProbe(t *testing.T) {
 	go func() { probed <- p.Probe(p.peer.Name()) }()
 	require.NoError(t, p.Close())
 	require.Error(t, receive(t, probed), "closing ends it")
+}
+
+func TestANotificationThatFitsNoFrameIsRefusedWithItsBatch(t *testing.T) {
+	p := startPair(t, nil)
+	limit := p.Config().HandshakeMaxLength
+	for name, tooLong := range map[string]metadata.Notification{
+		"a long name":                    {Name: strings.Repeat("a", limit)},
+		"a long text":                    {Text: strings.Repeat("a", limit)},
+		"a text that is long when coded": {Text: strings.Repeat("\x01", limit/6)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := p.batch(t, 1)
+			err := p.Submit(b, p.writes(10), &tooLong)
+			requireCode(t, status.InvalidArgument, err)
+			require.ErrorContains(t, err, "MC_HANDSHAKE_MAX_LENGTH")
+			require.Empty(t, p.transport.Held())
+			require.Zero(t, b.Summary().Tasks)
+			require.NoError(t, p.FreeBatch(b))
+		})
+	}
+}
+
+func TestTheLongestNotificationIsDelivered(t *testing.T) {
+	p := startPair(t, nil)
+	longest := metadata.Notification{Name: "a", Text: strings.Repeat("a", p.Config().HandshakeMaxLength/6)}
+	for longer := longest; ; longest = longer { // the longest that is not refused
+		longer.Text += strings.Repeat("a", 64<<10)
+		b := p.batch(t, 1)
+		if p.Submit(b, p.writes(1), &longer) != nil {
+			break
+		}
+		p.transport.SettleAll(nil)
+		wait(t, b)
+		require.Equal(t, []metadata.Notification{longer}, p.peer.Notifications())
+	}
+	require.Greater(t, len(longest.Text), p.Config().HandshakeMaxLength*9/10)
 }

@@ -11,29 +11,30 @@ import (
 	"go.uber.org/zap"
 )
 
-// A transfer in the order of a stream of the application goes this way:
+// A transfer in the order of a stream of the application:
 //
-//  1. Order copies the requests, and has the stream's library call back when the stream has come to that place;
-//  2. run, on a thread of that library, submits the requests and waits for their end, and so does the stream;
-//  3. what failed is logged, and returned by the next Order: the stream itself goes on, and cannot tell anybody.
+//  1. Order copies the requests, and queues a callback in the stream.
+//  2. The stream's library calls runOrdered on one of its threads when the stream has come to the callback. runOrdered submits the
+//     requests and waits for their end. The stream waits until it returns.
+//  3. A failure is logged, and the next call of Order returns it. The stream goes on: it has no way to report the failure.
 //
-// Where the device fails before the stream has come to the place, there is no call: nobody waits for it, and the library
-// tells whoever uses the stream.
+// If the device fails before the stream has come to the callback, it is not called. The library then returns an error to the
+// application.
 
-// ordered is what became of an engine's transfers in the order of streams.
+// ordered has the failures of an engine's transfers in the order of streams.
 type ordered struct {
 	mu      sync.Mutex
-	failure error // of the first that failed since the latest Order
-	more    int   // how many others did
+	failure error // of the first transfer that failed since the latest call of Order
+	more    int   // how many others failed
 }
 
-// Order starts a transfer in the order of a stream of the application: after what is queued in the stream by now, and
-// before what is queued later. It does not wait. runtime is whose stream it is, "cuda", and stream the library's own
-// handle, 0 for its default stream. The arrays are not kept; the memory that they name is in use until the stream has
-// gone on. The transfer is given up after Config.TransferTimeout and a second for each GiB.
+// Order starts a transfer in the order of a stream of the application: after the work that is in the stream now, and before work
+// that is queued later. It does not wait. runtime is the library of the stream, "cuda", and stream that library's handle, 0 for
+// its default stream. The arrays are not kept; the memory that they name is in use until the stream has gone on. The transfer is
+// given up after Config.TransferTimeout and a second for each GiB.
 //
-// The error is why nothing was queued: status.Context with ErrEarlierFailed in it where an earlier transfer on any
-// stream had failed and nobody had been told yet; the next call then starts afresh.
+// An error says why nothing was queued. It is a status.Context with ErrEarlierFailed in it if an earlier transfer on any stream
+// has failed, and no call has returned that yet. The next call then queues its transfer.
 func (e *Engine) Order(runtime string, stream uintptr, a *Arrays) error {
 	if e.ctx.Err() != nil {
 		return closedError()
@@ -41,8 +42,8 @@ func (e *Engine) Order(runtime string, stream uintptr, a *Arrays) error {
 	if err := e.ordered.takeFailure(); err != nil {
 		return err
 	}
-	if a.Opcode != Read && a.Opcode != Write {
-		return status.Errorf(status.InvalidArgument, "opcode %d is neither READ nor WRITE", a.Opcode)
+	if err := a.Opcode.check(); err != nil {
+		return err
 	}
 	if len(a.Local) == 0 {
 		return nil
@@ -59,7 +60,7 @@ func (e *Engine) Order(runtime string, stream uintptr, a *Arrays) error {
 	return library.Call(stream, func() { e.runOrdered(&own) })
 }
 
-// ordering is the runtime of that name, where it has streams that can be waited with.
+// ordering is the runtime of that name, if its streams can call back.
 func (d *devices) ordering(name string) (device.Ordering, error) {
 	for _, r := range d.runtimes {
 		if library, able := r.(device.Ordering); able && r.Name() == name {
@@ -69,10 +70,10 @@ func (d *devices) ordering(name string) (device.Ordering, error) {
 	return nil, status.Errorf(status.NotSupportedTransport, "this engine has no streams of %q", name)
 }
 
-// runOrdered does a transfer whose turn in its stream has come.
+// runOrdered makes a transfer, when the stream has come to it.
 func (e *Engine) runOrdered(a *Arrays) {
 	if !e.enter() {
-		return // nobody is left to be told
+		return // the engine is closed, and Order is not called any more
 	}
 	defer e.running.Done()
 	if err := status.Guard(func() error { return e.moveNow(a) }); err != nil {
@@ -81,7 +82,7 @@ func (e *Engine) runOrdered(a *Arrays) {
 	}
 }
 
-// moveNow moves the bytes and waits for that.
+// moveNow moves the bytes, and waits until they have arrived.
 func (e *Engine) moveNow(a *Arrays) error {
 	b, err := e.AllocateBatch(len(a.Local))
 	if err != nil {
@@ -96,7 +97,7 @@ func (e *Engine) moveNow(a *Arrays) error {
 	return err
 }
 
-// await waits for the end of the batch: why it failed, or that the time is over.
+// await waits for the end of the batch, and returns why it failed, or that the time is over.
 func (b *Batch) await(limit time.Duration) error {
 	if !b.wait(limit) {
 		return status.Errorf(status.Context, "batch %d was not done within %v", b.id, limit)
@@ -114,7 +115,7 @@ func (o *ordered) fail(err error) {
 	}
 }
 
-// takeFailure tells once of the failures so far.
+// takeFailure returns the failures so far, once.
 func (o *ordered) takeFailure() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -32,9 +32,9 @@ type PageRow struct {
 // Count is the number of requests.
 func (p *Pages) Count() int { return len(p.Local) * len(p.Rows) }
 
-// SubmitPages makes a batch and submits all requests to it; on an error there is no batch. What p refers to is not kept.
-// With a limit above 0, no more than so many requests are submitted at a time: the next ones follow when these have
-// completed, and do not when one of them fails.
+// SubmitPages makes a batch and submits all requests to it; on an error there is no batch. The slices of p are not kept. With a
+// limit above 0, at most so many requests are submitted at a time: the next ones when these have completed, and none when one of
+// them has failed.
 func (e *Engine) SubmitPages(p *Pages, limit int) (*Batch, error) {
 	if err := p.check(); err != nil {
 		return nil, err
@@ -46,14 +46,25 @@ func (e *Engine) SubmitPages(p *Pages, limit int) (*Batch, error) {
 	if limit <= 0 || limit >= p.Count() {
 		err = e.submitPages(b, p, 0, p.Count())
 	} else {
-		kept := *p
-		kept.Local, kept.Remote, kept.Rows = slices.Clone(p.Local), slices.Clone(p.Remote), slices.Clone(p.Rows)
-		err = e.feedBatch(b, p.Count(), kept.local(), func(f *feed) error { return e.feedPages(b, f, &kept, limit) })
+		err = e.submitInParts(b, p, limit)
 	}
 	if err != nil {
 		return nil, inOrder(err, e.FreeBatch(b))
 	}
 	return b, nil
+}
+
+// submitInParts has a goroutine of the engine submit the requests, so many at a time, from a copy of p.
+func (e *Engine) submitInParts(b *Batch, p *Pages, limit int) error {
+	if err := p.Opcode.check(); err != nil {
+		return err
+	}
+	if _, err := e.openTarget(p.Target, len(e.installed()) > 0); err != nil {
+		return err
+	}
+	kept := *p
+	kept.Local, kept.Remote, kept.Rows = slices.Clone(p.Local), slices.Clone(p.Remote), slices.Clone(p.Rows)
+	return e.feedBatch(b, p.Count(), kept.local(), func(f *feed) error { return e.feedPages(b, f, &kept, limit) })
 }
 
 // local are the ranges of this process that the requests move.
@@ -69,7 +80,7 @@ func (p *Pages) local() iter.Seq[Range] {
 	}
 }
 
-// feedPages submits the requests in parts.
+// feedPages submits the requests in parts, each when the one before has completed.
 func (e *Engine) feedPages(b *Batch, f *feed, p *Pages, limit int) error {
 	for first := 0; first < p.Count(); first += limit {
 		if err := e.submitPages(b, p, first, min(limit, p.Count()-first)); err != nil {
@@ -88,8 +99,7 @@ func (e *Engine) submitPages(b *Batch, p *Pages, first, count int) error {
 	return e.submit(b, count, nil, func(d *distribution) error { return p.fill(d, first) })
 }
 
-// fill writes the requests from first on into the tasks, and distributes them row by row. They wrap around nowhere: check
-// has seen to that.
+// fill writes the requests from first on into the tasks, and distributes them row by row. None of them wraps around: see check.
 func (p *Pages) fill(d *distribution, first int) error {
 	row, page := first/len(p.Local), first%len(p.Local)
 	for done := 0; done < len(d.tasks); row, page = row+1, 0 {
@@ -112,7 +122,7 @@ func (p *Pages) fillRow(tasks []Task, first int32, r PageRow, page int) Range {
 	for i := range tasks {
 		addr := r.LocalBase + local[i]*r.LocalStride
 		lowest, highest = min(lowest, addr), max(highest, addr)
-		task := &tasks[i] // field by field: no request is copied
+		task := &tasks[i] // field by field, without a copy of a request
 		task.Opcode, task.Local, task.Target = opcode, uintptr(addr), target
 		task.Remote, task.Length = r.RemoteBase+remote[i]*r.RemoteStride, r.Length
 		task.Next, task.outstanding = first+int32(i)+1, r.Length
@@ -120,7 +130,7 @@ func (p *Pages) fillRow(tasks []Task, first int32, r PageRow, page int) Range {
 	return Range{Addr: uintptr(lowest), Length: highest - lowest + r.Length}
 }
 
-// check returns a status.InvalidArgument for what are no pages.
+// check returns a status.InvalidArgument for pages that are not valid.
 func (p *Pages) check() error {
 	if len(p.Local) != len(p.Remote) {
 		return status.Errorf(status.InvalidArgument, "%d local and %d remote pages do not match", len(p.Local), len(p.Remote))

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/metadata/metadatatest"
 	"kvferry/core/status"
 	"kvferry/core/transporttest"
 
@@ -256,4 +257,25 @@ func TestNoPagesAreABatchThatHasCompleted(t *testing.T) {
 		require.True(t, b.Done())
 		require.NoError(t, b.Err())
 	}
+}
+
+func TestPagesInPartsAreRefusedAtOnceForWhatNoPartCouldDo(t *testing.T) {
+	for name, spoil := range map[string]func(*core.Pages){
+		"an opcode that is none":       func(q *core.Pages) { q.Opcode = 7 },
+		"a segment that is not opened": func(q *core.Pages) { q.Target += 1000 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := startPair(t, nil)
+			pages := twoPools(p)
+			spoil(pages)
+			_, err := p.SubmitPages(pages, 2)
+			requireCode(t, status.InvalidArgument, err)
+			require.Empty(t, p.transport.Held())
+		})
+	}
+	alone := startEngine(t, metadatatest.NewDirectory(), nil)
+	_, err := alone.SubmitPages(&core.Pages{
+		Opcode: core.Write, Target: 5, Local: []uint64{1, 2}, Remote: []uint64{1, 2}, Rows: []core.PageRow{{Length: 1}},
+	}, 1)
+	requireCode(t, status.NotSupportedTransport, err)
 }

@@ -1,8 +1,12 @@
 package core
 
-import "iter"
+import (
+	"iter"
 
-// Opcode says which way a request moves bytes. The values are those of the C interface.
+	"kvferry/core/status"
+)
+
+// Opcode is the direction in which a request moves bytes. The values are those of the C interface.
 type Opcode int32
 
 const (
@@ -15,6 +19,14 @@ func (o Opcode) String() string {
 		return "READ"
 	}
 	return "WRITE"
+}
+
+// check says that an opcode is none.
+func (o Opcode) check() error {
+	if o != Read && o != Write {
+		return status.Errorf(status.InvalidArgument, "opcode %d is neither READ nor WRITE", o)
+	}
+	return nil
 }
 
 // SegmentID names an opened segment.
@@ -32,7 +44,7 @@ type Request struct {
 	Length uint64 // bytes
 }
 
-// wraps reports whether one of the request's ranges reaches the end of the address space.
+// wraps reports whether one of the request's ranges goes beyond the end of the address space.
 func (r *Request) wraps() bool {
 	return uint64(r.Local)+r.Length < r.Length || r.Remote+r.Length < r.Length
 }

@@ -12,9 +12,9 @@ import (
 //  3. The batch takes over the submission. From here on its tasks end one by one; before, an error undoes all of it.
 //  4. Each work goes to its transport: a copy within the process, the staging of a device, or the network.
 
-// Submit adds the requests to the batch and starts them; on an error nothing was added. reqs is not kept, the memory
-// that it names is in use until the tasks have ended. notify may be nil; else it goes to the first request's segment
-// after all tasks of the batch completed.
+// Submit adds the requests to the batch and starts them; on an error nothing was added. reqs is not kept. The memory that it
+// names is in use until the tasks have ended. notify may be nil. Otherwise it is sent to the owner of the first request's
+// segment when all tasks of the batch have completed.
 func (e *Engine) Submit(b *Batch, reqs []Request, notify *metadata.Notification) error {
 	return e.submit(b, len(reqs), notify, func(d *distribution) error {
 		for i := range d.tasks {
@@ -36,7 +36,7 @@ func (e *Engine) SubmitArrays(b *Batch, a *Arrays, notify *metadata.Notification
 	})
 }
 
-// submit is Submit of so many requests, which fill writes into the tasks and distributes.
+// submit is Submit for so many requests. fill writes them into the tasks, and distributes these.
 func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, fill func(*distribution) error) error {
 	if e.ctx.Err() != nil {
 		return closedError()
@@ -56,24 +56,24 @@ func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, f
 	*d = distribution{submission: s, engine: e, haveTransport: len(transports) > 0}
 	err := fill(d)
 	*d = distribution{}
+	var message *pendingNotification
+	if err == nil && notify != nil {
+		message = &pendingNotification{to: s.tasks[0].Target, msg: *notify}
+		err = e.checkNotification(message)
+	}
+	if err == nil {
+		err = b.add(s, message)
+	}
 	if err != nil {
 		unpinAll(s.pins.regions)
 		return err
 	}
-	var message *pendingNotification
-	if notify != nil {
-		message = &pendingNotification{to: s.tasks[0].Target, msg: *notify}
-	}
-	if err := b.add(s, message); err != nil {
-		unpinAll(s.pins.regions)
-		return err
-	}
-	if e.ctx.Err() != nil { // the engine was closed before the batch was seen to hold these tasks
+	if e.ctx.Err() != nil { // Close may not have seen these tasks in the batch
 		s.abort(ErrClosed)
 	}
 	for _, w := range s.works {
 		switch {
-		case w.Head < 0: // no task of it is to be moved
+		case w.Head < 0: // it has no tasks
 		case w.Segment == e.local.segment:
 			e.local.Submit(w)
 		case w.device != nil:
@@ -86,23 +86,29 @@ func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, f
 	return nil
 }
 
-// target finds the segment of a request.
+// target finds the segment of a request. With MC_DISABLE_METACACHE it fetches the segment's descriptor again.
 func (e *Engine) target(id SegmentID, haveTransport bool) (*Segment, error) {
+	segment, err := e.openTarget(id, haveTransport)
+	if err == nil && segment != e.local.segment && e.config.DisableMetaCache {
+		e.refresh(segment)
+	}
+	return segment, err
+}
+
+// openTarget finds the segment of a request, without a request to its owner or a store.
+func (e *Engine) openTarget(id SegmentID, haveTransport bool) (*Segment, error) {
 	if id == LocalSegment {
 		return e.local.segment, nil
 	}
 	if !haveTransport {
 		return nil, status.Errorf(status.NotSupportedTransport, "no transport is installed")
 	}
-	segment, err := e.segment(id)
-	if err == nil && e.config.DisableMetaCache {
-		e.refresh(segment)
-	}
-	return segment, err
+	return e.segment(id)
 }
 
-// Assist is for a caller that is about to wait for a batch on one segment: it helps to finish a short one, for a
-// fraction of a millisecond, which is faster than to be woken. The batch may be unfinished when it returns.
+// Assist is for a caller that is about to wait for a batch on one segment. If the batch is short, the calling thread helps to
+// finish it, for a fraction of a millisecond: that is faster than to sleep and be woken. The batch may be unfinished when it
+// returns.
 func (e *Engine) Assist(b *Batch, id SegmentID) {
 	const short = 256 << 10 // bytes
 	if b.bytes.Load() > short || b.Done() {

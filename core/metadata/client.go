@@ -60,7 +60,25 @@ func (c Client) FetchDescriptor(ctx context.Context, peer string) (*Descriptor, 
 	return d, nil
 }
 
-// SendNotify hands a peer a notification. Both strings must fit a frame together. What is not UTF-8 in them arrives as
+// CheckNotify says whether SendNotify can send a notification: both strings must fit a frame together.
+func (c Client) CheckNotify(n Notification) error {
+	const longestCharacter, rest = 6, 64 // bytes of JSON: "\u0001", and keys and punctuation
+	if (len(n.Name)+len(n.Text))*longestCharacter+rest <= orDefault(c.MaxLength, DefaultMaxLength) {
+		return nil
+	}
+	return c.checkLength(mustEncode(notifyBody(n)))
+}
+
+// checkLength says whether the body of a request fits a frame.
+func (c Client) checkLength(body []byte) error {
+	if limit := orDefault(c.MaxLength, DefaultMaxLength); len(body)+1 > limit {
+		return status.Errorf(status.InvalidArgument,
+			"the request takes %d bytes, over the limit of %d (MC_HANDSHAKE_MAX_LENGTH)", len(body)+1, limit)
+	}
+	return nil
+}
+
+// SendNotify hands a peer a notification. CheckNotify says whether it fits. What is not UTF-8 in them arrives as
 // U+FFFD, as with Mooncake: a frame is JSON, which has no other bytes.
 func (c Client) SendNotify(ctx context.Context, peer string, n Notification) error {
 	reply, err := c.ask(ctx, peer, kindNotify, mustEncode(notifyBody(n)))
@@ -109,11 +127,10 @@ func (c Client) identify(ctx context.Context, peer string) (name string, err err
 
 // ask sends one request and returns the JSON of its reply.
 func (c Client) ask(ctx context.Context, peer string, kind frameKind, body []byte) ([]byte, error) {
-	request := encodeFrame(kind, false, body)
-	if limit := orDefault(c.MaxLength, DefaultMaxLength); len(body)+1 > limit {
-		return nil, peerError(peer, kind, status.Errorf(status.InvalidArgument,
-			"the request takes %d bytes, over the limit of %d (MC_HANDSHAKE_MAX_LENGTH)", len(body)+1, limit))
+	if err := c.checkLength(body); err != nil {
+		return nil, peerError(peer, kind, err)
 	}
+	request := encodeFrame(kind, false, body)
 	conn, err := c.dial(ctx, peer)
 	if err != nil {
 		return nil, peerError(peer, kind, err)

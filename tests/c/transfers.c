@@ -125,6 +125,29 @@ static void test_bad_requests_submit_nothing(void)
     CHECK_EQUAL(freeBatchID(initiator, batch), 0);
 }
 
+static void test_a_message_that_is_too_long_is_refused(void)
+{
+    const size_t length = 2 << 20; /* the default limit is 1 MiB */
+    char *text = malloc(length + 1);
+    notify_msg_t message = {(char *)"name", text};
+    batch_id_t batch = allocateBatchID(initiator, 1);
+    transfer_request_t r = request(OPCODE_WRITE, near, peer, far, 10);
+    uint64_t local = (uintptr_t)near, remote = (uintptr_t)far, ten = 10;
+    transfer_status_t status;
+
+    CHECK(text != NULL);
+    memset(text, 'a', length);
+    text[length] = 0;
+    CHECK_EQUAL(submitTransferWithNotify(initiator, batch, &r, 1, message), 1);
+    CHECK(strstr(kvferry_last_error(), "MC_HANDSHAKE_MAX_LENGTH") != NULL);
+    CHECK_EQUAL(getTransferStatus(initiator, batch, 0, &status), 1);
+    CHECK_EQUAL(freeBatchID(initiator, batch), 0);
+    CHECK_EQUAL(kvferry_transfer_sync(initiator, OPCODE_WRITE, peer, &local, &remote, &ten, 1, &message, 20000, &batch), -1);
+    CHECK(strstr(kvferry_last_error(), "MC_HANDSHAKE_MAX_LENGTH") != NULL);
+    CHECK_EQUAL(batch, INVALID_BATCH);
+    free(text);
+}
+
 static void test_bad_target_range_fails_its_own_task_only(void)
 {
     batch_id_t batch = allocateBatchID(initiator, 4);
@@ -222,6 +245,11 @@ static void test_pages_of_pools_move_in_one_call(void)
     CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, NULL, remote, PAGES, rows[0], 1, 0, 0, &batch), -1);
     CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, local, remote, PAGES, rows[0], 1, 0, 0, NULL), -1);
     CHECK_EQUAL(kvferry_transfer_pages(initiator, 2, peer, local, remote, PAGES, rows[0], 1, 0, 0, &batch), -1);
+    for (limit = 0; limit < 2; limit++) { /* all at once, and one after the other */
+        CHECK_EQUAL(kvferry_submit_pages(initiator, 2, peer, local, remote, PAGES, rows[0], 1, limit, &batch), -1);
+        CHECK_EQUAL(kvferry_submit_pages(initiator, OPCODE_READ, 4711, local, remote, PAGES, rows[0], 1, limit, &batch), -1);
+        CHECK_EQUAL(batch, INVALID_BATCH);
+    }
     rows[1][4] = 0;
     CHECK_EQUAL(kvferry_transfer_pages(initiator, OPCODE_WRITE, peer, local, remote, PAGES, rows[0], POOLS, 0, 0, &batch),
                 -1);
@@ -310,6 +338,7 @@ int main(void)
     test_batch_takes_no_more_than_its_capacity();
     test_absurd_counts_are_refused();
     test_bad_requests_submit_nothing();
+    test_a_message_that_is_too_long_is_refused();
     test_bad_target_range_fails_its_own_task_only();
     test_freed_batch_is_gone();
     test_batches_of_another_engine_are_unknown();

@@ -174,6 +174,14 @@ def test_no_message_arrives_after_a_failure(near: Node, far: Node) -> None:
     assert far.engine.get_notifies() == []
 
 
+def test_a_message_that_is_too_long_fails_the_transfer_before_it_begins(near: Node, far: Node) -> None:
+    before = far.get(SIZE)
+    message = TransferNotify("a", "b" * (2 << 20))  # MC_HANDSHAKE_MAX_LENGTH is 1 MiB unless it is set
+    assert near.engine.transfer_sync(far.name, near.address, far.address, 10, TransferOpcode.Write, message) < 0
+    assert far.get(SIZE) == before
+    assert far.engine.get_notifies() == []
+
+
 def until_ended(engine: TransferEngine, batch: int) -> int:
     deadline = time.monotonic() + 10
     while (state := engine.transfer_check_status(batch)) == 0:
