@@ -13,11 +13,13 @@ import (
 	"kvferry/core/status"
 )
 
-// maxEntries bounds the arrays that are taken from C: a count beyond it is a mistake, not a request.
+// maxEntries is the most entries of an array from C: a higher count is a mistake of the caller.
 const maxEntries = 1 << 31
 
-// run is the body of every exported function: it calls f and returns its status code. The reason of an error is left
-// in *reason, a buffer of REASON_SIZE bytes.
+// Every exported function has one of these as its body. Each calls f, and leaves the text of its error in *reason, a buffer of
+// REASON_SIZE bytes. They differ in their result: run and positive return the status code as it is, negated ones return it
+// negated. Those for the functions of transfer_engine_c.h also log the error: see logFailure.
+
 func run(reason *C.char, f func() error) status.Code {
 	err := protect(f)
 	if err == nil {
@@ -27,7 +29,26 @@ func run(reason *C.char, f func() error) status.Code {
 	return status.Of(err, status.Context)
 }
 
-// protect calls f. A panic becomes an error, and its stack is logged to standard error: it never reaches C.
+func negated(reason *C.char, f func() error) C.int { return -C.int(run(reason, f)) }
+
+// runLogged is run for the public function of that name. engine is its engine's handle, or nil.
+func runLogged(function string, engine unsafe.Pointer, reason *C.char, f func() error) status.Code {
+	code := run(reason, f)
+	if code != status.OK {
+		logFailure(engine, function, C.GoString(reason))
+	}
+	return code
+}
+
+func positiveLogged(function string, engine unsafe.Pointer, reason *C.char, f func() error) C.int {
+	return C.int(runLogged(function, engine, reason, f))
+}
+
+func negatedLogged(function string, engine unsafe.Pointer, reason *C.char, f func() error) C.int {
+	return -C.int(runLogged(function, engine, reason, f))
+}
+
+// protect calls f. A panic in it becomes an error, and its stack is written to standard error: no panic reaches C.
 func protect(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -38,10 +59,7 @@ func protect(f func() error) (err error) {
 	return f()
 }
 
-// negated is run for the functions that return negated codes.
-func negated(reason *C.char, f func() error) C.int { return -C.int(run(reason, f)) }
-
-// orCode is the code where there is one, and the value where the function succeeded.
+// orCode is the value if the function has succeeded, and its code otherwise.
 func orCode[T ~int32 | ~int64](code C.int, value T) T {
 	if code != 0 {
 		return T(code)
@@ -49,11 +67,7 @@ func orCode[T ~int32 | ~int64](code C.int, value T) T {
 	return value
 }
 
-// positive is run for the functions that return status codes as they are.
-func positive(reason *C.char, f func() error) C.int { return C.int(run(reason, f)) }
-
-// writeText writes text and a NUL into a buffer of size bytes, cut between characters where it does not fit. text ends
-// at its first NUL.
+// writeText writes text and a NUL into a buffer of size bytes. Text that does not fit is cut between two characters.
 func writeText(buffer *C.char, size C.size_t, text string) {
 	if size == 0 {
 		return
@@ -78,7 +92,7 @@ func readText(what string, s *C.char) (string, error) {
 	return C.GoString(s), nil
 }
 
-// entries views an array in C's memory, which stays C's. what names it in errors.
+// entries is an array in C's memory as a slice, which must not be kept. what names it in errors.
 func entries[T any](what string, first *T, count C.size_t) ([]T, error) {
 	switch {
 	case count == 0:

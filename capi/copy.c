@@ -1,4 +1,4 @@
-/* Copies inside this process that survive an address that is not mapped: the kernel touches the memory, not we. */
+/* Copies within this process. The kernel makes them, so that an address that is not mapped gives an error and no signal. */
 #include "internal.h"
 
 #include <errno.h>
@@ -7,7 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* What one system call is asked to copy; the kernel takes less than 2 GiB at once. */
+/* The most that one system call copies. The kernel's limit is below 2 GiB. */
 #define COPY_STEP ((size_t)1 << 30)
 #define PIPE_STEP ((size_t)1 << 16)
 
@@ -37,7 +37,7 @@ static int drain_pipe(int end, char *dst, size_t length)
     return 0;
 }
 
-/* The same through a pipe, for where process_vm_readv is forbidden. 0, or -1 and errno. */
+/* Copies through a pipe, if process_vm_readv is forbidden. 0, or -1 and errno. */
 static int copy_by_pipe(char *dst, const char *src, size_t length)
 {
     int ends[2], failed = 0, saved;

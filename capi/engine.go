@@ -19,12 +19,16 @@ import (
 
 //export kvferry_go_create
 func kvferry_go_create(store, name, ignoredHost C.text_t, autoDiscover C.int, reason *C.char) (handle unsafe.Pointer) {
-	run(reason, func() error {
+	runLogged("createTransferEngine", nil, reason, func() error {
 		options, err := options(store, name, ignoredHost)
 		if err != nil {
 			return err
 		}
-		handle, err = create(options, autoDiscover != 0, false)
+		env, err := readEnvironment()
+		if err != nil {
+			return err
+		}
+		handle, err = create(env, options, autoDiscover != 0, false)
 		return err
 	})
 	return handle
@@ -42,11 +46,11 @@ func options(store, name, ignoredHost C.text_t) (o core.Options, err error) {
 	return o, err
 }
 
-// create makes an engine with the settings that the environment has now, and its handle. asks: see engineHandle.
-func create(o core.Options, install, asks bool) (unsafe.Pointer, error) {
-	config, log, closeLog := settings()
+// create makes an engine with the settings of an environment, and its handle. asks: see engineHandle.
+func create(env environment, o core.Options, install, asks bool) (unsafe.Pointer, error) {
+	config, log, closeLog := env.settings()
 	o.Config, o.Log = config, log
-	o.Version, o.Changed = C.GoString(C.kvferry_version()), core.ChangedSettings(environment)
+	o.Version, o.Changed = C.GoString(C.kvferry_version()), core.ChangedSettings(env.lookup)
 	o.Runtimes = []device.Runtime{ascend.New(config.AscendCL, log), cuda.New(config.CUDA, log)}
 	e, err := core.New(o)
 	if err != nil {
@@ -57,31 +61,42 @@ func create(o core.Options, install, asks bool) (unsafe.Pointer, error) {
 			return nil, errors.Join(err, e.Close(), closeLog())
 		}
 	}
-	h := &engineHandle{gone: make(chan struct{}), closeLog: closeLog, asks: asks, transports: map[string]unsafe.Pointer{}}
+	h := &engineHandle{ended: make(chan struct{}), closeLog: closeLog, asks: asks, transports: map[string]unsafe.Pointer{}}
 	h.engine.Store(e)
 	return handles.add(h), nil
 }
 
-// settings are what the environment has now, and the logger that they ask for.
-func settings() (config core.Config, log *zap.Logger, closeLog func() error) {
-	config, warnings := core.LoadConfig(environment)
+// settings are what the environment sets, and the logger that they ask for.
+func (env environment) settings() (config core.Config, log *zap.Logger, closeLog func() error) {
+	config, warnings := core.LoadConfig(env.lookup)
 	log, closeLog = core.NewLogger(config)
 	for _, w := range warnings {
 		log.Warn(w.String())
 	}
-	warnOfUnknown(log)
+	env.warnOfUnknown(log)
 	return config, log, closeLog
 }
 
 //export kvferry_go_destroy
 func kvferry_go_destroy(handle unsafe.Pointer, reason *C.char) C.int {
-	return negated(reason, func() error {
-		h, err := handleOf(handle)
-		if err != nil {
-			return err
-		}
-		return h.end(handle)
-	})
+	return negated(reason, func() error { return destroy(handle) })
+}
+
+// kvferry_go_destroy_logged logs what was wrong with the handle. The engine has logged what else went wrong.
+//
+//export kvferry_go_destroy_logged
+func kvferry_go_destroy_logged(handle unsafe.Pointer, reason *C.char) {
+	if code := run(reason, func() error { return destroy(handle) }); code == status.InvalidArgument {
+		logFailure(nil, "destroyTransferEngine", C.GoString(reason))
+	}
+}
+
+func destroy(handle unsafe.Pointer) error {
+	h, err := handleOf(handle)
+	if err != nil {
+		return err
+	}
+	return h.end(handle)
 }
 
 // tcpName is what the TCP transport is installed under.
@@ -89,7 +104,7 @@ const tcpName = "tcp"
 
 //export kvferry_go_install
 func kvferry_go_install(handle unsafe.Pointer, protocol C.text_t, reason *C.char) (transport unsafe.Pointer) {
-	run(reason, func() error {
+	runLogged("installTransport", handle, reason, func() error {
 		h, e, err := liveHandleOf(handle)
 		if err != nil {
 			return err
@@ -107,7 +122,7 @@ func kvferry_go_install(handle unsafe.Pointer, protocol C.text_t, reason *C.char
 	return transport
 }
 
-// installNamed installs the transport that a protocol stands for.
+// installNamed installs the transport for a protocol.
 func (h *engineHandle) installNamed(e *core.Engine, protocol string) error {
 	if err := h.checkProtocol(e, protocol); err != nil {
 		return err
@@ -116,8 +131,8 @@ func (h *engineHandle) installNamed(e *core.Engine, protocol string) error {
 	return err
 }
 
-// checkProtocol accepts the protocols that TCP stands for. With "ascend" the library of the NPUs is there, or that is an
-// error; without it, NPU memory is moved all the same once it is registered.
+// checkProtocol accepts the protocols that the TCP transport serves. With "ascend" it is an error if the library of the NPUs is not
+// found. NPU memory can be registered with any protocol.
 func (h *engineHandle) checkProtocol(e *core.Engine, name string) error {
 	switch name {
 	case tcpName:
@@ -133,7 +148,7 @@ func (h *engineHandle) checkProtocol(e *core.Engine, name string) error {
 	return status.Errorf(status.NotSupportedTransport, "there is no transport %q", name)
 }
 
-// check is the whole of the calls that need a live engine, and a string that is not NULL, and do nothing.
+// check is all that a function without effect does: it checks the engine, and that a string is not NULL.
 func check(handle unsafe.Pointer, what string, text C.text_t) error {
 	if _, err := engineOf(handle); err != nil {
 		return err
@@ -144,17 +159,22 @@ func check(handle unsafe.Pointer, what string, text C.text_t) error {
 
 //export kvferry_go_uninstall
 func kvferry_go_uninstall(engine unsafe.Pointer, protocol C.text_t, reason *C.char) C.int {
-	return negated(reason, func() error { return check(engine, "the protocol", protocol) })
+	return negatedLogged("uninstallTransport", engine, reason, func() error { return check(engine, "the protocol", protocol) })
 }
 
 //export kvferry_go_warmup
 func kvferry_go_warmup(engine unsafe.Pointer, segment C.text_t, reason *C.char) C.int {
-	return negated(reason, func() error { return check(engine, "the segment name", segment) })
+	return negatedLogged("warmupEfaSegment", engine, reason, func() error { return check(engine, "the segment name", segment) })
 }
 
-//export kvferry_go_is_live
-func kvferry_go_is_live(engine unsafe.Pointer, reason *C.char) C.int {
-	return negated(reason, func() error {
+//export kvferry_go_discover
+func kvferry_go_discover(engine unsafe.Pointer, reason *C.char) C.int {
+	return checkEngine("discoverTopology", engine, reason)
+}
+
+// checkEngine is all that a function without effect does: it checks the engine.
+func checkEngine(function string, engine unsafe.Pointer, reason *C.char) C.int {
+	return negatedLogged(function, engine, reason, func() error {
 		_, err := engineOf(engine)
 		return err
 	})
@@ -162,7 +182,7 @@ func kvferry_go_is_live(engine unsafe.Pointer, reason *C.char) C.int {
 
 //export kvferry_go_address
 func kvferry_go_address(engine unsafe.Pointer, out *C.char, size C.size_t, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("getLocalIpAndPort", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err

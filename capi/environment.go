@@ -4,17 +4,52 @@ package main
 import "C"
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/core/status"
 
 	"go.uber.org/zap"
 )
 
-// environment looks a variable up as the C library sees it: Go's own view dates from when the library was loaded.
-func environment(variable string) (string, bool) {
+// environment is a copy of the variables that the C library has. Go's own copy dates from when the library was loaded. The
+// header has the rule for programs that change variables.
+type environment map[string]string
+
+// readEnvironment copies the variables in one go: all settings of an engine are those of one moment.
+func readEnvironment() (environment, error) {
+	var length C.size_t
+	block := C.kvferry_copy_environment(&length)
+	if block == nil {
+		return nil, status.Errorf(status.Memory, "there is no memory for a copy of the environment")
+	}
+	defer C.free(unsafe.Pointer(block))
+	return parseEnvironment(unsafe.String((*byte)(unsafe.Pointer(block)), int(length))), nil
+}
+
+// parseEnvironment takes variables apart that each end with a NUL. Of several with one name the first counts, as for getenv.
+func parseEnvironment(block string) environment {
+	env := environment{}
+	for entry := range strings.SplitSeq(strings.Clone(block), "\x00") {
+		name, value, ok := strings.Cut(entry, "=")
+		if _, known := env[name]; ok && !known {
+			env[name] = value
+		}
+	}
+	return env
+}
+
+func (env environment) lookup(variable string) (value string, ok bool) {
+	value, ok = env[variable]
+	return value, ok
+}
+
+// getenv looks up one variable as the C library has it now.
+func getenv(variable string) (string, bool) {
 	name := C.CString(variable)
 	defer C.free(unsafe.Pointer(name))
 	value := C.getenv(name)
@@ -24,31 +59,17 @@ func environment(variable string) (string, bool) {
 	return C.GoString(value), true
 }
 
-// environmentNames are the variables that the C library has now.
-func environmentNames() []string {
-	var names []string
-	for entry := C.environ; entry != nil && *entry != nil; entry = next(entry) {
-		name, _, _ := strings.Cut(C.GoString(*entry), "=")
-		names = append(names, name)
-	}
-	return names
-}
-
-func next[T any](element *T) *T {
-	return (*T)(unsafe.Add(unsafe.Pointer(element), unsafe.Sizeof(*element)))
-}
-
-// unknownTold are the names that warnOfUnknown has warned of.
-var unknownTold sync.Map
+// unknownReported are the names that warnOfUnknown has warned of.
+var unknownReported sync.Map
 
 // warnOfUnknown warns of variables that look like settings and are none, of each once in the life of the process.
-func warnOfUnknown(log *zap.Logger) {
-	for _, name := range environmentNames() {
+func (env environment) warnOfUnknown(log *zap.Logger) {
+	for _, name := range slices.Sorted(maps.Keys(env)) {
 		text := core.UnknownVariable(name)
 		if text == "" {
 			continue
 		}
-		if _, told := unknownTold.LoadOrStore(name, nil); !told {
+		if _, reported := unknownReported.LoadOrStore(name, nil); !reported {
 			log.Warn(text)
 		}
 	}

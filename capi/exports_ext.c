@@ -64,8 +64,8 @@ int kvferry_submit(transfer_engine_t engine, int opcode, segment_id_t target, co
                                     kvferry_reason());
 }
 
-/* The result of a wait that ended, by an errno, before what it waited for. state says how that stands by then; NULL leaves
- * the reason as Go has it. */
+/* The result of a wait that has ended too early, and why, an errno. state describes what it waited for; NULL keeps the reason that Go
+ * has written. */
 static int unfinished(int failure, const char *awaited, const char *state)
 {
     if (failure == EINTR) {
@@ -125,14 +125,14 @@ int kvferry_batches_wait(transfer_engine_t engine, const batch_id_t *batches, si
     if (result != 0) {
         return result;
     }
-    result = kvferry_go_look_many(watch, kvferry_reason());
+    result = kvferry_go_check_many(watch, kvferry_reason());
     while (result == BATCH_RUNNING && failure == 0) {
         int64_t passed = kvferry_now_ms() - start;
         int64_t left = timeout_ms > passed ? timeout_ms - passed : 0;
 
         failure = kvferry_wait_for_word(&word, timeout_ms < 0 ? -1 : left);
-        __atomic_store_n(&word, 0, __ATOMIC_RELEASE); /* before the look, or an end in between would go unseen */
-        result = kvferry_go_look_many(watch, kvferry_reason());
+        __atomic_store_n(&word, 0, __ATOMIC_RELEASE); /* before the check, so that a later end wakes the next wait */
+        result = kvferry_go_check_many(watch, kvferry_reason());
     }
     kvferry_go_end_watch_many(watch, kvferry_reason());
     return result == BATCH_RUNNING ? unfinished(failure, "the batch", NULL) : result;
@@ -284,12 +284,12 @@ int kvferry_call_wait(kvferry_call_t call, int64_t timeout_ms, uint64_t *result_
         kvferry_explain("there is no room for the result of the call: NULL");
         return -1;
     }
-    result = kvferry_go_await_call(call, &word, kvferry_reason());
+    result = kvferry_go_start_wait(call, &word, kvferry_reason());
     if (result != 0) {
         return result;
     }
     failure = kvferry_wait_for_word(&word, timeout_ms);
-    result = kvferry_go_leave_call(call, &word, &done, result_out, kvferry_reason());
+    result = kvferry_go_end_wait(call, &word, &done, result_out, kvferry_reason());
     return done ? result : unfinished(failure, "the call", "it has not ended");
 }
 

@@ -12,21 +12,27 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// kvferry_go_tell_failure logs why a call failed: in the log of its engine, unless the engine's owner asks for reasons himself,
-// or where there is none, in the one that the environment asks for. The log keeps a call that fails again and again short.
-//
-//export kvferry_go_tell_failure
-func kvferry_go_tell_failure(engine unsafe.Pointer, call C.text_t, reason *C.char) {
+// logFailure logs why a public function failed. A program that was written for Mooncake's library has no other way to learn
+// it. The line goes to the log of the engine, unless the engine's owner asks for reasons. Without an engine it goes to the
+// log that the environment asks for. The log keeps a call that fails again and again short.
+func logFailure(engine unsafe.Pointer, function, reason string) {
 	_ = protect(func() error {
-		why := zap.String("reason", C.GoString(reason))
-		if h, err := handleOf(engine); err == nil {
-			if e := h.engine.Load(); e != nil && !h.asks {
-				e.Log().Error(C.GoString(call)+" failed", why)
-			}
+		message, why := function+" failed", zap.String("reason", reason)
+		h, err := handleOf(engine)
+		if err != nil {
+			hostLog.Write(core.LoadLogConfig(getenv), zapcore.ErrorLevel, message, why)
 			return nil
 		}
-		config, _ := core.LoadConfig(environment)
-		hostLog.Write(config, zapcore.ErrorLevel, C.GoString(call)+" failed", why)
+		if e := h.engine.Load(); e != nil && !h.asks {
+			e.Log().Error(message, why)
+		}
 		return nil
 	})
+}
+
+// kvferry_go_log_failure is logFailure for what fails before the call comes to Go.
+//
+//export kvferry_go_log_failure
+func kvferry_go_log_failure(function C.text_t, reason *C.char) {
+	logFailure(nil, C.GoString(function), C.GoString(reason))
 }

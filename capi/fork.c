@@ -1,6 +1,6 @@
 /*
- * A process that was forked after the library was loaded has the memory of a Go runtime whose threads are gone: any
- * call into it would wait for ever. So the fork is noticed, and every public function refuses.
+ * A process that was forked after the library was loaded has the memory of a Go runtime, but not its threads: a call of Go
+ * would wait for ever. So every public function checks for that, and returns an error.
  */
 #include "internal.h"
 
@@ -11,12 +11,13 @@
 static int forked; /* written in the child's only thread, before fork() returns there */
 
 /*
- * Each thread's reason, made when it is first needed. Not a __thread array: Go's own thread variable makes the loader put
- * all that the library has of them into a small static block, where a second copy of the library would not fit.
+ * The reason of each thread, allocated when it is first needed. It is not a __thread array: because of Go's own thread variable
+ * the loader puts all thread variables of the library into a small static block, and a second copy of the library would not fit
+ * into it.
  */
 static pthread_key_t reason_key;
 static int have_reason_key;
-static char shared_reason[REASON_SIZE]; /* for where there is no memory for the thread's own */
+static char shared_reason[REASON_SIZE]; /* used if there is no memory for the thread's own */
 
 static void in_child(void)
 {

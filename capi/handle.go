@@ -14,27 +14,28 @@ import (
 	"go.uber.org/zap"
 )
 
-// engineHandle is what an engine's handle stands for.
+// engineHandle is an engine, with its handle's state.
 type engineHandle struct {
 	engine   atomic.Pointer[core.Engine] // nil once it is being destroyed
-	gone     chan struct{}               // closed when that is over
+	ended    chan struct{}               // closed when it was destroyed
 	closeLog func() error
-	asks     bool // the owner asks for the reason of each call that fails, and it need not be logged
+	asks     bool        // the owner calls kvferry_last_error for each call that fails: reasons need not be logged
+	graceful atomic.Bool // see shutdown.go
 
-	noRDMAOnce sync.Once // says that there is none
+	noRDMAOnce sync.Once // for the log line that there is no RDMA
 
 	mu         sync.Mutex
 	transports map[string]unsafe.Pointer // handles of the installed transports, by name
 }
 
-// transportHandle is what a transport's handle stands for. No function takes one, but as an engine's it must be refused.
+// transportHandle is an installed transport. No function takes its handle; one that is passed as an engine's is refused.
 type transportHandle struct{ name string }
 
-// handles are those of engines, transports and metadata servers that C callers have. Each is a number that is given out
-// once: whoever goes on using one that has ended gets an error, whatever was made since, and never reaches another engine.
-// Callers take it for a pointer. It lies where no process of the architectures that there are has memory, so no pointer is
-// taken for one, and to Go's collector, which may come upon it, it is no pointer into the heap. They begin at random, so
-// that another copy of the library, in this process or in one that it was forked from, has others.
+// handles are the handles of engines, transports, metadata servers and calls that C callers have. A handle is a number that is used
+// once: a caller that uses a handle after its end gets an error, and never reaches another engine. Callers take it for a pointer.
+// The numbers are addresses at which no process of amd64 or arm64 has memory. So no pointer is mistaken for a handle, and Go's
+// collector does not take a handle for a pointer into the heap. They begin at random, so that another copy of the library, in
+// this process or in one that it was forked from, has other handles.
 var handles = newHandleTable()
 
 type handleTable struct {
@@ -45,14 +46,14 @@ type handleTable struct {
 }
 
 func newHandleTable() *handleTable {
-	const outside, countable = 1 << 62, 1 << 40 // how many there may be before another copy's begin
+	const outside, countable = 1 << 62, 1 << 40 // the lowest handle, and how many there may be in one copy of the library
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails
 	first := outside | (binary.NativeEndian.Uint64(random[:])%outside)&^(countable-1)
 	return &handleTable{first: first, next: first, live: map[uint64]any{}}
 }
 
-// add makes the handle of what C is to know.
+// add makes a handle.
 func (t *handleTable) add(what any) unsafe.Pointer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -62,7 +63,7 @@ func (t *handleTable) add(what any) unsafe.Pointer {
 	return *(*unsafe.Pointer)(unsafe.Pointer(&handle))
 }
 
-// find returns what a handle stands for, nil when it stands for nothing. ended says that it did.
+// find returns what a handle stands for; nil if it is none. ended says that it was a handle.
 func (t *handleTable) find(handle unsafe.Pointer) (what any, ended bool) {
 	number := uint64(uintptr(handle))
 	t.mu.RLock()
@@ -71,7 +72,19 @@ func (t *handleTable) find(handle unsafe.Pointer) (what any, ended bool) {
 	return what, what == nil && number >= t.first && number < t.next
 }
 
-// end makes a handle stand for nothing.
+// engines are all engines that have a handle.
+func (t *handleTable) engines() (all []*engineHandle) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, what := range t.live {
+		if h, ok := what.(*engineHandle); ok {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// end ends a handle.
 func (t *handleTable) end(handle unsafe.Pointer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -98,8 +111,8 @@ func destroyedError(handle unsafe.Pointer) error {
 	return status.Errorf(status.InvalidArgument, "the engine %p was destroyed", handle)
 }
 
-// liveHandleOf is handleOf for an engine that was not destroyed. Where it is being destroyed, it returns after that: the
-// caller takes the error for the end of what it was about, and its memory for its own.
+// liveHandleOf is handleOf for an engine that was not destroyed. If the engine is being destroyed, it waits until that is done, and
+// fails: after the error a caller may use the memory of its transfers again.
 func liveHandleOf(handle unsafe.Pointer) (*engineHandle, *core.Engine, error) {
 	h, err := handleOf(handle)
 	if err != nil {
@@ -108,7 +121,7 @@ func liveHandleOf(handle unsafe.Pointer) (*engineHandle, *core.Engine, error) {
 	if e := h.engine.Load(); e != nil {
 		return h, e, nil
 	}
-	<-h.gone
+	<-h.ended
 	return nil, nil, destroyedError(handle)
 }
 
@@ -143,20 +156,18 @@ func (h *engineHandle) transport(name string) unsafe.Pointer {
 	return handle
 }
 
-// end closes the engine behind a handle and ends the handle and those of its transports. Only the first call does
-// anything.
+// end closes the engine, and ends its handle and those of its transports. A second call fails.
 func (h *engineHandle) end(handle unsafe.Pointer) error {
 	e := h.engine.Swap(nil)
 	if e == nil {
 		return destroyedError(handle)
 	}
-	defer close(h.gone)
-	forgetGraceful(h)
+	defer close(h.ended)
 	err := e.Close()
 	if err != nil {
-		e.Log().Error("an engine was closed, but not all went well", zap.String("engine", e.Name()), zap.Error(err))
+		e.Log().Error("an engine was closed with errors", zap.String("engine", e.Name()), zap.Error(err))
 	}
-	if !errors.Is(err, core.ErrInUse) { // what is stuck may have to log when it comes back
+	if !errors.Is(err, core.ErrInUse) { // a transfer that is stuck may still log
 		err = errors.Join(err, h.closeLog())
 	}
 	h.mu.Lock()

@@ -29,7 +29,7 @@ func TestAHandleThatHasEndedIsNeverGivenOutAgain(t *testing.T) {
 
 func TestAHandleOfADestroyedEngineReachesNoOther(t *testing.T) {
 	start := func() unsafe.Pointer {
-		handle, err := create(core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE"}, true, false)
+		handle, err := create(environment{}, core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE"}, true, false)
 		require.NoError(t, err)
 		return handle
 	}

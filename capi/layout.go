@@ -9,8 +9,8 @@ import (
 	"kvferry/core"
 )
 
-// Arrays of these C structs are read as arrays of the Go structs, so the layouts must be the same: where two lengths
-// differ, this file does not compile.
+// Arrays of these C structs are read as arrays of the Go structs, so the layouts must be the same. This file does not compile if
+// they differ.
 var (
 	request  core.Request
 	requestC C.transfer_request_t

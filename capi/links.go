@@ -17,7 +17,7 @@ import (
 
 //export kvferry_go_show_links
 func kvferry_go_show_links(engine unsafe.Pointer, out *C.char, size C.size_t, asJSON C.int, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("showLinks", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err
@@ -37,7 +37,21 @@ func kvferry_go_show_links(engine unsafe.Pointer, out *C.char, size C.size_t, as
 	})
 }
 
-// linkReport is what showLinks tells. The first two keys are Mooncake's and list RDMA devices, of which there are none.
+//export kvferry_go_nic_load
+func kvferry_go_nic_load(engine unsafe.Pointer, stats *C.nic_load_stat_t, count *C.size_t, reason *C.char) C.int {
+	return negatedLogged("getNicLoadStats", engine, reason, func() error {
+		if stats == nil || count == nil {
+			return status.Errorf(status.InvalidArgument, "there is no room for load figures: NULL")
+		}
+		if _, err := engineOf(engine); err != nil {
+			return err
+		}
+		*count = 0 // there are no RDMA devices
+		return nil
+	})
+}
+
+// linkReport is the result of showLinks. The first two keys are Mooncake's and list RDMA devices, of which there are none.
 type linkReport struct {
 	LocalNICs []struct{}             `json:"local_nics"`
 	Topology  map[string][2][]string `json:"topology"` // location -> preferred and available RDMA devices

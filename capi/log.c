@@ -1,15 +1,15 @@
 /*
- * Log lines are written by a goroutine, which dies with the process. So exit() waits for the lines that are on their way.
- * It calls nothing in Go: a signal handler may have called it, amid a call of Go.
+ * A goroutine writes the log lines, and ends with the process. So exit() waits until the queued lines are written. It does not
+ * call Go: a signal handler may have called exit() during a call of Go.
  */
 #include "internal.h"
 
 #include <time.h>
 
-/* The longest that exit() waits, where the log cannot be written. */
+/* The longest time that exit() waits if the log cannot be written. */
 #define LONGEST_FLUSH_MS 1000
 
-static const uint32_t *unwritten; /* NULL where there is nobody to write */
+static const uint32_t *unwritten; /* NULL if there is no goroutine that writes */
 
 void kvferry_watch_log(const uint32_t *counter)
 {

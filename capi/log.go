@@ -12,10 +12,10 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// init shows log.c how many log lines are to be written yet. The counter is a variable of a package, which never moves.
+// init gives log.c the number of log lines that are not written yet. The counter is a package variable, which never moves.
 func init() { C.kvferry_watch_log((*C.uint32_t)(unsafe.Pointer(core.UnwrittenLogLines()))) }
 
-// hostLog takes the lines of kvferry_log, and those that belong to no engine.
+// hostLog gets the lines of kvferry_log, and those that belong to no engine.
 var hostLog core.HostLog
 
 // levels are those of transfer_engine_ext.h.
@@ -37,8 +37,7 @@ func kvferry_go_log(level C.int, text C.text_t, reason *C.char) C.int {
 		if !ok {
 			return status.Errorf(status.InvalidArgument, "there is no log level %d", int(level))
 		}
-		config, _ := core.LoadConfig(environment)
-		hostLog.Write(config, known, message)
+		hostLog.Write(core.LoadLogConfig(getenv), known, message)
 		return nil
 	})
 }

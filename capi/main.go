@@ -1,7 +1,7 @@
 // Package main is the C interface of the engine, built as a shared and as a static library.
 //
-// The public functions are in C, in exports.c and exports_ext.c; internal.h says why and shows the way of a call. The
-// Go functions behind them are named kvferry_go_* and are not exported from the shared library.
+// The public functions are in C, in exports.c and exports_ext.c: they must not enter Go in a forked child. internal.h has the steps
+// of a call. The Go functions that they call are named kvferry_go_*, and are not exported from the shared library.
 package main
 
 // #cgo CFLAGS: -std=c99 -D_GNU_SOURCE -I${SRCDIR}/include

@@ -11,7 +11,7 @@ import (
 
 //export kvferry_go_register
 func kvferry_go_register(engine, addr unsafe.Pointer, length C.size_t, location C.text_t, remote C.int, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("registerLocalMemory", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err
@@ -22,7 +22,7 @@ func kvferry_go_register(engine, addr unsafe.Pointer, length C.size_t, location 
 
 //export kvferry_go_unregister
 func kvferry_go_unregister(engine, addr unsafe.Pointer, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("unregisterLocalMemory", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err
@@ -33,7 +33,7 @@ func kvferry_go_unregister(engine, addr unsafe.Pointer, reason *C.char) C.int {
 
 //export kvferry_go_register_batch
 func kvferry_go_register_batch(engine unsafe.Pointer, list *C.buffer_entry_t, count C.size_t, location C.text_t, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("registerLocalMemoryBatch", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err
@@ -49,7 +49,7 @@ func kvferry_go_register_batch(engine unsafe.Pointer, list *C.buffer_entry_t, co
 
 //export kvferry_go_unregister_batch
 func kvferry_go_unregister_batch(engine unsafe.Pointer, list *unsafe.Pointer, count C.size_t, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("unregisterLocalMemoryBatch", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err

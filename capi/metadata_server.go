@@ -13,7 +13,7 @@ import (
 	"kvferry/core/status"
 )
 
-// serverHandle is what a metadata server's handle stands for.
+// serverHandle is a metadata server, with its handle's state.
 type serverHandle struct {
 	server   atomic.Pointer[metaserver.Server] // nil once stopped
 	closeLog func() error
@@ -41,7 +41,7 @@ func kvferry_go_start_metadata_server(o C.server_options_t, out *C.char, size C.
 	return handle
 }
 
-// serverOptions copies the options from C. The server checks them; numbers that are too large for it stay so.
+// serverOptions copies the options from C. The server checks them. A number above the range of int64 becomes its maximum.
 func serverOptions(o C.server_options_t) metaserver.Options {
 	number := func(n C.uint64_t) int64 { return int64(min(uint64(n), math.MaxInt64)) }
 	return metaserver.Options{
@@ -52,9 +52,13 @@ func serverOptions(o C.server_options_t) metaserver.Options {
 	}
 }
 
-// startServer starts a server that logs as the environment has it now.
+// startServer starts a server that logs as the environment says.
 func startServer(o metaserver.Options) (*metaserver.Server, func() error, error) {
-	_, log, closeLog := settings()
+	env, err := readEnvironment()
+	if err != nil {
+		return nil, nil, err
+	}
+	_, log, closeLog := env.settings()
 	o.Log = log
 	s, err := metaserver.Start(o)
 	if err != nil {

@@ -27,7 +27,7 @@ func readMessage(name, text *C.char) (*metadata.Notification, error) {
 
 //export kvferry_go_send_notification
 func kvferry_go_send_notification(engine unsafe.Pointer, target C.uint64_t, name, text *C.char, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("genNotifyInEngine", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err
@@ -45,7 +45,7 @@ func kvferry_go_send_notification(engine unsafe.Pointer, target C.uint64_t, name
 
 //export kvferry_go_take_notifications
 func kvferry_go_take_notifications(engine unsafe.Pointer, list **C.notify_msg_t, size *C.int, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("getNotifsFromEngine", engine, reason, func() error {
 		if size == nil {
 			return status.Errorf(status.InvalidArgument, "size is NULL")
 		}
@@ -56,6 +56,21 @@ func kvferry_go_take_notifications(engine unsafe.Pointer, list **C.notify_msg_t,
 		messages := e.Notifications()
 		*list = writeMessages(messages)
 		*size = C.int(len(messages))
+		return nil
+	})
+}
+
+//export kvferry_go_free_notifications
+func kvferry_go_free_notifications(list *C.notify_msg_t, size C.int, reason *C.char) C.int {
+	return negatedLogged("freeNotifsMsgBuf", nil, reason, func() error {
+		if size < 0 || list == nil && size > 0 {
+			return status.Errorf(status.InvalidArgument, "%d notifications at %p cannot be freed", int(size), list)
+		}
+		for _, m := range unsafe.Slice(list, int(size)) {
+			C.free(unsafe.Pointer(m.name))
+			C.free(unsafe.Pointer(m.msg))
+		}
+		C.free(unsafe.Pointer(list))
 		return nil
 	})
 }

@@ -12,14 +12,14 @@ import (
 	"github.com/mattn/go-pointer"
 )
 
-// An interruptible open goes this way:
+// kvferry_open_segment, which can be interrupted:
 //
-//  1. Go answers at once where the segment is open; else it starts the open, or joins the one that is under way for the
-//     same name, and notes the C caller's word;
-//  2. C waits for the word;
-//  3. Go ends the wait, after which nothing touches the word, and says what the open has come to.
+//  1. Go returns the id at once if the segment is open. Otherwise it starts the open, or joins the one that is under way for the
+//     same name, and notes the word of the C caller.
+//  2. C waits for the word.
+//  3. Go ends the wait, after which nothing touches the word, and returns the result of the open.
 //
-// An open whose callers have all been interrupted goes on by itself, until the peer answers or the attempt times out.
+// If all callers were interrupted, the open goes on in the background until the peer answers or the attempt times out.
 
 // opening is an open that is under way, or has ended.
 type opening struct {
@@ -37,7 +37,7 @@ type openingKey struct {
 	name   string
 }
 
-// openings are those under way.
+// openings are the opens that are under way.
 var openings = struct {
 	sync.Mutex
 	byKey map[openingKey]*opening
@@ -96,7 +96,7 @@ func kvferry_go_start_open(engine unsafe.Pointer, segment C.text_t, word *C.uint
 	return orCode(code, id)
 }
 
-// wait has the word set when the open has ended.
+// wait notes a word, which is set when the open has ended.
 func (o *opening) wait(word *C.uint32_t) *openWait {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -11,12 +11,12 @@ import (
 	"kvferry/core/status"
 )
 
-// rowsOf views an array of rows of five numbers in C's memory as Go structs with the layout of such a row.
+// rowsOf is an array of rows of five numbers in C's memory as a slice of Go structs with the layout of such a row.
 func rowsOf[T any](what string, numbers C.numbers_t, count C.size_t) ([]T, error) {
 	return entries(what, (*T)(unsafe.Pointer(numbers)), count)
 }
 
-// A row is five numbers: where the layout is another one, this does not compile.
+// A row has five numbers: with another layout this does not compile.
 var (
 	_ [unsafe.Sizeof(core.PageRow{})]byte       = [5 * 8]byte{}
 	_ [unsafe.Sizeof(core.ScatterRegion{})]byte = [5 * 8]byte{}
@@ -91,7 +91,7 @@ func kvferry_go_submit_scatter(engine unsafe.Pointer, opcode C.int, segment C.te
 	})
 }
 
-// readScatter views the arrays of kvferry_submit_scatter in C's memory.
+// readScatter makes slices of the arrays of kvferry_submit_scatter in C's memory.
 func readScatter(opcode C.int, regions C.numbers_t, regionCount C.size_t, local, remote, lengths C.numbers_t,
 	count C.size_t) (*core.Scatter, error) {
 	if opcode != C.OPCODE_READ && opcode != C.OPCODE_WRITE {

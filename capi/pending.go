@@ -11,16 +11,17 @@ import (
 	"kvferry/core/status"
 )
 
-// A call that may wait for others, and that its caller may want to leave, goes this way:
+// A call that may wait for a peer or a store, and that its caller may abandon:
 //
-//  1. Go starts it on a goroutine of its own, and gives the caller a handle;
-//  2. C waits for a word on the caller's stack, which is set when the call has ended, as often as the caller likes;
-//  3. the caller takes the result, or abandons the call: then it goes on by itself until its own end, and what it has made
-//     is ended.
+//  1. kvferry_start_* starts it on a goroutine, and returns a handle.
+//  2. kvferry_call_wait waits in C for a word on the caller's stack, which is set when the call has ended. The caller may do so
+//     several times.
+//  3. The caller gets the result, or abandons the call. An abandoned call goes on until it ends by itself, and an engine that it
+//     has made is destroyed.
 
 // pendingCall is a call that is under way, or has ended.
 type pendingCall struct {
-	undo func(value uint64) // of a result that nobody takes; nil where there is nothing to undo
+	undo func(value uint64) // destroys the result of an abandoned call; nil if there is nothing to destroy
 
 	mu        sync.Mutex
 	done      bool
@@ -53,14 +54,14 @@ func (p *pendingCall) run(f func() (uint64, error)) {
 	}
 }
 
-// wakeAll sets the words of the callers that wait. mu is held.
+// wakeAll sets the words of all callers that wait. mu is held.
 func (p *pendingCall) wakeAll() {
 	for word := range p.words {
 		C.kvferry_signal_word(word)
 	}
 }
 
-// discard undoes a result that nobody takes.
+// discard destroys the result of an abandoned call.
 func (p *pendingCall) discard() {
 	if p.err == nil && p.undo != nil {
 		p.undo(p.value)
@@ -91,8 +92,12 @@ func kvferry_go_start_engine(store, name, transport C.text_t, reason *C.char) (c
 		if err != nil {
 			return err
 		}
+		env, err := readEnvironment()
+		if err != nil {
+			return err
+		}
 		call = startPending(func() (uint64, error) {
-			handle, err := createWith(options, protocol)
+			handle, err := createWith(env, options, protocol)
 			return uint64(uintptr(handle)), err
 		}, destroyUnused)
 		return nil
@@ -101,8 +106,8 @@ func kvferry_go_start_engine(store, name, transport C.text_t, reason *C.char) (c
 }
 
 // createWith makes an engine with the named transport; "" stands for TCP.
-func createWith(o core.Options, protocol string) (unsafe.Pointer, error) {
-	handle, err := create(o, protocol == "", true)
+func createWith(env environment, o core.Options, protocol string) (unsafe.Pointer, error) {
+	handle, err := create(env, o, protocol == "", true)
 	if err != nil || protocol == "" {
 		return handle, err
 	}
@@ -117,11 +122,11 @@ func createWith(o core.Options, protocol string) (unsafe.Pointer, error) {
 	return handle, nil
 }
 
-// destroyUnused ends an engine that nobody has.
+// destroyUnused destroys an engine whose handle no caller has.
 func destroyUnused(number uint64) {
 	handle := *(*unsafe.Pointer)(unsafe.Pointer(&number))
 	if h, err := handleOf(handle); err == nil {
-		_ = h.end(handle) // what is stuck is told in the log
+		_ = h.end(handle) // the log has the error
 	}
 }
 
@@ -147,8 +152,8 @@ func kvferry_go_start_probe(engine unsafe.Pointer, segment C.text_t, reason *C.c
 	return call
 }
 
-//export kvferry_go_await_call
-func kvferry_go_await_call(call unsafe.Pointer, word *C.uint32_t, reason *C.char) C.int {
+//export kvferry_go_start_wait
+func kvferry_go_start_wait(call unsafe.Pointer, word *C.uint32_t, reason *C.char) C.int {
 	return negated(reason, func() error {
 		p, err := pendingOf(call)
 		if err != nil {
@@ -167,10 +172,10 @@ func kvferry_go_await_call(call unsafe.Pointer, word *C.uint32_t, reason *C.char
 	})
 }
 
-// kvferry_go_leave_call stores whether the call has ended, after which the handle stands for nothing, and what it has come to.
+// kvferry_go_end_wait stores whether the call has ended and, if so, its result. Then its handle has ended, too.
 //
-//export kvferry_go_leave_call
-func kvferry_go_leave_call(call unsafe.Pointer, word *C.uint32_t, done *C.int, value *C.uint64_t, reason *C.char) C.int {
+//export kvferry_go_end_wait
+func kvferry_go_end_wait(call unsafe.Pointer, word *C.uint32_t, done *C.int, value *C.uint64_t, reason *C.char) C.int {
 	return negated(reason, func() error {
 		p, err := pendingOf(call)
 		if err != nil {
@@ -201,7 +206,7 @@ func kvferry_go_abandon_call(call unsafe.Pointer, reason *C.char) C.int {
 		p.mu.Lock()
 		p.abandoned = true
 		p.wakeAll()
-		clear(p.words) // the handle has ended: nobody can take a word back
+		clear(p.words) // the handle has ended: kvferry_go_end_wait will not find the call
 		ended := p.done
 		p.mu.Unlock()
 		if ended {

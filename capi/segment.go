@@ -24,14 +24,21 @@ func onSegment(engine unsafe.Pointer, segment C.text_t, f func(e *core.Engine, n
 }
 
 //export kvferry_go_open_segment
-func kvferry_go_open_segment(engine unsafe.Pointer, segment C.text_t, cached C.int, reason *C.char) (id C.int32_t) {
-	code := negated(reason, func() error {
+func kvferry_go_open_segment(engine unsafe.Pointer, segment C.text_t, reason *C.char) C.int32_t {
+	return openSegment("openSegment", engine, segment, reason, (*core.Engine).OpenSegment)
+}
+
+//export kvferry_go_open_segment_no_cache
+func kvferry_go_open_segment_no_cache(engine unsafe.Pointer, segment C.text_t, reason *C.char) C.int32_t {
+	return openSegment("openSegmentNoCache", engine, segment, reason, (*core.Engine).OpenSegmentNoCache)
+}
+
+// openSegment returns the segment's id, or a negated code.
+func openSegment(function string, engine unsafe.Pointer, segment C.text_t, reason *C.char,
+	open func(*core.Engine, string) (core.SegmentID, error)) (id C.int32_t) {
+	code := negatedLogged(function, engine, reason, func() error {
 		return onSegment(engine, segment, func(e *core.Engine, name string) error {
-			open := e.OpenSegment
-			if cached == 0 {
-				open = e.OpenSegmentNoCache
-			}
-			opened, err := open(name)
+			opened, err := open(e, name)
 			id = C.int32_t(opened)
 			return err
 		})
@@ -39,9 +46,14 @@ func kvferry_go_open_segment(engine unsafe.Pointer, segment C.text_t, cached C.i
 	return orCode(code, id)
 }
 
+//export kvferry_go_close_segment
+func kvferry_go_close_segment(engine unsafe.Pointer, reason *C.char) C.int {
+	return checkEngine("closeSegment", engine, reason)
+}
+
 //export kvferry_go_remove_segment
 func kvferry_go_remove_segment(engine unsafe.Pointer, segment C.text_t, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("removeLocalSegment", engine, reason, func() error {
 		return onSegment(engine, segment, func(e *core.Engine, name string) error {
 			if name == "" {
 				return status.Errorf(status.InvalidArgument, "the segment name is empty")
@@ -53,7 +65,7 @@ func kvferry_go_remove_segment(engine unsafe.Pointer, segment C.text_t, reason *
 
 //export kvferry_go_sync_segments
 func kvferry_go_sync_segments(engine unsafe.Pointer, reason *C.char) C.int {
-	return negated(reason, func() error {
+	return negatedLogged("syncSegmentCache", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err

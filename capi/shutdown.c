@@ -1,9 +1,9 @@
 /*
- * Graceful shutdown. A signal goes this way:
+ * Graceful shutdown. A signal is handled in these steps:
  *
- *  1. the handler, on any thread of the program, notes the signal and posts a semaphore;
- *  2. a thread of its own, which the program's signals never reach, has the metadata withdrawn;
- *  3. it puts back what was there before the handler and sends the process the same signal again.
+ *  1. The handler, on any thread of the program, notes the signal and posts a semaphore.
+ *  2. A thread that blocks all signals withdraws the metadata of the engines (shutdown.go).
+ *  3. It restores the handler that was installed before, and sends the same signal to the process again.
  */
 #include "_cgo_export.h"
 #include "internal.h"
@@ -17,15 +17,15 @@
 /* A signal that is watched. */
 struct watched {
     int number;
-    struct sigaction before;       /* what the handler took the place of */
-    volatile sig_atomic_t arrived; /* and has not been passed on */
+    struct sigaction before;       /* the action that the handler has replaced */
+    volatile sig_atomic_t arrived; /* and was not sent to the process again yet */
 };
 
 static struct watched watched[] = {{.number = SIGTERM}, {.number = SIGINT}};
 #define WATCHED (sizeof watched / sizeof *watched)
 
 static sem_t arrivals;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* for what follows, and for changing the handlers */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* for thread_runs, and for changes of the handlers */
 static int thread_runs;
 
 static void on_signal(int number)
@@ -42,7 +42,7 @@ static void on_signal(int number)
     errno = saved;
 }
 
-/* Puts back what was there before the handler. 0 when something else has taken the handler's place. */
+/* Restores the action that the handler has replaced. 0 if the program has replaced the handler meanwhile. */
 static int restore(struct watched *w)
 {
     struct sigaction current;
@@ -53,7 +53,8 @@ static int restore(struct watched *w)
     return kvferry_replace_action(w->number, &current, &w->before) == 0;
 }
 
-/* Lets a signal do what it would have done. A handler that took ours' place and called it has done its part already. */
+/* Lets a signal do what it would have done without the handler. If the program has replaced the handler, and called it from its
+ * own, that has happened already. */
 static void pass_on(struct watched *w)
 {
     int restored;

@@ -14,17 +14,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// gracefulEngines are the engines that asked for a graceful shutdown.
-var gracefulEngines = struct {
-	sync.Mutex
-	handles map[*engineHandle]struct{}
-}{handles: map[*engineHandle]struct{}{}}
-
 //export kvferry_go_enable_graceful_shutdown
 func kvferry_go_enable_graceful_shutdown(engine unsafe.Pointer, reason *C.char) C.int {
-	return negated(reason, func() error {
-		gracefulEngines.Lock()
-		defer gracefulEngines.Unlock()
+	return negatedLogged("enableGracefulShutdown", engine, reason, func() error {
 		h, _, err := liveHandleOf(engine)
 		if err != nil {
 			return err
@@ -32,43 +24,27 @@ func kvferry_go_enable_graceful_shutdown(engine unsafe.Pointer, reason *C.char) 
 		if failure := C.kvferry_watch_for_shutdown(); failure != 0 {
 			return status.Errorf(status.Context, "SIGTERM and SIGINT cannot be watched: %w", syscall.Errno(failure))
 		}
-		gracefulEngines.handles[h] = struct{}{}
+		h.graceful.Store(true)
 		return nil
 	})
 }
 
-// forgetGraceful takes a handle whose engine is gone out of gracefulEngines.
-func forgetGraceful(h *engineHandle) {
-	gracefulEngines.Lock()
-	defer gracefulEngines.Unlock()
-	delete(gracefulEngines.handles, h)
-}
-
-// kvferry_go_withdraw withdraws the metadata of every engine that asked for a graceful shutdown, and has what was logged
-// written. It is called by the thread that shutdown.c keeps for that, once a signal came in.
+// kvferry_go_withdraw withdraws the metadata of every engine with a graceful shutdown, and waits until the log is written. The
+// thread of shutdown.c calls it after a signal.
 //
 //export kvferry_go_withdraw
 func kvferry_go_withdraw(reason *C.char) {
 	run(reason, func() error {
 		var all sync.WaitGroup
-		for _, e := range liveGracefulEngines() {
-			all.Go(func() { withdraw(e) })
+		for _, h := range handles.engines() {
+			if e := h.engine.Load(); e != nil && h.graceful.Load() {
+				all.Go(func() { withdraw(e) })
+			}
 		}
 		all.Wait()
 		core.FlushLogs()
 		return nil
 	})
-}
-
-func liveGracefulEngines() (engines []*core.Engine) {
-	gracefulEngines.Lock()
-	defer gracefulEngines.Unlock()
-	for h := range gracefulEngines.handles {
-		if e := h.engine.Load(); e != nil {
-			engines = append(engines, e)
-		}
-	}
-	return engines
 }
 
 func withdraw(e *core.Engine) {

@@ -1,7 +1,6 @@
 /*
- * Go runs goroutines on small stacks, and a signal handler without SA_ONSTACK runs on whatever stack its thread is on.
- * So the program's signals are kept away from the threads of the Go runtime, and handlers that may still meet a thread
- * that is in Go get SA_ONSTACK.
+ * Go runs goroutines on small stacks, and a signal handler without SA_ONSTACK runs on the current stack of its thread. So the
+ * threads of the Go runtime block the program's signals. Handlers that may still run on a thread that is in Go get SA_ONSTACK.
  */
 #include "internal.h"
 
@@ -13,9 +12,9 @@
 sigset_t kvferry_callers_mask;
 
 /*
- * The Go runtime gives each of its threads the mask that its first thread started with, and unblocks of it what it
- * needs for itself. Its first thread is made when the library is loaded, by a constructor without priority: this one
- * runs before it, and kvferry_restore_signal_mask after it.
+ * The Go runtime gives each of its threads the signal mask of its first thread, without the signals that it needs itself. Its first
+ * thread is started when the library is loaded, by a constructor without priority. This constructor runs before it, and
+ * kvferry_restore_signal_mask after it.
  */
 __attribute__((constructor(101))) static void block_signals(void)
 {
@@ -30,7 +29,7 @@ __attribute__((constructor(101))) static void block_signals(void)
     pthread_sigmask(SIG_BLOCK, &programs, &kvferry_callers_mask);
 }
 
-/* Handlers that were installed longer ago than this have SA_ONSTACK when a call enters Go. */
+/* When a call enters Go, handlers that were installed longer ago than this have SA_ONSTACK. */
 #define TEND_INTERVAL_MS 50
 
 /* SA_RESTORER of the kernel, which the C library adds to what the program sets. */
@@ -52,9 +51,9 @@ static int same_action(const struct sigaction *a, const struct sigaction *b)
 }
 
 /*
- * The kernel has no compare-and-swap for actions, but tells what each call has replaced. Where that is not what was there
- * when the caller looked, the program has changed it in between: that is put back, as is what it has set while that was
- * done. The wanted action is in place for a moment then.
+ * The kernel has no compare-and-swap for actions, but sigaction() returns the action that it has replaced. If that is not the one
+ * that the caller has seen, the program has changed it meanwhile. Then the program's action is restored, and so is one that it
+ * sets during that. The wanted action is installed for a moment in this case.
  */
 int kvferry_replace_action(int number, const struct sigaction *seen, const struct sigaction *wanted)
 {
@@ -82,7 +81,7 @@ static void move_to_alternate_stack(int number)
     if ((seen.sa_flags & SA_ONSTACK) == 0) {
         wanted = seen;
         wanted.sa_flags |= SA_ONSTACK;
-        kvferry_replace_action(number, &seen, &wanted); /* a handler that is newer has its turn the next time */
+        kvferry_replace_action(number, &seen, &wanted); /* a newer handler gets it at the next call */
     }
 }
 

@@ -1,6 +1,6 @@
 /*
- * The other half of block_signals in signals.c. It is in a file of its own, which nothing but Go's main refers to, so
- * that a linker takes it from the static library after Go's start-up code: constructors run in that order.
+ * Ends what block_signals in signals.c begins. Only Go's main refers to this file, so that a linker takes it from the static
+ * library after Go's start-up code: constructors run in that order.
  */
 #include "internal.h"
 

@@ -1,10 +1,10 @@
 /*
  * Threads, at the limit of what the system allows: a container's pids limit, or RLIMIT_NPROC.
  *
- *  1. kvferry_reserve_threads finds out how many more threads may be started, by starting them, outside of Go. Go then starts
+ *  1. kvferry_reserve_threads finds out how many threads the system still allows, by starting them outside Go. Go then starts
  *     as many, and keeps them: see core/threads.
- *  2. Go may need one more all the same. It ends the process when it cannot have it. So its calls of pthread_create come to
- *     the one below, which waits until the system allows one.
+ *  2. Go may need one more nevertheless. It ends the process if it does not get one. So its calls of pthread_create use the
+ *     function below, which waits until the system allows one.
  */
 #include "_cgo_export.h"
 #include "internal.h"
@@ -24,7 +24,7 @@ typedef void *thread_t(void *);
 
 typedef int create_t(pthread_t *, const pthread_attr_t *, thread_t *, void *);
 
-static int started; /* the Go runtime is: while the library is loaded, the first call would wait for ever */
+static int started; /* the Go runtime has started: before that, while the library is loaded, a wait would never end */
 
 void kvferry_runtime_started(void)
 {
@@ -37,7 +37,7 @@ int kvferry_start_thread(pthread_t *thread, const pthread_attr_t *attributes, th
     create_t *found = __atomic_load_n(&create, __ATOMIC_ACQUIRE);
 
     if (found == NULL) {
-        *(void **)&found = dlsym(RTLD_DEFAULT, "pthread_create"); /* the program's: the one below is not visible */
+        *(void **)&found = dlsym(RTLD_DEFAULT, "pthread_create"); /* the C library's or the program's: the one below is not exported */
         if (found == NULL) {
             return ENOSYS;
         }
@@ -46,7 +46,7 @@ int kvferry_start_thread(pthread_t *thread, const pthread_attr_t *attributes, th
     return found(thread, attributes, run, argument);
 }
 
-/* Says once what is waited for, unless standard error takes nothing. */
+/* Writes once to standard error that Go waits for a thread, unless standard error takes nothing. */
 static void say_waiting(void)
 {
     static const char line[] = "WARN\tkvferry\tthe system starts no more threads: the pids limit of the container, or "
@@ -58,11 +58,11 @@ static void say_waiting(void)
         return;
     }
     if (write(STDERR_FILENO, line, sizeof line - 1) < 0) {
-        return; /* nobody is left to be told */
+        return; /* there is no other place to report it */
     }
 }
 
-/* Go's, in this library alone: its symbols are not exported. */
+/* What Go calls. Only this library sees it: its symbols are not exported. */
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, thread_t *run, void *argument)
 {
     const struct timespec moment = {.tv_nsec = 10000000};
@@ -76,7 +76,7 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, thread_t
     return failure;
 }
 
-#else /* in a program that is linked with the static library pthread_create is the program's */
+#else /* a program with the static library has its own pthread_create */
 
 void kvferry_runtime_started(void)
 {

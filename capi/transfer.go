@@ -16,7 +16,7 @@ import (
 //export kvferry_go_allocate_batch
 func kvferry_go_allocate_batch(engine unsafe.Pointer, size C.size_t, reason *C.char) C.uint64_t {
 	id := uint64(C.INVALID_BATCH)
-	run(reason, func() error {
+	runLogged("allocateBatchID", engine, reason, func() error {
 		e, err := engineOf(engine)
 		if err != nil {
 			return err
@@ -35,13 +35,13 @@ func kvferry_go_allocate_batch(engine unsafe.Pointer, size C.size_t, reason *C.c
 
 //export kvferry_go_submit
 func kvferry_go_submit(engine unsafe.Pointer, batch C.uint64_t, list *C.transfer_request_t, count C.size_t, reason *C.char) C.int {
-	return positive(reason, func() error { return submit(engine, batch, list, count, nil) })
+	return positiveLogged("submitTransfer", engine, reason, func() error { return submit(engine, batch, list, count, nil) })
 }
 
 //export kvferry_go_submit_with_notify
 func kvferry_go_submit_with_notify(engine unsafe.Pointer, batch C.uint64_t, list *C.transfer_request_t, count C.size_t,
 	name, text *C.char, reason *C.char) C.int {
-	return positive(reason, func() error {
+	return positiveLogged("submitTransferWithNotify", engine, reason, func() error {
 		message, err := readMessage(name, text)
 		if err != nil {
 			return err
@@ -65,7 +65,7 @@ func submit(engine unsafe.Pointer, batch C.uint64_t, list *C.transfer_request_t,
 
 //export kvferry_go_task_status
 func kvferry_go_task_status(engine unsafe.Pointer, batch C.uint64_t, task C.size_t, out *C.transfer_status_t, reason *C.char) C.int {
-	return positive(reason, func() error {
+	return positiveLogged("getTransferStatus", engine, reason, func() error {
 		_, b, err := batchOf(engine, uint64(batch))
 		if err != nil {
 			return err
@@ -87,7 +87,7 @@ func kvferry_go_task_status(engine unsafe.Pointer, batch C.uint64_t, task C.size
 
 //export kvferry_go_free_batch
 func kvferry_go_free_batch(engine unsafe.Pointer, batch C.uint64_t, reason *C.char) C.int {
-	return positive(reason, func() error {
+	return positiveLogged("freeBatchID", engine, reason, func() error {
 		e, b, err := batchOf(engine, uint64(batch))
 		if err != nil {
 			return err
@@ -168,7 +168,7 @@ func kvferry_go_batch_error(engine unsafe.Pointer, batch C.uint64_t, out *C.char
 	})
 }
 
-// readArrays views the parallel arrays of kvferry_submit in C's memory.
+// readArrays makes slices of the parallel arrays of kvferry_submit in C's memory.
 func readArrays(opcode C.int, target C.int32_t, local, remote, lengths C.numbers_t, count C.size_t) (a core.Arrays, err error) {
 	a = core.Arrays{Opcode: core.Opcode(opcode), Target: core.SegmentID(target)}
 	if a.Local, err = entries("the list of local addresses", (*uint64)(unsafe.Pointer(local)), count); err != nil {

@@ -29,7 +29,7 @@ func startCall(t testing.TB, requests int) *call {
 	memory, err := unix.Mmap(-1, 0, 2*requests, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, unix.Munmap(memory)) })
-	engine, err := create(core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE"}, false, false)
+	engine, err := create(environment{}, core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE"}, false, false)
 	require.NoError(t, err)
 	h, e, err := liveHandleOf(engine)
 	require.NoError(t, err)

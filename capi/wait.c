@@ -7,8 +7,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The longest a single wait takes, a day. A wait without a time would be restarted by the kernel after a signal handler
- * that was installed with SA_RESTART, and not be interruptible. */
+/* The longest single wait, a day. After a signal handler with SA_RESTART the kernel would restart a wait without a time limit, and
+ * the caller would not see the interruption. */
 #define LONGEST_WAIT_MS 86400000
 
 int64_t kvferry_now_ms(void)
@@ -19,17 +19,17 @@ int64_t kvferry_now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Waits once for the word to leave 0. 0 when it may have, or an errno. */
+/* Waits once until the word is not 0. 0 when that may be so, or an errno. */
 static int wait_once(uint32_t *word, int64_t ms)
 {
-    struct timespec patience;
+    struct timespec limit;
 
     if (ms > LONGEST_WAIT_MS) {
         ms = LONGEST_WAIT_MS;
     }
-    patience.tv_sec = ms / 1000;
-    patience.tv_nsec = ms % 1000 * 1000000;
-    if (syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, 0, &patience, NULL, 0) == 0) {
+    limit.tv_sec = ms / 1000;
+    limit.tv_nsec = ms % 1000 * 1000000;
+    if (syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, 0, &limit, NULL, 0) == 0) {
         return 0;
     }
     return errno;
@@ -55,8 +55,8 @@ static int wait_for_word(uint32_t *word, int64_t timeout_ms)
     return 0;
 }
 
-/* Go sends SIGURG to a thread that runs its code, to have its turn end. One that comes when the thread is here already is
- * not to end the wait: it stays pending until then. */
+/* Go sends SIGURG to a thread to preempt the goroutine on it. The signal may come when the thread has left Go and waits here. It is
+ * blocked, so that it does not interrupt the wait. */
 int kvferry_wait_for_word(uint32_t *word, int64_t timeout_ms)
 {
     sigset_t of_go, before;

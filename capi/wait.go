@@ -11,13 +11,13 @@ import (
 	"github.com/mattn/go-pointer"
 )
 
-// A blocking call on a batch goes this way:
+// A blocking call on a batch:
 //
-//  1. Go submits or finds the batch, and makes a watch on it that sets a word on the C caller's stack;
-//  2. C waits for the word;
-//  3. Go ends the watch, after which nothing touches the word, and says what the batch has come to.
+//  1. Go submits or finds the batch, and makes a watch on it, which sets a word on the C caller's stack when the batch has ended.
+//  2. C waits for the word.
+//  3. Go ends the watch, after which nothing touches the word, and returns the result of the batch.
 //
-// Where the batch has ended by step 1, that is all.
+// If the batch has ended in step 1, there is no watch, and the call returns.
 
 // watch is a C caller's wait for a batch.
 type watch struct {
@@ -26,8 +26,8 @@ type watch struct {
 	cancel func()
 }
 
-// startWatch makes a watch and leaves its handle in *handle; or, when the batch has ended, none, and returns what it
-// has come to.
+// startWatch makes a watch, stores its handle in *handle, and returns BATCH_RUNNING. If the batch has ended it makes none, and
+// returns the result of the batch.
 func startWatch(e *core.Engine, b *core.Batch, word *C.uint32_t, handle *unsafe.Pointer, free bool, reason *C.char) C.int {
 	if b.Done() {
 		return conclude(e, b, free, reason)
@@ -78,7 +78,8 @@ func kvferry_go_end_watch(handle unsafe.Pointer, free C.int, reason *C.char) (re
 	return orCode(code, result)
 }
 
-// conclude says what a batch has come to, or in the reason how far it has come, and frees it if that is wanted and it has ended.
+// conclude returns the result of a batch, and frees it if free is set. For a batch that has not ended it returns BATCH_RUNNING, and
+// writes its progress into the reason.
 func conclude(e *core.Engine, b *core.Batch, free bool, reason *C.char) C.int {
 	if !b.Done() {
 		writeText(reason, C.REASON_SIZE, b.Progress().String())

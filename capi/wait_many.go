@@ -11,8 +11,8 @@ import (
 	"github.com/mattn/go-pointer"
 )
 
-// A wait for several batches goes the way that wait.go tells, with one word that every batch sets when it has ended.
-// Each time C looks how things stand.
+// A wait for several batches has the steps of wait.go, with one word, which every batch sets when it has ended. Each time C calls
+// kvferry_go_check_many.
 
 // watchMany is a C caller's wait for several batches.
 type watchMany struct {
@@ -54,11 +54,11 @@ func newWatchMany(engine unsafe.Pointer, ids C.numbers_t, count C.size_t) (*watc
 	return w, nil
 }
 
-// kvferry_go_look_many says what the batches have come to: BATCH_RUNNING while none has failed and not all have ended; the
-// reason has how far those have come that have not.
+// kvferry_go_check_many returns BATCH_RUNNING while no batch has failed and not all have ended, and writes the progress of the
+// others into the reason. Otherwise it returns the result of the batches.
 //
-//export kvferry_go_look_many
-func kvferry_go_look_many(handle unsafe.Pointer, reason *C.char) (result C.int) {
+//export kvferry_go_check_many
+func kvferry_go_check_many(handle unsafe.Pointer, reason *C.char) (result C.int) {
 	code := negated(reason, func() error {
 		var running []*core.Batch
 		defer func() {

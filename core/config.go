@@ -10,8 +10,8 @@ import (
 
 //go:generate go test -run ^TestConfigurationGuideIsCurrent$ . -update
 
-// Config is every setting of an engine. The table of settings, below, says from which environment variable a field
-// comes, what it may be, and what it does.
+// Config is every setting of an engine. The table in config_settings.go says for each field from which environment variable it
+// comes, which values it may have, and what it does.
 type Config struct {
 	ForceTCP                bool
 	BindAddress             string // "" for the first address of an interface that is up
@@ -27,7 +27,7 @@ type Config struct {
 	SliceSize               int // bytes
 	ConnectionPool          bool
 	LanesPerPeer            int
-	LanesPerLink            int // as LanesPerPeer, but to a peer that is far away; not more than that
+	LanesPerLink            int // LanesPerPeer for a peer on another host; not more than that
 	TransferTimeout         time.Duration
 	SliceTimeout            time.Duration // 0 is off
 	RetryCount              int
@@ -62,14 +62,14 @@ type Config struct {
 	Polling                 time.Duration // 0 is off
 }
 
-// DefaultConfig is the configuration of a process that has set none of the variables.
+// DefaultConfig is the configuration of a process that has none of the variables.
 func DefaultConfig() Config {
 	c, _ := LoadConfig(func(string) (string, bool) { return "", false })
 	return c
 }
 
-// LoadConfig reads every setting through lookup, which is os.LookupEnv or stands in for it. It cannot fail: a value
-// that does not parse or is out of range is replaced by the default, with one warning.
+// LoadConfig reads every setting through lookup, a function like os.LookupEnv. It cannot fail: a value that does not parse or is
+// out of range is replaced by the default, with one warning.
 func LoadConfig(lookup func(variable string) (string, bool)) (Config, []Warning) {
 	var c Config
 	var warnings []Warning
@@ -81,11 +81,22 @@ func LoadConfig(lookup func(variable string) (string, bool)) (Config, []Warning)
 	return c, warnings
 }
 
-// Warning is one setting that was not taken from the environment because its value is no good.
+// LoadLogConfig is LoadConfig for a line that belongs to no engine: it looks up the settings of the log alone.
+func LoadLogConfig(lookup func(variable string) (string, bool)) Config {
+	c, _ := LoadConfig(func(variable string) (string, bool) {
+		if variable != logLevelVariable && variable != logDirVariable {
+			return "", false
+		}
+		return lookup(variable)
+	})
+	return c
+}
+
+// Warning is about one setting whose value in the environment is not valid, and was replaced by the default.
 type Warning struct {
 	Variable string // "MC_RETRY_CNT", or several that are judged together: "MC_MIN_RPC_PORT, MC_MAX_RPC_PORT"
 	Value    string // what was found; asterisks for a secret
-	Used     string // the default that stands in its place
+	Used     string // the default that replaces it
 	Reason   string
 }
 

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// ChangedSettings lists what the environment sets to something else than the default, as NAME=value, in the order of the
-// table. Secrets are asterisks; what LoadConfig replaces by a default, with a warning, is left out.
+// ChangedSettings lists the settings that the environment sets to other values than the defaults, as NAME=value, in the order of
+// the table. Secrets are asterisks. Values that LoadConfig replaces by a default, with a warning, are not listed.
 func ChangedSettings(lookup func(variable string) (string, bool)) []string {
 	var changed []string
 	for _, s := range settings {
@@ -33,9 +33,9 @@ const (
 	mooncakePrefix = "MC_"
 )
 
-// elsewhere are the variables with kvferry's prefix that no engine reads: KVFERRY_LIBRARY is the Python package's, the
-// others belong to the project's tests and benchmarks. Names that start with one of elsewherePrefixes are those of the
-// simulated devices, of tests, and what Kubernetes sets in every pod where a service is called kvferry.
+// elsewhere are the variables with kvferry's prefix that engines do not read. KVFERRY_LIBRARY is read by the Python package, the
+// others by the project's tests and benchmarks. Names that start with one of elsewherePrefixes are read by the simulated devices
+// and by tests, or are set by Kubernetes in every pod when there is a service called kvferry.
 var (
 	elsewhere = []string{
 		"KVFERRY_LIBRARY",
@@ -45,8 +45,8 @@ var (
 	elsewherePrefixes = []string{"KVFERRY_SIM_", "KVFERRY_TEST", "KVFERRY_OWNERSHIP_", "KVFERRY_SERVICE_", "KVFERRY_PORT"}
 )
 
-// UnknownVariable says in a sentence that a variable of the environment looks like a setting of kvferry's and is none. It
-// returns "" for a setting, and for variables of others.
+// UnknownVariable says in a sentence that a variable of the environment looks like a setting of kvferry and is not one. It
+// returns "" for a setting, and for variables of other programs.
 func UnknownVariable(name string) string {
 	if !strings.HasPrefix(name, ownPrefix) || slices.Contains(elsewhere, name) {
 		return ""
@@ -77,8 +77,8 @@ func knownVariables() []string {
 	return known
 }
 
-// nearestTo returns the known name that takes the fewest edits to make of another one, prefixes apart; "" where that is
-// more than a third of its letters.
+// nearestTo returns the known name with the fewest edits between it and another one, without their prefixes; "" if that takes
+// edits of more than a third of the letters.
 func nearestTo(name string, known []string) string {
 	name = withoutPrefix(name)
 	nearest, fewest := "", len(name)/3+1
@@ -94,7 +94,7 @@ func withoutPrefix(name string) string {
 	return strings.TrimPrefix(strings.TrimPrefix(name, ownPrefix), mooncakePrefix)
 }
 
-// editDistance counts the bytes to insert, remove or replace that make b of a, by Wagner and Fischer.
+// editDistance counts the bytes to insert, remove or replace to turn a into b, by the algorithm of Wagner and Fischer.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -18,7 +18,7 @@ func single(accepts string, parse func(c *Config, text string) error) kind {
 	return kind{accepts: accepts, parse: func(c *Config, texts []string) error { return parse(c, texts[0]) }}
 }
 
-// presence is on when the variable is set, to whatever it may be.
+// presence is on when the variable is set, to any value.
 func presence(field func(*Config) *bool) kind {
 	return single("set or not", func(c *Config, text string) error {
 		*field(c) = text != notSet
@@ -52,7 +52,7 @@ func level() kind {
 	return single("`TRACE`, `INFO`, `WARNING`, `ERROR`", func(c *Config, text string) error {
 		c.LogLevel = strings.ToUpper(text)
 		if _, ok := logLevels[c.LogLevel]; !ok {
-			return errors.New("it is no level")
+			return errors.New("it is not a level")
 		}
 		return nil
 	})
@@ -74,7 +74,7 @@ func secret(field func(*Config) *Secret) kind {
 	return k
 }
 
-// printable refuses what would end a line of a protocol or of a log.
+// printable refuses characters that would end a line of a protocol or of a log.
 func printable(text string) error {
 	if strings.ContainsFunc(text, unicode.IsControl) {
 		return errors.New("it has control characters in it")
@@ -96,7 +96,7 @@ func integer(unit string, least, most int, field func(*Config) *int) kind {
 func parseInteger(text string, least, most int) (int, error) {
 	n, err := strconv.Atoi(strings.TrimSpace(text))
 	if errors.Is(err, strconv.ErrSyntax) {
-		return 0, fmt.Errorf("%q is no whole number", text)
+		return 0, fmt.Errorf("%q is not a whole number", text)
 	}
 	if err != nil || n < least || n > most {
 		return 0, fmt.Errorf("%s is outside %d–%d", strings.TrimSpace(text), least, most)
@@ -108,18 +108,18 @@ func parseInteger(text string, least, most int) (int, error) {
 func multiple(unit, most int, field func(*Config) *int) kind {
 	return single(fmt.Sprintf("bytes, %d–%d, a multiple of %d", unit, most, unit), func(c *Config, text string) (err error) {
 		if *field(c), err = parseInteger(text, unit, most); err == nil && *field(c)%unit != 0 {
-			err = fmt.Errorf("%d is no multiple of %d", *field(c), unit)
+			err = fmt.Errorf("%d is not a multiple of %d", *field(c), unit)
 		}
 		return err
 	})
 }
 
-// ignored is a setting of Mooncake's that means nothing here, and may be anything.
+// ignored is a setting of Mooncake that has no effect here, and may have any value.
 func ignored() kind {
 	return single("anything", func(*Config, string) error { return nil })
 }
 
-// unused is a setting of Mooncake's that means nothing here, and is checked all the same.
+// unused is a setting of Mooncake that has no effect here. Its value is checked nevertheless.
 func unused(least, most int) kind {
 	return integer("", least, most, func(*Config) *int { return new(int) })
 }
@@ -144,8 +144,8 @@ func duration(name string, unit time.Duration, least, most int, field func(*Conf
 	})
 }
 
-// usualLanes stands for the number that lanes chooses: some 4 GB/s pass through each, and take a processor at both ends.
-// Over a link, which is slower than that, more lanes than processors only divide what the network gives to one.
+// usualLanes stands for the number that lanes chooses. One lane carries about 4 GB/s, and keeps a processor busy at both ends. A
+// link between hosts is slower: there more lanes than processors only share its throughput.
 const usualLanes = "4; with 16 processors or more, 8; over a link 3 with 3 processors, 2 with fewer"
 
 func lanes() kind {
@@ -165,7 +165,7 @@ func lanes() kind {
 	})
 }
 
-// ascendTimeout stands for what an earlier row of the table has set.
+// ascendTimeout stands for the value that an earlier row of the table has set.
 const ascendTimeout = "ASCEND_TRANSFER_TIMEOUT, or 30"
 
 // transferTimeout is never shorter than five seconds.
@@ -191,7 +191,7 @@ const (
 	mostPort           = 65535
 )
 
-// portRange is two ports that the system does not hand out itself.
+// portRange is two ports outside the range of ephemeral ports, which the system gives out itself.
 func portRange() kind {
 	accepts := fmt.Sprintf("%d–%d without %d–%d, the first not above the second",
 		leastPort, mostPort, leastEphemeralPort, mostEphemeralPort)

@@ -16,21 +16,22 @@ type setting struct {
 	meaning   string // a sentence for the guide
 }
 
-// variable is where a value comes from.
+// variable is an environment variable that a value comes from.
 type variable struct {
 	name  string
-	older string // former spelling, looked up when name is not set; "" for none
+	older string // older spelling, looked up when name is not set; "" for none
 	unset string // the value when neither is set
 }
 
-// kind is what a setting accepts and where it goes.
+// kind is what a setting accepts, and the field of Config that it sets.
 type kind struct {
 	accepts string                                // unit and range, for the guide
 	parse   func(c *Config, texts []string) error // one text for each variable
 	secret  bool                                  // the value must not be printed
 }
 
-// load puts the setting into c: what the environment says, or else the default and a warning.
+// load sets the field of c to the value in the environment. A value that is not accepted is replaced by the default, with a
+// warning.
 func (s *setting) load(c *Config, lookup func(string) (string, bool)) *Warning {
 	var names, texts, defaults []string
 	for _, v := range s.variables {
@@ -42,7 +43,7 @@ func (s *setting) load(c *Config, lookup func(string) (string, bool)) *Warning {
 		return nil
 	}
 	if err := s.kind.parse(c, defaults); err != nil {
-		panic(fmt.Sprintf("default of %v: %v", names, err)) // a mistake in the table; every test would see it
+		panic(fmt.Sprintf("default of %v: %v", names, err)) // a mistake in the table, which every test would show
 	}
 	w := Warning{strings.Join(names, ", "), strings.Join(texts, ", "), strings.Join(defaults, ", "), err.Error()}
 	if s.kind.secret {
@@ -64,20 +65,26 @@ func (v *variable) find(lookup func(string) (string, bool)) (name, text string) 
 	return v.name, v.unset
 }
 
-// notSet stands for the absence of a variable whose presence alone counts.
+// notSet is the value of a variable that is not set, where only its presence counts.
 const notSet = "unset"
+
+// The settings of the log.
+const (
+	logLevelVariable = "MC_LOG_LEVEL"
+	logDirVariable   = "MC_LOG_DIR"
+)
 
 // settings is the table: every environment variable that an engine reads. The guide's table is made from it.
 var settings = []setting{
-	{one("MC_LOG_LEVEL", "WARNING"), level(),
+	{one(logLevelVariable, "WARNING"), level(),
 		"The least severe log line that is written. `TRACE` shows everything."},
-	{one("MC_LOG_DIR", ""), text(func(c *Config) *string { return &c.LogDir }),
+	{one(logDirVariable, ""), text(func(c *Config) *string { return &c.LogDir }),
 		"Directory for log files, one per process; standard error where it is not set or cannot be written."},
 
 	{one("MC_FORCE_TCP", notSet), presence(func(c *Config) *bool { return &c.ForceTCP }),
 		"Only the plain TCP transport is installed."},
 	{one("MC_TCP_BIND_ADDRESS", ""), text(func(c *Config) *string { return &c.BindAddress }),
-		"With central metadata: the address under which peers reach this engine; the first one of an interface that is up where it is not set."},
+		"With central metadata: the address under which peers reach this engine. Where it is not set, the first address of an interface that is up."},
 	{[]variable{{"MC_MIN_RPC_PORT", "MC_MIN_PRC_PORT", "15000"}, {"MC_MAX_RPC_PORT", "MC_MAX_PRC_PORT", "17000"}}, portRange(),
 		"Ports that the handshake port and the data port are picked from. The two are taken together or not at all."},
 	{one("MC_HANDSHAKE_PORT", "12001"), integer("", 1, 65535, func(c *Config) *int { return &c.HandshakePort }),
@@ -97,11 +104,11 @@ var settings = []setting{
 	{one("MC_TCP_PROTO", ""), exactlyOne(func(c *Config) *bool { return &c.ForceProtoV1 }),
 		"`1`: transfers are started with the first version of the data protocol, whatever the peer offers."},
 	{one("MC_TCP_STATUS_TIMEOUT_SEC", "30"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.StatusTimeout }),
-		"How long a peer that has all of a request may take to answer it. A transfer that waits makes no progress either: a shorter `MC_TCP_PROGRESS_TIMEOUT_SEC` counts instead."},
+		"How long a peer may take to answer after it has received all of a request. `MC_TCP_PROGRESS_TIMEOUT_SEC` counts instead where it is shorter: a transfer that waits for an answer makes no progress."},
 	{one("MC_TCP_PROGRESS_TIMEOUT_SEC", "30"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.ProgressTimeout }),
-		"A transfer none of whose bytes moved for so long is given up, also while it waits for the answer to a WRITE."},
+		"A transfer is given up when none of its bytes moved for so long, also while it waits for the answer to a WRITE."},
 	{one("MC_TCP_SLICE_SIZE", "1048576"), integer("bytes", 4<<10, 1<<30, func(c *Config) *int { return &c.SliceSize }),
-		"Most payload of one request: a larger task is cut, so that all lanes share it."},
+		"The most payload of one request. A larger task is cut into several requests, which all lanes share."},
 	{one("MC_TCP_ENABLE_CONNECTION_POOL", "1"), onOff(func(c *Config) *bool { return &c.ConnectionPool }),
 		"Off: every request has a connection of its own."},
 	{[]variable{{"MC_TCP_LANES_PER_PEER", "MC_TCP_MAX_CONNECTIONS_PER_PEER", usualLanes}}, lanes(),
@@ -120,18 +127,18 @@ var settings = []setting{
 		"Accepted, without effect: kvferry engines of one host need no transport for shared memory, see `KVFERRY_SAME_HOST`."},
 
 	{one("ASCEND_TRANSFER_TIMEOUT", "30000"), milliseconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.TransferTimeout }),
-		"What `MC_TRANSFER_TIMEOUT` is where that is not set. Mooncake's builds for Ascend read it; vllm-ascend sets it."},
+		"The value of `MC_TRANSFER_TIMEOUT` where that is not set. Mooncake's builds for Ascend read it; vllm-ascend sets it."},
 	{one("MC_TRANSFER_TIMEOUT", ascendTimeout), transferTimeout(),
-		"When a synchronous call of the Python package gives up, plus 1 s per GiB; 1 to 4 act as 5. Read when the engine object is made."},
+		"After how long a synchronous call of the Python package gives up; 1 s is added for each GiB, and 1 to 4 act as 5. Read when the engine object is made."},
 	{one("MC_SLICE_TIMEOUT", "0"), seconds(0, 65535, func(c *Config) *time.Duration { return &c.SliceTimeout }),
-		"When a task is given up and reports TIMEOUT; 0: never. A task that is given up for another reason reports FAILED."},
+		"After how long a task is given up and reports TIMEOUT; 0: never. A task that is given up for another reason reports FAILED."},
 	{one("MC_RETRY_CNT", "9"), integer("retries", 1, 127, func(c *Config) *int { return &c.RetryCount }),
 		"How often work that was not acknowledged is sent again after its connection broke."},
 
 	{one("MC_DISABLE_METACACHE", notSet), presence(func(c *Config) *bool { return &c.DisableMetaCache }),
 		"A peer's segment descriptor is fetched again at each use."},
 	{one("MC_TE_METADATA_REFRESH_INTERVAL_SECONDS", "0"), seconds(0, math.MaxInt32, func(c *Config) *time.Duration { return &c.MetaRefreshInterval }),
-		"How often cached descriptors are fetched again; 0: only when they prove to be out of date."},
+		"How often cached descriptors are fetched again; 0: only when they turn out to be out of date."},
 	{one("MC_METADATA_CLUSTER_ID", ""), text(func(c *Config) *string { return &c.ClusterID }),
 		"Prefix of the keys in a central metadata store."},
 	{one("MC_METADATA_HTTP_TOKEN", ""), secret(func(c *Config) *Secret { return &c.MetadataHTTPToken }),
@@ -141,13 +148,13 @@ var settings = []setting{
 	{one("KVFERRY_METADATA_TIMEOUT_MS", "0"), milliseconds(0, 60000, func(c *Config) *time.Duration { return &c.Metadata.ReplyTimeout }),
 		"How long one request to a central metadata store may take; connecting included; 0: 3000 with HTTP, 5000 otherwise."},
 	{one("KVFERRY_METADATA_KEEP_SECONDS", "10"), seconds(0, 86400, func(c *Config) *time.Duration { return &c.MetadataKeepInterval }),
-		"How often an engine looks whether a central metadata store still has its entries, and writes them again if not; 0: never."},
+		"How often an engine checks that a central metadata store still has its entries, and writes missing ones again; 0: never."},
 	{one("KVFERRY_METADATA_CA", ""), text(func(c *Config) *string { return &c.Metadata.CA }),
-		"PEM file of the certificates that vouch for that of a metadata store over TLS, instead of the system's."},
+		"PEM file of the authorities that a metadata store's TLS certificate is checked against, instead of the system's."},
 	{one("KVFERRY_METADATA_CERT", ""), text(func(c *Config) *string { return &c.Metadata.Cert }),
-		"PEM file of the certificate that a metadata store gets to see over TLS."},
+		"PEM file of the client certificate that is sent to a metadata store over TLS."},
 	{one("KVFERRY_METADATA_KEY", ""), text(func(c *Config) *string { return &c.Metadata.Key }),
-		"PEM file of the key of that certificate."},
+		"PEM file of the key of the client certificate."},
 	{one("KVFERRY_METADATA_INSECURE", "0"), onOff(func(c *Config) *bool { return &c.Metadata.Insecure }),
 		"On: the certificate of a metadata store is not checked. For trials only."},
 	{one("KVFERRY_ETCD_TLS", "0"), onOff(func(c *Config) *bool { return &c.EtcdTLS }),
@@ -166,11 +173,11 @@ var settings = []setting{
 		"Database of a Redis metadata store."},
 
 	{one("MC_TE_METRIC", "0"), onOff(func(c *Config) *bool { return &c.Metrics }),
-		"On: a line with the throughput is logged now and then."},
+		"On: a line with the throughput is logged regularly."},
 	{one("MC_TE_METRIC_INTERVAL_SECONDS", "5"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.MetricsInterval }),
 		"How often that line is logged."},
 	{one("MC_CUSTOM_TOPO_JSON", ""), text(func(*Config) *string { return new(string) }),
-		"File with the topology that `get_local_topology` of the Python package returns; a missing or empty one is as if none were given."},
+		"File with the topology that `get_local_topology` of the Python package returns. A missing or empty file counts as not set."},
 
 	{one("KVFERRY_ASCENDCL", ""), text(func(c *Config) *string { return &c.AscendCL }),
 		"File of the AscendCL library (`libascendcl.so`) to use instead of the one that the loader or the toolkit's variables lead to."},
@@ -179,21 +186,21 @@ var settings = []setting{
 	{one("KVFERRY_STAGING_BLOCK_SIZE", "2097152"), multiple(staging.Granule, 1<<30, func(c *Config) *int { return &c.StagingBlockSize }),
 		"Size of a staging block: the most that one copy between a device and the host moves."},
 	{one("KVFERRY_STAGING_POOL_SIZE", "268435456"), integer("bytes", 4*staging.Granule, 1<<40, func(c *Config) *int { return &c.StagingPoolSize }),
-		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. It is allocated when it is needed."},
+		"Most page-locked memory for the staging blocks of one device, half of it for each direction, which has at least one block. Memory is allocated when it is needed."},
 	{one("KVFERRY_STAGING_GATHER_BELOW", "262144"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
 		"Blocks of NPU memory shorter than this are gathered on the device, and copied together. Those of GPU memory are queued together, whatever their length. 0: each is copied by itself."},
 	{one("KVFERRY_TCP_CONGESTION", ""), text(func(c *Config) *string { return &c.Congestion }),
-		"Congestion control of data connections, one of `sysctl net.ipv4.tcp_allowed_congestion_control`; the system's where it is not set or not allowed. What an engine sends is under its own setting."},
+		"Congestion control of what an engine sends on data connections, one of `sysctl net.ipv4.tcp_allowed_congestion_control`; the system's where it is not set or not allowed."},
 	{one("KVFERRY_SAME_HOST", "1"), onOff(func(c *Config) *bool { return &c.SameHost }),
-		"Off, or with `MC_FORCE_TCP`: engines on one host use TCP among themselves, too, instead of reading each other's memory."},
+		"Off, or with `MC_FORCE_TCP`: engines on one host use TCP between each other, instead of reading each other's memory."},
 	{one("KVFERRY_POLL_US", "0"), microseconds(0, 1000000, func(c *Config) *time.Duration { return &c.Polling }),
-		"For how long whoever waits, for an answer or for the next request, looks for it before sleeping. Saves wake-ups, and keeps processors busy; 0: a moment, and only where that tends to pay."},
+		"How long a thread that waits for an answer or for the next request polls for it before it sleeps. Polling saves wake-ups, and keeps processors busy. 0: a fraction of a millisecond, and only where polling has paid off lately."},
 	{one("KVFERRY_MAX_SESSIONS", "1024"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxSessions }),
 		"Data connections that are served at once; more wait until one ends."},
 	{one("KVFERRY_MAX_HANDSHAKES", "128"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxHandshakes }),
 		"Handshake connections that are served at once; more wait until one ends."},
 	{[]variable{{"MC_HANDSHAKE_MAX_NOTIFY_ENTRIES", "KVFERRY_MAX_NOTIFICATIONS", "65536"}}, integer("messages", 1, 1<<24, func(c *Config) *int { return &c.MaxNotifications }),
-		"Notifications that are kept until they are fetched; more are refused, and their senders told. Mooncake drops the oldest ones."},
+		"Notifications that are kept until they are fetched. More are refused, and their senders get an error. Mooncake drops the oldest ones."},
 }
 
 // one is a setting's only variable.

@@ -11,10 +11,14 @@
  * Threads. Every function may be called from any number of threads at once, also while another one destroys the engine:
  * a NULL handle, one that was destroyed, and one that never was a handle give an error.
  * Strings and arrays passed in are not kept after the call, unless said otherwise.
+ * Environment. The functions that make an engine or a metadata server copy the environment when they are called, and take
+ * their settings from the copy. A call that fails without an engine, kvferry_log(), and the opening of a device's library
+ * look single variables up. As for getenv(3), no other thread may change the environment meanwhile, by setenv, putenv or
+ * unsetenv: the C library has no lock that both could take.
  * fork(). A child forked after the library was loaded gets an error from every call at once; see transfer_engine_ext.h.
  * Signals. The library's own threads block the program's signals, but for SIGCHLD and SIGPROF, which the Go runtime
- * keeps open. The program's handlers get SA_ONSTACK from the calls that are made, because Go's stacks are too small for
- * them; best is to install them with it.
+ * keeps open. Go's stacks are too small for the program's handlers, so the calls of this library add SA_ONSTACK to them.
+ * Programs should install their handlers with SA_ONSTACK.
  */
 #ifndef TRANSFER_ENGINE_C
 #define TRANSFER_ENGINE_C
@@ -41,7 +45,7 @@ extern "C" {
 #define STATUS_PENDING 1
 #define STATUS_INVALID 2
 #define STATUS_CANCELED 3
-#define STATUS_COMPLETED 4 /* all bytes are where they belong */
+#define STATUS_COMPLETED 4 /* all bytes are at their destination */
 #define STATUS_TIMEOUT 5   /* given up after MC_SLICE_TIMEOUT; never without that variable */
 #define STATUS_FAILED 6    /* failed, or given up */
 
@@ -57,7 +61,7 @@ struct transfer_request {
     void *source;           /* local address, whichever way the bytes go; need not be registered */
     segment_id_t target_id; /* from openSegment */
     uint64_t target_offset; /* address in the segment's owner, inside one buffer that it registered */
-    uint64_t length;        /* bytes; 0 completes at once, whatever the addresses */
+    uint64_t length;        /* bytes; 0 completes at once, and the addresses are not looked at */
 };
 typedef struct transfer_request transfer_request_t;
 
@@ -114,7 +118,7 @@ typedef struct nic_load_stat nic_load_stat_t;
  * Makes an engine, or returns NULL. metadata_conn_string is "P2PHANDSHAKE" or the connection string of a metadata
  * store; local_server_name is host, host:port, [v6] or [v6]:port, under which peers reach this process.
  * ip_or_host_name and rpc_port are ignored, but ip_or_host_name must not be NULL. auto_discover other than 0 installs
- * the best transport there is; with 0 the caller installs one. Environment variables are read now.
+ * the best available transport; with 0 the caller installs one. The settings are those that the environment has now.
  */
 transfer_engine_t createTransferEngine(const char *metadata_conn_string, const char *local_server_name,
                                        const char *ip_or_host_name, uint64_t rpc_port, int auto_discover);
@@ -122,13 +126,14 @@ transfer_engine_t createTransferEngine(const char *metadata_conn_string, const c
 /*
  * Aborts what is in flight, withdraws the metadata, ends every thread and connection, and returns within about a second
  * even when a peer is stuck, and within three when a metadata store does not answer. No memory registered with the engine
- * or used by its transfers is touched afterwards. There is one exception: what is stuck in a system call, as its pages do not
- * come, or on a device, is left behind after some seconds. The log and kvferry_last_error() name it and the memory that it
- * may use; kvferry_destroy() returns that. A handle that is NULL or already destroyed is ignored.
+ * or used by its transfers is touched afterwards. There is one exception: a transfer may be stuck, in a system call that waits
+ * for a page, or on a device. After some seconds the call returns without it. The log and kvferry_last_error() name the
+ * transfer and the memory that it may use; kvferry_destroy() also returns a code. A handle that is NULL or already destroyed
+ * is ignored.
  */
 void destroyTransferEngine(transfer_engine_t engine);
 
-/* Looks for devices. With TCP there is nothing to find. */
+/* Looks for RDMA devices. With TCP there are none to find. */
 int discoverTopology(transfer_engine_t engine);
 
 /*
@@ -180,10 +185,10 @@ int registerLocalMemory(transfer_engine_t engine, void *addr, size_t length, con
                         int remote_accessible);
 
 /*
- * Ends a registration by its base address. Nothing of it is read or written afterwards: what uses it gets a period of grace,
- * and is then ended. -3 when no registration starts there. -4 when something that is stuck, in a system call or on a device,
- * may use the memory still: the registration has ended, the memory must be left as it is, and kvferry_last_error() says who
- * holds it. Another call waits for that again, and returns 0 when it has ended.
+ * Ends a registration by its base address. The memory is neither read nor written afterwards: transfers that use it get a
+ * period of grace, and are then given up. -3 when no registration starts there. -4 when a transfer that is stuck, in a system
+ * call or on a device, may still use the memory: the registration has ended, the memory must be left as it is, and
+ * kvferry_last_error() says who holds it. Another call waits for the transfer again, and returns 0 when it has ended.
  */
 int unregisterLocalMemory(transfer_engine_t engine, void *addr);
 
@@ -191,7 +196,7 @@ int unregisterLocalMemory(transfer_engine_t engine, void *addr);
 int registerLocalMemoryBatch(transfer_engine_t engine, buffer_entry_t *buffer_list, size_t buffer_len,
                              const char *location);
 
-/* Unregisters every range that it can and returns the first error, or -4 if one of them is still in use. */
+/* Unregisters every range that it can. Returns the first error, or -4 if a range is still in use. */
 int unregisterLocalMemoryBatch(transfer_engine_t engine, void **addr_list, size_t addr_len);
 
 /*
@@ -210,7 +215,8 @@ int submitTransfer(transfer_engine_t engine, batch_id_t batch_id, struct transfe
 /*
  * As submitTransfer, and sends a message to the first entry's target once everything submitted to the batch has
  * completed; not when something failed. It is delivered, or has failed, before the last task is seen COMPLETED. A
- * failed delivery is logged and fails no task. count 0 is InvalidArgument.
+ * failed delivery is logged and fails no task. InvalidArgument for count 0, and for a message that is longer than
+ * MC_HANDSHAKE_MAX_LENGTH allows.
  */
 int submitTransferWithNotify(transfer_engine_t engine, batch_id_t batch_id, struct transfer_request *entries,
                              size_t count, notify_msg_t notify_msg);
@@ -219,7 +225,7 @@ int submitTransferWithNotify(transfer_engine_t engine, batch_id_t batch_id, stru
  * The caller frees them by freeNotifsMsgBuf. */
 notify_msg_t *getNotifsFromEngine(transfer_engine_t engine, int *size);
 
-/* Frees what getNotifsFromEngine returned. NULL with size 0 is fine. */
+/* Frees what getNotifsFromEngine returned. NULL with size 0 is allowed. */
 int freeNotifsMsgBuf(notify_msg_t *msg, int size);
 
 /* Sends one message to the owner of an open segment, now. -200 unknown id; -102 unreachable or refused. */
@@ -240,7 +246,7 @@ int getNicLoadStats(transfer_engine_t engine, nic_load_stat_t *stats, size_t *co
 /*
  * From now on SIGTERM and SIGINT first withdraw the engine's metadata, in two seconds at most, and then do what they would
  * have done: run the handler that was installed before this call, or end the process. A signal that was ignored
- * stays ignored. A handler that is installed after this call replaces this one.
+ * stays ignored. A handler that is installed after this call replaces the library's.
  */
 void enableGracefulShutdown(transfer_engine_t engine);
 

@@ -3,8 +3,8 @@
  *
  * Threads. Every function may be called from any number of threads at once.
  * Errors. A function that fails leaves a sentence that says who, what and why; kvferry_last_error() returns the
- * calling thread's latest. Functions of transfer_engine_c.h leave one too, and log it at ERROR, as most of their callers do
- * not know this header; not for an engine that kvferry_start_engine has made.
+ * calling thread's latest. Functions of transfer_engine_c.h leave one too. They also log it at ERROR, since most of their
+ * callers do not know this header, unless the engine was made by kvferry_start_engine.
  * fork(). A child forked after the library was loaded must not use it: there every function of both headers returns its
  * error value at once (KVFERRY_ERR_FORKED where it returns a code of this header) and kvferry_last_error() says why.
  * The parent is not affected. A child that needs an engine loads a private copy of the library file, as the Python
@@ -21,8 +21,8 @@ extern "C" {
 
 /* Results of the functions below that return int: 0, a Status code of transfer_engine_c.h negated, or one of these. */
 #define KVFERRY_OK 0
-#define KVFERRY_ERR_IN_USE (-4)         /* BatchBusy: something that is stuck, in a system call or on a device, may use
-                                           memory still; kvferry_last_error() says what, and which memory */
+#define KVFERRY_ERR_IN_USE (-4)         /* BatchBusy: a transfer that is stuck, in a system call or on a device, may
+                                           still use memory; kvferry_last_error() names both */
 #define KVFERRY_ERR_FAILED (-1000)      /* at least one task of the batch failed; kvferry_batch_error() says why */
 #define KVFERRY_ERR_TIMED_OUT (-1001)   /* the time was over before the batch was */
 #define KVFERRY_ERR_INTERRUPTED (-1002) /* a signal handler ran on this thread while it waited */
@@ -41,23 +41,23 @@ const char *kvferry_version(void);
 #define KVFERRY_LOG_ERROR 3
 
 /*
- * Writes a line of the program's into the library's log, in the format of the library's own lines, if MC_LOG_LEVEL lets
- * its level through and where MC_LOG_DIR says, as both are now. text is UTF-8 and is not kept; control characters in it
- * become spaces. Needs no engine. Waits for nothing: a line that cannot be written is dropped, and a later line says how
- * many were. 0, or a negated Status code.
+ * Writes a line of the program into the library's log, in the format of the library's own lines. MC_LOG_LEVEL and MC_LOG_DIR
+ * say, as they are now, whether and where it is written. text is UTF-8 and is not kept; control characters in it become
+ * spaces. No engine is needed. The call does not wait: a line that cannot be written is dropped, and a later line says how
+ * many were dropped. 0, or a negated Status code.
  */
 int kvferry_log(int level, const char *text);
 
 /*
- * destroyTransferEngine with a result: 0, or a negated Status code. The engine is gone in any case. KVFERRY_ERR_IN_USE when
- * something is stuck: the memory that the reason names must be left as it is for as long as the process lives.
+ * destroyTransferEngine with a result: 0, or a negated Status code. The engine has ended in any case. KVFERRY_ERR_IN_USE when
+ * a transfer is stuck: the memory that the reason names must be left as it is for as long as the process lives.
  */
 int kvferry_destroy(transfer_engine_t engine);
 
 /* The engine's handshake port, 1 to 65535, or a negated Status code. */
 int kvferry_rpc_port(transfer_engine_t engine);
 
-/* Default give-up time of blocking callers, milliseconds: MC_TRANSFER_TIMEOUT as it was when the engine was created. */
+/* Default time-out of blocking callers, milliseconds: MC_TRANSFER_TIMEOUT as it was when the engine was created. */
 int64_t kvferry_transfer_timeout_ms(transfer_engine_t engine);
 
 /*
@@ -72,7 +72,7 @@ int kvferry_submit(transfer_engine_t engine, int opcode, segment_id_t target, co
                    batch_id_t *batch_out);
 
 /*
- * Waits until every task of the batch has ended, using no CPU. timeout_ms < 0 waits for ever, 0 only looks.
+ * Waits until every task of the batch has ended, using no CPU. timeout_ms < 0 waits without a limit, 0 does not wait.
  * 0 when all completed, KVFERRY_ERR_FAILED when all ended and some failed, KVFERRY_ERR_TIMED_OUT,
  * KVFERRY_ERR_INTERRUPTED (call again to go on waiting). The batch stays the caller's in every case.
  */
@@ -88,7 +88,7 @@ int kvferry_batches_wait(transfer_engine_t engine, const batch_id_t *batches, si
 
 /* kvferry_submit, kvferry_batch_wait and, when the batch has ended, freeBatchID in one call. On
  * KVFERRY_ERR_TIMED_OUT and KVFERRY_ERR_INTERRUPTED the batch still runs and *batch_out is its id, which the caller
- * waits for again or discards; otherwise *batch_out is INVALID_BATCH. */
+ * waits for again or discards. Otherwise *batch_out is INVALID_BATCH. */
 int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local,
                           const uint64_t *remote, const uint64_t *lengths, size_t count, const notify_msg_t *notify,
                           int64_t timeout_ms, batch_id_t *batch_out);
@@ -102,16 +102,16 @@ int kvferry_transfer_sync(transfer_engine_t engine, int opcode, segment_id_t tar
  * For each row, and each i, length bytes move between local base + local_pages[i] * local stride, an address of this process,
  * and remote base + remote_pages[i] * remote stride, an address of the segment's owner: row_count * page_count requests, at
  * most 2^31-1. A length is at least 1, a stride at most 2^63-1, both in bytes; no page may wrap around the address space.
- * max_batch above 0 has at most so many requests submitted at a time: the next follow by themselves when these have
- * completed, and never once one has failed, or the batch is given up. 0 submits all at once. The arrays are not kept.
- * Otherwise as kvferry_submit: a batch id in *batch_out and 0; on failure a negated Status code, and no batch. No requests
- * are a batch that has completed.
+ * max_batch is the most requests that the engine submits at a time; 0 submits all at once. The engine submits the next ones
+ * when these have completed. It submits no more when a request has failed, or the batch is given up. The arrays are not kept.
+ * Otherwise as kvferry_submit: a batch id in *batch_out and 0; on failure a negated Status code, and no batch. Without any
+ * requests there is a batch that has completed.
  */
 int kvferry_submit_pages(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local_pages,
                          const uint64_t *remote_pages, size_t page_count, const uint64_t *rows, size_t row_count,
                          size_t max_batch, batch_id_t *batch_out);
 
-/* kvferry_transfer_sync of such requests. */
+/* kvferry_transfer_sync of the requests that kvferry_submit_pages makes. */
 int kvferry_transfer_pages(transfer_engine_t engine, int opcode, segment_id_t target, const uint64_t *local_pages,
                            const uint64_t *remote_pages, size_t page_count, const uint64_t *rows, size_t row_count,
                            size_t max_batch, int64_t timeout_ms, batch_id_t *batch_out);
@@ -137,19 +137,19 @@ int kvferry_submit_scatter(transfer_engine_t engine, int opcode, const char *seg
  * Moves bytes as kvferry_submit says, in the order of a stream of the application: after what is queued in the stream by
  * now, and before what is queued in it later. Returns at once. kind is whose stream it is, "cuda", and stream a CUstream
  * (cudaStream_t), or NULL for the default stream of the calling thread's current context. The arrays are not kept; the
- * memory that they name is in use until the stream has come past the transfer, which is given up after
- * kvferry_transfer_timeout_ms() and a second for each GiB. The stream goes on whatever becomes of it. A failure is in the
- * log, and the engine's next call of this function returns it: it then queues nothing.
+ * memory that they name is in use until the stream has come past the transfer. The transfer is given up after
+ * kvferry_transfer_timeout_ms() and a second for each GiB. The stream goes on, also when the transfer fails. A failure is
+ * logged, and the engine's next call of this function returns it and queues nothing.
  * 0, or a negated Status code; 0 and nothing queued for count 0. A stream that is being captured into a graph is refused.
  */
 int kvferry_transfer_on_stream(transfer_engine_t engine, const char *kind, void *stream, int opcode, segment_id_t target,
                                const uint64_t *local, const uint64_t *remote, const uint64_t *lengths, size_t count);
 
-/* What a batch has come to, all its tasks in one look. */
+/* How many tasks of a batch are in which state, all counted in one call. */
 typedef struct kvferry_batch_status {
-    uint64_t tasks;     /* submitted, or still to be */
+    uint64_t tasks;     /* submitted, and still to be submitted */
     uint64_t completed;
-    uint64_t failed;    /* STATUS_FAILED and STATUS_TIMEOUT, and what will not be submitted any more */
+    uint64_t failed;    /* STATUS_FAILED and STATUS_TIMEOUT, and requests that will not be submitted any more */
     uint64_t timed_out; /* STATUS_TIMEOUT alone */
     uint64_t bytes;     /* sum of the completed tasks' lengths */
 } kvferry_batch_status_t;
@@ -167,24 +167,24 @@ int kvferry_batch_error(transfer_engine_t engine, batch_id_t batch, char *buf_ou
 uint64_t kvferry_batch_bytes(transfer_engine_t engine, batch_id_t batch);
 
 /*
- * Gives up what is unfinished of a batch, and waits for nothing. The batch stays the caller's; kvferry_batch_wait returns
+ * Gives up the unfinished tasks of a batch, and does not wait. The batch stays the caller's; kvferry_batch_wait returns
  * KVFERRY_ERR_FAILED once nothing touches its memory any more, or 0 where all had completed. 0, or a negated Status code for
  * an unknown batch.
  */
 int kvferry_batch_cancel(transfer_engine_t engine, batch_id_t batch);
 
 /*
- * Ends and frees a batch whatever its state: what is unfinished is given up, and no memory of it, in either direction,
- * is touched after the call has returned. Takes milliseconds, also with a peer that does not answer. KVFERRY_ERR_IN_USE when
- * something is stuck for seconds: the batch is given up, and is freed when that has ended, but its memory may be used until
- * then.
+ * Ends and frees a batch in any state: its unfinished tasks are given up, and none of their memory, in either direction, is
+ * touched after the call has returned. Takes milliseconds, also with a peer that does not answer. KVFERRY_ERR_IN_USE when a
+ * transfer is stuck for seconds: the batch is given up, and is freed when the transfer has ended, but its memory may be used
+ * until then.
  */
 int kvferry_batch_discard(transfer_engine_t engine, batch_id_t batch);
 
 /*
- * openSegment for callers that do not want to wait for the peer as long as it may take. timeout_ms < 0 waits for the
- * attempt's own end. KVFERRY_ERR_TIMED_OUT when the time was over before, KVFERRY_ERR_INTERRUPTED when a signal handler
- * ran on this thread while it waited: call again to go on waiting; the attempt under way is joined, not repeated.
+ * openSegment with a time limit. timeout_ms < 0 waits until the attempt has ended. KVFERRY_ERR_TIMED_OUT when the time is
+ * over before that, KVFERRY_ERR_INTERRUPTED when a signal handler ran on this thread while it waited: another call goes on
+ * waiting for the same attempt.
  */
 segment_id_t kvferry_open_segment(transfer_engine_t engine, const char *segment_name, int64_t timeout_ms);
 
@@ -198,9 +198,9 @@ int kvferry_probe(transfer_engine_t engine, const char *segment_name);
 uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name);
 
 /*
- * Calls that may wait for others, for callers that want to wait no longer than they choose, and be interrupted. A
+ * Calls that may wait for a peer or a metadata store, in a form that the caller can interrupt and limit in time. A
  * kvferry_start_ function starts one and returns its handle, NULL on failure; it takes microseconds and keeps no argument.
- * The call belongs to the caller until kvferry_call_wait has said that it has ended, or kvferry_call_abandon.
+ * The call belongs to the caller until kvferry_call_wait has reported its end, or kvferry_call_abandon has returned.
  */
 typedef void *kvferry_call_t;
 
@@ -214,29 +214,29 @@ kvferry_call_t kvferry_start_first_buffer(transfer_engine_t engine, const char *
 kvferry_call_t kvferry_start_probe(transfer_engine_t engine, const char *segment_name);
 
 /*
- * Waits until a call has ended, using no CPU. timeout_ms < 0 waits for the call's own end, 0 only looks. 0 and the call's
- * result in *result_out, or what the call failed with: the handle has ended. KVFERRY_ERR_TIMED_OUT, or
+ * Waits until a call has ended, using no CPU. timeout_ms < 0 waits without a limit, 0 does not wait. 0 and the call's
+ * result in *result_out, or the code that the call failed with: the handle has ended. KVFERRY_ERR_TIMED_OUT, or
  * KVFERRY_ERR_INTERRUPTED when a signal handler ran on this thread while it waited: the call goes on, and can be waited for
  * again. One thread at a time waits for a call.
  */
 int kvferry_call_wait(kvferry_call_t call, int64_t timeout_ms, uint64_t *result_out);
 
 /*
- * Leaves a call that nobody wants any more; returns at once. The call goes on by itself until its own time-out, and an engine
- * that it makes is destroyed. A kvferry_call_wait that another thread is in returns an error. 0, or a negated Status code for
- * a handle that has ended.
+ * Gives up a call; returns at once. The call goes on in the background until its own time-out, and an engine that it makes is
+ * destroyed. A kvferry_call_wait that another thread is in returns an error. 0, or a negated Status code for a handle that has
+ * ended.
  */
 int kvferry_call_abandon(kvferry_call_t call);
 
 /*
- * Where a metadata server listens and what it keeps. Memory of zeros is the defaults; a string may be NULL or "" where it
- * is not needed. Nothing of it is kept after the call.
+ * Where a metadata server listens and what it keeps. A struct of zeros has the defaults, which the comments name; NULL and ""
+ * are the same. The struct and its strings are not kept after the call.
  */
 typedef struct kvferry_metadata_server_options {
     const char *host;         /* address or name to listen at; every address */
     const char *path;         /* of the requests for metadata; /metadata */
-    const char *snapshot;     /* file that entries are kept in; memory alone */
-    const char *token;        /* that requests for metadata must bear; none */
+    const char *snapshot;     /* file that entries are kept in; none: in memory only */
+    const char *token;        /* bearer token of requests for metadata; none */
     const char *tls_cert;     /* PEM files for HTTPS, both or neither; HTTP */
     const char *tls_key;
     uint64_t max_keys;        /* entries; 100000 */
@@ -250,11 +250,10 @@ typedef struct kvferry_metadata_server_options {
 typedef void *kvferry_metadata_server_t;
 
 /*
- * Starts an HTTP metadata server that engines of a cluster find each other by, with Mooncake's requests and answers. It
- * answers by the time the call returns. Writes the connection string for engines on other machines, NUL-terminated and
- * cut to buf_len, to buf_out. NULL on failure: options that make no sense, a port that is in use, a snapshot that cannot
- * be read, which is left as it is, or not be written. The server belongs to the caller until
- * kvferry_metadata_server_stop.
+ * Starts an HTTP metadata server, by which the engines of a cluster find each other, with Mooncake's requests and answers.
+ * It answers requests when the call returns. Writes the connection string for engines on other machines, NUL-terminated and
+ * cut to buf_len, to buf_out. NULL on failure: invalid options, a port that is in use, a snapshot that cannot be written, or
+ * one that cannot be read, which is left as it is. The server belongs to the caller until kvferry_metadata_server_stop.
  */
 kvferry_metadata_server_t kvferry_metadata_server_start(const kvferry_metadata_server_options_t *options, char *buf_out,
                                                         size_t buf_len);

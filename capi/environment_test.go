@@ -1,0 +1,31 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestTheEnvironmentIsReadAsGetenvReadsIt(t *testing.T) {
+	env := parseEnvironment("A=1\x00EMPTY=\x00A=2\x00no variable\x00EQUALS=a=b\x00")
+	require.Equal(t, environment{"A": "1", "EMPTY": "", "EQUALS": "a=b"}, env)
+	_, ok := env.lookup("B")
+	require.False(t, ok)
+	value, ok := env.lookup("EMPTY")
+	require.True(t, ok)
+	require.Empty(t, value)
+	require.Empty(t, parseEnvironment(""))
+}
+
+func TestTheCopyOfTheEnvironmentHoldsAllVariables(t *testing.T) {
+	env, err := readEnvironment()
+	require.NoError(t, err)
+	for name, value := range env {
+		now, ok := getenv(name)
+		require.True(t, ok, name)
+		require.Equal(t, now, value, name)
+	}
+	path, ok := getenv("PATH")
+	require.True(t, ok)
+	require.Equal(t, path, env["PATH"])
+}
