@@ -29,26 +29,27 @@ type Batch struct {
 	engine   *Engine
 	made     time.Duration // by clock.Now
 
-	ending  atomic.Int64 // tasks whose bytes are outstanding
-	pending atomic.Int64 // tasks that have not ended; the last to end is counted after the notifications went out
+	ending  atomic.Int64 // tasks with outstanding bytes
+	pending atomic.Int64 // tasks that have not ended. The last one ends after the notifications were sent
 
-	bytes atomic.Uint64 // that all tasks submitted so far are to move
+	bytes atomic.Uint64 // sum of the lengths of all tasks submitted so far
 
 	latest atomic.Pointer[submission] // set under mu
-	feed   atomic.Pointer[feed]       // what is still to come, see feed.go; nil for most batches
+	feed   atomic.Pointer[feed]       // the requests that are still to be submitted, see feed.go; nil for most batches
 
 	mu       sync.Mutex
 	freed    bool
 	tasks    int
 	failed   bool
 	err      error                 // why the first task failed
-	notify   []pendingNotification // sent when all completed
-	pins     []*Region             // local regions in use, some of them more than once, until nothing is pending
-	timers   []*time.Timer         // MC_SLICE_TIMEOUT, one for each submission, until nothing is pending
-	waiters  map[*func()]struct{}
-	movement movement // see Progress
+	notify   []pendingNotification // sent when all tasks have completed
+	waiters  map[*func()]struct{}  // see OnDone
+	movement movement              // see Progress
 
-	delivery     context.Context // of the notifications; made when it is needed, until nothing is pending
+	// Kept while tasks are pending.
+	pins         []*Region       // local regions in use; a region may be in it more than once
+	timers       []*time.Timer   // MC_SLICE_TIMEOUT, one for each submission
+	delivery     context.Context // for the delivery of notifications; nil before it is needed
 	stopDelivery context.CancelFunc
 }
 
@@ -60,15 +61,16 @@ type pendingNotification struct {
 // ID is the batch's number, unique in the process.
 func (b *Batch) ID() uint64 { return b.id }
 
-// checkRoom is takes for a submission that is yet to be made: memory for it is spent only where it fits.
+// checkRoom says why the batch cannot take n more requests; nil when it can. Engine.submit asks before it allocates memory for
+// them.
 func (b *Batch) checkRoom(n int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.takes(n)
+	return b.checkRoomLocked(n)
 }
 
-// takes tells why the batch cannot hold n more requests, nil when it can. mu is held.
-func (b *Batch) takes(n int) error {
+// checkRoomLocked is checkRoom for a caller that holds mu.
+func (b *Batch) checkRoomLocked(n int) error {
 	switch {
 	case b.freed:
 		return status.Errorf(status.InvalidArgument, "batch %d is freed", b.id)
@@ -83,7 +85,7 @@ func (b *Batch) takes(n int) error {
 func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.takes(len(s.tasks)); err != nil {
+	if err := b.checkRoomLocked(len(s.tasks)); err != nil {
 		return err
 	}
 	f := b.feed.Load()
@@ -99,7 +101,7 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	if before == nil {
 		before = s.room.self[:0]
 	}
-	s.upToThis = append(before, s)
+	s.submissions = append(before, s)
 	b.latest.Store(s)
 	b.takePins(&s.pins)
 	if notify != nil {
@@ -114,7 +116,7 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	return nil
 }
 
-// takePins makes pins the batch's. mu is held.
+// takePins moves pins to the batch. mu is held.
 func (b *Batch) takePins(p *pins) {
 	if len(b.pins) == 0 {
 		b.pins = p.regions
@@ -127,7 +129,7 @@ func (b *Batch) takePins(p *pins) {
 // all returns the submissions so far, oldest first.
 func (b *Batch) all() []*submission {
 	if latest := b.latest.Load(); latest != nil {
-		return latest.upToThis
+		return latest.submissions
 	}
 	return nil
 }
@@ -157,23 +159,23 @@ func (b *Batch) Status(id int) (State, uint64, error) {
 	if err != nil {
 		return Waiting, 0, err
 	}
-	state, bytes := task.look()
+	state, bytes := task.result()
 	return state, bytes, nil
 }
 
-// Summary is what a batch has come to, all its tasks in one look.
+// Summary is how many tasks of a batch are in which state, all counted at once.
 type Summary struct {
 	Tasks, Completed, Failed, TimedOut uint64 // Failed counts the timed-out ones too
 	Bytes                              uint64 // sum of the completed tasks' lengths
 }
 
-// Summary counts the tasks by state. Requests that are still to be submitted count as tasks, and as failed once they never
-// will be.
+// Summary counts the tasks by state. Requests that are still to be submitted count as tasks, and as failed tasks once it is
+// known that they will not be submitted.
 func (b *Batch) Summary() Summary {
 	sum := b.unsubmitted()
 	for _, s := range b.all() {
 		for i := range s.tasks {
-			state, bytes := s.tasks[i].look()
+			state, bytes := s.tasks[i].result()
 			sum.Tasks++
 			sum.Bytes += bytes
 			switch state {
@@ -190,7 +192,7 @@ func (b *Batch) Summary() Summary {
 	return sum
 }
 
-// unsubmitted counts the requests that a fed batch waits for, or waited for in vain.
+// unsubmitted counts the requests of a fed batch that were not submitted.
 func (b *Batch) unsubmitted() (sum Summary) {
 	f := b.feed.Load()
 	if f == nil {
@@ -205,10 +207,10 @@ func (b *Batch) unsubmitted() (sum Summary) {
 	return sum
 }
 
-// Bytes is how many bytes all tasks submitted so far are to move.
+// Bytes is the sum of the lengths of all tasks submitted so far.
 func (b *Batch) Bytes() uint64 { return b.bytes.Load() }
 
-// Err is why the first task that failed did; nil when none has.
+// Err is why the first task that failed has failed; nil when none has.
 func (b *Batch) Err() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -218,8 +220,8 @@ func (b *Batch) Err() error {
 // Done reports whether every task submitted so far has ended.
 func (b *Batch) Done() bool { return b.pending.Load() == 0 }
 
-// OnDone calls f once, as soon as no task of the batch is unfinished, perhaps before OnDone returns. f must not
-// block nor call the batch. cancel undoes it: after cancel has returned, f is not running and will not be called.
+// OnDone calls f once, as soon as no task of the batch is unfinished, perhaps before OnDone returns. f must neither block nor
+// call the batch. After cancel has returned, f is not running and will not be called.
 func (b *Batch) OnDone(f func()) (cancel func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

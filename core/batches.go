@@ -9,8 +9,8 @@ import (
 	"kvferry/core/status"
 )
 
-// lastBatch is the number of the latest batch of the process: ids are never used again, so that one that belongs to a
-// freed batch or to another engine is recognised.
+// lastBatch is the id of the latest batch of the process. No id is used twice: the id of a freed batch, and of a batch of another
+// engine, is never that of another batch.
 var lastBatch atomic.Uint64
 
 // AllocateBatch makes a batch that takes up to capacity requests.
@@ -31,7 +31,7 @@ func (e *Engine) Batch(id uint64) (*Batch, error) {
 	return nil, status.Errorf(status.InvalidArgument, "there is no batch %d: it was never allocated here, or is freed", id)
 }
 
-// FreeBatch frees a batch all of whose tasks have ended; status.BatchBusy before that.
+// FreeBatch frees a batch. It fails with status.BatchBusy before all of its tasks have ended.
 func (e *Engine) FreeBatch(b *Batch) error {
 	if err := b.free(); err != nil {
 		return err
@@ -40,8 +40,8 @@ func (e *Engine) FreeBatch(b *Batch) error {
 	return nil
 }
 
-// CancelBatch gives up what is unfinished, and waits for nothing: the batch, which stays its owner's, ends when nothing
-// touches its memory any more. Its tasks that have completed by then stay so.
+// CancelBatch gives up the unfinished tasks, and does not wait. The batch stays its owner's, and ends when nothing touches its
+// memory any more. Tasks that complete before that stay completed.
 func (e *Engine) CancelBatch(b *Batch) {
 	if !b.Done() {
 		b.abort(ErrDiscarded)
@@ -49,22 +49,22 @@ func (e *Engine) CancelBatch(b *Batch) {
 	}
 }
 
-// DiscardBatch gives up what is unfinished, waits until nothing touches its memory any more, and frees the batch. What is
-// stuck in a system call or on a device may go on using the memory: the error, a status.BatchBusy with ErrInUse in it, says
-// so after a while, and the batch is freed when that has ended.
+// DiscardBatch gives up the unfinished tasks, waits until nothing touches their memory any more, and frees the batch. A task
+// may be stuck in a system call or on a device, and go on using its memory. After endingTime the error, a status.BatchBusy with
+// ErrInUse in it, says so, and the batch is freed when the task has ended.
 func (e *Engine) DiscardBatch(b *Batch) error {
 	if !b.Done() {
 		e.CancelBatch(b)
 		if !b.wait(b.endingTime()) {
-			b.OnDone(func() { go e.FreeBatch(b) }) // fails where somebody else has freed it
+			b.OnDone(func() { go e.FreeBatch(b) }) // fails if the caller has freed it meanwhile
 			return status.Errorf(status.BatchBusy, "batch %d was given up, but its memory is %w: %s", b.id, ErrInUse, b.unfinished())
 		}
 	}
 	return e.FreeBatch(b)
 }
 
-// endingTime is how long a batch that is given up may take to end. A copy of a device that does not end is given up by the
-// device's staging, a while after Config.ProgressTimeout.
+// endingTime is how long a batch that is given up may take to end. The staging of a device gives up a copy that does not end, a
+// while after Config.ProgressTimeout.
 func (b *Batch) endingTime() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -74,12 +74,13 @@ func (b *Batch) endingTime() time.Duration {
 	return b.engine.ending
 }
 
-// expire gives up a submission whose time, MC_SLICE_TIMEOUT, is over.
+// expire gives up a submission that has taken longer than MC_SLICE_TIMEOUT.
 func (e *Engine) expire(s *submission) {
 	s.abort(ErrSliceTimeout)
 	e.abortTransports()
 }
 
+// abortTransports has the work settled that was given up.
 func (e *Engine) abortTransports() {
 	e.stager.abort()
 	for _, t := range e.installed() {

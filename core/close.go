@@ -9,19 +9,18 @@ import (
 	"kvferry/core/status"
 )
 
-// An engine is closed like this:
+// An engine is closed in these steps:
 //
-//  1. What is in flight is given up, the metadata is withdrawn, and the handshake server closed.
-//  2. endTransfers has the transports close their connections, and waits until nothing is under way any more.
+//  1. Close gives up all batches, withdraws the metadata, and closes the handshake server.
+//  2. endTransfers closes the transports with their connections, and waits until no transfer is under way.
 //  3. Devices, the metadata store and the engine's own goroutines end.
 //
-// Each wait is bounded. What is stuck by then, in a call of the system or of a device, keeps the memory that it may touch,
-// and the staging blocks that are leased to it: the error names it, all else is given back, and closeLater waits for it.
-// When it comes back it finds everything closed.
+// Each wait is limited. A transfer that is stuck in a system call or on a device keeps the memory that it may touch, and its
+// staging blocks: the error names it, everything else is released, and closeLater waits for it.
 
-// Close aborts what is in flight, withdraws the metadata and ends everything, within about a second, or three where a
-// central metadata store does not answer. Where something is stuck it gives up after a few times EndingTime: the error has
-// ErrInUse in it, and names what may still use memory, and which.
+// Close aborts all batches, withdraws the metadata and ends everything, within about a second, or three where a central metadata
+// store does not answer. If a transfer is stuck, it returns after a few times EndingTime: the error has ErrInUse in it, and names
+// the transfer and the memory that it may still use.
 func (e *Engine) Close() error {
 	var err error
 	e.closing.Do(func() { err = e.close() })
@@ -55,7 +54,8 @@ func (e *Engine) close() error {
 	return inOrder(stuck, devices, calls, withdrawn, served, stored)
 }
 
-// endTransfers closes the transports and waits for what is staged. It may be called again when something was stuck.
+// endTransfers closes the transports, and waits for copies within the process and for staged ones. It may be called again if
+// something was stuck.
 func (e *Engine) endTransfers() error {
 	var errs []error
 	for _, t := range e.installed() {
@@ -69,7 +69,7 @@ func (e *Engine) endTransfers() error {
 	return err
 }
 
-// closeLater closes the devices when nothing is stuck any more.
+// closeLater waits for the transfers that are stuck, and then closes the devices.
 func (e *Engine) closeLater() {
 	for errors.Is(e.endTransfers(), ErrInUse) {
 	}
@@ -77,15 +77,14 @@ func (e *Engine) closeLater() {
 	}
 }
 
-// group is goroutines that end, and can be waited for with a time limit. Once join was called, none is added but
-// by one of them.
+// group is a WaitGroup with a time limit. Once join was called, only its own goroutines may add others.
 type group struct {
 	sync.WaitGroup
 	joining sync.Once
 	ended   chan struct{}
 }
 
-// join reports whether they have ended by then. Any number may call it.
+// join waits for the goroutines, and reports whether they have ended within the limit. It may be called several times at once.
 func (g *group) join(limit time.Duration) bool {
 	g.joining.Do(func() {
 		g.ended = make(chan struct{})

@@ -42,7 +42,7 @@ func newDevices(runtimes []device.Runtime, name address.Name, c *Config, log *za
 	return d
 }
 
-// require opens a runtime, or says why it cannot be had.
+// require opens the library of a runtime, or says why that is not possible.
 func (d *devices) require(name string) error {
 	for _, r := range d.runtimes {
 		if r.Name() == name {
@@ -52,9 +52,9 @@ func (d *devices) require(name string) error {
 	return status.Errorf(status.NotSupportedTransport, "this engine was built without %q devices", name)
 }
 
-// at returns the staging of the device that a range lies on; nil for host memory. Each range is asked about once, when
-// it is registered. Where neither a library nor the location tells, memory that the host cannot read is that of the device
-// in the engine's name.
+// at returns the staging of the device that a range is on; nil for host memory. It is called once for each range, when the range
+// is registered. If neither a library nor the location names a device, memory that the host cannot read counts as memory of the
+// device in the engine's name.
 func (d *devices) at(r Range, location string) (*staging.Device, error) {
 	on, err := d.locate(r, location)
 	switch {
@@ -64,7 +64,7 @@ func (d *devices) at(r Range, location string) (*staging.Device, error) {
 		return d.locate(r, d.named)
 	}
 	return nil, status.Errorf(status.InvalidArgument,
-		"memory range %v: the host cannot read it, and nobody says on which device it is: name that as its location, as npu:0 or cuda:0", r)
+		"memory range %v: the host cannot read it, and it is not known on which device it is: give its location, as npu:0 or cuda:0", r)
 }
 
 func (d *devices) locate(r Range, location string) (*staging.Device, error) {
@@ -86,8 +86,8 @@ func (d *devices) locate(r Range, location string) (*staging.Device, error) {
 	return nil, nil
 }
 
-// inTurn are all runtimes, the one first to which a location belongs: what the others say counts only where that knows
-// of no such memory, as memory of one vendor's devices is nothing special to the libraries of others.
+// inTurn are all runtimes. The one that a location belongs to is first, and the others are asked only when it does not know the
+// memory: other vendors' libraries take memory of its devices for host memory.
 func (d *devices) inTurn(location string) []device.Runtime {
 	order := slices.Clone(d.runtimes)
 	first := slices.IndexFunc(order, func(r device.Runtime) bool { return strings.HasPrefix(location, r.Name()) })
@@ -97,7 +97,7 @@ func (d *devices) inTurn(location string) []device.Runtime {
 	return order
 }
 
-// open finds or makes the staging of a device. The library is not called under the lock, which close takes: it may hang.
+// open finds or makes the staging of a device. The library, which may hang, is not called under the lock: close takes it.
 func (d *devices) open(runtime device.Runtime, index int) (*staging.Device, error) {
 	name := fmt.Sprintf("%s:%d", runtime.Name(), index)
 	if on, err := d.keep(name, nil); on != nil || err != nil {
@@ -110,7 +110,7 @@ func (d *devices) open(runtime device.Runtime, index int) (*staging.Device, erro
 	return d.keep(name, staging.New(opened, name, d.options))
 }
 
-// keep returns the staging of a device that is there, or else keeps this one, if it is one.
+// keep returns the staging of a device. If there is none yet, made becomes it, unless that is nil.
 func (d *devices) keep(name string, made *staging.Device) (*staging.Device, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -125,21 +125,21 @@ func (d *devices) keep(name string, made *staging.Device) (*staging.Device, erro
 	return on, nil
 }
 
-// close ends the staging of every device, and waits for them for a limited time. No job is started any more. careful
-// leaves alone the blocks of a device of which transfers that are stuck have leases; close may be called again for them.
-func (d *devices) close(limit time.Duration, careful bool) error {
+// close ends the staging of every device, and waits for a limited time. No job is started any more. If transfers are stuck,
+// devices with leased blocks stay open, since these transfers may use the blocks; close may be called again for them.
+func (d *devices) close(limit time.Duration, stuck bool) error {
 	all := d.shut()
 	errs := make([]error, len(all))
 	var closing sync.WaitGroup
 	for i, on := range all {
-		closing.Go(func() { errs[i] = closeDevice(on, limit, careful) })
+		closing.Go(func() { errs[i] = closeDevice(on, limit, stuck) })
 	}
 	closing.Wait()
 	return inOrder(errs...)
 }
 
-func closeDevice(on *staging.Device, limit time.Duration, careful bool) error {
-	if leased := on.EndLeasing(); leased > 0 && careful {
+func closeDevice(on *staging.Device, limit time.Duration, stuck bool) error {
+	if leased := on.EndLeasing(); leased > 0 && stuck {
 		return status.Errorf(status.BatchBusy, "%d bytes of %s's staging blocks are %w", leased, on.Name(), ErrInUse)
 	}
 	ended, err := on.CloseWithin(limit)
@@ -149,7 +149,7 @@ func closeDevice(on *staging.Device, limit time.Duration, careful bool) error {
 	return err
 }
 
-// shut returns all devices. There come to be no more.
+// shut returns all devices. No further ones are opened.
 func (d *devices) shut() []*staging.Device {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -10,22 +10,22 @@ import (
 // route is what the tasks of a work have in common.
 type route struct {
 	target SegmentID
-	device *staging.Device // that their local memory is on; nil for host memory
-	opcode Opcode          // where there is a device
+	device *staging.Device // the device that their local memory is on; nil for host memory
+	opcode Opcode          // only with a device: its tasks are queued by direction
 }
 
-// distribution hands the tasks of a submission to works. Each task is handed over once, in the order of their indices.
+// distribution links the tasks of a submission into works, each task once, in the order of their indices.
 type distribution struct {
 	*submission
 	engine        *Engine
 	haveTransport bool
 	last          *Work
 	lastRoute     route
-	byRoute       map[route]*Work // made when there is a second one
+	byRoute       map[route]*Work // nil while there is only one
 }
 
-// eachTask checks count tasks from first on, links them by route to works, and pins their local regions. Those that are
-// empty, and those that are out of the question, are in no work.
+// eachTask checks count tasks from first on, pins their local regions, and links each into the work of its route. Empty tasks
+// and impossible ones are in no work.
 func (d *distribution) eachTask(first, count int) error {
 	for i := first; i < first+count; i++ {
 		task := &d.tasks[i]
@@ -58,8 +58,8 @@ func (d *distribution) eachTask(first, count int) error {
 	return nil
 }
 
-// run is eachTask for tasks with one opcode, target and length, none of which is empty or wraps around, and which fill has
-// linked by Next. Where one region holds within, all of their local memory, they are handed over as they are.
+// run is eachTask for tasks with one opcode, target and length, none of which is empty or wraps around, and which are already
+// linked by Next. within is all of their local memory. If one region holds it, all of them are appended to a work at once.
 func (d *distribution) run(first, count int, within Range) error {
 	task := &d.tasks[first]
 	over, bytes := bits.Mul64(uint64(count), task.Length)
@@ -83,7 +83,7 @@ func (d *distribution) run(first, count int, within Range) error {
 	return nil
 }
 
-// work finds the work of a route.
+// work finds or makes the work of a route.
 func (d *distribution) work(way route) (*Work, error) {
 	if d.last != nil && d.lastRoute == way {
 		return d.last, nil

@@ -39,12 +39,11 @@ type Options struct {
 // Engine owns registered memory, opened segments and batches, and hands transfers to its transport. Its methods may be
 // called from any goroutine, and their errors carry a status.Code. After Close they fail with ErrClosed.
 type Engine struct {
-	config  Config
-	log     *zap.Logger
-	central bool // the metadata store is one that engines share
-	name    string
-	// identity tells this incarnation of the engine from every other: 16 random bytes in hexadecimal digits.
-	identity string
+	config   Config
+	log      *zap.Logger
+	central  bool // the metadata store is one that engines share
+	name     string
+	identity string // see Identity
 	site     site
 
 	memory   *Registry
@@ -65,13 +64,13 @@ type Engine struct {
 	devices    *devices
 	ordered    ordered
 
-	sync   chan struct{} // asks for a refresh of the segments
-	grace  time.Duration // how long memory that is unregistered is waited for before what uses it is ended
-	ending time.Duration // how long what was ended may take, before it is told to be stuck
+	sync   chan struct{} // has an element when the segments are to be refreshed
+	grace  time.Duration // how long Unregister waits before it ends the transfers that use the memory
+	ending time.Duration // how long a transfer that was given up may take to end before it counts as stuck
 
 	ctx      context.Context
 	cancel   context.CancelFunc
-	running  group      // what the engine itself has started, and calls that Close waits for
+	running  group      // goroutines of the engine, and calls that Close waits for
 	starting sync.Mutex // keeps spawn and close apart
 	closing  sync.Once
 }
@@ -81,8 +80,8 @@ type installedTransport struct {
 	Transport
 }
 
-// unregisterGrace and EndingTime are Engine.grace and Engine.ending, where no test has set them. What is ended takes up to
-// a second by itself: a peer may be owed an answer, or have one on its way.
+// unregisterGrace and EndingTime are Engine.grace and Engine.ending, unless a test sets them. A transfer that is given up may take
+// a second to end: an answer to the peer, or from it, may be on its way.
 const (
 	unregisterGrace = 2 * time.Second
 	EndingTime      = 5 * time.Second
@@ -119,7 +118,7 @@ func New(o Options) (*Engine, error) {
 	return start(o, name, store)
 }
 
-// start is New with the store at hand, which it closes when it fails.
+// start is New with an open store, which it closes when it fails.
 func start(o Options, name address.Name, store metadata.Store) (*Engine, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	memory := newRegistry()
@@ -182,7 +181,7 @@ func (e *Engine) spawn(f func()) bool {
 	return true
 }
 
-// enter has Close wait for the caller, until running.Done, or reports false when the engine is closed.
+// enter makes Close wait until the caller calls running.Done. It returns false when the engine is closed.
 func (e *Engine) enter() bool {
 	e.starting.Lock()
 	defer e.starting.Unlock()
@@ -195,15 +194,15 @@ func (e *Engine) enter() bool {
 
 // Withdraw removes from the metadata store what peers find the engine by. Transfers go on.
 func (e *Engine) Withdraw() error {
-	const patience = 2 * time.Second // for a store that does not answer
-	ctx, done := context.WithTimeout(context.Background(), patience)
+	const limit = 2 * time.Second // for a store that does not answer
+	ctx, done := context.WithTimeout(context.Background(), limit)
 	defer done()
 	return e.store.Withdraw(ctx)
 }
 
 func closedError() error { return status.Errorf(status.Context, "%w", ErrClosed) }
 
-// Config is the engine's configuration. Nobody changes it.
+// Config is the engine's configuration. It is never changed.
 func (e *Engine) Config() *Config { return &e.config }
 
 // Log is the engine's log.
@@ -221,8 +220,8 @@ func (e *Engine) Name() string { return e.name }
 // Address is where peers reach the handshake server: host:port, IPv6 hosts in brackets.
 func (e *Engine) Address() string { return net.JoinHostPort(e.site.host, strconv.Itoa(e.port)) }
 
-// Identity is what the engine's descriptor tells this incarnation of the engine from every other by: 16 random bytes in
-// hexadecimal digits.
+// Identity distinguishes this incarnation of the engine from every other: 16 random bytes in hexadecimal digits. The engine's
+// descriptor has it.
 func (e *Engine) Identity() string { return e.identity }
 
 func newIdentity() string {
@@ -231,8 +230,8 @@ func newIdentity() string {
 	return hex.EncodeToString(random[:])
 }
 
-// ListenHost is the address that data ports listen on: the one that peers connect to where it is this machine's, "" for
-// all addresses otherwise.
+// ListenHost is the address that data ports listen on: the one that peers connect to if it belongs to this machine, "" for all
+// addresses otherwise.
 func (e *Engine) ListenHost() string { return e.site.listenHost }
 
 // HandshakePort is the port of the handshake server.
@@ -286,8 +285,8 @@ func (e *Engine) Install(name string, open func(*Engine) (Transport, error)) (Tr
 	return t, nil
 }
 
-// RequireRuntime opens the library of one kind of device, "npu", or says why it cannot be had. Registering memory does
-// that too where it is needed.
+// RequireRuntime opens the library of one kind of device, "npu", or says why that is not possible. Registering memory does this,
+// too, where it is needed.
 func (e *Engine) RequireRuntime(name string) error {
 	if e.ctx.Err() != nil {
 		return closedError()
@@ -295,10 +294,10 @@ func (e *Engine) RequireRuntime(name string) error {
 	return e.devices.require(name)
 }
 
-// installed are the transports, the one to be used last.
+// installed are the transports. The last one is used.
 func (e *Engine) installed() []installedTransport { return *e.transports.Load() }
 
-// publish brings what the metadata store shows of the engine up to date.
+// publish writes the engine's current descriptor to the metadata store.
 func (e *Engine) publish() error {
 	if err := e.store.Publish(e.ctx, e.Address(), e.Descriptor); err != nil {
 		return status.Errorf(status.Metadata, "publishing the descriptor of %s: %w", e.name, err)

@@ -5,31 +5,32 @@ import (
 	"iter"
 )
 
-// A batch may be fed: its requests are submitted while it is under way, by a goroutine of the engine.
+// A batch may be fed: a goroutine of the engine submits its requests while it is under way.
 //
 //  1. feedBatch counts the requests that will come, pins the local memory of all of them, and keeps the batch unfinished.
-//  2. The feeder submits them, in parts if it likes, each after what it waits for: a segment to open, or the former part.
-//  3. When the feeder returns, the batch has as many tasks as it ever will; it ends with the last of them. What was not
-//     submitted by then counts as failed.
+//  2. The feeder submits them, in parts if it likes. Before each part it may wait: for a segment to open, or for the end of the
+//     part before.
+//  3. When the feeder returns, no further tasks are added. The batch ends with its last task. Requests that were not submitted
+//     count as failed.
 //
-// A batch that is given up is fed no further: Batch.add refuses what comes later.
+// Nothing is added to a batch that was given up: Batch.add refuses it.
 
-// feed is what is still to come to a batch.
+// feed is the requests of a batch that are still to be submitted.
 type feed struct {
 	ctx    context.Context // ends when the batch is given up; the cause says why
 	cancel context.CancelCauseFunc
-	idle   chan struct{} // has an element when everything that was submitted may have ended
-	rest   uint64        // requests that were not submitted yet; Batch.mu guards it
-	ended  bool          // no more will be submitted; Batch.mu guards it
+	idle   chan struct{} // has an element when all tasks so far may have ended
+	rest   uint64        // number of requests that were not submitted yet; Batch.mu guards it
+	ended  bool          // no more requests will be submitted; Batch.mu guards it
 }
 
-// feedBatch has feeder submit to the batch from a goroutine of the engine. requests is how many there will be, and local
-// their memory here: to unregister it ends the batch, also before they are submitted. feeder returns why it has not
-// submitted all of them; nil when it has.
+// feedBatch calls feeder on a goroutine of the engine, to submit requests to the batch. requests is how many there will be, and
+// local their memory in this process. The memory is pinned: to unregister it ends the batch, also before they are submitted.
+// feeder returns why it has not submitted all of them; nil when it has.
 func (e *Engine) feedBatch(b *Batch, requests int, local iter.Seq[Range], feeder func(*feed) error) error {
 	held := pins{ranges: requests}
 	for r := range local {
-		_, _ = e.memory.pinOverlapping(r, &held) // what is wrong with the range is found when it is submitted
+		_, _ = e.memory.pinOverlapping(r, &held) // an invalid range is reported when it is submitted
 	}
 	f := &feed{idle: make(chan struct{}, 1), rest: uint64(requests)}
 	f.ctx, f.cancel = context.WithCancelCause(e.ctx)
@@ -45,7 +46,7 @@ func (e *Engine) feedBatch(b *Batch, requests int, local iter.Seq[Range], feeder
 	return closedError()
 }
 
-// endFeed ends the batch's waiting for more requests. err is why some of them never came.
+// endFeed lets the batch end with the tasks that it has. err is why some requests were not submitted.
 func (b *Batch) endFeed(f *feed, err error) {
 	f.cancel(nil)
 	b.mu.Lock()
@@ -63,18 +64,18 @@ func (b *Batch) endFeed(f *feed, err error) {
 	}
 }
 
-// waitForParts returns when everything that was submitted to a fed batch has ended.
+// waitForParts waits until all tasks that a fed batch has so far have ended.
 func (b *Batch) waitForParts(f *feed) {
 	for b.pending.Load() > 1 {
 		<-f.idle
 	}
 }
 
-// wake tells the feeder of a batch that everything that was submitted has ended.
+// wake wakes the feeder of a batch: all tasks so far have ended.
 func (f *feed) wake() {
 	select {
 	case f.idle <- struct{}{}:
-	default: // told already
+	default: // it has not seen the last wake-up yet
 	}
 }
 
@@ -86,7 +87,7 @@ func (f *feed) givenUp() error {
 	return nil
 }
 
-// openFor is OpenSegment for a feeder, which does not wait for a peer any longer when its batch is given up.
+// openFor is OpenSegment for a feeder. It returns when the feeder's batch is given up, also while the peer does not answer.
 func (e *Engine) openFor(f *feed, name string) (SegmentID, error) {
 	type result struct {
 		id  SegmentID

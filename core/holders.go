@@ -11,19 +11,18 @@ import (
 	"github.com/google/btree"
 )
 
-// ErrInUse is in the error of a call that could not wait any longer for what uses memory: it may be used still.
+// ErrInUse is in the error of a call that has waited long enough for a transfer to end: the transfer may still use memory.
 var ErrInUse = errors.New("still in use")
 
-// hold is a pin of regions for a reason that errors name.
+// hold is a pin of regions with a reason, which errors name.
 type hold struct {
 	regions []*Region
 	why     string
 }
 
-// Hold keeps the registered memory that overlaps r from being taken back until release is called: to unregister it waits,
-// and fails with why in its error when that takes too long. Memory that is being unregistered is kept as well if
-// something else has yet to let go of it; memory that is not registered is not kept. release may be called from any
-// goroutine, and more than once.
+// Hold pins the registered memory that overlaps r until release is called: Unregister waits for it, and fails with why in its
+// error when that takes too long. Memory that is being unregistered is pinned as well while it has other pins. Memory that is not
+// registered is not pinned. release may be called from any goroutine, and more than once.
 func (m *Registry) Hold(r Range, why string) (release func()) {
 	h := &hold{why: why}
 	m.mu.Lock()
@@ -73,8 +72,8 @@ func (m *Registry) whyHeld(r *Region) (why []string) {
 	return why
 }
 
-// user says which task of the batch uses a region; "" when none does. The batch keeps all its memory until all of it has
-// ended, so this may be a task with other memory.
+// user says which task of the batch uses a region; "" when none does. A batch pins the memory of all its tasks until the last of
+// them has ended. So this may be a task with other memory.
 func (b *Batch) user(r *Region) string {
 	tasks := b.outstanding()
 	if at := slices.IndexFunc(tasks, func(t *Task) bool { return t.touches(r) }); at >= 0 {
@@ -131,7 +130,7 @@ func (b *Batch) describe(t *Task) string {
 	return fmt.Sprintf("a %v of %d bytes, %s, batch %d", t.Opcode, t.Length, segment, b.id)
 }
 
-// holders says who uses a region that was taken: transfers of this engine, peers, and whatever holds it by Registry.Hold.
+// holders says who uses a region that is being unregistered: transfers of this engine, peers, and holds.
 func (e *Engine) holders(r *Region) string {
 	who := e.memory.whyHeld(r)
 	e.batches.Range(func(_, b any) bool {
@@ -150,15 +149,15 @@ func (e *Engine) holders(r *Region) string {
 	return enumerate(slices.Compact(who), func(name string) string { return name })
 }
 
-// enumerate joins what tell says of each item, and leaves out what is too much for an error.
-func enumerate[T any](items []T, tell func(T) string) string {
+// enumerate joins a description of each item, of the first eight at most.
+func enumerate[T any](items []T, describe func(T) string) string {
 	const most = 8
-	var told []string
+	var texts []string
 	for _, item := range items[:min(len(items), most)] {
-		told = append(told, tell(item))
+		texts = append(texts, describe(item))
 	}
 	if more := len(items) - most; more > 0 {
-		told = append(told, fmt.Sprintf("%d more", more))
+		texts = append(texts, fmt.Sprintf("%d more", more))
 	}
-	return strings.Join(told, "; ")
+	return strings.Join(texts, "; ")
 }

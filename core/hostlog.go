@@ -9,22 +9,22 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// HostLog writes the lines of programs that use the library, and those that belong to no engine, into the library's log: in
-// its format, where the process's engines write theirs, and without waiting. It holds no output between two lines. Any
-// goroutine may use it.
+// HostLog writes lines of the program that uses the library, and lines that belong to no engine, into the library's log. It uses
+// the format and the output of the engines, and does not wait. Between two lines it keeps no output open. Any goroutine may use
+// it.
 type HostLog struct {
 	mu         sync.Mutex
-	level, dir string // that log was made for
+	level, dir string // the configuration of log
 	log        *zap.Logger
 }
 
-// Write logs a line as the configuration has it: MC_LOG_LEVEL, and MC_LOG_DIR. Control characters become spaces, so that
-// one message is one line.
+// Write logs a line at the level, and to the output, of a configuration. Control characters become spaces, so that a message is
+// one line.
 func (h *HostLog) Write(c Config, level zapcore.Level, message string, fields ...zap.Field) {
 	h.logger(c).Log(level, strings.Map(withoutControl, message), fields...)
 }
 
-// logger returns the same logger while the configuration is the same: it counts the messages that repeat.
+// logger returns the same logger while the configuration is the same: a logger counts repeated messages.
 func (h *HostLog) logger(c Config) *zap.Logger {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -42,7 +42,7 @@ func withoutControl(r rune) rune {
 	return r
 }
 
-// lineByLine uses an output for as long as it takes to queue one line.
+// lineByLine opens an output for one line at a time.
 type lineByLine struct{ file string }
 
 func (o lineByLine) Write(line []byte) (int, error) {

@@ -8,31 +8,30 @@ import (
 	"kvferry/core/metadata"
 )
 
-// Which incarnation of a segment's owner a work is for:
+// A work is bound to one incarnation of the segment's owner:
 //
 //  1. Submit binds a work to the identity in the segment's descriptor, if a connection to the owner is up.
-//  2. A work that is not bound then is bound by the transport, when a connection has proven who the owner is, and how long
-//     it has been there. An owner that came after the work was submitted gets it only if it is the one that the segment
-//     showed then: the work was meant for that one. It was, too, if that one has not answered an attempt since. Of an
-//     owner without an identity, Mooncake's, nobody knows since when it has been there.
-//  3. A work that is bound goes to the engine of that identity, or fails. All parts of a work share one binding.
+//  2. Otherwise the transport binds it, when a connection has proven the owner's identity and for how long the owner has been
+//     running. If the owner was started before the work was submitted, the work is bound to it. If the owner was started later,
+//     the work is bound to the identity in the descriptor of that time, for which it was meant. The same holds if an attempt to
+//     reach the owner has failed since then, and if the owner has no identity: when a Mooncake engine was started is not known.
+//  3. A work that is bound goes to the engine with that identity, or fails. All parts of a work share one binding.
 //
-// The identity of an owner without one is "".
+// The identity of an owner that has none is "".
 
-// verifiedFor is how long a descriptor counts as that of a living owner while no connection proves it: for calls by name,
-// and for Mooncake's, which prove nothing.
+// verifiedFor is how long after it was fetched a descriptor counts as verified, where no connection proves it.
 const verifiedFor = 5 * time.Second
 
 // binding is the identity that a work is bound to; nil before that.
 type binding struct {
 	identity atomic.Pointer[string]
-	known    *string       // what the segment showed when the work was submitted and was not bound; nil otherwise
-	since    time.Duration // when that was, by clock.SinceBoot
+	known    *string       // the identity in the descriptor when the work was submitted; nil if the work was bound then
+	since    time.Duration // when it was submitted, by clock.SinceBoot
 }
 
 // begin binds a work that is being submitted, if a connection proves the segment's descriptor.
 func (b *binding) begin(s *Segment) {
-	connected := s.proof.connections.Load() > 0 // before the descriptor: that is never older than the connection
+	connected := s.proof.connections.Load() > 0 // read before the descriptor, which is then not older than the connection
 	d := s.Descriptor()
 	switch {
 	case d == nil:
@@ -43,7 +42,7 @@ func (b *binding) begin(s *Segment) {
 	}
 }
 
-// bind binds to an identity, and reports whether the binding is to that one.
+// bind binds to an identity, unless it is bound, and reports whether it is bound to that identity.
 func (b *binding) bind(identity *string) bool {
 	bound := b.identity.Load()
 	if bound == nil {
@@ -55,8 +54,8 @@ func (b *binding) bind(identity *string) bool {
 	return bound == identity || *bound == *identity
 }
 
-// Bind reports whether the work may go to the engine that a descriptor describes, which has been there since a time of clock.SinceBoot,
-// and binds it to that engine where it is not bound yet. It takes a few nanoseconds.
+// Bind reports whether the work may go to the engine that a descriptor describes. there is when that engine was started, by
+// clock.SinceBoot. A work that is not bound yet is bound. It takes a few nanoseconds.
 func (w *Work) Bind(d *metadata.Descriptor, there time.Duration) bool {
 	b := w.shared
 	if b == nil {
@@ -80,11 +79,11 @@ func (w *Work) BoundTo() string {
 	return ""
 }
 
-// proof says how far the descriptor of a segment is known to be that of an owner that lives.
+// proof says whether the descriptor of a segment is known to be that of a running owner.
 type proof struct {
-	connections atomic.Int64 // that are up to the owner
+	connections atomic.Int64 // connections to the owner that are up
 	failed      atomic.Int64 // when an attempt to reach the owner failed last, by clock.SinceBoot
-	seen        atomic.Int64 // when the owner was last known to live, by clock.Now; 0 while the descriptor is unverified
+	seen        atomic.Int64 // when the owner was last known to run, by clock.Now; 0 while the descriptor is unverified
 }
 
 // Connected is called by a transport when a connection to the segment's owner is up. Disconnected undoes it.
@@ -103,11 +102,11 @@ func (s *Segment) MarkUnverified() { s.proof.seen.Store(0) }
 // NoteUnreachable notes that an attempt to reach the owner has failed.
 func (s *Segment) NoteUnreachable() { s.proof.failed.Store(int64(clock.SinceBoot())) }
 
-// confirm notes that the owner lives.
+// confirm notes that the owner is running.
 func (s *Segment) confirm() { s.proof.seen.Store(int64(clock.Now())) }
 
-// Verified reports whether the cached descriptor is known to be that of a living owner: a connection is up, or the
-// descriptor was fetched within the last seconds and nothing has spoken against it since.
+// Verified reports whether the cached descriptor is known to be that of a running owner: a connection is up, or the descriptor
+// was fetched within the last seconds and MarkUnverified was not called since.
 func (s *Segment) Verified() bool {
 	if s.proof.connections.Load() > 0 {
 		return true

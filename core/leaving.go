@@ -2,14 +2,14 @@ package core
 
 import "fmt"
 
-// Memory that is unregistered while something uses it leaves the registry like this:
+// Memory that is unregistered while it is pinned leaves the registry in these steps:
 //
 //  1. Registry.take moves its region from the index, where it could get new pins, to leaving.
-//  2. Engine.drain waits until its last pin has ended, for a bounded time; then left forgets it.
-//  3. Where the time is over, Unregister fails and the region stays. Registering memory that overlaps it is refused while
-//     it has pins, and another Unregister waits for it again: it succeeds, too, when the last pin has ended meanwhile.
+//  2. Engine.drain waits until its last pin has ended, for a limited time. Then forget removes it from leaving.
+//  3. If the time is over, Unregister fails and the region stays in leaving. Memory that overlaps it cannot be registered while
+//     it has pins. Another Unregister waits for it again, and succeeds at once if the last pin has ended meanwhile.
 
-// overlapsLeaving is why memory cannot be registered that was unregistered while something used it.
+// overlapsLeaving is why memory cannot be registered: it overlaps memory that was unregistered and is still pinned.
 type overlapsLeaving struct {
 	wanted  Range
 	leaving *Region
@@ -19,10 +19,10 @@ func (e *overlapsLeaving) Error() string {
 	return fmt.Sprintf("memory range %v overlaps %v, which was unregistered and is still in use", e.wanted, e.leaving.Range)
 }
 
-// fewestLeaving is how many regions may be in leaving before any is forgotten.
+// fewestLeaving is how many regions may be in leaving before the drained ones are forgotten.
 const fewestLeaving = 1024
 
-// sweep forgets drained regions once leaving has doubled: those whose owner has not asked again after an Unregister that
+// sweep forgets drained regions each time that leaving has doubled: their owners have not called Unregister again after it
 // failed. The lock is held.
 func (m *Registry) sweep() {
 	if m.leaving.Len() < m.sweepAt {
@@ -41,8 +41,8 @@ func (m *Registry) sweep() {
 	m.sweepAt = max(fewestLeaving, 2*m.leaving.Len())
 }
 
-// left is called when a region that was taken is drained, and its owner is about to be told.
-func (m *Registry) left(r *Region) {
+// forget removes a region from leaving. Its last pin has ended.
+func (m *Registry) forget(r *Region) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if found, ok := m.leaving.Get(entry{addr: r.Addr}); ok && found.region == r {
@@ -50,7 +50,7 @@ func (m *Registry) left(r *Region) {
 	}
 }
 
-// stillUsed returns a region that shares a byte with the valid range r, was taken and is not drained, or nil. The lock is
+// stillUsed returns a region in leaving that shares a byte with the valid range r and still has pins, or nil. The lock is
 // held.
 func (m *Registry) stillUsed(r Range) *Region {
 	for {

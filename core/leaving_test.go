@@ -76,7 +76,7 @@ func TestMemoryIsRegisteredAgainExactlyWhenNothingUsesIt(t *testing.T) {
 			}
 			if u.taken {
 				require.True(t, u.waitDrained(t.Context()))
-				m.left(u.Region)
+				m.forget(u.Region)
 			}
 		}
 		require.Empty(t, m.holds)

@@ -10,15 +10,16 @@ import (
 	"kvferry/core/status"
 )
 
-// localTransport serves the engine's own segment: a memory copy, with the checks and the states of any other transfer.
+// localTransport serves the engine's own segment, by copies within the process, with the checks and states of other transfers.
 //
-//  1. Submit copies little work itself, if it is in host memory and all of it is there, and queues the rest. There is a
-//     queue for each pair of devices, and one for host memory alone: a device that hangs holds up no copies but its own.
-//     Each has a goroutine, which lives while there is something in it. Where a copy of host memory takes long, as it does
-//     when a page has to come first, another goroutine goes on with the queue.
-//  2. Each task's remote range is checked and pinned as a peer's would be. A task turns out here to be another queue's where
-//     that range is on a device.
-//  3. The bytes are copied in steps, between which an abort is seen. What is on a device passes through staging blocks.
+//  1. Submit copies small work at once, if it is in host memory and all of its pages are in memory. It queues other work. There
+//     is a queue for each pair of devices, and one for host memory: a device that hangs delays only its own copies. A queue has a
+//     goroutine while it is not empty. If a copy of host memory takes long, because a page has to be loaded first, another
+//     goroutine goes on with the queue.
+//  2. The remote range of each task is checked and pinned, as for a request of a peer. If the range is on a device, the task
+//     moves to the queue of that device.
+//  3. The bytes are copied in steps. Between two steps an abort is noticed. Bytes of a device pass through staging blocks
+//     (local_copy.go).
 type localTransport struct {
 	segment *Segment
 	memory  *Registry
@@ -26,15 +27,15 @@ type localTransport struct {
 
 	mu      sync.Mutex
 	queues  map[localRoute][]func() // those whose goroutine is alive
-	slow    int                     // copies that were overtaken and are not over
+	slow    int                     // copies that were overtaken and have not ended
 	closed  bool
 	running group
 }
 
 const (
-	// slowCopy is how long a copy of host memory may take before the rest of the queue overtakes it.
+	// slowCopy is how long a copy of host memory may take before another goroutine takes over the rest of the queue.
 	slowCopy = 100 * time.Millisecond
-	// mostSlow bounds how many are overtaken at a time: each keeps a goroutine and, while it waits for a page, a thread.
+	// mostSlow limits the copies that are overtaken at a time: each keeps a goroutine and, while it waits for a page, a thread.
 	mostSlow = 16
 )
 
@@ -49,9 +50,9 @@ func newLocalTransport(ctx context.Context, memory *Registry) *localTransport {
 }
 
 func (t *localTransport) Submit(w *Work) {
-	const little = 256 << 10 // bytes: about the cost of waking a goroutine
+	const small = 256 << 10 // bytes: to copy them takes about as long as to wake a goroutine
 	route := localRoute{local: w.device}
-	if w.Bytes <= little && !t.memory.hasDevices() && isThere(w) {
+	if w.Bytes <= small && !t.memory.hasDevices() && isInMemory(w) {
 		t.copyAll(w, route)
 		return
 	}
@@ -60,8 +61,8 @@ func (t *localTransport) Submit(w *Work) {
 	}
 }
 
-// isThere reports whether all memory of a work will hardly make a copy wait.
-func isThere(w *Work) bool {
+// isInMemory reports whether a copy of a work will most likely not wait for a page.
+func isInMemory(w *Work) bool {
 	now := hostmem.Now()
 	for i := w.Head; i >= 0; i = w.Tasks[i].Next {
 		r := &w.Tasks[i].Request
@@ -76,7 +77,7 @@ func isThere(w *Work) bool {
 	return true
 }
 
-// queue has a copy made on the goroutine of a route, or returns false when the transport is closed.
+// queue adds a copy to the queue of a route. It returns false when the transport is closed.
 func (t *localTransport) queue(route localRoute, copy func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -108,8 +109,8 @@ func (t *localTransport) run(route localRoute) {
 	}
 }
 
-// wasOvertaken makes a copy, and reports whether another goroutine has taken over the queue meanwhile. A device makes its
-// copies in turn: there is nothing to be won by overtaking one.
+// wasOvertaken makes a copy, and reports whether another goroutine has taken over the queue meanwhile. That is done for host
+// memory only: a device makes its copies one after the other anyway.
 func (t *localTransport) wasOvertaken(route localRoute, copy func()) bool {
 	if route != (localRoute{}) {
 		copy()
@@ -141,7 +142,7 @@ func (t *localTransport) copyAll(w *Work, route localRoute) {
 	}
 }
 
-// copyOne copies a task of that route, and queues it where it is another's.
+// copyOne copies a task, or adds it to the queue of another route if it belongs there.
 func (t *localTransport) copyOne(w *Work, i int32, route localRoute) {
 	r := &w.Tasks[i].Request
 	region, err := t.memory.PinRemote(r.Remote, r.Length)
@@ -173,7 +174,7 @@ func (t *localTransport) copyTask(w *Work, r *Request, region *Region) error {
 		}
 		part := min(c.maxStep(), r.Length-done)
 		at := uintptr(done)
-		if dst.addr > src.addr { // from the end on, lest a step overwrite what a later one reads
+		if dst.addr > src.addr { // from the end, so that no step overwrites bytes that a later one reads
 			at = uintptr(r.Length - done - part)
 		}
 		if err := c.copyStep(at, part); err != nil {
@@ -185,13 +186,13 @@ func (t *localTransport) copyTask(w *Work, r *Request, region *Region) error {
 }
 
 func (t *localTransport) Endpoint() Endpoint           { return Endpoint{} }
-func (t *localTransport) Abort()                       {} // the goroutine looks after every step
-func (t *localTransport) Evict(*Region)                {} // a task is soon over by itself
+func (t *localTransport) Abort()                       {} // the goroutine checks between two steps
+func (t *localTransport) Evict(*Region)                {} // a task ends soon by itself
 func (t *localTransport) Assist(*Segment, func() bool) {}
 func (t *localTransport) Forget(*Segment)              {}
 func (t *localTransport) Links() []Link                { return nil }
 
-// close waits for the goroutine, for a limited time; the engine has aborted all work.
+// close waits for the goroutines, for a limited time. The engine has aborted all work.
 func (t *localTransport) close(limit time.Duration) error {
 	t.mu.Lock()
 	t.closed = true
@@ -203,12 +204,12 @@ func (t *localTransport) close(limit time.Duration) error {
 	return nil
 }
 
-// MemoryAt is the memory of this process from addr on, as a slice. It is for memory of the engine's own outside the Go
-// heap: the collector neither keeps nor moves it. For the application's memory there is CopyMemory.
+// MemoryAt is the memory of this process from addr on, as a slice. It is for the engine's own memory outside the Go heap, which
+// the collector neither keeps nor moves. For the application's memory there is CopyMemory.
 func MemoryAt(addr uintptr, length uint64) []byte { return hostmem.At(addr, length) }
 
-// CopyMemory copies length bytes, as memmove does. Addresses that are not mapped give an error, not a crash. It may take as
-// long as a page takes to come, and holds nobody else up meanwhile.
+// CopyMemory copies length bytes, as memmove does. Addresses that are not mapped give an error, not a crash. It may wait until a
+// page is loaded; other goroutines run meanwhile.
 func CopyMemory(dst, src uintptr, length uint64) error {
 	if dst == 0 || src == 0 {
 		return status.Errorf(status.InvalidArgument, "copying %d bytes from %#x to %#x: no memory is at NULL", length, src, dst)

@@ -7,17 +7,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// logFileLimit is when a log file is set aside, in bytes. One older file is kept, so a process's logs take at most
-// twice this.
+// logFileLimit is the most bytes in a log file. A full one is renamed, and one older file is kept: the logs of a process take at
+// most twice as much.
 const logFileLimit = 64 << 20
 
-// fileOrStandardError is the output for lines that go to a file, or to standard error while that cannot be opened. It is
-// told once there.
+// fileOrStandardError is the output for lines that go to a file, or to standard error while the file cannot be opened. One line
+// on standard error reports that.
 type fileOrStandardError struct {
 	path     string
 	standard standardError
 	file     *logFile // nil while it cannot be opened
-	told     bool
+	reported bool
 }
 
 func (o *fileOrStandardError) Write(line []byte) (int, error) {
@@ -36,8 +36,8 @@ func (o *fileOrStandardError) open() {
 		o.file = file
 		return
 	}
-	if !o.told {
-		o.told = true
+	if !o.reported {
+		o.reported = true
 		_, _ = o.standard.Write(warning("the log file cannot be opened; logging to standard error", zap.Error(err)))
 	}
 }
@@ -49,8 +49,7 @@ func (o *fileOrStandardError) Close() error {
 	return o.file.Close()
 }
 
-// logFile is a log file that starts anew when it has grown to its limit; what it held is kept beside it, under its name
-// with ".1" appended.
+// logFile is a log file. When it has grown to its limit, it is renamed, with ".1" appended to its name, and a new one is begun.
 type logFile struct {
 	path  string
 	limit int64
@@ -93,7 +92,7 @@ func (l *logFile) Write(line []byte) (int, error) {
 	return n, err
 }
 
-// rotate sets the file aside and starts a new one. Where that fails the old one stays open.
+// rotate renames the file and begins a new one. If that fails the old one stays open.
 func (l *logFile) rotate() error {
 	if err := os.Rename(l.path, l.path+".1"); err != nil && !os.IsNotExist(err) {
 		return err

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// standardError is the output for lines that go to no file. It writes to the descriptor as it is by then: the host may put
-// something else in its place.
+// standardError is the output for lines without a file. It writes to whatever the descriptor is at that time: the program may
+// replace it.
 type standardError struct{ file *os.File }
 
 func (s *standardError) Write(line []byte) (n int, err error) {
@@ -22,18 +22,18 @@ func (s *standardError) Write(line []byte) (n int, err error) {
 	return n, os.NewSyscallError("write", err)
 }
 
-// Close leaves standard error to the host.
+// Close does not close standard error: it belongs to the program.
 func (*standardError) Close() error { return nil }
 
-// writeLine writes all of a line, and waits until it can. It is no method of os.File, whose Write ends the process with
-// SIGPIPE when nobody can read standard error any more, also where the host ignores that signal.
+// writeLine writes all of a line, and waits until that is possible. os.File.Write would end the process with SIGPIPE when the
+// other end of standard error is closed, even if the program ignores that signal.
 func writeLine(fd int, line []byte) (n int, err error) {
 	for n < len(line) {
 		written, err := unix.Write(fd, line[n:])
 		switch {
 		case err == nil:
 			n += written
-		case err == unix.EAGAIN: // somebody has made it non-blocking
+		case err == unix.EAGAIN: // the descriptor was made non-blocking
 			err = waitWritable(fd)
 			if err != nil {
 				return n, err

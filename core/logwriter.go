@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// The bounds of an output's queue, with the line that is being written. What is logged beyond them is dropped.
+// The limits of an output's queue, the line that is being written included. Lines beyond them are dropped.
 const (
 	mostLogLines   = 1024
 	mostLogBytes   = 1 << 20
@@ -20,10 +20,9 @@ const (
 // logFlushTime is how long closing a log waits for its lines to be written.
 const logFlushTime = time.Second
 
-// lineWriter writes log lines to one output, in the order in which they were logged, from a goroutine of its own. All
-// loggers of the process that have the same output share it, and the goroutine ends with the last of them. Where it waits
-// by then for an output that takes nothing, it ends after that; a logger that is made meanwhile shares it, so that an
-// output never has two goroutines.
+// lineWriter writes log lines to one output, in the order in which they were logged, on a goroutine of its own. All loggers of the
+// process with the same output share it. The goroutine ends after the last of them was closed. If it then waits for an output
+// that takes nothing, it ends later, and a logger that is made meanwhile shares it: an output never has two goroutines.
 //
 // Its methods may be called from any goroutine. Write and release never wait.
 type lineWriter struct {
@@ -39,13 +38,13 @@ type lineWriter struct {
 	began   time.Time  // when the goroutine began with an entry; zero while it has none
 
 	// Of the goroutine.
-	lost   uint64 // lines that were dropped since the last line that says so
-	reason error  // why the last of them could not be written, if it was tried
+	lost   uint64 // lines that were dropped since the last report
+	reason error  // why the last of them could not be written; nil if it did not fit the queue
 	torn   bool   // the last line was written in part
 }
 
-// logEntry is a line, a number of lines that were dropped at this place in their order, or a mark. A mark is a channel,
-// which is closed when all before it has been written or dropped.
+// logEntry is a line, or a number of lines that were dropped here, or a mark. A mark is a channel that is closed when all entries
+// before it were written or dropped.
 type logEntry struct {
 	line    []byte
 	dropped uint64
@@ -59,7 +58,7 @@ type output interface {
 	Close() error
 }
 
-// outputKey tells outputs apart.
+// outputKey identifies an output.
 type outputKey struct {
 	file     string   // "" for standard error
 	standard *os.File // standard error
@@ -90,7 +89,7 @@ func FlushLogs() {
 	outputs.Lock()
 	var flushing sync.WaitGroup
 	for _, w := range outputs.open {
-		flushing.Go(func() { _ = w.Sync() }) // nobody could do anything about it
+		flushing.Go(func() { _ = w.Sync() }) // there is no other place to report it
 	}
 	outputs.Unlock()
 	flushing.Wait()
@@ -150,24 +149,24 @@ func (w *lineWriter) put(e logEntry) {
 	w.changed.Signal()
 }
 
-// Sync waits until the lines so far are written, for logFlushTime at most, counted from when the goroutine began with its
-// entry: of those who close loggers of an output that takes nothing, only the first waits so long. An error says that the
-// lines are not written.
+// Sync waits until the lines so far are written, for logFlushTime at most. The time counts from when the goroutine began to write
+// its current entry: if an output takes nothing and several loggers are closed, only the first waits so long. An error says that
+// the lines are not written.
 func (w *lineWriter) Sync() error {
 	outputs.Lock()
-	lines, left := w.lines, logFlushTime
+	lines, limit := w.lines, logFlushTime
 	if !w.began.IsZero() {
-		left -= time.Since(w.began)
+		limit -= time.Since(w.began)
 	}
 	mark := make(chan struct{})
-	if lines > 0 && left > 0 {
+	if lines > 0 && limit > 0 {
 		w.put(logEntry{mark: mark})
 	}
 	outputs.Unlock()
 	if lines == 0 {
 		return nil
 	}
-	timer := time.NewTimer(left)
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case <-mark:
@@ -200,10 +199,10 @@ func (w *lineWriter) run() {
 		w.write(e)
 		w.wrote(e)
 	}
-	_ = w.output.Close() // nobody is left to be told
+	_ = w.output.Close() // there is no other place to report an error
 }
 
-// next waits for an entry. It returns false when there is none and no logger is left.
+// next waits for an entry. It returns false when the queue is empty and the output has no loggers.
 func (w *lineWriter) next() (e logEntry, ok bool) {
 	outputs.Lock()
 	defer outputs.Unlock()
@@ -220,7 +219,7 @@ func (w *lineWriter) next() (e logEntry, ok bool) {
 	return e, true
 }
 
-// wrote makes room for what an entry took.
+// wrote removes an entry from the counts of the queue.
 func (w *lineWriter) wrote(e logEntry) {
 	outputs.Lock()
 	defer outputs.Unlock()
@@ -230,17 +229,17 @@ func (w *lineWriter) wrote(e logEntry) {
 	unwritten.Add(^uint32(0))
 }
 
-// write writes a line, and before it that others were dropped.
+// write writes a line, and before it a line that says how many were dropped.
 func (w *lineWriter) write(e logEntry) {
 	w.lost += e.dropped
-	told := w.lost == 0 || w.try(w.lostLine())
-	if told {
+	reported := w.lost == 0 || w.try(w.lostLine())
+	if reported {
 		w.lost, w.reason = 0, nil
 	}
 	if e.line == nil {
 		return
 	}
-	if (!told || !w.try(e.line)) && len(e.line) > 0 {
+	if (!reported || !w.try(e.line)) && len(e.line) > 0 {
 		w.lost++
 	}
 }
@@ -253,7 +252,7 @@ func (w *lineWriter) lostLine() []byte {
 	return warning(message, zap.Error(w.reason))
 }
 
-// try writes a line, on a line of its own, and reports whether that was possible.
+// try writes a line, after a line break if the last one was cut off, and reports whether that was possible.
 func (w *lineWriter) try(line []byte) bool {
 	if w.torn {
 		line = append([]byte{'\n'}, line...)

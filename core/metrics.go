@@ -6,8 +6,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// logThroughput writes a line every MC_TE_METRIC_INTERVAL_SECONDS in which bytes have moved, as MC_TE_METRIC asks. It is
-// a warning, so that it shows at the default level: who turns the lines on wants to see them.
+// logThroughput logs a line after every MC_TE_METRIC_INTERVAL_SECONDS in which bytes have moved, if MC_TE_METRIC is on. The line is
+// a warning, since that is the default level of the log.
 func (e *Engine) logThroughput() {
 	ticker := time.NewTicker(e.config.MetricsInterval)
 	defer ticker.Stop()

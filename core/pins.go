@@ -7,8 +7,8 @@ import (
 	"kvferry/core/status"
 )
 
-// PinRemote finds the one remotely accessible region that holds [addr, addr+length) and keeps it from going away
-// until Unpin. The error says what is wrong with the range.
+// PinRemote finds the remotely accessible region that holds [addr, addr+length), and pins it. The caller calls Unpin. The error
+// says what is wrong with the range.
 func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
 	r := Range{Addr: uintptr(addr), Length: length}
 	if length == 0 || addr+length < addr {
@@ -21,7 +21,7 @@ func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
 	case region == nil || region.end()-1 < r.Addr:
 		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is not registered", r)
 	case region.end()-1 < r.end()-1:
-		return nil, status.Errorf(status.AddressNotRegistered, "address range %v reaches beyond the registered %v", r, region.Range)
+		return nil, status.Errorf(status.AddressNotRegistered, "address range %v goes beyond the registered %v", r, region.Range)
 	case !region.Remote:
 		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is not open to peers", r)
 	}
@@ -29,17 +29,17 @@ func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
 	return region, nil
 }
 
-// pins are the regions that one submission keeps from going away, each of them once; or more often, where others pin the
-// same regions at the same time.
+// pins are the regions that one submission has pinned, each of them once. Where submissions pin the same regions at the same
+// time, a region may be pinned more than once.
 type pins struct {
-	number  uint64 // unlike that of any other pins of the registry; 0 before the first
+	number  uint64 // different for all pins of a registry; 0 before the first region
 	regions []*Region
-	latest  *Region // that held all of a range: the next range tends to lie in it too
-	ranges  int     // that are to be pinned, about: room is made for so many regions at most
+	latest  *Region // the last one that held all of a range: the next range often lies in it, too
+	ranges  int     // about how many ranges there are: memory is allocated for no more regions
 }
 
-// pinOverlapping adds every region that shares a byte with r. Memory that is not registered needs no pin, and is host
-// memory. on is the device that all of r lies on, nil for host memory; an error says that r lies on a device in part.
+// pinOverlapping pins every region that shares a byte with r. Memory that is not registered needs no pin, and counts as host
+// memory. on is the device that all of r is on, nil for host memory. An error says that only a part of r is on a device.
 func (m *Registry) pinOverlapping(r Range, to *pins) (on *staging.Device, err error) {
 	if r.Length == 0 || r.end()-1 < r.Addr {
 		return nil, nil
@@ -77,7 +77,7 @@ func (m *Registry) pinOverlapping(r Range, to *pins) (on *staging.Device, err er
 	return on, err
 }
 
-// pinHolder adds the region that holds all of r, and returns it; nil where there is none, and then nothing is added.
+// pinHolder pins the region that holds all of r, and returns it. It returns nil, and pins nothing, if there is none.
 func (m *Registry) pinHolder(r Range, to *pins) *Region {
 	if to.latest != nil && to.latest.Holds(uint64(r.Addr), r.Length) {
 		return to.latest
@@ -96,7 +96,7 @@ func (m *Registry) pinHolder(r Range, to *pins) *Region {
 	return region
 }
 
-// pin adds a region, unless it is there already. The lock is held.
+// pin pins a region, unless these pins have it already. The lock is held.
 func (m *Registry) pin(region *Region, to *pins) {
 	if region.pinner.Load() == to.number {
 		return

@@ -9,15 +9,15 @@ import (
 	"kvferry/core/clock"
 )
 
-// Progress is how far a batch has come.
+// Progress is how many bytes of a batch have arrived, and whether any are moving.
 type Progress struct {
-	Moved, Total uint64        // bytes whose arrival is known, and bytes in all
-	Still        time.Duration // since when nothing was seen to move; as exact as Batch.Progress is called often
-	Moving       bool          // something was seen to move a short while ago
+	Moved, Total uint64        // bytes that are known to have arrived, and all bytes
+	Still        time.Duration // for how long no byte was seen to move; it is as exact as Batch.Progress is called often
+	Moving       bool          // bytes were seen to move a short while ago
 }
 
-// movedLately is how long nothing may move before a transfer is said to stand still. A slow link may take as long for what
-// the system's buffers hold.
+// movedLately is how long no byte may move before a transfer is reported as standing still. A slow link may take as long to send
+// the contents of the system's buffers.
 const movedLately = 2 * time.Second
 
 func (p Progress) String() string {
@@ -28,14 +28,14 @@ func (p Progress) String() string {
 	return fmt.Sprintf("%s, and nothing is known to have moved for %.1f s: the peer, or the network to it, stands still", moved, p.Still.Seconds())
 }
 
-// movement is what the last call of Batch.Progress saw.
+// movement is what the last call of Batch.Progress has seen.
 type movement struct {
-	moved uint64        // by the transports' count, too
-	since time.Duration // by clock.Now
-	seen  bool          // since is when something was seen to move, and not when the batch was made
+	moved uint64        // bytes, those that the transports count included
+	since time.Duration // when that number was seen first, by clock.Now
+	seen  bool          // bytes were seen to move; otherwise since is when the batch was made
 }
 
-// Progress looks how far the batch has come. It takes some nanoseconds for each task.
+// Progress counts the bytes that have arrived. It takes some nanoseconds for each task.
 func (b *Batch) Progress() Progress {
 	var p Progress
 	var seen uint64
@@ -56,7 +56,7 @@ func (b *Batch) Progress() Progress {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case b.movement.since == 0 && p.Moved == 0: // what the connections have moved may be from before
+	case b.movement.since == 0 && p.Moved == 0: // what the connections have moved may belong to earlier batches
 		b.movement = movement{moved: seen, since: b.made}
 	case seen != b.movement.moved:
 		b.movement = movement{moved: seen, since: now, seen: true}
@@ -66,7 +66,7 @@ func (b *Batch) Progress() Progress {
 	return p
 }
 
-// ProgressOf is how far several batches have come together.
+// ProgressOf is the progress of several batches together.
 func ProgressOf(batches []*Batch) Progress {
 	all := Progress{Still: math.MaxInt64}
 	for _, b := range batches {

@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 )
 
-// randomNumber is a number that no other process has but by a chance of one in 2^64. It comes from the kernel: a
-// generator that is seeded once in a process would give siblings that were forked without exec the same numbers.
+// randomNumber is a random number from the kernel. A generator that is seeded once in a process would give the same numbers to all
+// of its children that were forked without exec.
 func randomNumber() uint64 {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails: it ends the process instead

@@ -41,19 +41,18 @@ func (r Range) check() error {
 	return nil
 }
 
-// Region is a registered range. While pins are held on it, its owner cannot take it back: Unregister waits, and fails when
-// that takes too long.
+// Region is a registered range. While it is pinned, Unregister waits, and fails when that takes too long.
 type Region struct {
 	Range
 	Location string          // as given at registration: "cpu:0", "npu:1", "*"
 	Remote   bool            // peers may read and write it
-	Device   *staging.Device // where the memory is a device's: nobody but its copies touches the bytes; nil for host memory
+	Device   *staging.Device // the device that the memory is on, whose copies alone touch it; nil for host memory
 
-	fault atomic.Int64 // when memory of it was last found to be inaccessible, by clock.Now; 0 for never
+	fault atomic.Int64 // when an access to the memory failed last, by clock.Now; 0 for never
 
 	order   *list.Element // place in the registry's order of registration
-	pins    atomic.Int64  // one for the registration itself, one for each use
-	pinner  atomic.Uint64 // number of the pins that were the latest to pin it by Registry.pin
+	pins    atomic.Int64  // one for the registration itself, and one for each use
+	pinner  atomic.Uint64 // pins.number of the submission that has pinned it last, see Registry.pin
 	drained chan struct{} // closed when pins has come to 0
 }
 
@@ -64,7 +63,7 @@ func (r *Region) Unpin() {
 	}
 }
 
-// pinIfInUse pins a region unless its last pin has ended, after which its owner may have the memory back.
+// pinIfInUse pins a region unless its last pin has ended: its owner may use the memory for something else then.
 func (r *Region) pinIfInUse() bool {
 	for {
 		pins := r.pins.Load()
@@ -77,10 +76,10 @@ func (r *Region) pinIfInUse() bool {
 	}
 }
 
-// isDrained reports whether nothing pins a region that was taken.
+// isDrained reports whether a region that was taken from the registry has no pins.
 func (r *Region) isDrained() bool { return r.pins.Load() == 0 }
 
-// waitDrained waits until nothing pins a region that was taken, or the context ends.
+// waitDrained waits until a region that was taken from the registry has no pins, or the context ends.
 func (r *Region) waitDrained(ctx context.Context) bool {
 	select {
 	case <-r.drained:
@@ -104,17 +103,17 @@ func unpinAll(regions []*Region) {
 // faultMemory is how long a region counts as unverified after a fault. Within it, only the first fault is logged as a warning.
 const faultMemory = time.Minute
 
-// NoteFault notes that memory of the region was found to be inaccessible: its owner has unmapped or protected it without
-// unregistering it first. It returns true when that is to be told, and false when it was a short while ago.
+// NoteFault notes that an access to memory of the region has failed: its owner has unmapped or protected the memory without
+// unregistering it first. It returns true when the fault should be reported, false when another one was noted a short while ago.
 func (r *Region) NoteFault() (first bool) {
 	return !isRecent(r.fault.Swap(int64(clock.Now())))
 }
 
-// Unverified reports whether memory of the region was found to be inaccessible a short while ago. A transport checks
-// that it can be read before it promises a peer to send it.
+// Unverified reports whether an access to memory of the region has failed a short while ago. A transport then checks that memory
+// of it can be read before it promises a peer to send it.
 func (r *Region) Unverified() bool {
 	return isRecent(r.fault.Load())
 }
 
-// isRecent reports whether a fault at that time, 0 for none, is to be remembered. The clock is not asked where there is none.
+// isRecent reports whether there was a fault at that time, 0 for none, and it still counts. It reads no clock for 0.
 func isRecent(fault int64) bool { return fault != 0 && clock.Now()-time.Duration(fault) < faultMemory }

@@ -10,12 +10,12 @@ import (
 	"go.uber.org/zap"
 )
 
-// anywhere is the location of memory whose place is not told.
+// anywhere is the location of memory whose owner does not say where it is.
 const anywhere = "*"
 
-// Register makes a range of this process known: remote says whether peers may read and write it. location is where
-// the memory lies, as "cpu:0" or "npu:1"; "" and "*" leave that open. Device memory is recognised by itself where its
-// library can be asked, and by its location otherwise.
+// Register registers a range of this process. remote says whether peers may read and write it. location is where the memory is,
+// as "cpu:0" or "npu:1"; "" and "*" leave that open. The device's library is asked whether it is device memory; where that is
+// not possible, the location counts.
 func (e *Engine) Register(addr uintptr, length uint64, location string, remote bool) error {
 	return e.register([]Range{{Addr: addr, Length: length}}, location, remote)
 }
@@ -54,7 +54,7 @@ func (e *Engine) register(ranges []Range, location string, remote bool) error {
 	return inOrder(err, e.drain(regions))
 }
 
-// add registers one range. Memory that a device was found for is described by that.
+// add registers one range. The location of device memory becomes the name of the device.
 func (e *Engine) add(r Range, location string, remote bool) error {
 	if err := r.check(); err != nil {
 		return err
@@ -74,15 +74,14 @@ func (e *Engine) add(r Range, location string, remote bool) error {
 	return err
 }
 
-// Unregister takes back the range that starts at addr. It first waits for what is moving its bytes, and after
-// a grace period ends it: sessions of peers are closed, and batches of this engine aborted. What then does not end in
-// time, as it is stuck in a system call or on a device, may go on using the memory: the error, a status.BatchBusy with
-// ErrInUse in it, names it. Until it has ended no memory that overlaps the range can be registered; another Unregister
-// waits for it again.
+// Unregister ends the registration of the range that starts at addr. It waits until no transfer uses the memory. After a grace
+// period it ends those that do: it closes sessions of peers, and aborts batches of this engine. A transfer that is stuck in a
+// system call or on a device may then still use the memory: the error, a status.BatchBusy with ErrInUse in it, names it. Until
+// it has ended, memory that overlaps the range cannot be registered; another Unregister waits for it again.
 func (e *Engine) Unregister(addr uintptr) error { return e.UnregisterBatch([]uintptr{addr}) }
 
-// UnregisterBatch is Unregister for every range that is registered. Its error has that of the ranges that are still in use
-// first.
+// UnregisterBatch is Unregister for several ranges. It unregisters all that it can. Ranges that are still in use come first in
+// its error.
 func (e *Engine) UnregisterBatch(addrs []uintptr) error {
 	if e.ctx.Err() != nil {
 		return closedError()
@@ -100,7 +99,7 @@ func (e *Engine) UnregisterBatch(addrs []uintptr) error {
 	return inOrder(e.drain(regions), first, e.publish())
 }
 
-// inOrder is an error of the first of these that there is, which tells the others as well; nil where there is none.
+// inOrder is the first of these errors that is not nil, followed by the others; nil when all of them are.
 func inOrder(errs ...error) (all error) {
 	for _, err := range errs {
 		switch {
@@ -114,15 +113,15 @@ func inOrder(errs ...error) (all error) {
 	return all
 }
 
-// drain returns when nothing uses the regions any more, which were taken from the registry. They have one period of
-// grace together, and then e.ending for what uses them to end. The error names the regions that are in use all the same.
+// drain waits until the regions, which were taken from the registry, have no pins. All of them together have one grace period.
+// After that their users are ended, and have e.ending to do so. The error names the regions that are still in use.
 func (e *Engine) drain(regions []*Region) error {
-	patience, done := context.WithTimeout(e.ctx, e.grace)
+	grace, done := context.WithTimeout(e.ctx, e.grace)
 	defer done()
 	busy := map[*Region]bool{}
 	for _, region := range regions {
-		if !region.waitDrained(patience) {
-			e.log.Warn("memory is unregistered while in use: ending what uses it", zap.Stringer("range", region.Range))
+		if !region.waitDrained(grace) {
+			e.log.Warn("memory is unregistered while in use: the transfers that use it are ended", zap.Stringer("range", region.Range))
 			busy[region] = true
 		}
 	}
@@ -134,7 +133,7 @@ func (e *Engine) drain(regions []*Region) error {
 	var held []*Region
 	for _, region := range regions {
 		if region.waitDrained(rest) {
-			e.memory.left(region)
+			e.memory.forget(region)
 		} else {
 			held = append(held, region)
 		}
@@ -147,7 +146,7 @@ func (e *Engine) drain(regions []*Region) error {
 	}))
 }
 
-// evict has what uses the regions end soon.
+// evict ends the users of the regions, and does not wait.
 func (e *Engine) evict(busy map[*Region]bool) {
 	e.batches.Range(func(_, b any) bool {
 		if region := b.(*Batch).firstPinned(busy); region != nil {

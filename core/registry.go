@@ -21,15 +21,15 @@ type entry struct {
 // Registry is the index of an engine's registered regions, which never overlap. Adding, removing and finding one is
 // O(log n). Its methods may be called from any goroutine.
 //
-// A region that is unregistered while something uses it is in leaving until an Unregister has reported that nothing does
-// any more: no memory that overlaps it can be registered before its last pin has ended.
+// A region that is unregistered while it is pinned stays in leaving until an Unregister has reported that its last pin has
+// ended. Memory that overlaps it cannot be registered before that. See leaving.go.
 type Registry struct {
 	mu      sync.RWMutex
 	index   *btree.BTreeG[entry] // by address
 	leaving *btree.BTreeG[entry] // regions that were taken while in use, by address; they overlap nothing either
 	order   *list.List           // of *Region, in the order of registration
 	holds   map[*hold]struct{}
-	sweepAt int // how many regions leaving has when those that are drained are forgotten
+	sweepAt int // the length of leaving at which drained regions are forgotten
 
 	onDevices  atomic.Int64   // regions of device memory
 	lastPinner atomic.Uint64  // number of the latest pins
@@ -47,8 +47,8 @@ func newRegistry() *Registry {
 	return m
 }
 
-// add registers a range of host memory, or on a device, or fails with status.InvalidArgument or status.AddressOverlapped,
-// which has an overlapsLeaving in it where the memory was unregistered and is still in use.
+// add registers a range of host memory, or of a device's. It fails with status.InvalidArgument, or with
+// status.AddressOverlapped, with an overlapsLeaving in it where the other memory was unregistered and is still in use.
 func (m *Registry) add(r Range, location string, remote bool, on *staging.Device) error {
 	if err := r.check(); err != nil {
 		return err
@@ -74,8 +74,8 @@ func (m *Registry) add(r Range, location string, remote bool, on *staging.Device
 }
 
 // take removes the region that starts at addr from the index, so that it gets no new pins, or finds one that was removed
-// while something used it. The caller waits for Region.drained before it lets the owner have the memory back, and then
-// calls left.
+// before and is still pinned. The caller waits for Region.drained, calls forget, and then tells the owner that the memory is
+// free.
 func (m *Registry) take(addr uintptr) (*Region, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -99,20 +99,20 @@ func (m *Registry) take(addr uintptr) (*Region, error) {
 	return found.region, nil
 }
 
-// Epoch is a number that changes whenever a region is taken back, before its owner may use the memory for something
-// else: what was read while it stayed the same was read from registered memory. It begins at random, so that no other
-// process has the same by chance. It is 0 for good once the registry is closed: no memory may be granted then. Peers on
-// this host look at it where it is, by its address.
+// Epoch is a number that changes whenever a region is unregistered, before its owner may use the memory for something else:
+// bytes that were read while it stayed the same were read from registered memory. It begins at random, so that no other process
+// has the same. It is 0 for good once the registry is closed: no memory may be granted then. Peers on this host read it in this
+// process, by its address.
 func (m *Registry) Epoch() *atomic.Uint64 { return m.epoch }
 
-// changeEpoch is called when a region is taken back. The lock is held.
+// changeEpoch is called when a region is unregistered. The lock is held.
 func (m *Registry) changeEpoch() {
 	if m.epoch.Load() != 0 {
 		m.epoch.Store(max(1, m.epoch.Load()+1))
 	}
 }
 
-// close takes all memory back from those who look at the epoch, and has no more of it granted.
+// close revokes all memory from peers that look at the epoch.
 func (m *Registry) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -2,8 +2,8 @@ package core
 
 import "kvferry/core/status"
 
-// Scatter is requests with one opcode, given as blocks of regions that are known on both sides: first the blocks of the
-// first region, then those of the next. A block lies at an offset in the region on each side, and within its capacity.
+// Scatter is requests with one opcode, given as blocks of regions that both sides know: first the blocks of the first region, then
+// those of the next. A block is at an offset in the region on each side, and within its capacity.
 type Scatter struct {
 	Opcode        Opcode
 	Regions       []ScatterRegion
@@ -22,9 +22,8 @@ type ScatterRegion struct {
 	Blocks         uint64 // how many of the blocks are the region's
 }
 
-// SubmitScatter makes a batch and submits all requests to it, for the segment of that name. What s refers to is not kept. A
-// name that is not open is opened first, after the call has returned: the batch fails where that fails. On an error there
-// is no batch.
+// SubmitScatter makes a batch and submits all requests to it, for the segment of that name. The slices of s are not kept. A segment
+// that is not open is opened first, after the call has returned. If that fails, the batch fails. On an error there is no batch.
 func (e *Engine) SubmitScatter(name string, s *Scatter) (*Batch, error) {
 	a, err := s.arrays()
 	if err != nil {
@@ -36,7 +35,7 @@ func (e *Engine) SubmitScatter(name string, s *Scatter) (*Batch, error) {
 	}
 	id, open := e.Opened(name)
 	switch {
-	case len(a.Local) == 0: // has ended
+	case len(a.Local) == 0: // the batch has ended
 	case open:
 		a.Target = id
 		err = e.SubmitArrays(b, a, nil)
@@ -54,7 +53,7 @@ func (e *Engine) SubmitScatter(name string, s *Scatter) (*Batch, error) {
 	return b, nil
 }
 
-// arrays are the requests with their addresses, but for the segment's id.
+// arrays are the requests with their addresses, without the segment's id.
 func (s *Scatter) arrays() (*Arrays, error) {
 	count := len(s.Lengths)
 	if len(s.LocalOffsets) != count || len(s.RemoteOffsets) != count {

@@ -11,22 +11,22 @@ import (
 	"kvferry/core/status"
 )
 
-// Segment is a peer's memory, opened by name. It stays valid as long as the engine, also when it was removed.
+// Segment is a peer's memory, opened by name. A pointer to it stays valid as long as the engine, also after it was removed.
 type Segment struct {
 	ID   SegmentID
 	Name string
 
 	store      metadata.Store
-	central    bool // descriptors are in a store that engines share, and do not come from the owner
+	central    bool // descriptors come from a store that engines share, and not from the owner
 	descriptor atomic.Pointer[metadata.Descriptor]
 	proof      proof
 	removed    atomic.Bool
 
 	mu       sync.Mutex
-	fetching *fetch // nil while nobody fetches
+	fetching *fetch // the fetch that is under way, or nil
 }
 
-// Descriptor is the cached descriptor of the segment. It is shared: nobody changes it.
+// Descriptor is the cached descriptor of the segment. It is shared, and never changed.
 func (s *Segment) Descriptor() *metadata.Descriptor { return s.descriptor.Load() }
 
 // Removed is why no transport takes work for the segment any more; nil while it is open.
@@ -37,11 +37,11 @@ func (s *Segment) Removed() error {
 	return nil
 }
 
-// DataHosts are the hosts at which the data port may be that a descriptor of the segment speaks of, without brackets, in the
-// order in which to try them: the one that the descriptor names, and that of its owner's handshake port. They differ where
-// the owner knows itself by another address than this engine does, behind NAT or in a container. The handshake port comes
-// first where the named host is a loopback address, or none. It is left out for an owner without an identity that did not
-// hand out the descriptor itself: nothing would tell whose data port is there.
+// DataHosts are the hosts to try for the data port in a descriptor of the segment, without brackets, in their order: the host that
+// the descriptor names, and the host of its owner's handshake port. They differ if the owner knows itself by another address than
+// this engine does, behind NAT or in a container. The host of the handshake port comes first if the descriptor names a loopback
+// address or no host. It is left out if the owner has no identity and the descriptor comes from a store: the engine could not
+// find out whose data port is there.
 func (s *Segment) DataHosts(ctx context.Context, d *metadata.Descriptor) ([]string, error) {
 	if d.DataHost != "" && d.Identity == "" && s.central {
 		return []string{d.DataHost}, nil

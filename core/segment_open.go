@@ -7,15 +7,15 @@ import (
 	"kvferry/core/status"
 )
 
-// OpenSegment returns the id of a peer's segment; every open of one name gives the same id, and the own name gives
-// LocalSegment. The first open of a name asks the metadata store, and fails when it does not know the name. A later one
-// asks again when the owner is not known to live, as after it has restarted; it does not fail when nobody answers.
+// OpenSegment returns the id of a peer's segment. Every open of one name gives the same id, and the engine's own name gives
+// LocalSegment. The first open of a name asks the metadata store, and fails if the store does not know the name. A later one
+// asks again if the descriptor is not verified, as after the owner has restarted; it does not fail when there is no answer.
 func (e *Engine) OpenSegment(name string) (SegmentID, error) {
 	return e.openSegment(name, e.config.DisableMetaCache)
 }
 
-// OpenSegmentNoCache is OpenSegment with the cached descriptor fetched again. That a known segment's owner does not
-// answer is no error: the transfers will find out.
+// OpenSegmentNoCache is OpenSegment, and fetches a cached descriptor again. If the owner of a known segment does not answer, it
+// does not fail: transfers will.
 func (e *Engine) OpenSegmentNoCache(name string) (SegmentID, error) {
 	return e.openSegment(name, true)
 }
@@ -52,8 +52,8 @@ func (e *Engine) openSegment(given string, refresh bool) (SegmentID, error) {
 	return s.ID, nil
 }
 
-// Opened is OpenSegment for a name that needs no answer from anybody: the own one, or one that is open and whose owner is
-// known to live. false for any other.
+// Opened is OpenSegment for a name that is known without a request: the engine's own name, or that of an open segment whose
+// descriptor is verified. It returns false for any other.
 func (e *Engine) Opened(name string) (SegmentID, bool) {
 	if e.ctx.Err() != nil || e.config.DisableMetaCache {
 		return -1, false
@@ -62,7 +62,8 @@ func (e *Engine) Opened(name string) (SegmentID, bool) {
 	return id, ok && (s == nil || s.Verified())
 }
 
-// segmentName is the one spelling that segments are listed by: in P2P mode a name is an address, of which there are several.
+// segmentName is the spelling of a name in the table of segments. In P2P mode a name is an address, which has several
+// spellings.
 func (e *Engine) segmentName(name string) string {
 	name = strings.TrimLeft(name, "/")
 	if e.central || name == e.name {
@@ -74,7 +75,7 @@ func (e *Engine) segmentName(name string) string {
 	return name
 }
 
-// lookUp finds a name that is open: the own one, which has no Segment, or a peer's.
+// lookUp finds a name that is open: the engine's own, which has no Segment, or a peer's.
 func (e *Engine) lookUp(name string) (SegmentID, *Segment, bool) {
 	if name == e.name {
 		return LocalSegment, nil, true
@@ -85,7 +86,7 @@ func (e *Engine) lookUp(name string) (SegmentID, *Segment, bool) {
 	return -1, nil, false
 }
 
-// segment finds an opened segment other than the own one.
+// segment finds an open segment of a peer.
 func (e *Engine) segment(id SegmentID) (*Segment, error) {
 	if s := e.segments.numbered(id); s != nil {
 		return s, nil
@@ -93,8 +94,8 @@ func (e *Engine) segment(id SegmentID) (*Segment, error) {
 	return nil, status.Errorf(status.InvalidArgument, "segment %d is not open", id)
 }
 
-// RemoveLocalSegment forgets a cached peer of that name: its id is invalid then, and the next open gives a new one. What is
-// under way to it fails, also what another goroutine is just submitting.
+// RemoveLocalSegment removes an open segment of that name: its id is invalid then, and the next open gives a new one. Transfers
+// of it that are under way fail, and so do those that another goroutine is submitting at the time.
 func (e *Engine) RemoveLocalSegment(name string) error {
 	if name = e.segmentName(name); name == "" {
 		return status.Errorf(status.InvalidArgument, "a segment has no name")

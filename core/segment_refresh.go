@@ -11,17 +11,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// fetch is one request for a segment's descriptor. Who wants the descriptor meanwhile waits for it too, so that a peer
-// that does not answer costs all of them one time-out, not one each.
+// fetch is one request for a segment's descriptor. Other callers that want the descriptor meanwhile wait for the same request: if
+// the peer does not answer, all of them wait for one time-out, and not one after the other.
 type fetch struct {
 	done       chan struct{} // closed when the rest is set
 	descriptor *metadata.Descriptor
 	err        error
-	canceled   bool // the context of who started it has ended, which is nothing to the others
+	canceled   bool // the context of the caller that started it has ended: the others start another one
 }
 
-// Refresh fetches the descriptor again, unless somebody has replaced stale, the one that the caller found wanting,
-// meanwhile. It returns the current descriptor; on an error the cached one stays.
+// Refresh fetches the descriptor again, unless stale, the one that the caller has used, was already replaced. It returns the
+// current descriptor; on an error the cached one stays.
 func (s *Segment) Refresh(ctx context.Context, stale *metadata.Descriptor) (*metadata.Descriptor, error) {
 	for {
 		s.mu.Lock()
@@ -49,7 +49,7 @@ func (s *Segment) Refresh(ctx context.Context, stale *metadata.Descriptor) (*met
 	}
 }
 
-// fetch does what f stands for.
+// fetch makes the request f, and sets its result.
 func (s *Segment) fetch(ctx context.Context, f *fetch) {
 	d, err := s.store.Fetch(ctx, s.Name)
 	f.canceled = err != nil && ctx.Err() != nil
@@ -69,8 +69,9 @@ func (s *Segment) fetch(ctx context.Context, f *fetch) {
 	close(f.done)
 }
 
-// refuse is why a descriptor that was fetched must not replace the cached one: that is of a later version. A kvferry engine
-// may have come in the place of one that is not known to live, with a clock that is behind: connections prove who it is.
+// refuse is why a descriptor that was fetched must not replace the cached one: its version is older. It is accepted nevertheless if
+// it is that of another kvferry engine, and the cached one is not verified: the new engine's clock may be slow, and connections
+// prove its identity.
 func (s *Segment) refuse(d *metadata.Descriptor) error {
 	cached := s.descriptor.Load()
 	err := d.CheckVersion(cached)
@@ -80,27 +81,27 @@ func (s *Segment) refuse(d *metadata.Descriptor) error {
 	return err
 }
 
-// refresh fetches a segment's descriptor again; a failure is logged only, since the cached one may still be good.
+// refresh fetches a segment's descriptor again. A failure is only logged, since the cached one may still be right.
 func (e *Engine) refresh(s *Segment) {
 	if _, err := s.Refresh(e.ctx, s.Descriptor()); err != nil {
 		e.log.Info("segment descriptor not refreshed", zap.String("segment", s.Name), zap.Error(err))
 	}
 }
 
-// SyncSegments has the descriptors of all opened segments fetched again, in the background: some callers ask for it
-// after every transfer. Peers that do not answer keep their cached one.
+// SyncSegments starts to fetch the descriptors of all open segments again, in the background: some callers call it after every
+// transfer. The cached descriptor of a peer that does not answer stays.
 func (e *Engine) SyncSegments() error {
 	if e.ctx.Err() != nil {
 		return closedError()
 	}
 	select {
 	case e.sync <- struct{}{}:
-	default: // asked for already, and not begun yet
+	default: // the last request has not begun yet
 	}
 	return nil
 }
 
-// keepSynced refreshes the descriptors when SyncSegments asks, and every MC_TE_METADATA_REFRESH_INTERVAL_SECONDS.
+// keepSynced refreshes the descriptors after SyncSegments, and every MC_TE_METADATA_REFRESH_INTERVAL_SECONDS.
 func (e *Engine) keepSynced() {
 	var tick <-chan time.Time
 	if e.config.MetaRefreshInterval > 0 {

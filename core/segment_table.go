@@ -9,15 +9,15 @@ import (
 	"kvferry/core/status"
 )
 
-// segments are the peers' segments that an engine has opened: one for each name.
+// segments are the peers' segments that an engine has opened, one for each name.
 type segments struct {
 	mu     sync.RWMutex
 	byName map[string]*Segment
 	byID   map[SegmentID]*Segment
 }
 
-// lastSegment is the id of the segment that was opened last in the process, by whichever engine. Ids are never used again:
-// one of an engine that is closed names no segment of another engine.
+// lastSegment is the id of the segment that was opened last in the process, by any engine. No id is used twice: an id of a closed
+// engine never names a segment of another engine.
 var lastSegment atomic.Int64
 
 func newSegments() *segments {
@@ -46,7 +46,7 @@ func (t *segments) all() []*Segment {
 	return all
 }
 
-// add returns the segment of that name, made now if there was none, and counts no id twice.
+// add returns the segment of that name. It makes one, with a new id, if there is none.
 func (t *segments) add(name string, store metadata.Store, central bool, d *metadata.Descriptor) (*Segment, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

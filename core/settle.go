@@ -33,7 +33,7 @@ func (b *Batch) endUnmoved(s *submission) {
 	}
 }
 
-// settle ends part bytes of a task.
+// settle ends so many bytes of a task. err is why they did not arrive; nil when they did.
 func (b *Batch) settle(task *Task, part uint64, err error) {
 	if err != nil {
 		b.lose(task, err)
@@ -43,6 +43,7 @@ func (b *Batch) settle(task *Task, part uint64, err error) {
 	}
 }
 
+// lose marks a task as one that will fail.
 func (b *Batch) lose(task *Task, err error) {
 	final := Failed
 	if errors.Is(err, ErrSliceTimeout) {
@@ -65,8 +66,8 @@ func (b *Batch) lose(task *Task, err error) {
 	}
 }
 
-// reportFailure logs a batch's first failure; the rest are in the tasks' states. Transports settle under locks of their
-// own, which is no harm: to log waits for nothing.
+// reportFailure logs the first failure of a batch. The states of the tasks show the others. A transport may hold locks while it
+// settles: logging does not wait.
 func (e *Engine) reportFailure(b *Batch, reason error) {
 	if errors.Is(reason, ErrDiscarded) || errors.Is(reason, ErrClosed) {
 		e.log.Info("transfer given up", zap.Uint64("batch", b.id), zap.Error(reason))
@@ -75,7 +76,7 @@ func (e *Engine) reportFailure(b *Batch, reason error) {
 	e.log.Warn("transfer failed", zap.Uint64("batch", b.id), zap.Error(reason))
 }
 
-// end makes a task's state final. The last of the batch first sends the notifications.
+// end ends a task that has no outstanding bytes. The last task of the batch ends after the notifications were sent.
 func (b *Batch) end(task *Task) {
 	if b.ending.Add(-1) == 0 {
 		if ctx, messages := b.takeNotifications(); len(messages) > 0 {
@@ -86,8 +87,8 @@ func (b *Batch) end(task *Task) {
 	b.finish(task)
 }
 
-// takeNotifications returns what is to be sent now that all tasks have ended, nothing when one of them failed, and the
-// context to send it in.
+// takeNotifications returns the notifications to send now that all tasks have ended, none when a task failed, and the
+// context to send them in.
 func (b *Batch) takeNotifications() (context.Context, []pendingNotification) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -102,7 +103,7 @@ func (b *Batch) takeNotifications() (context.Context, []pendingNotification) {
 	return b.deliveryContext(), messages
 }
 
-// deliveryContext is what an abort ends the delivery of notifications by. The lock is held.
+// deliveryContext is the context of the delivery of notifications, which an abort cancels. mu is held.
 func (b *Batch) deliveryContext() context.Context {
 	if b.delivery == nil {
 		b.delivery, b.stopDelivery = context.WithCancel(b.engine.ctx)
@@ -110,6 +111,7 @@ func (b *Batch) deliveryContext() context.Context {
 	return b.delivery
 }
 
+// finish makes a task's state final.
 func (b *Batch) finish(task *Task) {
 	if !task.state.CompareAndSwap(uint32(Waiting), uint32(Completed)) {
 		task.state.Store(task.state.Load() &^ lost)
@@ -124,7 +126,7 @@ func (b *Batch) finish(task *Task) {
 	}
 }
 
-// finishAll releases what the batch held for its tasks and calls who waits.
+// finishAll releases what the batch held for its tasks, and calls the functions that wait for its end.
 func (b *Batch) finishAll() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -147,8 +149,8 @@ func (b *Batch) finishAll() {
 	clear(b.waiters)
 }
 
-// abort marks every task that has not ended as given up; the transports then settle them. A delivery of notifications
-// ends.
+// abort marks every task that has not ended as given up, which the transports then settle. It cancels the delivery of
+// notifications.
 func (b *Batch) abort(cause error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

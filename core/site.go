@@ -5,15 +5,15 @@ import (
 	"kvferry/core/status"
 )
 
-// site is where an engine's ports are.
+// site is the address of an engine, and the range of its ports.
 type site struct {
-	host             string // that peers connect to, without brackets
+	host             string // the host that peers connect to, without brackets
 	listenHost       string // see Engine.ListenHost
-	minPort, maxPort int    // that the handshake port is picked from
+	minPort, maxPort int    // the range that the handshake port is picked from
 }
 
-// siteOf finds where an engine is. In P2P mode peers connect to the host of its name. With central metadata they look up
-// where it is, and the name need not say.
+// siteOf finds the address of an engine. In P2P mode peers connect to the host in its name. With central metadata they look the
+// address up, and it need not be in the name.
 func siteOf(name address.Name, central bool, c *Config) (site, error) {
 	s := site{host: name.Host, minPort: c.MinPort, maxPort: c.MaxPort}
 	switch {

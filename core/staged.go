@@ -23,22 +23,24 @@ import (
 // Copying and the network overlap, since several chunks for a peer are under way. What is given up is settled at once while
 // it is queued, and otherwise when the step that it is in has ended.
 
+// stager has the works whose local memory is on a device.
 type stager struct {
 	mu     sync.Mutex
 	queues map[stagedRoute]*stagedQueue
 	closed bool
-	busy   group // chunks under way
+	chunks group // chunks that are under way
 }
 
 func newStager() *stager { return &stager{queues: map[stagedRoute]*stagedQueue{}} }
 
+// stagedRoute is what works in the same queue have in common.
 type stagedRoute struct {
 	segment *Segment
 	device  *staging.Device
 	opcode  Opcode
 }
 
-// submit takes over a work; t carries its chunks.
+// submit takes over a work. t is the transport that gets its chunks.
 func (s *stager) submit(w *Work, t Transport) {
 	c := &stagedCursor{work: w, task: w.Head, left: w.Bytes}
 	for {
@@ -73,7 +75,7 @@ func (s *stager) queue(r stagedRoute, t Transport) (*stagedQueue, error) {
 	return q, nil
 }
 
-// directionOf is how the local bytes of a request pass through staging blocks.
+// directionOf is the direction in which the local bytes of a request pass through staging blocks.
 func directionOf(o Opcode) staging.Direction {
 	if o == Write {
 		return staging.Out
@@ -81,7 +83,7 @@ func directionOf(o Opcode) staging.Direction {
 	return staging.In
 }
 
-// all are the queues there are.
+// all are all queues.
 func (s *stager) all() []*stagedQueue {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,14 +94,14 @@ func (s *stager) all() []*stagedQueue {
 	return queues
 }
 
-// abort settles what is queued of aborted works.
+// abort settles the queued part of aborted works.
 func (s *stager) abort() {
 	for _, q := range s.all() {
 		q.settleQueued()
 	}
 }
 
-// forget fails what is queued for a segment that was removed, and what is not yet with the transport.
+// forget fails the works for a segment that was removed, as far as they are not yet with the transport.
 func (s *stager) forget(segment *Segment) {
 	for _, q := range s.all() {
 		if q.route.segment == segment {
@@ -108,7 +110,7 @@ func (s *stager) forget(segment *Segment) {
 	}
 }
 
-// close settles what is queued, and all that is submitted from now on. The chunks under way go on to their ends.
+// close settles what is queued, and all work that is submitted from now on. Chunks that are under way go on.
 func (s *stager) close() {
 	s.mu.Lock()
 	s.closed = true
@@ -118,10 +120,10 @@ func (s *stager) close() {
 	}
 }
 
-// wait returns when no chunk is under way, or tells after a limited time which are. It comes after close, and after the
-// transports were closed.
+// wait returns when no chunk is under way. After the limit it returns an error that names those that are. It is called after
+// close, and after the transports were closed.
 func (s *stager) wait(limit time.Duration) error {
-	if s.busy.join(limit) {
+	if s.chunks.join(limit) {
 		return nil
 	}
 	return status.Errorf(status.BatchBusy, "staging blocks are %w: %s", ErrInUse, enumerate(s.all(), func(q *stagedQueue) string {

@@ -6,19 +6,19 @@ import (
 	"kvferry/core/staging"
 )
 
-// chunk is a lease, and the part of a work that passes through it. It is the owner of the work that it makes of that
-// for the transport.
+// chunk is a lease, and the part of a work that passes through it. The chunk makes a work of its own of that part for the
+// transport, and is its owner.
 type chunk struct {
 	queue  *stagedQueue
 	parent *Work
 	lease  *staging.Lease
 	work   Work
-	shares []share // as many as the work has tasks
-	more   bool    // of the parent is left
+	shares []share // one for each task of the work
+	more   bool    // further chunks of the parent follow
 	job    staging.Job
 
 	mu      sync.Mutex
-	unmoved uint64 // bytes that the transport has not settled
+	unmoved uint64 // bytes that the transport has not settled yet
 }
 
 // share is a part of one of the parent's tasks.
@@ -30,7 +30,7 @@ type share struct {
 
 func (s *share) complete() bool { return s.arrived == s.move.Length }
 
-// cut fills a lease from a work. The lock is held.
+// cut makes a chunk of the next bytes of a work. The queue's lock is held.
 func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *chunk {
 	p := &chunk{queue: q, parent: c.work, lease: lease}
 	p.work = Work{Segment: c.work.Segment, Head: -1, owner: p, shared: &c.work.own}
@@ -55,11 +55,11 @@ func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *chunk {
 	}
 	p.unmoved, p.more = p.work.Bytes, c.left > 0
 	q.underWay += p.work.Bytes
-	q.stager.busy.Add(1)
+	q.stager.chunks.Add(1)
 	return p
 }
 
-// start does a chunk's first step.
+// start begins with a chunk: a WRITE is copied into the lease first, a READ goes to the transport first.
 func (p *chunk) start() {
 	if p.queue.route.opcode == Write {
 		p.copy(p.forward)
@@ -68,8 +68,8 @@ func (p *chunk) start() {
 	}
 }
 
-// copy has the shares copied that are complete on this side, and calls then on a goroutine of the device, also when there
-// is nothing to copy.
+// copy starts the copies between the device and the lease, of a READ only for shares that have arrived completely. then is called
+// on a goroutine of the device, also if there is nothing to copy.
 func (p *chunk) copy(then func(error)) {
 	route := p.queue.route
 	for i := range p.shares {
@@ -81,8 +81,8 @@ func (p *chunk) copy(then func(error)) {
 	route.device.Start(directionOf(route.opcode), &p.job)
 }
 
-// forward gives the chunk to the transport. Where others are under way, the thread that calls it waits for their copies,
-// and is not to send.
+// forward gives the chunk to the transport. err is why the copy before it has failed. If other chunks are under way, the calling
+// thread has to wait for their copies, and the transport must not let it send: see Work.Staged.
 func (p *chunk) forward(err error) {
 	q := p.queue
 	q.mu.Lock()
@@ -100,16 +100,16 @@ func (p *chunk) forward(err error) {
 
 func (p *chunk) aborted() error { return p.parent.Aborted() }
 
-func (p *chunk) lost(task int32) bool { return p.parent.Lost(p.shares[task].task) }
+func (p *chunk) willFail(task int32) bool { return p.parent.WillFail(p.shares[task].task) }
 
-// settle is told by the transport what became of a range. Bytes of a READ that arrived have a way to go yet.
+// settle is called by the transport for each range. Bytes of a READ that have arrived must still be copied to the device.
 func (p *chunk) settle(task int32, part uint64, err error) {
-	onWay := err == nil && p.queue.route.opcode == Read
-	if !onWay {
+	toCopy := err == nil && p.queue.route.opcode == Read
+	if !toCopy {
 		p.parent.owner.settle(p.shares[task].task, part, err)
 	}
 	p.mu.Lock()
-	if onWay {
+	if toCopy {
 		p.shares[task].arrived += part
 	}
 	p.unmoved -= part
@@ -120,8 +120,8 @@ func (p *chunk) settle(task int32, part uint64, err error) {
 	}
 }
 
-// moved is called when the transport has settled the whole chunk, perhaps under locks of the transport: nothing that
-// follows here submits.
+// moved is called when the transport has settled the whole chunk, perhaps while it holds locks of its own: nothing that is called
+// here may submit.
 func (p *chunk) moved() {
 	if p.queue.route.opcode == Write {
 		p.end()
@@ -130,7 +130,7 @@ func (p *chunk) moved() {
 	}
 }
 
-// land settles the bytes of a READ that came into the lease: they are on the device now, or err tells why they are not.
+// land settles the bytes of a READ that have arrived in the lease. They are on the device now, or err is why they are not.
 func (p *chunk) land(err error) {
 	for i := range p.shares {
 		s := &p.shares[i]
@@ -145,7 +145,7 @@ func (p *chunk) land(err error) {
 	p.end()
 }
 
-// end gives the lease back.
+// end releases the lease, and lets the queue go on.
 func (p *chunk) end() {
 	q := p.queue
 	p.lease.Release()
@@ -153,5 +153,5 @@ func (p *chunk) end() {
 	q.underWay -= p.work.Bytes
 	q.mu.Unlock()
 	q.pump()
-	q.stager.busy.Done()
+	q.stager.chunks.Done()
 }

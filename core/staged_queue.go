@@ -7,13 +7,13 @@ import (
 	"kvferry/core/staging"
 )
 
-// shortChunk is what a chunk holds whose copy nothing else goes on beside, in bytes: so much is soon copied. Those are
-// the first of a WRITE, before which the network has nothing to do, and the last of a READ, after which it has nothing.
-// The others hold as much as is under way when a WRITE is cut, or an eighth of what is left of a READ, but no more than a
-// block.
+// shortChunk is the size of a chunk that is copied while the network is idle, in bytes. Its copy is soon done. These are the first
+// chunk of a WRITE, before the network has anything to send, and the last chunk of a READ, after it has received everything.
+// Other chunks of a WRITE are as large as all chunks that are under way, other chunks of a READ an eighth of the rest, but no
+// larger than a block.
 const shortChunk = 256 << 10
 
-// stagedQueue is the works of one route. It exists while there are any, or chunks of them.
+// stagedQueue is the works of one route. It exists while it has works, or chunks of them are under way.
 type stagedQueue struct {
 	stager    *stager
 	route     stagedRoute
@@ -21,35 +21,36 @@ type stagedQueue struct {
 	account   *staging.Account
 
 	mu       sync.Mutex
-	cursors  []*stagedCursor // the first is next
+	cursors  []*stagedCursor // the first one is next
 	underWay uint64          // bytes in chunks
-	pumping  bool            // somebody cuts chunks
-	again    bool            // and is to look once more
-	ended    error           // why it takes nothing more
-	unlisted bool            // it is off the stager's list: nobody is to use it
+	pumping  bool            // a goroutine is in pump
+	again    bool            // that goroutine has to go through the queue once more
+	ended    error           // why the queue takes no further work
+	unlisted bool            // it is not in the stager's map any more, and must not be used
 }
 
-// stagedCursor is what is left to cut of a work.
+// stagedCursor is the part of a work that is not cut into chunks yet.
 type stagedCursor struct {
 	work *Work
-	task int32  // where the next chunk begins
-	skip uint64 // bytes of that task before it
-	left uint64 // bytes not cut yet
+	task int32  // the task in which the next chunk begins
+	skip uint64 // bytes of that task before the next chunk
+	left uint64 // bytes that are not cut yet
 }
 
+// settleRest ends the part of the work that is not cut yet.
 func (c *stagedCursor) settleRest(err error) {
 	c.work.Settle(c.task, c.skip, c.left, err)
 	c.left = 0
 }
 
-// settleTask ends what is not cut yet of the task in which the next chunk begins.
+// settleTask ends the rest of the task in which the next chunk begins.
 func (c *stagedCursor) settleTask(err error) {
 	rest := c.work.Tasks[c.task].Length - c.skip
 	c.work.Settle(c.task, c.skip, rest, err)
 	c.advance(rest)
 }
 
-// advance skips bytes that do not go beyond the task in which the cursor stands.
+// advance skips so many bytes of the current task, which has them.
 func (c *stagedCursor) advance(length uint64) {
 	c.left -= length
 	c.skip += length
@@ -58,7 +59,7 @@ func (c *stagedCursor) advance(length uint64) {
 	}
 }
 
-// add queues a work, or returns false.
+// add queues a work. It returns false if the queue is unlisted.
 func (q *stagedQueue) add(c *stagedCursor) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -68,8 +69,9 @@ func (q *stagedQueue) add(c *stagedCursor) bool {
 	return !q.unlisted
 }
 
-// pump starts the chunks for which there are leases. It is called when there is something new to cut, and when a lease
-// may be had again. One goroutine at a time does it: a chunk may come to its end while it is being started.
+// pump starts as many chunks as there are leases for. It is called when a work was added, and when a lease may be available again.
+// One goroutine at a time is in it; others set again, so that it goes through the queue once more. A chunk may end, and call pump,
+// while it is being started.
 func (q *stagedQueue) pump() {
 	q.mu.Lock()
 	q.again = true
@@ -91,13 +93,13 @@ func (q *stagedQueue) pump() {
 	q.endIfIdle()
 }
 
-// next cuts a chunk from the work whose turn it is; nil when there is no work, or no lease. The lock is held.
+// next cuts a chunk from the first work; nil if there is no work, or no lease. The lock is held.
 func (q *stagedQueue) next() *chunk {
 	for len(q.cursors) > 0 {
 		c := q.cursors[0]
 		if err := q.givenUp(c.work); err != nil {
 			c.settleRest(err)
-		} else if c.work.Lost(c.task) {
+		} else if c.work.WillFail(c.task) {
 			c.settleTask(ErrPartFailed)
 		} else if lease, err := q.account.TryLease(min(c.left, q.chunkSize(c))); err != nil {
 			c.settleRest(err)
@@ -115,7 +117,7 @@ func (q *stagedQueue) next() *chunk {
 	return nil
 }
 
-// chunkSize is the most that the next chunk of a work holds, in bytes.
+// chunkSize is the largest size of the next chunk of a work, in bytes. See shortChunk.
 func (q *stagedQueue) chunkSize(c *stagedCursor) uint64 {
 	size := q.underWay
 	if q.route.opcode == Read {
@@ -124,7 +126,7 @@ func (q *stagedQueue) chunkSize(c *stagedCursor) uint64 {
 	return min(q.route.device.BlockSize(), max(shortChunk, size))
 }
 
-// rotate gives the others their turns before the first work has another.
+// rotate moves the first work to the end of the queue, so that the works take turns.
 func (q *stagedQueue) rotate() {
 	first := q.cursors[0]
 	q.cursors[0] = nil
@@ -134,7 +136,7 @@ func (q *stagedQueue) rotate() {
 	}
 }
 
-// givenUp is why nothing more is done for a work. The lock is held.
+// givenUp is why a work is given up; nil if it is not. The lock is held.
 func (q *stagedQueue) givenUp(w *Work) error {
 	if err := w.Aborted(); err != nil {
 		return err
@@ -142,7 +144,7 @@ func (q *stagedQueue) givenUp(w *Work) error {
 	return q.ended
 }
 
-// end fails what the queue holds or gets from now on.
+// end fails the works in the queue, and those that are added from now on.
 func (q *stagedQueue) end(reason error) {
 	q.mu.Lock()
 	q.ended = reason
@@ -150,7 +152,7 @@ func (q *stagedQueue) end(reason error) {
 	q.settleQueued()
 }
 
-// settleQueued settles what is not cut yet of the works that are given up.
+// settleQueued settles the works that are given up, as far as they are not cut yet.
 func (q *stagedQueue) settleQueued() {
 	q.mu.Lock()
 	q.cursors = slices.DeleteFunc(q.cursors, func(c *stagedCursor) bool {
@@ -164,7 +166,7 @@ func (q *stagedQueue) settleQueued() {
 	q.pump()
 }
 
-// endIfIdle takes the queue off the list when nothing is queued or under way.
+// endIfIdle removes the queue from the stager's map when nothing is queued or under way.
 func (q *stagedQueue) endIfIdle() {
 	q.stager.mu.Lock()
 	defer q.stager.mu.Unlock()

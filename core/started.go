@@ -7,14 +7,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// startInfo is what only the line of a start says.
+// startInfo is what the log line about the start says, and nothing else needs.
 type startInfo struct {
 	version  string
 	metadata string   // the store, without secrets
-	changed  []string // settings, likewise
+	changed  []string // settings that differ from their defaults, without secrets
 }
 
-// logStart says, once its first transport is there, what the engine is and where peers find it.
+// logStart logs the engine's name, addresses and settings, when its first transport is installed.
 func (e *Engine) logStart() {
 	d := e.Descriptor()
 	listening := e.ListenHost()

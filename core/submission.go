@@ -6,20 +6,20 @@ import (
 	"kvferry/core/staging"
 )
 
-// submission is the tasks of one Submit.
+// submission is the tasks of one call of Engine.Submit.
 type submission struct {
-	batch    *Batch
-	first    int           // task id of tasks[0]
-	upToThis []*submission // of the batch, oldest first; nobody changes them
-	tasks    []Task
-	bytes    uint64 // sum of the lengths
-	works    []*Work
-	refused  []refusal
-	empty    bool // some tasks have no bytes
-	pins     pins // local regions in use; the batch's, once it has the submission
-	cause    atomic.Pointer[error]
+	batch       *Batch
+	first       int           // task id of tasks[0]
+	submissions []*submission // of the batch up to this one, oldest first; never changed
+	tasks       []Task
+	bytes       uint64 // sum of the lengths
+	works       []*Work
+	refused     []refusal
+	empty       bool                  // some tasks have no bytes
+	pins        pins                  // local regions in use, before the batch takes them over
+	cause       atomic.Pointer[error] // why the submission is given up
 
-	// Room for what most submissions need, which then takes no allocation of its own.
+	// room is memory for what most submissions need, in the same allocation.
 	room struct {
 		self [1]*submission
 		task [1]Task
@@ -31,7 +31,7 @@ type submission struct {
 	}
 }
 
-// newSubmission is a submission of so many tasks, all of them zero.
+// newSubmission makes a submission of so many zero tasks.
 func newSubmission(b *Batch, tasks int) *submission {
 	s := &submission{batch: b}
 	s.tasks = s.room.task[:]
@@ -43,13 +43,13 @@ func newSubmission(b *Batch, tasks int) *submission {
 	return s
 }
 
-// refusal is a task that goes to no transport, and why.
+// refusal is a task that no transport gets, and why.
 type refusal struct {
 	task   int32
 	reason error
 }
 
-// newWork makes a work of none of the tasks yet.
+// newWork makes a work without tasks.
 func (s *submission) newWork(segment *Segment, device *staging.Device) *Work {
 	w := &s.room.work
 	if len(s.works) > 0 {
@@ -70,7 +70,7 @@ func (s *submission) aborted() error {
 	return nil
 }
 
-func (s *submission) lost(task int32) bool { return s.tasks[task].state.Load()&lost != 0 }
+func (s *submission) willFail(task int32) bool { return s.tasks[task].state.Load()&lost != 0 }
 
 func (s *submission) settle(task int32, part uint64, err error) {
 	s.batch.settle(&s.tasks[task], part, err)

@@ -1,6 +1,6 @@
 package core
 
-// Endpoint is where and how peers reach a transport's data port; it goes into the segment descriptor.
+// Endpoint is the address of a transport's data port, and the protocol that it understands. The segment descriptor has it.
 type Endpoint struct {
 	Host           string // without brackets
 	Port           int
@@ -17,41 +17,42 @@ type Transport interface {
 	// Endpoint is what peers need to know to reach it.
 	Endpoint() Endpoint
 
-	// Submit takes over one submission's work for one segment. It does not wait for the network: it queues, or moves
-	// what can be moved at once. Failures are reported per range by Work.Settle, also before Submit returns. w is not
-	// copied by value.
+	// Submit takes over one submission's work for one segment. It does not wait for the network: it queues the work, or moves
+	// the part that can be moved at once. Failures are reported per range by Work.Settle, perhaps before Submit returns. w must
+	// not be copied by value.
 	Submit(w *Work)
 
-	// Assist lets the calling goroutine, who waits for work on the segment, help to finish it: it returns when done
-	// reports true, and otherwise after a fraction of a millisecond. A transport may leave it out.
+	// Assist lets the calling goroutine, which waits for work on the segment, help to finish it. It returns when done reports
+	// true, and otherwise after a fraction of a millisecond. It may do nothing.
 	Assist(s *Segment, done func() bool)
 
-	// Abort makes the transport settle, soon, everything it holds whose Work.Aborted is not nil: queued ranges at
-	// once, those in flight after what moves their bytes has stopped. Ranges of aborted work that turn up later are
-	// settled unsent. Abort need not wait.
+	// Abort makes the transport settle the ranges of all work whose Work.Aborted is not nil: queued ranges at once, ranges in
+	// flight as soon as nothing moves their bytes any more. Ranges of aborted work that are found later are settled unsent.
+	// Abort need not wait.
 	Abort()
 
-	// Evict ends, soon, whatever moves bytes of a region on behalf of a peer. The region takes no new pins by then.
+	// Evict ends the transfers that move bytes of a region on behalf of a peer, and need not wait. The region gets no new pins
+	// any more.
 	Evict(r *Region)
 
-	// Holders names, for an error, the peers for whom bytes of a region are moved, or may be: "peer 10.0.0.2:4711".
+	// Holders names, for an error, the peers for which bytes of a region are moved, or may be: "peer 10.0.0.2:4711".
 	Holders(r *Region) []string
 
-	// Moved is how many bytes it has sent to, and received from, a segment's owner on the connections that are up, whatever
-	// they were. A number that is another one the next time says that something moves.
+	// Moved is how many bytes, headers included, were sent to and received from a segment's owner on the connections that are
+	// up. When it changes, bytes are moving.
 	Moved(s *Segment) uint64
 
-	// Forget drops the connections to a segment's owner. Ranges still held for it fail, and so does what comes later, of a
-	// Submit that was on its way: by then Segment.Removed has the reason.
+	// Forget closes the connections to a segment's owner. Ranges that are held for it fail, and so does work that a call of
+	// Submit brings later. Segment.Removed has the reason.
 	Forget(s *Segment)
 
-	// Links describes the peers that the transport has to do with.
+	// Links describes the peers of the transport.
 	Links() []Link
 
-	// Close settles everything that is still held, closes every connection, and returns when no goroutine of the
-	// transport is left, or after EndingTime. In that case the error has ErrInUse in it, and names what is stuck and the
-	// memory that it may use; that ends by itself, touches no other memory, and a further Close waits for it again.
-	// Submit settles all it gets once Close was called.
+	// Close settles all ranges that are held, closes every connection, and returns when all goroutines of the transport have
+	// ended, or after EndingTime. In the second case the error has ErrInUse in it, and names the transfers that are stuck and the
+	// memory that they may use. They touch no other memory. Another call of Close waits for them again. After Close was called,
+	// Submit settles all work at once.
 	Close() error
 }
 

@@ -14,23 +14,23 @@ type Work struct {
 	Staged bool
 
 	owner  owner
-	tail   int32
-	device *staging.Device // that the local memory is on; nil for host memory
+	tail   int32           // the last task
+	device *staging.Device // the device that the local memory is on; nil for host memory
 	own    binding         // see Bind
-	shared *binding        // that of the work which this is a part of; nil where it is none
+	shared *binding        // for a chunk: the binding of the whole work
 }
 
-// owner is who the ranges of a work are settled with: a submission, or a chunk, which carries a part of one. Tasks are
-// named by their index.
+// owner is told what became of the ranges of a work: a submission, or a chunk that carries a part of one. Tasks are named by
+// their index.
 type owner interface {
 	aborted() error
-	lost(task int32) bool
+	willFail(task int32) bool
 	settle(task int32, part uint64, err error)
 }
 
 func (w *Work) append(i int32) { w.appendRun(i, i, w.Tasks[i].Length) }
 
-// appendRun appends tasks that are linked already, from first to last, and have so many bytes.
+// appendRun appends tasks that are already linked, from first to last, with so many bytes together.
 func (w *Work) appendRun(first, last int32, bytes uint64) {
 	if w.Head < 0 {
 		w.Head = first
@@ -45,15 +45,15 @@ func (w *Work) appendRun(first, last int32, bytes uint64) {
 // Aborted returns why the work is to be given up; nil while it is not. It takes a few nanoseconds.
 func (w *Work) Aborted() error { return w.owner.aborted() }
 
-// Lost reports whether a task will fail, whatever becomes of the rest of it. It takes a few nanoseconds.
-func (w *Work) Lost(task int32) bool { return w.owner.lost(task) }
+// WillFail reports whether a part of a task has failed. The rest of it need not be moved. It takes a few nanoseconds.
+func (w *Work) WillFail(task int32) bool { return w.owner.willFail(task) }
 
-// settleAll ends all of a work no part of which has ended.
+// settleAll ends all of a work. No part of it has ended yet.
 func (w *Work) settleAll(err error) { w.Settle(w.Head, 0, w.Bytes, err) }
 
-// Settle ends a range of the work: length bytes that start skip bytes into task first and go on over the tasks that
-// follow it in the work. err is nil when all of them are at their destination. Afterwards the transport does not touch
-// the range's local memory.
+// Settle ends a range of the work: length bytes, from skip bytes into task first on, over the tasks that follow it in the
+// work. err is nil when all of them are at their destination. Afterwards the transport does not touch the range's local
+// memory.
 func (w *Work) Settle(first int32, skip, length uint64, err error) {
 	for i := first; length > 0; i = w.Tasks[i].Next {
 		task := &w.Tasks[i]

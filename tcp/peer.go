@@ -396,7 +396,7 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor, open func(*cursor) boo
 			p.cursors = append(p.cursors, c)
 			continue
 		}
-		if c.work.Lost(c.task) {
+		if c.work.WillFail(c.task) {
 			p.queued -= c.settleTask(core.ErrPartFailed)
 			p.dropIfCut(at)
 			continue

@@ -18,17 +18,17 @@ const MaxHostLength = 255
 // NoDevice is the device of a name that gives none.
 const NoDevice = -1
 
-// Name is the name of an engine, taken apart.
+// Name is the parsed name of an engine.
 type Name struct {
 	Host   string // host name or IP address, without brackets, an IPv6 scope kept
 	Port   int    // 0 to 65535
 	Device int    // N of a trailing ":npu_N", or NoDevice
 }
 
-// Parse takes a name apart. The forms are host, host:port and host:port:npu_N. An IPv6 address, with or without a scope,
-// may stand in place of host. It needs no brackets: a name that is no IPv6 address as a whole is split at the last colon,
-// "fd00::2:15858" and "fe80::1%eth0:12001" as well. One that is an address as a whole, "fd00::2:1585", is taken for that:
-// see MayMeanPort. A name without a port gets defaultPort. Port 0 is taken: a local name's port means nothing in P2P mode.
+// Parse parses a name. The forms are host, host:port and host:port:npu_N. The host may be an IPv6 address, with or without a scope
+// and brackets. Without brackets, a name that is not an IPv6 address as a whole is split at the last colon: "fd00::2:15858" and
+// "fe80::1%eth0:12001" have a port. A name that is an address as a whole, "fd00::2:1585", has none: see MayMeanPort. A name
+// without a port gets defaultPort. Port 0 is accepted: the port of a local name is not used in P2P mode.
 // Errors carry status.InvalidArgument.
 func Parse(s string, defaultPort int) (Name, error) {
 	host, rest, err := splitHost(s)
@@ -56,7 +56,7 @@ func Parse(s string, defaultPort int) (Name, error) {
 	return name, nil
 }
 
-// splitHost cuts a name into its host and what follows, which is empty or starts with a colon.
+// splitHost splits a name into its host and the rest, which is empty or starts with a colon.
 func splitHost(s string) (host, rest string, err error) {
 	if s == "" {
 		return "", "", status.Errorf(status.InvalidArgument, "the name is empty")
@@ -82,15 +82,15 @@ func splitHost(s string) (host, rest string, err error) {
 
 func beforeLastColon(s string) string { return s[:max(0, strings.LastIndexByte(s, ':'))] }
 
-// MayMeanPort reports whether a name was taken for an IPv6 address without a port, and would be an address and a port if
-// the address were in brackets: "fd00::2:1585".
+// MayMeanPort reports whether Parse takes a name for an IPv6 address without a port, although its end could be a port:
+// "fd00::2:1585".
 func MayMeanPort(s string) bool {
 	_, err := parseNumber(s[len(beforeLastColon(s)):][min(1, len(s)):], 1<<16-1)
 	return err == nil && isIPv6(s) && isIPv6(beforeLastColon(s))
 }
 
-// Canonical is one spelling for all names that lead to the same host and port: "host:port", an IPv6 address in brackets
-// and as netip writes it. A name that Parse refuses stays as it is.
+// Canonical is one spelling for all names of the same host and port: "host:port", with an IPv6 address in brackets and as netip
+// writes it. A name that Parse refuses is returned as it is.
 func Canonical(s string, defaultPort int) string {
 	name, err := Parse(s, defaultPort)
 	if err != nil {
@@ -106,7 +106,7 @@ func Canonical(s string, defaultPort int) string {
 func splitBrackets(s string) (host, rest string, err error) {
 	host, rest, closed := strings.Cut(s[1:], "]")
 	if !closed || !isIPv6(host) {
-		return "", "", status.Errorf(status.InvalidArgument, "name %.80q: what is in brackets is not an IPv6 address", s)
+		return "", "", status.Errorf(status.InvalidArgument, "name %.80q: the text in brackets is not an IPv6 address", s)
 	}
 	if rest != "" && rest[0] != ':' {
 		return "", "", status.Errorf(status.InvalidArgument, "name %.80q: %.20q follows the brackets", s, rest)
@@ -120,8 +120,8 @@ func BareHost(host string) (string, error) {
 	return host, CheckHost(host)
 }
 
-// CheckHost says what is wrong with a host name or IP address without brackets; nil when nothing is. It looks at the
-// text alone and resolves nothing.
+// CheckHost says what is wrong with a host name or IP address without brackets; nil if it is valid. It checks the text alone, and
+// does not resolve names.
 func CheckHost(host string) error {
 	if host == "" {
 		return status.Errorf(status.InvalidArgument, "the host is empty")

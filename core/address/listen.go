@@ -23,8 +23,8 @@ const resolveTimeout = 2 * time.Second
 //
 // An IP address of this machine is returned as it is. "localhost" gives the loopback address. Any other name gives
 // its address when it resolves to exactly one, which is this machine's and not a loopback address: with several, one
-// listener could not serve them all, and a machine's own name is often mapped to 127.0.1.1 in its /etc/hosts alone
-// while peers resolve it to something else. In every other case all addresses are listened on.
+// listener could not serve them all, and a machine's own name is often 127.0.1.1 in its own /etc/hosts, and another address for
+// peers. In every other case the engine listens on all addresses.
 func ListenHost(host string) string {
 	local := localAddresses()
 	if ip, err := netip.ParseAddr(host); err == nil {
@@ -35,7 +35,7 @@ func ListenHost(host string) string {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
 	defer cancel()
-	// A name that does not resolve gives no addresses, and that is all there is to know here.
+	// An error counts as no addresses.
 	found, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if isLocalhost(host) {
 		return pickLoopback(found)
@@ -44,7 +44,7 @@ func ListenHost(host string) string {
 }
 
 // Published is the first address of an interface that is up, running and not the loopback one: an IPv6 address or an
-// IPv4 one. Link-local addresses are passed over, which mean nothing elsewhere. "" where there is none.
+// IPv4 one. Link-local addresses are skipped: other machines cannot use them. "" if there is none.
 func Published(ipv6 bool) string {
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -83,7 +83,7 @@ func pickLoopback(found []netip.Addr) string {
 	return chosen
 }
 
-// pickLocal is the one address that a name resolved to, if it is fit to be listened on.
+// pickLocal is the only address that a name resolved to, if the engine can listen on it.
 func pickLocal(found []netip.Addr, local prefixes) string {
 	if len(found) != 1 {
 		return ""
@@ -95,7 +95,7 @@ func pickLocal(found []netip.Addr, local prefixes) string {
 	return ip.String()
 }
 
-// IsElsewhere reports whether a host means the same on every machine: it is no loopback address, and not 0.0.0.0 or ::.
+// IsElsewhere reports whether a host means the same on every machine: it is not a loopback address, 0.0.0.0 or ::.
 func IsElsewhere(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
@@ -128,8 +128,8 @@ func localAddresses() prefixes {
 	return local
 }
 
-// has reports whether ip is an address of this machine: an interface's, or any in the network of a loopback address
-// (127.0.0.2 is as good as 127.0.0.1). A link-local address cannot be bound without its scope and is none then.
+// has reports whether ip is an address of this machine: that of an interface, or any address in the network of a loopback address,
+// as 127.0.0.2. A link-local address without its scope cannot be bound, and does not count.
 func (local prefixes) has(ip netip.Addr) bool {
 	ip = ip.Unmap()
 	if ip.Is6() && ip.IsLinkLocalUnicast() && ip.Zone() == "" {
@@ -144,9 +144,9 @@ func (local prefixes) has(ip netip.Addr) bool {
 	return false
 }
 
-// Listen opens a listener on a port picked at random in [minPort, maxPort], both included. Busy and privileged ports
-// are passed over; only when no port is left, or for a reason that no other port can help, is there an error, which
-// carries status.Socket and names the range and the last system error. An empty host means every address, IPv4 and
+// Listen opens a listener on a random port in [minPort, maxPort], both included. Busy and privileged ports are skipped. It fails if
+// no port is free, or for a reason that holds for every port. The error carries status.Socket, and names the range and the last
+// system error. An empty host means every address, IPv4 and
 // IPv6. backlog is the number of connections that the kernel keeps until they are accepted; below 1 it is the
 // system's default. The caller closes the listener.
 func Listen(ctx context.Context, host string, minPort, maxPort, backlog int) (*net.TCPListener, error) {
@@ -174,7 +174,7 @@ func Listen(ctx context.Context, host string, minPort, maxPort, backlog int) (*n
 // listen opens a listener on one port.
 func listen(ctx context.Context, host string, port, backlog int) (*net.TCPListener, error) {
 	var config net.ListenConfig
-	// Peers do not speak multipath TCP, and what the data path asks a socket is answered for plain TCP only.
+	// Peers do not use multipath TCP, and the data path uses socket options that exist for plain TCP only.
 	config.SetMultipathTCP(false)
 	l, err := config.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
@@ -187,7 +187,7 @@ func listen(ctx context.Context, host string, port, backlog int) (*net.TCPListen
 	return tcp, nil
 }
 
-// setBacklog calls listen(2) once more, which changes the backlog of a socket that listens already.
+// setBacklog calls listen(2) once more, which changes the backlog of a listening socket.
 func setBacklog(l *net.TCPListener, backlog int) error {
 	if backlog < 1 {
 		return nil
@@ -203,7 +203,7 @@ func setBacklog(l *net.TCPListener, backlog int) error {
 	return errors.Join(err, failed)
 }
 
-// hint adds what the text of a system error does not tell.
+// hint explains a system error beyond its text.
 func hint(err error) string {
 	switch {
 	case errors.Is(err, unix.EMFILE):

@@ -1,5 +1,5 @@
-// Package device is the seam between the engine and the memory of devices: which device memory belongs to, and
-// asynchronous copies between it and page-locked host memory. A vendor's library stands behind each Runtime.
+// Package device is the interface between the engine and devices: it finds the device of an address, and makes asynchronous copies
+// between device memory and page-locked host memory. Each Runtime uses the library of one vendor.
 package device
 
 import (
@@ -10,29 +10,29 @@ import (
 // Runtime is one kind of device, behind one vendor's library. Its methods may be called from any goroutine, and leave
 // the calling thread's current device and context as they were.
 type Runtime interface {
-	// Name is what its locations begin with: "npu", of "npu:1".
+	// Name is the first part of its locations: "npu" of "npu:1".
 	Name() string
 
 	// Require opens the vendor's library if it is not open yet. The error says where it was looked for.
 	Require() error
 
-	// Locate tells on which device the memory at addr lies; found is false when it lies on none. location is where the
-	// owner says that it is ("npu:1", "cpu:0", "*"): it is believed where the library cannot be asked. A library that
-	// is not open, and that location does not call for, knows of no memory.
+	// Locate finds the device of the memory at addr; found is false if it is not on a device of this runtime. location is where
+	// the owner says that it is ("npu:1", "cpu:0", "*"). It counts if the library cannot be asked. A library is opened only for
+	// a location of its devices; until then found is false.
 	Locate(addr uintptr, location string) (index int, found bool, err error)
 
-	// Open returns a device. Nothing is made on the device before the first Bind.
+	// Open returns a device. Nothing is allocated on the device before the first Bind.
 	Open(index int) (Device, error)
 }
 
-// Ordering is a Runtime that can do something at a place in a stream of the application.
+// Ordering is a Runtime that can call a function in the order of a stream of the application.
 type Ordering interface {
 	Runtime
 
-	// Call has f called, once, when everything that is queued in the stream by now has been done; what is queued later
-	// waits until f has returned. It does not wait itself. f runs on a thread of the library, and may not call the library
-	// on it. Where the device fails before, f is not called. stream is the library's handle, 0 for its default stream, that
-	// of the calling thread's current context: Call does not change threads.
+	// Call queues a call of f in a stream: f is called once when all work that is in the stream now is done, and work that is
+	// queued later waits until f has returned. Call does not wait. f runs on a thread of the library, and must not call the
+	// library. If the device fails before, f is not called. stream is the library's handle, 0 for the default stream of the
+	// calling thread's current context: Call uses the calling thread.
 	Call(stream uintptr, f func()) error
 }
 
@@ -62,20 +62,20 @@ type Device interface {
 	NewEvent() (Event, error)
 }
 
-// Traits are what there is to know of a device to copy to and from it in its best way.
+// Traits say how copies to and from a device are made fastest.
 type Traits struct {
-	// Alignment is what both addresses of a copy within the device must be multiples of: a power of two.
+	// Alignment is a power of two. Both addresses of a copy within the device must be multiples of it.
 	Alignment uintptr
 
-	// Gathers is whether many small blocks cross faster when they are gathered on the device, by copies within it, into one
-	// piece, or scattered from one there. Else a batch of them is better, or one copy for each.
+	// Gathers is whether many small blocks are copied faster if they are first gathered on the device, by copies within it, or
+	// scattered there. Otherwise a batch is faster, or one copy for each.
 	Gathers bool
 
-	// Asks is whether Wait of an event, with no time, tells within microseconds whether it has happened.
+	// Asks is whether Event.Wait with a timeout of 0 takes only microseconds.
 	Asks bool
 }
 
-// Kind is which way a copy goes.
+// Kind is the direction of a copy.
 type Kind int
 
 const (
@@ -96,34 +96,33 @@ type Copy struct {
 
 // Stream runs copies one after the other, asynchronously. There is no order between two streams.
 type Stream interface {
-	// Copy queues the copies, in order. The host side of each is page-locked. issued is how many were queued: when
-	// there is an error, it is about copies[issued], and the ones after that were not tried.
+	// Copy queues the copies, in order. The host side of each is page-locked. issued is how many were queued. An error is about
+	// copies[issued]; the copies after it were not tried.
 	Copy(kind Kind, copies []Copy) (issued int, err error)
 
-	// CopyBatch queues the copies in one call, with no order among them. It fails with ErrNoBatches where the library has
-	// no such call, or not for this kind or device. After another error, any of them may have been queued.
+	// CopyBatch queues the copies in one call, in no order. It fails with ErrNoBatches if the library has no such call for this
+	// kind and device. After another error, any of them may have been queued.
 	CopyBatch(kind Kind, copies []Copy) error
 
-	// Record has the event happen when everything queued so far has been done.
+	// Record queues an event: it happens when all work that was queued before is done.
 	Record(e Event) error
 
-	// Drain waits, for at most so long, until everything queued has been done; it fails when that failed.
+	// Drain waits, for at most so long, until all queued work is done. It fails if the work has failed, or the time is over.
 	Drain(timeout time.Duration) error
 
-	// Close gives the stream up. It may wait for what is queued as long as that takes, so Drain comes first. After it has
-	// returned without an error no copy of the stream touches memory any more.
+	// Close closes the stream. It may wait without a limit for queued work, so Drain is called first. After it has returned
+	// without an error, no copy of the stream touches memory any more.
 	Close() error
 }
 
-// Event is recorded in a stream and waited for, again and again. Wait may be called on another thread than Record, after
-// it.
+// Event is recorded in a stream and waited for, any number of times. Wait is called after Record, perhaps on another thread.
 type Event interface {
-	// Wait sleeps until the event has happened: done is false when that took longer than the timeout. An error means
-	// that work before it in its stream failed, or that nothing can be said about it.
+	// Wait sleeps until the event has happened. done is false when that takes longer than the timeout. An error means that work
+	// before it in its stream has failed, or that its state is not known.
 	Wait(timeout time.Duration) (done bool, err error)
 
 	Close() error
 }
 
-// ErrNoBatches is why CopyBatch is not to be used.
+// ErrNoBatches is the error of CopyBatch where it is not supported.
 var ErrNoBatches = errors.New("the device's library copies no batches")

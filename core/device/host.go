@@ -6,12 +6,12 @@ import (
 	"unsafe"
 )
 
-// Host is a runtime whose devices are stretches of host memory: what is built on a Runtime can be used and tested without
-// a vendor's library. It is as strict as one: methods of a device are refused on threads that are not bound to it, and
-// copies that leave its memory, or page-locked memory, fail.
+// Host is a runtime whose devices are host memory: code that uses a Runtime can be tested without a vendor's library. It is as strict
+// as one: methods of a device fail on threads that are not bound to it, and copies beyond its memory, or beyond page-locked memory,
+// fail.
 type Host struct {
-	// Batches is whether streams take batches, and Traits are those of all devices: AscendCL's where they are not set.
-	// They are set before the first device is opened.
+	// Batches is whether streams take batches. Traits are those of all devices, by default those of AscendCL. Both are set before
+	// the first device is opened.
 	Batches bool
 	Traits  Traits
 
@@ -36,7 +36,7 @@ func (h *Host) Name() string { return h.name }
 // Require never fails.
 func (h *Host) Require() error { return nil }
 
-// Locate finds device memory; location is not needed for that.
+// Locate finds device memory by its address; location is not used.
 func (h *Host) Locate(addr uintptr, location string) (index int, found bool, err error) {
 	for i, d := range h.devices {
 		if d.finds(addr, 1, false) {
@@ -53,7 +53,7 @@ func (h *Host) Open(index int) (Device, error) {
 	return h.devices[index], nil
 }
 
-// Allocate returns memory of a device as an application has it, to be given to Free. It may be called on any thread.
+// Allocate returns device memory for a test, as an application would have it. Free frees it. Both may be called on any thread.
 func (h *Host) Allocate(index int, length uint64) ([]byte, error) {
 	if _, err := h.Open(index); err != nil {
 		return nil, err
@@ -61,7 +61,7 @@ func (h *Host) Allocate(index int, length uint64) ([]byte, error) {
 	return h.devices[index].allocate(length, false)
 }
 
-// Free takes back what Allocate returned.
+// Free frees memory that Allocate has returned.
 func (h *Host) Free(memory []byte) error {
 	addr := uintptr(unsafe.Pointer(unsafe.SliceData(memory)))
 	index, found, _ := h.Locate(addr, "")
@@ -71,7 +71,7 @@ func (h *Host) Free(memory []byte) error {
 	return h.devices[index].free(addr, false)
 }
 
-// Leaks describes what is allocated or open, one line for each thing.
+// Leaks describes everything that is allocated or open, one line for each.
 func (h *Host) Leaks() []string {
 	var leaks []string
 	for _, d := range h.devices {

@@ -23,7 +23,7 @@ type hostDevice struct {
 type hostSpan struct {
 	memory []byte
 	addr   uintptr
-	pinned bool // page-locked memory of the host, and not memory of the device
+	pinned bool // page-locked host memory; otherwise device memory
 }
 
 func (d *hostDevice) Bind() error {
@@ -109,7 +109,7 @@ func (d *hostDevice) free(addr uintptr, pinned bool) error {
 	return unix.Munmap(memory)
 }
 
-// search returns the index of the span that begins at addr, or where it would be. The lock is held.
+// search returns the index of the span that begins at addr, or the index where it would be inserted. The lock is held.
 func (d *hostDevice) search(addr uintptr) (index int, found bool) {
 	return slices.BinarySearchFunc(d.spans, addr, func(s hostSpan, addr uintptr) int {
 		switch {
@@ -122,7 +122,7 @@ func (d *hostDevice) search(addr uintptr) (index int, found bool) {
 	})
 }
 
-// at is the memory from addr on; nil where it is not wholly in a span of the kind. The lock is held.
+// at is the memory from addr on; nil if it is not in one span of the kind. The lock is held.
 func (d *hostDevice) at(addr uintptr, length uint64, pinned bool) []byte {
 	i, found := d.search(addr)
 	if !found {
@@ -145,7 +145,7 @@ func (d *hostDevice) finds(addr uintptr, length uint64, pinned bool) bool {
 	return d.at(addr, length, pinned) != nil
 }
 
-// resolve is the memory that a copy is about. The lock is held.
+// resolve finds the memory of a copy. The lock is held.
 func (d *hostDevice) resolve(kind Kind, c Copy) (dst, src []byte, err error) {
 	dst, src = d.at(c.Dst, c.Length, kind == DeviceToHost), d.at(c.Src, c.Length, kind == HostToDevice)
 	switch {

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// hostEvent counts how often it was recorded, and which of these has happened.
+// hostEvent counts how often it was recorded, and how many of these have happened.
 type hostEvent struct {
 	device *hostDevice
-	signal chan struct{} // something has happened
+	signal chan struct{} // has an element when happened may have changed
 
 	mu       sync.Mutex
 	recorded uint64

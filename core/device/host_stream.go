@@ -10,16 +10,16 @@ import (
 type hostStream struct {
 	device  *hostDevice
 	drained hostEvent
-	ended   chan struct{} // the goroutine has
+	ended   chan struct{} // closed when the goroutine has ended
 
 	mu     sync.Mutex
-	work   sync.Cond // there is something in the queue, or closed was set
+	work   sync.Cond // the queue is not empty, or closed was set
 	queue  []hostStep
 	closed bool
-	failed error // the first failure; nothing is copied after it
+	failed error // the first failure, after which nothing is copied
 }
 
-// hostStep is a copy, or the happening of an event.
+// hostStep is a copy, or an event.
 type hostStep struct {
 	kind   Kind
 	copy   Copy
@@ -93,7 +93,7 @@ func (s *hostStream) Drain(timeout time.Duration) error {
 	return err
 }
 
-// Close drops what is queued, and waits for what has been taken from the queue.
+// Close drops the steps in the queue, and waits for those that have begun.
 func (s *hostStream) Close() error {
 	if err := s.device.check(); err != nil {
 		return err
@@ -139,7 +139,7 @@ func (s *hostStream) do(step *hostStep) {
 		s.device.mu.RLock()
 		defer s.device.mu.RUnlock()
 		dst, src, err := s.device.resolve(step.kind, step.copy)
-		if err != nil { // freed since it was queued
+		if err != nil { // the memory was freed meanwhile
 			s.failed = err
 			return
 		}

@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// trustTime is how long an answer about the signal handlers counts. To ask takes a fiftieth of the time of a short request,
-// and the handlers of a program change once, if at all. They would have to change, registered memory to be unmapped, and a
-// peer to write to it, all within this time.
+// trustTime is how long an answer about the signal handlers counts. To ask takes a fiftieth of the time of a short request. The
+// answer is wrong only if the program replaces its handlers, unmaps registered memory, and a peer writes to that memory, all
+// within this time.
 const trustTime = 20 * time.Microsecond
 
 var (
-	// goHandler is the address of Go's signal handler in this library, once it was found installed.
+	// goHandler is the address of Go's signal handler in this library; 0 before it was found.
 	goHandler atomic.Uintptr
 	// answer is the last one: when it was asked for, by clock.Now, and in the lowest bit whether the
 	// handlers were Go's.
@@ -25,9 +25,9 @@ var (
 	sigbus atomic.Uint64
 )
 
-// handlersAreGos reports whether Go gets the signals of memory that is gone: SIGSEGV of what is unmapped or protected,
-// SIGBUS of a file that is shorter than its mapping. A handler that another library has put in front of Go's does not
-// count, though it may pass on what it gets. now is by clock.Now, and the answer at most so old.
+// handlersAreGos reports whether Go gets the signals for memory that cannot be accessed: SIGSEGV for unmapped or protected memory,
+// SIGBUS for a file that is shorter than its mapping. If another library has installed a handler instead, the answer is no, even
+// if that handler calls Go's. now is by clock.Now. The answer is at most so old.
 func handlersAreGos(now, old time.Duration) bool {
 	last := answer.Load()
 	if now-time.Duration(last>>1) > old {
@@ -40,8 +40,8 @@ func handlersAreGos(now, old time.Duration) bool {
 	return last&1 == 1
 }
 
-// sigbusIsGos asks once a tick. A program that takes SIGBUS alone would have to do so, and to shorten a file under a
-// transfer, within the same tick.
+// sigbusIsGos asks once a tick. The answer is wrong only if the program replaces the handler of SIGBUS alone, and shortens a file
+// during a transfer, within the same tick.
 func sigbusIsGos(now Time) bool {
 	last := sigbus.Load()
 	if Time(last>>1) != now {
@@ -54,8 +54,8 @@ func sigbusIsGos(now Time) bool {
 	return last&1 == 1
 }
 
-// isGos knows a handler of Go's runtime by its name: what is installed when the library looks for the first time may be
-// somebody else's already.
+// isGos recognises the handler of Go's runtime by its name: the handler that is installed at the first call may already be another
+// library's.
 func isGos(handler uintptr) bool {
 	switch {
 	case handler == 0: // SIG_DFL

@@ -1,22 +1,22 @@
-// Package hostmem touches host memory that belongs to the application. Such memory may be gone, since the application has
-// unmapped it without a word, or a page of it may take long to come: it is swapped out, lies in a file on another machine,
-// or waits for a userfaultfd. Neither may cost more than the transfer that names the memory.
+// Package hostmem reads and writes host memory of the application. The application may have unmapped the memory without
+// unregistering it, or it may take long until a page is loaded: the page is swapped out, in a file on another machine, or waits for
+// a userfaultfd. Either must affect only the transfer that names the memory.
 //
-//   - A plain load or store holds a place of Go's scheduler while it waits for a page. The garbage collector then waits for
-//     that place, and the whole process for the garbage collector. So does a system call that Go's scheduler is not told of.
-//   - A plain load or store of memory that is gone raises SIGSEGV or SIGBUS. Go makes an error of it as long as its own
-//     handler gets the signal.
+//   - A plain load or store keeps a P of Go's scheduler while it waits for a page. The garbage collector waits for every P, and
+//     all goroutines wait for the garbage collector. A system call that Go's scheduler does not know of has the same effect.
+//   - A plain load or store of unmapped memory raises SIGSEGV or SIGBUS. Go turns that into an error if its own handler gets the
+//     signal.
 //
 // The package copies like this:
 //
 //  1. Seen finds out whether all pages were in memory within the last second (seen.go).
 //  2. If they were, and the signal handlers are Go's (handlers.go), a plain copy is made.
-//  3. Otherwise a system call makes the copy, of which Go's scheduler is told, and which returns EFAULT for memory that is
-//     gone (syscalls.go). The pages that it touched count as seen.
+//  3. Otherwise a system call makes the copy, which Go's scheduler knows of, and which returns EFAULT for unmapped memory
+//     (syscalls.go). The pages that it has touched count as seen.
 //
-// Only step 2 relies on Go's signal handlers: for memory that was there within the last second and is gone now. A copy of
-// less than a page takes ten times as long as a system call. A program that replaces the handlers, as Python's
-// faulthandler does, has all its copies made by step 3.
+// Only step 2 relies on Go's signal handlers, for memory that was mapped within the last second and is not now. For less than a
+// page a system call takes ten times as long as a plain copy. In a program that replaces the handlers, as Python's faulthandler
+// does, step 3 makes all copies.
 package hostmem
 
 import (
@@ -29,20 +29,21 @@ import (
 	"kvferry/core/clock"
 )
 
-// Copier copies to and from the application's memory. Its zero value is ready. It finds out about the signal handlers at
-// most once between two calls of Renew. It belongs to one goroutine at a time.
+// Copier copies to and from the application's memory. Its zero value is ready to use. It checks the signal handlers at most once
+// between two calls of Renew. It belongs to one goroutine at a time.
 type Copier struct {
-	fresh   bool // what follows was found out since Renew
+	fresh   bool // the other fields were set since Renew
 	trusted bool // the signal handlers are Go's
 	used    bool // something was copied since Prepare
 	now     Time
 }
 
-// Renew forgets what was found out. The owner calls it whenever a request has come that may be newer than that.
+// Renew makes the next copy check the time and the signal handlers again. The owner calls it when a new request has come.
 func (c *Copier) Renew() { c.fresh = false }
 
-// Prepare asks about the signal handlers in advance, so that the answer is new enough for a request that may come within
-// microseconds. It does nothing where the last request needed no answer, as the next one will probably need none either.
+// Prepare checks the signal handlers in advance. A goroutine calls it while it waits for a request that may come within
+// microseconds: the request then need not check them. It does nothing if nothing was copied since the last Prepare, since
+// the next request will probably copy nothing either.
 func (c *Copier) Prepare() {
 	if c.used {
 		c.used = false
@@ -91,8 +92,7 @@ func (c *Copier) renewed() {
 	}
 }
 
-// Readable reports whether every byte of a range is there for the host to read. It does not rely on signal handlers. It
-// reads a byte of each page.
+// Readable reports whether the host can read every byte of a range. It reads a byte of each page, by system calls.
 func Readable(addr uintptr, length uint64) bool {
 	const most = 512 // pages in one system call
 	for length > 0 {
@@ -117,7 +117,7 @@ func At(addr uintptr, length uint64) []byte {
 	return unsafe.Slice(*(**byte)(unsafe.Pointer(&addr)), length)
 }
 
-// plainCopy copies without a system call, and returns the fault when Go's signal handler finds memory to be gone.
+// plainCopy copies without a system call. A fault that Go's signal handler catches is an error.
 func plainCopy(dst, src uintptr, length uint64) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

@@ -10,8 +10,8 @@ import (
 var pageSize = uintptr(os.Getpagesize())
 
 // Resident reports whether the kernel has every page of a range in memory now, by mincore(2). It takes a fraction of a
-// microsecond, and some nanoseconds for each page. It is a guess for what may take long, not a promise: a page may go at
-// any time, and the kernel says yes for files that the process may not write to.
+// microsecond, and some nanoseconds for each page. The answer is a hint: a page may be swapped out at any time, and the kernel
+// always says yes for files that the process may not write to.
 func Resident(addr uintptr, length uint64) bool {
 	const most = 256 // pages in one call
 	var pages [most]byte
@@ -34,7 +34,7 @@ func Resident(addr uintptr, length uint64) bool {
 	return true
 }
 
-// There reports whether a range was touched a short while ago, or is resident: to touch it will hardly take long.
+// There reports whether a range was touched a short while ago, or is resident. An access then most likely does not wait.
 func (now Time) There(addr uintptr, length uint64, a Access) bool {
 	return now.Seen(addr, length, a) || Resident(addr, length)
 }

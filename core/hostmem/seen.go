@@ -7,21 +7,20 @@ import (
 	"kvferry/core/clock"
 )
 
-// What was seen of memory. A page that a system call has just read or written is in memory, whatever kind of memory it is.
-// No question to the kernel is answered as well: mincore(2) knows nothing of userfaultfd's write protection, and makes up
-// its answer for files of other users; /proc/self/pagemap does not show memory that a driver has mapped.
+// Which memory was touched lately. A page that a system call has just read or written is in memory, for every kind of memory. The
+// kernel has no call that answers this as well: mincore(2) does not know userfaultfd's write protection, and gives a fixed answer
+// for files of other users; /proc/self/pagemap does not show memory that a driver has mapped.
 //
 //  1. Note keeps the time at which a range was touched: of each 64 KiB granule that was touched as a whole, and of each
 //     page of the rest.
 //  2. Seen looks up whether all of a range was touched within the last second.
-//  3. Forget drops a range that is registered, which may be new memory where other memory was a moment ago.
+//  3. Forget drops a range when it is registered: it may be new memory at an address where other memory was a moment ago.
 //
-// A page that was seen may be gone before the second is over: the system swaps it out, or the application gives it back
-// and goes on using its address. The thread that touches it then holds its place in Go's scheduler until the page has
-// come, as it does when a page of Go's own memory was swapped out.
+// A page may leave memory within that second: the system swaps it out, or the application discards it with madvise. A thread that
+// touches it then keeps its P of Go's scheduler until the page is loaded, as with a page of Go's own memory that was swapped out.
 //
-// The process has one table, without a lock. Each page and each granule has one place in it, which it shares with others.
-// The one that was touched last is there, and the others count as not seen.
+// The process has one table, without a lock. Each page and each granule has one place in it, which it shares with others. The place
+// holds the one that was touched last; the others count as not seen.
 const (
 	pageBits    = 12 // of an address. Where the system's pages are larger, each is several of these
 	granuleBits = 16
@@ -33,8 +32,8 @@ const (
 	valid     = 16 // ticks for which what was touched counts as in memory
 )
 
-// Access is what is done to memory. A page that was read may have to come once more before it is written: one of zeros, or
-// one that is write-protected.
+// Access is reading or writing. A page that was read may have to be loaded once more before it is written: a page of zeros, or one
+// that is write-protected.
 type Access uint64
 
 const (
@@ -42,8 +41,8 @@ const (
 	Writing Access = 1
 )
 
-// An entry of the table is, from its lowest bit on: whether the memory was written, 33 bits of the time, and 30 of whose
-// place it is. 33 bits of ticks are 17 years.
+// An entry of the table has, from its lowest bit on: one bit for an access that wrote, 33 bits of the time, and 30 bits of the
+// owner, the page or granule. 33 bits of ticks are 17 years.
 const (
 	timeAt  = 1
 	ownerAt = 34
@@ -54,7 +53,7 @@ var table [1 << tableBits]atomic.Uint64
 // Time is a time in ticks. An entry that was never set is older than valid.
 type Time uint64
 
-// Now is the time by clock.Now. A caller asks once for all that it does at once.
+// Now is the time by clock.Now. A caller that checks several ranges calls it once.
 func Now() Time { return timeOf(clock.Now()) }
 
 func timeOf(now time.Duration) Time { return valid + 1 + Time(now/tick) }
@@ -73,7 +72,7 @@ func (now Time) Seen(addr uintptr, length uint64, a Access) bool {
 	return ok
 }
 
-// granuleSeen finds a granule as one, or all pages of it. The next time these are found as one, too.
+// granuleSeen reports whether a granule was seen as a whole, or all of its pages were. In the second case it is noted as a whole.
 func (now Time) granuleSeen(granule uint64, a Access) bool {
 	whole := placeOfGranule(granule)
 	if now.fresh(whole, a) {
@@ -105,8 +104,8 @@ func (now Time) Note(addr uintptr, length uint64, a Access) {
 	}
 }
 
-// note leaves an entry that is good enough: what was written half a second ago, and is read now, may be written for
-// another half.
+// note does not replace an entry that is still fresh: memory that was written half a second ago, and is read now, counts as written
+// for another half.
 func (now Time) note(p place, a Access) {
 	if !now.fresh(p, a) {
 		now.set(p, a)
@@ -116,7 +115,7 @@ func (now Time) note(p place, a Access) {
 // Forget drops what was noted of a range.
 func Forget(addr uintptr, length uint64) {
 	page, last, ok := pages(addr, length)
-	if !ok || last-page >= 1<<tableBits { // it takes less to forget everything
+	if !ok || last-page >= 1<<tableBits { // to clear the whole table is faster
 		for i := range table {
 			table[i].Store(0)
 		}
@@ -136,10 +135,10 @@ func pages(addr uintptr, length uint64) (first, last uint64, ok bool) {
 	return uint64(addr) >> pageBits, (end - 1) >> pageBits, end > uint64(addr) && end <= 1<<addressBits
 }
 
-// beginsGranule reports whether a page is the first of a granule that is whole in a range with that last page.
+// beginsGranule reports whether a page is the first of a granule, and a range that ends with page last holds all of the granule.
 func beginsGranule(page, last uint64) bool { return page%perGranule == 0 && page+perGranule-1 <= last }
 
-// place is where the entry of a page or a granule is. What the place itself does not tell of whose it is, owner does.
+// place is the entry for a page or a granule. owner has the bits of its number that do not follow from the place in the table.
 type place struct {
 	entry *atomic.Uint64
 	owner uint64
@@ -148,7 +147,7 @@ type place struct {
 func placeOfPage(page uint64) place       { return placeOf(page, 0) }
 func placeOfGranule(granule uint64) place { return placeOf(granule, 1) }
 
-// placeOf has neighbours beside each other, and scatters what is far apart.
+// placeOf puts consecutive pages beside each other, and scatters pages that are far apart.
 func placeOf(number, kind uint64) place {
 	owner := number>>tableBits<<1 | kind
 	scattered := owner * 0x9e3779b97f4a7c15 >> (64 - tableBits)
@@ -157,7 +156,7 @@ func placeOf(number, kind uint64) place {
 
 func (p place) touched() Time { return Time(p.entry.Load() >> timeAt & (1<<(ownerAt-timeAt) - 1)) }
 
-// clear leaves what is somebody else's.
+// clear removes the entry, unless it belongs to another owner.
 func (p place) clear() {
 	if p.entry.Load()>>ownerAt == p.owner>>ownerAt {
 		p.entry.Store(0)
@@ -166,8 +165,9 @@ func (p place) clear() {
 
 func (now Time) set(p place, a Access) { p.entry.Store(p.owner | uint64(now)<<timeAt | uint64(a)) }
 
-// fresh reports whether an entry says so. What is missing to the best one that there could be is its age, above the bit
-// that is set where the memory was not written. It is huge for an entry of another owner.
+// fresh reports whether an entry is of this owner, new enough, and of such an access. It subtracts the entry from the newest one
+// that is possible, a write now. The difference is the age in ticks, above a bit that is set if the access did not write. For an
+// entry of another owner it is very large.
 func (now Time) fresh(p place, a Access) bool {
 	missing := (p.owner | uint64(now)<<timeAt | uint64(Writing)) - p.entry.Load()
 	return missing <= valid<<timeAt|1 && missing&uint64(a) == 0

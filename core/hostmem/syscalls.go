@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Copies by system calls. Go's scheduler is told of each of them, so they may take as long as a page takes to come. They
-// return EFAULT for memory that is gone.
+// Copies by system calls. Go's scheduler knows of each of them, so they may wait for a page. They return EFAULT for memory that is
+// not mapped.
 //
 //  1. process_vm_readv(2) copies from this process into itself.
-//  2. Where that fails, the bytes go through a pipe: a filter of system calls may forbid the first way, and it does not
-//     read memory that a driver has mapped. Nor does it heed that source and destination overlap.
+//  2. If that fails, the bytes go through a pipe. A seccomp filter may forbid process_vm_readv, and it does not read memory that a
+//     driver has mapped. The pipe is also used if source and destination overlap, which process_vm_readv does not respect.
 
 // forbidden is set when the system does not let the process copy from itself.
 var forbidden atomic.Bool
@@ -31,7 +31,7 @@ func copyBySyscalls(dst, src uintptr, length uint64) error {
 	return copyThroughPipe(dst, src, length)
 }
 
-// copyAtOnce reports whether it has copied all. Then no pipe is needed.
+// copyAtOnce makes the copy by process_vm_readv. It returns false if that was not possible.
 func copyAtOnce(dst, src uintptr, length uint64) bool {
 	overlap := uint64(dst) < uint64(src)+length && uint64(src) < uint64(dst)+length
 	if overlap || forbidden.Load() {
@@ -52,7 +52,7 @@ type vector struct {
 	length uint64
 }
 
-// readable is where readableAll puts what it reads: not on a stack, which may move.
+// readable is memory that readableAll reads into. It is not on a stack, which may move.
 var readable [512]byte
 
 // readableAll reports whether all of so many single bytes can be read, at most 512.
@@ -76,7 +76,7 @@ func readableAll(bytes []vector) bool {
 	return true
 }
 
-// copyThroughPipe copies as much at a time as the pipe holds, in the order that overlapping memory wants.
+// copyThroughPipe copies as much at a time as the pipe holds. Overlapping memory is copied from the end that is not overwritten.
 func copyThroughPipe(dst, src uintptr, length uint64) error {
 	p, err := openPipe()
 	if err != nil {
@@ -100,7 +100,7 @@ func copyThroughPipe(dst, src uintptr, length uint64) error {
 	return nil
 }
 
-// pipe is for one copy: what a failed one leaves in it goes with it.
+// pipe is a pipe for one copy: bytes that a failed copy leaves in it are not read by another one.
 type pipe struct {
 	ends [2]int
 	room uint64 // bytes that an empty one takes

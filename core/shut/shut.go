@@ -1,7 +1,7 @@
 // Package shut ends sockets for every process that has them.
 //
-// close(2) ends a connection or a listener only when no other process has its descriptor. A child that was forked without
-// exec has all of its parent's: as long as it lived, peers would wait for what the parent has closed.
+// close(2) ends a connection or a listener only if no other process has its descriptor. A child that was forked without exec has
+// all descriptors of its parent: while the child lives, peers would go on to wait for a connection that the parent has closed.
 package shut
 
 import (
@@ -20,10 +20,10 @@ type Conn interface {
 	syscall.Conn
 }
 
-// Listener stops a listener and closes it: who tries to connect is refused, and connections that nobody has accepted are
-// reset. Who waits to accept one may get EINVAL before net.ErrClosed.
+// Listener stops a listener and closes it: new connections are refused, and connections that were not accepted are reset. A call
+// of Accept that waits may return EINVAL before net.ErrClosed.
 func Listener(l Conn) error {
-	_ = control(l, stop) // fails on one that is closed
+	_ = control(l, stop) // fails for a closed one
 	return l.Close()
 }
 
@@ -31,7 +31,7 @@ func stop(fd int) error {
 	if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil {
 		return os.NewSyscallError("shutdown", err)
 	}
-	// Over TCP the kernel has reset those that wait. On a Unix-domain socket they would wait on; no new ones come.
+	// A TCP listener's waiting connections were reset by the kernel. Those of a Unix-domain socket were not; no new ones come.
 	for {
 		conn, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		if err == unix.EINTR {
@@ -46,7 +46,7 @@ func stop(fd int) error {
 
 // Close ends a connection as Socket does, and closes it.
 func Close(c Conn) error {
-	_ = control(c, Socket) // fails on one that has ended already
+	_ = control(c, Socket) // fails for one that has already ended
 	return c.Close()
 }
 
@@ -65,8 +65,8 @@ func control(c syscall.Conn, f func(fd int) error) error {
 	return errors.Join(closed, err)
 }
 
-// Socket ends a connection as close(2) does where no other process has it: the peer can read what was sent to it, and then
-// the end. Over TCP it gets a reset instead when it has sent something that nobody has read.
+// Socket ends a connection as close(2) does if no other process has it: the peer can read the bytes that were sent to it, and then
+// the end. A TCP peer gets a reset instead if it has sent bytes that were not read.
 func Socket(fd int) error {
 	if unread, err := unix.IoctlGetInt(fd, unix.SIOCINQ); err == nil && unread > 0 {
 		return Reset(fd)
@@ -82,21 +82,21 @@ func shutdown(fd int) error {
 	return os.NewSyscallError("shutdown", err)
 }
 
-// Reset ends a connection in a way that no peer takes for an orderly end: over TCP the peer gets a reset, and what the
-// kernel has not sent is dropped. A Unix-domain socket has no reset: its peer finds the end.
+// Reset ends a connection so that the peer cannot take it for an orderly end: a TCP peer gets a reset, and bytes that the kernel
+// has not sent are dropped. A Unix-domain socket has no reset: its peer reads the end.
 func Reset(fd int) error {
 	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil && domain == unix.AF_UNIX {
 		return shutdown(fd)
 	}
 	err := disconnect(fd)
-	if err != nil { // then at least the last close resets it
+	if err != nil { // the last close, of whichever process, resets it then
 		linger := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		return errors.Join(err, os.NewSyscallError("setsockopt", linger))
 	}
 	return nil
 }
 
-// disconnect has the kernel reset a TCP connection at once, whoever else has the socket.
+// disconnect makes the kernel reset a TCP connection at once, also if other processes have the socket.
 func disconnect(fd int) error {
 	nobody := unix.RawSockaddr{Family: unix.AF_UNSPEC}
 	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nobody)), unsafe.Sizeof(nobody))

@@ -8,33 +8,34 @@ import (
 	"kvferry/core/status"
 )
 
-// Account is what one peer holds of the blocks of one direction, in one role. The more others hold, the less it may: see
-// pool. Its methods may be called from any goroutine.
+// Account is the share of one peer in the blocks of one direction, in one role. The more the others hold, the less it may hold:
+// see pool. Its methods may be called from any goroutine.
 type Account struct {
 	pool  *pool
 	role  Role
 	ready func()
 
-	turn  chan struct{} // held by the call of Lease that waits
-	nudge chan struct{} // what ready is for Lease
+	// For Lease; nil if ready is set.
+	turn chan struct{} // held by the call of Lease that waits
+	wake chan struct{} // has an element when that call should try again
 
-	// What follows is guarded by the pool's lock.
+	// Guarded by the pool's lock.
 	held    int       // granules, those of the offer included
-	waiting bool      // TryLease has returned none, and ready was not called since
-	want    int       // granules that are waited for
-	offer   *Lease    // waits to be fetched by TryLease
-	offered time.Time // when
-	failure error     // why there is no offer: TryLease returns it
+	waiting bool      // TryLease has returned no lease, and ready was not called since
+	want    int       // granules that it waits for
+	offer   *Lease    // a lease that TryLease will return
+	offered time.Time // when the offer was made
+	failure error     // why there is no offer; TryLease will return it
 	closed  bool
 }
 
 func newAccount(p *pool, role Role, ready func()) *Account {
 	a := &Account{pool: p, role: role, ready: ready}
 	if ready == nil {
-		a.turn, a.nudge = make(chan struct{}, 1), make(chan struct{}, 1)
+		a.turn, a.wake = make(chan struct{}, 1), make(chan struct{}, 1)
 		a.ready = func() {
 			select {
-			case a.nudge <- struct{}{}:
+			case a.wake <- struct{}{}:
 			default:
 			}
 		}
@@ -42,10 +43,10 @@ func newAccount(p *pool, role Role, ready func()) *Account {
 	return a
 }
 
-// call has ready called, on a goroutine of its own, for who has brought this about may hold locks that ready takes. There
-// is one at most for each time that the account was refused.
+// call starts a call of ready on a goroutine of its own: the caller may hold locks that ready takes. There is at most one call for
+// each time that TryLease has returned no lease.
 func (a *Account) call() {
-	if a.nudge != nil {
+	if a.wake != nil {
 		a.ready()
 		return
 	}
@@ -59,9 +60,9 @@ func (a *Account) call() {
 	}()
 }
 
-// TryLease returns a stretch of a block, of up to want bytes and at least one granule; nil when none is free for this
-// account now: then ready will be called, once, and a lease is kept for the account for a tenth of a second at least.
-// An error says why there will be none.
+// TryLease returns a lease of up to want bytes, and of at least one granule. It returns nil if none is free for this account now.
+// Then ready is called once when one is, and the lease is kept for the account for a tenth of a second at least. An error says why
+// there will be no lease.
 func (a *Account) TryLease(want uint64) (*Lease, error) {
 	p := a.pool
 	p.mu.Lock()
@@ -84,7 +85,7 @@ func (a *Account) TryLease(want uint64) (*Lease, error) {
 		p.wait(a, n)
 		return nil, nil
 	}
-	p.leave(a)
+	p.stopWaiting(a)
 	return l, nil
 }
 
@@ -102,7 +103,7 @@ func (a *Account) Lease(ctx context.Context, want uint64) (*Lease, error) {
 			return l, err
 		}
 		select {
-		case <-a.nudge:
+		case <-a.wake:
 		case <-ctx.Done():
 			a.withdraw()
 			return nil, a.gaveUp(ctx)
@@ -119,37 +120,36 @@ func (a *Account) withdraw() {
 	a.pool.mu.Lock()
 	defer a.pool.unlock()
 	a.failure = nil
-	a.pool.leave(a)
+	a.pool.stopWaiting(a)
 	a.pool.revoke(a)
 }
 
-// Close ends an account. ready is not called any more once Close has returned, but a call that was about to be made may
-// still be under way. Leases that the account has are released before or after.
+// Close ends an account. Once Close has returned no call of ready is started, but one may still be under way. Leases of the account
+// may be released before or after.
 func (a *Account) Close() {
 	a.pool.mu.Lock()
 	defer a.pool.unlock()
 	a.closed = true
-	a.pool.leave(a)
+	a.pool.stopWaiting(a)
 	a.pool.revoke(a)
-	if a.nudge != nil {
+	if a.wake != nil {
 		a.ready() // for a call of Lease
 	}
 }
 
-// Lease is a stretch of a staging block: a whole number of granules, aligned as the device's runtime aligns page-locked
-// memory.
+// Lease is a part of a staging block: a whole number of granules, aligned as the device's runtime aligns page-locked memory.
 type Lease struct {
 	Addr   uintptr
 	Length uint64 // bytes
 
 	account *Account
-	block   *block // nil once it is given back
+	block   *block // nil once it is released
 	first   int    // granule in the block
 	count   int
 }
 
-// Release gives it back, from any goroutine. The memory is not touched any more by whoever had it. A second call does
-// nothing.
+// Release returns the memory to the pool. Its former holder must not touch it any more. It may be called from any goroutine; a
+// second call does nothing.
 func (l *Lease) Release() {
 	p := l.account.pool
 	p.mu.Lock()

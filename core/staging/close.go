@@ -9,7 +9,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// close ends the copier, after the jobs that were started. wait returns when it has ended.
+// close lets the copier end when the jobs that were started are done. wait returns when it has ended.
 func (c *copier) close() {
 	c.pool.close()
 	c.mu.Lock()
@@ -29,15 +29,15 @@ func (c *copier) wait() error {
 	return c.err
 }
 
-// unbound is told that a thread could not be bound. Another one does all the work. Where there is none, what there is to do
-// fails for this reason, and what comes later has new threads launched.
+// unbound is called when a thread could not be bound. The other thread then does all the work. If there is no other one, the jobs
+// in the queue fail for this reason, and later jobs launch new threads.
 func (c *copier) unbound(reason error) {
 	c.mu.Lock()
 	c.binding--
 	c.work.Broadcast()
 	if c.binding+c.serving > 0 {
 		c.mu.Unlock()
-		c.log.Warn("staging makes do with one thread", zap.String("device", c.name), zap.Error(reason))
+		c.log.Warn("staging goes on with one thread", zap.String("device", c.name), zap.Error(reason))
 		return
 	}
 	jobs, asked := c.queue.take(), c.asked
@@ -51,8 +51,8 @@ func (c *copier) unbound(reason error) {
 	}
 }
 
-// leave is the end of a thread.
-func (c *copier) leave() {
+// threadEnded is called at the end of a thread.
+func (c *copier) threadEnded() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.threads--
@@ -65,9 +65,8 @@ func (c *copier) leave() {
 	}
 }
 
-// free gives back all there is on the device. Memory that was given up goes back, too: who closes has no use for it that
-// a late copy could spoil, and the library knows what the device still does. But while a stream is stuck nothing of it is
-// touched.
+// free releases everything on the device, also memory that was given up: nothing uses the memory any more that a late copy could
+// overwrite, and the library knows what the device still does. But the memory of a stream that is still stuck is left alone.
 func (c *copier) free() {
 	stuck := false
 	for _, a := range c.abandoned {
@@ -87,12 +86,12 @@ func (c *copier) free() {
 	}
 }
 
-// freeAbandoned reports whether a stream that had to be abandoned is not stuck any more.
+// freeAbandoned releases an abandoned stream and its memory. It returns false if the stream is still stuck.
 func (c *copier) freeAbandoned(a abandoned) bool {
 	if a.stuck {
 		stuck, err := drain(a.stream, c.timeout/8)
 		if stuck {
-			c.failedTo("bring a stream to rest: it is left as it is, with its memory", err)
+			c.failedTo("bring a stream to rest: the stream and its memory are left as they are", err)
 			return false
 		}
 		c.failedTo("close a stream", a.stream.Close())
@@ -114,7 +113,7 @@ func (c *copier) freeGather(addr uintptr) {
 	}
 }
 
-// failedTo notes what close is to return.
+// failedTo logs an error, and adds it to the error that wait returns.
 func (c *copier) failedTo(what string, err error) {
 	if err == nil {
 		return

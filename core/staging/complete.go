@@ -26,7 +26,7 @@ func (c *copier) completeNext() {
 	c.completing = false
 }
 
-// complete waits for the end of a job of which something is on the stream.
+// complete waits for the end of a job that has copies on the stream.
 func (c *copier) complete(j *issued) (others []failure, err error) {
 	if j.err != nil {
 		return c.recover(j, j.err, c.timeout)
@@ -38,13 +38,13 @@ func (c *copier) complete(j *issued) (others []failure, err error) {
 	switch {
 	case err != nil:
 		return c.recover(j, fmt.Errorf("%s: copies failed: %w", c.name, err), c.timeout)
-	case !done: // the stream has had its time, and gets little more
+	case !done: // the stream has used up the time limit, and gets little more time
 		return c.recover(j, fmt.Errorf("%s: copies were not done within %v", c.name, c.timeout), c.timeout/8)
 	}
 	return nil, nil
 }
 
-// failure is what a job comes to that fails with another.
+// failure is a job that fails together with another one.
 type failure struct {
 	job *Job
 	err error

@@ -13,16 +13,16 @@ import (
 
 // copier does the jobs of one direction, on a stream of its own, and makes the blocks for its pool.
 //
-//  1. start queues a job, and ask wants a block. The first of these launches two threads, bound to the device.
-//  2. serve is the life of a thread: it does what there is to do, and sleeps when there is nothing. The two are alike. One
-//     at a time issues jobs, and one at a time completes them, so that the device is kept busy while somebody waits
-//     for it. When a job is under way alone, the thread that issued it completes it too: that saves waking the other.
-//     So does the thread that issues many, where the device can be asked whether one is done.
-//  3. issue queues the copies of a job, as planned, on the stream, and records an event behind them.
-//  4. complete waits for the event of the oldest job in flight, and its Done is called.
-//  5. Where copies could not all be queued, failed, or take too long, recover waits until the stream is at rest. Then one
-//     job has failed. If it does not come to rest, all jobs on it have, and the next job has a new stream.
-//  6. close lets the threads end when all is done. The last one frees what there is on the device.
+//  1. start queues a job, and ask asks for a block. The first of these calls launches two threads, bound to the device.
+//  2. serve is the loop of a thread. Both threads run the same loop. One at a time issues jobs, and one at a time completes them,
+//     so that the device gets new copies while a thread waits for it. If only one job is under way, the thread that has issued
+//     it also completes it: the other thread need not be woken. The same holds for several jobs, if the device can be asked
+//     whether one is done.
+//  3. issue queues the copies of a job on the stream, as planned, and records an event behind them (issue.go).
+//  4. complete waits for the event of the oldest job in flight, and calls its Done (complete.go).
+//  5. If copies could not all be queued, fail, or take too long, recover waits until the stream is at rest. Then this job has
+//     failed. If the stream does not come to rest, all jobs on it have failed, and the next job gets a new stream (recover.go).
+//  6. close lets the threads end when all jobs are done. The last one releases everything on the device (close.go).
 type copier struct {
 	name    string // of the device, and the direction
 	device  device.Device
@@ -32,27 +32,27 @@ type copier struct {
 	asks    bool // see device.Traits
 
 	mu         sync.Mutex
-	work       sync.Cond // there may be something to do for a thread that sleeps
-	rest       sync.Cond // nobody issues
+	work       sync.Cond // a sleeping thread may have something to do
+	rest       sync.Cond // no thread issues a job
 	queue      queue[*Job]
 	flight     queue[issued]
-	events     []device.Event // of no job
-	asked      bool           // a block is wanted
-	issuing    bool           // by one of the threads, as the next three
-	completing bool
-	making     bool // a block
-	recovering bool // nobody issues meanwhile
-	threads    int  // launched, and not ended
-	binding    int  // of these, not bound yet
-	serving    int  // of these, bound
+	events     []device.Event // unused ones
+	asked      bool           // the pool has asked for a block
+	issuing    bool           // a thread issues a job
+	completing bool           // a thread completes a job
+	making     bool           // a thread makes a block
+	recovering bool           // a thread recovers the stream: no job is issued
+	threads    int            // launched, and not ended
+	binding    int            // threads that are not bound yet
+	serving    int            // threads that are bound
 	closing    bool
 	ended      chan struct{} // closed when a closed copier has no threads any more
-	err        error         // what could not be freed; valid then
+	err        error         // what could not be freed; set before ended is closed
 
-	// What follows belongs to the thread that issues, or recovers.
+	// Used by the thread that issues a job, or recovers the stream.
 	planner    planner
 	stream     device.Stream // nil before the first job, and after one was given up
-	gatherless time.Time     // when there was no memory for the gather block
+	gatherless time.Time     // when the gather block could not be allocated
 	abandoned  []abandoned
 
 	counters counters
@@ -78,7 +78,7 @@ func (c *copier) start(j *Job) {
 	}
 	c.queue.push(j)
 	c.launch()
-	if !c.issuing { // who issues looks for more
+	if !c.issuing { // the thread that issues looks for further jobs itself
 		c.work.Signal()
 	}
 }
@@ -104,7 +104,7 @@ func (c *copier) launch() {
 	}
 }
 
-// thread is a goroutine that is locked to an OS thread, which ends with it.
+// thread runs on an OS thread of its own, which ends with it.
 func (c *copier) thread() {
 	runtime.LockOSThread()
 	if err := c.device.Bind(); err != nil {
@@ -115,10 +115,10 @@ func (c *copier) thread() {
 		}
 		c.failedTo("unbind a thread", c.device.Unbind())
 	}
-	c.leave()
+	c.threadEnded()
 }
 
-// serve returns when the copier is closed and there is nothing more to do. last is true for the last thread.
+// serve returns when the copier is closed and all jobs are done. last is true for the last thread.
 func (c *copier) serve() (last bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,9 +149,9 @@ func (c *copier) finished() bool {
 	return c.closing && !busy && c.queue.len() == 0 && c.flight.len() == 0
 }
 
-// done reports whether the oldest job in flight is known to be done, or to have failed. It is called with the lock held,
-// which it lets go while it asks the device: start takes it on behalf of transports. Nobody completes meanwhile, so the job
-// stays the oldest.
+// done reports whether the oldest job in flight is known to be done, or to have failed. It is called with the lock held, and
+// releases it while it asks the device, since transports that call start wait for the lock. No job is completed meanwhile, so the
+// job stays the oldest.
 func (c *copier) done() bool {
 	if !c.asks || c.completing || c.flight.len() == 0 {
 		return false

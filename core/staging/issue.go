@@ -13,21 +13,22 @@ import (
 
 // Step 3 of the way of a job: its copies are queued on the stream. See copier.
 
-// issued is a job on its way.
+// issued is a job that is under way.
 type issued struct {
 	job    *Job
 	event  device.Event // happens when the job's copies are done
-	err    error        // it could not be issued, or not wholly
-	queued bool         // something of it may be on the stream
+	err    error        // why some of its copies could not be queued
+	queued bool         // some of its copies may be on the stream
 
-	happened bool  // the event has, as it was seen when it was asked
-	failed   error // or this was said of it
+	// What done was told by the device.
+	happened bool  // the event has happened
+	failed   error // the event has failed
 }
 
-// issueNext is called with the lock held, which it lets go meanwhile. So are completeNext and makeBlock.
+// issueNext is called with the lock held, and releases it meanwhile. So are completeNext and makeBlock.
 func (c *copier) issueNext() {
 	if c.flight.len() > 0 && !c.completing && !c.asks {
-		c.work.Signal() // there is work for the other, too
+		c.work.Signal() // the other thread can complete a job meanwhile
 	}
 	next := issued{job: c.queue.pop()}
 	c.issuing = true
@@ -73,7 +74,7 @@ func (c *copier) newStream() (device.Stream, error) {
 	return stream, nil
 }
 
-// newEvent makes an event when there is none to be used again: there come to be as many as jobs were in flight at once.
+// newEvent returns an unused event, or makes one. There are as many events as jobs were in flight at the same time.
 func (c *copier) newEvent() (device.Event, error) {
 	if e := c.oldEvent(); e != nil {
 		return e, nil
@@ -105,7 +106,7 @@ func (c *copier) recycle(e device.Event) {
 	}
 }
 
-// copy queues copies that do the moves.
+// copy plans the copies of the moves, and queues them.
 func (c *copier) copy(moves []Move) error {
 	steps := c.planner.plan(moves)
 	if c.planner.wanted && c.makeGather() {
@@ -120,7 +121,7 @@ func (c *copier) copy(moves []Move) error {
 	return nil
 }
 
-// makeGather makes the gather block, or reports false: the device's memory may well be all in use.
+// makeGather allocates the gather block. It returns false if there is no memory: the application may use all of the device's.
 func (c *copier) makeGather() bool {
 	if !c.gatherless.IsZero() && time.Since(c.gatherless) < growAgain {
 		return false

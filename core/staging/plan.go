@@ -7,30 +7,30 @@ import (
 	"kvferry/core/device"
 )
 
-// How the moves of a job are copied is decided here, from their sizes and addresses alone.
+// planner decides how the moves of a job are copied, from their sizes and addresses alone.
 //
-// To queue a copy between host and device costs an NPU some 10 to 20 us, whatever its length; at 25 GB/s that is the
-// time of 250 to 500 KB. A copy within the device costs some 2 us. So n small moves, copied one by one, cost n*15 us and the
-// time of their bytes; gathered, they cost n*2 us and once 15 us: seven times less for many blocks of 4 KiB. For a GPU both
-// kinds of copies cost the same, and those of a batch a fraction of it. device.Traits tell which way a device is. The rules:
+// A copy between host and device takes an NPU some 10 to 20 us to queue, for any length; at 25 GB/s, 250 to 500 KB are copied in
+// that time. A copy within the device takes some 2 us. So n small moves, copied one by one, take n*15 us and the time of their
+// bytes; gathered, they take n*2 us and once 15 us: seven times less for many blocks of 4 KiB. For a GPU both kinds of copies take
+// the same time, and those of a batch a fraction of it. device.Traits describe a device. The rules:
 //
 //  1. Moves that follow each other on the device and in the lease are joined.
-//  2. A move of at least `below` bytes is copied by itself, and so is a small one that has no small fellow. On a device that
-//     does not gather every move counts as small.
+//  2. A move of at least `below` bytes is copied by itself, and so is a single small one. On a device that does not gather, every
+//     move counts as small.
 //  3. Small moves are gathered, on a device that gathers. Out: they are copied into the gather block, device memory as long
 //     as a staging block, and lie there as in the lease; then each group of them that has no gaps goes to the host at once.
 //     In: each group goes to the gather block at once, and is scattered from there.
-//  4. What is small and is not gathered goes in one batch where the runtime has batches, if there are two or more. Copies
-//     of a batch have no order, so there is none where the destinations of moves overlap. For AscendCL a batch comes second
-//     since it goes through its copies one by one, and saves no more than the calls.
+//  4. Small moves that are not gathered are copied in one batch, if the runtime has batches and there are two or more of them. The
+//     copies of a batch have no order, so there is no batch if destinations overlap. With AscendCL gathering is better than a
+//     batch, which makes its copies one by one and saves only the calls.
 //  5. Copies within the device need both addresses aligned. place arranges that: an address in the lease and that on
 //     the device differ by a multiple of the alignment, and no two moves share an aligned unit of the lease. Out, the
 //     bytes before an unaligned move, up to its aligned unit, are gathered with it: allocations begin aligned, so they
-//     can be read, and they end in bytes that place has skipped. In, there is no such slack on the device: an
-//     unaligned move is copied by itself. So is what was not placed so.
-//  6. Gaps of a group: Out, less than an aligned unit, for the gap is overwritten. In, less than `below`, for bytes that are
-//     copied in vain cost less than another copy.
-//  7. Out, where destinations overlap, moves are copied one by one in their order. In, gathered moves and others are
+//     can be read, and they end in bytes that place has skipped. In, the device has no such unused bytes: an unaligned move is
+//     copied by itself. So is a move that was not placed in this way.
+//  6. Gaps in a group: Out, less than an aligned unit, since the gap is overwritten. In, less than `below`: to copy these bytes for
+//     nothing takes less time than another copy.
+//  7. Out, if destinations overlap, moves are copied one by one in their order. In, gathered moves and others are
 //     written in the order of the moves anyway.
 type planner struct {
 	dir       Direction
@@ -38,14 +38,14 @@ type planner struct {
 	alignment uintptr // a power of two
 	gathers   bool    // small moves
 	batches   bool    // the runtime has them
-	gather    uintptr // the gather block; 0 where there is none
-	capacity  uint64  // its bytes
+	gather    uintptr // the gather block; 0 if there is none
+	capacity  uint64  // size of the gather block in bytes
 
-	// What the last plan came to.
+	// Results of the last plan.
 	wanted   bool // it would have gathered, had there been a gather block
-	gathered int  // moves that it gathers
+	gathered int  // moves that are gathered
 
-	// Memory that is used again.
+	// Memory that the next plan uses again.
 	moves  []planned
 	order  []int32
 	groups []group
@@ -62,10 +62,10 @@ func newPlanner(dir Direction, traits device.Traits, o Options) planner {
 	return p
 }
 
-// planned is a move, joined with its neighbours.
+// planned is a move, joined with those that follow it without a gap.
 type planned struct {
 	Move
-	group int32 // of those that are gathered, or one of the following
+	group int32 // index of the group that it is gathered with, or alone or batched
 }
 
 const (
@@ -80,7 +80,7 @@ type step struct {
 	copies []device.Copy
 }
 
-// place: see Device.Place. A big move is aligned to a line of the processor's cache.
+// place is Device.Place. A big move is aligned to a line of the processor's cache.
 func place(end uint64, addr uintptr, length, below, alignment uint64) uint64 {
 	const line = 64
 	if length >= below {
@@ -143,8 +143,8 @@ func (p *planner) countSmall() int {
 	return n
 }
 
-// planBatch has the small moves that are not gathered in a batch. It comes first: where batches turn out not to be had,
-// nothing is queued yet.
+// planBatch plans a batch of the small moves that are not gathered. It is the first step: if the device turns out to have no
+// batches, nothing is queued yet.
 func (p *planner) planBatch() {
 	n := 0
 	for i := range p.moves {
@@ -164,7 +164,7 @@ func (p *planner) planBatch() {
 	p.steps[0].batch = true
 }
 
-// planOut gathers, and then copies the groups and what is alone to the host.
+// planOut gathers, and then copies the groups and the single moves to the host.
 func (p *planner) planOut() {
 	for i := range p.moves {
 		if m := &p.moves[i]; m.group >= 0 {
@@ -182,7 +182,7 @@ func (p *planner) planOut() {
 	}
 }
 
-// planIn copies the groups to the device, and then scatters them, and copies what is alone, in the order of the moves.
+// planIn copies the groups to the device. Then it scatters them, and copies the single moves, in the order of the moves.
 func (p *planner) planIn() {
 	for _, g := range p.groups {
 		p.add(device.HostToDevice, device.Copy{Dst: p.gatherAt(g.start), Src: g.start, Length: uint64(g.end - g.start)})
@@ -197,10 +197,10 @@ func (p *planner) planIn() {
 	}
 }
 
-// gatherAt is where in the gather block the byte at an address in the lease lies.
+// gatherAt is the address in the gather block of the byte at an address in the lease.
 func (p *planner) gatherAt(addr uintptr) uintptr { return p.gather + addr - p.base }
 
-// direct is the copy that does a move by itself.
+// direct is the copy of a single move.
 func (p *planner) direct(m *planned) device.Copy {
 	if p.dir == Out {
 		return device.Copy{Dst: m.Block, Src: m.Device, Length: m.Length}
@@ -208,7 +208,7 @@ func (p *planner) direct(m *planned) device.Copy {
 	return device.Copy{Dst: m.Device, Src: m.Block, Length: m.Length}
 }
 
-// add puts a copy at the end of the plan: in the last call if it is of the kind.
+// add adds a copy to the plan: to its last call, if that is of the same kind.
 func (p *planner) add(kind device.Kind, c device.Copy) {
 	p.copies = append(p.copies, c) // within its capacity, so that steps can hold parts of it
 	if n := len(p.steps); n > 0 && p.steps[n-1].kind == kind && !p.steps[n-1].batch {

@@ -16,7 +16,7 @@ type group struct {
 // group finds the moves to be gathered, and their groups, going through the lease from its beginning.
 func (p *planner) group() {
 	p.sort(inLease)
-	open := false        // the next move may join the last group
+	open := false        // the next move may be added to the last group
 	before := uintptr(0) // end of the moves so far
 	for _, i := range p.order {
 		m := &p.moves[i]
@@ -39,10 +39,10 @@ func (p *planner) group() {
 	p.dissolve()
 }
 
-// pad is how far beyond an aligned unit's beginning the move begins.
+// pad is the distance of the move from the beginning of its aligned unit in the lease.
 func (p *planner) pad(m *planned) uintptr { return m.Block % p.alignment }
 
-// fits reports whether a move can be gathered. It fixes the base when it sees the first that can.
+// fits reports whether a move can be gathered. The first one that can sets the base.
 func (p *planner) fits(m *planned, before uintptr) bool {
 	pad := p.pad(m)
 	if !p.small(m) || m.Device%p.alignment != pad {
@@ -67,7 +67,7 @@ func (p *planner) bridges(m *planned) bool {
 	return start < end || start-end < limit
 }
 
-// dissolve leaves the moves alone that found no other for their group, or all if there is no gather block.
+// dissolve removes groups of one move, and all groups if there is no gather block. Their moves are copied by themselves.
 func (p *planner) dissolve() {
 	for i := range p.moves {
 		m := &p.moves[i]
@@ -100,7 +100,7 @@ func (p *planner) overlap() bool {
 	return false
 }
 
-// sort puts the moves in the order of an address, which mostly they are in already.
+// sort sorts the moves by an address. Mostly they are in that order already.
 func (p *planner) sort(at func(*planned) uintptr) {
 	p.order = p.order[:0]
 	for i := range p.moves {

@@ -8,12 +8,12 @@ import "time"
 type block struct {
 	addr    uintptr
 	used    []bool // by granule
-	givenUp bool   // a copy may still touch it: it is not leased any more
+	givenUp bool   // a copy may still touch it, so it is not leased any more
 }
 
 func (p *pool) perBlock() int { return int(p.blockSize / Granule) }
 
-// grant leases up to n granules to an account, if it may have any.
+// grant leases up to n granules to an account; nil if it may have none now.
 func (p *pool) grant(a *Account, n int) *Lease {
 	mayGrow := p.mayGrow()
 	potential := p.usable
@@ -35,19 +35,19 @@ func (p *pool) grant(a *Account, n int) *Lease {
 	return p.lease(a, b, first, count)
 }
 
-// mayGrow reports whether another block can be hoped for.
+// mayGrow reports whether the pool may get another block.
 func (p *pool) mayGrow() bool {
 	return len(p.blocks) < p.maxBlocks && (!p.shrunk || p.growing || !time.Now().Before(p.retry))
 }
 
-// spare is how many more granules a role may hold, if so many blocks are all there are.
+// spare is how many more granules a role may hold if there are so many blocks in all.
 func (p *pool) spare(role Role, blocks int) int {
 	all := blocks * p.perBlock()
 	limit := max(1, all*3/4)
 	return min(limit-p.held[role], all-p.held[Initiator]-p.held[Target])
 }
 
-// find returns the first run of n free granules, or else the longest run; count is 0 if there is none.
+// find returns the first run of n free granules, or otherwise the longest free run; count is 0 if no granule is free.
 func (p *pool) find(n int) (in *block, first, count int) {
 	for _, b := range p.blocks {
 		if b.givenUp {
@@ -85,7 +85,7 @@ func (b *block) mark(first, count int, used bool) {
 	}
 }
 
-// trim gives back what a lease holds beyond n granules.
+// trim frees the granules of a lease beyond the first n.
 func (p *pool) trim(l *Lease, n int) {
 	l.block.mark(l.first+n, l.count-n, false)
 	l.account.held -= l.count - n

@@ -8,7 +8,7 @@ import (
 // Accounts that wait for granules, and what is set aside for them. These methods, but for expire, are called with the pool's
 // lock held.
 
-// wait has an account wait for n granules.
+// wait adds an account to those that wait. It wants n granules.
 func (p *pool) wait(a *Account, n int) {
 	a.want = n
 	if !a.waiting {
@@ -18,15 +18,15 @@ func (p *pool) wait(a *Account, n int) {
 	}
 }
 
-// leave has it wait no more.
-func (p *pool) leave(a *Account) {
+// stopWaiting removes an account from those that wait.
+func (p *pool) stopWaiting(a *Account) {
 	if a.waiting {
 		a.waiting = false
 		p.waiting = slices.DeleteFunc(p.waiting, func(other *Account) bool { return other == a })
 	}
 }
 
-// serve makes offers to those who wait and may have something.
+// serve makes an offer to each waiting account that may have granules.
 func (p *pool) serve() {
 	if p.closed {
 		return
@@ -42,13 +42,13 @@ func (p *pool) serve() {
 	})
 }
 
-// wake has the account's ready called.
+// wake notes that the account's ready is to be called.
 func (p *pool) wake(a *Account) {
 	a.waiting = false
 	p.woken = append(p.woken, a)
 }
 
-// fetch is the account's offer, cut to n granules if it is longer.
+// fetch returns the account's offer, of at most n granules.
 func (p *pool) fetch(a *Account, n int) *Lease {
 	l := a.offer
 	p.withdraw(a)
@@ -59,7 +59,7 @@ func (p *pool) fetch(a *Account, n int) *Lease {
 	return l
 }
 
-// revoke takes an account's offer back, if it has one.
+// revoke releases an account's offer, if it has one.
 func (p *pool) revoke(a *Account) {
 	if a.offer != nil {
 		p.release(a.offer)
@@ -73,7 +73,7 @@ func (p *pool) withdraw(a *Account) {
 	p.offers = slices.DeleteFunc(p.offers, func(other *Account) bool { return other == a })
 }
 
-// fail tells those who wait that there will be nothing.
+// fail wakes all waiting accounts: TryLease returns the error to them.
 func (p *pool) fail(err error) {
 	for _, a := range p.waiting {
 		a.failure = err
@@ -82,7 +82,7 @@ func (p *pool) fail(err error) {
 	p.waiting = nil
 }
 
-// expire revokes offers that nobody has fetched.
+// expire revokes the offers that were not fetched in time.
 func (p *pool) expire() {
 	p.mu.Lock()
 	defer p.unlock()

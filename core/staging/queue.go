@@ -20,13 +20,13 @@ func (q *queue[T]) push(item T) {
 	q.count++
 }
 
-// first is the item that pop would take, in place.
+// first is a pointer to the item that pop would return.
 func (q *queue[T]) first() *T { return &q.items[q.head] }
 
 func (q *queue[T]) pop() T {
 	var zero T
 	item := q.items[q.head]
-	q.items[q.head] = zero // for the collector
+	q.items[q.head] = zero // let the collector free it
 	q.head = (q.head + 1) % len(q.items)
 	q.count--
 	return item

@@ -43,15 +43,15 @@ func (c *copier) recover(j *issued, reason error, limit time.Duration) (others [
 	return failures(dead[1:], c.name, reason), reason
 }
 
-// drain brings a stream to rest. stuck means that the time was up, by the clock of the library, which may not be quite
-// ours: to close such a stream may take for ever.
+// drain brings a stream to rest. stuck means that the library has reported a time-out, by a clock that may differ a little from
+// this one: to close such a stream may take for ever.
 func drain(s device.Stream, limit time.Duration) (stuck bool, err error) {
 	began := time.Now()
 	err = s.Drain(limit)
 	return err != nil && time.Since(began) >= limit*3/4, err
 }
 
-// halt returns when nobody issues, and nobody will before resume.
+// halt waits until no job is being issued. None is issued before resume is called.
 func (c *copier) halt() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,7 +67,7 @@ func (c *copier) resume() {
 	c.recovering = false
 }
 
-// take is a job and all others in flight; if the copier is being closed, those as well that are not issued.
+// take returns a job and all others in flight. If the copier is being closed, it also returns the jobs that were not issued.
 func (c *copier) take(j *issued) []issued {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -103,7 +103,7 @@ func eventsOf(dead []issued) []device.Event {
 	return events
 }
 
-// abandon sees to it that memory that copies of dead jobs may still touch is not used again.
+// abandon takes the memory out of use that copies of dead jobs may still touch.
 func (c *copier) abandon(dead []issued, stuck bool, reason error) {
 	var blocks []uintptr
 	for _, j := range dead {

@@ -1,9 +1,9 @@
 // Package staging moves bytes between device memory and page-locked blocks of host memory, from which and into which
-// they travel over the network. Memory for that is bounded, made when it is needed, and shared fairly.
+// the network sends and receives. The memory for that is limited, allocated when it is needed, and shared fairly.
 //
 //   - A Device is the staging of one device: one copier for each direction.
-//   - A copier (copier.go) is two OS threads bound to the device and a stream; it does jobs, and makes the blocks.
-//   - A pool (pool.go) is the blocks of a copier. Stretches of them are leased to accounts (account.go).
+//   - A copier (copier.go) has two OS threads bound to the device and a stream; it does jobs, and makes the blocks.
+//   - A pool (pool.go) has the blocks of a copier. Parts of them are leased to accounts (account.go).
 //   - A planner (plan.go) decides how the moves of a job are copied.
 package staging
 
@@ -20,16 +20,16 @@ import (
 // Options bound and tune the staging of one device.
 type Options struct {
 	BlockSize   uint64        // bytes of a staging block: a multiple of Granule
-	PoolSize    uint64        // bytes of all blocks of the device, both directions together; each has one block at least
+	PoolSize    uint64        // bytes of all blocks of the device, both directions together; each direction has one block at least
 	GatherBelow uint64        // moves of fewer bytes are gathered, on devices that gather; 0 turns off gathering and batches
-	Timeout     time.Duration // for the copies of one job, more than 0; then the device counts as stuck
+	Timeout     time.Duration // for the copies of one job, more than 0; after that the device counts as stuck
 	Log         *zap.Logger
 }
 
 // Granule is the unit in which blocks are leased, in bytes.
 const Granule = 64 << 10
 
-// Direction is which way bytes pass through the blocks.
+// Direction is the direction in which bytes pass through the blocks.
 type Direction int
 
 const (
@@ -44,8 +44,8 @@ func (d Direction) kind() device.Kind {
 	return [...]device.Kind{device.DeviceToHost, device.HostToDevice}[d]
 }
 
-// Role is on whose behalf blocks are leased. Neither role can take all blocks of a direction: initiators that wait for
-// each other's targets would wait for ever.
+// Role is the side of a transfer that blocks are leased for. Neither role can take all blocks of a direction: two engines whose
+// initiators wait for each other's targets would wait for ever.
 type Role int
 
 const (
@@ -53,7 +53,7 @@ const (
 	Target
 )
 
-// ErrClosed is why the staging of a device takes no leases and no jobs any more.
+// ErrClosed is why leases and jobs fail after the staging of a device was closed.
 var ErrClosed = errors.New("the staging of the device is closed")
 
 func closedError(name string) error { return status.Errorf(status.Context, "%s: %w", name, ErrClosed) }
@@ -86,10 +86,9 @@ func (d *Device) Name() string { return d.name }
 // BlockSize is the most that one lease holds, in bytes.
 func (d *Device) BlockSize() uint64 { return d.options.BlockSize }
 
-// Close waits for the jobs that were started, and frees everything on the device. Leases fail from then on. Those
-// outstanding may be released before or after, but their memory is gone when Close returns. Jobs that were started, but
-// that the device has not begun, fail if a job before them gets stuck: Close takes little longer than the time limit
-// of a job then. The error says what could not be freed.
+// Close waits for the jobs that were started, and frees everything on the device. Further leases fail. Outstanding leases may be
+// released before or after, but their memory is freed when Close returns. If a job gets stuck, jobs that the device has not begun
+// fail: Close takes little longer than the time limit of one job then. The error says what could not be freed.
 func (d *Device) Close() error {
 	for _, c := range d.copiers {
 		c.close()
@@ -101,7 +100,7 @@ func (d *Device) Close() error {
 	return errors.Join(errs...)
 }
 
-// EndLeasing has leases fail from now on, and returns how many bytes are leased still.
+// EndLeasing makes further leases fail, and returns how many bytes are still leased.
 func (d *Device) EndLeasing() (leased uint64) {
 	for _, c := range d.copiers {
 		c.pool.close()
@@ -110,8 +109,8 @@ func (d *Device) EndLeasing() (leased uint64) {
 	return leased
 }
 
-// CloseWithin is Close with a limit. ended is false when the time is over: the device goes on closing by itself, and may be
-// waited for again.
+// CloseWithin is Close with a limit. ended is false when the time is over: closing goes on in the background, and another call
+// waits for it again.
 func (d *Device) CloseWithin(limit time.Duration) (ended bool, err error) {
 	for _, c := range d.copiers {
 		c.close()
@@ -130,40 +129,40 @@ func (d *Device) CloseWithin(limit time.Duration) (ended bool, err error) {
 	return true, errors.Join(errs...)
 }
 
-// Start has a job done. It does not block; j.Done is called once, on a goroutine of the device, and must not block
-// either, but may call anything of this package except Device.Close. Until then the job, its moves and its memory belong
-// to the device. Jobs of a direction are done in the order in which they are started.
+// Start starts a job, and does not block. j.Done is called once, on a goroutine of the device. It must not block, and may call
+// everything of this package except Device.Close. Until then the job, its moves and its memory belong to the device. Jobs of a
+// direction are done in the order in which they are started.
 func (d *Device) Start(dir Direction, j *Job) { d.copiers[dir].start(j) }
 
 // Job is a set of moves between device memory and leased blocks.
 type Job struct {
 	Moves []Move
 
-	// Done is told what became of the job: err is nil when every byte is at its destination. Otherwise nothing is known
-	// of any byte, but no copy touches memory any more. There is one exception: where a device neither finishes
-	// a copy in time nor lets its stream be given up, nobody can tell whether the copy will ever be done. The error says
-	// so; the blocks are not used again, but device memory is the caller's.
+	// Done is called at the end of the job. err is nil when every byte is at its destination. Otherwise any of the bytes may be
+	// missing, but no copy touches memory any more. There is one exception: if a device neither finishes a copy in time nor lets
+	// its stream be closed, it is not known whether the copy will ever be made. The error says so. The blocks are not used again,
+	// but the device memory belongs to the caller, and may still be touched.
 	Done func(err error)
 }
 
-// Move is one stretch of bytes of a job. All moves of a job lie in one lease. Ranges that overlap are written in the
-// order of the moves.
+// Move is one range of bytes of a job. All moves of a job are in one lease. Ranges that overlap are written in the order of the
+// moves.
 type Move struct {
 	Device uintptr // address in device memory
 	Block  uintptr // address in a leased block; see Place
 	Length uint64  // bytes
 }
 
-// Place returns where in a lease the next move begins, given where the last one ended, both relative to the lease: as
-// close as can be if moves are to be gathered or scattered in one go. Bytes of a lease that Place skips may be
-// overwritten by a job whose moves lie on both sides of them, or next after them.
+// Place returns the offset in a lease at which the next move should begin, so that moves can be gathered or scattered together. end
+// is the offset at which the last move ended. Bytes of the lease that Place skips may be overwritten by a job with moves on both
+// sides of them, or right after them.
 func (d *Device) Place(end uint64, addr uintptr, length uint64) uint64 {
 	return place(end, addr, length, d.options.GatherBelow, d.alignment)
 }
 
-// Account opens an account for a peer. ready is called, on a goroutine of its own, when it is worthwhile to call TryLease
-// again after that returned no lease. It may call anything of this package, and take locks that are held elsewhere
-// during calls of it. It is nil for an account that is used with Lease.
+// Account opens an account for a peer. After TryLease has returned no lease, ready is called, on a goroutine of its own, when
+// TryLease should be called again. It may call everything of this package, and take locks that are held elsewhere while this
+// package is called. It is nil for an account that is used with Lease.
 func (d *Device) Account(dir Direction, role Role, ready func()) *Account {
 	return newAccount(d.copiers[dir].pool, role, ready)
 }

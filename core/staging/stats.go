@@ -6,7 +6,7 @@ import (
 	"kvferry/core/device"
 )
 
-// Stats is what one direction of a device's staging has done so far.
+// Stats counts the work of one direction of a device's staging so far.
 type Stats struct {
 	Jobs     uint64 // done
 	Failed   uint64 // jobs

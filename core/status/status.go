@@ -63,8 +63,8 @@ func Of(err error, fallback Code) Code {
 	return fallback
 }
 
-// Guard calls f and returns its error. A panic in it, a mistake of ours that a peer's bytes may have brought out, becomes
-// an error with code Context and the stack in its text: it ends what f was doing, and not the process.
+// Guard calls f and returns its error. A panic in f is a mistake in this library, which a peer's bytes may have triggered. It becomes
+// an error with code Context and the stack in its text: it ends the work of f, and not the process.
 func Guard(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -1,18 +1,18 @@
-// Package threads bounds the threads that Go's runtime needs, and has them exist before they are needed.
+// Package threads limits the threads that Go's runtime needs, and starts them before they are needed.
 //
 // Go starts a thread when goroutines are ready to run and its other threads are in system calls, and ends the process when
 // the system refuses to start it: a container's pids limit and RLIMIT_NPROC count threads, and other processes may take the
 // rest at any time. So:
 //
-//  1. The caller makes sure that the system allows as many threads as are needed, without Go, which could need one meanwhile.
-//     Reserve has Go start them. Go keeps the threads that it has, so they are there for as long as the process.
+//  1. The caller checks, in C, that the system allows as many threads as are needed: Go code could need one meanwhile. Then Reserve
+//     makes Go start them. Go keeps its threads for as long as the process runs.
 //  2. System calls that may take long are enclosed by Enter and Leave, so that only so many threads are in one at a time.
 //     A further call waits until one of them ends.
-//  3. Some of these calls may never end, as their pages do not come. Where none has ended for a while, one more is let in,
-//     for which another thread is started, if the system allows it.
+//  3. Some of these calls may never end, because a page is never loaded. If none has ended for a while, one more may enter, and
+//     another thread is started for it, if the system allows that.
 //
-// What is not bounded are short system calls. The spare threads are for them, for Go's own threads, and for the C library's
-// look-up of names.
+// Short system calls are not limited. The spare threads are for them, for Go's own threads, and for the C library when it resolves
+// names.
 package threads
 
 import (
@@ -22,17 +22,17 @@ import (
 	"time"
 )
 
-// share is how threads are given out: calls that may take long are let in so many at a time, and so many threads are spare,
-// beside those and the ones for goroutines that run.
+// share is a number of threads for each purpose, besides those for running goroutines: calls that may take long and are let in at
+// the same time, and spare threads.
 type share struct{ calls, spare int }
 
-// ways are the share that slows nothing down, and those to do with where the system allows fewer threads.
+// ways are the share that slows nothing down, and smaller ones for a system that allows fewer threads.
 var ways = []share{{16, 16}, {8, 8}, {2, 6}}
 
-// patience is how long one more call waits before another thread is started for it.
-const patience = 10 * time.Millisecond
+// growAfter is how long one more call waits before another thread is started for it.
+const growAfter = 10 * time.Millisecond
 
-// Probe tells why the system would not start so many more threads now; nil when it would.
+// Probe says why the system would not start so many more threads now; nil if it would.
 type Probe func(threads int) error
 
 var (
@@ -40,19 +40,19 @@ var (
 	probe    Probe // nil before Reserve
 	reserved share
 
-	inside  atomic.Int64 // calls that were let in and have not ended
-	waiting atomic.Int64 // those that wait to be let in
-	allowed atomic.Int64 // how many may be; 0 for no bound, before Reserve
+	inside  atomic.Int64 // calls that have entered and not ended
+	waiting atomic.Int64 // calls that wait to enter
+	allowed atomic.Int64 // most calls that may be inside; 0 for no limit, before Reserve
 	freed   = make(chan struct{}, 1)
 )
 
 func (s share) threads() int {
 	processors := runtime.GOMAXPROCS(0)
-	return processors + processors/2 + s.calls + s.spare // every other processor may have one that polls, see tcp/sockio/poll.go
+	return processors + processors/2 + s.calls + s.spare // half as many may sleep for a moment while they poll
 }
 
-// Wanted is how many threads are to be had for one of the ways to reserve them, from 0 on, each with fewer threads than the one
-// before; 0 for none, or when Reserve has been called.
+// Wanted is how many threads one of the ways to reserve them needs. The ways are numbered from 0 on, and each needs fewer threads
+// than the one before. It returns 0 when there are no more ways, or Reserve was already called.
 func Wanted(way int) int {
 	starting.Lock()
 	defer starting.Unlock()
@@ -62,8 +62,8 @@ func Wanted(way int) int {
 	return ways[way].threads()
 }
 
-// Reserve has Go start the threads of one of the ways, which the system was found to allow a moment ago. Later calls do
-// nothing. p is for the threads that are started later.
+// Reserve makes Go start the threads of one of the ways. The caller has just checked that the system allows them. Later calls do
+// nothing. p is used for threads that are started later.
 func Reserve(way int, p Probe) {
 	starting.Lock()
 	defer starting.Unlock()
@@ -75,8 +75,8 @@ func Reserve(way int, p Probe) {
 	allowed.Store(int64(reserved.calls))
 }
 
-// start makes sure that Go has so many threads that are not in a system call. Each is bound to a goroutine for a moment, all
-// at the same time.
+// start makes sure that Go has so many threads that are not in a system call: it binds each of them to a goroutine, all at the same
+// time.
 func start(threads int) {
 	var bound, released sync.WaitGroup
 	bound.Add(threads)
@@ -94,7 +94,7 @@ func start(threads int) {
 	released.Wait()
 }
 
-// Enter returns when the caller may make a system call that may take long. Leave follows it.
+// Enter waits until the caller may make a system call that may take long. The caller calls Leave after it.
 func Enter() {
 	if !tryEnter() {
 		await()
@@ -115,24 +115,24 @@ func tryEnter() bool {
 	return false
 }
 
-// await enters when there is room.
+// await waits until a call may enter, and enters.
 func await() {
 	waiting.Add(1)
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(growAfter)
 	defer timer.Stop()
 	for !tryEnter() {
 		select {
 		case <-freed:
 		case <-timer.C:
 			grow()
-			timer.Reset(patience)
+			timer.Reset(growAfter)
 		}
 	}
 	waiting.Add(-1)
-	wakeOne() // there may be room for the next one, too
+	wakeOne() // perhaps the next one may enter, too
 }
 
-// wakeOne wakes one waiting call, if there is room for it.
+// wakeOne wakes one waiting call, if it may enter.
 func wakeOne() {
 	if waiting.Load() == 0 || inside.Load() >= allowed.Load() {
 		return
@@ -143,7 +143,7 @@ func wakeOne() {
 	}
 }
 
-// grow lets one more call in, when the system has another thread for it.
+// grow allows one more call, if the system allows another thread.
 func grow() {
 	starting.Lock()
 	defer starting.Unlock()

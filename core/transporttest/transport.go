@@ -1,4 +1,4 @@
-// Package transporttest has a transport that moves nothing: a test decides when which bytes of a work end, and how.
+// Package transporttest has a transport that moves no bytes: the test settles them.
 package transporttest
 
 import (
@@ -12,15 +12,14 @@ import (
 	"kvferry/core/status"
 )
 
-// Transport is a core.Transport that holds every work it is given until the test ends it. By itself it settles, with
-// the reason, only what the contract of core.Transport has it give up: aborted work in Abort and in Submit, everything in
-// Close, and what it gets after that. Those of its fields that are set are set before it is installed. Its methods may be
-// called from any goroutine.
+// Transport is a core.Transport that holds every work until the test settles it. By itself it settles only work that the contract of
+// core.Transport makes it give up: aborted work in Abort and in Submit, all work in Close, and work that it gets after Close. Its
+// fields are set before it is installed. Its methods may be called from any goroutine.
 type Transport struct {
 	// Address is what Endpoint returns.
 	Address core.Endpoint
 
-	// KeepAborted leaves the settling of aborted work to the test, as if its bytes were still moving.
+	// KeepAborted makes it hold aborted work, too, as if its bytes were still moving.
 	KeepAborted bool
 
 	// OnSubmit, OnAbort, OnEvict, OnForget and OnClose are called first in the method of that name. They may settle works.
@@ -30,8 +29,8 @@ type Transport struct {
 	OnForget func(*core.Segment)
 	OnClose  func()
 
-	// Stuck makes Close fail with core.ErrInUse until it is closed, for which Close waits a moment, and leaves what is held
-	// as it is; nil for a transport that can be closed.
+	// Stuck makes Close fail with core.ErrInUse until the channel is closed, and settle nothing; nil for a transport that can be
+	// closed.
 	Stuck chan struct{}
 
 	// OnLinks is what Links returns; nil for none.
@@ -49,7 +48,7 @@ type Transport struct {
 	closed bool
 }
 
-// Calls counts what the engine has asked of a transport.
+// Calls counts the calls of a transport.
 type Calls struct {
 	Open, Submit, Abort, Evict, Forget, Close int
 }
@@ -69,7 +68,7 @@ func (t *Transport) Calls() Calls {
 	return t.calls
 }
 
-// Held are the works some bytes of which are not settled, in the order of their arrival.
+// Held are the works that have unsettled bytes, in the order of their arrival.
 func (t *Transport) Held() []*Held {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -77,7 +76,7 @@ func (t *Transport) Held() []*Held {
 	return slices.Clone(t.held)
 }
 
-// SettleAll ends all that is held.
+// SettleAll settles all works that are held.
 func (t *Transport) SettleAll(err error) {
 	for _, h := range t.Held() {
 		h.SettleRest(err)
@@ -100,7 +99,7 @@ func (t *Transport) Submit(w *core.Work) {
 	t.giveUp(h)
 }
 
-// hold adds a work to those that are held, or says why it is not.
+// hold adds a work to those that are held, or says why it cannot.
 func (t *Transport) hold(h *Held) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -131,7 +130,7 @@ func (t *Transport) giveUp(h *Held) {
 	}
 }
 
-// Assist implements core.Transport; it leaves it out.
+// Assist implements core.Transport; it does nothing.
 func (t *Transport) Assist(*core.Segment, func() bool) {}
 
 // Evict implements core.Transport.
@@ -208,10 +207,10 @@ type Held struct {
 	*core.Work
 
 	mu   sync.Mutex
-	open []span // not settled, none of them empty, in no order
+	open []span // unsettled bytes, in no order; no span is empty
 }
 
-// span is the bytes from from up to to, which is not one of them.
+// span is a range of bytes, without the byte at to.
 type span struct{ from, to uint64 }
 
 // Left is the number of bytes not settled.
@@ -224,14 +223,13 @@ func (h *Held) Left() (bytes uint64) {
 	return bytes
 }
 
-// Settle ends length bytes that begin at from. It panics when they are not all unsettled: a transport that
-// did this would break its contract.
+// Settle settles length bytes from from on. It panics if one of them is settled already: a transport must not do this.
 func (h *Held) Settle(from, length uint64, err error) {
 	h.take(span{from, from + length})
 	h.settle(span{from, from + length}, err)
 }
 
-// SettleRest ends the bytes that are not settled.
+// SettleRest settles the bytes that are not settled yet.
 func (h *Held) SettleRest(err error) {
 	h.mu.Lock()
 	rest := h.open
