@@ -9,7 +9,6 @@ import (
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/require"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -28,13 +27,24 @@ func openAt(t *testing.T, servers string, e kv.EtcdOptions) *store {
 }
 
 // leaseOf is the lease that a key hangs on, 0 for none, and -1 for no key.
-func leaseOf(t *testing.T, client *clientv3.Client, key string) clientv3.LeaseID {
-	answer, err := client.Get(t.Context(), key)
-	require.NoError(t, err)
+func leaseOf(t *testing.T, server, key string) int64 {
+	answer := kvtest.EtcdCall(t, server, "kv/range", map[string]any{"key": []byte(key)})
 	if len(answer.Kvs) == 0 {
 		return -1
 	}
-	return clientv3.LeaseID(answer.Kvs[0].Lease)
+	return answer.Kvs[0].Lease
+}
+
+// grant makes a lease that nobody renews, and returns it and its time in seconds.
+func grant(t *testing.T, server string, seconds int64) (lease, granted int64) {
+	answer := kvtest.EtcdCall(t, server, "lease/grant", map[string]any{"TTL": seconds})
+	return answer.ID, answer.TTL
+}
+
+// timeOf is how many seconds of a lease are left, -1 for no lease, and how many it was granted for.
+func timeOf(t *testing.T, server string, lease int64) (left, granted int64) {
+	answer := kvtest.EtcdCall(t, server, "lease/timetolive", map[string]any{"ID": lease})
+	return answer.TTL, answer.GrantedTTL
 }
 
 const patience = 20 * time.Second // for what etcd does in its own time
@@ -62,49 +72,43 @@ func TestEtcdIsReachedByAnyOfItsEndPoints(t *testing.T) {
 
 func TestValuesInEtcdEndInANewlineAsMooncakesDo(t *testing.T) {
 	server := kvtest.Etcd.Start(t, kvtest.Serving{})
-	store, client := openAt(t, server.Address, kv.EtcdOptions{}), kvtest.EtcdClient(t, server.Address)
+	store := openAt(t, server.Address, kv.EtcdOptions{})
 	for _, value := range []string{"{}", "{}\n"} {
 		require.NoError(t, store.Put(t.Context(), "a", []byte(value)))
-		answer, err := client.Get(t.Context(), "a")
-		require.NoError(t, err)
+		answer := kvtest.EtcdCall(t, server.Address, "kv/range", map[string]any{"key": []byte("a")})
 		require.Equal(t, "{}\n", string(answer.Kvs[0].Value))
 	}
 }
 
 func TestKeysInEtcdHangOnOneLeaseUnlessThereIsToBeNone(t *testing.T) {
 	server := kvtest.Etcd.Start(t, kvtest.Serving{})
-	client := kvtest.EtcdClient(t, server.Address)
 	leased, kept := openAt(t, server.Address, kv.EtcdOptions{Lease: 30 * time.Second}), openAt(t, server.Address, kv.EtcdOptions{})
 	require.NoError(t, leased.Put(t.Context(), "a", []byte("1")))
 	require.NoError(t, leased.Put(t.Context(), "b", []byte("1")))
 	require.NoError(t, kept.Put(t.Context(), "c", []byte("1")))
-	require.Positive(t, leaseOf(t, client, "a"))
-	require.Equal(t, leaseOf(t, client, "a"), leaseOf(t, client, "b"))
-	require.Zero(t, leaseOf(t, client, "c"))
-	lease, err := client.TimeToLive(t.Context(), leaseOf(t, client, "a"))
-	require.NoError(t, err)
-	require.EqualValues(t, 30, lease.GrantedTTL)
+	require.Positive(t, leaseOf(t, server.Address, "a"))
+	require.Equal(t, leaseOf(t, server.Address, "a"), leaseOf(t, server.Address, "b"))
+	require.Zero(t, leaseOf(t, server.Address, "c"))
+	_, granted := timeOf(t, server.Address, leaseOf(t, server.Address, "a"))
+	require.EqualValues(t, 30, granted)
 }
 
 func TestEntriesInEtcdOutliveTheirLeaseOnlyWhileTheirEngineLives(t *testing.T) {
 	server := kvtest.Etcd.Start(t, kvtest.Serving{})
-	client := kvtest.EtcdClient(t, server.Address)
 	store := openAt(t, server.Address, kv.EtcdOptions{Lease: time.Second})
 	require.NoError(t, store.Put(t.Context(), "a", []byte("1")))
-	lease := leaseOf(t, client, "a")
-	granted, err := client.TimeToLive(t.Context(), lease)
-	require.NoError(t, err)
+	lease := leaseOf(t, server.Address, "a")
+	_, seconds := timeOf(t, server.Address, lease)
 	for range 2 {
-		nobodys, err := client.Grant(t.Context(), granted.GrantedTTL)
-		require.NoError(t, err)
+		nobodys, _ := grant(t, server.Address, seconds)
 		require.Eventually(t, func() bool {
-			require.Equal(t, lease, leaseOf(t, client, "a"))
-			left, err := client.TimeToLive(t.Context(), nobodys.ID)
-			return err == nil && left.TTL == -1
+			require.Equal(t, lease, leaseOf(t, server.Address, "a"))
+			left, _ := timeOf(t, server.Address, nobodys)
+			return left == -1
 		}, patience, 50*time.Millisecond, "a lease as long, which nobody keeps alive, runs out")
 	}
 	require.NoError(t, store.Close(), "as the end of a process is")
-	require.Eventually(t, func() bool { return leaseOf(t, client, "a") == -1 }, patience, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return leaseOf(t, server.Address, "a") == -1 }, patience, 50*time.Millisecond)
 }
 
 func TestEntriesComeBackAfterEtcdHasLostThem(t *testing.T) {
@@ -117,29 +121,27 @@ func TestEntriesComeBackAfterEtcdHasLostThem(t *testing.T) {
 	server.Kill()
 	data = t.TempDir()
 	server.Restart()
-	client := kvtest.EtcdClient(t, server.Address)
-	require.Eventually(t, func() bool { return leaseOf(t, client, "a") > 0 }, patience, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return leaseOf(t, server.Address, "a") > 0 }, patience, 50*time.Millisecond)
 	require.Equal(t, "1", kvtest.MustGet(t, store, "a"))
 	kvtest.RequireAbsent(t, store, "b")
 }
 
 func TestALostLeaseIsReplacedByTheNextPutToo(t *testing.T) {
 	server := kvtest.Etcd.Start(t, kvtest.Serving{})
-	store, client := openAt(t, server.Address, kv.EtcdOptions{Lease: time.Hour}), kvtest.EtcdClient(t, server.Address)
+	store := openAt(t, server.Address, kv.EtcdOptions{Lease: time.Hour})
 	require.NoError(t, store.Put(t.Context(), "a", []byte("1")))
 	require.NoError(t, store.Put(t.Context(), "theirs", []byte("1")))
-	lost := leaseOf(t, client, "a")
-	_, err := client.Revoke(t.Context(), lost)
-	require.NoError(t, err)
+	lost := leaseOf(t, server.Address, "a")
+	kvtest.EtcdCall(t, server.Address, "lease/revoke", map[string]any{"ID": lost})
 	kvtest.Etcd.Raw(t, server.Address, "theirs", []byte("2"))
 	require.NoError(t, store.Put(t.Context(), "b", []byte("1")))
-	require.Positive(t, leaseOf(t, client, "b"))
+	require.Positive(t, leaseOf(t, server.Address, "b"))
 
 	// What its keeper does when it hears of the loss, which takes it a third of the hour.
 	logged, logs := observer.New(zap.WarnLevel)
 	store.log = zap.New(logged)
-	require.NoError(t, store.restore(store.client, lost))
-	require.Equal(t, leaseOf(t, client, "b"), leaseOf(t, client, "a"))
+	require.NoError(t, store.restore(lost))
+	require.Equal(t, leaseOf(t, server.Address, "b"), leaseOf(t, server.Address, "a"))
 	require.Equal(t, "2", kvtest.MustGet(t, store, "theirs"), "somebody else's meanwhile")
 	require.Equal(t, "theirs", logs.All()[0].ContextMap()["key"])
 }

@@ -1,6 +1,10 @@
 package kvtest
 
 import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
 	"os/exec"
 	"testing"
 	"time"
@@ -8,8 +12,6 @@ import (
 	"kvferry/core/metadata/kv"
 
 	"github.com/stretchr/testify/require"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
 // Etcd is the kind of clusters of etcd.
@@ -19,13 +21,9 @@ var Etcd = Kind{
 		folder := t.TempDir()
 		server := StartEtcd(t, &folder, s)
 		if s.Password != "" {
-			client := EtcdClient(t, server.Address)
-			_, err := client.UserAdd(t.Context(), "root", s.Password)
-			require.NoError(t, err)
-			_, err = client.UserGrantRole(t.Context(), "root", "root")
-			require.NoError(t, err)
-			_, err = client.AuthEnable(t.Context())
-			require.NoError(t, err)
+			EtcdCall(t, server.Address, "auth/user/add", map[string]any{"name": "root", "password": s.Password})
+			EtcdCall(t, server.Address, "auth/user/grant", map[string]any{"user": "root", "role": "root"})
+			EtcdCall(t, server.Address, "auth/enable", nil)
 		}
 		return server
 	},
@@ -36,8 +34,7 @@ var Etcd = Kind{
 		}
 	},
 	Raw: func(t *testing.T, server, key string, value []byte) {
-		_, err := EtcdClient(t, server).Put(t.Context(), key, string(value))
-		require.NoError(t, err)
+		EtcdCall(t, server, "kv/put", map[string]any{"key": []byte(key), "value": value})
 	},
 }
 
@@ -61,10 +58,31 @@ func StartEtcd(t *testing.T, data *string, s Serving) *Server {
 	})
 }
 
-// EtcdClient is etcd's own client, which is closed with the test.
-func EtcdClient(t *testing.T, server string) *clientv3.Client {
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{server}, Logger: zap.NewNop(), MaxCallSendMsgSize: 4 * kv.MaxValue})
+// EtcdReply is what the tests read of etcd's answers.
+type EtcdReply struct {
+	Kvs []struct {
+		Value []byte
+		Lease int64 `json:",string"`
+	}
+	ID         int64 `json:",string"`
+	TTL        int64 `json:",string"`
+	GrantedTTL int64 `json:",string"`
+}
+
+// EtcdCall asks a server without TLS by its gateway for JSON, which has nothing in common with the store's way.
+func EtcdCall(t *testing.T, server, method string, request map[string]any) (reply EtcdReply) {
+	body, err := json.Marshal(request)
 	require.NoError(t, err)
-	t.Cleanup(func() { client.Close() })
-	return client
+	if request == nil {
+		body = []byte("{}")
+	}
+	response, err := http.Post("http://"+server+"/v3/"+method, "application/json", bytes.NewReader(body))
+	require.NoError(t, err)
+	defer response.Body.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	body, err = io.ReadAll(response.Body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, response.StatusCode, "%s: %.300s", method, body)
+	require.NoError(t, json.Unmarshal(body, &reply), "%.300s", body)
+	return reply
 }
