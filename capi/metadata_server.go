@@ -9,8 +9,8 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"kvferry/metaserver"
 	"kvferry/core/status"
+	"kvferry/metaserver"
 )
 
 // serverHandle is a metadata server, with its handle's state.

@@ -14,7 +14,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// The paths besides that of the metadata. Neither asks for a token.
+// Paths beside that of the metadata. They need no token.
 const (
 	healthPath  = "/health"
 	metricsPath = "/metrics"
@@ -37,7 +37,7 @@ func say(status int, text string) reply {
 	return reply{status: status, kind: textKind, body: []byte(text + "\n")}
 }
 
-// refused is the answer that an error stands for.
+// refused is the answer for an error.
 func refused(err error) reply {
 	var r *refusal
 	if errors.As(err, &r) {
@@ -66,14 +66,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header.Set("Connection", "close")
 	}
 	w.WriteHeader(a.status)
-	w.Write(a.body) // where the client does not take it, nobody is left to be told
+	w.Write(a.body) // an error means that the client has closed the connection
 }
 
 func (s *Server) answer(w http.ResponseWriter, r *http.Request) reply {
 	switch r.URL.Path {
 	case s.options.Path:
 		if !s.authorized(r) {
-			a := say(http.StatusUnauthorized, "a bearer token is required, and this is not it")
+			a := say(http.StatusUnauthorized, "a valid bearer token is required")
 			a.header = [2]string{"WWW-Authenticate", "Bearer"}
 			return a
 		}
@@ -86,7 +86,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) reply {
 	return say(http.StatusNotFound, "there is nothing at this path; metadata is at "+s.options.Path)
 }
 
-// authorized compares in a time that tells nothing about the token.
+// authorized compares in constant time, so that an attacker learns nothing about the token.
 func (s *Server) authorized(r *http.Request) bool {
 	if s.options.Token == "" {
 		return true
@@ -95,7 +95,7 @@ func (s *Server) authorized(r *http.Request) bool {
 	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare([]byte(token), []byte(s.options.Token)) == 1
 }
 
-// probe is the answer to whoever only looks.
+// probe is the answer at a path that can only be read.
 func (s *Server) probe(r *http.Request, a reply) reply {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return notAllowed("GET, HEAD")

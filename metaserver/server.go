@@ -3,11 +3,11 @@
 //
 // A request goes this way:
 //
-//  1. slots accepts its connection, as many at once as there are slots; the kernel's backlog keeps the others.
+//  1. slots accepts its connection if a slot is free; further connections wait in the kernel's backlog.
 //  2. net/http reads its header, within a time and a size.
-//  3. answer checks path, token and key, reads the value within a time and a size, and turns to the store.
-//  4. The store changes, within its limits, and the snapshot is told.
-//  5. The answer is counted and sent.
+//  3. answer checks path, token and key, and reads the value within a time and a size.
+//  4. The store changes within its limits, and wakes the snapshot.
+//  5. ServeHTTP counts the answer and sends it.
 package metaserver
 
 import (
@@ -41,7 +41,7 @@ const (
 	DefaultMaxConnections = 1024
 )
 
-// What no option changes.
+// Limits that no option changes.
 const (
 	maxKey         = 1024 // bytes of a key
 	maxHeader      = 8 << 10
@@ -51,7 +51,7 @@ const (
 	closeTimeout   = 2 * time.Second  // for the requests that are being answered when the server is closed
 )
 
-// What bounds the limits that options set, so that sums of them fit, and connections have descriptors.
+// Bounds of the limits that options set, so that sums of them fit an int64, and connections have descriptors.
 const (
 	largestLimit    = 1 << 40
 	mostConnections = 1 << 20
@@ -63,7 +63,7 @@ type Options struct {
 	Port     int    // 0: any free port
 	Path     string // of the requests for metadata; DefaultPath
 	Snapshot string // file to keep the entries in; "": memory alone
-	Token    string // that requests for metadata must bear; "": none
+	Token    string // bearer token that requests for metadata must have; "": none
 	TLSCert  string // PEM file with the certificates for HTTPS; "": HTTP
 	TLSKey   string // PEM file with their key
 
@@ -160,7 +160,7 @@ func invalid(format string, args ...any) error {
 	return status.Errorf(status.InvalidArgument, "metadata server: "+format, args...)
 }
 
-// certificates are what HTTPS is served with; nil for HTTP.
+// certificates are the server's for HTTPS; nil for HTTP.
 func (o *Options) certificates() ([]tls.Certificate, error) {
 	if o.TLSCert == "" {
 		return nil, nil
@@ -213,7 +213,7 @@ func (s *Server) serve(listener *net.TCPListener, certificates []tls.Certificate
 // Address is the connection string by which engines on other machines reach the server.
 func (s *Server) Address() string { return s.address }
 
-// address names the host as the option does or, where the server listens on every address, by one that others know.
+// address has the host of the options or, where the server listens on every address, one that other machines can reach.
 func (o *Options) address(bound *net.TCPAddr) string {
 	host := o.Host
 	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
@@ -226,12 +226,12 @@ func (o *Options) address(bound *net.TCPAddr) string {
 	return u.String()
 }
 
-// ownAddress is an address of this machine that others know, IPv4 where there is one; 127.0.0.1 without a network.
+// ownAddress is an address by which other machines reach this one, IPv4 where there is one; 127.0.0.1 without a network.
 func ownAddress() string {
 	return cmp.Or(address.Published(false), address.Published(true), "127.0.0.1")
 }
 
-// faults logs what net/http has to say about connections: one that cannot be accepted, a TLS handshake that failed.
+// faults logs the errors that net/http reports about connections: accept(2) or a TLS handshake has failed.
 type faults struct{ log *zap.Logger }
 
 func (f faults) Write(line []byte) (int, error) {
@@ -239,10 +239,10 @@ func (f faults) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Close stops accepting connections, lets requests that are being answered end for a while, and writes the snapshot
-// for the last time. A change that was answered with success before or during Close is in it. No goroutine of the
-// server is left when it returns, but those of connections that were cut off, which end at once. Close may be called
-// more than once. An error carries status.Metadata, when the snapshot could not be written.
+// Close stops accepting connections, waits a short time for requests that are being answered, and writes the snapshot for
+// the last time. Each change that was answered with success, also during Close, is in it. The goroutines of the server have
+// ended when Close returns, but those of connections that it cut off, which end at once. It may be called more than once.
+// An error carries status.Metadata: the snapshot could not be written.
 func (s *Server) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()

@@ -7,8 +7,8 @@ import (
 	"kvferry/core/shut"
 )
 
-// slots is a listener that has so many connections open at once at most: Accept waits for one to be closed. It and its
-// connections end for every process that has them.
+// slots is a listener with a limit of open connections: at the limit, Accept waits until one is closed. Closing it, or a
+// connection of it, also ends the copies that forked children have.
 type slots struct {
 	*net.TCPListener
 	taken     chan struct{} // one element per open connection, and one for the next
@@ -42,11 +42,11 @@ func (s *slots) Close() error {
 // open is how many connections are open.
 func (s *slots) open() int { return max(len(s.taken)-1, 0) }
 
-// scarce reports whether so many connections are open that none should be kept without a request.
+// scarce reports whether more than half of the slots are taken. Idle connections are then closed.
 func (s *slots) scarce() bool { return len(s.taken) > cap(s.taken)/2 }
 
 type slottedConn struct {
-	net.Conn // without what else a TCP connection can do
+	net.Conn // hides the other methods of a TCP connection
 	tcp      *net.TCPConn
 	slots    *slots
 	once     sync.Once

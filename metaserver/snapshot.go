@@ -19,8 +19,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// A snapshot is lines of JSON: a head, then as many entries as it says. It is written to a file beside it, which takes
-// its place once it is on the disk, so that it is whole at any moment.
+// A snapshot is lines of JSON: a header, then as many entries as the header says. It is written to a temporary file, which
+// replaces the former snapshot once it is on the disk. So the file is whole at any moment.
 const format = "kvferry metadata"
 
 type head struct {
@@ -54,8 +54,8 @@ type snapshot struct {
 	final   error // of the last write
 }
 
-// openSnapshot loads the file into the store, where there is one, and keeps it current from then on. It writes the file
-// once, so that one that cannot be written is an error here.
+// openSnapshot loads the file into the store, if there is one, and starts the goroutine that keeps it current. It writes the
+// file once, so that a file that cannot be written is an error here.
 func openSnapshot(file string, s *store, log *zap.Logger) (*snapshot, error) {
 	if err := load(file, s); err != nil {
 		return nil, status.Errorf(status.Metadata, "metadata server: the snapshot %s cannot be read, and is left as it is: %w", file, err)
@@ -122,7 +122,7 @@ func (n *snapshot) run() {
 	}
 }
 
-// attempt saves, and has it tried again where that fails. The first failure in a row is logged, and the end of the row.
+// attempt saves. After a failure it wakes run again. It logs the first failure in a row, and the first success after one.
 func (n *snapshot) attempt() {
 	before := n.final
 	n.final = n.save()
@@ -137,7 +137,7 @@ func (n *snapshot) attempt() {
 	}
 }
 
-// close writes what is not in the file yet; the store has been frozen.
+// close writes the last changes. The store is frozen.
 func (n *snapshot) close() error {
 	n.once.Do(func() {
 		close(n.closing)
@@ -161,7 +161,7 @@ func (n *snapshot) save() error {
 	return nil
 }
 
-// replace puts a new file with the entries in the place of a file.
+// replace replaces a file by a new one with the entries.
 func replace(file string, entries map[string][]byte) error {
 	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -191,7 +191,7 @@ func write(f io.Writer, entries map[string][]byte) error {
 	return buffer.Flush()
 }
 
-// syncFolder has a new name in a folder outlive a crash of the machine.
+// syncFolder writes a folder to the disk, so that a new name in it survives a crash of the machine.
 func syncFolder(folder string) error {
 	f, err := os.Open(folder)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// refusal is why the store does not do something, as HTTP says it.
+// refusal is an error of the store, with its status in HTTP.
 type refusal struct {
 	status int
 	text   string
@@ -55,8 +55,8 @@ func checkKey(key string) error {
 	return nil
 }
 
-// isUnique reports whether a key names a live engine, which no other may take over: such an entry is not replaced but
-// removed first, by whoever has found out that the engine is dead.
+// isUnique reports whether a key holds the address of an engine. Such an entry is not replaced: an engine that has found the
+// owner dead removes it first.
 func isUnique(key string) bool { return strings.Contains(key, "rpc_meta") }
 
 func (s *store) get(key string) ([]byte, error) {
@@ -130,7 +130,7 @@ func (s *store) touch() {
 	s.wake()
 }
 
-// wake has the snapshot look for changes.
+// wake makes the snapshot look for changes.
 func (s *store) wake() {
 	select {
 	case s.changed <- struct{}{}:

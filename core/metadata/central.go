@@ -23,14 +23,14 @@ import (
 
 // The way of an engine into a central store and out again:
 //
-//  1. The first Publish claims the name: what a predecessor left under it is removed once nobody answers at the address
-//     recorded there, and where somebody does, nothing is touched and the claim fails.
+//  1. The first Publish claims the name. It removes the entry of a predecessor if no engine answers at the address recorded
+//     there. If one answers, it changes nothing and fails.
 //  2. rpc_meta says where the engine's handshake port is. It stays as it is.
 //  3. The descriptor is written whenever Publish is called, once there is a data port that it can name.
-//  4. From time to time it is looked whether they are still there: a store in memory forgets them when it is restarted.
+//  4. A goroutine checks from time to time that both are still there: a store in memory loses them when it is restarted.
 //  5. Withdraw removes both, each only while it is this engine's. Later Publishes write nothing.
 
-// central is a Store whose descriptors are in a store that all engines share.
+// central is a metadata.Store whose descriptors are in a store that all engines share.
 type central struct {
 	kv     kv.Store
 	prefix string // of every key
@@ -39,14 +39,14 @@ type central struct {
 
 	wanted atomic.Uint64 // Publishes that were begun
 
-	turn chan struct{} // has an element while somebody publishes or withdraws, who has what follows to himself
+	turn chan struct{} // holds an element while a call publishes or withdraws; it guards self
 	self struct {
 		name       string
 		entry      []byte // rpc_meta, once it may have been written
 		claimed    bool   // the entry is there, and the name is this engine's
 		version    uint64 // of what was written last, or of what a predecessor left; 0 before
 		descriptor []byte // as it was written last; nil before
-		unsure     bool   // a later descriptor was sent, and it is not known whether it arrived
+		unsure     bool   // a later descriptor was sent, and may or may not have arrived
 		shown      uint64 // Publishes that were begun when the last one that succeeded looked at the engine
 		withdrawn  bool
 		look       func() *Descriptor // at the engine
@@ -101,7 +101,7 @@ func (c *central) addressKey(segment string) string {
 	return c.prefix + "rpc_meta/" + strings.TrimPrefix(segment, "ram/")
 }
 
-// segmentKey is where a segment's descriptor is. A name with a slash says itself of what kind the segment is.
+// segmentKey is where a segment's descriptor is. A name with a slash contains the kind of the segment.
 func (c *central) segmentKey(segment string) string {
 	if strings.Contains(segment, "/") {
 		return c.prefix + segment
@@ -109,7 +109,7 @@ func (c *central) segmentKey(segment string) string {
 	return c.prefix + "ram/" + segment
 }
 
-// acquire waits for the turn, which the caller gives back.
+// acquire waits for the turn. The caller releases it.
 func (c *central) acquire(ctx context.Context) error {
 	select {
 	case c.turn <- struct{}{}:
@@ -121,7 +121,7 @@ func (c *central) acquire(ctx context.Context) error {
 
 func (c *central) release() { <-c.turn }
 
-// Publish implements Store. Of calls that come while another one writes, one writes for all.
+// Publish implements Store. While one call writes, the others wait, and the next one writes for all of them.
 func (c *central) Publish(ctx context.Context, handshake string, self func() *Descriptor) error {
 	wanted := c.wanted.Add(1)
 	if err := c.acquire(ctx); err != nil {
@@ -146,7 +146,7 @@ func (c *central) Publish(ctx context.Context, handshake string, self func() *De
 	return nil
 }
 
-// show writes a descriptor, if peers could do anything with it.
+// show writes a descriptor, unless it has no data port yet.
 func (c *central) show(ctx context.Context, d *Descriptor) error {
 	if d.DataPort == 0 {
 		return nil
@@ -165,7 +165,7 @@ func (c *central) show(ctx context.Context, d *Descriptor) error {
 	return nil
 }
 
-// claim makes the name this engine's, or says whose it is.
+// claim takes the name for this engine, or fails and says which engine has it.
 func (c *central) claim(ctx context.Context, name, handshake string) error {
 	self, err := metaOf(handshake)
 	if err != nil {
@@ -177,7 +177,7 @@ func (c *central) claim(ctx context.Context, name, handshake string) error {
 		return err
 	}
 	if there != nil {
-		// Whoever was at this engine's own address is gone: the port is this engine's.
+		// An entry with this engine's own address is a predecessor's: the port is this engine's now.
 		if !found.sameAddress(self) {
 			if err := c.requireDead(ctx, name, key, found); err != nil {
 				return err
@@ -214,7 +214,7 @@ func (c *central) newVersion() uint64 {
 	return c.self.version
 }
 
-// versionLeft is the version of a descriptor that a predecessor has left under a name; 0 for none, or garbage.
+// versionLeft is the version of a predecessor's descriptor; 0 where there is none, or it cannot be read.
 func (c *central) versionLeft(ctx context.Context, name string) (uint64, error) {
 	value, _, err := c.kv.Get(ctx, c.segmentKey(name))
 	if err != nil {
@@ -254,7 +254,8 @@ func (c *central) requireDead(ctx context.Context, name, key string, at rpcMeta)
 		name, at.hostPort(), key, err)
 }
 
-// isNobody tells from the error of a probe that no engine is there: nobody takes the connection, or something else does.
+// isNobody reports whether the error of a probe means that no engine is at the address: the connection is refused, or
+// another service answers.
 func isNobody(err error) bool {
 	var unresolved *net.DNSError
 	if errors.As(err, &unresolved) {
@@ -269,7 +270,7 @@ func isNobody(err error) bool {
 	return code == status.MalformedJSON || code == status.RejectHandshake
 }
 
-// keep looks after the own entries until the store is closed.
+// keep restores the own entries from time to time, until the store is closed.
 func (c *central) keep(interval time.Duration) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -329,7 +330,7 @@ func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error
 	return d, nil
 }
 
-// HandshakeAddress implements Store. While the store does not answer, an address that was found before does.
+// HandshakeAddress implements Store. While the store does not answer, it returns the address that it found before.
 func (c *central) HandshakeAddress(ctx context.Context, segment string) (string, error) {
 	key := c.addressKey(segment)
 	value, found, err := c.kv.Get(ctx, key)
@@ -362,8 +363,8 @@ func (m rpcMeta) isRefusedFor(before rpcMeta) bool {
 		(m.Version < before.Version || m.Version == before.Version && !m.sameAddress(before))
 }
 
-// isGone reports whether a segment's owner is not at an address any more: nobody answers there, or an engine of another name.
-// Then a successor may have another address, whose clock is behind.
+// isGone reports whether a segment's owner has left an address: no engine answers there, or one of another name. A successor
+// at another address may have a clock that is behind.
 func (c *central) isGone(ctx context.Context, segment string, at rpcMeta) bool {
 	answered, err := c.probe.identify(ctx, at.hostPort())
 	if err != nil {
@@ -395,7 +396,7 @@ func (c *central) forget(key string) {
 	delete(c.known, key)
 }
 
-// Withdraw implements Store. The name is given up last.
+// Withdraw implements Store. It removes the address after the descriptor, so that the name stays taken until the end.
 func (c *central) Withdraw(ctx context.Context) error {
 	if err := c.acquire(ctx); err != nil {
 		return err
@@ -418,7 +419,7 @@ func (c *central) Withdraw(ctx context.Context) error {
 func (c *central) withdrawDescriptor(ctx context.Context) error {
 	key, value := c.segmentKey(c.self.name), c.self.descriptor
 	if c.self.unsure {
-		// Whichever arrived, it is this engine's as long as the name is.
+		// Either descriptor is this engine's while the name is.
 		entry, _, err := c.kv.Get(ctx, c.addressKey(c.self.name))
 		if err != nil || !bytes.Equal(entry, c.self.entry) {
 			return err
@@ -440,7 +441,7 @@ func (c *central) Close() error {
 	return c.kv.Close()
 }
 
-// fail is an error of the store's contents.
+// fail is an error about what the store holds.
 func (c *central) fail(format string, args ...any) error {
 	return status.Errorf(status.Metadata, "metadata store %s: "+format, append([]any{c.kv.Name()}, args...)...)
 }

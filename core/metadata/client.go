@@ -22,7 +22,7 @@ const (
 // be called from any goroutine, and take peers as "host:port" with IPv6 hosts in brackets. They return when the
 // context ends or a time-out has passed, whichever is first. Errors name the peer and carry status.DNS when its host
 // is unknown, status.Socket when it cannot be reached or breaks the connection off, status.RejectHandshake when it
-// refuses or answers something else, status.MalformedJSON when it talks garbage.
+// refuses or answers something else, status.MalformedJSON when the answer cannot be read.
 type Client struct {
 	ConnectTimeout time.Duration // for resolving the host and trying all of its addresses; 0: DefaultConnectTimeout
 	ReplyTimeout   time.Duration // from the connection on; 0: DefaultReplyTimeout
@@ -39,10 +39,10 @@ type notifyBody struct {
 type probeBody struct {
 	Status string `json:"status"`
 
-	Extensions json.RawMessage `json:"kvferry,omitempty"` // of probeExtensions, or whatever a stranger puts there
+	Extensions json.RawMessage `json:"kvferry,omitempty"` // of probeExtensions; another program may put anything there
 }
 
-// probeExtensions is what only engines like this one tell. Mooncake ignores the key.
+// probeExtensions is what a kvferry engine adds. Mooncake ignores the key.
 type probeExtensions struct {
 	Name string `json:"name"` // what peers open
 }
@@ -78,8 +78,8 @@ func (c Client) checkLength(body []byte) error {
 	return nil
 }
 
-// SendNotify hands a peer a notification. CheckNotify says whether it fits. What is not UTF-8 in them arrives as
-// U+FFFD, as with Mooncake: a frame is JSON, which has no other bytes.
+// SendNotify sends a notification to a peer. CheckNotify says whether it fits. Bytes that are not UTF-8 arrive as U+FFFD, as
+// with Mooncake: a frame is JSON.
 func (c Client) SendNotify(ctx context.Context, peer string, n Notification) error {
 	reply, err := c.ask(ctx, peer, kindNotify, mustEncode(notifyBody(n)))
 	if err != nil {
@@ -95,14 +95,14 @@ func (c Client) SendNotify(ctx context.Context, peer string, n Notification) err
 	return nil
 }
 
-// Probe asks whether anything answers at a peer's handshake port. A server that takes the connection and closes it in
-// good order without an answer counts as alive: that is how Mooncake answers a probe up to 0.3.9.
+// Probe returns nil if a server answers at a peer's handshake port. A server that accepts the connection and closes it
+// without an answer counts as alive: Mooncake up to 0.3.9 answers a probe so.
 func (c Client) Probe(ctx context.Context, peer string) error {
 	_, err := c.identify(ctx, peer)
 	return err
 }
 
-// identify is Probe, and returns the name of the engine that answers: "" for one that does not tell, as Mooncake's.
+// identify is Probe, and returns the name of the engine that answers. It is "" where the engine sends none, as Mooncake's.
 func (c Client) identify(ctx context.Context, peer string) (name string, err error) {
 	reply, err := c.ask(ctx, peer, kindProbe, []byte("{}"))
 	if errors.Is(err, errNoFrame) {
@@ -118,11 +118,11 @@ func (c Client) identify(ctx context.Context, peer string) (name string, err err
 	if answer.Status != "success" {
 		return "", peerError(peer, kindProbe, status.Errorf(status.RejectHandshake, "the peer answers %.80q", answer.Status))
 	}
-	var told probeExtensions
-	if json.Unmarshal(answer.Extensions, &told) != nil {
-		return "", nil // all that it says can be done without
+	var extensions probeExtensions
+	if json.Unmarshal(answer.Extensions, &extensions) != nil {
+		return "", nil // the extensions are optional
 	}
-	return told.Name, nil
+	return extensions.Name, nil
 }
 
 // ask sends one request and returns the JSON of its reply.
@@ -148,7 +148,7 @@ func (c Client) ask(ctx context.Context, peer string, kind frameKind, body []byt
 	return reply, nil
 }
 
-// dial connects to the first of the peer's addresses that takes the connection.
+// dial connects to the first of the peer's addresses that accepts the connection.
 func (c Client) dial(ctx context.Context, peer string) (*net.TCPConn, error) {
 	dialer := net.Dialer{Timeout: orDefault(c.ConnectTimeout, DefaultConnectTimeout)}
 	conn, err := dialer.DialContext(ctx, "tcp", peer)
@@ -197,7 +197,7 @@ func readReply(r io.Reader, kind frameKind, maxLength int) ([]byte, error) {
 	return f.readBody()
 }
 
-// peerError puts before an error what was asked of whom.
+// peerError adds the request and the peer to an error.
 func peerError(peer string, kind frameKind, err error) error {
 	return status.Errorf(status.Of(err, status.Socket), "%s request to peer %.300s: %w", kind, peer, err)
 }

@@ -31,7 +31,7 @@ type Descriptor struct {
 	ProtoVersion   int // 1: no acknowledgements, 2: acknowledged frames
 	Buffers        []Buffer
 	Truncated      bool   // there are more buffers than Buffers lists: they did not fit the handshake frame
-	IsKvferry      bool   // the owner is an engine like this one
+	IsKvferry      bool   // the owner is a kvferry engine
 	SameHostSocket string // socket for peers on the same host, see socketName; "" for none
 	Identity       string // of this incarnation of the owner, see identity; "" where the owner has none, as Mooncake's
 	Hello          int    // highest version of the hello that its data port understands; 0 for none
@@ -59,25 +59,25 @@ type wireDescriptor struct {
 
 	Version version `json:"metadata_version,omitempty"`
 
-	Extensions json.RawMessage `json:"kvferry,omitempty"` // of extensions, or whatever a stranger puts there
+	Extensions json.RawMessage `json:"kvferry,omitempty"` // of extensions; another program may put anything there
 }
 
-// extensions is what only engines like this one know of each other. Mooncake ignores the key.
+// extensions is what a kvferry engine adds. Mooncake ignores the key.
 type extensions struct {
 	SameHostSocket string `json:"neighbour,omitempty"`
 	Identity       string `json:"identity,omitempty"`
 	Hello          int    `json:"hello,omitempty"`
 }
 
-// socketName is what an engine's socket for peers on the same host is called, in the abstract namespace of Unix-domain
-// sockets: nobody but an engine listens there, and none by accident.
+// socketName is the form of the name of an engine's socket for peers on the same host, in the abstract namespace of
+// Unix-domain sockets. The digits are random, so that no other program has the name.
 var socketName = regexp.MustCompile(`^kvferry-[0-9a-f]{32}$`)
 
 // identity is 16 random bytes in hexadecimal digits, which no other incarnation of any engine has.
 var identity = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
 // Encode gives the JSON form in at most maxLength bytes. Where the buffers do not all fit, the first ones are kept
-// and truncated is true; the key "kvferry_truncated", which Mooncake ignores, tells it to the reader. The fields beside
+// and truncated is true; the reader learns it by the key "kvferry_truncated", which Mooncake ignores. The fields beside
 // the buffers, some 240 bytes and the two names, are always there.
 func (d *Descriptor) Encode(maxLength int) (encoded []byte, truncated bool) {
 	port, proto := int64(d.DataPort), int64(d.ProtoVersion)
@@ -191,7 +191,7 @@ func checkProtocol(encoded json.RawMessage) error {
 	return status.Errorf(status.NotSupportedTransport, `the segment's protocol is %.80q, where "tcp" is needed`, encoded)
 }
 
-// protoVersion is at least 1; versions that are not known yet are kept, for 2 is what is spoken with them.
+// protoVersion is at least 1. Versions that are not known yet are kept: frames of version 2 are used with them.
 func protoVersion(sent *int64) int {
 	if sent == nil || *sent < 1 {
 		return 1

@@ -13,8 +13,8 @@ import (
 //
 //	u64 length, little-endian · u8 kind · length-1 bytes of JSON
 //
-// The length counts the kind. A first byte above the known kinds is no kind but the first byte of the JSON: that is
-// the older form, which says nothing but "connection" and is answered in the same form.
+// The length counts the kind. In an older form there is no kind, and the first byte, which is above the known kinds, is
+// the first one of the JSON. Such a frame is of the kind "connection", and is answered in the same form.
 
 // frameKind is what a handshake frame asks for, or answers.
 type frameKind byte
@@ -44,12 +44,12 @@ func (k frameKind) String() string {
 const DefaultMaxLength = 1 << 20
 
 // errNoFrame is returned by readFrame when the stream ends before a frame's first byte.
-var errNoFrame = errors.New("closed without a word")
+var errNoFrame = errors.New("closed without sending a frame")
 
 // errNothingSent is in the error of readFrame when the stream fails before a frame's first byte.
-var errNothingSent = errors.New("not a byte of a frame came")
+var errNothingSent = errors.New("no byte of a frame arrived")
 
-// frame is a frame of which the body is yet to be read.
+// frame is a frame whose body has not been read yet.
 type frame struct {
 	kind   frameKind
 	old    bool      // of the form without a kind; kind is kindConnection then
@@ -57,7 +57,7 @@ type frame struct {
 	body   io.Reader // the JSON, and no more
 }
 
-// readFrame reads up to the kind, and refuses a frame whose length is 0 or over maxLength.
+// readFrame reads length and kind. It refuses a frame whose length is 0 or over maxLength.
 func readFrame(r io.Reader, maxLength int) (frame, error) {
 	var header [9]byte
 	if n, err := io.ReadFull(r, header[:8]); err == io.EOF {
@@ -87,7 +87,7 @@ func (f frame) readBody() ([]byte, error) {
 	return body, f.checkRead(int64(len(body)), err)
 }
 
-// discardBody reads the rest of a frame and keeps nothing of it.
+// discardBody reads the rest of a frame and discards it.
 func (f frame) discardBody() error {
 	n, err := io.Copy(io.Discard, f.body)
 	return f.checkRead(n, err)

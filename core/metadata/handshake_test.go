@@ -360,7 +360,7 @@ func TestAClientOutlivesHostileServers(t *testing.T) {
 		code   status.Code
 		says   string
 	}{
-		{"no answer", nil, status.Socket, "without a word"},
+		{"no answer", nil, status.Socket, "without sending a frame"},
 		{"half a length", []byte{1, 2}, status.Socket, "2 of the 8"},
 		{"length only", announce(9, ""), status.Socket, "no more"},
 		{"length 0", announce(0, "\x01{}"), status.MalformedJSON, "frame length 0"},

@@ -150,7 +150,7 @@ func (s *httpStore) do(ctx context.Context, method, key string, value []byte) (c
 		return 0, nil, s.failed(method, key, err)
 	}
 	s.authorize(request)
-	request.Header["Idempotency-Key"] = nil // not sent: a kept connection that the server closes meanwhile is replaced
+	request.Header["Idempotency-Key"] = nil // not sent; it has net/http try again where the server has closed a kept connection
 	if value != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
@@ -181,7 +181,7 @@ func (s *httpStore) authorize(request *http.Request) {
 	}
 }
 
-// withoutURL is what happened to a request: net/http puts before it which one that was.
+// withoutURL is the error without method and URL, which net/http puts before it.
 func withoutURL(err error) error {
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
@@ -194,7 +194,7 @@ func (s *httpStore) failed(method, key string, err error) error {
 	return status.Errorf(status.Metadata, "metadata store %s: %s %s: %w", s.shown, method, key, err)
 }
 
-// refused is the error of an answer that says no.
+// refused is the error of an answer without success.
 func (s *httpStore) refused(method, key string, code int, body []byte) error {
 	hint := ""
 	switch code {

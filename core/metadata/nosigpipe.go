@@ -8,7 +8,7 @@ import (
 )
 
 // sendAll writes all of b, within the connection's write deadline. Unlike Write it raises no SIGPIPE when the peer has
-// gone: the host of this library may have set that signal to its default action, which ends the process.
+// closed: the program that has loaded this library may have set that signal to its default action, which ends the process.
 func sendAll(conn syscall.Conn, b []byte) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -25,7 +25,7 @@ func sendAll(conn syscall.Conn, b []byte) error {
 	return os.NewSyscallError("sendmsg", failed)
 }
 
-// sendSome sends until the socket takes no more, and returns what is left.
+// sendSome sends until the socket's buffer is full, and returns the rest.
 func sendSome(fd int, b []byte) ([]byte, error) {
 	for len(b) > 0 {
 		n, err := unix.SendmsgN(fd, b, nil, nil, unix.MSG_NOSIGNAL)

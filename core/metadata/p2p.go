@@ -7,7 +7,7 @@ import (
 	"kvferry/core/status"
 )
 
-// p2pStore finds peers by their names alone: a name is the address of a handshake server, which says the rest.
+// p2pStore finds peers by their names: a name is the address of the handshake server that has the peer's descriptor.
 type p2pStore struct {
 	client      Client
 	defaultPort int
@@ -20,7 +20,7 @@ func newP2PStore(o Options) *p2pStore {
 	}
 }
 
-// Publish has nothing to do: the engine's handshake server is what shows its descriptor.
+// Publish has nothing to do: the engine's handshake server sends its descriptor to peers.
 func (s *p2pStore) Publish(context.Context, string, func() *Descriptor) error { return nil }
 
 func (s *p2pStore) Fetch(ctx context.Context, segment string) (*Descriptor, error) {

@@ -16,12 +16,12 @@ import (
 
 // The way of a request:
 //
-//  1. run takes a slot, of which there are as many as connections served at once, and accepts a connection. While
-//     all slots are taken the kernel's backlog keeps the peers.
-//  2. serve gives the connection a goroutine, which ends by a deadline of each of the steps that follow.
-//  3. answer reads the request. Its body is kept only where it means something.
-//  4. It writes the reply, of the request's kind, and shuts the write side down.
-//  5. awaitClose waits for the peer to close, so that the reply is not lost to a reset, and closes.
+//  1. run takes a slot and accepts a connection. There are as many slots as connections may be served at once. While all
+//     are taken, further connections wait in the kernel's backlog.
+//  2. serve starts a goroutine for the connection. Each of the steps that follow has a deadline.
+//  3. answer reads the request. Of a request without content it discards the body.
+//  4. It writes the reply, which is of the request's kind, and shuts the write side down.
+//  5. awaitClose waits until the peer has closed: closing first might reset the connection before the peer has read the reply.
 
 // Defaults of HandshakeOptions.
 const (
@@ -29,16 +29,16 @@ const (
 	DefaultStepTimeout    = 5 * time.Second
 )
 
-// longestAcceptPause bounds how long the server waits after accept(2) failed, as for want of file descriptors.
+// longestAcceptPause bounds how long the server waits after accept(2) failed, for example for lack of file descriptors.
 const longestAcceptPause = time.Second
 
 // Handlers give the answers of a handshake server. The functions are required. They are called from many goroutines at
 // once, and must return soon: closing the server waits for them.
 type Handlers struct {
-	Name string // of the engine, as peers open it; "" to leave it open
-	// Descriptor returns the current descriptor, which it leaves alone from then on; nil with central metadata.
+	Name string // of the engine, as peers open it; "": probes are answered without a name
+	// Descriptor returns the current descriptor, and does not change it afterwards; nil with central metadata.
 	Descriptor func() *Descriptor
-	// Notify takes a notification. With false it is rejected, and the peer told so.
+	// Notify takes a notification, or returns false to reject it; the peer learns that.
 	Notify func(Notification) bool
 }
 
@@ -97,8 +97,8 @@ func sampled(log *zap.Logger) *zap.Logger {
 	}))
 }
 
-// Close closes the listener and every connection, and returns when no goroutine of the server is left. Peers find the end
-// at once, also while a forked child has the descriptors. It may be called more than once.
+// Close closes the listener and every connection, and returns when the goroutines of the server have ended. Peers see the
+// end at once, also while a forked child has the descriptors. It may be called more than once.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	conns := s.conns
@@ -162,7 +162,7 @@ func (s *Server) wait(d time.Duration) {
 	}
 }
 
-// serve answers a connection in a goroutine of its own, which gives the slot back.
+// serve answers a connection in a goroutine of its own, which frees the slot.
 func (s *Server) serve(conn *net.TCPConn) {
 	if !s.keep(conn) {
 		shut.Close(conn)
@@ -182,7 +182,7 @@ func (s *Server) serve(conn *net.TCPConn) {
 	}()
 }
 
-// keep remembers a connection for Close; false when the server is closed already.
+// keep notes a connection for Close. It returns false when the server is closed already.
 func (s *Server) keep(conn *net.TCPConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -200,8 +200,8 @@ func (s *Server) drop(conn *net.TCPConn) {
 	delete(s.conns, conn)
 }
 
-// report logs why a connection was closed without an answer; port scanners and health checks, which send nothing and close
-// or reset the connection, and the end of the server are no news.
+// report logs why a connection was closed without an answer. Port scanners and health checks send nothing, and close or
+// reset the connection; these and connections that Close ends are logged at the level debug.
 func (s *Server) report(conn *net.TCPConn, err error) {
 	if errors.Is(err, errNoFrame) || errors.Is(err, errNothingSent) || errors.Is(err, net.ErrClosed) {
 		s.log.Debug("a connection without a handshake", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
@@ -249,7 +249,7 @@ func (s *Server) reply(request frame) ([]byte, error) {
 	return mustEncode(connectionBody{QPNumbers: []int{}}), nil
 }
 
-// probe tells also who is alive here: the port may have been another engine's before.
+// probe names the engine: the port may have been another engine's before.
 func (s *Server) probe() []byte {
 	answer := probeBody{Status: "success"}
 	if s.handlers.Name != "" {
@@ -258,7 +258,7 @@ func (s *Server) probe() []byte {
 	return mustEncode(answer)
 }
 
-// connectionBody is the answer to an RDMA handshake: every field that a peer may insist on, and nothing in them.
+// connectionBody is the answer to an RDMA handshake: every field that a peer may require, all empty.
 type connectionBody struct {
 	LocalNICPath string `json:"local_nic_path"`
 	PeerNICPath  string `json:"peer_nic_path"`
@@ -266,7 +266,7 @@ type connectionBody struct {
 	ReplyMessage string `json:"reply_msg"`
 }
 
-// notify hands a notification on. A peer that sends no strings gets no answer, as from Mooncake.
+// notify passes a notification to the handler. A peer that sends no strings gets no answer, as from Mooncake.
 func (s *Server) notify(request frame) ([]byte, error) {
 	encoded, err := request.readBody()
 	if err != nil {
@@ -303,7 +303,7 @@ func (s *Server) descriptor() []byte {
 	return encoded
 }
 
-// awaitClose returns when the peer has closed the connection, or does not in time.
+// awaitClose returns when the peer has closed the connection, or when its time is over.
 func (s *Server) awaitClose(conn *net.TCPConn) {
 	if err := conn.SetReadDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
 		return

@@ -11,11 +11,11 @@ import (
 
 // Entries of a central store have a version, as Mooncake's have since 0.3.14: microseconds since 1970 on the clock of the
 // engine that wrote them. Of two values of one key the one with the higher version is the later one. An engine gives each
-// value a higher version than the one before, and than what a predecessor has left under its name, whatever its clock says.
-// A reader keeps what it has when it is given something older, or something else of the same version. A value without a
+// value a higher version than its last one and than those of a predecessor under its name, even if its clock is behind. A
+// reader keeps the value that it has when it reads an older one, or a different one of the same version. A value without a
 // version, as older engines write it and as P2P mode has it, is taken as it is.
 
-// version is the JSON form of a version. What is no such number counts as absent.
+// version is the JSON form of a version. Anything but such a number counts as absent.
 type version uint64
 
 // UnmarshalJSON implements json.Unmarshaler.

@@ -29,7 +29,7 @@ type store struct {
 	ctx    context.Context // ends when the store is closed
 	cancel context.CancelCauseFunc
 
-	writing turn              // held while keys change, and for what follows
+	writing turn              // held while keys change; it guards lease and ours
 	lease   int64             // for the next Put; 0: it gets one
 	ours    map[string]leased // what was put and not removed, by key
 	keepers sync.WaitGroup    // of leases
@@ -101,7 +101,7 @@ func (s *store) Put(ctx context.Context, key string, value []byte) error {
 		defer s.writing.give()
 		err := s.putLeased(ctx, key, kv.WithNewline(value))
 		if says(err, leaseNotFound) {
-			s.lease = 0 // its keeper restores the other keys, when it hears of it
+			s.lease = 0 // its keeper restores the other keys when its next renewal fails
 			err = s.putLeased(ctx, key, kv.WithNewline(value))
 		}
 		return err
@@ -129,7 +129,7 @@ func (s *store) Remove(ctx context.Context, key string, value []byte) error {
 		}
 		defer s.writing.give()
 		if held, ok := s.ours[key]; ok && held.value == kv.WithNewline(value) {
-			delete(s.ours, key) // also if the cluster does not answer: it is not to come back
+			delete(s.ours, key) // even if the cluster does not answer: restore must not put it again
 		}
 		for {
 			held, there, err := s.client.get(ctx, key)
@@ -160,7 +160,7 @@ func (s *store) request(ctx context.Context, what, key string, f func(context.Co
 
 func (s *store) Close() error {
 	s.cancel(kv.ErrClosed)
-	s.writing <- struct{}{} // what waited has ended
+	s.writing <- struct{}{} // requests have ended, or end now
 	defer s.writing.give()
 	s.keepers.Wait()
 	s.client.close()

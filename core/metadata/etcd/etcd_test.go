@@ -142,6 +142,6 @@ func TestALostLeaseIsReplacedByTheNextPutToo(t *testing.T) {
 	store.log = zap.New(logged)
 	require.NoError(t, store.restore(lost))
 	require.Equal(t, leaseOf(t, server.Address, "b"), leaseOf(t, server.Address, "a"))
-	require.Equal(t, "2", kvtest.MustGet(t, store, "theirs"), "somebody else's meanwhile")
+	require.Equal(t, "2", kvtest.MustGet(t, store, "theirs"), "another client has put it")
 	require.Equal(t, "theirs", logs.All()[0].ContextMap()["key"])
 }

@@ -53,7 +53,7 @@ func (s *store) keep(lease int64, ttl time.Duration) {
 		if err == nil {
 			return
 		}
-		s.log.Warn("the lease on the entries in etcd is lost, and is to be replaced", zap.String("store", s.address), zap.Error(err))
+		s.log.Warn("the lease on the entries in etcd is lost, and will be replaced", zap.String("store", s.address), zap.Error(err))
 		select {
 		case <-retry.C:
 		case <-s.ctx.Done():
@@ -88,7 +88,7 @@ func (s *store) renewUntilLost(lease int64, ttl time.Duration) {
 	}
 }
 
-// restore puts again what hung on a lost lease.
+// restore puts the keys of a lost lease again.
 func (s *store) restore(lost int64) error {
 	ctx, done := kv.Within(s.ctx, s.limit)
 	defer done()
@@ -123,7 +123,7 @@ func (s *store) putAgain(ctx context.Context, key, value string) error {
 			return err
 		}
 		if there && string(held.value) != value {
-			s.log.Warn("an entry in etcd was lost with its lease, and is somebody else's now", zap.String("store", s.address), zap.String("key", key))
+			s.log.Warn("an entry in etcd was lost with its lease, and another client has put it since", zap.String("store", s.address), zap.String("key", key))
 			delete(s.ours, key)
 			return nil
 		}

@@ -12,8 +12,6 @@ import (
 	"kvferry/core/status"
 )
 
-// What stores have in common, most of it those that speak a protocol of their own, etcd and Redis.
-
 // DefaultTimeout is how long etcd or Redis may take to be connected to, and a whole request, where no setting says
 // otherwise.
 const DefaultTimeout = 5 * time.Second
@@ -45,12 +43,12 @@ func HostPort(text, defaultPort string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// Within is ctx for one request, which is given up after a time.
+// Within is ctx for one request, which fails after a time.
 func Within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
 }
 
-// Failed says what failed with which key of which store. Where ctx has ended, that is why.
+// Failed adds the store, the operation and the key to an error. Where ctx has ended, its cause replaces the error.
 func Failed(ctx context.Context, store Store, what, key string, err error) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -58,8 +56,8 @@ func Failed(ctx context.Context, store Store, what, key string, err error) error
 	return status.Errorf(status.Metadata, "metadata store %s: %s %.300s: %w", store.Name(), what, key, err)
 }
 
-// WithNewline is a value as Mooncake writes it, whether it has its newline yet or not.
+// WithNewline is a value as Mooncake writes it to etcd: with one newline at its end.
 func WithNewline(value []byte) string { return string(WithoutNewline(value)) + "\n" }
 
-// WithoutNewline is a value as Get returns it, whether it was written with a newline or not.
+// WithoutNewline is a value as Get returns it: without the newline at its end, if it has one.
 func WithoutNewline(value []byte) []byte { return bytes.TrimSuffix(value, []byte("\n")) }

@@ -1,7 +1,7 @@
 // Package kv is what the kinds of central metadata store have in common: a map of keys to values that all engines share.
 //
-// A kind is a package that registers itself for the schemes of its connection strings, as drivers of database/sql do.
-// Whoever links the engine imports the kinds that are wanted for that side effect.
+// A kind is a package that registers itself for the schemes of its connection strings, as drivers of database/sql do. A
+// program imports the kinds that it offers for that side effect.
 package kv
 
 import (
@@ -18,7 +18,8 @@ import (
 // key. No value is longer than MaxValue.
 type Store interface {
 	Get(ctx context.Context, key string) (value []byte, found bool, err error)
-	// Put creates or replaces. A store may refuse to replace rpc_meta, as Mooncake's HTTP server does: it is removed first.
+	// Put creates or replaces a key. A store may refuse to replace rpc_meta, as Mooncake's HTTP server does: the caller removes
+	// it first.
 	Put(ctx context.Context, key string, value []byte) error
 	// Remove removes a key as long as it holds that value. A missing key is no error.
 	Remove(ctx context.Context, key string, value []byte) error
@@ -26,8 +27,7 @@ type Store interface {
 	Close() error
 }
 
-// MaxValue is the longest value that is written to a central store or taken from one, in bytes: Mooncake's HTTP server
-// takes no longer one.
+// MaxValue is the length of the longest value that is put or got, in bytes. Mooncake's HTTP server takes no longer one.
 const MaxValue = 1 << 20
 
 // Opener makes a store. The connection string has its scheme. Nothing is connected yet. An error carries

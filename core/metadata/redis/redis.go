@@ -28,7 +28,7 @@ type store struct {
 
 	ctx     context.Context // ends when the store is closed
 	cancel  context.CancelFunc
-	mu      sync.Mutex     // makes sure that no request begins once close waits for them
+	mu      sync.Mutex     // keeps requests from beginning once Close waits for them
 	running sync.WaitGroup // requests
 }
 
@@ -38,7 +38,7 @@ local held = redis.call('GET', KEYS[1])
 if held == ARGV[1] or held == ARGV[2] then return redis.call('DEL', KEYS[1]) end
 return 0`
 
-// quiet keeps the client's own log lines off standard error: what fails is in the errors.
+// quiet turns off the client's own log lines on standard error: the errors say the same.
 var quiet = sync.OnceFunc(logging.Disable)
 
 func init() {
@@ -75,14 +75,14 @@ func open(connection string, o kv.Options) (*store, error) {
 		},
 		DialTimeout: connect, ReadTimeout: limit, WriteTimeout: limit, PoolTimeout: limit,
 		ContextTimeoutEnabled: true, DialerRetries: 1, MaxRetries: -1,
-		Protocol: 2, PoolSize: 2, MaxActiveConns: 4, PipelinePoolSize: -1, // an engine asks seldom
+		Protocol: 2, PoolSize: 2, MaxActiveConns: 4, PipelinePoolSize: -1, // an engine makes few requests
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})
 	return s, nil
 }
 
-// dialSecure connects, over TLS if encryption is not nil, and says which of the two failed.
+// dialSecure connects, over TLS if encryption is not nil. The error says whether the handshake of TLS failed.
 func dialSecure(ctx context.Context, network, server string, encryption *tls.Config) (net.Conn, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, network, server)
@@ -124,7 +124,7 @@ func (s *store) Get(ctx context.Context, key string) ([]byte, bool, error) {
 }
 
 func (s *store) Put(ctx context.Context, key string, value []byte) error {
-	held := string(value) // f may outlast the call, and the value is the caller's
+	held := string(value) // f may run on after the call, when the caller may change the value
 	return s.request(ctx, "putting", key, func(ctx context.Context) error {
 		if len(strings.TrimSuffix(held, "\n")) > kv.MaxValue {
 			return kv.ErrTooLong
@@ -140,8 +140,8 @@ func (s *store) Remove(ctx context.Context, key string, value []byte) error {
 	})
 }
 
-// request calls f with ctx, which ends with the time for a request and with the store, and puts before an error what it
-// is about. When ctx ends it returns: the client looks at deadlines alone, and f is left to end by itself.
+// request calls f with a ctx that ends with the time for a request and with the store, and adds store, operation and key to
+// an error. It returns when ctx ends. f may end later, by its deadline, since the client does not notice a cancellation.
 func (s *store) request(ctx context.Context, what, key string, f func(context.Context) error) error {
 	ctx, done := kv.Within(ctx, s.limit)
 	defer done()
