@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from device_report import REPOSITORY, Part, Report, first_lines, python, system
-from kvferry.demo import DemoError, find_npus
+from kvferry.demo.devices import DemoError, find_npus
 from kvferry.npu import TOOLKITS, VARIABLE, AscendCL
 
 REPORT = REPOSITORY / "build" / "npu-report.txt"

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 import kvferry
-from kvferry import demo, gpu, simulator
+from kvferry import gpu, simulator
 from kvferry._bindings import OPCODE_WRITE
+from kvferry.demo import cache as caches
+from kvferry.demo import nodes
+from kvferry.demo.devices import DemoError
 from support.inprocess import environment
 
 SMALL = ("demo", "--layers", "3", "--blocks", "5", "--block-size", "4K", "--batch", "4")
@@ -211,29 +214,29 @@ def test_a_decode_process_that_dies_is_told() -> None:
 def test_a_byte_that_differs_is_noticed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in SIMULATED.items():
         monkeypatch.setenv(variable, value)
-    cache = demo.Cache(demo.Shape(3, 5, 4096), place)
+    cache = caches.Cache(caches.Shape(3, 5, 4096), place)
     cache.fill()
     sent = cache.digests()
     for offset in (0, 2 * 2 * 5 * 4096 + 1, 3 * 2 * 5 * 4096 - 1):
         kept = cache.memory.read(1, offset)
         cache.memory.write(bytes([kept[0] ^ 1]), offset)
-        with pytest.raises(demo.DemoError, match=f"in layers {offset // (2 * 5 * 4096)}$"):
-            demo.compare(sent, cache.digests(), "decode has")
+        with pytest.raises(DemoError, match=f"in layers {offset // (2 * 5 * 4096)}$"):
+            caches.compare(sent, cache.digests(), "decode has")
         cache.memory.write(bytes(kept), offset)
-    demo.compare(sent, cache.digests(), "decode has")
+    caches.compare(sent, cache.digests(), "decode has")
 
 
 def test_the_digest_covers_every_block_in_the_order_of_the_sequence() -> None:
-    shape = demo.Shape(2, 4, 16)
+    shape = caches.Shape(2, 4, 16)
     offsets = [o for layer in range(2) for o in shape.offsets(layer, [2, 0, 3, 1])]
     assert offsets[:8] == [32, 0, 48, 16, 96, 64, 112, 80]
     assert sorted(offsets) == list(range(0, shape.bytes, 16))
 
 
 def test_a_failed_transfer_is_told_with_its_direction() -> None:
-    shape = demo.Shape(1, 4, 4096)
-    target = demo.Node("127.0.0.1", shape, "host")
-    nowhere = demo.Decode(target.engine.name(), target.cache.memory.address + shape.bytes, target.cache.table)
-    prefill = demo.Prefill("127.0.0.1", shape, "host", 2, nowhere)
-    with pytest.raises(demo.DemoError, match="writing to decode failed: "):
+    shape = caches.Shape(1, 4, 4096)
+    target = nodes.Node("127.0.0.1", shape, "host")
+    nowhere = nodes.Decode(target.engine.name(), target.cache.memory.address + shape.bytes, target.cache.table)
+    prefill = nodes.Prefill("127.0.0.1", shape, "host", 2, nowhere)
+    with pytest.raises(DemoError, match="writing to decode failed: "):
         prefill.move(OPCODE_WRITE)

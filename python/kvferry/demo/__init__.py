@@ -1,0 +1,116 @@
+"""kvferry demo: KV cache moves between two processes over TCP, and every byte of it is checked.
+
+It does so for three pairs of places: host to host, NPU to host and NPU to NPU; or, with a GPU, host to host, NPU to GPU
+and GPU to GPU. For each pair:
+
+1. decode, a process of its own, makes a KV cache, registers it, and sends its name and the cache's address to prefill;
+2. prefill, the process that the user started, fills a cache of the same shape and takes a digest of each layer;
+3. prefill writes all blocks to slots that are scattered over decode's cache, a layer's blocks in a batch;
+4. decode takes the digests of its cache, and prefill compares them with its own;
+5. prefill wipes its cache, reads all blocks back, and compares again.
+
+nodes.py has the two processes, cache.py the cache, devices.py the NPUs and GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, Callable
+
+from kvferry import __version__
+from kvferry._bindings import OPCODE_READ, OPCODE_WRITE
+from kvferry._options import positive
+from kvferry.demo.cache import Shape, compare, size_text
+from kvferry.demo.devices import DemoError, Devices, find_gpus, find_npus
+from kvferry.demo.nodes import DecodeProcess, Prefill
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command: 0 when every byte was right, 1 when one was not or something failed."""
+    shape = Shape(arguments.layers, arguments.blocks, arguments.block_size)
+    os.environ["KVFERRY_SAME_HOST"] = "0"  # the processes stand for two hosts, and use TCP
+    decode = DecodeProcess(arguments.host, shape)
+    try:
+        npus, gpus = find_npus(), find_gpus(arguments.decode)
+        decode.start()
+        move_and_check(arguments.host, shape, arguments.batch or 2 * shape.blocks, npus, gpus, decode)
+    except DemoError as e:
+        print(f"kvferry demo failed: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        decode.kill()
+        print("kvferry demo was interrupted", file=sys.stderr)
+        return 130
+    finally:
+        decode.end()
+    return 0
+
+
+def move_and_check(
+    host: str, shape: Shape, batch: int, npus: Devices, gpus: Devices | None, decode: DecodeProcess
+) -> None:
+    """Move the cache between all pairs of places, check it, and print what is done."""
+    print(f"kvferry {__version__}: a KV cache of {shape}, {size_text(shape.bytes)} in all")
+    for devices in filter(None, (npus, gpus)):
+        print(devices.told)
+    print(f"prefill (process {os.getpid()}) writes it over TCP to decode (process {decode.pid}), {batch} scattered")
+    print("blocks at a time, and reads it back\n")
+    print("prefill   decode             bytes   blocks  batches    time    GB/s  p50/batch  p99/batch", flush=True)
+    for here, there in pairs(npus, gpus):
+        prefill = Prefill(host, shape, here, batch, decode.serve(there))
+        written, read = both_ways(prefill, decode)
+        prefill.close()
+        print(table_row(f"{here:6} -> {there:6} write", shape, written))
+        print(table_row(f"{here:6} <- {there:6} read ", shape, read), flush=True)
+    print(f"\nevery byte checked: the digests of all {shape.layers} layers agree on both sides, in each row")
+
+
+def pairs(npus: Devices, gpus: Devices | None) -> list[tuple[str, str]]:
+    """The places of prefill's and decode's caches, one pair after the other."""
+    if gpus is None:
+        return [("host", "host"), (npus.place(), "host"), (npus.place(), npus.place(other=True))]
+    return [("host", "host"), (npus.place(), gpus.place()), (gpus.place(), gpus.place(other=True))]
+
+
+def both_ways(prefill: Prefill, decode: DecodeProcess) -> tuple[list[float], list[float]]:
+    """Steps 2 to 5: the seconds of each batch, written and read."""
+    prefill.cache.fill()
+    sent = prefill.cache.digests()
+    written = prefill.move(OPCODE_WRITE)
+    compare(sent, decode.digests(), "decode has")
+    prefill.cache.wipe()
+    read = prefill.move(OPCODE_READ)
+    compare(sent, prefill.cache.digests(), "prefill has read back")
+    return written, read
+
+
+def table_row(name: str, shape: Shape, times: list[float]) -> str:
+    """A line of the table: how many bytes, how fast, and how long a batch took."""
+    total, ordered = sum(times), sorted(times)
+    p50, p99 = (ordered[int(p * (len(ordered) - 1))] * 1e3 for p in (0.5, 0.99))
+    blocks = shape.layers * 2 * shape.blocks
+    return (
+        f"{name} {shape.bytes:11,} {blocks:8,} {len(times):8,} {total:5.2f} s {shape.bytes / total / 1e9:7.2f}"
+        f" {p50:7.2f} ms {p99:7.2f} ms"
+    )
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = commands.add_parser("demo", help="move KV cache between two processes and check every byte")
+    option: Callable[..., Any] = parser.add_argument
+    option("--layers", type=positive, default=32, metavar="N", help="layers of the model (%(default)s)")
+    option("--blocks", type=positive, default=256, metavar="N", help="blocks of each layer's K and V (%(default)s)")
+    option("--block-size", type=positive, default="16K", metavar="BYTES", help="bytes of a block (%(default)s)")
+    option("--batch", type=positive, metavar="N", help="blocks in one call (those of a layer)")
+    option(
+        "--decode",
+        choices=("auto", "gpu", "host"),
+        default="auto",
+        help="where decode keeps its cache. auto: in a GPU where the machine has one, otherwise in host and NPU memory;"
+        " gpu: in a GPU, which is simulated where the machine has none; host: in host and NPU memory (%(default)s)",
+    )
+    option("--host", default="127.0.0.1", help="address of this machine to use (%(default)s)")
+    parser.set_defaults(run=run)

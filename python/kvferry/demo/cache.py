@@ -1,0 +1,113 @@
+"""A KV cache in host or device memory: its shape, its bytes, and digests of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from typing import Callable, NamedTuple, Union
+
+from kvferry._device import DeviceError, Memory
+from kvferry._memory import Mapping
+from kvferry.demo.devices import KINDS, DemoError
+
+STEP = 1 << 20  # bytes that a cache is filled with at once
+
+Table = list[int]  # the slot of each block of a sequence, the same in every layer's K and V
+
+
+class Shape(NamedTuple):
+    """A KV cache: for each layer K and V, each with that number of blocks."""
+
+    layers: int
+    blocks: int
+    block_size: int  # bytes
+
+    @property
+    def bytes(self) -> int:
+        """The size of the whole cache."""
+        return self.layers * 2 * self.blocks * self.block_size
+
+    def offsets(self, layer: int, table: Table) -> Iterator[int]:
+        """The offsets of a layer's blocks in the cache: K's and then V's, in the order of the sequence."""
+        for half in (layer * 2, layer * 2 + 1):
+            for slot in table:
+                yield (half * self.blocks + slot) * self.block_size
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers x K and V x {self.blocks} blocks of {size_text(self.block_size)}"
+
+
+class HostMemory:
+    """Host memory, with the methods of a device's."""
+
+    location = "*"
+
+    def __init__(self, size: int) -> None:
+        self._mapping = Mapping(size)
+        self.address = self._mapping.address
+
+    def write(self, data: bytes, offset: int = 0) -> None:
+        self._mapping.buffer[offset : offset + len(data)] = data
+
+    def read(self, length: int, offset: int = 0) -> bytes:
+        return self._mapping.buffer[offset : offset + length]
+
+
+def allocate(place: str, size: int) -> Union[HostMemory, Memory]:
+    """Memory in a place: "host", or a device as "npu:0" or "cuda:0"."""
+    location, _, device = place.partition(":")
+    try:
+        return HostMemory(size) if place == "host" else KINDS[location].runtime().allocate(size, int(device))
+    except (DeviceError, OSError, OverflowError, ValueError) as e:
+        raise DemoError(f"there are no {size_text(size)} of memory for the cache on {place}: {e}") from e
+
+
+class Cache:
+    """Memory in the shape of a KV cache, with its blocks in random slots."""
+
+    def __init__(self, shape: Shape, place: str) -> None:
+        self.shape = shape
+        self.table: Table = random.sample(range(shape.blocks), shape.blocks)
+        self.memory = allocate(place, shape.bytes)
+
+    def fill(self) -> None:
+        """Fill it with random bytes."""
+        self._write(os.urandom)
+
+    def wipe(self) -> None:
+        """Fill it with zeros."""
+        self._write(bytes)
+
+    def _write(self, data: Callable[[int], bytes]) -> None:
+        for start in range(0, self.shape.bytes, STEP):
+            self.memory.write(data(min(STEP, self.shape.bytes - start)), start)
+
+    def digests(self) -> list[bytes]:
+        """One digest of each layer: of its blocks in the order of the sequence, whatever their slots are."""
+        return [self._digest(layer) for layer in range(self.shape.layers)]
+
+    def _digest(self, layer: int) -> bytes:
+        size = self.shape.bytes // self.shape.layers
+        digest = hashlib.blake2b(digest_size=16)
+        with memoryview(self.memory.read(size, layer * size)) as view:
+            for offset in self.shape.offsets(layer, self.table):
+                start = offset - layer * size
+                digest.update(view[start : start + self.shape.block_size])
+        return digest.digest()
+
+
+def compare(sent: list[bytes], arrived: list[bytes], who: str) -> None:
+    """DemoError names the layers whose digests differ. who is the side that has them, and a verb."""
+    wrong = [str(layer) for layer, (a, b) in enumerate(zip(sent, arrived)) if a != b]
+    if wrong or len(sent) != len(arrived):
+        raise DemoError(f"the bytes that {who} differ from those that prefill sent, in layers {', '.join(wrong)}")
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people, such as 16 KiB."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit and size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} bytes"
