@@ -19,8 +19,11 @@ class DeviceError(RuntimeError):
     """A vendor's library cannot be opened, or one of its calls failed; the text says which, and why."""
 
 
-class Runtime:
-    """A vendor's library, opened. Any thread may call it. Its functions return 0 for success."""
+class Runtime(Managed):
+    """A vendor's library, opened, and what it has given. Any thread may call it. Its functions return 0 for success.
+
+    close() gives the devices back, when their memory is freed. Interpreter exit does so, too.
+    """
 
     title: ClassVar[str]  # what the library is called
     location: ClassVar[str]  # what the engine calls its devices, as "npu"
@@ -101,13 +104,14 @@ class Allocated(Managed):
         with runtime.on(device):
             allocate(byref(address))
         self.address = address.value or 0
-        super().__init__(self.address, functools.partial(_free, runtime, device, free))
+        super().__init__(functools.partial(_free, runtime, device, free, self.address))
 
 
 class Memory(Allocated):
     """Memory of a device, at an address that the host need not be able to dereference.
 
-    The copies below are done when they return. IndexError for a range that is not within the memory.
+    The copies below are done when they return. IndexError for a range that is not within the memory, and ValueError
+    when the memory is freed.
     """
 
     @property
@@ -142,6 +146,7 @@ class Memory(Allocated):
                 self._runtime.copy_out(address, source, length)
 
     def _at(self, offset: int, length: int) -> int:
+        self._check_open()
         if not 0 <= offset <= offset + length <= self.size:
             raise IndexError(f"bytes {offset} to {offset + length} of {self.size} bytes of memory of {self.location}")
         return self.address + offset

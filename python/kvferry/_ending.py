@@ -47,7 +47,7 @@ class Ending(weakref.ref[object]):
         """None until the engine has ended. Then whether something is stuck that may use memory still."""
         return self._codes[0] == KVFERRY_ERR_IN_USE if self._codes else None
 
-    def run(self, _handle: int = 0) -> None:
+    def run(self) -> None:
         """End the engine, if it has not ended. The log says what is stuck, whose memory is never given back."""
         self.destroy()
         if self.stuck is False:

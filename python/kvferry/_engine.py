@@ -83,11 +83,12 @@ class Engine(Managed):
             if code != 0:
                 raise EngineError(self.last_error())
             self._ending = Ending(self, functions, handle.value, memory)
-            super().__init__(handle.value, self._ending.run)
+            super().__init__(self._ending.run)
         except BaseException:
             if handle.value:
                 Ending(self, functions, handle.value, memory).run()
             raise
+        self.handle = handle.value
         self.batches = Batches(functions, self.handle)
 
     def close(self) -> None:

@@ -9,16 +9,15 @@ Self = TypeVar("Self", bound="Managed")
 
 
 class Managed:
-    """Owns one handle, and releases it once: by close(), at the end of a with block, when the last reference goes, or
-    at interpreter exit. Any thread may close it."""
+    """Releases what it owns once: by close(), at the end of a with block, when the last reference goes, or at
+    interpreter exit. Any thread may close it."""
 
-    def __init__(self, handle: int, release: Callable[[int], object]) -> None:
-        """release gets the handle. It must not refer to this object, and may be called on any thread."""
-        self.handle = handle
-        self._finalizer = weakref.finalize(self, release, handle)
+    def __init__(self, release: Callable[[], object]) -> None:
+        """release must not refer to this object, and may be called on any thread."""
+        self._finalizer = weakref.finalize(self, release)
 
     def close(self) -> None:
-        """Release the handle now, if it is not released."""
+        """Release what this owns now, if it is not released."""
         self._release()
 
     def _release(self) -> Any:
@@ -27,7 +26,7 @@ class Managed:
 
     @property
     def closed(self) -> bool:
-        """Whether the handle is released, or another thread is releasing it."""
+        """Whether close() was called, or this was released otherwise. Another thread may still be in close()."""
         return not self._finalizer.alive
 
     def _check_open(self) -> None:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import threading
-import weakref
 from collections.abc import Iterator
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 from kvferry._device import DeviceError, Memory, PinnedMemory, Runtime, open_library
 from kvferry._ffi import python_string
+from kvferry._managed import Managed
 
 __all__ = ["CUDA", "GpuError", "Memory", "PinnedMemory", "available", "visible_devices"]
 
@@ -79,11 +80,7 @@ class CUDA(Runtime):
         self.call("cuInit", 0)
         self._lock = threading.Lock()
         self._contexts: dict[int, c_void_p] = {}  # the primary one of each device that was used
-        self._finalizer = weakref.finalize(self, _release, self.library, self._contexts)
-
-    def close(self) -> None:
-        """Let go of the devices, once their memory is freed. It is done by itself at interpreter exit."""
-        self._finalizer()
+        Managed.__init__(self, functools.partial(_release, self.library, self._contexts))
 
     def devices(self) -> int:
         count = c_int()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import os
 import signal
 import sys
 from typing import Any, Callable
 
 from kvferry._bindings import Functions, kvferry_metadata_server_options_t
-from kvferry._ffi import c_string, python_string
+from kvferry._ffi import c_string, last_error, python_string
 from kvferry._library import LibraryError, load
+from kvferry._managed import Managed
 from kvferry._options import positive
 
 TOKEN = "MC_METADATA_HTTP_TOKEN"  # Mooncake's engines send what this variable has
@@ -27,8 +29,8 @@ class ServerError(RuntimeError):
     """The server cannot run, or has lost something; the text says why."""
 
 
-class Server:
-    """A metadata server of this process, which runs until it is stopped."""
+class Server(Managed):
+    """A metadata server of this process. It runs until it is stopped; close() stops it, too, and tells of no loss."""
 
     def __init__(self, options: kvferry_metadata_server_options_t) -> None:
         """Start it. ServerError says why it cannot run."""
@@ -37,18 +39,18 @@ class Server:
         handle = functions.kvferry_metadata_server_start(ctypes.byref(options), text, len(text))
         if not handle:
             raise ServerError(reason(functions))
-        self._handle = handle
+        super().__init__(functools.partial(functions.kvferry_metadata_server_stop, handle))
         self.address = python_string(text.value)  # what engines on other machines are initialized with
 
     def stop(self) -> None:
-        """Stop it, once. ServerError when it has stopped, and its latest changes are in no snapshot."""
-        if self._functions.kvferry_metadata_server_stop(self._handle) != 0:
+        """Stop it, if it runs. ServerError when its latest changes are in no snapshot; it has stopped nevertheless."""
+        if self._release():  # a code
             raise ServerError(reason(self._functions))
 
 
 def reason(functions: Functions) -> str:
     """Why the last call failed. That it was about the metadata server is known here."""
-    return python_string(functions.kvferry_last_error()).replace("metadata server: ", "", 1)
+    return last_error(functions).replace("metadata server: ", "", 1)
 
 
 def options(arguments: argparse.Namespace) -> kvferry_metadata_server_options_t:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import threading
-import weakref
 from collections.abc import Iterator
 from ctypes import byref, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 from kvferry._device import DeviceError, Memory, PinnedMemory, Runtime
 from kvferry._ffi import python_string
+from kvferry._managed import Managed
 
 __all__ = ["AscendCL", "Memory", "NpuError", "PinnedMemory"]
 
@@ -75,11 +76,7 @@ class AscendCL(Runtime):
         self.library.aclGetRecentErrMsg.restype = ctypes.c_char_p
         if (code := self.library.aclInit(None)) not in (0, ALREADY_INITIALIZED):
             raise self.failure("aclInit", code)
-        self._finalizer = weakref.finalize(self, _reset, self.library, self._sets)
-
-    def close(self) -> None:
-        """Let go of the devices, once their memory is freed. It is done by itself at interpreter exit."""
-        self._finalizer()
+        Managed.__init__(self, functools.partial(_reset, self.library, self._sets))
 
     def devices(self) -> int:
         count = c_uint32()

@@ -87,7 +87,7 @@ class VirtualMemory(Memory):
             place = _Access(_Location(DEVICE_PLACE, device), READ_WRITE)
             cuda.call("cuMemSetAccess", address, PIECES * self._piece, byref(place), 1)
         self.address = address.value
-        Managed.__init__(self, self.address, functools.partial(_unmap, cuda, device, self._piece))
+        Managed.__init__(self, functools.partial(_unmap, cuda, device, self._piece, self.address))
 
     def _map(self, address: int) -> None:
         """Have a piece of its own at an address. It goes when it is unmapped."""
