@@ -2,7 +2,7 @@ package ascend
 
 import "time"
 
-// Decide tells where memory is that AscendCL says to be of a kind, with that id; named is as in a location, -1 for none.
+// Decide returns where memory is, from AscendCL's answer: a kind and an id. named is the device of a location, -1 for none.
 func Decide(kind, id, named int) (index int, found bool, err error) {
 	return memory{kind: kind, index: id}.On(named)
 }

@@ -14,15 +14,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// What NPUs have in common with other devices is tested in internal/driver.
+// internal/driver has the tests that NPUs share with other devices.
 
 const enough = drivertest.Enough
 
-// fresh is whether this is a process for the test alone, in which AscendCL is not opened and not found by the loader.
+// fresh returns whether this is a process for the test alone, in which AscendCL is not open and the loader does not find it.
 func fresh(t *testing.T) bool {
 	t.Helper()
 	return drivertest.Fresh(t, false)
 }
 
-// simulated is AscendCL on simulated devices, as the engine knows it.
+// simulated is the runtime of simulated NPUs.
 func simulated(t *testing.T) *driver.Runtime { return ascend.New(simtest.Library(t), zap.NewNop()) }

@@ -26,7 +26,7 @@ type application struct {
 
 const bytesOfWork = 4096
 
-// noCaptures is a driver that cannot tell whether a stream is being captured.
+// noCaptures builds a driver without the function that says whether a stream is being captured.
 const noCaptures = "-DcuStreamIsCapturing=cuLaterStreamIsCapturing"
 
 // newApplication has a stream of its own, or the default one.

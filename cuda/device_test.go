@@ -149,7 +149,7 @@ func TestAnEventThatHasNotHappenedCanBeGivenUp(t *testing.T) {
 	})
 }
 
-// stuck makes a stream with a copy under way that does not end, and release gives up what that copy touches.
+// stuck makes a stream with a copy that does not end, and release frees the memory of that copy.
 func stuck(t *testing.T, d device.Device, faults string) (s device.Stream, release func()) {
 	t.Helper()
 	s, err := d.NewStream()

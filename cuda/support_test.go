@@ -14,15 +14,14 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// What GPUs have in common with other devices is tested in internal/driver.
+// internal/driver has the tests that GPUs share with other devices.
 
 const enough = drivertest.Enough
 
-// cuda12 is a driver whose only function for batches is the older one.
+// cuda12 builds a driver that has only the older function for batches.
 const cuda12 = "-DcuMemcpyBatchAsync_v2=cuLaterMemcpyBatchAsync"
 
-// simulated has the test use simulated GPUs, of which nothing may be left at its end, and returns them as the engine knows
-// them.
+// simulated has the test use simulated GPUs, on which it must leak nothing, and returns their runtime.
 func simulated(t *testing.T) *driver.Runtime {
 	t.Helper()
 	simtest.UseCUDA(t, "")
@@ -30,7 +29,7 @@ func simulated(t *testing.T) *driver.Runtime {
 	return inUse(t)
 }
 
-// inUse returns the simulated GPUs that the test uses.
+// inUse returns the runtime of the simulated GPUs that the test uses.
 func inUse(t *testing.T) *driver.Runtime {
 	t.Helper()
 	return cuda.New(simtest.Library(t), zap.NewNop())

@@ -1,11 +1,11 @@
 /* Control of the simulated devices, for tests and for integrators.
  *
- * The simulator is a libascendcl.so and a libcuda.so.1, each with devices of its own. A program that wants more of one
- * than its environment variables say looks these functions up in the library that it opened, by dlsym; no real AscendCL
- * or CUDA has them. They have to do with the devices of that library alone.
+ * The simulator is a libascendcl.so and a libcuda.so.1, each with devices of its own. A program looks these functions
+ * up in the library that it opened, by dlsym; no real AscendCL or CUDA has them. They control the devices of that
+ * library alone, as its environment variables do.
  *
- * Any thread may call any of them at any time, before aclInit or cuInit too. In a child of fork(), where like those of
- * the runtime they cannot work, those that return a number return -1 or 0, and those that return nothing do nothing. */
+ * Any thread may call any of them at any time, also before aclInit or cuInit. In a child of fork() they do nothing:
+ * those that return a number return -1 or 0. */
 #ifndef KVFERRY_SIM_H
 #define KVFERRY_SIM_H
 
@@ -15,32 +15,33 @@
 extern "C" {
 #endif
 
-/* Replaces the faults that wait to happen, as KVFERRY_SIM_FAULTS does at the start, and counts calls from 1 again.
+/* Replaces the injected faults, as KVFERRY_SIM_FAULTS does at the start, and counts calls from 1 again.
  * spec is a list of faults separated by commas; NULL or "" leaves none. N counts from 1; a "+" at the end of a fault
  * means the N-th and all after it.
  *
  *   FUNCTION:N          the N-th call of that function, by the name that the library exports, fails: with 507899
  *                       (driver error), and in CUDA with 999 (unknown)
- *   FUNCTION:N=CODE     the same with another code. A function that gives something back (free, destroy, reset) does
- *                       so and fails all the same: it must not be called again
+ *   FUNCTION:N=CODE     the same with another code. A function that releases something (free, destroy, reset) does so
+ *                       although it fails: it must not be called again
  *   exec:N              the N-th operation that is executed, on whichever stream, fails: its bytes are not moved. With
- *                       507013 (DMA error), which whatever waits for a later place in its stream reports; in CUDA with
- *                       700 (illegal address), which breaks the context: all calls that need it fail with that from
- *                       then on, and nothing that is queued in it is executed
+ *                       507013 (DMA error), which all waits for it and for later operations of its stream return; in
+ *                       CUDA with 700 (illegal address), which breaks the context: from then on all calls that need it
+ *                       fail with that, and no queued operation is executed
  *   exec:N=CODE         the same with another code
  *   exec:N=hang         the N-th operation that is executed does not end before kvferry_sim_release_hangs
  *   lost:D@N            device D is lost after N operations executed on it, N from 0: those queued and all later calls
- *                       on it fail, with 507010 (lost heartbeat) or 46 (unavailable); what gives something back does so
+ *                       on it fail, with 507010 (lost heartbeat) or 46 (unavailable); calls that release something do
+ *                       so although they fail
  *
- * An operation is an asynchronous copy; a batched copy is one. Devices that were lost are there again and contexts that
- * were broken are whole, but streams on which an operation failed are not to be used any more. 0, or -1 where spec is
- * not understood: the faults are then as before, and kvferry_sim_message says what is wrong. At most 64 faults.
+ * An operation is an asynchronous copy; a batched copy is one. Devices that were lost and contexts that were broken
+ * work again, but a stream on which an operation failed must not be used any more. Returns 0, or -1 where spec is not
+ * understood: the faults are then as before, and kvferry_sim_message says what is wrong. At most 64 faults.
  *
- * The variable is for both libraries: each passes over the faults in it that name functions of the other (acl...,
- * cu...), and takes exec and lost as its own. */
+ * The variable is for both libraries: each skips its faults that name functions of the other (acl..., cu...), and takes
+ * exec and lost as its own. */
 int kvferry_sim_faults(const char *spec);
 
-/* Lets the operations that hang go on, and takes the faults back that would have others hang. */
+/* Has the operations that hang continue, and removes the faults that would have others hang. */
 void kvferry_sim_release_hangs(void);
 
 /* Turns the adversarial scheduler on, with that seed, or off: KVFERRY_SIM_SEED. 0, or -1 in a child of fork(). */
@@ -49,11 +50,11 @@ int kvferry_sim_seed(unsigned long long seed, int on);
 /* Sets what operations cost, as KVFERRY_SIM_COST does: "KIND=GBPS/MICROSECONDS" separated by commas, with the kinds
  * d2h, h2d, d2d and pageable, and "batch=MICROSECONDS" for each further element of a batched copy. Kinds that are not
  * named get their defaults, NULL or "" gives all of them; "0" makes everything free. 0, or -1 where spec is not
- * understood: the costs are then as before. It counts for operations that are submitted from then on. */
+ * understood: the costs are then as before. Operations that are submitted later have the new costs. */
 int kvferry_sim_cost(const char *spec);
 
-/* What the last call that failed on this thread says about it, of the runtime or of these; it is then forgotten. NULL
- * where there is none. Valid until the thread's next call. */
+/* Returns the text of the last call that failed on this thread, of the runtime or of these functions, and forgets it.
+ * NULL where there is none. Valid until the thread's next call. */
 const char *kvferry_sim_message(void);
 
 /* Writes the report that KVFERRY_SIM_REPORT names, as of now: JSON in a string of at most size bytes with its NUL, cut
@@ -61,7 +62,7 @@ const char *kvferry_sim_message(void);
 size_t kvferry_sim_report(char *out, size_t size);
 
 /* Zeroes what the report counts: calls, copies, operations, faults, misuse, and how often devices were set and reset.
- * What is leaked is not a count: it stays. */
+ * Leaks are no counts: they stay. */
 void kvferry_sim_reset_counters(void);
 
 #ifdef __cplusplus

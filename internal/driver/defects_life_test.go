@@ -28,9 +28,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Here are the tests of waits, resources, devices and what is said of errors.
+// This file has the tests of waits, resources, devices and texts of errors.
 
-// Who waits must sleep until there is something to do, and neither spin nor look every millisecond.
+// A waiting thread must sleep until there is work, and neither spin nor poll every millisecond.
 func TestDefect10WaitingCostsNothing(t *testing.T) { onAll(t, waitingCostsNothing) }
 
 func waitingCostsNothing(t *testing.T, k *kind) {
@@ -106,7 +106,7 @@ func processorTime(u unix.Rusage) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// A thread that is woken must look whether there is anything to do.
+// A thread that is woken must check whether there is work.
 func TestDefect11WakingUpForNothing(t *testing.T) { onAll(t, wakingUpForNothing) }
 
 func wakingUpForNothing(t *testing.T, k *kind) {
@@ -223,7 +223,7 @@ func submitNothing(t *testing.T) {
 	}
 }
 
-// Close must end every thread and give everything back, whatever the device is doing.
+// Close must end every thread and release everything, whatever the device is doing.
 func TestDefect12CloseReturnsAndLeavesNothing(t *testing.T) { onAll(t, closeReturnsAndLeavesNothing) }
 
 func closeReturnsAndLeavesNothing(t *testing.T, k *kind) {
@@ -291,14 +291,14 @@ func closeBusy(t *testing.T) {
 	}
 }
 
-// impatient has an engine give copies up soon.
-func impatient(c *core.Config) { c.ProgressTimeout = 300 * time.Millisecond }
+// shortTimeouts has an engine abandon copies soon.
+func shortTimeouts(c *core.Config) { c.ProgressTimeout = 300 * time.Millisecond }
 
 // hangs starts a pair whose initiator has a copy under way that does not end.
 func hangs(t *testing.T, op core.Opcode) (*node, *core.Batch) {
 	t.Helper()
 	app := newDevice(t, 0)
-	p := startPair(t, impatient)
+	p := startPair(t, shortTimeouts)
 	local, remote := p.initiator.on(app, mib), p.target.onHost(mib)
 	simtest.Faults(t, "exec:1=hang")
 	b := p.initiator.submit(requests(op, local, p.segment, remote, span{0, mib})...)
@@ -319,7 +319,7 @@ func closeAfterAHang(t *testing.T) {
 	}
 }
 
-// closeDuringAHang has a process to itself, since what a copy that never ends may touch cannot be given back.
+// closeDuringAHang runs in a process of its own, since memory that a copy may still access can never be freed.
 func closeDuringAHang(t *testing.T) {
 	if !drivertest.Fresh(t, false) {
 		return
@@ -371,7 +371,7 @@ func whatCannotBeInstalledIsNotThere(t *testing.T, k *kind) {
 	n.transfer(core.Write, n.onHost(mib), n.opens(target.Name()), target.onHost(mib), span{0, mib})
 }
 
-// The caller's requests must be left as they are.
+// The engine must not change the caller's requests.
 func TestDefect14RequestsAreTheCallers(t *testing.T) { onAll(t, requestsAreTheCallers) }
 
 func requestsAreTheCallers(t *testing.T, k *kind) {
@@ -616,7 +616,7 @@ func (n *node) field(message, name string) string {
 	return fmt.Sprint(lines().All()[0].ContextMap()[name])
 }
 
-// requireNoOtherTransport looks through everything that was logged.
+// requireNoOtherTransport checks everything that was logged.
 func requireNoOtherTransport(t *testing.T, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {

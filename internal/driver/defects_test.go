@@ -42,7 +42,7 @@ func blocksAreNotUsedAgainWhileTheyAreBeingSent(t *testing.T, k *kind) {
 	})
 }
 
-// manyBlocks is the length of what is moved through few blocks.
+// manyBlocks is the length of a transfer that takes many staging blocks.
 const manyBlocks = 16 * mib
 
 func writeToAStalledTarget(t *testing.T) {
@@ -262,7 +262,7 @@ func aBatchMixesHostMemoryAndDevices(t *testing.T, k *kind) {
 	}
 }
 
-// What is read must be copied to the device, and not the device's old bytes from it.
+// READ must copy the bytes to the device, and not the device's old bytes from it.
 func TestDefect06BytesThatAreReadComeToTheDevice(t *testing.T) {
 	onAll(t, bytesThatAreReadComeToTheDevice)
 }
@@ -305,7 +305,7 @@ func copiesThatFailFailTheirTasks(t *testing.T, k *kind) {
 	}
 }
 
-// failures are faults that have copies fail, each with what the error must tell.
+// failures are faults that have copies fail, each with a text that the error must contain.
 func (k *kind) failures() map[string]string {
 	if k == npus {
 		return map[string]string{
@@ -446,7 +446,7 @@ func lengthsOfMoreThan32Bits(t *testing.T, k *kind) {
 	t.Run("of a region", blocksBehindBorders)
 }
 
-// longRequest stages all of a request for a transport that only looks at it.
+// longRequest stages a whole request for a transport that moves nothing.
 func longRequest(t *testing.T) {
 	simtest.NoLeaks(t)
 	const length = 1<<32 + 3*mib + 5
@@ -491,8 +491,8 @@ func longRequest(t *testing.T) {
 	}
 }
 
-// longRequestToATarget sends requests whose lengths are small ones if only 32 bits of them count, and looks at no more of
-// the answers than tells the two apart.
+// longRequestToATarget sends requests whose lengths would be small if only 32 bits of them counted, and reads only so much
+// of the answers that the two cases differ.
 func longRequestToATarget(t *testing.T) {
 	simtest.NoLeaks(t)
 	for _, length := range []uint64{1<<31 + 64*kib, 1<<32 + 64*kib} {

@@ -60,7 +60,7 @@ func TestABatchMovesMemoryOfEveryKindToEveryOther(t *testing.T) {
 	}
 }
 
-// A device that has its memory registered, and nothing moved, is left alone.
+// A device whose memory is registered, without transfers, gets no calls.
 func TestNothingIsMadeOnADeviceBeforeItsMemoryIsMoved(t *testing.T) {
 	onAll(t, func(t *testing.T, k *kind) {
 		simtest.NoLeaks(t)
@@ -96,7 +96,7 @@ func TestMemoryThatWasFreedFailsItsTransfersOnly(t *testing.T) {
 	})
 }
 
-// A copy that CUDA fails breaks the context, for good: what is on that device fails from then on, and nothing else.
+// A copy that fails in CUDA breaks the context for good: transfers of that device's memory fail from then on, others do not.
 func TestABrokenContextFailsWhatIsOnItsDevice(t *testing.T) {
 	gpus.use(t, "")
 	simtest.NoLeaks(t)

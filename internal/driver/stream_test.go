@@ -197,7 +197,7 @@ func TestACopyThatFailsLaterFailsTheWait(t *testing.T) {
 	})
 }
 
-// giveUp gives all up, and returns what that came to. The thread is not bound any more then.
+// giveUp releases everything, and returns the errors. The thread is no longer bound then.
 func giveUp(d device.Device, s device.Stream, e device.Event, host, memory uintptr) []error {
 	return []error{e.Close(), s.Close(), d.FreePinned(host), d.Free(memory), d.Unbind()}
 }

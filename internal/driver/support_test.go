@@ -17,11 +17,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The tests of this package are of all kinds of devices. They run on simulated ones.
+// The tests of this package run on simulated devices of each kind.
 
 const enough = drivertest.Enough
 
-// kind is a vendor's devices, with what tests must know of the library that is not the same for all.
+// kind is a kind of device, with the properties of its library that differ.
 type kind struct {
 	name     string // of its locations
 	device   string // what one is called

@@ -1,4 +1,4 @@
-/* The cost model: nothing is complete before its time. How soon after that is the machine's affair. */
+/* The cost model: nothing is complete before its time. How soon afterwards it is depends on the machine. */
 #include "acl.h"
 
 enum { SIZE = 1 << 20, BATCH = 11 };
@@ -7,7 +7,7 @@ static unsigned char host[SIZE];
 static unsigned char *device, *pinned;
 static void *stream, *second, *event;
 
-/* Checks that what began at a time has taken at least so many milliseconds. */
+/* Checks that at least so many milliseconds have passed since a time. */
 static void check_took(double start, double milliseconds)
 {
     CHECK((now() - start) * 1e3 >= milliseconds);
@@ -43,7 +43,7 @@ static void test_waiting_again_is_not_shorter(void)
     check_took(start, 60);
 }
 
-/* What waits for an event begins after it. */
+/* A stream that waits for an event continues after it. */
 static void test_waiting_stream_starts_later(void)
 {
     double start = now();

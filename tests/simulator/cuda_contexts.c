@@ -1,5 +1,5 @@
-/* Contexts are counted for each device and current on one thread; what is of one cannot be used in another, and goes with
- * it. */
+/* Each device's context is counted, and is current on one thread. Streams, events and memory of a context cannot be
+ * used in another one, and end with it. */
 #include "cu.h"
 
 enum { SIZE = 4096 };
@@ -24,7 +24,7 @@ static void test_nothing_works_before_the_driver_is_initialised(void)
     OK(cuInit(0));
 }
 
-static void test_devices_are_told(void)
+static void test_devices_are_listed(void)
 {
     int number;
     size_t bytes;
@@ -177,8 +177,8 @@ static void test_contexts_are_counted(void)
     CHECK_FAILS(cuDevicePrimaryCtxRetain(NULL, 0), INVALID);
 }
 
-/* What is left in a context goes with it, also a queue that would never end. */
-static void test_last_release_ends_all_that_is_left(void)
+/* The last release destroys all that is left in a context, also a queue that would never end. */
+static void test_last_release_destroys_all_that_is_left(void)
 {
     void *stream, *pinned;
     CUdeviceptr address;
@@ -223,7 +223,7 @@ static void *use_objects_of_device_0(void *argument)
     CUdeviceptr memory;
     void *stream, *event, *found;
 
-    OK(cuStreamGetCtx(o->stream, &found)); /* which wants no context */
+    OK(cuStreamGetCtx(o->stream, &found)); /* needs no context */
     CHECK(found == o->context);
     CHECK_FAILS(cuStreamGetCtx(NULL, &found), NO_CONTEXT);
     begin(1);
@@ -273,12 +273,12 @@ int main(void)
 {
     setenv("KVFERRY_SIM_DEVICES", "3", 1);
     test_nothing_works_before_the_driver_is_initialised();
-    test_devices_are_told();
+    test_devices_are_listed();
     test_errors_have_names();
     test_current_context_is_not_inherited();
     test_contexts_are_a_stack();
     test_contexts_are_counted();
-    test_last_release_ends_all_that_is_left();
+    test_last_release_destroys_all_that_is_left();
     test_objects_belong_to_their_context();
     return 0;
 }

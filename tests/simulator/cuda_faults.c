@@ -1,4 +1,4 @@
-/* Faults on purpose: an operation that fails breaks its context, in which nothing works any more but giving back. */
+/* Injected faults: an operation that fails breaks its context, where only calls that release something still work. */
 #include "cu.h"
 
 enum { SIZE = 4096 };
@@ -18,7 +18,7 @@ static void test_calls_fail_by_number(void)
     CHECK_FAILS(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, stream), UNKNOWN);
     OK(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, stream));
     OK(cuStreamSynchronize(stream));
-    CHECK_FAILS(kvferry_sim_faults("aclrtMalloc:1"), -1); /* which only the variable may name */
+    CHECK_FAILS(kvferry_sim_faults("aclrtMalloc:1"), -1); /* only the variable may name it */
     CHECK_FAILS(kvferry_sim_faults("cuFoo:1"), -1);
     OK(kvferry_sim_faults(NULL));
 }
@@ -31,8 +31,8 @@ static void count(void *unused)
     calls++;
 }
 
-/* Gives back all that was made in the context, each with that code, and begins anew. */
-static void give_back(int code)
+/* Releases all that was made in the context, each with that code. */
+static void release_all(int code)
 {
     CHECK_FAILS(cuMemFree_v2(device), code);
     CHECK_FAILS(cuMemFreeHost(pinned), code);
@@ -53,7 +53,7 @@ static void make(int number)
     pinned = pinned_memory(SIZE);
 }
 
-/* The bytes of what fails are not moved, nor those of what comes later, in whichever stream. */
+/* The bytes of an operation that fails are not moved, nor those of later ones in any stream. */
 static void test_operation_that_fails_breaks_its_context(void)
 {
     void *other = new_stream(NON_BLOCKING), *before = new_event();
@@ -79,9 +79,9 @@ static void test_operation_that_fails_breaks_its_context(void)
     CHECK_FAILS(cuMemcpyDtoH_v2(&byte, device, 1), ILLEGAL_ADDRESS);
     CHECK_FAILS(cuEventDestroy_v2(before), ILLEGAL_ADDRESS);
     CHECK_FAILS(cuStreamDestroy_v2(other), ILLEGAL_ADDRESS);
-    give_back(ILLEGAL_ADDRESS);
+    release_all(ILLEGAL_ADDRESS);
     OK(cuDevicePrimaryCtxRelease_v2(0));
-    make(0); /* a new context is whole */
+    make(0); /* a new context is not broken */
     OK(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, stream));
     OK(cuStreamSynchronize(stream));
     OK(kvferry_sim_faults(NULL));
@@ -97,7 +97,7 @@ static void test_host_functions_are_not_called_after_a_failure(void)
     OK(cuLaunchHostFunc(stream, count, NULL));
     kvferry_sim_release_hangs();
     CHECK_FAILS(cuStreamSynchronize(stream), LAUNCH_FAILED);
-    give_back(LAUNCH_FAILED); /* which waits for the stream to be through */
+    release_all(LAUNCH_FAILED); /* waits for the stream to end */
     CHECK_EQUAL(calls, 0);
     OK(cuDevicePrimaryCtxRelease_v2(0));
     OK(kvferry_sim_faults(NULL));
@@ -112,8 +112,8 @@ static void *wait_for_event(void *waited_for)
     return NULL;
 }
 
-/* Who waits in the same context is woken, although what it waits for would hang for ever. */
-static void test_failure_wakes_who_waits(void)
+/* A thread that waits in the same context is woken, although the operation would hang for ever. */
+static void test_failure_wakes_waiting_threads(void)
 {
     void *failing = new_stream(NON_BLOCKING);
     pthread_t thread;
@@ -129,7 +129,7 @@ static void test_failure_wakes_who_waits(void)
     OK(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, failing));
     CHECK(pthread_join(thread, NULL) == 0);
     CHECK_FAILS(cuStreamDestroy_v2(failing), ILLEGAL_ADDRESS);
-    give_back(ILLEGAL_ADDRESS);
+    release_all(ILLEGAL_ADDRESS);
     OK(cuDevicePrimaryCtxRelease_v2(0));
     OK(kvferry_sim_faults(NULL));
     CHECK_EQUAL(reported("busy_free"), 0); /* as nothing can be waited for */
@@ -137,13 +137,13 @@ static void test_failure_wakes_who_waits(void)
     make(0);
 }
 
-/* The contexts of other devices are whole. */
+/* The contexts of other devices are not broken. */
 static void test_failure_stays_on_its_device(void)
 {
     OK(kvferry_sim_faults("exec:1"));
     OK(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, stream));
     CHECK_FAILS(cuStreamSynchronize(stream), ILLEGAL_ADDRESS);
-    give_back(ILLEGAL_ADDRESS);
+    release_all(ILLEGAL_ADDRESS);
     make(1);
     OK(cuMemcpyHtoDAsync_v2(device, pinned, SIZE, stream));
     OK(cuStreamSynchronize(stream));
@@ -159,7 +159,7 @@ static void test_device_is_lost(void)
     CHECK_FAILS(cuStreamSynchronize(stream), UNAVAILABLE);
     CHECK_FAILS(cuMemcpyHtoD_v2(device, pinned, SIZE), UNAVAILABLE);
     CHECK_FAILS(cuDevicePrimaryCtxRetain(&context, 1), UNAVAILABLE);
-    give_back(UNAVAILABLE);
+    release_all(UNAVAILABLE);
     CHECK_FAILS(cuDevicePrimaryCtxRelease_v2(1), UNAVAILABLE);
     CHECK_EQUAL(reported("device_sets"), 0);
     OK(kvferry_sim_faults(NULL));
@@ -167,7 +167,7 @@ static void test_device_is_lost(void)
 
 int main(void)
 {
-    /* The variable may have faults of AscendCL, which are not for this library. */
+    /* The variable may have faults of AscendCL, which this library skips. */
     setenv("KVFERRY_SIM_FAULTS", "aclrtMalloc:1,cuMemAlloc_v2:1=2", 1);
     begin(0);
     OK(kvferry_sim_cost("0"));
@@ -178,7 +178,7 @@ int main(void)
     test_calls_fail_by_number();
     test_operation_that_fails_breaks_its_context();
     test_host_functions_are_not_called_after_a_failure();
-    test_failure_wakes_who_waits();
+    test_failure_wakes_waiting_threads();
     test_failure_stays_on_its_device();
     test_device_is_lost();
     CHECK_EQUAL(reported("left_behind"), 0);

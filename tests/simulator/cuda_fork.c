@@ -1,4 +1,4 @@
-/* In a child of fork() every call fails, none hangs, and the parent's devices are as they were. */
+/* In a child of fork() every call fails, none hangs, and the parent's devices still work. */
 #include "cu.h"
 #include "processes.h"
 

@@ -1,4 +1,4 @@
-/* Device memory cannot be accessed by the host, managed memory can; pointers are told apart; copies are checked. */
+/* The host can access managed memory, but not device memory; pointers have their attributes; copies are checked. */
 #include "cu.h"
 #include "processes.h"
 
@@ -11,7 +11,7 @@ enum { NONE, HOST, DEVICE };
 static unsigned char host[SIZE], back[SIZE];
 static void *context;
 
-static void test_device_memory_is_out_of_reach(void)
+static void test_host_cannot_access_device_memory(void)
 {
     CUdeviceptr device = device_memory(SIZE);
 
@@ -30,7 +30,7 @@ static void test_bytes_survive_a_round_trip_at_any_offset(void)
         OK(cuMemcpyDtoH_v2(back, device + offset, 4097));
         CHECK(memcmp(back, host + offset, 4097) == 0);
     }
-    OK(cuMemcpyDtoD_v2(device + SIZE / 2 + 1, device + 3, 1001)); /* which need not be aligned */
+    OK(cuMemcpyDtoD_v2(device + SIZE / 2 + 1, device + 3, 1001)); /* needs no alignment */
     OK(cuMemcpyDtoH_v2(back, device + SIZE / 2 + 1, 1001));
     CHECK(memcmp(back, host + 3, 1001) == 0);
     OK(cuMemsetD8_v2(device + 5, 0xff, 100));
@@ -39,7 +39,7 @@ static void test_bytes_survive_a_round_trip_at_any_offset(void)
     OK(cuMemFree_v2(device));
 }
 
-static void test_managed_memory_is_the_hosts_too(void)
+static void test_host_can_access_managed_memory(void)
 {
     CUdeviceptr managed, device = device_memory(SIZE);
     unsigned char *bytes;
@@ -109,7 +109,7 @@ static void *check_pointers(void *argument)
     return NULL;
 }
 
-static void test_kind_of_a_pointer_is_told(void)
+static void test_pointer_has_attributes(void)
 {
     CUdeviceptr of[4] = {device_memory(SIZE), (CUdeviceptr)pinned_memory(SIZE)};
 
@@ -211,10 +211,10 @@ int main(void)
 {
     context = begin(1);
     OK(kvferry_sim_cost("0"));
-    test_device_memory_is_out_of_reach();
+    test_host_cannot_access_device_memory();
     test_bytes_survive_a_round_trip_at_any_offset();
-    test_managed_memory_is_the_hosts_too();
-    test_kind_of_a_pointer_is_told();
+    test_host_can_access_managed_memory();
+    test_pointer_has_attributes();
     test_host_memory_is_registered();
     test_wrong_copies_are_refused();
     test_freed_memory_is_recognised();

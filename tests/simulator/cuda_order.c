@@ -1,6 +1,6 @@
-/* The adversarial scheduler: a batch that says that its sources may be read at any time is read too early where an
- * earlier copy of the stream writes them, with some seeds; where it says that it keeps the order it does, with every
- * seed. Not for the thread sanitizer, which would find the race that is the point. */
+/* The adversarial scheduler: an earlier copy of the stream writes the sources of a batch. With some seeds the batch
+ * reads them too early where its attributes allow any time, and with no seed where they ask for the stream's order. Not
+ * for the thread sanitizer, which would report the intended race. */
 #include "cu.h"
 
 enum { SIZE = 1 << 14, SEEDS = 40 };
@@ -9,7 +9,7 @@ static CUdeviceptr device, block;
 static unsigned char *pinned, *back;
 static void *stream;
 
-/* Whether what one copy writes is what the batch behind it reads. */
+/* Whether the batch reads the bytes that the copy before it writes. */
 static int right(int order, unsigned seed)
 {
     struct attributes attributes = {order, {0, 0}, {0, 0}, 0};

@@ -1,4 +1,4 @@
-/* Streams run copies in order; the default stream orders itself with those that block; host functions have their place. */
+/* Streams run copies and host functions in order; the default stream is ordered with those that block. */
 #include "cu.h"
 
 enum { SIZE = 1 << 16, BLOCKS = 64, BLOCK = SIZE / BLOCKS };
@@ -8,7 +8,7 @@ static unsigned char *pinned, *pinned_back;
 static CUdeviceptr device, other;
 static void *stream, *event;
 
-/* A chain of copies, each of which needs the one before. */
+/* A chain of copies, of which each reads the target of the one before. */
 static void test_stream_keeps_its_order(void)
 {
     int i;
@@ -44,7 +44,7 @@ static void test_one_stream_waits_for_another(void)
     OK(cuStreamDestroy_v2(second));
 }
 
-/* What an event stands for is what was queued when it was last recorded. */
+/* An event stands for the operations that were queued when it was last recorded. */
 static void test_events_and_streams_can_be_queried(void)
 {
     void *fresh = new_event();
@@ -72,7 +72,7 @@ static void test_events_and_streams_can_be_queried(void)
     CHECK_FAILS(cuStreamSynchronize(&fresh), NO_SUCH_HANDLE);
 }
 
-/* Pageable memory: the bytes are there when the call returns, after what the stream did before. */
+/* A copy with pageable memory is complete when the call returns, and runs after earlier operations of the stream. */
 static void test_pageable_copies_are_synchronous(void)
 {
     fill(host, SIZE, 3);
@@ -94,7 +94,7 @@ static void test_wrong_copies_are_refused(void)
     CHECK_FAILS(cuMemcpyDtoDAsync_v2(device, other, SIZE + 1, stream), INVALID);
 }
 
-/* What blocks comes before what the default stream is given next, and that before what blocks is given next. */
+/* The default stream runs later operations after those of streams that block, and the other way round. */
 static void test_default_stream_orders_itself_with_streams_that_block(void)
 {
     void *first = new_stream(0), *second = new_stream(0), *legacy = (void *)1, *context, *found;
@@ -115,7 +115,7 @@ static void test_default_stream_orders_itself_with_streams_that_block(void)
         CHECK(memcmp(back, pinned, SIZE) == 0);
         memset(pinned_back, 0, SIZE);
         OK(cuMemcpyDtoHAsync_v2(pinned_back, device, SIZE, first));
-        OK(cuEventRecord(event, NULL)); /* stands for what blocks, too */
+        OK(cuEventRecord(event, NULL)); /* stands for streams that block, too */
         OK(cuEventSynchronize(event));
         CHECK(memcmp(pinned_back, pinned, SIZE) == 0);
         memset(pinned_back, 0, SIZE);
@@ -154,7 +154,7 @@ struct call {
     pthread_t thread;
 };
 
-/* Called by the stream: what was queued before is done, and the driver cannot be used. */
+/* Called by the stream: earlier operations are complete, and the driver cannot be used. */
 static void called(void *argument)
 {
     struct call *call = argument;
@@ -168,7 +168,7 @@ static void called(void *argument)
     memset(pinned_back, 5, SIZE);
 }
 
-static void test_host_functions_have_their_place(void)
+static void test_host_functions_run_in_the_streams_order(void)
 {
     struct call call = {0, 0, 0, pthread_self()};
     unsigned seed;
@@ -187,7 +187,7 @@ static void test_host_functions_have_their_place(void)
         CHECK(call.copied && call.refused && !pthread_equal(call.thread, pthread_self()));
         OK(cuMemcpyDtoH_v2(back, device, SIZE));
         for (i = 0; i < SIZE; i++) {
-            CHECK_EQUAL(back[i], 5); /* what is queued behind it waits for it */
+            CHECK_EQUAL(back[i], 5); /* later operations wait for it */
         }
     }
     OK(kvferry_sim_seed(0, 0));
@@ -268,8 +268,8 @@ static void test_batches_are_copied_in_any_directions(void)
     OK(cuStreamSynchronize(stream));
 }
 
-/* When the call returns, what is read during it can be written to; what is read in the stream's order cannot. */
-static void test_sources_of_a_batch_are_read_when_it_says(void)
+/* After the call a source that is read during it can be written to; one that is read in the stream's order cannot. */
+static void test_sources_of_a_batch_are_read_when_its_attributes_say(void)
 {
     struct attributes attributes[2] = {{IN_STREAM, {0, 0}, {0, 0}, 0}, {DURING_CALL, {0, 0}, {0, 0}, 0}};
     size_t indexes[2] = {0, 1};
@@ -345,10 +345,10 @@ int main(void)
     test_wrong_copies_are_refused();
     test_default_stream_orders_itself_with_streams_that_block();
     test_default_stream_does_not_wait_for_others();
-    test_host_functions_have_their_place();
+    test_host_functions_run_in_the_streams_order();
     test_host_functions_are_not_early();
     test_batches_are_copied_in_any_directions();
-    test_sources_of_a_batch_are_read_when_it_says();
+    test_sources_of_a_batch_are_read_when_its_attributes_say();
     test_capture_mode_belongs_to_a_thread();
     test_no_stream_is_being_captured();
     return 0;

@@ -1,4 +1,4 @@
-/* Pieces of device memory that are mapped into a range, one behind the other, are usable as one; a hole is refused. */
+/* Physical allocations that are mapped into a range, one behind the other, can be copied as one; a hole is refused. */
 #include "cu.h"
 
 enum { PIECE = 2 << 20, RANGE = 4 * PIECE };
@@ -24,7 +24,7 @@ static CUdeviceptr reserve(void)
     return range;
 }
 
-/* Maps memory of a device, to which nothing but the mapping holds on. */
+/* Maps memory of a device, which only the mapping keeps. */
 static void map(CUdeviceptr at, size_t size, int device)
 {
     unsigned long long handle = create(size, device);
@@ -50,7 +50,7 @@ static void check_told(CUdeviceptr address, unsigned type, int ordinal)
     CHECK_EQUAL(told_ordinal, ordinal);
 }
 
-static void test_pieces_are_one_range(void)
+static void test_physical_allocations_are_one_range(void)
 {
     CUdeviceptr range = reserve(), device = device_memory(RANGE);
     void *stream = new_stream(NON_BLOCKING);
@@ -98,7 +98,7 @@ static void test_holes_are_refused(void)
     OK(cuMemAddressFree(range, RANGE));
 }
 
-static void test_memory_is_its_devices(void)
+static void test_memory_belongs_to_its_device(void)
 {
     CUdeviceptr range = reserve();
 
@@ -137,7 +137,7 @@ static void test_memory_can_be_mapped_again(void)
     OK(cuMemAddressFree(range, RANGE));
 }
 
-static void test_what_makes_no_sense_is_refused(void)
+static void test_invalid_calls_are_refused(void)
 {
     struct properties elsewhere = {1, 0, {1, 9}, NULL, {0}}, hosts = {1, 0, {2, 0}, NULL, {0}};
     struct access access = {{1, 0}, 3}, nothing = {{1, 0}, 0};
@@ -168,8 +168,8 @@ static void test_what_makes_no_sense_is_refused(void)
     OK(cuMemAddressFree(range, RANGE));
 }
 
-/* Only what a copy uses is busy, not all of the range. */
-static void test_unmapping_what_is_busy_is_reported(void)
+/* A copy uses only its own part of the range. */
+static void test_unmapping_memory_in_use_is_reported(void)
 {
     CUdeviceptr range = reserve();
     unsigned char *pinned = pinned_memory(PIECE);
@@ -195,12 +195,12 @@ int main(void)
 {
     begin(0);
     OK(kvferry_sim_cost("0"));
-    test_pieces_are_one_range();
+    test_physical_allocations_are_one_range();
     test_holes_are_refused();
-    test_memory_is_its_devices();
+    test_memory_belongs_to_its_device();
     test_memory_can_be_mapped_again();
-    test_what_makes_no_sense_is_refused();
-    test_unmapping_what_is_busy_is_reported();
+    test_invalid_calls_are_refused();
+    test_unmapping_memory_in_use_is_reported();
     CHECK_EQUAL(reported("device_allocations"), 0);
     CHECK_EQUAL(reported("virtual_ranges"), 0);
     return 0;

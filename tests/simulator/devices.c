@@ -1,4 +1,4 @@
-/* The current device belongs to a thread, and what is of one device cannot be used with another. */
+/* The current device belongs to a thread. Streams, events and memory of a device cannot be used with another one. */
 #include "acl.h"
 
 enum { SIZE = 4096 };
@@ -21,8 +21,8 @@ static void test_nothing_works_before_the_runtime_is_initialised(void)
     CHECK_FAILS(aclrtGetDeviceCount(NULL), INVALID);
 }
 
-/* As kvferry_sim_message does, which the other tests look at. */
-static void test_runtime_has_the_reason_in_words(void)
+/* As kvferry_sim_message does, which the other tests check. */
+static void test_runtime_has_the_text_of_an_error(void)
 {
     const char *why;
 
@@ -140,7 +140,7 @@ static void *set_and_reset(void *unused)
     return unused;
 }
 
-/* A device goes when all who set it have reset it. */
+/* A device is released when it was reset as often as it was set. */
 static void test_resets_pair_with_sets(void)
 {
     int32_t device;
@@ -170,7 +170,7 @@ int main(void)
 {
     setenv("KVFERRY_SIM_DEVICES", "3", 1);
     test_nothing_works_before_the_runtime_is_initialised();
-    test_runtime_has_the_reason_in_words();
+    test_runtime_has_the_text_of_an_error();
     test_current_device_is_not_inherited();
     test_objects_belong_to_their_device();
     test_resets_pair_with_sets();

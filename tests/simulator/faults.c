@@ -1,4 +1,4 @@
-/* Faults on purpose: calls and operations that fail, operations that hang, devices that are lost. */
+/* Injected faults: calls and operations that fail, operations that hang, devices that are lost. */
 #include "acl.h"
 
 enum { SIZE = 4096 };
@@ -33,7 +33,7 @@ static void test_calls_fail_by_number(void)
     OK(aclrtSynchronizeStream(stream));
 }
 
-/* A call that gives something back does so, and fails all the same. */
+/* A call that releases something does so although it fails. */
 static void test_failing_releases_release(void)
 {
     void *memory = device_memory(SIZE), *block = pinned_memory(SIZE), *a = new_stream(), *b = new_event();
@@ -70,7 +70,7 @@ static void test_unknown_faults_are_refused(void)
     OK(kvferry_sim_faults(""));
 }
 
-/* The bytes of an operation that fails are not moved; whatever waits for its stream learns of it, others do not. */
+/* The bytes of an operation that fails are not moved. Waits for its stream fail, waits for others do not. */
 static void test_operations_fail_later(void)
 {
     void *failing = new_stream(), *before = new_event(), *after = new_event();
@@ -154,7 +154,7 @@ static void *wait_for_event(void *waited_for)
     return NULL;
 }
 
-/* Device 1 is lost: its operations and calls fail, but what is on it can be given back. Device 0 goes on. */
+/* Device 1 is lost: its operations and calls fail, but its memory and streams can be released. Device 0 still works. */
 static void test_device_is_lost(void)
 {
     void *lost, *done, *memory, *memory_0 = device, *block;
@@ -188,8 +188,8 @@ static void test_device_is_lost(void)
     OK(aclrtResetDevice(0));
 }
 
-/* Who waits when it is lost is woken, although the operation would hang for ever. */
-static void test_loss_wakes_who_waits(void)
+/* A thread that waits when the device is lost is woken, although the operation would hang for ever. */
+static void test_loss_wakes_waiting_threads(void)
 {
     void *hanging = new_stream(), *hung = new_event();
     pthread_t thread;
@@ -225,7 +225,7 @@ int main(void)
     OK(aclrtSetDevice(0)); /* so that it stays set */
     test_device_is_lost();
     kvferry_sim_reset_counters();
-    test_loss_wakes_who_waits();
+    test_loss_wakes_waiting_threads();
     CHECK_EQUAL(reported("device_allocations"), 1);
     CHECK_EQUAL(reported("host_allocations"), 1);
     CHECK_EQUAL(reported("streams"), 1);

@@ -6,7 +6,7 @@ enum { SIZE = 1 << 20 };
 
 static unsigned char host[SIZE], back[SIZE];
 
-static void test_device_memory_is_out_of_reach(void)
+static void test_host_cannot_access_device_memory(void)
 {
     unsigned char *device = device_memory(SIZE);
 
@@ -109,7 +109,7 @@ static void test_freed_memory_is_recognised(void)
     CHECK_EQUAL(reported("use_after_free"), 3);
 }
 
-/* What is freed is remembered for a while, and not for ever. */
+/* Freed memory is remembered for a while, and not for ever. */
 static void test_much_can_be_allocated_and_freed(void)
 {
     void *addresses[64];
@@ -134,7 +134,7 @@ static void check_kind(const void *address, int type, uint32_t device)
     CHECK_EQUAL(attributes.location.id, device);
 }
 
-static void test_kind_of_a_pointer_is_told(void)
+static void test_pointer_has_attributes(void)
 {
     unsigned char *first = device_memory(SIZE), *pinned = pinned_memory(SIZE), *second;
 
@@ -157,13 +157,13 @@ int main(void)
 {
     begin(0);
     OK(kvferry_sim_cost("0"));
-    test_device_memory_is_out_of_reach();
+    test_host_cannot_access_device_memory();
     test_bytes_survive_a_round_trip_at_any_offset();
     test_large_memory_is_sparse();
     test_wrong_copies_are_refused();
     test_freed_memory_is_recognised();
     test_much_can_be_allocated_and_freed();
-    test_kind_of_a_pointer_is_told();
+    test_pointer_has_attributes();
     CHECK_EQUAL(reported("device_allocations"), 0);
     CHECK_EQUAL(reported("host_allocations"), 0);
     return 0;

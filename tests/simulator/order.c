@@ -1,5 +1,5 @@
-/* The adversarial scheduler: a wait that is missing shows as wrong bytes, with many seeds; where it is there the bytes
- * are right, with every seed. Not for the thread sanitizer, which would find the race that is the point. */
+/* The adversarial scheduler: without a wait that is needed, the bytes are wrong with many seeds; with it they are right
+ * with every seed. Not for the thread sanitizer, which would report the intended race. */
 #include "acl.h"
 
 enum { SIZE = 1 << 14, SEEDS = 40 };
@@ -7,7 +7,7 @@ enum { SIZE = 1 << 14, SEEDS = 40 };
 static unsigned char *device, *block, *pinned, *back;
 static void *stream, *second, *event;
 
-/* The host looks at what is copied to it. */
+/* The host reads the target of a copy. */
 static void read_back(int wait)
 {
     OK(aclrtMemcpyAsync(back, SIZE, device, SIZE, D2H, stream));
@@ -16,7 +16,7 @@ static void read_back(int wait)
     }
 }
 
-/* The host writes to what is copied from it. */
+/* The host writes to the source of a copy. */
 static void reuse_source(int wait)
 {
     OK(aclrtMemcpyAsync(device, SIZE, back, SIZE, H2D, stream));
@@ -29,7 +29,7 @@ static void reuse_source(int wait)
     OK(aclrtMemcpy(back, SIZE, device, SIZE, D2H));
 }
 
-/* One stream copies out what another gathers. */
+/* One stream copies out the bytes that another gathers. */
 static void gather_and_copy(int wait)
 {
     OK(aclrtMemcpyAsync(block, SIZE / 2, device, SIZE / 2, D2D, stream));
@@ -42,7 +42,7 @@ static void gather_and_copy(int wait)
     OK(aclrtSynchronizeStream(second));
 }
 
-/* An event is waited for that was recorded before the copy. */
+/* The host waits for an event that was recorded before the copy. */
 static void wait_for_place(int wait)
 {
     if (!wait) {

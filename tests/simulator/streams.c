@@ -1,4 +1,4 @@
-/* Streams run copies in order and asynchronously; events tell how far they are; pageable memory is not asynchronous. */
+/* Streams run copies in order and asynchronously, but for pageable memory; events show their progress. */
 #include "acl.h"
 
 enum { SIZE = 1 << 16, BLOCKS = 64, BLOCK = SIZE / BLOCKS, LONGEST = 4096 /* batch */ };
@@ -7,7 +7,7 @@ static unsigned char host[SIZE], back[SIZE];
 static unsigned char *device, *other, *pinned, *pinned_back;
 static void *stream, *event;
 
-/* A chain of copies, each of which needs the one before. */
+/* A chain of copies, of which each reads the target of the one before. */
 static void test_stream_keeps_its_order(void)
 {
     int i;
@@ -57,7 +57,7 @@ static void test_one_stream_waits_for_another(void)
     OK(aclrtDestroyStream(second));
 }
 
-/* What an event stands for is what was queued when it was last recorded. */
+/* An event stands for the operations that were queued when it was last recorded. */
 static void test_events_can_be_queried_and_recorded_again(void)
 {
     void *fresh = new_event();
@@ -87,7 +87,7 @@ static void test_events_can_be_queried_and_recorded_again(void)
     OK(kvferry_sim_cost("0"));
 }
 
-/* Pageable memory: the bytes are there when the call returns, after what the stream did before. */
+/* A copy with pageable memory is complete when the call returns, and runs after earlier operations of the stream. */
 static void test_pageable_copies_are_synchronous(void)
 {
     void *second = new_stream();
@@ -205,8 +205,8 @@ static void test_batches_are_copied_in_one_direction(void)
     OK(aclrtSynchronizeStream(stream));
 }
 
-/* What ends too early is reported, and does not crash. */
-static void test_ending_what_is_busy_is_reported(void)
+/* Destroying or freeing something that is in use is reported, and does not crash. */
+static void test_release_of_what_is_in_use_is_reported(void)
 {
     void *second = new_stream();
     unsigned char *memory = device_memory(SIZE), *block = pinned_memory(SIZE);
@@ -250,7 +250,7 @@ int main(void)
     test_wrong_copies_are_refused();
     test_stale_handles_are_recognised();
     test_batches_are_copied_in_one_direction();
-    test_ending_what_is_busy_is_reported();
+    test_release_of_what_is_in_use_is_reported();
     test_events_can_be_queried_and_recorded_again();
     return 0; /* with a stream that is busy for a minute */
 }

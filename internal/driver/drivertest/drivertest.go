@@ -1,4 +1,4 @@
-// Package drivertest is what tests of vendors' devices have in common. They run on the simulator that the test uses: see
+// Package drivertest has what tests of vendors' devices share. They run on the simulator that the test uses: see
 // tests/simtest.
 package drivertest
 
@@ -20,7 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Enough is for waits that are to succeed.
+// Enough is the timeout of waits that must succeed.
 const Enough = 20 * time.Second
 
 // Locked runs f on an OS thread of its own.
@@ -52,7 +52,7 @@ func OnThread(t testing.TB, d device.Device, f func()) {
 	})
 }
 
-// AddressOf is where memory begins.
+// AddressOf is the address of a slice's first byte.
 func AddressOf(memory []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(memory))) }
 
 // Fill writes bytes that depend on the seed.
@@ -82,7 +82,7 @@ type Bench struct {
 	Stream device.Stream
 }
 
-// OnBench runs f on a thread with a Bench, of which all must be given up without an error.
+// OnBench runs f on a thread with a Bench, which must be released without an error.
 func OnBench(t testing.TB, d device.Device, f func(b *Bench)) {
 	t.Helper()
 	OnThread(t, d, func() {
@@ -109,7 +109,7 @@ func (b *Bench) In(offset, n int) device.Copy {
 	return device.Copy{Dst: c.Src, Src: c.Dst, Length: c.Length}
 }
 
-// Copy has the copies made, to their end.
+// Copy makes the copies and waits for them.
 func (b *Bench) Copy(t testing.TB, kind device.Kind, copies ...device.Copy) {
 	t.Helper()
 	issued, err := b.Stream.Copy(kind, copies)
@@ -126,14 +126,14 @@ func (b *Bench) Record(t testing.TB, e device.Event, copies ...device.Copy) {
 	require.NoError(t, b.Stream.Record(e))
 }
 
-// libraryOf is where a fresh process finds the simulator, which it has not opened.
+// libraryOf is the variable with the path of the simulator in a fresh process, which has not opened it.
 const libraryOf = "KVFERRY_TEST_LIBRARY"
 
 // FreshLibrary is the path of the simulator in a fresh process, and "" in others.
 func FreshLibrary() string { return os.Getenv(libraryOf) }
 
-// Fresh tells whether this is a process of its own for the test, without the vendor's library in it. Where it is not, it
-// makes one, in which the test must pass, and in which the loader finds the library if it is to.
+// Fresh returns whether this is a process for the test alone, which has not opened the vendor's library. If not, Fresh runs
+// the test in such a process, where it must pass. With loaderFinds, the loader finds the library there.
 func Fresh(t *testing.T, loaderFinds bool) bool {
 	t.Helper()
 	if FreshLibrary() != "" {

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// RequireOn has the runtime find memory on a device.
+// RequireOn fails unless the runtime finds memory on the device.
 func RequireOn(t testing.TB, index int, r device.Runtime, addr uintptr, location string) {
 	t.Helper()
 	on, found, err := r.Locate(addr, location)
@@ -17,7 +17,7 @@ func RequireOn(t testing.TB, index int, r device.Runtime, addr uintptr, location
 	require.Equal(t, index, on, "location %q", location)
 }
 
-// RequireHost has it find that memory is on none.
+// RequireHost fails if the runtime finds memory on a device.
 func RequireHost(t testing.TB, r device.Runtime, addr uintptr, location string) {
 	t.Helper()
 	_, found, err := r.Locate(addr, location)
