@@ -30,9 +30,10 @@ MAY_IMPORT = {
     "core/status": "",
     "core/threads": "",
     # The transport.
-    "tcp": "core core/address core/clock core/hostmem core/metadata core/shut core/staging core/status"
-    " tcp/samehost tcp/sockio tcp/wire",
+    "tcp": "core core/address core/clock core/hostmem core/metadata core/status"
+    " tcp/samehost tcp/server tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
+    "tcp/server": "core core/clock core/hostmem core/shut core/staging core/status tcp/samehost tcp/sockio tcp/wire",
     "tcp/sockio": "core/hostmem core/shut core/threads",
     "tcp/wire": "",
     # Devices.
@@ -51,7 +52,7 @@ MAY_IMPORT = {
     "core/metadata/metadatatest": "core/metadata core/status",
     "core/transporttest": "core core/status",
     "internal/driver/drivertest": "core/device tests/simtest",
-    "tcp/internal/tcptest": "",
+    "tcp/internal/tcptest": "core core/device core/metadata core/staging tcp/wire",
     "tests/simtest": "ascend core/device cuda internal/dl internal/driver",
 }
 

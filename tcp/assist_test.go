@@ -14,7 +14,7 @@ import (
 
 // TestWaitersThatAssistGetTheirBytes protects the lane from the receiver and any number of waiters who receive in turn.
 func TestWaitersThatAssistGetTheirBytes(t *testing.T) {
-	target, initiator := engine(t), engine(t)
+	target, initiator := newEngine(t), newEngine(t)
 	const block, waiters, rounds = 4096, 4, 100
 	far, near := tcptest.Mapped(t, waiters*block), tcptest.Mapped(t, waiters*block)
 	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))

@@ -14,29 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func congestionOf(t *testing.T, s *sockio.Socket) (name string) {
+// congestionOf is the congestion control of each end of the connections to a port of this process.
+func congestionOf(t *testing.T, port int) (names []string) {
 	t.Helper()
-	require.NoError(t, s.Control(func(socket int) (err error) {
-		name, err = unix.GetsockoptString(socket, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-		return err
-	}))
-	return name
+	for _, one := range socketsOf(port) {
+		name, err := unix.GetsockoptString(one.file, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		require.NoError(t, err)
+		names = append(names, name)
+	}
+	return names
 }
 
 func TestDataConnectionsAreUnderTheChosenCongestionControl(t *testing.T) {
 	reno := func(c *core.Config) { c.Congestion = "reno" }
-	target, e := engine(t, reno), engine(t, reno, oneLane)
+	target, e := newEngine(t, reno), newEngine(t, reno, tcptest.OneLane)
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-	completes(t, submit(t, e, ask(core.Write, near, open(t, e, target.Name()), far)))
-	require.Equal(t, "reno", congestionOf(t, lanes(t, e)[0].conn.Socket))
-	serving := transportOf(t, target).target
-	serving.mu.Lock()
-	defer serving.mu.Unlock()
-	require.Len(t, serving.sessions, 1)
-	for s := range serving.sessions {
-		require.Equal(t, "reno", congestionOf(t, s.conn))
-	}
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, target.Name()), far)))
+	require.Equal(t, []string{"reno", "reno"}, congestionOf(t, target.Descriptor().DataPort))
 }
 
 func TestACongestionControlThatIsNotThereIsToldOnceAndLeftOut(t *testing.T) {

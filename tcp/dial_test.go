@@ -8,6 +8,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/server"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
@@ -23,13 +24,13 @@ func TestTheDataPortIsAlsoLookedForWhereTheHandshakeWasAnswered(t *testing.T) {
 	for _, host := range []string{unknownHost, "0.0.0.0", "::1", "localhost"} {
 		t.Run(host, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-			p := perform(t, 2, serveWell, far)
-			p.mu.Lock()
-			p.shown.DataHost = host
-			p.mu.Unlock()
-			e := engine(t)
-			id := open(t, e, p.name)
-			completes(t, submit(t, e, ask(core.Write, near, id, far)))
+			p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+			p.Mu.Lock()
+			p.Shown.DataHost = host
+			p.Mu.Unlock()
+			e := newEngine(t)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 			require.Equal(t, "127.0.0.1", *onlyPeer(t, e).reached.Load(), "the next connections begin with it")
 		})
 	}
@@ -45,23 +46,23 @@ func TestAnEngineIsReachedByAnotherAddressThanItsOwnName(t *testing.T) {
 	_, err = owner.Install("tcp", Open)
 	require.NoError(t, err)
 	require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-	e := engine(t)
-	id := open(t, e, net.JoinHostPort("127.0.0.1", strconv.Itoa(owner.HandshakePort())))
-	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	e := newEngine(t)
+	id := tcptest.OpenSegment(t, e, net.JoinHostPort("127.0.0.1", strconv.Itoa(owner.HandshakePort())))
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 }
 
 // The address that the descriptor names is another engine's, which is not sent a byte.
 func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	owner := engine(t)
+	owner := newEngine(t)
 	require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	port := owner.Descriptor().DataPort
 	other, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: port})
 	require.NoError(t, err)
-	stranger := newTarget(zap.NewNop(), &served{}, other, nil, targetOptions{
-		identity: wire.Identity{9}, maxSessions: 1, progressTimeout: tcptest.Patience,
+	stranger := server.New(zap.NewNop(), newEngine(t).Memory(), other, nil, server.Options{
+		Identity: wire.Identity{9}, MaxSessions: 1, ProgressTimeout: tcptest.Patience, Processors: processors, Limiter: copies,
 	})
-	t.Cleanup(stranger.close)
+	t.Cleanup(stranger.Close)
 	shown := owner.Descriptor()
 	shown.DataHost = "127.0.0.9"
 	handshakes, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -71,27 +72,27 @@ func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 		Notify:     func(metadata.Notification) bool { return true },
 	}, metadata.HandshakeOptions{})
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
-	e := engine(t, withoutPool)
-	id := open(t, e, handshakes.Addr().String())
-	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	e := newEngine(t, tcptest.WithoutPool)
+	id := tcptest.OpenSegment(t, e, handshakes.Addr().String())
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 	onlyPeer(t, e).reached.Store(&shown.DataHost) // the next connection begins with it
-	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 	require.Equal(t, "127.0.0.1", *onlyPeer(t, e).reached.Load())
-	require.EqualValues(t, 1, len(stranger.links()), "it was asked who it is")
-	require.Zero(t, stranger.links()[0].BytesIn)
+	require.EqualValues(t, 1, len(stranger.Links()), "it was asked who it is")
+	require.Zero(t, stranger.Links()[0].BytesIn)
 }
 
 func TestAnErrorNamesEveryPlaceWhereTheDataPortWasLookedFor(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	p := perform(t, 2, serveWell, far)
-	p.mu.Lock()
-	p.shown.DataHost = unknownHost
-	p.mu.Unlock()
-	e := engine(t)
-	id := open(t, e, p.name)
-	p.leavePort()
-	b := submit(t, e, ask(core.Write, near, id, far))
-	failsOnly(t, b, 0)
+	p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+	p.Mu.Lock()
+	p.Shown.DataHost = unknownHost
+	p.Mu.Unlock()
+	e := newEngine(t)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	p.LeavePort()
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far))
+	tcptest.FailsOnly(t, b, 0)
 	require.ErrorContains(t, b.Err(), unknownHost)
-	require.ErrorContains(t, b.Err(), "127.0.0.1:"+strconv.Itoa(p.shown.DataPort))
+	require.ErrorContains(t, b.Err(), "127.0.0.1:"+strconv.Itoa(p.Shown.DataPort))
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/shut"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -23,62 +24,60 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var opcodes = []core.Opcode{core.Write, core.Read}
-
 // misbehaviours are what a connection may come to after it was accepted.
 var misbehaviours = []struct {
 	name string
-	play func(v *visitor)
+	play func(v *tcptest.Visitor)
 }{
-	{"closed at once", func(*visitor) {}},
-	{"reset at once", (*visitor).reset},
-	{"closed in the middle of a header", func(v *visitor) { v.skip(wire.HeaderSize / 2) }},
-	{"closed in the middle of a payload", func(v *visitor) {
+	{"closed at once", func(*tcptest.Visitor) {}},
+	{"reset at once", (*tcptest.Visitor).Reset},
+	{"closed in the middle of a header", func(v *tcptest.Visitor) { v.Skip(wire.HeaderSize / 2) }},
+	{"closed in the middle of a payload", func(v *tcptest.Visitor) {
 		var h wire.Header
 		switch {
-		case !v.header(&h):
+		case !v.Header(&h):
 		case h.Op == wire.Write:
-			v.skip(int64(h.Length / 2))
+			v.Skip(int64(h.Length / 2))
 		default:
-			_ = v.status(wire.StatusOK) && v.send(make([]byte, h.Length/2))
+			_ = v.Status(wire.StatusOK) && v.Send(make([]byte, h.Length/2))
 		}
 	}},
-	{"reset in the middle of a payload", func(v *visitor) {
+	{"reset in the middle of a payload", func(v *tcptest.Visitor) {
 		var h wire.Header
-		if v.header(&h) && h.Op == wire.Read {
-			_ = v.status(wire.StatusOK) && v.send(make([]byte, h.Length/2))
+		if v.Header(&h) && h.Op == wire.Read {
+			_ = v.Status(wire.StatusOK) && v.Send(make([]byte, h.Length/2))
 		}
-		v.reset()
+		v.Reset()
 	}},
-	{"closed in the middle of a status", func(v *visitor) {
+	{"closed in the middle of a status", func(v *tcptest.Visitor) {
 		var h wire.Header
-		if v.header(&h) && (h.Op == wire.Read || v.skip(int64(h.Length))) {
-			v.send([]byte{0, 0, 0, 0, 'V'})
+		if v.Header(&h) && (h.Op == wire.Read || v.Skip(int64(h.Length))) {
+			v.Send([]byte{0, 0, 0, 0, 'V'})
 		}
 	}},
-	{"a status with a bad magic number", func(v *visitor) {
-		v.send([]byte{0, 0, 0, 0, 'A', 'B', 'C', 'D'})
-		v.waitForEnd()
+	{"a status with a bad magic number", func(v *tcptest.Visitor) {
+		v.Send([]byte{0, 0, 0, 0, 'A', 'B', 'C', 'D'})
+		v.WaitForEnd()
 	}},
-	{"garbage", func(v *visitor) {
-		for v.send(tcptest.Pattern(5000, 3)) {
+	{"garbage", func(v *tcptest.Visitor) {
+		for v.Send(tcptest.Pattern(5000, 3)) {
 		}
 	}},
 }
 
 func TestWhatABrokenConnectionLeftUnacknowledgedIsSentAgain(t *testing.T) {
-	for _, way := range ways[:2] {
+	for _, way := range tcptest.Ways[:2] {
 		for _, m := range misbehaviours {
-			for _, op := range opcodes {
-				t.Run(way.name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
+			for _, op := range tcptest.Opcodes {
+				t.Run(way.Name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
 					const blocks, size = 20, 5000
 					near, far := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
-					p := perform(t, 2, atFirst(2, func(v *visitor, _ int) { m.play(v) }), far)
-					e := engine(t, way.config)
-					reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
+					p := tcptest.Perform(t, 2, tcptest.AtFirst(2, func(v *tcptest.Visitor, _ int) { m.play(v) }), far)
+					e := newEngine(t, way.Config)
+					reqs := tcptest.Scattered(op, near, tcptest.OpenSegment(t, e, p.Name), far, blocks, size)
 					tcptest.Fill(near, 1)
 					tcptest.Fill(far, 2)
-					completes(t, submit(t, e, reqs...))
+					tcptest.Completes(t, tcptest.Submit(t, e, reqs...))
 					for _, r := range reqs {
 						require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
 					}
@@ -89,23 +88,23 @@ func TestWhatABrokenConnectionLeftUnacknowledgedIsSentAgain(t *testing.T) {
 }
 
 func TestAPeerThatIsNoUseFailsItsTransfersWithTheReasonAndNobodyElses(t *testing.T) {
-	for _, way := range ways[:2] {
+	for _, way := range tcptest.Ways[:2] {
 		for _, m := range misbehaviours {
-			for _, op := range opcodes {
-				t.Run(way.name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
+			for _, op := range tcptest.Opcodes {
+				t.Run(way.Name+"/"+m.name+"/"+op.String(), func(t *testing.T) {
 					const blocks, size = 20, 5000
 					near, far, good := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
-					p := perform(t, 2, func(v *visitor, _ int) { m.play(v) }, far)
-					q := perform(t, 2, serveWell, good)
-					e := engine(t, way.config, fewRetries)
-					toBad := submit(t, e, scattered(op, near, open(t, e, p.name), far, blocks, size)...)
-					toGood := submit(t, e, scattered(op, near, open(t, e, q.name), good, blocks, size)...)
-					completes(t, toGood)
-					wait(t, toBad)
+					p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { m.play(v) }, far)
+					q := tcptest.Perform(t, 2, tcptest.ServeWell, good)
+					e := newEngine(t, way.Config, tcptest.FewRetries)
+					toBad := tcptest.Submit(t, e, tcptest.Scattered(op, near, tcptest.OpenSegment(t, e, p.Name), far, blocks, size)...)
+					toGood := tcptest.Submit(t, e, tcptest.Scattered(op, near, tcptest.OpenSegment(t, e, q.Name), good, blocks, size)...)
+					tcptest.Completes(t, toGood)
+					tcptest.Wait(t, toBad)
 					require.EqualValues(t, blocks, toBad.Summary().Failed)
-					require.ErrorContains(t, toBad.Err(), p.name)
+					require.ErrorContains(t, toBad.Err(), p.Name)
 					require.ErrorContains(t, toBad.Err(), op.String()+" of 5000 bytes at 0x")
-					require.LessOrEqual(t, p.connections(), blocks*3)
+					require.LessOrEqual(t, p.Connections(), blocks*3)
 				})
 			}
 		}
@@ -115,42 +114,42 @@ func TestAPeerThatIsNoUseFailsItsTransfersWithTheReasonAndNobodyElses(t *testing
 func TestAV1PeerThatBreaksOffFailsOrIsAskedAgain(t *testing.T) {
 	const blocks, size = 12, 5000
 	for _, m := range misbehaviours[:5] {
-		for _, op := range opcodes {
+		for _, op := range tcptest.Opcodes {
 			if op == core.Read && m.name == "closed in the middle of a payload" {
 				continue // the status that it sends is payload in version 1, and then it is no short one
 			}
 			t.Run(m.name+"/"+op.String(), func(t *testing.T) {
 				near, far := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
-				p := perform(t, 1, atFirst(3, func(v *visitor, _ int) { m.play(v) }), far)
-				e := engine(t)
-				reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
+				p := tcptest.Perform(t, 1, tcptest.AtFirst(3, func(v *tcptest.Visitor, _ int) { m.play(v) }), far)
+				e := newEngine(t)
+				reqs := tcptest.Scattered(op, near, tcptest.OpenSegment(t, e, p.Name), far, blocks, size)
 				tcptest.Fill(near, 1)
 				tcptest.Fill(far, 2)
-				completes(t, submit(t, e, reqs...))
+				tcptest.Completes(t, tcptest.Submit(t, e, reqs...))
 				for _, r := range reqs {
 					require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
 				}
-				require.Equal(t, blocks+3, p.connections())
+				require.Equal(t, blocks+3, p.Connections())
 			})
 		}
 	}
 }
 
 func TestAV1WriteIsNotTakenForCompleteWhenThePeerStoppedInTheMiddle(t *testing.T) {
-	for name, end := range map[string]func(*visitor){"closes": func(*visitor) {}, "resets": (*visitor).reset} {
+	for name, end := range map[string]func(*tcptest.Visitor){"closes": func(*tcptest.Visitor) {}, "resets": (*tcptest.Visitor).Reset} {
 		t.Run(name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 8<<20), tcptest.Mapped(t, 8<<20)
-			p := perform(t, 1, func(v *visitor, _ int) {
+			p := tcptest.Perform(t, 1, func(v *tcptest.Visitor, _ int) {
 				var h wire.Header
-				_ = v.header(&h) && v.skip(1<<20)
+				_ = v.Header(&h) && v.Skip(1<<20)
 				end(v)
 			}, far)
-			e := engine(t, fewRetries)
-			b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
-			failsOnly(t, b, 0)
-			require.ErrorContains(t, b.Err(), p.name)
+			e := newEngine(t, tcptest.FewRetries)
+			b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, p.Name), far))
+			tcptest.FailsOnly(t, b, 0)
+			require.ErrorContains(t, b.Err(), p.Name)
 			require.ErrorContains(t, b.Err(), "after 3 tries")
-			require.Equal(t, 3, p.connections())
+			require.Equal(t, 3, p.Connections())
 		})
 	}
 }
@@ -181,10 +180,10 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 	for _, version := range []int{1, 2} {
 		memory := tcptest.Mapped(t, 4096)
 		local := tcptest.Pattern(len(memory), 1)
-		e := engine(t, withoutPool)
-		p := perform(t, version, serveWell, memory)
-		id := open(t, e, p.name)
-		completes(t, submit(t, e, ask(core.Write, local, id, memory)))
+		e := newEngine(t, tcptest.WithoutPool)
+		p := tcptest.Perform(t, version, tcptest.ServeWell, memory)
+		id := tcptest.OpenSegment(t, e, p.Name)
+		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, local, id, memory)))
 		moved := make(chan error)
 		go func() { // a goroutine with a stack that has not grown yet
 			o := newOneShot(onlyPeer(t, e))
@@ -202,62 +201,62 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 		}()
 		require.NoError(t, <-moved)
 		runtime.KeepAlive(local)
-		for _, h := range p.requests() {
+		for _, h := range p.Requests() {
 			require.EqualValues(t, sockio.AddressOf(memory), h.Addr)
 			require.EqualValues(t, len(memory), h.Length)
 		}
-		require.Len(t, p.requests(), 2)
+		require.Len(t, p.Requests(), 2)
 	}
 }
 
 func TestAV1WriteIsNotTakenForCompleteWhenThePeerLeftPayloadUnread(t *testing.T) {
 	near, far := tcptest.Mapped(t, 256<<10), tcptest.Mapped(t, 256<<10)
-	p := perform(t, 1, func(v *visitor, _ int) {
-		_ = v.conn.SetReadBuffer(4096)
-		_ = v.conn.CloseWrite() // looks like the end of a peer that has taken all
-		<-v.peer.t.Context().Done()
+	p := tcptest.Perform(t, 1, func(v *tcptest.Visitor, _ int) {
+		_ = v.Conn.SetReadBuffer(4096)
+		_ = v.Conn.CloseWrite() // looks like the end of a peer that has taken all
+		<-v.Peer.T.Context().Done()
 	}, far)
-	e := engine(t, fewRetries)
-	b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
-	failsOnly(t, b, 0)
+	e := newEngine(t, tcptest.FewRetries)
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, p.Name), far))
+	tcptest.FailsOnly(t, b, 0)
 	require.ErrorContains(t, b.Err(), "bytes not received")
 }
 
 func TestAStatusThatComesInTwoPartsIsNotMixedUpWithTheOneBefore(t *testing.T) {
 	near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
 	firstIsDone := make(chan struct{})
-	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+	p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
 		var h wire.Header
-		_ = v.header(&h) && v.skip(int64(h.Length)) && v.header(&h) && v.skip(int64(h.Length))
+		_ = v.Header(&h) && v.Skip(int64(h.Length)) && v.Header(&h) && v.Skip(int64(h.Length))
 		var answers [2 * wire.StatusSize]byte
 		wire.PutStatus(answers[:], wire.StatusOK)
 		wire.PutStatus(answers[wire.StatusSize:], 7)
 		const part = wire.StatusSize + 3
-		_ = v.send(answers[:part])
+		_ = v.Send(answers[:part])
 		<-firstIsDone
-		_ = v.send(answers[part:])
-		v.waitForEnd()
+		_ = v.Send(answers[part:])
+		v.WaitForEnd()
 	}), far)
-	e := engine(t, oneLane)
-	b := submit(t, e, scattered(core.Write, near, open(t, e, p.name), far, 2, 100)...)
+	e := newEngine(t, tcptest.OneLane)
+	b := tcptest.Submit(t, e, tcptest.Scattered(core.Write, near, tcptest.OpenSegment(t, e, p.Name), far, 2, 100)...)
 	require.Eventually(t, func() bool {
 		state, _, err := b.Status(0)
 		return err == nil && state == core.Completed
 	}, tcptest.Patience, time.Millisecond)
 	close(firstIsDone)
-	failsOnly(t, b, 1)
+	tcptest.FailsOnly(t, b, 1)
 }
 
 func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
 	const blocks, size = 600, 37
 	near, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16)
-	p := perform(t, 2, func(v *visitor, _ int) {
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) {
 		var h wire.Header
 		var answers []byte
-		for i := 0; v.header(&h); i++ {
+		for i := 0; v.Header(&h); i++ {
 			place := core.MemoryAt(uintptr(h.Addr), h.Length)
 			if h.Op == wire.Write {
-				v.skip(0)
+				v.Skip(0)
 				if _, err := readFull(v, place); err != nil {
 					return
 				}
@@ -273,32 +272,32 @@ func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
 			}
 			for len(answers) > 0 {
 				n := min(1+rand.IntN(29), len(answers))
-				if !v.send(answers[:n]) {
+				if !v.Send(answers[:n]) {
 					return
 				}
 				answers = answers[n:]
 			}
 		}
 	}, far)
-	e := engine(t, oneLane)
-	id := open(t, e, p.name)
+	e := newEngine(t, tcptest.OneLane)
+	id := tcptest.OpenSegment(t, e, p.Name)
 	tcptest.Fill(near, 1)
 	tcptest.Fill(far, 2)
-	reqs := scattered(core.Write, near, id, far, blocks, size)
+	reqs := tcptest.Scattered(core.Write, near, id, far, blocks, size)
 	for i := range reqs {
-		reqs[i].Opcode = opcodes[rand.IntN(2)]
+		reqs[i].Opcode = tcptest.Opcodes[rand.IntN(2)]
 	}
-	completes(t, submit(t, e, reqs...))
+	tcptest.Completes(t, tcptest.Submit(t, e, reqs...))
 	for _, r := range reqs {
 		require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
 	}
-	require.Equal(t, 1, p.connections())
+	require.Equal(t, 1, p.Connections())
 }
 
-func readFull(v *visitor, b []byte) (int, error) {
+func readFull(v *tcptest.Visitor, b []byte) (int, error) {
 	n := 0
 	for n < len(b) {
-		m, err := v.conn.Read(b[n:])
+		m, err := v.Conn.Read(b[n:])
 		n += m
 		if err != nil {
 			return n, err
@@ -309,33 +308,33 @@ func readFull(v *visitor, b []byte) (int, error) {
 
 func TestSurplusBytesEndTheConnectionAndHarmNoTransfer(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+	p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
 		var h wire.Header
-		_ = v.header(&h) && v.obey(h) && v.send([]byte("surplus"))
-		v.waitForEnd()
+		_ = v.Header(&h) && v.Obey(h) && v.Send([]byte("surplus"))
+		v.WaitForEnd()
 	}), far)
-	e := engine(t, oneLane)
-	id := open(t, e, p.name)
-	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	e := newEngine(t, tcptest.OneLane)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
-	completes(t, submit(t, e, ask(core.Read, near, id, far)))
-	require.Equal(t, 2, p.connections())
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near, id, far)))
+	require.Equal(t, 2, p.Connections())
 }
 
 func TestAPeerThatNeverAnswersIsGivenUpAfterTheStatusTimeout(t *testing.T) {
-	for _, way := range ways {
-		for _, op := range opcodes {
-			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		for _, op := range tcptest.Opcodes {
+			t.Run(way.Name+"/"+op.String(), func(t *testing.T) {
 				near, far, good := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-				p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd(); <-v.peer.t.Context().Done() }, far)
-				q := perform(t, 2, serveWell, good)
-				e := engine(t, way.config, impatient)
-				b := submit(t, e, ask(op, near, open(t, e, p.name), far))
-				completes(t, submit(t, e, ask(op, near, open(t, e, q.name), good)))
-				failsOnly(t, b, 0)
+				p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { v.WaitForEnd(); <-v.Peer.T.Context().Done() }, far)
+				q := tcptest.Perform(t, 2, tcptest.ServeWell, good)
+				e := newEngine(t, way.Config, tcptest.Impatient)
+				b := tcptest.Submit(t, e, tcptest.Ask(op, near, tcptest.OpenSegment(t, e, p.Name), far))
+				tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(op, near, tcptest.OpenSegment(t, e, q.Name), good)))
+				tcptest.FailsOnly(t, b, 0)
 				require.ErrorIs(t, b.Err(), errStalled)
-				require.ErrorContains(t, b.Err(), p.name)
-				require.Equal(t, 1, p.connections())
+				require.ErrorContains(t, b.Err(), p.Name)
+				require.Equal(t, 1, p.Connections())
 			})
 		}
 	}
@@ -343,14 +342,14 @@ func TestAPeerThatNeverAnswersIsGivenUpAfterTheStatusTimeout(t *testing.T) {
 
 // As with Mooncake: a WRITE that waits for its status makes no progress.
 func TestAPeerThatNeverAnswersIsGivenUpAfterTheProgressTimeout(t *testing.T) {
-	for _, way := range ways {
-		for _, op := range opcodes {
-			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		for _, op := range tcptest.Opcodes {
+			t.Run(way.Name+"/"+op.String(), func(t *testing.T) {
 				near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-				p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd(); <-v.peer.t.Context().Done() }, far)
-				e := engine(t, way.config, impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
-				b := submit(t, e, ask(op, near, open(t, e, p.name), far))
-				failsOnly(t, b, 0)
+				p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { v.WaitForEnd(); <-v.Peer.T.Context().Done() }, far)
+				e := newEngine(t, way.Config, tcptest.Impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
+				b := tcptest.Submit(t, e, tcptest.Ask(op, near, tcptest.OpenSegment(t, e, p.Name), far))
+				tcptest.FailsOnly(t, b, 0)
 				require.ErrorIs(t, b.Err(), errStalled)
 				require.ErrorContains(t, b.Err(), "for 200ms (MC_TCP_PROGRESS_TIMEOUT_SEC)")
 			})
@@ -359,13 +358,13 @@ func TestAPeerThatNeverAnswersIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 }
 
 func TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 32<<20), tcptest.Mapped(t, 32<<20)
-			p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() }, far)
-			e := engine(t, way.config, impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
-			b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
-			failsOnly(t, b, 0)
+			p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { <-v.Peer.T.Context().Done() }, far)
+			e := newEngine(t, way.Config, tcptest.Impatient, func(c *core.Config) { c.StatusTimeout = time.Hour })
+			b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, p.Name), far))
+			tcptest.FailsOnly(t, b, 0)
 			require.ErrorIs(t, b.Err(), errStalled)
 		})
 	}
@@ -374,42 +373,42 @@ func TestAPeerThatTakesNoPayloadIsGivenUpAfterTheProgressTimeout(t *testing.T) {
 func TestWhatIsQueuedForAPeerThatStandsStillFailsWithWhatIsInFlight(t *testing.T) {
 	const blocks = 20 * windowPieces
 	near, far := tcptest.Mapped(t, 2*blocks), tcptest.Mapped(t, 2*blocks)
-	p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd() }, far)
-	e := engine(t, impatient, oneLane)
-	b := submit(t, e, scattered(core.Write, near, open(t, e, p.name), far, blocks, 1)...)
-	wait(t, b)
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { v.WaitForEnd() }, far)
+	e := newEngine(t, tcptest.Impatient, tcptest.OneLane)
+	b := tcptest.Submit(t, e, tcptest.Scattered(core.Write, near, tcptest.OpenSegment(t, e, p.Name), far, blocks, 1)...)
+	tcptest.Wait(t, b)
 	require.EqualValues(t, blocks, b.Summary().Failed)
-	require.Equal(t, 1, p.connections())
+	require.Equal(t, 1, p.Connections())
 }
 
 func TestOneRejectedRequestOfManyFailsAlone(t *testing.T) {
-	for _, way := range ways[:2] {
-		for _, op := range opcodes {
-			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+	for _, way := range tcptest.Ways[:2] {
+		for _, op := range tcptest.Opcodes {
+			t.Run(way.Name+"/"+op.String(), func(t *testing.T) {
 				const blocks, size = 500, 100
 				near, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16)
 				var bad atomic.Uint64
-				p := perform(t, 2, func(v *visitor, n int) {
+				p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, n int) {
 					var h wire.Header
-					for v.header(&h) {
+					for v.Header(&h) {
 						if h.Addr == bad.Load() {
-							v.reject()
+							v.Reject()
 							return
 						}
-						if !v.obey(h) {
+						if !v.Obey(h) {
 							return
 						}
 					}
 				}, far)
-				e := engine(t, way.config)
-				reqs := scattered(op, near, open(t, e, p.name), far, blocks, size)
+				e := newEngine(t, way.Config)
+				reqs := tcptest.Scattered(op, near, tcptest.OpenSegment(t, e, p.Name), far, blocks, size)
 				bad.Store(reqs[333].Remote)
-				b := submit(t, e, reqs...)
-				failsOnly(t, b, 333)
+				b := tcptest.Submit(t, e, reqs...)
+				tcptest.FailsOnly(t, b, 333)
 				require.ErrorContains(t, b.Err(), "rejected")
-				require.ErrorContains(t, b.Err(), p.name)
-				if way.name == "lanes" {
-					require.LessOrEqual(t, p.connections(), 3)
+				require.ErrorContains(t, b.Err(), p.Name)
+				if way.Name == "lanes" {
+					require.LessOrEqual(t, p.Connections(), 3)
 				}
 			})
 		}
@@ -417,80 +416,80 @@ func TestOneRejectedRequestOfManyFailsAlone(t *testing.T) {
 }
 
 func TestManyRejectedRequestsFailAndTheOthersComplete(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			const blocks, size = 4000, 16
 			far, near := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
-			target, e := engine(t), engine(t, way.config)
+			target, e := newEngine(t), newEngine(t, way.Config)
 			const shown = 40
 			require.NoError(t, target.Register(sockio.AddressOf(far), shown*(size+1), "cpu:0", true))
-			reqs := scattered(core.Write, near, open(t, e, target.Name()), far, blocks, size)
+			reqs := tcptest.Scattered(core.Write, near, tcptest.OpenSegment(t, e, target.Name()), far, blocks, size)
 			failing := make([]int, 0, blocks)
 			for i := shown; i < blocks; i++ {
 				failing = append(failing, i)
 			}
-			failsOnly(t, submit(t, e, reqs...), failing...)
+			tcptest.FailsOnly(t, tcptest.Submit(t, e, reqs...), failing...)
 		})
 	}
 }
 
 func TestMemoryRegisteredAfterTheSegmentWasOpenedIsFound(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
-			target, e := engine(t), engine(t, way.config)
+			target, e := newEngine(t), newEngine(t, way.Config)
 			require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
-			id := open(t, e, target.Name())
-			failsOnly(t, submit(t, e, ask(core.Write, near[4096:], id, far[4096:])), 0)
+			id := tcptest.OpenSegment(t, e, target.Name())
+			tcptest.FailsOnly(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near[4096:], id, far[4096:])), 0)
 			require.NoError(t, target.Register(sockio.AddressOf(far)+4096, 4096, "cpu:0", true))
-			completes(t, submit(t, e, ask(core.Write, near[4096:], id, far[4096:])))
-			completes(t, submit(t, e, ask(core.Read, near[4096:], id, far[4096:])))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near[4096:], id, far[4096:])))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near[4096:], id, far[4096:])))
 		})
 	}
 }
 
 func TestARangeThatIsRejectedOnceAndShownThenIsSentOnceMore(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+	p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
 		var h wire.Header
-		if v.header(&h) {
-			v.peer.show(2, v.peer.memory...)
-			v.reject()
+		if v.Header(&h) {
+			v.Peer.Show(2, v.Peer.Memory...)
+			v.Reject()
 		}
 	}), far)
-	p.show(2)
-	e := engine(t)
-	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
-	completes(t, b)
-	require.Equal(t, 2, p.connections())
+	p.Show(2)
+	e := newEngine(t)
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Read, near, tcptest.OpenSegment(t, e, p.Name), far))
+	tcptest.Completes(t, b)
+	require.Equal(t, 2, p.Connections())
 }
 
 func TestAnUnknownStatusCodeFailsItsTaskAtOnce(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+	p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
 		var h wire.Header
-		_ = v.header(&h) && v.status(7)
-		v.waitForEnd()
+		_ = v.Header(&h) && v.Status(7)
+		v.WaitForEnd()
 	}), far)
-	e := engine(t)
-	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
-	failsOnly(t, b, 0)
+	e := newEngine(t)
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Read, near, tcptest.OpenSegment(t, e, p.Name), far))
+	tcptest.FailsOnly(t, b, 0)
 	require.ErrorContains(t, b.Err(), "code 7")
-	require.Equal(t, 1, p.connections())
+	require.Equal(t, 1, p.Connections())
 }
 
 func TestMemoryThatThePeerCannotAccessFailsItsTaskAtOnce(t *testing.T) {
-	for _, way := range ways[:2] {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways[:2] {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 3*4096)
-			owner := engine(t)
+			owner := newEngine(t)
 			require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 			tcptest.Unmap(t, far[4096:8192])
-			e := engine(t, way.config)
-			id := open(t, e, owner.Name())
+			e := newEngine(t, way.Config)
+			id := tcptest.OpenSegment(t, e, owner.Name())
 			for _, op := range []core.Opcode{core.Read, core.Write} {
-				b := submit(t, e, ask(op, near, id, far[:4096]), ask(op, near, id, far[4096:8192]), ask(op, near, id, far[8192:]))
-				failsOnly(t, b, 1)
+				b := tcptest.Submit(t, e, tcptest.Ask(op, near, id, far[:4096]), tcptest.Ask(op, near, id, far[4096:8192]), tcptest.Ask(op, near, id, far[8192:]))
+				tcptest.FailsOnly(t, b, 1)
 				require.ErrorContains(t, b.Err(), fmt.Sprintf("%#x+4096", sockio.AddressOf(far[4096:])))
 				require.ErrorContains(t, b.Err(), "unmapped or protected")
 				require.NotContains(t, b.Err().Error(), "tries")
@@ -500,57 +499,57 @@ func TestMemoryThatThePeerCannotAccessFailsItsTaskAtOnce(t *testing.T) {
 }
 
 func TestAdjacentBlocksAreMergedInsideOneBufferOfThePeer(t *testing.T) {
-	for _, op := range opcodes {
+	for _, op := range tcptest.Opcodes {
 		t.Run(op.String(), func(t *testing.T) {
 			const size, blocks = 512, 64 // the first 16 in one buffer, the others in a second that follows it
 			near, far := tcptest.Mapped(t, size*blocks), tcptest.Mapped(t, size*blocks)
 			first, second := far[:16*size], far[16*size:]
-			p := perform(t, 2, serveWell, far)
-			p.show(2, first, second)
-			e := engine(t, oneLane)
+			p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+			p.Show(2, first, second)
+			e := newEngine(t, tcptest.OneLane)
 			tcptest.Fill(near, 1)
 			tcptest.Fill(far, 2)
-			id := open(t, e, p.name)
+			id := tcptest.OpenSegment(t, e, p.Name)
 			var reqs []core.Request
 			for i := range blocks {
-				reqs = append(reqs, ask(op, near[i*size:(i+1)*size], id, far[i*size:(i+1)*size]))
+				reqs = append(reqs, tcptest.Ask(op, near[i*size:(i+1)*size], id, far[i*size:(i+1)*size]))
 			}
-			completes(t, submit(t, e, reqs...))
+			tcptest.Completes(t, tcptest.Submit(t, e, reqs...))
 			require.Equal(t, near, far)
 			require.Equal(t, []wire.Header{
 				{Op: opcodeOf(op), V2: true, Addr: uint64(sockio.AddressOf(first)), Length: uint64(len(first))},
 				{Op: opcodeOf(op), V2: true, Addr: uint64(sockio.AddressOf(second)), Length: uint64(len(second))},
-			}, p.requests())
+			}, p.Requests())
 		})
 	}
 }
 
 func TestAMergedRequestThatIsRejectedFailsOnlyTheBadTask(t *testing.T) {
-	for _, way := range ways[:2] {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways[:2] {
+		t.Run(way.Name, func(t *testing.T) {
 			const size, blocks, bad = 512, 32, 11
 			near, far := tcptest.Mapped(t, size*blocks), tcptest.Mapped(t, size*blocks)
-			p := perform(t, 2, func(v *visitor, _ int) {
+			p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) {
 				var h wire.Header
-				for v.header(&h) {
-					hole := uint64(sockio.AddressOf(v.peer.memory[0])) + bad*size
+				for v.Header(&h) {
+					hole := uint64(sockio.AddressOf(v.Peer.Memory[0])) + bad*size
 					if h.Addr <= hole && hole < h.Addr+h.Length {
-						v.reject()
+						v.Reject()
 						return
 					}
-					if !v.obey(h) {
+					if !v.Obey(h) {
 						return
 					}
 				}
 			}, far)
-			e := engine(t, way.config)
+			e := newEngine(t, way.Config)
 			tcptest.Fill(near, 1)
-			id := open(t, e, p.name)
+			id := tcptest.OpenSegment(t, e, p.Name)
 			var reqs []core.Request
 			for i := range blocks {
-				reqs = append(reqs, ask(core.Write, near[i*size:(i+1)*size], id, far[i*size:(i+1)*size]))
+				reqs = append(reqs, tcptest.Ask(core.Write, near[i*size:(i+1)*size], id, far[i*size:(i+1)*size]))
 			}
-			failsOnly(t, submit(t, e, reqs...), bad)
+			tcptest.FailsOnly(t, tcptest.Submit(t, e, reqs...), bad)
 			require.Equal(t, near[:bad*size], far[:bad*size])
 			require.Equal(t, near[(bad+1)*size:], far[(bad+1)*size:])
 		})
@@ -562,28 +561,28 @@ func TestAMergedRequestThatIsRejectedFailsOnlyTheBadTask(t *testing.T) {
 func TestLocalMemoryThatCannotBeAccessedFailsItsTaskAlone(t *testing.T) {
 	const blocks, bad = 40, 17
 	page := unix.Getpagesize()
-	for _, way := range ways {
-		for _, op := range opcodes {
+	for _, way := range tcptest.Ways {
+		for _, op := range tcptest.Opcodes {
 			for _, shape := range []struct {
 				name           string
 				length, stride int
 			}{{"small", 64, 2 * page}, {"adjacent", page, page}, {"large", 48 * page, 64 * page}} {
-				t.Run(way.name+"/"+op.String()+"/"+shape.name, func(t *testing.T) {
+				t.Run(way.Name+"/"+op.String()+"/"+shape.name, func(t *testing.T) {
 					near, far := tcptest.Mapped(t, blocks*shape.stride), tcptest.Mapped(t, blocks*shape.stride)
-					target, e := engine(t), engine(t, way.config, oneLane)
+					target, e := newEngine(t), newEngine(t, way.Config, tcptest.OneLane)
 					require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-					id := open(t, e, target.Name())
+					id := tcptest.OpenSegment(t, e, target.Name())
 					tcptest.Fill(near, 1)
 					tcptest.Fill(far, 2)
 					var reqs []core.Request
 					for i := range blocks {
 						at := i * shape.stride
-						reqs = append(reqs, ask(op, near[at:at+shape.length], id, far[at:at+shape.length]))
+						reqs = append(reqs, tcptest.Ask(op, near[at:at+shape.length], id, far[at:at+shape.length]))
 					}
 					hole := near[bad*shape.stride+(shape.length-1)/page*page:][:page]
 					tcptest.Unmap(t, hole)
-					b := submit(t, e, reqs...)
-					failsOnly(t, b, bad)
+					b := tcptest.Submit(t, e, reqs...)
+					tcptest.FailsOnly(t, b, bad)
 					require.ErrorIs(t, b.Err(), unix.EFAULT)
 					require.NoError(t, unix.Mprotect(hole, unix.PROT_READ|unix.PROT_WRITE))
 					for i, r := range reqs {
@@ -598,18 +597,18 @@ func TestLocalMemoryThatCannotBeAccessedFailsItsTaskAlone(t *testing.T) {
 }
 
 func TestATaskOfAbsurdLengthFailsSoon(t *testing.T) {
-	for _, way := range ways {
-		for _, op := range opcodes {
-			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		for _, op := range tcptest.Opcodes {
+			t.Run(way.Name+"/"+op.String(), func(t *testing.T) {
 				near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-				target, e := engine(t), engine(t, way.config)
+				target, e := newEngine(t), newEngine(t, way.Config)
 				require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
-				id := open(t, e, target.Name())
-				absurd := ask(op, near, id, far)
+				id := tcptest.OpenSegment(t, e, target.Name())
+				absurd := tcptest.Ask(op, near, id, far)
 				absurd.Length = 1 << 60
-				wrapped := ask(op, near, id, far)
+				wrapped := tcptest.Ask(op, near, id, far)
 				wrapped.Remote = ^uint64(0) - 100
-				failsOnly(t, submit(t, e, absurd, ask(op, near, id, far), wrapped, absurd), 0, 2, 3)
+				tcptest.FailsOnly(t, tcptest.Submit(t, e, absurd, tcptest.Ask(op, near, id, far), wrapped, absurd), 0, 2, 3)
 			})
 		}
 	}
@@ -618,9 +617,9 @@ func TestATaskOfAbsurdLengthFailsSoon(t *testing.T) {
 func TestAHundredThousandRequestsTakeBoundedMemoryAndConnections(t *testing.T) {
 	const blocks, size = 100_000, 16
 	near, far := tcptest.Mapped(t, blocks*(size+1)), tcptest.Mapped(t, blocks*(size+1))
-	target, e := engine(t), engine(t)
+	target, e := newEngine(t), newEngine(t)
 	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-	reqs := scattered(core.Write, near, open(t, e, target.Name()), far, blocks, size)
+	reqs := tcptest.Scattered(core.Write, near, tcptest.OpenSegment(t, e, target.Name()), far, blocks, size)
 	tcptest.Fill(near, 1)
 	b, err := e.AllocateBatch(blocks)
 	require.NoError(t, err)
@@ -638,7 +637,7 @@ func TestAHundredThousandRequestsTakeBoundedMemoryAndConnections(t *testing.T) {
 			most, mostGoroutines = max(most, memoryInUse()), max(mostGoroutines, runtime.NumGoroutine())
 		}
 	}
-	completes(t, b)
+	tcptest.Completes(t, b)
 	const perTask = 80 // what the batch itself holds for a task
 	require.Less(t, int64(most)-int64(before), int64(blocks*perTask+16<<20))
 	require.LessOrEqual(t, mostGoroutines-goroutines, 4*e.Config().LanesPerPeer)
@@ -657,16 +656,16 @@ func memoryInUse() uint64 {
 }
 
 // serveTogether serves well as soon as every one of so many lanes has asked for something.
-func serveTogether(lanes int) func(v *visitor, n int) {
+func serveTogether(lanes int) func(v *tcptest.Visitor, n int) {
 	var busy sync.WaitGroup
 	busy.Add(lanes)
-	return func(v *visitor, n int) {
+	return func(v *tcptest.Visitor, n int) {
 		var h wire.Header
-		if v.header(&h) {
+		if v.Header(&h) {
 			busy.Done()
 			busy.Wait()
-			_ = v.obey(h)
-			serveWell(v, n)
+			_ = v.Obey(h)
+			tcptest.ServeWell(v, n)
 		}
 	}
 }
@@ -674,12 +673,12 @@ func serveTogether(lanes int) func(v *visitor, n int) {
 func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
 	near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
 	tcptest.Fill(near, 1)
-	e := engine(t)
-	p := perform(t, 2, serveTogether(e.Config().LanesPerPeer), far)
-	completes(t, submit(t, e, ask(core.Write, near[3:], open(t, e, p.name), far[3:])))
+	e := newEngine(t)
+	p := tcptest.Perform(t, 2, serveTogether(e.Config().LanesPerPeer), far)
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near[3:], tcptest.OpenSegment(t, e, p.Name), far[3:])))
 	require.True(t, bytes.Equal(near[3:], far[3:]))
-	require.Equal(t, e.Config().LanesPerPeer, p.connections())
-	for _, h := range p.requests() {
+	require.Equal(t, e.Config().LanesPerPeer, p.Connections())
+	for _, h := range p.Requests() {
 		require.LessOrEqual(t, h.Length, uint64(e.Config().SliceSize))
 	}
 }
@@ -688,14 +687,14 @@ func TestOneLaneReadsWhatAStrangerSendsFromOneThread(t *testing.T) {
 	for kin, lanes := range map[bool]int{true: 4, false: 1} {
 		near, far := tcptest.Mapped(t, strangerSize), tcptest.Mapped(t, strangerSize)
 		tcptest.Fill(far, 2)
-		p := perform(t, 2, serveTogether(lanes), far)
-		p.mu.Lock()
-		p.shown.IsKvferry = kin
-		p.mu.Unlock()
-		e := engine(t, func(c *core.Config) { c.LanesPerPeer = 4 })
-		completes(t, submit(t, e, ask(core.Read, near, open(t, e, p.name), far)))
+		p := tcptest.Perform(t, 2, serveTogether(lanes), far)
+		p.Mu.Lock()
+		p.Shown.IsKvferry = kin
+		p.Mu.Unlock()
+		e := newEngine(t, func(c *core.Config) { c.LanesPerPeer = 4 })
+		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near, tcptest.OpenSegment(t, e, p.Name), far)))
 		require.True(t, bytes.Equal(near, far))
-		require.Equal(t, lanes, p.connections(), "kin: %v", kin)
+		require.Equal(t, lanes, p.Connections(), "kin: %v", kin)
 	}
 }
 
@@ -706,50 +705,50 @@ func TestLanesShareWhatIsQueuedAlike(t *testing.T) {
 	const slice, each = 64 << 10, 1 << 20 / (64 << 10)
 	var came sync.WaitGroup // until every lane has its share, none of it answered
 	came.Add(lanes)
-	p := perform(t, 2, func(v *visitor, n int) {
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, n int) {
 		var h wire.Header
 		for range each {
-			if !v.header(&h) {
+			if !v.Header(&h) {
 				return
 			}
-			_, _ = io.ReadFull(v.conn, core.MemoryAt(uintptr(h.Addr), h.Length))
+			_, _ = io.ReadFull(v.Conn, core.MemoryAt(uintptr(h.Addr), h.Length))
 		}
 		came.Done()
 		came.Wait()
 		for range each {
-			v.status(wire.StatusOK)
+			v.Status(wire.StatusOK)
 		}
-		serveWell(v, n)
+		tcptest.ServeWell(v, n)
 	}, far)
-	e := engine(t, func(c *core.Config) { c.LanesPerPeer, c.SliceSize = lanes, slice })
-	completes(t, submit(t, e, ask(core.Write, near, open(t, e, p.name), far)))
+	e := newEngine(t, func(c *core.Config) { c.LanesPerPeer, c.SliceSize = lanes, slice })
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, p.Name), far)))
 	require.True(t, bytes.Equal(near, far))
 }
 
 func TestAShortBatchDoesNotWaitForALongOneBeforeIt(t *testing.T) {
 	near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
 	release := make(chan struct{})
-	p := perform(t, 2, func(v *visitor, _ int) {
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) {
 		<-release
-		serveWell(v, 0)
+		tcptest.ServeWell(v, 0)
 	}, far)
-	e := engine(t, oneLane)
-	id := open(t, e, p.name)
-	long := submit(t, e, ask(core.Read, near[1<<20:], id, far[1<<20:]))
-	short := submit(t, e, ask(core.Read, near[:100], id, far[:100]))
+	e := newEngine(t, tcptest.OneLane)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	long := tcptest.Submit(t, e, tcptest.Ask(core.Read, near[1<<20:], id, far[1<<20:]))
+	short := tcptest.Submit(t, e, tcptest.Ask(core.Read, near[:100], id, far[:100]))
 	close(release)
-	completes(t, short)
-	completes(t, long)
-	place := slices.IndexFunc(p.requests(), func(h wire.Header) bool { return h.Length == 100 })
-	require.Less(t, place, windowBytes>>20+3, "of %d", len(p.requests()))
+	tcptest.Completes(t, short)
+	tcptest.Completes(t, long)
+	place := slices.IndexFunc(p.Requests(), func(h wire.Header) bool { return h.Length == 100 })
+	require.Less(t, place, windowBytes>>20+3, "of %d", len(p.Requests()))
 }
 
 func TestManyGoroutinesSubmitAtOnce(t *testing.T) {
 	const workers, rounds, size = 16, 60, 300
 	near, far := tcptest.Mapped(t, workers*4*(size+1)), tcptest.Mapped(t, workers*4*(size+1))
-	target, e := engine(t), engine(t)
+	target, e := newEngine(t), newEngine(t)
 	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-	id := open(t, e, target.Name())
+	id := tcptest.OpenSegment(t, e, target.Name())
 	var all sync.WaitGroup
 	for w := range workers {
 		all.Go(func() {
@@ -757,9 +756,9 @@ func TestManyGoroutinesSubmitAtOnce(t *testing.T) {
 			theirs := far[w*4*(size+1) : (w+1)*4*(size+1)]
 			for round := range rounds {
 				tcptest.Fill(mine, byte(round))
-				writeErr := finish(e, scattered(core.Write, mine, id, theirs, 4, size))
+				writeErr := finish(e, tcptest.Scattered(core.Write, mine, id, theirs, 4, size))
 				tcptest.Fill(mine, 0)
-				readErr := finish(e, scattered(core.Read, mine, id, theirs, 4, size))
+				readErr := finish(e, tcptest.Scattered(core.Read, mine, id, theirs, 4, size))
 				assert.NoError(t, errors.Join(writeErr, readErr))
 				for at := 0; at < len(mine); at += size + 1 {
 					assert.True(t, bytes.Equal(tcptest.Pattern(len(mine), byte(round))[at:at+size], mine[at:at+size]), "round %d", round)
@@ -786,51 +785,51 @@ func finish(e *core.Engine, reqs []core.Request) error {
 }
 
 func TestADiscardedReadIsNotTouchedAfterwards(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 			half, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
-			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+			p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
 				defer close(over)
 				var h wire.Header
-				_ = v.header(&h) && (!h.V2 || v.status(wire.StatusOK)) && v.send(make([]byte, h.Length/2))
+				_ = v.Header(&h) && (!h.V2 || v.Status(wire.StatusOK)) && v.Send(make([]byte, h.Length/2))
 				close(half)
 				<-discarded
-				v.send(make([]byte, h.Length/2))
-				v.waitForEnd()
+				v.Send(make([]byte, h.Length/2))
+				v.WaitForEnd()
 			}), far)
-			e := engine(t, way.config)
-			id := open(t, e, p.name)
-			b := submit(t, e, ask(core.Read, near, id, far))
+			e := newEngine(t, way.Config)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			b := tcptest.Submit(t, e, tcptest.Ask(core.Read, near, id, far))
 			<-half
 			require.NoError(t, e.DiscardBatch(b))
 			tcptest.Fill(near, 5)
 			close(discarded)
 			<-over
 			require.True(t, bytes.Equal(tcptest.Pattern(len(near), 5), near))
-			completes(t, submit(t, e, ask(core.Read, near, id, far)))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near, id, far)))
 		})
 	}
 }
 
 func TestADiscardedWriteIsNotReadAfterwards(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
 			begun, discarded, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			var once sync.Once
 			var seen atomic.Bool
-			p := perform(t, 2, func(v *visitor, n int) {
+			p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, n int) {
 				var h wire.Header
-				if n > 0 || !v.header(&h) {
-					serveWell(v, n)
+				if n > 0 || !v.Header(&h) {
+					tcptest.ServeWell(v, n)
 					return
 				}
 				once.Do(func() { close(begun) })
 				<-discarded
 				chunk := make([]byte, 1<<16)
 				for {
-					m, err := v.conn.Read(chunk)
+					m, err := v.Conn.Read(chunk)
 					if bytes.IndexByte(chunk[:m], 0xee) >= 0 {
 						seen.Store(true)
 					}
@@ -840,9 +839,9 @@ func TestADiscardedWriteIsNotReadAfterwards(t *testing.T) {
 				}
 				close(over)
 			}, far)
-			e := engine(t, way.config, oneLane)
-			id := open(t, e, p.name)
-			b := submit(t, e, ask(core.Write, near, id, far))
+			e := newEngine(t, way.Config, tcptest.OneLane)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far))
 			<-begun
 			require.NoError(t, e.DiscardBatch(b))
 			for i := range near {
@@ -851,27 +850,27 @@ func TestADiscardedWriteIsNotReadAfterwards(t *testing.T) {
 			close(discarded)
 			<-over
 			require.False(t, seen.Load())
-			completes(t, submit(t, e, ask(core.Write, near, id, far)))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 		})
 	}
 }
 
 func TestADiscardHarmsNoOtherBatch(t *testing.T) {
 	const rounds = 15
-	for _, way := range ways {
-		for _, op := range opcodes {
-			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		for _, op := range tcptest.Opcodes {
+			t.Run(way.Name+"/"+op.String(), func(t *testing.T) {
 				near, far := tcptest.Mapped(t, 8<<20), tcptest.Mapped(t, 8<<20)
-				target, e := engine(t), engine(t, way.config)
+				target, e := newEngine(t), newEngine(t, way.Config)
 				require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-				id := open(t, e, target.Name())
+				id := tcptest.OpenSegment(t, e, target.Name())
 				for range rounds {
-					other := submit(t, e, scattered(op, near[4<<20:], id, far[4<<20:], 50, 2000)...)
-					b := submit(t, e, ask(op, near[:4<<20], id, far[:4<<20]))
-					last := submit(t, e, scattered(op, near[6<<20:], id, far[6<<20:], 50, 2000)...)
+					other := tcptest.Submit(t, e, tcptest.Scattered(op, near[4<<20:], id, far[4<<20:], 50, 2000)...)
+					b := tcptest.Submit(t, e, tcptest.Ask(op, near[:4<<20], id, far[:4<<20]))
+					last := tcptest.Submit(t, e, tcptest.Scattered(op, near[6<<20:], id, far[6<<20:], 50, 2000)...)
 					require.NoError(t, e.DiscardBatch(b))
-					completes(t, other)
-					completes(t, last)
+					tcptest.Completes(t, other)
+					tcptest.Completes(t, last)
 				}
 			})
 		}
@@ -880,41 +879,41 @@ func TestADiscardHarmsNoOtherBatch(t *testing.T) {
 
 func TestADiscardWhileAConnectionIsMadeHarmsNoOtherBatch(t *testing.T) {
 	near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
-	p := perform(t, 1, serveWell, far)
-	p.mu.Lock()
-	good := p.shown.DataPort
-	p.shown.DataPort = blockedPort(t)
-	p.mu.Unlock()
-	e := engine(t, oneLane)
-	id := open(t, e, p.name)
-	b := submit(t, e, ask(core.Write, near[:4096], id, far[:4096]))
-	other := submit(t, e, ask(core.Write, near[4096:], id, far[4096:]))
+	p := tcptest.Perform(t, 1, tcptest.ServeWell, far)
+	p.Mu.Lock()
+	good := p.Shown.DataPort
+	p.Shown.DataPort = tcptest.BlockedPort(t)
+	p.Mu.Unlock()
+	e := newEngine(t, tcptest.OneLane)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near[:4096], id, far[:4096]))
+	other := tcptest.Submit(t, e, tcptest.Ask(core.Write, near[4096:], id, far[4096:]))
 	require.Eventually(t, func() bool {
 		onlyPeer(t, e).mu.Lock()
 		defer onlyPeer(t, e).mu.Unlock()
 		return onlyPeer(t, e).queued == 4096 // the first is with its carrier
 	}, tcptest.Patience, time.Millisecond)
-	p.mu.Lock()
-	p.shown.DataPort = good
-	p.mu.Unlock()
-	_, err := e.OpenSegmentNoCache(p.name)
+	p.Mu.Lock()
+	p.Shown.DataPort = good
+	p.Mu.Unlock()
+	_, err := e.OpenSegmentNoCache(p.Name)
 	require.NoError(t, err)
 	require.NoError(t, e.DiscardBatch(b))
-	completes(t, other)
+	tcptest.Completes(t, other)
 }
 
 func TestAPeerThatCameBackOnAnotherPortIsFound(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-			p := perform(t, 2, serveWell, far)
-			e := engine(t, way.config)
-			id := open(t, e, p.name)
-			completes(t, submit(t, e, ask(core.Write, near, id, far)))
-			p.leavePort()
-			p.hangUp()
-			p.enterPort(serveWell)
-			completes(t, submit(t, e, ask(core.Read, near, id, far)))
+			p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+			e := newEngine(t, way.Config)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
+			p.LeavePort()
+			p.HangUp()
+			p.EnterPort(tcptest.ServeWell)
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near, id, far)))
 		})
 	}
 }
@@ -924,67 +923,67 @@ func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	tcptest.Fill(near, 1)
 	var strangers atomic.Int32
-	p := perform(t, 2, func(v *visitor, n int) {
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, n int) {
 		if n > 0 {
 			strangers.Add(1)
 			return
 		}
-		serveWell(v, n)
+		tcptest.ServeWell(v, n)
 	}, far)
-	former := p.port
+	former := p.Port
 	t.Cleanup(func() { _ = former.Close() })
-	e := engine(t, oneLane)
-	id := open(t, e, p.name)
-	completes(t, submit(t, e, ask(core.Write, near[:1], id, far[:1])))
-	p.enterPort(serveWell)
-	p.hangUp()
+	e := newEngine(t, tcptest.OneLane)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near[:1], id, far[:1])))
+	p.EnterPort(tcptest.ServeWell)
+	p.HangUp()
 	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
-	completes(t, submit(t, e, ask(core.Write, near, id, far)))
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 	require.Equal(t, near, far)
 	require.Zero(t, strangers.Load())
 }
 
 func TestADataPortThatIsGoneFailsTheTransferWithTheReason(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-			p := perform(t, 2, serveWell, far)
-			e := engine(t, way.config)
-			id := open(t, e, p.name)
-			p.leavePort()
-			b := submit(t, e, ask(core.Write, near, id, far))
-			failsOnly(t, b, 0)
-			require.ErrorContains(t, b.Err(), p.name)
+			p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+			e := newEngine(t, way.Config)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			p.LeavePort()
+			b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far))
+			tcptest.FailsOnly(t, b, 0)
+			require.ErrorContains(t, b.Err(), p.Name)
 			require.ErrorIs(t, b.Err(), unix.ECONNREFUSED)
-			require.Equal(t, 2, p.fetched())
+			require.Equal(t, 2, p.Fetched())
 		})
 	}
 }
 
 func TestAPeerThatCameBackWithVersion1IsNeverSentVersion2(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	p := perform(t, 2, serveWell, far)
-	e := engine(t)
-	id := open(t, e, p.name)
-	completes(t, submit(t, e, ask(core.Write, near, id, far)))
-	p.leavePort()
-	p.show(1, far)
-	p.enterPort(serveWell)
-	p.hangUp()
-	completes(t, submit(t, e, ask(core.Write, near, id, far)))
-	requests := p.requests()
+	p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+	e := newEngine(t)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
+	p.LeavePort()
+	p.Show(1, far)
+	p.EnterPort(tcptest.ServeWell)
+	p.HangUp()
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
+	requests := p.Requests()
 	require.False(t, requests[len(requests)-1].V2)
 	require.Len(t, requests, 2)
 }
 
 func TestIdleConnectionsThatThePeerClosesCountForNothing(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	p := perform(t, 2, serveWell, far)
-	e := engine(t, fewRetries, oneLane)
-	id := open(t, e, p.name)
+	p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+	e := newEngine(t, tcptest.FewRetries, tcptest.OneLane)
+	id := tcptest.OpenSegment(t, e, p.Name)
 	for range 6 {
-		completes(t, submit(t, e, ask(core.Write, near, id, far)))
-		p.hangUp()
+		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
+		p.HangUp()
 		require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
 	}
 	for range 6 { // lanes that never carried anything
@@ -996,15 +995,15 @@ func TestIdleConnectionsThatThePeerClosesCountForNothing(t *testing.T) {
 
 func TestTheDescriptorIsNotFetchedForEveryConnection(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	for _, way := range ways[1:] {
-		t.Run(way.name, func(t *testing.T) {
-			p := perform(t, 2, serveWell, far)
-			e := engine(t, way.config)
-			id := open(t, e, p.name)
+	for _, way := range tcptest.Ways[1:] {
+		t.Run(way.Name, func(t *testing.T) {
+			p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+			e := newEngine(t, way.Config)
+			id := tcptest.OpenSegment(t, e, p.Name)
 			for range 5 {
-				completes(t, submit(t, e, ask(core.Write, near, id, far)))
+				tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 			}
-			require.Equal(t, 1, p.fetched())
+			require.Equal(t, 1, p.Fetched())
 		})
 	}
 }
@@ -1012,17 +1011,17 @@ func TestTheDescriptorIsNotFetchedForEveryConnection(t *testing.T) {
 func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *testing.T) {
 	near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
 	acknowledged, release := make(chan struct{}), make(chan struct{})
-	p := perform(t, 2, func(v *visitor, _ int) {
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) {
 		var h wire.Header
-		if v.header(&h) && v.status(wire.StatusOK) {
+		if v.Header(&h) && v.Status(wire.StatusOK) {
 			close(acknowledged)
 			<-release
-			v.skip(int64(h.Length))
+			v.Skip(int64(h.Length))
 		}
-		v.waitForEnd()
+		v.WaitForEnd()
 	}, far)
-	e := engine(t, oneLane, func(c *core.Config) { c.SliceSize = 64 << 20 })
-	b := submit(t, e, ask(core.Write, near, open(t, e, p.name), far))
+	e := newEngine(t, tcptest.OneLane, func(c *core.Config) { c.SliceSize = 64 << 20 })
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, p.Name), far))
 	<-acknowledged
 	p0 := onlyPeer(t, e)
 	require.Eventually(t, func() bool { // the status has been received
@@ -1036,17 +1035,17 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 	}, tcptest.Patience, time.Millisecond)
 	require.False(t, b.Done())
 	close(release)
-	completes(t, b)
+	tcptest.Completes(t, b)
 }
 
 func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 	const blocks = 3 * maxDoubtful
 	near, far := tcptest.Mapped(t, 2*blocks), tcptest.Mapped(t, 2*blocks)
-	p := perform(t, 1, serveWell)
-	e := engine(t)
-	id := open(t, e, p.name)
-	p.mu.Lock() // keeps the descriptor from being fetched
-	b := submit(t, e, scattered(core.Write, near, id, far, blocks, 1)...)
+	p := tcptest.Perform(t, 1, tcptest.ServeWell)
+	e := newEngine(t)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	p.Mu.Lock() // keeps the descriptor from being fetched
+	b := tcptest.Submit(t, e, tcptest.Scattered(core.Write, near, id, far, blocks, 1)...)
 	waiting := onlyPeer(t, e)
 	require.Eventually(t, func() bool {
 		waiting.mu.Lock()
@@ -1056,27 +1055,27 @@ func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 	waiting.mu.Lock()
 	require.Zero(t, waiting.wanted(false))
 	waiting.mu.Unlock()
-	p.mu.Unlock()
-	wait(t, b)
+	p.Mu.Unlock()
+	tcptest.Wait(t, b)
 	require.EqualValues(t, blocks, b.Summary().Failed)
 }
 
 func TestVersion1AndConnectionsPerRequestReachOurOwnTarget(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 40<<20), tcptest.Mapped(t, 40<<20)
-			target, e := engine(t), engine(t, way.config)
+			target, e := newEngine(t), newEngine(t, way.Config)
 			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-			id := open(t, e, target.Name())
+			id := tcptest.OpenSegment(t, e, target.Name())
 			tcptest.Fill(near, 1)
-			nothing := ask(core.Write, near[:0], id, far[:0])
+			nothing := tcptest.Ask(core.Write, near[:0], id, far[:0])
 			nothing.Remote, nothing.Local = 0, 0
-			completes(t, submit(t, e, ask(core.Write, near[:1], id, far[:1]), nothing, ask(core.Write, near[1:4098], id, far[1:4098]),
-				ask(core.Write, near[5000:39<<20+7], id, far[5000:39<<20+7])))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near[:1], id, far[:1]), nothing, tcptest.Ask(core.Write, near[1:4098], id, far[1:4098]),
+				tcptest.Ask(core.Write, near[5000:39<<20+7], id, far[5000:39<<20+7])))
 			require.True(t, bytes.Equal(near[:4098], far[:4098]))
 			require.True(t, bytes.Equal(near[5000:39<<20+7], far[5000:39<<20+7]))
 			tcptest.Fill(far, 9)
-			completes(t, submit(t, e, nothing, ask(core.Read, near[3:39<<20], id, far[3:39<<20]), ask(core.Read, near[:1], id, far[:1])))
+			tcptest.Completes(t, tcptest.Submit(t, e, nothing, tcptest.Ask(core.Read, near[3:39<<20], id, far[3:39<<20]), tcptest.Ask(core.Read, near[:1], id, far[:1])))
 			require.True(t, bytes.Equal(near[3:39<<20], far[3:39<<20]))
 			require.Equal(t, far[0], near[0])
 		})
@@ -1084,47 +1083,47 @@ func TestVersion1AndConnectionsPerRequestReachOurOwnTarget(t *testing.T) {
 }
 
 func TestARequestWithAConnectionOfItsOwnTakesOneEach(t *testing.T) {
-	for _, way := range ways[1:] {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways[1:] {
+		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16)
-			p := perform(t, 2, func(v *visitor, _ int) { // as Mooncake 0.3.8 does
+			p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { // as Mooncake 0.3.8 does
 				var h wire.Header
-				_ = v.header(&h) && v.obey(h)
+				_ = v.Header(&h) && v.Obey(h)
 			}, far)
-			e := engine(t, way.config)
-			id := open(t, e, p.name)
-			completes(t, submit(t, e, scattered(core.Write, near, id, far, 30, 100)...))
-			completes(t, submit(t, e, scattered(core.Read, near, id, far, 30, 100)...))
-			require.Equal(t, 60, p.connections())
+			e := newEngine(t, way.Config)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Scattered(core.Write, near, id, far, 30, 100)...))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Scattered(core.Read, near, id, far, 30, 100)...))
+			require.Equal(t, 60, p.Connections())
 		})
 	}
 }
 
 func TestLinksCountPayloadAndErrors(t *testing.T) {
 	near, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16)
-	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+	p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
 		var h wire.Header
-		v.header(&h)
+		v.Header(&h)
 	}), far)
-	e := engine(t, oneLane)
-	id := open(t, e, p.name)
-	completes(t, submit(t, e, ask(core.Write, near[:1000], id, far[:1000])))
-	completes(t, submit(t, e, ask(core.Read, near[:700], id, far[:700])))
-	require.Equal(t, []core.Link{{Peer: p.name, Transport: "tcp", Direction: "initiator", Connections: 1,
+	e := newEngine(t, tcptest.OneLane)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near[:1000], id, far[:1000])))
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near[:700], id, far[:700])))
+	require.Equal(t, []core.Link{{Peer: p.Name, Transport: "tcp", Direction: "initiator", Connections: 1,
 		BytesOut: 1000, BytesIn: 700, Errors: 1}}, e.Links())
 }
 
 func TestClosingTheEngineEndsTransfersInFlight(t *testing.T) {
-	for _, way := range ways {
-		for _, op := range opcodes {
-			t.Run(way.name+"/"+op.String(), func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		for _, op := range tcptest.Opcodes {
+			t.Run(way.Name+"/"+op.String(), func(t *testing.T) {
 				near, far := tcptest.Mapped(t, 64<<20), tcptest.Mapped(t, 64<<20)
-				p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() }, far)
-				e := engine(t, way.config)
-				id := open(t, e, p.name)
-				b := submit(t, e, ask(op, near, id, far))
-				small := submit(t, e, scattered(op, near, id, far, 3000, 100)...)
-				require.Eventually(t, func() bool { return p.connections() > 0 }, tcptest.Patience, time.Millisecond)
+				p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { <-v.Peer.T.Context().Done() }, far)
+				e := newEngine(t, way.Config)
+				id := tcptest.OpenSegment(t, e, p.Name)
+				b := tcptest.Submit(t, e, tcptest.Ask(op, near, id, far))
+				small := tcptest.Submit(t, e, tcptest.Scattered(op, near, id, far, 3000, 100)...)
+				require.Eventually(t, func() bool { return p.Connections() > 0 }, tcptest.Patience, time.Millisecond)
 				require.NoError(t, e.Close())
 				require.True(t, b.Done())
 				require.True(t, small.Done())
@@ -1137,27 +1136,27 @@ func TestClosingTheEngineEndsTransfersInFlight(t *testing.T) {
 
 func TestForgettingASegmentFailsItsTransfers(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	p := perform(t, 2, func(v *visitor, n int) {
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, n int) {
 		if n == 0 {
-			v.waitForEnd()
+			v.WaitForEnd()
 		}
-		serveWell(v, n)
+		tcptest.ServeWell(v, n)
 	}, far)
-	e := engine(t)
-	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
-	require.Eventually(t, func() bool { return p.connections() == 1 }, tcptest.Patience, time.Millisecond)
-	require.NoError(t, e.RemoveLocalSegment(p.name))
-	failsOnly(t, b, 0)
+	e := newEngine(t)
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Read, near, tcptest.OpenSegment(t, e, p.Name), far))
+	require.Eventually(t, func() bool { return p.Connections() == 1 }, tcptest.Patience, time.Millisecond)
+	require.NoError(t, e.RemoveLocalSegment(p.Name))
+	tcptest.FailsOnly(t, b, 0)
 	require.ErrorContains(t, b.Err(), "was removed")
-	completes(t, submit(t, e, ask(core.Read, near, open(t, e, p.name), far)))
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near, tcptest.OpenSegment(t, e, p.Name), far)))
 }
 
 func TestTasksTimeOutAndLeaveTheOthersAlone(t *testing.T) {
 	near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
-	p := perform(t, 2, atFirst(1, func(v *visitor, _ int) { v.waitForEnd() }), far)
-	e := engine(t, func(c *core.Config) { c.SliceTimeout = 200 * time.Millisecond })
-	b := submit(t, e, ask(core.Read, near, open(t, e, p.name), far))
-	require.Equal(t, []core.State{core.TimedOut}, states(t, b))
+	p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) { v.WaitForEnd() }), far)
+	e := newEngine(t, func(c *core.Config) { c.SliceTimeout = 200 * time.Millisecond })
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Read, near, tcptest.OpenSegment(t, e, p.Name), far))
+	require.Equal(t, []core.State{core.TimedOut}, tcptest.States(t, b))
 	require.ErrorIs(t, b.Err(), core.ErrSliceTimeout)
 }
 
@@ -1165,8 +1164,8 @@ func TestTasksTimeOutAndLeaveTheOthersAlone(t *testing.T) {
 // memories against copies on which the same was done by hand.
 func TestRandomBatchesMatchAModelWhileConnectionsBreak(t *testing.T) {
 	const size, rounds = 4 << 20, 10
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))
@@ -1174,11 +1173,11 @@ func TestRandomBatchesMatchAModelWhileConnectionsBreak(t *testing.T) {
 			tcptest.Fill(near, 1)
 			tcptest.Fill(far, 2)
 			wantNear, wantFar := slices.Clone(near), slices.Clone(far)
-			target, e := engine(t), engine(t, way.config, func(c *core.Config) { c.RetryCount, c.SliceSize = 127, 64<<10 })
+			target, e := newEngine(t), newEngine(t, way.Config, func(c *core.Config) { c.RetryCount, c.SliceSize = 127, 64<<10 })
 			for at := 0; at < size; at += 1 << 20 { // four buffers side by side
 				require.NoError(t, target.Register(sockio.AddressOf(far[at:]), 1<<20, "cpu:0", true))
 			}
-			id := open(t, e, target.Name())
+			id := tcptest.OpenSegment(t, e, target.Name())
 
 			stop := killNowAndThen(transportOf(t, target))
 			defer stop()
@@ -1187,11 +1186,11 @@ func TestRandomBatchesMatchAModelWhileConnectionsBreak(t *testing.T) {
 				reqs := randomRequests(random, id, near, far, wantNear, wantFar)
 				for len(reqs) > 0 {
 					n := 1 + random.IntN(len(reqs))
-					batches = append(batches, submit(t, e, reqs[:n]...))
+					batches = append(batches, tcptest.Submit(t, e, reqs[:n]...))
 					reqs = reqs[n:]
 				}
 				for _, b := range batches {
-					completes(t, b)
+					tcptest.Completes(t, b)
 					require.NoError(t, e.FreeBatch(b))
 				}
 			}
@@ -1224,13 +1223,13 @@ func killNowAndThen(t *Transport) (stop func()) {
 	})
 }
 
-// killOne breaks a data connection at the target.
+// killOne breaks a data connection to a port of this process, at the target.
 func killOne(t *Transport) {
-	t.target.mu.Lock()
-	defer t.target.mu.Unlock()
-	for s := range t.target.sessions {
-		_ = s.conn.SetDeadline(time.Unix(1, 0))
-		return
+	for _, one := range socketsOf(t.Endpoint().Port) {
+		if one.accepted {
+			_ = shut.Reset(one.file) // fails when closed meanwhile
+			return
+		}
 	}
 }
 
@@ -1241,8 +1240,8 @@ func randomRequests(random *rand.Rand, id core.SegmentID, near, far, wantNear, w
 	for farAt := 0; nearAt < len(near) && farAt < len(far); {
 		length := 1 + random.IntN(1<<uint(2+random.IntN(17)))
 		length = min(length, len(near)-nearAt, quarter-farAt%quarter)
-		op := opcodes[random.IntN(2)]
-		reqs = append(reqs, ask(op, near[nearAt:nearAt+length], id, far[farAt:farAt+length]))
+		op := tcptest.Opcodes[random.IntN(2)]
+		reqs = append(reqs, tcptest.Ask(op, near[nearAt:nearAt+length], id, far[farAt:farAt+length]))
 		if op == core.Write {
 			copy(wantFar[farAt:farAt+length], wantNear[nearAt:nearAt+length])
 		} else {

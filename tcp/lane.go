@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -239,7 +240,7 @@ func (l *lane) retire() (held, unanswered []piece, reason error) {
 	l.unsent = nil
 	if errors.Is(l.broken, errStalled) {
 		for i := range held {
-			held[i].fatal = firstError(held[i].fatal, l.broken)
+			held[i].fatal = cmp.Or(held[i].fatal, l.broken)
 		}
 	}
 	return held, unanswered, l.broken

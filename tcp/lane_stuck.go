@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -77,7 +78,7 @@ func (l *lane) giveUpStuck() {
 	l.fenceStuck(unanswered)
 	l.warnStuck(held)
 	for i := range held {
-		why := firstError(held[i].work.Aborted(), reason)
+		why := cmp.Or(held[i].work.Aborted(), reason)
 		held[i].settle(status.Errorf(status.Socket, "segment %q: %w: %w", l.peer.segment.Name, why, errStillUsed))
 	}
 	l.peer.leave(l, nil, reason)

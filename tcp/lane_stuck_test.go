@@ -30,7 +30,7 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 			slow := hostmemtest.New(t, length)
 			far, near, other := tcptest.Mapped(t, 2*length), tcptest.Mapped(t, length), tcptest.Mapped(t, length)
 			change := func(c *core.Config) { c.SameHost = one.sameHost }
-			target, e := engine(t, change), engine(t, change)
+			target, e := newEngine(t, change), newEngine(t, change)
 			local, remote := slow.Memory, far[:length]
 			if one.remoteAbsent {
 				local, remote = near, slow.Memory
@@ -38,15 +38,15 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 			}
 			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 			require.NoError(t, e.Register(sockio.AddressOf(local), length, "cpu:0", true))
-			id := open(t, e, target.Name())
+			id := tcptest.OpenSegment(t, e, target.Name())
 
 			var b *core.Batch
-			returns(t, "Submit", func() { b = submit(t, e, ask(one.op, local, id, remote)) })
+			tcptest.Returns(t, "Submit", func() { b = tcptest.Submit(t, e, tcptest.Ask(one.op, local, id, remote)) })
 			slow.AwaitFault(t)
-			completes(t, submit(t, e, ask(one.op, other, id, far[length:])))
-			returns(t, "DiscardBatch", func() { require.NoError(t, e.DiscardBatch(b)) })
-			returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(sockio.AddressOf(local)), core.ErrInUse) })
-			completes(t, submit(t, e, ask(one.op, other, id, far[length:])))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(one.op, other, id, far[length:])))
+			tcptest.Returns(t, "DiscardBatch", func() { require.NoError(t, e.DiscardBatch(b)) })
+			tcptest.Returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(sockio.AddressOf(local)), core.ErrInUse) })
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(one.op, other, id, far[length:])))
 			slow.Release(t)
 			require.Eventually(t, func() bool { return e.Unregister(sockio.AddressOf(local)) == nil }, tcptest.Patience, 10*stuckTime/1000)
 		})

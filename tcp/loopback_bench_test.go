@@ -20,12 +20,12 @@ type loopback struct {
 
 func startLoopback(t testing.TB, op core.Opcode, requests, length int, change ...func(*core.Config)) *loopback {
 	t.Helper()
-	target, initiator := engine(t, change...), engine(t, change...)
+	target, initiator := newEngine(t, change...), newEngine(t, change...)
 	far, near := tcptest.Mapped(t, requests*(length+1)), tcptest.Mapped(t, requests*(length+1))
 	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	require.NoError(t, initiator.Register(sockio.AddressOf(near), uint64(len(near)), "cpu:0", true))
-	id := open(t, initiator, target.Name())
-	return &loopback{initiator, scattered(op, near, id, far, requests, length), make(chan struct{}, 1)}
+	id := tcptest.OpenSegment(t, initiator, target.Name())
+	return &loopback{initiator, tcptest.Scattered(op, near, id, far, requests, length), make(chan struct{}, 1)}
 }
 
 // transfer moves the requests in one batch, and waits for it.
@@ -54,7 +54,7 @@ var paths = []struct {
 	config func(*core.Config)
 }{
 	{"tcp", func(*core.Config) {}},
-	{"memory", onOneHost},
+	{"memory", tcptest.OnOneHost},
 }
 
 // BenchmarkLoopback moves batches of 4 KiB blocks from one engine of the process to the other, one batch at a time.

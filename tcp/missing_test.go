@@ -16,7 +16,7 @@ import (
 func TestAPageThatIsMissingHoldsNobodyUpButItsTransfer(t *testing.T) {
 	const long, short = 256 << 10, 100 // short ones pass through the read-ahead buffer of a session
 	for _, path := range paths {
-		for _, op := range opcodes {
+		for _, op := range tcptest.Opcodes {
 			for _, length := range []int{long, short} {
 				for _, whose := range []string{"target", "initiator"} {
 					t.Run(fmt.Sprintf("%s/%v/%d bytes/%s", path.name, op, length, whose), func(t *testing.T) {
@@ -25,9 +25,9 @@ func TestAPageThatIsMissingHoldsNobodyUpButItsTransfer(t *testing.T) {
 						if whose == "initiator" {
 							remote, local = local, remote
 						}
-						target, e := engine(t, path.config), engine(t, path.config)
+						target, e := newEngine(t, path.config), newEngine(t, path.config)
 						require.NoError(t, target.Register(sockio.AddressOf(remote), uint64(length), "cpu:0", true))
-						b := submit(t, e, ask(op, local, open(t, e, target.Name()), remote))
+						b := tcptest.Submit(t, e, tcptest.Ask(op, local, tcptest.OpenSegment(t, e, target.Name()), remote))
 						missing.AwaitFault(t)
 
 						missing.Collect()
@@ -35,7 +35,7 @@ func TestAPageThatIsMissingHoldsNobodyUpButItsTransfer(t *testing.T) {
 						others.transfer(t)
 
 						missing.Release(t)
-						completes(t, b)
+						tcptest.Completes(t, b)
 					})
 				}
 			}

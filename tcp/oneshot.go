@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -241,12 +242,12 @@ func (o *oneShot) confirm(conn *connection, p *piece) error {
 func (o *oneShot) reason(err error) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return firstError(o.broken, err)
+	return cmp.Or(o.broken, err)
 }
 
 func (o *oneShot) quit(reason error) {
 	o.mu.Lock()
-	o.broken = firstError(o.broken, reason)
+	o.broken = cmp.Or(o.broken, reason)
 	conn := o.conn
 	o.mu.Unlock()
 	o.cancel()

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -44,6 +45,8 @@ const (
 	shortWork   = 64 << 10
 	ladenBytes  = 256 << 10
 	reserveTime = time.Second
+	// shortLoad is the most bytes, queued and in flight, whose answers are worth polling for all the time.
+	shortLoad = 512 << 10
 	// maxDoubtful bounds the pieces that wait for the descriptor; the queue stands still meanwhile.
 	maxDoubtful = 1024
 	// assistTime is how long somebody who waits for a short answer looks for it himself, instead of sleeping: some round
@@ -293,7 +296,7 @@ func (p *peer) burden() uint64 {
 func (p *peer) isShort() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.burden() <= shortBurst
+	return p.burden() <= shortLoad
 }
 
 // share is how many bytes a lane may have in flight: of all that is queued or in flight, as much as every other of the
@@ -560,21 +563,12 @@ func (p *peer) unreachable(c carrier, held []piece, reason error) {
 // failQueue settles everything that is queued, or set aside until it may be. The lock is held.
 func (p *peer) failQueue(reason error) {
 	for _, c := range p.cursors {
-		c.settleRest(firstError(c.work.Aborted(), reason))
+		c.settleRest(cmp.Or(c.work.Aborted(), reason))
 	}
 	for _, h := range append(p.returned, p.blocked...) {
-		h.settle(firstError(h.work.Aborted(), reason))
+		h.settle(cmp.Or(h.work.Aborted(), reason))
 	}
 	p.cursors, p.returned, p.blocked, p.queued = nil, nil, nil, 0
-}
-
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // judgeStatus looks at the status frame that answers a piece: an error means that the connection is of no more use.
@@ -672,7 +666,7 @@ func (p *peer) close(reason error) {
 	p.closed = reason
 	p.failQueue(reason)
 	for _, h := range p.doubtful {
-		h.settle(firstError(h.work.Aborted(), reason))
+		h.settle(cmp.Or(h.work.Aborted(), reason))
 	}
 	p.doubtful = nil
 	carriers := append(slices.Clone(p.listed()), p.aside...)

@@ -6,6 +6,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/metadata"
+	"kvferry/tcp/internal/tcptest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -56,7 +57,7 @@ func TestPiecesOfRandomTasksCoverEachByteOnceAndKeepItsPlace(t *testing.T) {
 		var want []place
 		local, remote := uintptr(1000), uint64(2000)
 		for range 1 + random.IntN(20) {
-			r := core.Request{Opcode: opcodes[random.IntN(2)], Local: local, Remote: remote, Length: 1 + random.Uint64N(50)}
+			r := core.Request{Opcode: tcptest.Opcodes[random.IntN(2)], Local: local, Remote: remote, Length: 1 + random.Uint64N(50)}
 			reqs = append(reqs, r)
 			for i := range r.Length {
 				want = append(want, place{r.Opcode, r.Local + uintptr(i), r.Remote + i})

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -224,7 +225,7 @@ func (p *peer) recheck() {
 	p.blocked = nil
 	for _, h := range blocked {
 		if p.closed != nil {
-			h.settle(firstError(h.work.Aborted(), p.closed))
+			h.settle(cmp.Or(h.work.Aborted(), p.closed))
 			continue
 		}
 		p.requeue(h)

@@ -20,42 +20,42 @@ import (
 
 // slowFirst is a peer, as Mooncake is one, that takes a WRITE on its first connection and does nothing with it before the
 // test closes goOn. Then it applies what has come, to the end of the connection.
-func slowFirst(begun, goOn chan struct{}) script {
-	return func(v *visitor, n int) {
+func slowFirst(begun, goOn chan struct{}) tcptest.Script {
+	return func(v *tcptest.Visitor, n int) {
 		var h wire.Header
-		if n > 0 || !v.header(&h) {
-			serveWell(v, n)
+		if n > 0 || !v.Header(&h) {
+			tcptest.ServeWell(v, n)
 			return
 		}
 		close(begun)
 		<-goOn
-		for more := v.obey(h); more && v.header(&h); {
-			more = v.obey(h)
+		for more := v.Obey(h); more && v.Header(&h); {
+			more = v.Obey(h)
 		}
 	}
 }
 
 func TestAWriteWaitsUntilTheTargetHasDoneWithAGivenUpOneToTheSamePlace(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			old, fresh, far := tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 1<<16), tcptest.Mapped(t, 2<<16)
 			tcptest.Fill(old, 1)
 			tcptest.Fill(fresh, 2)
 			begun, goOn := make(chan struct{}), make(chan struct{})
-			p := perform(t, 2, slowFirst(begun, goOn), far)
-			e := engine(t, way.config, oneLane)
-			id := open(t, e, p.name)
-			given := submit(t, e, ask(core.Write, old, id, far[:1<<16]))
+			p := tcptest.Perform(t, 2, slowFirst(begun, goOn), far)
+			e := newEngine(t, way.Config, tcptest.OneLane)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			given := tcptest.Submit(t, e, tcptest.Ask(core.Write, old, id, far[:1<<16]))
 			<-begun
 			require.NoError(t, e.DiscardBatch(given))
 
-			later := submit(t, e, ask(core.Write, fresh, id, far[:1<<16]))
+			later := tcptest.Submit(t, e, tcptest.Ask(core.Write, fresh, id, far[:1<<16]))
 			// Neither other places nor READs wait.
-			completes(t, submit(t, e, ask(core.Write, fresh, id, far[1<<16:])))
-			completes(t, submit(t, e, ask(core.Read, make([]byte, 10), id, far[:10])))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, fresh, id, far[1<<16:])))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, make([]byte, 10), id, far[:10])))
 			require.False(t, later.Done())
 			close(goOn)
-			completes(t, later)
+			tcptest.Completes(t, later)
 			require.True(t, bytes.Equal(fresh, far[:1<<16]))
 			require.Zero(t, transportOf(t, e).quarantines.busy.Load())
 		})
@@ -63,19 +63,19 @@ func TestAWriteWaitsUntilTheTargetHasDoneWithAGivenUpOneToTheSamePlace(t *testin
 }
 
 func TestAConnectionIsNotReadToItsEndOnceTheEngineIsClosed(t *testing.T) {
-	p := perform(t, 2, func(v *visitor, _ int) { <-v.peer.t.Context().Done() })
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { <-v.Peer.T.Context().Done() })
 	transport := &Transport{peers: map[*core.Segment]*peer{}}
 	transport.ctx, transport.cancel = context.WithCancel(context.Background())
 	transport.cancel()
 	peer := &peer{transport: transport, segment: &core.Segment{}}
 	for range 300 { // the end of the transport and the start of the reading may come in either order
 		conn := connectTo(t, p)
-		returns(t, "linger", func() { peer.linger(conn, &connectionEnd{target: "target"}) })
+		tcptest.Returns(t, "linger", func() { peer.linger(conn, &connectionEnd{target: "target"}) })
 	}
 }
 
 func TestAConnectionThatBothSidesHaveEndedBeforeItIsReadToItsEndIsOver(t *testing.T) {
-	p := perform(t, 2, func(v *visitor, _ int) { v.waitForEnd() })
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { v.WaitForEnd() })
 	transport := &Transport{peers: map[*core.Segment]*peer{}}
 	transport.ctx, transport.cancel = context.WithCancel(context.Background())
 	defer transport.cancel()
@@ -83,14 +83,14 @@ func TestAConnectionThatBothSidesHaveEndedBeforeItIsReadToItsEndIsOver(t *testin
 	conn, end := connectTo(t, p), &connectionEnd{target: "target"}
 	require.NoError(t, conn.CloseWrite())
 	require.Eventually(t, func() bool { return errors.Is(conn.CloseWrite(), unix.ENOTCONN) }, tcptest.Patience, time.Millisecond)
-	returns(t, "linger", func() { peer.linger(conn, end) })
+	tcptest.Returns(t, "linger", func() { peer.linger(conn, end) })
 	require.False(t, end.unknown)
 }
 
 // connectTo is a connection to a peer's data port.
-func connectTo(t testing.TB, p *scripted) *connection {
+func connectTo(t testing.TB, p *tcptest.Scripted) *connection {
 	t.Helper()
-	conn, err := net.DialTCP("tcp", nil, p.port.Addr().(*net.TCPAddr))
+	conn, err := net.DialTCP("tcp", nil, p.Port.Addr().(*net.TCPAddr))
 	require.NoError(t, err)
 	return &connection{Socket: socketOf(t, conn)}
 }
@@ -99,38 +99,38 @@ func TestAWriteThatWaitsForTooLongFailsAndSaysWhy(t *testing.T) {
 	old, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	defer close(goOn)
-	p := perform(t, 2, slowFirst(begun, goOn), far)
-	e := engine(t, oneLane, func(c *core.Config) { c.StatusTimeout = 300 * time.Millisecond })
-	id := open(t, e, p.name)
-	given := submit(t, e, ask(core.Write, old, id, far))
+	p := tcptest.Perform(t, 2, slowFirst(begun, goOn), far)
+	e := newEngine(t, tcptest.OneLane, func(c *core.Config) { c.StatusTimeout = 300 * time.Millisecond })
+	id := tcptest.OpenSegment(t, e, p.Name)
+	given := tcptest.Submit(t, e, tcptest.Ask(core.Write, old, id, far))
 	<-begun
 	require.NoError(t, e.DiscardBatch(given))
-	b := submit(t, e, ask(core.Write, old, id, far))
-	failsOnly(t, b, 0)
+	b := tcptest.Submit(t, e, tcptest.Ask(core.Write, old, id, far))
+	tcptest.FailsOnly(t, b, 0)
 	require.ErrorIs(t, b.Err(), errFormerWrite)
 	require.ErrorContains(t, b.Err(), "MC_TCP_STATUS_TIMEOUT_SEC")
-	b = submit(t, e, ask(core.Write, old, id, far))
+	b = tcptest.Submit(t, e, tcptest.Ask(core.Write, old, id, far))
 	require.NoError(t, e.DiscardBatch(b), "what waits can be given up")
 }
 
 // A middlebox resets a connection: nobody can know whether the target has done with it.
 func TestAfterAResetTheSameWriteIsRepeatedAndOthersToItsPlaceFail(t *testing.T) {
-	for _, way := range ways[:2] {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways[:2] {
+		t.Run(way.Name, func(t *testing.T) {
 			old, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 8192)
 			tcptest.Fill(old, 1)
-			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+			p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
 				var h wire.Header
-				v.header(&h)
-				v.reset()
+				v.Header(&h)
+				v.Reset()
 			}), far)
-			e := engine(t, way.config, oneLane)
-			id := open(t, e, p.name)
-			completes(t, submit(t, e, ask(core.Write, old, id, far[:4096])))
+			e := newEngine(t, way.Config, tcptest.OneLane)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, old, id, far[:4096])))
 			require.True(t, bytes.Equal(old, far[:4096]))
 
-			b := submit(t, e, ask(core.Write, old[:100], id, far[1000:1100]), ask(core.Write, old, id, far[4096:]))
-			failsOnly(t, b, 0)
+			b := tcptest.Submit(t, e, tcptest.Ask(core.Write, old[:100], id, far[1000:1100]), tcptest.Ask(core.Write, old, id, far[4096:]))
+			tcptest.FailsOnly(t, b, 0)
 			require.ErrorIs(t, b.Err(), errFormerWrite)
 			require.ErrorContains(t, b.Err(), "reset")
 		})
@@ -138,21 +138,21 @@ func TestAfterAResetTheSameWriteIsRepeatedAndOthersToItsPlaceFail(t *testing.T) 
 }
 
 func TestAWriteToAKvferryTargetWaitsForTheFormerSessionHoweverItsConnectionEnded(t *testing.T) {
-	for _, way := range ways {
+	for _, way := range tcptest.Ways {
 		for _, lost := range []bool{false, true} {
 			old, fresh, far := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 			tcptest.Fill(old, 1)
 			tcptest.Fill(fresh, 2)
-			target, e := engine(t), engine(t, way.config, oneLane)
+			target, e := newEngine(t), newEngine(t, way.Config, tcptest.OneLane)
 			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-			id := open(t, e, target.Name())
+			id := tcptest.OpenSegment(t, e, target.Name())
 			for range 20 {
-				b := submit(t, e, ask(core.Write, old, id, far))
+				b := tcptest.Submit(t, e, tcptest.Ask(core.Write, old, id, far))
 				if lost {
 					killOne(transportOf(t, target))
 				}
 				require.NoError(t, e.DiscardBatch(b))
-				completes(t, submit(t, e, ask(core.Write, fresh, id, far)))
+				tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, fresh, id, far)))
 				require.True(t, bytes.Equal(fresh, far))
 				clear(far)
 			}

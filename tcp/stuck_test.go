@@ -18,63 +18,27 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// returns fails the test when f does not return.
-func returns(t testing.TB, what string, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	select {
-	case <-done:
-	case <-time.After(tcptest.Patience):
-		require.Fail(t, what+" does not return")
-	}
-}
-
-func TestASessionThatWasEndedWhileItWasStuckServesNothingThatItHasRead(t *testing.T) {
-	source, memory, other := hostmemtest.New(t, 4096), tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	h := serve(t, targetOptions{}, memory, other)
-	c := h.dialNeighbour()
-	c.send(writeByAddress(sockio.AddressOf(memory), source.Memory),
-		writeV2(sockio.AddressOf(memory), tcptest.Pattern(100, 1)), // what is to be fetched for the same place is fetched first
-		writeV2(sockio.AddressOf(other), tcptest.Pattern(100, 1)))
-	source.AwaitFault(t)
-	held, free := h.memory.regions[0], h.memory.regions[1]
-
-	returns(t, "evict", func() { h.target.evict(held) })
-	require.Equal(t, []string{fmt.Sprintf("a transfer of process %d", os.Getpid())}, h.target.holders(held))
-	require.Empty(t, h.target.holders(free))
-	require.Equal(t, []string{fmt.Sprintf("one from process %d, memory %v", os.Getpid(), held.Range)}, h.target.stuck())
-
-	source.Release(t)
-	h.waitForSessions(0)
-	require.Equal(t, make([]byte, 100), other[:100], "a request was served after the session had been ended")
-	require.Empty(t, h.target.holders(held))
-}
-
 func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testing.T) {
 	target, e, memory, local, id := neighbours(t, 64<<10)
-	other, bystander := tcptest.Mapped(t, 64<<10), engine(t, onOneHost)
+	other, bystander := tcptest.Mapped(t, 64<<10), newEngine(t, tcptest.OnOneHost)
 	require.NoError(t, target.Register(sockio.AddressOf(other), uint64(len(other)), "cpu:0", true))
-	theirs := open(t, bystander, target.Name())
+	theirs := tcptest.OpenSegment(t, bystander, target.Name())
 	source := hostmemtest.New(t, 8192)
 	hostmem.Now().Note(sockio.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
-	stuck := submit(t, e, ask(core.Write, source.Memory, id, memory))
+	stuck := tcptest.Submit(t, e, tcptest.Ask(core.Write, source.Memory, id, memory))
 	source.AwaitFault(t)
 
 	unregistered := make(chan error, 1)
 	go func() { unregistered <- target.Unregister(sockio.AddressOf(memory)) }()
 	for range 10 {
-		completes(t, submit(t, bystander, ask(core.Write, local, theirs, other), ask(core.Read, local, theirs, other)))
+		tcptest.Completes(t, tcptest.Submit(t, bystander, tcptest.Ask(core.Write, local, theirs, other), tcptest.Ask(core.Read, local, theirs, other)))
 	}
 	err := <-unregistered
 	require.ErrorIs(t, err, core.ErrInUse)
 	require.Equal(t, status.BatchBusy, status.Of(err, -1))
 	require.ErrorContains(t, err, fmt.Sprintf("%#x+%d by a transfer of process %d", sockio.AddressOf(memory), len(memory), os.Getpid()))
 	require.Error(t, target.Register(sockio.AddressOf(memory), 4096, "cpu:0", true))
-	completes(t, submit(t, bystander, ask(core.Write, local, theirs, other)))
+	tcptest.Completes(t, tcptest.Submit(t, bystander, tcptest.Ask(core.Write, local, theirs, other)))
 
 	source.Release(t)
 	require.NoError(t, target.Unregister(sockio.AddressOf(memory)))
@@ -84,22 +48,22 @@ func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testin
 
 func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 	target, e, memory, local, id := neighbours(t, 64<<10)
-	other := engine(t, onOneHost)
+	other := newEngine(t, tcptest.OnOneHost)
 	source := hostmemtest.New(t, 8192)
 	hostmem.Now().Note(sockio.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
-	stuck := submit(t, e, ask(core.Write, source.Memory, id, memory))
+	stuck := tcptest.Submit(t, e, tcptest.Ask(core.Write, source.Memory, id, memory))
 	source.AwaitFault(t)
-	completes(t, submit(t, other, ask(core.Read, local, open(t, other, target.Name()), memory)))
+	tcptest.Completes(t, tcptest.Submit(t, other, tcptest.Ask(core.Read, local, tcptest.OpenSegment(t, other, target.Name()), memory)))
 
 	transport := transportOf(t, target)
 	transport.ending = 10 * time.Millisecond
 	for range 2 {
 		var err error
-		returns(t, "Close", func() { err = transport.Close() })
+		tcptest.Returns(t, "Close", func() { err = transport.Close() })
 		require.ErrorIs(t, err, core.ErrInUse)
 		require.ErrorContains(t, err, fmt.Sprintf("one from process %d, memory %#x+%d", os.Getpid(), sockio.AddressOf(memory), len(memory)))
 	}
-	require.Eventually(t, func() bool { return len(transport.target.links()) > 0 && connections(transport) == 1 }, tcptest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return len(transport.target.Links()) > 0 && connections(transport) == 1 }, tcptest.Patience, time.Millisecond)
 	source.Release(t)
 	transport.ending = time.Minute
 	require.NoError(t, transport.Close())
@@ -109,7 +73,7 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 
 // connections is how many there are to a transport's target.
 func connections(t *Transport) (n int) {
-	for _, link := range t.target.links() {
+	for _, link := range t.target.Links() {
 		n += link.Connections
 	}
 	return n
@@ -144,35 +108,35 @@ func clutch(t *testing.T, c carrier) (release func()) {
 }
 
 func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for _, way := range tcptest.Ways {
+		t.Run(way.Name, func(t *testing.T) {
 			memory, asked := tcptest.Mapped(t, 4096), make(chan struct{})
-			p := perform(t, 2, atFirst(1, func(v *visitor, _ int) {
+			p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
 				var h wire.Header
-				v.header(&h)
+				v.Header(&h)
 				close(asked)
-				v.waitForEnd()
+				v.WaitForEnd()
 			}), memory)
-			e := engine(t, way.config)
-			b := submit(t, e, ask(core.Read, tcptest.Mapped(t, 4096), open(t, e, p.name), memory))
+			e := newEngine(t, way.Config)
+			b := tcptest.Submit(t, e, tcptest.Ask(core.Read, tcptest.Mapped(t, 4096), tcptest.OpenSegment(t, e, p.Name), memory))
 			transport, peer := transportOf(t, e), onlyPeer(t, e)
 			transport.ending = 10 * time.Millisecond
 			<-asked
 			release := clutch(t, peer.listed()[0])
 			t.Cleanup(release)
 
-			returns(t, "RemoveLocalSegment", func() { require.NoError(t, e.RemoveLocalSegment(p.name)) })
-			completes(t, submit(t, e, ask(core.Read, tcptest.Mapped(t, 4096), open(t, e, p.name), memory)))
-			returns(t, "Abort", transport.Abort)
+			tcptest.Returns(t, "RemoveLocalSegment", func() { require.NoError(t, e.RemoveLocalSegment(p.Name)) })
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, tcptest.Mapped(t, 4096), tcptest.OpenSegment(t, e, p.Name), memory)))
+			tcptest.Returns(t, "Abort", transport.Abort)
 			require.Len(t, peer.listed(), 1)
 			require.False(t, b.Done(), "its memory may be in use")
-			returns(t, "Close", func() {
+			tcptest.Returns(t, "Close", func() {
 				err := transport.Close()
 				require.ErrorIs(t, err, core.ErrInUse)
 				require.ErrorContains(t, err, "segments that were removed")
 			})
 			release()
-			wait(t, b)
+			tcptest.Wait(t, b)
 			transport.ending = time.Minute
 			require.NoError(t, transport.Close())
 		})

@@ -15,6 +15,7 @@ import (
 	"kvferry/core/address"
 	"kvferry/core/status"
 	"kvferry/tcp/samehost"
+	"kvferry/tcp/server"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
@@ -30,7 +31,7 @@ type Transport struct {
 	log      *zap.Logger
 	memory   *core.Registry
 	endpoint core.Endpoint
-	target   *target
+	target   *server.Server
 	sameHost bool // peers on this host are neighbours
 	dialing  congestion
 
@@ -73,8 +74,9 @@ func Open(e *core.Engine) (core.Transport, error) {
 		}
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
-	t.target = newTarget(t.log, e.Memory(), listener, local, targetOptions{
-		identity: t.self, maxSessions: config.MaxSessions, progressTimeout: config.ProgressTimeout, polling: config.Polling,
+	t.target = server.New(t.log, e.Memory(), listener, local, server.Options{
+		Identity: t.self, MaxSessions: config.MaxSessions, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling,
+		Processors: processors, Limiter: copies,
 	})
 	return t, nil
 }
@@ -150,10 +152,10 @@ func (t *Transport) Moved(s *core.Segment) (bytes uint64) {
 }
 
 // Evict ends the sessions that move bytes of a region.
-func (t *Transport) Evict(r *core.Region) { t.target.evict(r) }
+func (t *Transport) Evict(r *core.Region) { t.target.Evict(r) }
 
 // Holders names the peers whose sessions may be moving bytes of a region.
-func (t *Transport) Holders(r *core.Region) []string { return t.target.holders(r) }
+func (t *Transport) Holders(r *core.Region) []string { return t.target.Holders(r) }
 
 // Forget drops the connections to a segment's owner.
 func (t *Transport) Forget(s *core.Segment) {
@@ -172,7 +174,7 @@ func (t *Transport) Links() []core.Link {
 	for _, p := range t.allPeers() {
 		links = append(links, p.link())
 	}
-	return append(links, t.target.links()...)
+	return append(links, t.target.Links()...)
 }
 
 // Close ends every connection, settles what is held, and waits for the goroutines. The error names those that are stuck in
@@ -202,13 +204,13 @@ func (t *Transport) end() {
 	for _, p := range t.allPeers() {
 		p.close(status.Errorf(status.Context, "%w", core.ErrClosed))
 	}
-	t.target.close()
+	t.target.Close()
 	t.running.Wait()
 }
 
 // stuck names the connections that have not ended.
 func (t *Transport) stuck() string {
-	names := t.target.stuck()
+	names := t.target.Stuck()
 	for _, p := range t.allPeers() {
 		if n := len(p.listed()); n > 0 {
 			names = append(names, fmt.Sprintf("%d to segment %q", n, p.segment.Name))

@@ -1,7 +1,6 @@
-package tcp
+package server
 
 import (
-	"bytes"
 	"io"
 	"math"
 	"net"
@@ -13,51 +12,49 @@ import (
 	"unsafe"
 
 	"kvferry/core"
-	"kvferry/core/device"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/zap/zaptest"
 	"golang.org/x/sys/unix"
 )
 
 func TestCloseEndsSessionsInEveryState(t *testing.T) {
 	memory := tcptest.Mapped(t, 64<<20)
-	h := serve(t, targetOptions{}, memory)
-	var clients []*client
+	h := serve(t, Options{}, memory)
+	var clients []*tcptest.Client
 	for _, b := range [][]byte{
 		nil,
-		writeV2(sockio.AddressOf(memory), []byte("abc")),
-		writeV2(sockio.AddressOf(memory), []byte("abc"))[:10],
-		writeV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
-		readV2(memory),
-		request(core.Write, true, 4096, 1<<20), // is rejected, and keeps the connection open
+		tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")),
+		tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc"))[:10],
+		tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
+		tcptest.ReadV2(memory),
+		tcptest.Request(core.Write, true, 4096, 1<<20), // is rejected, and keeps the connection open
 	} {
 		c := h.dial()
-		c.send(b)
+		c.Send(b)
 		clients = append(clients, c)
 	}
 	h.waitForSessions(len(clients))
-	h.target.close()
+	h.server.Close()
 	require.Zero(t, h.sessions())
 	for _, c := range clients {
-		_, _ = io.Copy(io.Discard, c.conn) // ends
+		_, _ = io.Copy(io.Discard, c.Conn) // ends
 	}
-	h.target.close()
+	h.server.Close()
 }
 
 func TestAcknowledgedWritesStayAcknowledgedWhenTheTargetCloses(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
-	h := serve(t, targetOptions{}, memory)
+	h := serve(t, Options{}, memory)
 	c := h.dial()
-	c.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
+	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
 	s := h.only()
 	require.Eventually(t, func() bool { return s.bytesIn.Load() == 3 }, tcptest.Patience, time.Millisecond)
-	h.target.close()
-	c.expectStatus(wire.StatusOK)
-	c.expectEnd()
+	h.server.Close()
+	c.ExpectStatus(wire.StatusOK)
+	c.ExpectEnd()
 }
 
 // A peer that speaks version 1 takes an orderly end for the confirmation of a WRITE, which may have come by then.
@@ -67,15 +64,15 @@ func TestTargetThatClosesResetsAPeerThatMaySpeakVersion1(t *testing.T) {
 	for name, c := range map[string]struct {
 		request []byte
 		bytes   int
-	}{"silent": {nil, 0}, "version 1": {writeV1(sockio.AddressOf(memory), payload), len(payload)}} {
+	}{"silent": {nil, 0}, "version 1": {tcptest.WriteV1(sockio.AddressOf(memory), payload), len(payload)}} {
 		t.Run(name, func(t *testing.T) {
-			h := serve(t, targetOptions{}, memory)
+			h := serve(t, Options{}, memory)
 			peer := h.dial()
-			peer.send(c.request)
+			peer.Send(c.request)
 			s := h.only()
 			require.Eventually(t, func() bool { return s.bytesIn.Load() == uint64(c.bytes) }, tcptest.Patience, time.Millisecond)
-			h.target.close()
-			peer.expectReset()
+			h.server.Close()
+			peer.ExpectReset()
 		})
 	}
 }
@@ -89,28 +86,30 @@ func inherit(t *testing.T, socket int) {
 }
 
 func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
-	for name, way := range map[string]struct{ dial, connect func(*harness) *client }{
+	for name, way := range map[string]struct {
+		dial, connect func(*harness) *tcptest.Client
+	}{
 		"tcp":      {(*harness).dial, (*harness).dial},
 		"one host": {(*harness).dialNeighbour, (*harness).dialSocket},
 	} {
 		t.Run(name, func(t *testing.T) {
 			memory := tcptest.Mapped(t, 4096)
-			h := serve(t, targetOptions{maxSessions: 1}, memory)
-			for _, l := range []syscall.Conn{h.target.listener, h.target.local} {
+			h := serve(t, Options{MaxSessions: 1}, memory)
+			for _, l := range []syscall.Conn{h.server.listener, h.server.local} {
 				raw, err := l.SyscallConn()
 				require.NoError(t, err)
 				require.NoError(t, raw.Control(func(fd uintptr) { inherit(t, int(fd)) }))
 			}
 			served := way.dial(h)
-			served.send(writeV2(sockio.AddressOf(memory), []byte("abc")))
-			served.expectStatus(wire.StatusOK)
-			waiting := []*client{way.connect(h), way.connect(h), way.connect(h)} // for a session, to be taken, and to be accepted
+			served.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+			served.ExpectStatus(wire.StatusOK)
+			waiting := []*tcptest.Client{way.connect(h), way.connect(h), way.connect(h)} // for a session, to be taken, and to be accepted
 			h.waitForLog("as many data connections as may be; more have to wait until one ends")
 			require.NoError(t, h.only().conn.Control(func(socket int) error { inherit(t, socket); return nil }))
-			h.target.close()
-			served.expectEnd()
+			h.server.Close()
+			served.ExpectEnd()
 			for _, c := range waiting {
-				_, err := c.conn.Read(make([]byte, 1))
+				_, err := c.Conn.Read(make([]byte, 1))
 				require.Error(t, err)
 				require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 			}
@@ -120,42 +119,42 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 
 func TestSessionsAreLimitedAndTheNextIsServedWhenOneEnds(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
-	h := serve(t, targetOptions{maxSessions: 2}, memory)
+	h := serve(t, Options{MaxSessions: 2}, memory)
 	a, b, waiting := h.dial(), h.dial(), h.dial()
-	for _, c := range []*client{a, b} {
-		c.send(readV1(memory[:1]))
-		c.expect(memory[:1])
+	for _, c := range []*tcptest.Client{a, b} {
+		c.Send(tcptest.ReadV1(memory[:1]))
+		c.Expect(memory[:1])
 	}
-	waiting.send(readV1(memory[:1]))
+	waiting.Send(tcptest.ReadV1(memory[:1]))
 	h.waitForLog("as many data connections as may be; more have to wait until one ends")
 	require.Equal(t, 2, h.sessions())
-	require.NoError(t, a.conn.Close())
-	waiting.expect(memory[:1])
+	require.NoError(t, a.Conn.Close())
+	waiting.Expect(memory[:1])
 	require.LessOrEqual(t, h.sessions(), 2)
 }
 
 func TestCloseEndsATargetThatIsAtItsLimit(t *testing.T) {
-	h := serve(t, targetOptions{maxSessions: 1})
+	h := serve(t, Options{MaxSessions: 1})
 	h.dial()
 	h.waitForLog("as many data connections as may be; more have to wait until one ends")
-	h.target.close()
+	h.server.Close()
 }
 
 func TestAcceptSurvivesRunningOutOfFileDescriptors(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
-	h := serve(t, targetOptions{}, memory)
+	h := serve(t, Options{}, memory)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
 	conn := os.NewFile(uintptr(fd), "client")
 	defer func() { _ = conn.Close() }()
 
 	release := useUpFileDescriptors(t)
-	port := h.target.listener.Addr().(*net.TCPAddr).Port
+	port := h.server.listener.Addr().(*net.TCPAddr).Port
 	require.NoError(t, unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}))
 	h.waitForLog("cannot accept data connections; still trying")
 	release()
 
-	_, err = conn.Write(writeV2(sockio.AddressOf(memory), []byte("abc")))
+	_, err = conn.Write(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
 	require.NoError(t, err)
 	status := make([]byte, wire.StatusSize)
 	_, err = io.ReadFull(conn, status)
@@ -193,7 +192,7 @@ func useUpFileDescriptors(t *testing.T) (release func()) {
 }
 
 func TestConnectionsAreSetUpForSpeedAndToFindDeadPeers(t *testing.T) {
-	h := serve(t, targetOptions{})
+	h := serve(t, Options{})
 	h.dial()
 	require.NoError(t, h.only().conn.Control(func(socket int) error {
 		for _, option := range []struct{ level, name, want int }{
@@ -212,98 +211,23 @@ func TestConnectionsAreSetUpForSpeedAndToFindDeadPeers(t *testing.T) {
 }
 
 func TestWhatAPeerCanCauseDoesNotFillTheLog(t *testing.T) {
-	h := serve(t, targetOptions{})
+	h := serve(t, Options{})
 	for range 3 * logLinesPerSecond {
 		c := h.dial()
-		c.send(writeV1(4096, []byte("abc")))
-		c.expectReset()
+		c.Send(tcptest.WriteV1(4096, []byte("abc")))
+		c.ExpectReset()
 	}
 	h.waitForSessions(0)
 	require.Less(t, h.logs.FilterMessage("data request rejected").Len(), 3*logLinesPerSecond)
 }
 
 func TestCountersOfHostsThatHaveGoneAreBounded(t *testing.T) {
-	h := serve(t, targetOptions{})
-	for i := range 2 * maxGonePeers {
-		h.target.slots <- struct{}{}
-		h.target.forget(&session{host: string(rune(i + 1000)), over: make(chan struct{})}, nil)
+	h := serve(t, Options{})
+	for i := range 2 * maxFormerPeers {
+		h.server.slots <- struct{}{}
+		h.server.forget(&session{host: string(rune(i + 1000)), over: make(chan struct{})}, nil)
 	}
-	require.Len(t, h.target.links(), maxGonePeers)
-}
-
-// dialEngine connects to the data port of an engine, whose registry counts pins as the fake one does not.
-func dialEngine(t testing.TB, e *core.Engine) (*client, *target) {
-	t.Helper()
-	transport, err := e.Install("tcp", Open)
-	require.NoError(t, err)
-	h := &harness{t: t, target: transport.(*Transport).target}
-	return h.dial(), h.target
-}
-
-func TestMemoryThatNoRequestUsesIsUnregisteredWithoutEndingSessions(t *testing.T) {
-	e := engine(t)
-	memory, other := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
-	for _, b := range [][]byte{memory, other} {
-		require.NoError(t, e.Register(sockio.AddressOf(b), uint64(len(b)), "cpu:0", true))
-	}
-	c, target := dialEngine(t, e)
-	for range 100 {
-		c.send(writeV2(sockio.AddressOf(memory), tcptest.Pattern(100, 1)), readV2(memory[:100]), writeV1(sockio.AddressOf(other), tcptest.Pattern(5000, 2)),
-			readV1(memory[:7]), readV2(other[:5000]), writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
-		c.expectStatus(wire.StatusOK)
-		c.expectStatus(wire.StatusOK)
-		c.expect(tcptest.Pattern(100, 1))
-		c.expect(tcptest.Pattern(7, 1))
-		c.expectStatus(wire.StatusOK)
-		c.expect(tcptest.Pattern(5000, 2))
-		c.expectStatus(wire.StatusOK)
-	}
-	require.NoError(t, e.Unregister(sockio.AddressOf(memory)))
-	c.send(readV2(other[:1]))
-	c.expectStatus(wire.StatusOK)
-	require.Equal(t, 1, target.links()[0].Connections)
-}
-
-func TestUnregisterEndsARequestThatDoesNotGetOn(t *testing.T) {
-	e := engine(t)
-	memory := tcptest.Mapped(t, 1<<20)
-	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
-	c, _ := dialEngine(t, e)
-	c.send(writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))[:1<<19])
-	require.Eventually(t, func() bool { return memory[1<<18] == tcptest.Pattern(1<<19, 1)[1<<18] }, tcptest.Patience, time.Millisecond)
-	require.NoError(t, e.Unregister(sockio.AddressOf(memory)))
-	tcptest.Unmap(t, memory)
-	c.expectReset()
-}
-
-func TestUnregisterOfDeviceMemoryWaitsForItsCopies(t *testing.T) {
-	a := accelerate(t, oneGranule)
-	memory := a.memory(1 << 20)
-	e, err := core.New(core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig(),
-		Log: zaptest.NewLogger(t), Runtimes: []device.Runtime{a.runtime()}})
-	require.NoError(t, err)
-	defer func() { require.NoError(t, e.Close()) }()
-	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "npu:0", true))
-	c, _ := dialEngine(t, e)
-
-	release := a.holdCopies()
-	c.send(writeV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
-	a.waitForACopy()
-	unregistered := make(chan error, 1)
-	go func() { unregistered <- e.Unregister(sockio.AddressOf(memory)) }()
-	require.Eventually(t, func() bool {
-		region, err := e.Memory().PinRemote(uint64(sockio.AddressOf(memory)), 1)
-		if err == nil {
-			region.Unpin()
-		}
-		return err != nil
-	}, tcptest.Patience, time.Millisecond)
-	c.expectSilence()
-	require.Empty(t, unregistered)
-	release()
-	require.NoError(t, <-unregistered)
-	c.expectStatus(wire.StatusOK)
-	require.True(t, bytes.Equal(tcptest.Pattern(1<<20, 1), memory))
+	require.Len(t, h.server.Links(), maxFormerPeers)
 }
 
 // FuzzSession sends random bytes to a target whose region lies between memory that is mapped but not registered: the
@@ -318,14 +242,14 @@ func FuzzSession(f *testing.F) {
 	f.Cleanup(func() { _ = unix.MunmapPtr(base, 3*page) })
 	memory := unsafe.Slice((*byte)(base), 3*page)
 	before, region, behind := memory[:page], memory[page:2*page], memory[2*page:]
-	h := serve(f, targetOptions{}, region)
+	h := serve(f, Options{}, region)
 
 	for _, addr := range []uintptr{at, at + page - 1, at + page, at + 2*page - 8, at + 2*page, 0, math.MaxUint64 - 5} {
 		for _, v2 := range []bool{false, true} {
-			good := append(request(core.Write, v2, at+page+1, 5), "hello"...)
-			good = append(good, request(core.Read, v2, at+page+8, 8)...)
+			good := append(tcptest.Request(core.Write, v2, at+page+1, 5), "hello"...)
+			good = append(good, tcptest.Request(core.Read, v2, at+page+8, 8)...)
 			for _, op := range []core.Opcode{core.Read, core.Write} {
-				b := append(append(good, request(op, v2, addr, 8)...), "12345678"...)
+				b := append(append(good, tcptest.Request(op, v2, addr, 8)...), "12345678"...)
 				b = append(b, good...)
 				f.Add(b, false)
 				f.Add(b, true)
@@ -345,9 +269,9 @@ func FuzzSession(f *testing.F) {
 			dial = h.dialNeighbour
 		}
 		c := dial()
-		_, _ = c.conn.Write(b)
-		_ = c.conn.CloseWrite()
-		_, err := io.Copy(io.Discard, c.conn)
+		_, _ = c.Conn.Write(b)
+		_ = c.Conn.CloseWrite()
+		_, err := io.Copy(io.Discard, c.Conn)
 		if err != nil {
 			require.ErrorIs(t, err, unix.ECONNRESET)
 		}

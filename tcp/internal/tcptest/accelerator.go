@@ -1,26 +1,25 @@
-package tcp
+package tcptest
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
 
-	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/staging"
-	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zaptest"
 )
 
 // accelerator is a device in host memory whose copies can be held up, counted and made to fail.
-type accelerator struct {
+type Accelerator struct {
 	device.Device
-	t       testing.TB
+	T       testing.TB
 	host    *device.Host
-	staging *staging.Device
+	Staging *staging.Device
 
 	mu     sync.Mutex
 	held   *sync.Cond // holding has changed
@@ -30,25 +29,25 @@ type accelerator struct {
 }
 
 // blocks are staging options with so many blocks in each direction.
-func blocks(n int, size uint64) staging.Options {
+func Blocks(n int, size uint64) staging.Options {
 	return staging.Options{BlockSize: size, PoolSize: 2 * uint64(n) * size}
 }
 
 // accelerate makes a device. At the end of the test nothing is left of it.
-func accelerate(t testing.TB, o staging.Options) *accelerator {
+func Accelerate(t testing.TB, o staging.Options) *Accelerator {
 	t.Helper()
-	a := &accelerator{t: t, host: device.NewHost("npu", 1), copies: map[device.Kind]int{}}
+	a := &Accelerator{T: t, host: device.NewHost("npu", 1), copies: map[device.Kind]int{}}
 	a.held = sync.NewCond(&a.mu)
 	opened, err := a.host.Open(0)
 	require.NoError(t, err)
 	a.Device = opened
 	t.Cleanup(func() { require.Empty(t, a.host.Leaks()) })
-	a.staging = stage(t, a, o)
+	a.Staging = NewStaging(t, a, o)
 	return a
 }
 
 // stage makes the staging of a device, and closes it at the end of the test.
-func stage(t testing.TB, on device.Device, o staging.Options) *staging.Device {
+func NewStaging(t testing.TB, on device.Device, o staging.Options) *staging.Device {
 	t.Helper()
 	o.GatherBelow, o.Timeout, o.Log = 256<<10, time.Minute, zaptest.NewLogger(t)
 	s := staging.New(on, "npu:0", o)
@@ -57,40 +56,26 @@ func stage(t testing.TB, on device.Device, o staging.Options) *staging.Device {
 }
 
 // runtime is the accelerator as the only device of its kind.
-func (a *accelerator) runtime() device.Runtime { return acceleratorRuntime{a.host, a} }
+func (a *Accelerator) Runtime() device.Runtime { return acceleratorRuntime{a.host, a} }
 
 type acceleratorRuntime struct {
 	*device.Host
-	only *accelerator
+	only *Accelerator
 }
 
 func (r acceleratorRuntime) Open(int) (device.Device, error) { return r.only, nil }
 
 // memory is memory of the device, which the test can look at as well.
-func (a *accelerator) memory(length int) []byte {
-	a.t.Helper()
+func (a *Accelerator) Memory(length int) []byte {
+	a.T.Helper()
 	b, err := a.host.Allocate(0, uint64(length))
-	require.NoError(a.t, err)
-	a.t.Cleanup(func() { require.NoError(a.t, a.host.Free(b)) })
+	require.NoError(a.T, err)
+	a.T.Cleanup(func() { require.NoError(a.T, a.host.Free(b)) })
 	return b
 }
 
-// serve starts a target that serves device memory.
-func (a *accelerator) serve(o targetOptions, memory ...[]byte) *harness {
-	a.t.Helper()
-	h := serve(a.t, o)
-	for _, b := range memory {
-		h.memory.addDevice(b, a.staging)
-	}
-	return h
-}
-
-func (s *served) addDevice(b []byte, on *staging.Device) *core.Region {
-	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, true, on)
-}
-
 // holdCopies keeps copies from being done until the test calls release, or ends.
-func (a *accelerator) holdCopies() (release func()) {
+func (a *Accelerator) HoldCopies() (release func()) {
 	set := func(hold bool) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -99,39 +84,39 @@ func (a *accelerator) holdCopies() (release func()) {
 	}
 	set(true)
 	release = func() { set(false) }
-	a.t.Cleanup(release)
+	a.T.Cleanup(release)
 	return release
 }
 
 // failCopies has copies fail that fault says so about.
-func (a *accelerator) failCopies(fault func(device.Kind, device.Copy) error) {
+func (a *Accelerator) FailCopies(fault func(device.Kind, device.Copy) error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.fault = fault
 }
 
-func (a *accelerator) count(kind device.Kind) int {
+func (a *Accelerator) Count(kind device.Kind) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.copies[kind]
 }
 
 // waitForACopy waits until one has been asked for.
-func (a *accelerator) waitForACopy() {
-	a.t.Helper()
-	require.Eventually(a.t, func() bool {
-		return a.count(device.HostToDevice)+a.count(device.DeviceToHost)+a.count(device.WithinDevice) > 0
-	}, tcptest.Patience, time.Millisecond)
+func (a *Accelerator) WaitForACopy() {
+	a.T.Helper()
+	require.Eventually(a.T, func() bool {
+		return a.Count(device.HostToDevice)+a.Count(device.DeviceToHost)+a.Count(device.WithinDevice) > 0
+	}, Patience, time.Millisecond)
 }
 
-func (a *accelerator) NewStream() (device.Stream, error) {
+func (a *Accelerator) NewStream() (device.Stream, error) {
 	s, err := a.Device.NewStream()
 	return &acceleratorStream{s, a}, err
 }
 
 type acceleratorStream struct {
 	device.Stream
-	on *accelerator
+	on *Accelerator
 }
 
 func (s *acceleratorStream) Copy(kind device.Kind, copies []device.Copy) (issued int, err error) {
@@ -146,7 +131,7 @@ func (s *acceleratorStream) Copy(kind device.Kind, copies []device.Copy) (issued
 	return len(copies), nil
 }
 
-func (a *accelerator) admit(kind device.Kind, c device.Copy) error {
+func (a *Accelerator) admit(kind device.Kind, c device.Copy) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.copies[kind]++
@@ -158,3 +143,38 @@ func (a *accelerator) admit(kind device.Kind, c device.Copy) error {
 	}
 	return nil
 }
+
+// failAround has copies of a direction fail that touch a byte of the device.
+func (a *Accelerator) FailAround(kind device.Kind, addr uintptr) {
+	a.FailCopies(func(k device.Kind, c device.Copy) error {
+		on := c.Src
+		if k == device.HostToDevice {
+			on = c.Dst
+		}
+		if k == device.WithinDevice { // gathering and scattering touch it from either side
+			if addr-c.Src < uintptr(c.Length) || addr-c.Dst < uintptr(c.Length) {
+				return ErrInjected
+			}
+			return nil
+		}
+		if k == kind && addr-on < uintptr(c.Length) {
+			return ErrInjected
+		}
+		return nil
+	})
+}
+
+// lease takes all that there is of a single block.
+func (a *Accelerator) Lease(way staging.Direction) *staging.Lease {
+	a.T.Helper()
+	account := a.Staging.Account(way, staging.Target, nil)
+	a.T.Cleanup(account.Close)
+	ctx, done := context.WithTimeout(context.Background(), Patience)
+	defer done()
+	lease, err := account.Lease(ctx, a.Staging.BlockSize())
+	require.NoError(a.T, err)
+	return lease
+}
+
+// errInjected is why copies fail.
+var ErrInjected = errors.New("507899: the device is on fire")

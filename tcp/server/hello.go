@@ -1,4 +1,4 @@
-package tcp
+package server
 
 import (
 	"context"
@@ -13,23 +13,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// What a session does before the first request (hello.go):
+// What a session does before the first request:
 //
-//  1. meet receives the first bytes. Without a hello the peer is Mooncake, or on one host an engine that knows no hello:
-//     those are served, but nothing is copied from their memory.
+//  1. greet receives the first bytes. A peer that sends no hello is Mooncake, or an engine without the extension. The session
+//     serves it, but copies nothing from its memory.
 //  2. accept checks that the hello is for this engine, and lists the session under the initiator's origin and number.
-//  3. Where the hello says that a former connection is to be over, endSession ends its session, and waits until nothing is
-//     applied by it any more.
+//  3. Where the hello asks for the end of a former connection, endSession ends the session of that connection, and waits until
+//     it applies nothing any more.
 //  4. The answer says what came of it.
 
-// connectionKey names a connection of an initiator.
-type connectionKey struct {
-	origin wire.Identity
-	number uint64
-}
-
-// meet serves the hello, if the connection begins with one.
-func (s *session) meet() error {
+// greet serves the hello, if the connection begins with one.
+func (s *session) greet() error {
 	if err := s.fillTo(wire.HeaderSize); err != nil {
 		return err
 	}
@@ -53,15 +47,15 @@ func (s *session) meet() error {
 	return s.accept(h)
 }
 
-// accept answers a hello. After an answer that is no welcome the session ends.
+// accept answers a hello. The session ends after an answer that refuses it.
 func (s *session) accept(h wire.Hello) error {
-	answer := wire.Answer{Target: s.target.options.identity, Age: clock.SinceBoot() - s.target.began}
+	answer := wire.Answer{Target: s.server.options.Identity, Age: clock.SinceBoot() - s.server.began}
 	var refusal error
 	switch {
-	case h.Target != s.target.options.identity:
+	case h.Target != s.server.options.Identity:
 		answer.Code = wire.StatusOtherEngine
-		refusal = fmt.Errorf("a connection for engine %v: this is engine %v", h.Target, s.target.options.identity)
-	case !s.target.list(s, connectionKey{h.Origin, h.Number}):
+		refusal = fmt.Errorf("a connection for engine %v: this is engine %v", h.Target, s.server.options.Identity)
+	case !s.server.list(s, connectionKey{h.Origin, h.Number}):
 		answer.Code = wire.StatusRejected
 		refusal = fmt.Errorf("a second connection with the number %d of one initiator", h.Number)
 	case h.Ends != 0 && !s.endFormer(connectionKey{h.Origin, h.Ends}):
@@ -81,9 +75,9 @@ func (s *session) accept(h wire.Hello) error {
 // endFormer ends the session of a former connection of the same initiator, and reports whether it has ended within the
 // progress timeout.
 func (s *session) endFormer(key connectionKey) bool {
-	ctx, done := context.WithTimeout(s.target.ctx, s.target.options.progressTimeout)
+	ctx, done := context.WithTimeout(s.server.ctx, s.server.options.ProgressTimeout)
 	defer done()
-	return s.target.endSession(ctx, key)
+	return s.server.endSession(ctx, key)
 }
 
 // takePermit maps the permit that came with the hello, and reports whether the session copies by it.
@@ -98,37 +92,43 @@ func (s *session) takePermit(at uint64) bool {
 		err = errors.Join(fmt.Errorf("the memory of %v cannot be read from here", s.process), permit.Close())
 	}
 	if err != nil {
-		s.target.log.Debug("the payload of a peer on this host passes through the socket", zap.Error(err))
+		s.server.log.Debug("the payload of a peer on this host passes through the socket", zap.Error(err))
 		return false
 	}
 	s.permit = permit
 	return true
 }
 
-// list lists a session under its connection. It returns false when there is such a one.
-func (t *target) list(s *session, key connectionKey) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.numbered[key] != nil {
+// connectionKey names a connection of an initiator.
+type connectionKey struct {
+	origin wire.Identity
+	number uint64
+}
+
+// list lists a session under its connection. It returns false when there is one already.
+func (v *Server) list(s *session, key connectionKey) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.numbered[key] != nil {
 		return false
 	}
-	t.numbered[key] = s
+	v.numbered[key] = s
 	s.key = key
 	return true
 }
 
 // unlist undoes list. The lock is held.
-func (t *target) unlist(s *session) {
+func (v *Server) unlist(s *session) {
 	if s.key.number != 0 {
-		delete(t.numbered, s.key)
+		delete(v.numbered, s.key)
 	}
 }
 
-// endSession ends the session of a connection, and returns true when there is none, or none any more.
-func (t *target) endSession(ctx context.Context, key connectionKey) bool {
-	t.mu.Lock()
-	former := t.numbered[key]
-	t.mu.Unlock()
+// endSession ends the session of a connection, and returns true when it has ended, or never was.
+func (v *Server) endSession(ctx context.Context, key connectionKey) bool {
+	v.mu.Lock()
+	former := v.numbered[key]
+	v.mu.Unlock()
 	if former == nil {
 		return true
 	}

@@ -1,4 +1,4 @@
-package tcp
+package server
 
 import (
 	"errors"
@@ -13,30 +13,30 @@ import (
 
 // Requests by address, which only peers on the same host send (tcp/samehost):
 //
-//  1. WRITE: fetchIn owes a status frame, and notes where the payload is and where it goes.
-//  2. fetch gets what was noted, in one system call: at the end of a turn, before anything is answered, and before other
-//     bytes are moved that might meet it.
-//  3. Where that fails each request is tried by itself. One whose payload cannot be had is answered statusOutOfReach:
-//     the peer sends it again, with the payload.
+//  1. WRITE: fetchIn owes a status frame, and adds the payload to the turn's list of copies.
+//  2. fetch makes these copies in one system call: at the end of a turn, before anything is answered, and before other bytes
+//     are moved that might overlap.
+//  3. Where that fails, each copy is tried by itself. A request whose payload cannot be copied is answered StatusOutOfReach.
+//     The peer sends it again with the payload.
 //  4. READ: grant answers with the region that the range is in.
 
-// fetches is the payloads of a turn that are to be fetched from the peer's process.
-type fetches struct {
+// fetchList is the payloads of a turn that are to be copied from the peer's process.
+type fetchList struct {
 	*samehost.Copies
 	single   *samehost.Copies // for each by itself
 	statuses []int            // for each its status frame, by the position in the turn's
-	targets  hull             // of where they go
+	targets  span             // of where they go
 }
 
-// meets reports whether one of them goes where a request's payload goes, too.
-func (f *fetches) meets(h wire.Header) bool {
+// meets reports whether one of them goes to the range of a request.
+func (f *fetchList) meets(h wire.Header) bool {
 	return f.targets.meets(h) && slices.ContainsFunc(f.To, func(v sockio.Vector) bool {
 		return uint64(v.Base) < h.Addr+h.Length && h.Addr < uint64(v.Base)+v.Length
 	})
 }
 
-// neighbourly serves a request by address.
-func (s *session) neighbourly(h wire.Header, region *core.Region) error {
+// serveByAddress serves a request by address.
+func (s *session) serveByAddress(h wire.Header, region *core.Region) error {
 	switch {
 	case region.Device != nil, s.process == nil, h.Op == wire.Write && s.permit == nil:
 		s.outOfReach(h)
@@ -60,12 +60,12 @@ func (s *session) outOfReach(h wire.Header) {
 // there, the epoch has yet to change when it is taken back. Nothing is granted once the engine is being closed: the epoch
 // is 0 from then on.
 func (s *session) grant(h wire.Header) {
-	epoch := s.target.memory.Epoch()
+	epoch := s.server.memory.Epoch()
 	now := epoch.Load()
-	region, err := s.target.memory.PinRemote(h.Addr, h.Length)
+	region, err := s.server.memory.PinRemote(h.Addr, h.Length)
 	if err == nil && now == 0 {
 		region.Unpin()
-		err = errTargetClosed
+		err = errClosed
 	}
 	if err != nil {
 		s.outOfReach(h)
@@ -85,10 +85,10 @@ func (s *session) fetchIn(h wire.Header) error {
 			return err
 		}
 	}
-	if s.fetches == nil {
-		s.fetches = &fetches{Copies: samehost.NewCopies(copies), single: samehost.NewCopies(copies)}
+	if s.fetchList == nil {
+		s.fetchList = &fetchList{Copies: samehost.NewCopies(s.server.options.Limiter), single: samehost.NewCopies(s.server.options.Limiter)}
 	}
-	f := s.fetches
+	f := s.fetchList
 	if f.meets(h) { // the order of two copies in one system call is not promised
 		if err := s.fetch(); err != nil {
 			return err
@@ -107,7 +107,7 @@ func (s *session) fetchIn(h wire.Header) error {
 // fetch gets every payload that was noted, and says in its status frame what became of it. An error is for a peer that has
 // revoked its permit or has ended: the session ends.
 func (s *session) fetch() error {
-	f := s.fetches
+	f := s.fetchList
 	if f == nil || len(f.statuses) == 0 {
 		return nil
 	}
@@ -124,12 +124,12 @@ func (s *session) fetch() error {
 	}
 	s.progress.Add(1)
 	f.Reset()
-	f.statuses, f.targets = f.statuses[:0], hull{}
+	f.statuses, f.targets = f.statuses[:0], span{}
 	return err
 }
 
 // fetchEach gets the payloads one by one.
-func (s *session) fetchEach(f *fetches) (ended error) {
+func (s *session) fetchEach(f *fetchList) (ended error) {
 	for i, at := range f.statuses {
 		one := f.single
 		one.Reset()

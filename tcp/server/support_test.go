@@ -1,12 +1,11 @@
-package tcp
+package server
 
 import (
 	"fmt"
-	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,13 +17,11 @@ import (
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // served is a fake of the registry: a fixed set of regions.
 type served struct {
@@ -62,7 +59,7 @@ func (s *served) PinRemote(addr, length uint64) (*core.Region, error) {
 
 type harness struct {
 	t      testing.TB
-	target *target
+	server *Server
 	memory *served
 	logs   *observer.ObservedLogs
 
@@ -71,13 +68,13 @@ type harness struct {
 }
 
 // serve starts a target that serves the given memory and ends with the test.
-func serve(t testing.TB, o targetOptions, memory ...[]byte) *harness {
+func serve(t testing.TB, o Options, memory ...[]byte) *harness {
 	t.Helper()
-	if o.maxSessions == 0 {
-		o.maxSessions = 64
+	if o.MaxSessions == 0 {
+		o.MaxSessions = 64
 	}
-	if o.progressTimeout == 0 {
-		o.progressTimeout = time.Minute
+	if o.ProgressTimeout == 0 {
+		o.ProgressTimeout = time.Minute
 	}
 	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(t, err)
@@ -88,15 +85,18 @@ func serve(t testing.TB, o targetOptions, memory ...[]byte) *harness {
 	for _, b := range memory {
 		h.memory.add(b, true)
 	}
-	h.target = newTarget(zap.New(observed), h.memory, listener, local, o)
-	t.Cleanup(h.target.close)
+	if o.Processors == nil {
+		o.Processors, o.Limiter = sockio.NewProcessors(runtime.GOMAXPROCS(0)), samehost.NewCopyLimiter(1)
+	}
+	h.server = New(zap.New(observed), h.memory, listener, local, o)
+	t.Cleanup(h.server.Close)
 	return h
 }
 
 func (h *harness) sessions() int {
-	h.target.mu.Lock()
-	defer h.target.mu.Unlock()
-	return len(h.target.sessions)
+	h.server.mu.Lock()
+	defer h.server.mu.Unlock()
+	return len(h.server.sessions)
 }
 
 func (h *harness) waitForSessions(n int) {
@@ -108,9 +108,9 @@ func (h *harness) waitForSessions(n int) {
 func (h *harness) only() *session {
 	h.t.Helper()
 	h.waitForSessions(1)
-	h.target.mu.Lock()
-	defer h.target.mu.Unlock()
-	for s := range h.target.sessions {
+	h.server.mu.Lock()
+	defer h.server.mu.Unlock()
+	for s := range h.server.sessions {
 		return s
 	}
 	return nil
@@ -126,39 +126,28 @@ func (h *harness) waitForLog(message string) observer.LoggedEntry {
 	return found[0]
 }
 
-type clientConn interface {
-	net.Conn
-	CloseWrite() error
-}
-
-// client is a peer made of plain socket calls.
-type client struct {
-	t    testing.TB
-	conn clientConn
-}
-
-func (h *harness) dial() *client {
+func (h *harness) dial() *tcptest.Client {
 	h.t.Helper()
-	conn, err := net.DialTCP("tcp", nil, h.target.listener.Addr().(*net.TCPAddr))
+	conn, err := net.DialTCP("tcp", nil, h.server.listener.Addr().(*net.TCPAddr))
 	require.NoError(h.t, err)
-	return h.connected(conn)
+	return tcptest.NewClient(h.t, conn)
 }
 
 // dialNeighbour makes the test process a neighbour of itself, which may be copied from.
-func (h *harness) dialNeighbour() *client {
+func (h *harness) dialNeighbour() *tcptest.Client {
 	c, _ := h.dialWithPermit()
 	return c
 }
 
 // dialSocket connects as a process of this host that has said nothing yet.
-func (h *harness) dialSocket() *client {
+func (h *harness) dialSocket() *tcptest.Client {
 	h.t.Helper()
 	conn, err := net.DialUnix("unix", nil, samehost.Address(h.neighbours))
 	require.NoError(h.t, err)
-	return h.connected(conn)
+	return tcptest.NewClient(h.t, conn)
 }
 
-func (h *harness) dialWithPermit() (*client, *samehost.Permit) {
+func (h *harness) dialWithPermit() (*tcptest.Client, *samehost.Permit) {
 	h.t.Helper()
 	c := h.dialSocket()
 	p, file, err := samehost.NewPermit()
@@ -166,79 +155,25 @@ func (h *harness) dialWithPermit() (*client, *samehost.Permit) {
 	defer sockio.CloseFile(file)
 	h.t.Cleanup(func() { require.NoError(h.t, p.Close()) })
 	hi := wire.Hello{Origin: wire.Identity{1}, Number: h.numbers.Add(1), PermitAt: uint64(p.At)}
-	answer, err := exchangeHello(c.conn.(*net.UnixConn), hi, file)
+	_, _, err = c.Conn.(*net.UnixConn).WriteMsgUnix(hi.Encode(), unix.UnixRights(file), nil)
+	require.NoError(h.t, err)
+	answer, err := wire.ReadAnswer(c.Conn)
 	require.NoError(h.t, err)
 	require.EqualValues(h.t, wire.AnswerPermit, answer.Flags)
 	require.EqualValues(h.t, wire.StatusOK, answer.Code)
 	return c, p
 }
 
-func (h *harness) connected(conn clientConn) *client {
-	h.t.Helper()
-	require.NoError(h.t, conn.SetDeadline(time.Now().Add(tcptest.Patience)))
-	h.t.Cleanup(func() { _ = conn.Close() })
-	return &client{h.t, conn}
-}
-
-func request(op core.Opcode, v2 bool, addr uintptr, length uint64) []byte {
-	b := make([]byte, wire.HeaderSize)
-	wire.PutHeader(b, opcodeOf(op), uint64(addr), length, v2)
-	return b
-}
-
-func writeV1(addr uintptr, payload []byte) []byte {
-	return append(request(core.Write, false, addr, uint64(len(payload))), payload...)
-}
-
-func writeV2(addr uintptr, payload []byte) []byte {
-	return append(request(core.Write, true, addr, uint64(len(payload))), payload...)
-}
-
-func readV1(b []byte) []byte { return request(core.Read, false, sockio.AddressOf(b), uint64(len(b))) }
-func readV2(b []byte) []byte { return request(core.Read, true, sockio.AddressOf(b), uint64(len(b))) }
-
-func (c *client) send(parts ...[]byte) {
-	c.t.Helper()
-	var all []byte
-	for _, b := range parts {
-		all = append(all, b...)
+// serve starts a target that serves device memory.
+func serveDevice(a *tcptest.Accelerator, o Options, memory ...[]byte) *harness {
+	a.T.Helper()
+	h := serve(a.T, o)
+	for _, b := range memory {
+		h.memory.addDevice(b, a.Staging)
 	}
-	_, err := c.conn.Write(all)
-	require.NoError(c.t, err)
+	return h
 }
 
-func (c *client) expect(want []byte) {
-	c.t.Helper()
-	got := make([]byte, len(want))
-	_, err := io.ReadFull(c.conn, got)
-	require.NoError(c.t, err)
-	require.Equal(c.t, want, got)
-}
-
-func (c *client) expectStatus(want uint32) {
-	c.t.Helper()
-	b := make([]byte, wire.StatusSize)
-	wire.PutStatus(b, want)
-	c.expect(b)
-}
-
-func (c *client) expectEnd() {
-	c.t.Helper()
-	n, err := c.conn.Read(make([]byte, 1))
-	require.Equal(c.t, io.EOF, err, "%d bytes", n)
-}
-
-func (c *client) expectReset() {
-	c.t.Helper()
-	n, err := c.conn.Read(make([]byte, 1))
-	require.ErrorIs(c.t, err, syscall.ECONNRESET, "%d bytes", n)
-}
-
-// socketOf is the socket of a connection, which the test closes.
-func socketOf(t testing.TB, conn sockio.Conn) *sockio.Socket {
-	t.Helper()
-	s, err := sockio.New(conn, processors)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
-	return s
+func (s *served) addDevice(b []byte, on *staging.Device) *core.Region {
+	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, true, on)
 }

@@ -1,0 +1,88 @@
+package server
+
+import (
+	"cmp"
+	"slices"
+	"sync/atomic"
+
+	"kvferry/core"
+	"kvferry/tcp/wire"
+)
+
+// The session's pins: which regions it may be moving bytes of.
+
+// Memory is what sessions need of a core.Registry.
+type Memory interface {
+	PinRemote(addr, length uint64) (*core.Region, error)
+	Epoch() *atomic.Uint64
+}
+
+// pin finds the region of a request, and pins it until the turn ends. Evict sees the region from the moment that it is pinned.
+// A session that another goroutine has ended pins nothing more, so it does not serve requests that it has read already.
+func (s *session) pin(h wire.Header) (*core.Region, error) {
+	t := s.turn
+	if n := len(t.held); n > 0 && within(t.held[n-1], h) {
+		return t.held[n-1], nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause != nil {
+		return nil, errEnded
+	}
+	region, err := s.server.memory.PinRemote(h.Addr, h.Length)
+	if err != nil {
+		return nil, err
+	}
+	t.held = append(t.held, region)
+	return region, nil
+}
+
+func within(r *core.Region, h wire.Header) bool { return r.Holds(h.Addr, h.Length) }
+
+// unpin ends the pins of the turn, but for the last one while that is the pin of the request being served.
+func (s *session) unpin() {
+	t := s.turn
+	if len(t.held) == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kept := t.held[:0]
+	if s.serving != nil {
+		last := len(t.held) - 1
+		t.held[0], t.held[last] = t.held[last], t.held[0]
+		kept = t.held[:1]
+	}
+	for _, r := range t.held[len(kept):] {
+		r.Unpin()
+	}
+	clear(t.held[len(kept):])
+	t.held = kept
+}
+
+// holds returns the regions that the session may be moving bytes of, each of them once.
+func (s *session) holds() []*core.Region {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	held := slices.Clone(s.turn.held)
+	if s.staged != nil {
+		for _, t := range s.staged.queue {
+			held = append(held, t.held...)
+		}
+	}
+	slices.SortFunc(held, func(a, b *core.Region) int { return cmp.Compare(a.Addr, b.Addr) })
+	return slices.Compact(held)
+}
+
+// uses reports whether the session may be moving bytes of the region.
+func (s *session) uses(r *core.Region) bool { return slices.Contains(s.holds(), r) }
+
+// regionOf is the region that holds the payload of a READ which is owed, for an error; nil when it is not known any more.
+func (s *session) regionOf(h wire.Header) *core.Region {
+	for _, r := range s.holds() {
+		if within(r, h) {
+			return r
+		}
+	}
+	return nil
+}

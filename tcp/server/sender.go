@@ -1,0 +1,180 @@
+package server
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"kvferry/core/status"
+	"kvferry/tcp/sockio"
+)
+
+// The sender answers for device memory:
+//
+//  1. handOver ends a turn of the session: it starts the job, and queues the turn. The session goes on with a spare turn.
+//  2. sendTurns, the sender's goroutine, takes the turns in order. answer sends what is owed for the requests before the
+//     first one of the job, waits for the job, and sends the rest.
+//  3. retire gives the lease back, and ends the pins.
+//  4. drain and endStaging wait for the sender.
+
+// turnsAhead is how many turns the sender has at most: one whose answers are being sent, one whose job is running, and one
+// between them that evens out their times. With the turn that is being received, a session holds four leases: 1 MiB for
+// short requests, four blocks for long ones.
+const turnsAhead = 3
+
+// handOver ends the turn: it starts the job, and leaves the rest to the sender. It waits while the sender has enough to do.
+func (s *session) handOver() error {
+	d, t := s.staged, s.turn
+	t.load.launch()
+	s.waiting.Store(false) // for the peer
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.requests > 0 || t.vectors > 0 || t.hasLoad() {
+		for len(d.queue) == turnsAhead {
+			d.changed.Wait()
+		}
+		d.queue = append(d.queue, t)
+		s.turn = d.spareTurn()
+		if last := len(t.held) - 1; s.serving != nil { // it keeps its pin until its last turn is over
+			s.turn.held = append(s.turn.held, t.held[last])
+			t.held = t.held[:last]
+		}
+		d.changed.Broadcast()
+	}
+	return d.failure
+}
+
+// spareTurn takes a turn that is empty.
+func (d *staged) spareTurn() *turn {
+	if last := len(d.spare) - 1; last >= 0 {
+		t := d.spare[last]
+		d.spare = d.spare[:last]
+		return t
+	}
+	t := newTurn()
+	t.load = newLoad()
+	return t
+}
+
+// senderBusy reports whether only the sender may send: it has something to send, or has failed to.
+func (s *session) senderBusy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.staged
+	return len(d.queue) > 0 || d.failure != nil && !d.closing
+}
+
+// sendTurns is the sender. After a failure it only retires turns.
+func (s *session) sendTurns() {
+	defer close(s.staged.ended)
+	for {
+		t, broken := s.nextTurn()
+		if t == nil {
+			return
+		}
+		var err error
+		if !broken {
+			err = status.Guard(func() error { return s.answer(t) })
+		}
+		s.retire(t, err)
+	}
+}
+
+func (s *session) nextTurn() (t *turn, broken bool) {
+	d := s.staged
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(d.queue) == 0 && !d.closing {
+		d.changed.Wait()
+	}
+	if len(d.queue) == 0 {
+		return nil, false
+	}
+	return d.queue[0], d.failure != nil
+}
+
+// answer sends what is owed in a turn, each answer when its request is done.
+func (s *session) answer(t *turn) error {
+	l := t.load
+	sent := 0
+	if t.hasLoad() {
+		sent = l.parts[0].vector
+		if err := s.send(t.owed[:sent], &s.sending); err != nil {
+			return err
+		}
+		if done, reason := l.outcome(); reason != nil {
+			return s.answerSome(t, sent, done, reason)
+		}
+	}
+	if err := s.send(t.owed[sent:t.vectors], &s.sending); err != nil {
+		return err
+	}
+	s.bytesOut.Add(t.readBytes)
+	return nil
+}
+
+// answerSome sends what is owed up to the part that failed, and returns the error that ends the session. That of a
+// connection that does not take it any more matters less.
+func (s *session) answerSome(t *turn, sent, done int, reason error) error {
+	parts := t.load.parts
+	if done == len(parts) {
+		// The second try may have overwritten what the jobs behind it have written, so these are not to be answered.
+		_ = s.send(t.owed[sent:t.vectors], &s.sending)
+		return fmt.Errorf("copies that failed together have succeeded one by one: %w", reason)
+	}
+	_ = s.send(t.owed[sent:parts[done].vector], &s.sending)
+	return failed(parts[done], reason)
+}
+
+// retire makes a turn a spare one. An error ends the session.
+func (s *session) retire(t *turn, err error) {
+	d := s.staged
+	t.load.release() // no copy touches the regions from here on
+	t.reset()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range t.held {
+		r.Unpin()
+	}
+	clear(t.held)
+	t.held = t.held[:0]
+	d.queue = slices.Delete(d.queue, 0, 1)
+	d.spare = append(d.spare, t)
+	if err != nil {
+		d.failure = err
+		d.cancel()
+		_ = s.conn.SetReadDeadline(sockio.Past) // fails on a connection that is closed already
+	}
+	d.changed.Broadcast()
+}
+
+// drain waits until the sender has nothing to do.
+func (s *session) drain() error {
+	s.waiting.Store(false) // for the peer
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.staged.queue) > 0 {
+		s.staged.changed.Wait()
+	}
+	s.noteCaughtUp()
+	return s.staged.failure
+}
+
+// endStaging has the sender answer what it can, waits until no job is left, and returns why the session ends: what
+// went wrong with a request comes before what has happened since.
+func (s *session) endStaging(err error) error {
+	d := s.staged
+	if s.turn.hasLoad() || s.senderBusy() {
+		_ = s.handOver() // its error is the failure below
+	}
+	s.mu.Lock()
+	d.closing = true
+	d.changed.Broadcast()
+	s.mu.Unlock()
+	<-d.ended
+	d.cancel()
+	for _, account := range d.accounts {
+		account.Close()
+	}
+	return cmp.Or(d.failure, err)
+}

@@ -1,0 +1,171 @@
+// Package server serves registered memory to peers: it accepts connections on the data port, and runs a session on each.
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/clock"
+	"kvferry/core/shut"
+	"kvferry/tcp/samehost"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// logLinesPerSecond bounds the log lines of one kind that sessions cause: a peer must not be able to fill the disk.
+const logLinesPerSecond = 10
+
+// errClosed ends the sessions of a server that is being closed.
+var errClosed = errors.New("the engine is being closed")
+
+// Options are the identity of a server and its limits. All of them must be set, except where a comment says otherwise.
+type Options struct {
+	Identity        wire.Identity // of the engine
+	MaxSessions     int           // connections served at the same time; others wait in the listener's backlog
+	ProgressTimeout time.Duration // how long a session waits for the rest of a request, or for room to answer
+	Polling         time.Duration // see sockio.Spinner; may be 0
+
+	Processors *sockio.Processors
+	Limiter    *samehost.CopyLimiter
+}
+
+// Server serves the registered memory of an engine. Any goroutine may call its methods.
+type Server struct {
+	log      *zap.Logger
+	memory   Memory
+	listener *net.TCPListener
+	local    *net.UnixListener // for peers on this host; nil for none
+	options  Options
+	began    time.Duration // by clock.SinceBoot
+
+	accepted chan sockio.Conn
+	slots    chan struct{} // holds an item for each session
+	warnFull sync.Once
+	failing  atomic.Bool // the last accept of a listener failed
+	closing  chan struct{}
+	ctx      context.Context // ends with closing
+	cancel   context.CancelFunc
+	running  sync.WaitGroup
+
+	mu       sync.Mutex
+	closed   bool
+	sessions map[*session]struct{}
+	numbered map[connectionKey]*session // those that began with a hello
+	former   map[string]*core.Link      // counters of ended sessions, by host
+	lastLoss loss                       // the last one that was logged as a warning
+
+	polled   atomic.Uint64 // how often sessions that poll have received something
+	watching atomic.Bool   // the timer is set
+	timer    *time.Timer   // calls check
+}
+
+// New starts to serve. The server owns the listeners from then on. local, for peers on this host, may be nil.
+func New(log *zap.Logger, memory Memory, listener *net.TCPListener, local *net.UnixListener, o Options) *Server {
+	v := &Server{
+		log: log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
+			return zapcore.NewSamplerWithOptions(c, time.Second, logLinesPerSecond, 0)
+		})),
+		memory:   memory,
+		listener: listener,
+		local:    local,
+		options:  o,
+		began:    clock.SinceBoot(),
+		accepted: make(chan sockio.Conn),
+		slots:    make(chan struct{}, o.MaxSessions),
+		closing:  make(chan struct{}),
+		sessions: make(map[*session]struct{}),
+		numbered: make(map[connectionKey]*session),
+		former:   make(map[string]*core.Link),
+	}
+	v.ctx, v.cancel = context.WithCancel(context.Background())
+	v.timer = time.AfterFunc(time.Hour, v.check)
+	v.timer.Stop()
+	v.running.Go(v.admit)
+	v.running.Go(func() { v.accept(func() (sockio.Conn, error) { return listener.AcceptTCP() }) })
+	if local != nil {
+		v.running.Go(func() { v.accept(func() (sockio.Conn, error) { return local.AcceptUnix() }) })
+	}
+	return v
+}
+
+// Close ends every session, and returns when no session touches registered memory any more. Peers see the end at once, even
+// when a forked child has the descriptors.
+func (v *Server) Close() {
+	v.mu.Lock()
+	if !v.closed {
+		v.closed = true
+		close(v.closing)
+		v.cancel()
+		v.timer.Stop()
+		for s := range v.sessions {
+			s.end(errClosed)
+		}
+	}
+	v.mu.Unlock()
+	_ = shut.Listener(v.listener) // fails the second time
+	if v.local != nil {
+		_ = shut.Listener(v.local)
+	}
+	v.running.Wait()
+}
+
+func (v *Server) isClosed() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.closed
+}
+
+func (v *Server) start(conn sockio.Conn) {
+	stream, err := sockio.New(conn, v.options.Processors)
+	if err != nil {
+		v.log.Info("a data connection ended as it began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
+		<-v.slots
+		return
+	}
+	s := newSession(v, stream)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		stream.Reset()
+		<-v.slots
+		return
+	}
+	v.sessions[s] = struct{}{}
+	v.running.Go(func() {
+		err := s.run()
+		v.forget(s, err)
+	})
+}
+
+// forget removes a session that has ended, and keeps its counters.
+func (v *Server) forget(s *session, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.sessions, s)
+	v.unlist(s)
+	close(s.over)
+	<-v.slots
+	link := v.former[s.host]
+	if link == nil {
+		for host := range v.former {
+			if len(v.former) < maxFormerPeers {
+				break
+			}
+			delete(v.former, host)
+		}
+		link = newLink(s.host)
+		v.former[s.host] = link
+	}
+	s.addTo(link)
+	if err != nil {
+		link.Errors++
+	}
+}

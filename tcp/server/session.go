@@ -1,0 +1,177 @@
+package server
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/hostmem"
+	"kvferry/core/status"
+	"kvferry/tcp/samehost"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+
+	"go.uber.org/zap"
+)
+
+// A session serves one data connection, on one goroutine, strictly in the order of the requests:
+//
+//  1. run greets the peer (hello.go) and serves requests until the connection ends.
+//  2. nextHeader takes a request from the read-ahead buffer. fill receives more of them (receive.go).
+//  3. pin checks the range against the registered regions, and keeps the region from going away (pin.go).
+//  4. move moves the payload of a WRITE, and owes the answer: apply and readOut for host memory (hostmem.go), stage for
+//     device memory (staged.go), serveByAddress for a request by address (fetch.go). A turn has what is owed (turn.go).
+//  5. flush ends the turn: it sends what is owed in one system call, and ends the pins (send.go). That happens when the turn
+//     is full, and before the session waits for the peer, so that no answer is withheld.
+//  6. finish ends the connection. A rejected peer gets its status first (end.go).
+const (
+	// turnRequests and turnBytes are what a turn takes.
+	turnRequests = 128
+	turnBytes    = 256 << 10
+)
+
+// errEnded is why a session serves no further request after another goroutine has ended it. session.cause says why it did.
+var errEnded = errors.New("the session was ended")
+
+// session is one data connection.
+type session struct {
+	server *Server
+	conn   *sockio.Socket
+	peer   string // host:port
+	host   string
+
+	process *samehost.Process // of the peer, on one host; nil where its memory is out of reach
+	permit  *samehost.Permit  // to copy from it; nil for none
+
+	// Read ahead: the bytes in ahead[parsed:filled] have not been served yet.
+	ahead          [readAhead]byte
+	parsed, filled int
+	spinner        sockio.Spinner   // for the next request
+	burst          uint64           // bytes of the requests since it last waited for one
+	drained        bool             // the last receive took all that there was
+	bulk           bool             // the last payload was long
+	in             [2]sockio.Vector // for receive
+	copier         hostmem.Copier
+
+	turn      *turn
+	reads     span         // of the READ payloads owed from host memory
+	serving   *core.Region // of the request whose payload has not been applied or owed completely
+	v2        bool         // the last request was of version 2: its peer does not take the end of the connection for success
+	staged    *staged      // nil before the first request for device memory
+	fetchList *fetchList   // nil before the first WRITE by address
+
+	key  connectionKey // of its hello; the number is 0 without one; under the server's lock
+	over chan struct{} // closed when the session has ended
+
+	mu    sync.Mutex // for goroutines that end the session, and for the sender
+	cause error      // why another goroutine ended it
+
+	// Whether the session, or its sender, waits for the peer in the middle of a request, or with an answer owed.
+	waiting, sending atomic.Bool
+
+	progress atomic.Uint64 // grows whenever bytes move
+	bytesIn  atomic.Uint64 // payload
+	bytesOut atomic.Uint64
+
+	stalledSince time.Time // of Server.check: when it first saw the session wait
+	stalledAt    uint64    // with this progress
+}
+
+func newSession(v *Server, conn *sockio.Socket) *session {
+	s := &session{
+		server: v, conn: conn, drained: true, turn: newTurn(), spinner: sockio.Spinner{Polling: v.options.Polling}, over: make(chan struct{}),
+	}
+	conn.SetLibraryMemory(sockio.VectorOf(s.ahead[:]), sockio.VectorOf(s.turn.statuses[:]))
+	switch remote := conn.Remote.(type) {
+	case *net.TCPAddr:
+		s.peer, s.host = remote.String(), remote.IP.String()
+	case *net.UnixAddr:
+		err := conn.Control(func(socket int) (err error) {
+			s.process, err = samehost.PeerProcess(socket)
+			return err
+		})
+		if err != nil {
+			v.log.Debug("the memory of a peer on this host is out of reach", zap.Error(err))
+		}
+		s.peer, s.host = s.process.String(), "localhost"
+	}
+	return s
+}
+
+// run serves until the connection ends, and closes it. The error says why it ended; it is nil when the peer ended it in good
+// order.
+func (s *session) run() error {
+	err := status.Guard(s.serve)
+	if s.staged != nil {
+		err = s.endStaging(err)
+	}
+	err = s.finish(err)
+	s.serving = nil
+	s.unpin()
+	_ = errors.Join(s.process.Close(), s.permit.Close()) // nobody copies any more
+	return err
+}
+
+// serve returns io.EOF when the peer closed the connection between two requests and has been answered.
+func (s *session) serve() error {
+	if err := s.greet(); err != nil {
+		return err
+	}
+	for {
+		h, err := s.nextHeader()
+		if err != nil {
+			return err
+		}
+		s.v2 = h.V2
+		region, err := s.pin(h)
+		switch {
+		case err == errEnded:
+			return err
+		case err != nil:
+			return &rejection{Header: h, code: wire.StatusRejected, reason: err}
+		}
+		if err := s.move(h, region); err != nil {
+			return err
+		}
+		t := s.turn
+		t.requests++
+		t.bytes += h.Length
+		s.burst += h.Length
+		if t.requests == turnRequests || t.bytes >= turnBytes {
+			if err := s.flush(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// move moves the payload of a WRITE, and owes the answer to a request.
+func (s *session) move(h wire.Header, region *core.Region) (err error) {
+	s.serving = region
+	switch {
+	case h.ByAddress:
+		err = s.serveByAddress(h, region)
+	case region.Device != nil:
+		err = s.stage(h, region.Device)
+	case h.Op == wire.Read:
+		err = s.readOut(h, region)
+	default:
+		err = s.apply(h)
+	}
+	if err == nil {
+		s.serving = nil
+	}
+	return err
+}
+
+func (s *session) nextHeader() (wire.Header, error) {
+	if err := s.fillTo(wire.HeaderSize); err != nil {
+		return wire.Header{}, err
+	}
+	b := s.ahead[s.parsed:]
+	s.parsed += wire.HeaderSize
+	return wire.ParseHeader(b, s.conn.IsLocal())
+}

@@ -1,0 +1,73 @@
+package server
+
+import (
+	"kvferry/core"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+)
+
+// turn is what a session serves between two flushes. The vectors in owed point into statuses, grants, held regions and staging
+// blocks.
+type turn struct {
+	requests    int    // served completely
+	bytes       uint64 // their payload
+	owed        [2 * turnRequests]sockio.Vector
+	vectors     int
+	sealed      int // vectors from here on are not merged with those before
+	statuses    [turnRequests * wire.StatusSize]byte
+	statusesEnd int
+	grants      []byte // never beyond its capacity: what is owed points into it
+	readBytes   uint64 // READ payload owed
+
+	held []*core.Region // pinned; for others than the session's goroutine under its lock
+	load *load          // nil in a session that was never asked for device memory
+}
+
+func newTurn() *turn { return &turn{held: make([]*core.Region, 0, turnRequests+1)} }
+
+func (t *turn) owePayload(base uintptr, length uint64) {
+	t.readBytes += length
+	t.owe(base, length)
+}
+
+func (t *turn) oweStatus(code uint32) {
+	b := t.statuses[t.statusesEnd : t.statusesEnd+wire.StatusSize]
+	t.statusesEnd += wire.StatusSize
+	wire.PutStatus(b, code)
+	t.owe(sockio.AddressOf(b), wire.StatusSize)
+}
+
+func (t *turn) oweGrant(g wire.Grant) {
+	if t.grants == nil {
+		t.grants = make([]byte, 0, turnRequests*wire.GrantSize)
+	}
+	end := len(t.grants)
+	t.grants = t.grants[:end+wire.GrantSize]
+	wire.PutGrant(t.grants[end:], g)
+	t.owe(sockio.AddressOf(t.grants[end:]), wire.GrantSize)
+}
+
+func (t *turn) owe(base uintptr, length uint64) {
+	// In place: a turn owes no more than there is room for.
+	t.vectors = t.sealed + len(sockio.Extend(t.owed[t.sealed:t.vectors], base, length))
+}
+
+func (t *turn) reset() {
+	t.requests, t.bytes, t.vectors, t.sealed, t.statusesEnd, t.readBytes = 0, 0, 0, 0, 0, 0
+	t.grants = t.grants[:0]
+}
+
+// loaded reports whether the turn has a load.
+func (t *turn) hasLoad() bool { return t.load != nil && t.load.lease != nil }
+
+// span is the smallest range that holds every range added to it. The empty one meets nothing.
+type span struct{ low, high uint64 }
+
+func (u *span) add(h wire.Header) {
+	if u.high == 0 {
+		u.low = h.Addr
+	}
+	u.low, u.high = min(u.low, h.Addr), max(u.high, h.Addr+h.Length)
+}
+
+func (u *span) meets(h wire.Header) bool { return h.Addr < u.high && u.low < h.Addr+h.Length }

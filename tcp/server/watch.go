@@ -1,0 +1,47 @@
+package server
+
+import (
+	"fmt"
+	"time"
+)
+
+// watchTicks is how often in a progress timeout stalled sessions are looked for.
+const watchTicks = 4
+
+// watch has stalled sessions ended. The timer runs only while a session waits for its peer in the middle of something. It is
+// not set again for each wait.
+func (v *Server) watch() {
+	if v.watching.Load() {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.setTimer()
+}
+
+func (v *Server) setTimer() {
+	if !v.closed && v.watching.CompareAndSwap(false, true) {
+		v.timer.Reset(v.options.ProgressTimeout / watchTicks)
+	}
+}
+
+// check ends the sessions that have been waiting without progress for too long.
+func (v *Server) check() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.watching.Store(false) // before it looks: a session that starts to wait after that sets the timer itself
+	now := time.Now()
+	for s := range v.sessions {
+		if !s.waiting.Load() && !s.sending.Load() {
+			s.stalledSince = time.Time{}
+			continue
+		}
+		v.setTimer()
+		progress := s.progress.Load()
+		if s.stalledSince.IsZero() || progress != s.stalledAt {
+			s.stalledSince, s.stalledAt = now, progress
+		} else if now.Sub(s.stalledSince) >= v.options.ProgressTimeout {
+			s.end(fmt.Errorf("no byte moved for %v (MC_TCP_PROGRESS_TIMEOUT_SEC)", v.options.ProgressTimeout))
+		}
+	}
+}
