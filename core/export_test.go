@@ -22,7 +22,7 @@ func Start(o Options, store metadata.Store) (*Engine, error) {
 // SetGrace sets how long memory that is unregistered is waited for.
 func (e *Engine) SetGrace(d time.Duration) { e.grace = d }
 
-// SetEnding sets how long what was ended may take before it is told to be stuck.
+// SetEnding sets how long a transfer that was given up may take to end before it counts as stuck.
 func (e *Engine) SetEnding(d time.Duration) { e.ending = d }
 
 // SegmentNamed opens a segment and returns it, not its id.

@@ -26,7 +26,7 @@ type hanging struct {
 func newHanging(t *testing.T) *hanging {
 	r := &hanging{Host: device.NewHost("npu", 2), begun: make(chan struct{}, 100), released: make(chan struct{})}
 	t.Cleanup(func() {
-		require.Eventually(t, func() bool { return len(r.Leaks()) == 0 }, patience, 1000, "leaks: %v", r.Leaks())
+		require.Eventually(t, func() bool { return len(r.Leaks()) == 0 }, longWait, 1000, "leaks: %v", r.Leaks())
 	})
 	return r
 }

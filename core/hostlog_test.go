@@ -39,7 +39,7 @@ func TestALineOfTheHostThatRepeatsIsThinnedOut(t *testing.T) {
 	require.Less(t, strings.Count(string(text), "again"), 1000)
 }
 
-// isOpen tells whether there is an output for a file in that directory.
+// isOpen reports whether there is an output for a file in that directory.
 func isOpen(dir string) bool {
 	outputs.Lock()
 	defer outputs.Unlock()

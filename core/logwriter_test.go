@@ -154,7 +154,7 @@ func TestAReaderOfStandardErrorThatIsGoneIsAnErrorAndNoSignal(t *testing.T) {
 	require.NoError(t, writing.Close())
 }
 
-// flaky is an output that fails, or takes a part of a line, as it is told.
+// flaky is an output that fails, or takes a part of a line, as the test says.
 type flaky struct {
 	text  strings.Builder
 	takes []int // bytes of each of the next lines, until it takes all

@@ -53,7 +53,7 @@ type Region struct {
 	order   *list.Element // place in the registry's order of registration
 	pins    atomic.Int64  // one for the registration itself, and one for each use
 	pinner  atomic.Uint64 // pins.number of the submission that has pinned it last, see Registry.pin
-	drained chan struct{} // closed when pins has come to 0
+	drained chan struct{} // closed when pins is 0
 }
 
 // Unpin ends a pin.

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// plainMemory is what a Registry is compared with: who owns each byte of a small window of the address space.
+// plainMemory is a model that a Registry is compared with: the owner of each byte of a small part of the address space.
 type plainMemory struct {
 	base    uint64 // the window is 256 bytes from here on
 	owner   [256]*Region

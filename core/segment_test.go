@@ -196,7 +196,7 @@ func (p *pair) holdFetches() *gate {
 	return g
 }
 
-// waitingContext tells when somebody waits for its end.
+// waitingContext reports when a goroutine waits for its end.
 type waitingContext struct {
 	context.Context
 	asked chan struct{}

@@ -173,7 +173,7 @@ func (p *stagedPair) arrival() *transporttest.Held {
 	require.Eventually(p.t, func() bool {
 		held = p.transport.Held()
 		return len(held) > 0
-	}, patience, 1000)
+	}, longWait, 1000)
 	require.Len(p.t, held, 1)
 	return held[0]
 }
@@ -200,9 +200,9 @@ func TestGivenUpStagedTransfersEndAtEveryStep(t *testing.T) {
 		b := p.batch(t, 1)
 		require.NoError(t, p.Submit(b, []core.Request{
 			{Opcode: opcode, Local: at(memory), Target: p.segment, Length: 16 << 20}}, nil))
-		require.Eventually(t, func() bool { return len(p.transport.Held()) > 0 }, patience, 1000)
+		require.Eventually(t, func() bool { return len(p.transport.Held()) > 0 }, longWait, 1000)
 		require.NoError(t, p.DiscardBatch(b))
-		require.Eventually(t, func() bool { return len(p.transport.Held()) == 0 }, patience, 1000)
+		require.Eventually(t, func() bool { return len(p.transport.Held()) == 0 }, longWait, 1000)
 		require.NoError(t, p.Unregister(at(memory)))
 		require.NoError(t, p.Close())
 	}

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long tests wait for what must happen.
-const patience = 20 * time.Second
+// longWait is how long tests wait for something that must happen.
+const longWait = 20 * time.Second
 
 // pages is memory outside the Go heap, all zeros, for one test.
 func pages(t testing.TB, length int) []byte {
@@ -150,7 +150,7 @@ func receive[T any](t testing.TB, from <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-from:
-	case <-time.After(patience):
+	case <-time.After(longWait):
 		require.Fail(t, "what must happen did not")
 	}
 	return v
@@ -158,7 +158,7 @@ func receive[T any](t testing.TB, from <-chan T) (v T) {
 
 func eventually(t testing.TB, happened func() bool) {
 	t.Helper()
-	require.Eventually(t, happened, patience, time.Millisecond)
+	require.Eventually(t, happened, longWait, time.Millisecond)
 }
 
 func requireCode(t testing.TB, want status.Code, err error) {

@@ -65,7 +65,7 @@ struct transfer_request {
 };
 typedef struct transfer_request transfer_request_t;
 
-/* What a task has come to. */
+/* The state of a task. */
 struct transfer_status {
     int status;                 /* one of STATUS_* */
     uint64_t transferred_bytes; /* the task's length once COMPLETED, else 0 */
@@ -162,7 +162,7 @@ segment_id_t openSegment(transfer_engine_t engine, const char *segment_name);
 /* As openSegment, after fetching the segment's descriptor again; for a segment already open that may fail. */
 segment_id_t openSegmentNoCache(transfer_engine_t engine, const char *segment_name);
 
-/* Accepted and without effect: whoever opened the same name has the same id. */
+/* Accepted and without effect: other callers that opened the same name have the same id. */
 int closeSegment(transfer_engine_t engine, segment_id_t segment_id);
 
 /* 0; there is no EFA here. */
@@ -231,7 +231,7 @@ int freeNotifsMsgBuf(notify_msg_t *msg, int size);
 /* Sends one message to the owner of an open segment, now. -200 unknown id; -102 unreachable or refused. */
 int genNotifyInEngine(transfer_engine_t engine, uint64_t target_id, notify_msg_t notify_msg);
 
-/* Stores what a task has come to. A Status code; *status is untouched on error. May be repeated until freeBatchID. */
+/* Stores the state of a task. A Status code; *status is untouched on error. May be repeated until freeBatchID. */
 int getTransferStatus(transfer_engine_t engine, batch_id_t batch_id, size_t task_id, struct transfer_status *status);
 
 /* Frees a batch all of whose tasks have ended. BatchBusy before; the id stays valid then. */

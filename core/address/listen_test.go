@@ -127,7 +127,7 @@ func TestTheBacklogIsSetInTheKernel(t *testing.T) {
 	}))
 }
 
-// holdPorts listens on n neighbouring ports until the test ends.
+// holdPorts listens on n consecutive ports until the test ends.
 func holdPorts(t *testing.T, n int) (held []net.Listener, minPort, maxPort int) {
 	for first := 20000; first < 32000; first += n {
 		held = held[:0]

@@ -7,7 +7,7 @@ import (
 	"kvferry/core/clock"
 )
 
-// BenchmarkCopy shows what it costs to be safe from memory that is gone: each way to copy beside Go's own.
+// BenchmarkCopy measures what protection from unmapped memory costs: each way to copy, and Go's own copy.
 func BenchmarkCopy(b *testing.B) {
 	for _, length := range []int{64, 4 << 10, 64 << 10} {
 		dst, src := mapped(b, length), mapped(b, length)

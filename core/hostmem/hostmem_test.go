@@ -35,13 +35,13 @@ func fill(b []byte, seed byte) {
 	}
 }
 
-// protect takes access to memory away, as unmapping it would, but nobody else gets the address.
+// protect takes away the access to memory, as unmapping does, but the address is not used again.
 func protect(t testing.TB, b []byte, access int) {
 	t.Helper()
 	require.NoError(t, unix.Mprotect(b, access))
 }
 
-// withHandler has another handler for the signals of memory that is gone until the test ends.
+// withHandler installs another handler for SIGSEGV and SIGBUS until the test ends.
 func withHandler(t *testing.T, handler uintptr) {
 	for _, s := range []unix.Signal{unix.SIGSEGV, unix.SIGBUS} {
 		var before sigaction

@@ -32,7 +32,7 @@ func TestOnlyWhatWasTouchedIsSeen(t *testing.T) {
 		{"one page before", 4 * kib, 40 * kib, 4*kib - 1, 10, false},
 		{"a granule", 0, 64 * kib, 0, 64 * kib, true},
 		{"a page of a granule", 0, 64 * kib, 20 * kib, 4 * kib, true},
-		{"a granule and its neighbours", 60 * kib, 80 * kib, 60 * kib, 80 * kib, true},
+		{"a granule and the pages beside it", 60 * kib, 80 * kib, 60 * kib, 80 * kib, true},
 		{"half a granule", 0, 32 * kib, 0, 64 * kib, false},
 		{"long", 4 * kib, 8 << 20, 4 * kib, 8 << 20, true},
 		{"longer", 4 * kib, 8 << 20, 4 * kib, 8<<20 + 1, false},

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is for what happens at once.
-const patience = time.Minute
+// longWait is the limit for steps that take a moment.
+const longWait = time.Minute
 
 // inherit gives the socket a second descriptor, as a forked child has one, until the test ends.
 func inherit(t *testing.T, c syscall.Conn) {
@@ -51,7 +51,7 @@ func dial(t *testing.T, l net.Listener) net.Conn {
 	t.Helper()
 	c, err := net.Dial(l.Addr().Network(), l.Addr().String())
 	require.NoError(t, err)
-	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+	require.NoError(t, c.SetDeadline(time.Now().Add(longWait)))
 	t.Cleanup(func() { c.Close() })
 	return c
 }

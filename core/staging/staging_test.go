@@ -172,7 +172,7 @@ func TestJobsAreDoneInTheOrderOfTheirStarts(t *testing.T) {
 	l.Release()
 }
 
-// newHookedRig returns a rig of whose calls on the device a test is told, before they are made.
+// newHookedRig returns a rig that calls hook before each call of the device.
 func newHookedRig(t *testing.T, hook func(r *rig, call string, nth int)) *rig {
 	r, f := newFaultyRig(t, options())
 	f.fail = func(call string, nth int) error {

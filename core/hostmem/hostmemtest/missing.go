@@ -24,7 +24,7 @@ const watchdog = "sleep 30; kill -TERM $0"
 type Missing struct {
 	Memory []byte
 
-	holder   *exec.Cmd // has the only descriptor of the userfaultfd, and prints a message for whoever waits for a page
+	holder   *exec.Cmd // has the only descriptor of the userfaultfd, and prints a message when a thread waits for a page
 	faults   io.ReadCloser
 	watchdog *exec.Cmd
 }
@@ -106,7 +106,7 @@ func unavailable(t testing.TB, reason string) {
 	t.Skip(reason)
 }
 
-// AwaitFault returns when somebody waits for a page.
+// AwaitFault waits until a thread waits for a page.
 func (m *Missing) AwaitFault(t testing.TB) {
 	t.Helper()
 	message := make([]byte, 32)
@@ -114,11 +114,11 @@ func (m *Missing) AwaitFault(t testing.TB) {
 	require.NoError(t, err)
 }
 
-// Collect has Go's garbage collector stop every thread that runs Go code, while somebody waits for a page. A process that
-// stands still does so until the pages come without Release, and the test has failed.
+// Collect makes Go's garbage collector stop every thread that runs Go code, while a thread waits for a page. If the
+// whole process stops, it stops until the pages come without Release, and the test fails.
 func (*Missing) Collect() { runtime.GC() }
 
-// Release has the pages come, as zeros. A second call does nothing.
+// Release makes the kernel provide the pages, as zeros. A second call does nothing.
 func (m *Missing) Release(t testing.TB) {
 	t.Helper()
 	if m.holder.ProcessState != nil {
