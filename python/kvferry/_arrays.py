@@ -1,6 +1,6 @@
 """Arrays of 64-bit integers, taken from any object with a buffer as they are: no item becomes a Python object.
 
-NumPy's arrays, array.array, arrays of ctypes and memoryviews are such objects. What is no such array is a TypeError.
+NumPy's arrays, array.array, arrays of ctypes and memoryviews are such objects. Any other object is a TypeError.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Pages(NamedTuple):
     local: U64Array
     remote: U64Array
     rows: U64Array  # COLUMNS for each
-    bytes: int  # that are to move
+    bytes: int  # of all ranges together
 
     @property
     def ranges(self) -> int:
-        """How many there are."""
+        """How many ranges there are."""
         return self.local.length * (self.rows.length // COLUMNS)
 
     def arguments(self) -> tuple[Array, Array, int, Array, int]:
@@ -60,8 +60,8 @@ def blocks(
     remote_offsets: Iterable[Integers],
     lengths: Iterable[Integers],
 ) -> Blocks:
-    """The blocks that Mooncake's arguments of these names describe. TypeError for what are no integers from 0 to
-    2^64-1; ValueError for lists that are not of one length."""
+    """The blocks that Mooncake's arguments of these names describe. TypeError for an item that is no integer from 0 to
+    2^64-1; ValueError for lists of different lengths."""
     regions = [
         u64_array(local_base_addresses, "local_base_addresses").items(),
         u64_array(local_capacities, "local_capacities").items(),
@@ -69,15 +69,15 @@ def blocks(
         u64_array(remote_capacities, "remote_capacities").items(),
     ]
     lists = [
-        [u64_array(some, "local_offsets") for some in local_offsets],
-        [u64_array(some, "remote_offsets") for some in remote_offsets],
-        [u64_array(some, "lengths") for some in lengths],
+        [u64_array(offsets, "local_offsets") for offsets in local_offsets],
+        [u64_array(offsets, "remote_offsets") for offsets in remote_offsets],
+        [u64_array(sizes, "lengths") for sizes in lengths],
     ]
-    counts = [[some.length for some in each] for each in lists]
-    if len({len(each) for each in (*regions, *counts)}) != 1 or not counts[0] == counts[1] == counts[2]:
-        raise ValueError("the lists of regions, of their offsets and of their lengths are not of one length")
+    counts = [[array.length for array in arrays] for arrays in lists]
+    if len({len(numbers) for numbers in (*regions, *counts)}) != 1 or not counts[0] == counts[1] == counts[2]:
+        raise ValueError("the lists of regions, of their offsets and of their lengths have different lengths")
     rows = u64_array([number for row in zip(*regions, counts[0]) for number in row], "regions")
-    return Blocks(rows, *(_joined(each) for each in lists))
+    return Blocks(rows, *(_joined(arrays) for arrays in lists))
 
 
 def _joined(arrays: list[U64Array]) -> U64Array:
@@ -86,8 +86,10 @@ def _joined(arrays: list[U64Array]) -> U64Array:
 
 
 def integers(values: Any, name: str) -> U64Array:
-    """The items of a contiguous one-dimensional array of 64-bit integers, none of them negative: a ValueError else.
-    name is the argument's, for errors. The array must stay as it is while the result is in use."""
+    """The items of a contiguous one-dimensional array of 64-bit integers. name is the argument's, for errors.
+
+    ValueError for a negative item. The array must not change while the result is in use.
+    """
     view = _view(values, name)
     if view.ndim != 1:
         raise TypeError(f"{name} must be a one-dimensional array")
@@ -102,10 +104,10 @@ def integers(values: Any, name: str) -> U64Array:
 def pages(src_pages: Any, dst_pages: Any, fields: Any) -> Pages:
     """The pages that Mooncake's arguments of these names describe.
 
-    src_pages and dst_pages are arrays of page numbers, as integers() takes them and of one length. fields is a
+    src_pages and dst_pages are arrays of page numbers, as integers() takes them, of the same length. fields is a
     C-contiguous array of 64-bit integers with a row for each pool: (source base, source stride, destination base,
     destination stride, length), in bytes, where the source is this process and the destination the peer. A TypeError or
-    a ValueError says what they are not.
+    a ValueError says what is wrong with them.
     """
     local, remote = integers(src_pages, "src_pages"), integers(dst_pages, "dst_pages")
     view = _view(fields, "fields")
@@ -146,7 +148,7 @@ def _highest_bytes(view: memoryview) -> bytes:
 
 
 def _array(view: memoryview) -> U64Array:
-    """A contiguous view's items. One that is read-only has no address that Python tells: it is copied."""
+    """A contiguous view's items. A read-only view is copied, because Python does not give its address."""
     count = view.nbytes // 8
     if count == 0 or view.readonly:
         packed = view.tobytes()

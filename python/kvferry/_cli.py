@@ -10,7 +10,7 @@ from kvferry import demo, metadata_server, simulator
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with those arguments, by default the process's; the exit status."""
+    """Run the command with these arguments, by default those of the process. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="kvferry", description="Move KV cache between machines over TCP.")
     parser.add_argument("--version", action="version", version=f"kvferry {kvferry.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

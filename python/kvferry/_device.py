@@ -1,4 +1,4 @@
-"""What kvferry.npu and kvferry.gpu have in common: memory of a vendor's devices, over the vendor's library."""
+"""Memory of a vendor's devices, by way of the vendor's library: the common part of kvferry.npu and kvferry.gpu."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ class DeviceError(RuntimeError):
 
 
 class Runtime(Managed):
-    """A vendor's library, opened, and what it has given. Any thread may call it. Its functions return 0 for success.
+    """A vendor's library, opened. Any thread may call it. Its functions return 0 for success.
 
-    close() gives the devices back, when their memory is freed. Interpreter exit does so, too.
+    close(), or interpreter exit, gives back the devices that it has used. Their memory must be freed before.
     """
 
-    title: ClassVar[str]  # what the library is called
-    location: ClassVar[str]  # what the engine calls its devices, as "npu"
+    title: ClassVar[str]  # the name of the library, for errors
+    location: ClassVar[str]  # the engine's name for its devices, as "npu"
     error: ClassVar[type[DeviceError]]
 
     def __init__(self, files: Sequence[str], prototypes: dict[str, list[Any]]) -> None:
-        """Open the first of the files that can be opened, which has functions with those parameters."""
+        """Open the first of the files that can be opened. prototypes has the functions that are used, with their
+        parameters."""
         self.library = self._open(files)
         self.simulated = hasattr(self.library, "kvferry_sim_report")  # no vendor's library has it
         try:
@@ -61,8 +62,8 @@ class Runtime(Managed):
         return self.error(f"{name} of {self.path} failed with {code}{self.reason(code)}")
 
     def reason(self, code: int) -> str:
-        """What the library says of the calling thread's latest error, with what is to stand before it; "" for
-        nothing."""
+        """The library's text for the calling thread's latest error, with a separator before it; "" where there is
+        none."""
         raise NotImplementedError
 
     def devices(self) -> int:
@@ -74,8 +75,8 @@ class Runtime(Managed):
         raise NotImplementedError
 
     def allocate_pinned(self, size: int, device: int = 0) -> PinnedMemory:
-        """Page-locked host memory that devices copy to and from at full speed, of at least one byte. It is allocated by
-        way of the device that is named."""
+        """Page-locked host memory, which devices copy to and from at full speed, of at least one byte. device is the
+        one that allocates it."""
         raise NotImplementedError
 
     def on(self, device: int) -> AbstractContextManager[None]:
@@ -83,20 +84,20 @@ class Runtime(Managed):
         raise NotImplementedError
 
     def copy_in(self, destination: int, source: int, length: int) -> None:
-        """Copy bytes of the host's to the current device. It is done when this returns."""
+        """Copy bytes of the host to the current device. Returns when that is done."""
         raise NotImplementedError
 
     def copy_out(self, destination: int, source: int, length: int) -> None:
-        """Copy bytes of the current device to the host. It is done when this returns."""
+        """Copy bytes of the current device to the host. Returns when that is done."""
         raise NotImplementedError
 
 
 class Allocated(Managed):
-    """Memory of a runtime's. It is freed by close(), when the last reference goes, or at interpreter exit."""
+    """Memory of a runtime. It is freed by close(), when the last reference goes, or at interpreter exit."""
 
     def __init__(self, runtime: Runtime, size: int, device: int, allocate: Callable[[Any], None], free: str) -> None:
-        """allocate is given where to put the address, free is the function that takes it back; both are called on the
-        device."""
+        """allocate stores the address in its argument. free is the name of the function that frees it. Both are called
+        on the device."""
         self.size = size
         self.device = device
         self._runtime = runtime
@@ -110,13 +111,13 @@ class Allocated(Managed):
 class Memory(Allocated):
     """Memory of a device, at an address that the host need not be able to dereference.
 
-    The copies below are done when they return. IndexError for a range that is not within the memory, and ValueError
+    A copy is done when its function returns. IndexError for a range that is not within the memory, and ValueError
     when the memory is freed.
     """
 
     @property
     def location(self) -> str:
-        """What the engine calls the device, as "npu:0"."""
+        """The engine's name for the device, as "npu:0"."""
         return f"{self._runtime.location}:{self.device}"
 
     def write(self, data: bytes, offset: int = 0) -> None:
@@ -157,13 +158,13 @@ class PinnedMemory(Allocated):
 
 
 def _free(runtime: Runtime, device: int, function: str, address: int) -> None:
-    """Do its best: there is nobody to tell that it failed, and it may be on any thread."""
+    """Free memory, on any thread. Errors are ignored: no caller could act on them."""
     with contextlib.suppress(DeviceError), runtime.on(device):
         runtime.call(function, address)
 
 
 def open_library(path: str, mode: int = 0) -> ctypes.CDLL:
-    """Open a library as the engine does, with more flags of dlopen(3). OSError says why it cannot be."""
+    """Open a library as the engine does. mode has further flags of dlopen(3). OSError says why it cannot be opened."""
     return ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL | mode)
 
 

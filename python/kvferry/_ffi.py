@@ -1,7 +1,7 @@
 """Conversion of Python values to what the C functions take, and back.
 
-ctypes cuts integers to their width without a word, so that -1 would become an address. What is converted here is an
-integer from 0 to 2^64-1, or a TypeError.
+ctypes truncates integers silently, so that -1 would become an address. Here, anything but an integer from 0 to 2^64-1
+is a TypeError.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def u64(value: SupportsIndex, name: str) -> int:
 
 
 def flag(value: Any, name: str) -> bool:
-    """value as a truth value. A str is none: "False" is true."""
+    """value as a bool. A str is a TypeError, since bool("False") is True."""
     if not hasattr(type(value), "__bool__"):
         raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
     return bool(value)
 
 
-pack_u64 = struct.Struct("Q").pack  # one item's array, the cheapest way; struct.error for what u64() refuses
+pack_u64 = struct.Struct("Q").pack  # the fastest way to an array of one item; struct.error where u64() raises TypeError
 
 
 def u64_array(values: Integers, name: str) -> U64Array:
@@ -117,7 +117,7 @@ def c_string(text: str, name: str) -> bytes:
 
 
 def python_string(text: bytes | None) -> str:
-    """The other way of c_string(); "" for NULL."""
+    """The inverse of c_string(); "" for NULL."""
     return (text or b"").decode("utf-8", "surrogateescape")
 
 

@@ -1,7 +1,7 @@
 """Finds and loads the native library: once per process, when the first engine is made.
 
-A Go runtime does not survive fork(). So a child that was forked after its parent had loaded the library loads a
-private copy of the file, which has a runtime of its own; the inherited copy refuses every call by itself.
+A Go runtime does not survive fork(). A child that was forked after its parent had loaded the library therefore loads a
+private copy of the file, with a runtime of its own. The inherited copy refuses every call.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def _platform_trouble() -> str | None:
     return None
 
 
-LOADING_THREADS = 8  # that the Go runtime starts when it is loaded, at most; it ends the process where it cannot
+LOADING_THREADS = 8  # at most so many does the Go runtime start when it is loaded; it ends the process if it cannot
 
 
 def _require_threads() -> None:
-    """LibraryError where the system would not start the threads that loading takes."""
+    """LibraryError where the system does not start the threads that loading takes."""
     started, enough = [], threading.Event()
     try:
         for _ in range(LOADING_THREADS):
@@ -106,7 +106,7 @@ def _open(path: Path | str) -> Functions:
     _require_threads()
     try:
         functions = Functions(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL))
-        functions.kvferry_rpc_port(0)  # fails, and returns when the Go runtime has started, which it does by itself
+        functions.kvferry_rpc_port(0)  # returns an error once the Go runtime has started
         return functions
     except OSError as e:
         trouble = _platform_trouble()
@@ -116,9 +116,9 @@ def _open(path: Path | str) -> Functions:
 
 
 def _open_private_copy(path: Path) -> Functions:
-    """Load the library a second time. The dynamic linker knows files by inode, so the copy needs one of its own.
+    """Load the library a second time. The dynamic linker tells files apart by inode, so this needs a copy of the file.
 
-    It is in memory, or where the system does not run code from there, in a directory for temporary files.
+    The copy is in memory; where the system does not run code from there, in a directory for temporary files.
     """
     failures = []
     for copy_of in (_copy_in_memory, _copy_on_disk):
@@ -130,7 +130,7 @@ def _open_private_copy(path: Path) -> Functions:
     raise LibraryError(f"no copy of {path} can be made for this forked process: {'; '.join(failures)}")
 
 
-_copies = 0  # that this process and its ancestors have loaded from memory, before each of them forked
+_copies = 0  # how many copies in memory this process and its ancestors have loaded
 
 
 @contextlib.contextmanager
@@ -140,9 +140,8 @@ def _copy_in_memory(original: BinaryIO) -> Iterator[str]:
     with open(_memory_file(), "w+b") as copy:
         shutil.copyfileobj(original, copy, 1 << 20)
         copy.flush()
-        # The dynamic linker takes a name for the library that it has by that name already, an ancestor's copy. So no
-        # name comes again in a child: the slashes mean nothing, and their number tells the copies apart. A Path would
-        # drop them.
+        # The dynamic linker does not open a file whose name is that of a library it has, such as an ancestor's copy. So
+        # each copy gets a name of its own, by its number of slashes, which mean nothing else. A Path would drop them.
         _copies += 1
         yield f"/proc/self/fd{'/' * _copies}{copy.fileno()}"
 

@@ -1,7 +1,7 @@
 """The messages of the Python package: lines of the native library's log, beside the library's own.
 
-They have its format, and its settings apply to them: MC_LOG_LEVEL and MC_LOG_DIR. To log waits for nothing, whatever
-becomes of standard error. Any thread may log, in a forked child too.
+They have its format, and its settings apply to them: MC_LOG_LEVEL and MC_LOG_DIR. Logging never waits, also where
+nobody reads standard error. Any thread may log, in a forked child too.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from kvferry._library import load
 
 
 def info(text: str, *arguments: object) -> None:
-    """Log what is as it should be; the default level leaves it out. text has a place for each argument, as % wants."""
+    """Log an event of normal operation; the default level leaves it out. text is a format for % and the arguments."""
     _write(KVFERRY_LOG_INFO, text, arguments)
 
 
 def warning(text: str, *arguments: object) -> None:
-    """Log that something may not be as it should be, as info() does."""
+    """Log a call that was refused, or another possible problem, as info() does."""
     _write(KVFERRY_LOG_WARNING, text, arguments)
 
 
 def error(text: str, *arguments: object) -> None:
-    """Log that something has failed, as info() does."""
+    """Log a failure, as info() does."""
     _write(KVFERRY_LOG_ERROR, text, arguments)
 
 

@@ -1,4 +1,4 @@
-"""Host memory that an engine hands out: blocks of 8 KiB to 256 MiB from slabs, and larger ones on their own."""
+"""Managed buffers, which are host memory: blocks of 8 KiB to 256 MiB in size classes, and larger ones one by one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SLAB = 1 << 20  # blocks up to this size are cut from mappings of this size
 
 
 class Mapping:
-    """Private anonymous memory, zeroed, given back when the last reference goes."""
+    """Private anonymous memory, zeroed. It is unmapped when the last reference goes."""
 
     def __init__(self, length: int) -> None:
-        """OSError, OverflowError or ValueError when there is not so much."""
+        """OSError, OverflowError or ValueError when the system does not give so much."""
         self.buffer = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.address = address_of(self.buffer)
         self.length = length
@@ -28,16 +28,16 @@ class Mapping:
 class ManagedMemory:
     """The allocator. Any thread may call it.
 
-    register and unregister are the engine's functions and return 0 for success. Memory is taken from the system when
-    a block is asked for and none of its class is free. Freed blocks of a class are kept for the next one.
+    register and unregister are the engine's functions and return 0 for success. The allocator maps memory when a block
+    is asked for and its class has no free one. It keeps freed blocks for later calls.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._mappings: dict[int, Mapping] = {}  # by address
         self._free: dict[int, list[int]] = {}  # addresses by block size
-        self._sizes: dict[int, int] = {}  # block sizes of what is handed out, by address
-        self._in_use: list[Mapping] = []  # what was freed while something was stuck that may still use it
+        self._sizes: dict[int, int] = {}  # of the blocks in use, by address
+        self._in_use: list[Mapping] = []  # of freed blocks that something stuck may still use
 
     def allocate(self, length: int, register: Callable[[int, int], int]) -> int:
         """The address of a block of at least length bytes, or 0; the log says why."""

@@ -1,9 +1,9 @@
 """A scatter transfer: blocks of several regions, on their way between this process and one peer.
 
-Its life: the engine submits it, and opens the peer in the background where that is needed. status() and wait()
-look at it; when it has ended its batch is freed and the result kept. The object keeps the engine alive. When the last
-reference to it goes while it is under way, that waits until it has ended, and after its time limit gives it up: nothing
-touches its memory after that.
+Its life: the engine submits it, and opens the peer in the background where that is needed. status() and wait() look
+whether it has ended, and then free its batch and keep the result. The object keeps the engine alive. When the last
+reference to it goes while it is under way, Python waits there until it has ended, or gives it up at its time limit.
+Nothing touches its memory after that.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ COMPLETED = 0
 FAILED = -1  # nothing touches its memory any more
 UNDER_WAY = -2  # its memory may be touched
 
-GIVE_UP = 10.0  # seconds that a transfer which was given up may take to end, before it counts as stuck
+GIVE_UP = 10.0  # seconds until a transfer that was given up and has not ended counts as stuck
 
 
 class ScatterTransfer:
-    """One such transfer. Any thread may call it."""
+    """One scatter transfer. Any thread may call it."""
 
     def __init__(self, engine: Engine | None, batch: int, timeout: float) -> None:
-        """Follow a batch of the engine, and own it. 0 is none: a transfer that failed before it began. timeout is the
-        time limit in seconds, from now."""
+        """Own a batch of the engine. batch 0 is a transfer that failed before it began. timeout is the time limit in
+        seconds, from now."""
         self.timeout = timeout
         self._lock = threading.RLock()
         self._deadline = time.monotonic() + timeout
@@ -39,7 +39,7 @@ class ScatterTransfer:
         if self._engine is not None:
             self._result = UNDER_WAY
             self._finalizer = weakref.finalize(self, _end, self._engine, batch, self._deadline)
-            self._finalizer.atexit = False  # type: ignore[misc] # the end of the process ends the engine, and so this
+            self._finalizer.atexit = False  # type: ignore[misc] # at interpreter exit the engine ends, and this with it
             self._engine.follow(self)
 
     def status(self) -> int:
@@ -47,7 +47,7 @@ class ScatterTransfer:
         return self.wait(0)
 
     def wait(self, timeout: float) -> int:
-        """Wait for the end for up to timeout seconds; status(). LibraryError in a child that was forked meanwhile."""
+        """Wait for the end, for up to timeout seconds; status(). LibraryError in a child that was forked meanwhile."""
         engine = self._engine
         if engine is None:
             return self._result
@@ -59,12 +59,12 @@ class ScatterTransfer:
         elif code == KVFERRY_ERR_FAILED:
             self._settle(FAILED)
         elif code not in UNFINISHED and engine.stuck is False:
-            self._settle(FAILED)  # it was given up with the engine, unless another thread has seen it end before
+            self._settle(FAILED)  # the end of the engine gave it up, unless another thread has settled it before
         return self._result
 
     def finish(self) -> bool:
-        """Wait for the end until the time limit, and give up then; whether there was an end by the limit. When
-        anything is raised meanwhile, such as by a signal handler, nothing touches its memory any more."""
+        """Wait for the end, and give the transfer up at its time limit. Whether it ended before that. Also when a
+        signal handler raises meanwhile, nothing touches its memory any more."""
         try:
             if self.wait(self._deadline - time.monotonic()) != UNDER_WAY:
                 return True
@@ -76,13 +76,13 @@ class ScatterTransfer:
         return False
 
     def cancel(self) -> None:
-        """Give up what is under way, and wait for nothing."""
+        """Give the transfer up, without waiting for its end."""
         engine = self._engine
         if engine is not None:
             engine.batches.cancel(self._batch)
 
     def before_close(self) -> None:
-        """Look at it while the engine knows of it."""
+        """Take the result while the engine still has it."""
         self.status()
 
     def _settle(self, result: int) -> None:
@@ -98,7 +98,7 @@ class ScatterTransfer:
 
 
 def _end(engine: Engine, batch: int, deadline: float) -> None:
-    """What remains to be done for a transfer that nobody can ask about any more."""
+    """Wait for the end of a transfer whose object is gone, and free its batch."""
     try:
         engine.batches.wait_for(batch, deadline - time.monotonic())
     finally:

@@ -1,4 +1,4 @@
-"""The machine's topology as Mooncake tells it: for each memory node and GPU, which RDMA devices are near."""
+"""The machine's topology in Mooncake's form: for each memory node and GPU, the RDMA devices that are near."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NODES = Path("/sys/devices/system/node")
 
 
 def topology() -> str:
-    """JSON: location -> [preferred devices, available devices]. The file MC_CUSTOM_TOPO_JSON names, where it has any
-    text, stands in for what the machine has, which is no RDMA device that we would use."""
+    """JSON: location -> [preferred devices, available devices]. The lists are empty: kvferry uses no RDMA devices.
+    If the file that MC_CUSTOM_TOPO_JSON names is not empty, its JSON is returned instead."""
     return json.dumps(_custom() or {location: [[], []] for location in _locations()}, indent=1)
 
 

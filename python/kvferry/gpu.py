@@ -8,7 +8,7 @@
 It calls CUDA's driver API, through the same library file that the engine opens. The engine needs none of this: device
 memory of any program, torch's for example, is registered by its address.
 
-visible_devices() and available() tell of GPUs without making any use of them.
+visible_devices() and available() find GPUs without using them.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class GpuError(DeviceError):
 class CUDA(Runtime):
     """One library of CUDA's driver, opened and initialized. Any thread may call it.
 
-    What concerns a GPU is done in its primary context, which other parts of the program, torch for example, use, too.
-    It is current on the calling thread during a call, and what was current before it is so again afterwards.
+    A call for a GPU uses the GPU's primary context, which other parts of the program, such as torch, use, too. The
+    context is the calling thread's current one during the call. After the call the former one is current again.
     """
 
     title = "CUDA's driver"
@@ -75,7 +75,7 @@ class CUDA(Runtime):
 
     def __init__(self, file: str | None = None) -> None:
         """Open that file, or the one that KVFERRY_CUDA names, or else the one that the loader finds. GpuError says
-        what is wrong with it."""
+        why that fails."""
         super().__init__([file or os.environ.get(VARIABLE) or FILE], _PROTOTYPES)
         self.call("cuInit", 0)
         self._lock = threading.Lock()
@@ -88,7 +88,7 @@ class CUDA(Runtime):
         return count.value
 
     def name(self, device: int) -> str:
-        """What a GPU calls itself."""
+        """The name that the driver has for a GPU."""
         text = ctypes.create_string_buffer(256)
         self.call("cuDeviceGetName", text, len(text), self._handle(device))
         return python_string(text.value)
@@ -103,7 +103,7 @@ class CUDA(Runtime):
 
     @contextlib.contextmanager
     def on(self, device: int) -> Iterator[None]:
-        """Have the device's primary context current on the calling thread, and then what was so before."""
+        """Within this, the device's primary context is the calling thread's current one. The former one comes back."""
         self.call("cuCtxPushCurrent_v2", self._context(device))
         try:
             yield
@@ -120,7 +120,7 @@ class CUDA(Runtime):
 
     def copy_in(self, destination: int, source: int, length: int) -> None:
         self.call("cuMemcpyHtoD_v2", destination, source, length)
-        self.call("cuStreamSynchronize", None)  # of pageable memory the last bytes may still be on their way
+        self.call("cuStreamSynchronize", None)  # the last bytes of pageable memory may still be on their way
 
     def copy_out(self, destination: int, source: int, length: int) -> None:
         self.call("cuMemcpyDtoH_v2", destination, source, length)
@@ -155,26 +155,28 @@ def available() -> bool:
     return file in _found
 
 
-_found: set[str] = set()  # libraries that have a GPU for this process, and do not lose it
+_found: set[str] = set()  # libraries that have a GPU for this process; this does not change
 
 
 def visible_devices() -> int:
     """How many GPUs this process may use.
 
-    CUDA takes CUDA_VISIBLE_DEVICES as it is when it is initialized, and cannot be used in a child that is forked after
-    that. So this initializes it only where nobody else can tell: for the library that KVFERRY_CUDA names, and where
-    the kernel's driver shows no GPU, as in Windows' subsystem for Linux. Otherwise CUDA is asked if the process
-    has initialized it, and else the nodes of the kernel's driver are counted, of which CUDA_VISIBLE_DEVICES may leave
-    some out.
+    CUDA reads CUDA_VISIBLE_DEVICES when it is initialized, and a child that is forked after that cannot use it. So this
+    function initializes CUDA only where it must:
+
+    1. For the library that KVFERRY_CUDA names, it initializes CUDA and asks it.
+    2. If the process has initialized CUDA, it asks CUDA.
+    3. If the kernel's driver shows GPUs, it counts those that CUDA_VISIBLE_DEVICES does not leave out.
+    4. Otherwise, as in Windows' subsystem for Linux, it initializes CUDA and asks it.
     """
     named = os.environ.get(VARIABLE)
     if named:
-        return _asked(_opened(named), initialize=True) or 0
-    known, nodes = _asked(_opened(FILE, os.RTLD_NOLOAD), initialize=False), _nodes()
+        return _device_count(_opened(named), initialize=True) or 0
+    known, nodes = _device_count(_opened(FILE, os.RTLD_NOLOAD), initialize=False), _nodes()
     if known is None and nodes:
-        return _left(len(nodes), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return _visible_of(len(nodes), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if known is None:
-        known = _asked(_opened(FILE), initialize=True)
+        known = _device_count(_opened(FILE), initialize=True)
     return known or 0
 
 
@@ -186,8 +188,8 @@ def _opened(file: str, mode: int = 0) -> ctypes.CDLL | None:
         return None
 
 
-def _asked(library: ctypes.CDLL | None, initialize: bool) -> int | None:
-    """What CUDA says; None where it says nothing, as before it is initialized."""
+def _device_count(library: ctypes.CDLL | None, initialize: bool) -> int | None:
+    """How many GPUs CUDA has; None where it does not say, as before it is initialized."""
     count = c_int()
     try:
         if library is None or (initialize and library.cuInit(0) != SUCCESS):
@@ -206,16 +208,16 @@ def _nodes() -> list[str]:
     return [name for name in found if os.access(NODES / name, os.R_OK | os.W_OK)]
 
 
-def _left(number: int, chosen: str | None) -> int:
-    """How many of so many GPUs CUDA_VISIBLE_DEVICES leaves: those before the first that is none, and none at all where
-    one is there twice."""
+def _visible_of(number: int, chosen: str | None) -> int:
+    """How many of the machine's GPUs CUDA_VISIBLE_DEVICES leaves to this process: as many as it names before the first
+    name that is not a GPU's. None if it names one twice."""
     if chosen is None:
         return number
-    left: list[str] = []
+    visible: list[str] = []
     for item in (part.strip() for part in chosen.split(",")):
-        if item in left:
+        if item in visible:
             return 0
         if not (item.startswith(("GPU-", "MIG-")) or (item.isdigit() and int(item) < number)):
             break
-        left.append(item)
-    return min(len(left), number)
+        visible.append(item)
+    return min(len(visible), number)

@@ -1,4 +1,4 @@
-"""The metadata server that the engines of a cluster find each other by, as a command.
+"""The command that runs a metadata server, by which the engines of a cluster find each other.
 
     kvferry metadata-server --port 8080
 
@@ -21,7 +21,7 @@ from kvferry._library import LibraryError, load
 from kvferry._managed import Managed
 from kvferry._options import positive
 
-TOKEN = "MC_METADATA_HTTP_TOKEN"  # Mooncake's engines send what this variable has
+TOKEN = "MC_METADATA_HTTP_TOKEN"  # engines send the token that this variable has, also Mooncake's
 ENDING = {signal.SIGTERM, signal.SIGINT}
 
 
@@ -30,7 +30,7 @@ class ServerError(RuntimeError):
 
 
 class Server(Managed):
-    """A metadata server of this process. It runs until it is stopped; close() stops it, too, and tells of no loss."""
+    """A metadata server of this process, which runs until it is stopped. close() stops it without an error."""
 
     def __init__(self, options: kvferry_metadata_server_options_t) -> None:
         """Start it. ServerError says why it cannot run."""
@@ -40,7 +40,7 @@ class Server(Managed):
         if not handle:
             raise ServerError(reason(functions))
         super().__init__(functools.partial(functions.kvferry_metadata_server_stop, handle))
-        self.address = python_string(text.value)  # what engines on other machines are initialized with
+        self.address = python_string(text.value)  # the connection string for engines, also on other machines
 
     def stop(self) -> None:
         """Stop it, if it runs. ServerError when its latest changes are in no snapshot; it has stopped nevertheless."""
@@ -49,12 +49,12 @@ class Server(Managed):
 
 
 def reason(functions: Functions) -> str:
-    """Why the last call failed. That it was about the metadata server is known here."""
+    """Why the last call failed. The command's message names the metadata server, so its name is left out here."""
     return last_error(functions).replace("metadata server: ", "", 1)
 
 
 def options(arguments: argparse.Namespace) -> kvferry_metadata_server_options_t:
-    """The command's options as the library takes them; ValueError for a text that it cannot take."""
+    """The command's options as the library takes them; ValueError for a text that C cannot have."""
     texts = {name: c_string(getattr(arguments, name) or "", name) for name in TEXTS}
     return kvferry_metadata_server_options_t(
         **texts,
@@ -102,22 +102,33 @@ def add_command(commands: Any) -> None:
         "metadata-server",
         help="run the metadata server of a cluster",
         description="Run an HTTP metadata server, compatible with Mooncake's, and print the connection string that"
-        " engines are initialized with. SIGTERM and SIGINT end it. /health and /metrics tell its state.",
+        " engines are initialized with. SIGTERM and SIGINT end it. /health and /metrics show its state.",
     )
     option: Callable[..., Any] = parser.add_argument
-    option("--host", default="", help="address to listen at (every address)")
-    option("--port", type=port, default=8080, help="0 for any free port (%(default)s)")
-    option("--path", default="/metadata", help="of the requests for metadata (%(default)s)")
-    option("--max-keys", type=positive, default=100_000, metavar="N", help="entries (%(default)s)")
-    option("--max-value", type=positive, default="1M", metavar="BYTES", help="bytes of one value (%(default)s)")
-    option("--max-bytes", type=positive, default="1G", metavar="BYTES", help="bytes of all entries (%(default)s)")
-    option("--max-connections", type=positive, default=1024, metavar="N", help="open at once (%(default)s)")
-    option("--snapshot", metavar="FILE", help="keep the entries in this file, too, and start with those in it")
+    option("--host", default="", help="address to listen on (all addresses)")
+    option("--port", type=port, default=8080, help="port to listen on; 0 for any free port (%(default)s)")
+    option("--path", default="/metadata", help="path of requests for metadata (%(default)s)")
+    option("--max-keys", type=positive, default=100_000, metavar="N", help="maximum number of entries (%(default)s)")
+    option("--max-value", type=positive, default="1M", metavar="BYTES", help="maximum size of a value (%(default)s)")
+    option(
+        "--max-bytes", type=positive, default="1G", metavar="BYTES", help="maximum size of all entries (%(default)s)"
+    )
+    option(
+        "--max-connections",
+        type=positive,
+        default=1024,
+        metavar="N",
+        help="maximum number of open connections (%(default)s)",
+    )
+    option(
+        "--snapshot", metavar="FILE", help="also keep the entries in this file, and start with the entries that it has"
+    )
     option(
         "--token",
         default=os.environ.get(TOKEN),
-        help=f"bearer token that requests for metadata must have; better given as {TOKEN}, which others cannot see",
+        help=f"bearer token that requests for metadata must have. The variable {TOKEN} is safer: other users of the"
+        " machine can see the arguments of a command",
     )
-    option("--tls-cert", metavar="FILE", help="serve HTTPS with the certificates in this PEM file")
-    option("--tls-key", metavar="FILE", help="and the key in this one")
+    option("--tls-cert", metavar="FILE", help="PEM file with the certificates; the server then speaks HTTPS")
+    option("--tls-key", metavar="FILE", help="PEM file with the private key of the certificate")
     parser.set_defaults(run=run)

@@ -59,8 +59,8 @@ class NpuError(DeviceError):
 class AscendCL(Runtime):
     """One AscendCL library, opened and initialized. Any thread may call it.
 
-    AscendCL has a current device for each thread. A call that concerns a device makes it the calling thread's, and
-    leaves it so.
+    AscendCL has a current device for each thread. A call for a device makes it the calling thread's current one, and it
+    stays so.
     """
 
     title = "AscendCL"
@@ -69,10 +69,10 @@ class AscendCL(Runtime):
 
     def __init__(self, file: str | None = None) -> None:
         """Open that file, or the one that KVFERRY_ASCENDCL names, or else the one that the loader or the toolkit's
-        variables find. NpuError says where it was looked for."""
+        variables find. NpuError lists the files that were tried."""
         super().__init__([file] if file else _files(), _PROTOTYPES)
         self._lock = threading.Lock()
-        self._sets: dict[int, int] = {}  # how often each device was made a thread's
+        self._sets: dict[int, int] = {}  # how often each device was made the current one of a thread
         self.library.aclGetRecentErrMsg.restype = ctypes.c_char_p
         if (code := self.library.aclInit(None)) not in (0, ALREADY_INITIALIZED):
             raise self.failure("aclInit", code)
@@ -119,7 +119,7 @@ def _reset(library: ctypes.CDLL, sets: dict[int, int]) -> None:
 
 
 def _files() -> list[str]:
-    """The files that the engine tries, too."""
+    """The files that the engine tries, in its order."""
     named = os.environ.get(VARIABLE)
     if named:
         return [named]

@@ -2,8 +2,8 @@
 
     export KVFERRY_ASCENDCL=$(kvferry simulator) KVFERRY_CUDA=$(kvferry simulator cuda)
 
-Whatever finds AscendCL by that variable then has NPUs, and whatever finds CUDA's driver so has GPUs: the engine,
-kvferry.npu and kvferry.gpu.
+The engine and kvferry.npu then have simulated NPUs, the engine and kvferry.gpu simulated GPUs. So has any other program
+that finds the libraries by these variables.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def library(kind: str = "npu") -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The command: print the path; 1 where there is nothing."""
+    """The command: print the path. Returns 0, or 1 where the library is missing."""
     try:
         print(library(arguments.kind))
     except LibraryError as e:

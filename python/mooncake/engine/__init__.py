@@ -1,16 +1,16 @@
 """A drop-in for mooncake.engine: the same names, arguments and results, over kvferry's own engine.
 
-Calls return codes as Mooncake's do. Why one failed is in the log: on standard error, or where MC_LOG_DIR says. A wrong
-kind of argument is a TypeError. Where Mooncake ends the process, an engine that was not initialized for one, the result
-is the failure value.
+Calls return codes as Mooncake's do. When a call fails, the log has the reason: on standard error, or where MC_LOG_DIR
+says. A wrong kind of argument is a TypeError. Where Mooncake ends the process, as for an engine that was not
+initialized, the call returns its failure value.
 
 Any number of threads may call an engine. The GIL is not held while a call waits. A process that was forked after its
-parent made an engine cannot use that one; it makes its own.
+parent made an engine cannot use that engine; it makes its own.
 
 Not here: SharedSegment, RpcInterface, CoroRPCInterface, ReceivedData, ReceivedTensor, create_rpc_client,
 create_rpc_server, and the module mooncake.store.
 
-SUPPORT_CUDA is whether this process may use a GPU now: it is looked for when the flag is.
+SUPPORT_CUDA says whether this process may use a GPU now: each access to the flag looks for one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # What type checkers see of mooncake.engine: the names, parameters and defaults of Mooncake 0.3.14's own stubs.
-# Parameters have the types that kvferry takes, where these are more. What the calls do is told where they are
-# implemented.
+# Parameters have the types that kvferry takes, which may be more than Mooncake's. The docstrings are in the modules
+# that implement the calls.
 
 from collections.abc import Iterable
 from typing import ClassVar, SupportsIndex, overload

@@ -1,4 +1,4 @@
-"""What the groups of TransferEngine's calls have in common."""
+"""The base of the groups of calls that make up TransferEngine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mooncake.engine._refusals import NOT_INITIALIZED, Refused
 
 
 class Calls:
-    """The base class of the groups."""
+    """A group of calls."""
 
     _engine: Engine | None  # None before initialize()
     _memory: ManagedMemory

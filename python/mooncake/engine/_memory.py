@@ -85,7 +85,7 @@ class MemoryCalls(Calls):
         source = memoryview(src_ptr.encode() if isinstance(src_ptr, str) else src_ptr).cast("B")
         engine = self._initialized()
         if size > source.nbytes:
-            raise Refused(f"{size} bytes of a source of {source.nbytes}")
+            raise Refused(f"length is {size}, but the source has only {source.nbytes} bytes")
         if size == 0:
             return 0
         data = bytes(source[:size]) if source.readonly else address_of(source)

@@ -1,4 +1,4 @@
-"""What the log says once in the life of a process: who serves mooncake.engine, and what cannot use it."""
+"""Log lines of which a process writes each once: on mooncake.engine being kvferry's, and on mooncake.store."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Callable
 import kvferry
 from kvferry import _library, _log
 
-_told: set[tuple[Callable[[], None], int]] = set()  # notices, and processes that gave them
+_logged: set[tuple[Callable[[], None], int]] = set()  # notices, and the processes that logged them
 
 
 def serving() -> None:
-    """Say that mooncake.engine is kvferry's."""
+    """Log that mooncake.engine is kvferry's."""
     _once(_serving)
 
 
 def handing_out() -> None:
-    """Say, where Mooncake's store is loaded, that the inner engine is of no use to it."""
+    """Where Mooncake's store is loaded, log that it cannot use the inner engine."""
     if "mooncake.store" in sys.modules:
         _once(_not_for_the_store)
 
 
-def _once(tell: Callable[[], None]) -> None:
-    key = (tell, os.getpid())  # a forked child has inherited what its parent told
-    if key not in _told:
-        _told.add(key)
-        tell()
+def _once(notice: Callable[[], None]) -> None:
+    key = (notice, os.getpid())  # a forked child has inherited its parent's entries
+    if key not in _logged:
+        _logged.add(key)
+        notice()
 
 
 def _serving() -> None:

@@ -22,7 +22,7 @@ class Refused(Exception):
         self.value = value
 
 
-REASONS = (Refused, TextError)  # what ends a call with a failure value; anything else is raised
+REASONS = (Refused, TextError)  # these end a call with a failure value; any other exception is raised
 
 
 def refused(call: str, reason: str | Exception, usual: Any = -1) -> Any:

@@ -1,4 +1,4 @@
-"""The small types of the interface."""
+"""The opcode and the notification of transfers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class TransferOpcode(enum.IntEnum):
-    """Which way bytes go: Read from the peer, Write to it."""
+    """The direction of a transfer: Read from the peer, Write to it."""
 
     Read = 0
     Write = 1
@@ -17,8 +17,8 @@ class TransferOpcode(enum.IntEnum):
 
 
 class TransferNotify:
-    """A message that a transfer delivers to the peer when it has completed. It may be given as bytes; what is not UTF-8
-    in them arrives as U+FFFD, as with Mooncake."""
+    """A message that a transfer delivers to the peer when it has completed. name and msg may also be bytes. Bytes that
+    are not UTF-8 arrive as U+FFFD, as with Mooncake."""
 
     __slots__ = ("msg", "name")
 
