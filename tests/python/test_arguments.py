@@ -1,4 +1,4 @@
-"""What counts as an address, a length, a list of them, or a name; and that everything else is a TypeError."""
+"""Arguments: addresses, lengths, lists of them, and names. Anything else is a TypeError."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def raises(error: type[Exception], text: str) -> Any:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("bad,error,text", BAD_ARRAYS, ids=lambda value: str(value)[:30])
-def test_what_is_no_array_of_such_integers_is_told_by_its_name(
+def test_an_argument_that_is_no_array_of_integers_is_an_error_that_names_it(
     near: Node, form: str, bad: Any, error: type[Exception], text: str
 ) -> None:
     call = getattr(near.engine, f"batch_transfer_{form}_arrays")
@@ -132,7 +132,7 @@ def test_arrays_of_different_lengths_are_an_error(near: Node, form: str) -> None
             getattr(near.engine, f"batch_transfer_{form}_arrays")(NOBODY, *three)
 
 
-def test_a_failure_is_told_as_that_of_lists_is(near: Node, far: Node) -> None:
+def test_a_failure_of_arrays_is_reported_as_that_of_lists(near: Node, far: Node) -> None:
     outside = [np.array([n], dtype=np.uint64) for n in (near.address, 4096, 8)]
     for form in FORMS:
         assert move(near, form, far.name, *outside) == -1
@@ -221,7 +221,7 @@ BAD_PAGES: list[tuple[Any, Any, Any, type[Exception], str]] = [
 
 @pytest.mark.parametrize("form", ("write", "read"))
 @pytest.mark.parametrize("source,destination,fields,error,text", BAD_PAGES, ids=lambda value: str(value)[:30])
-def test_what_are_no_pages_is_told(
+def test_arrays_that_describe_no_pages_are_an_error_that_says_why(
     near: Node, form: str, source: Any, destination: Any, fields: Any, error: type[Exception], text: str
 ) -> None:
     with raises(error, text):

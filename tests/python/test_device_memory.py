@@ -1,4 +1,4 @@
-"""What kvferry.npu and kvferry.gpu have in common, on simulated devices."""
+"""Device memory of kvferry.npu and kvferry.gpu, on simulated devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kvferry.gpu, on simulated GPUs, and what it tells of those of a machine."""
+"""kvferry.gpu, on simulated GPUs, and the number of GPUs that it finds on a machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_gpu_has_a_name(cuda: CUDA) -> None:
     assert cuda.name(0)
 
 
-def test_what_fails_is_told_with_cudas_name_for_it(cuda: CUDA) -> None:
+def test_an_error_has_cudas_name_for_it(cuda: CUDA) -> None:
     with pytest.raises(GpuError, match=r"^cuDeviceGet of .* failed with 101, CUDA_ERROR_INVALID_DEVICE: \w+"):
         cuda.allocate(1, device=99)
     with pytest.raises(GpuError, match=r"^cuMemAlloc_v2 of .* failed with 2, CUDA_ERROR_OUT_OF_MEMORY: \w+"):
@@ -53,7 +53,7 @@ def test_a_thread_keeps_its_context_also_where_a_call_fails(cuda: CUDA) -> None:
     assert current(cuda) is None
 
 
-def test_a_library_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFERRY_CUDA", "/nonexistent.so")
     with pytest.raises(GpuError, match=r"^CUDA's driver cannot be opened: /nonexistent\.so: "):
         CUDA()

@@ -122,7 +122,7 @@ def test_a_notification_is_made_empty_or_from_both_parts_and_can_be_changed() ->
     assert TransferNotify(name="x", msg="y").msg == "y"
 
 
-def test_the_flags_say_what_there_is() -> None:
+def test_the_flags_say_what_this_process_may_use() -> None:
     flags = {name: getattr(mooncake.engine, name) for name in dir(mooncake.engine) if name.startswith("SUPPORT_")}
     assert set(flags) == {
         f"SUPPORT_{x}" for x in ("CUDA", "EFA", "HIP", "MNNVL", "MULTI_PROTOCOL", "MUSA", "INTRA_NVLINK")

@@ -68,7 +68,7 @@ def no_ascendcl(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no.such.host.invalid:99999999", "P2PHANDSHAKE", "tcp"),
     ],
 )
-def test_what_cannot_be_started_is_minus_one_and_a_good_start_works_afterwards(
+def test_an_engine_that_cannot_start_is_minus_one_and_a_good_start_works_afterwards(
     name: str, metadata: str, protocol: str, logged: Callable[[], str]
 ) -> None:
     engine = TransferEngine()

@@ -1,4 +1,4 @@
-"""What is logged, and logs that nobody reads."""
+"""Log lines, and logs that nobody reads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stick():
 """
 
 
-def test_nothing_waits_for_a_standard_error_that_nobody_reads() -> None:
+def test_no_call_waits_for_a_full_standard_error() -> None:
     """Neither transfers that fail, which is logged, nor those that have nothing to do with them, nor the engine's end,
     nor that of the process."""
     done = run_python(f"""{STUCK}
@@ -56,7 +56,7 @@ print("end", flush=True)
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
 
 
-def test_what_was_logged_before_it_stuck_is_there_in_the_end_and_what_was_dropped_is_told() -> None:
+def test_lines_from_before_standard_error_was_full_are_written_and_dropped_ones_are_counted() -> None:
     done = run_python(f"""{STUCK}
 import re
 engine = start()
@@ -75,7 +75,7 @@ assert int(re.search(rb"([0-9]+) log lines were dropped", text)[1]) == 2000 - le
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "del a, b", "os.kill(os.getpid(), signal.SIGINT)"])
-def test_what_was_logged_just_before_the_process_ends_is_written(end: str) -> None:
+def test_a_line_from_just_before_the_process_ends_is_written(end: str) -> None:
     done = run_python(f"""
 a, b = start(), start()
 memory = Mapping(1 << 16)
@@ -85,7 +85,7 @@ assert a.transfer_sync_write(name(b), memory.address, 4096, 100) < 0
     assert "transfer failed" in done.stderr
 
 
-def test_the_process_ends_only_when_what_was_logged_is_written() -> None:
+def test_the_process_ends_only_after_its_lines_are_written() -> None:
     """Within a second, as the tests above have it."""
     program = f"""from support.programs import *
 {STUCK.replace("os.pipe()", "0, os.dup(2)")}
@@ -112,7 +112,7 @@ ctypes.CDLL(None).exit(0)  # with the engines alive
     assert process.returncode == 0
 
 
-def test_a_reader_of_standard_error_that_is_gone_harms_nobody() -> None:
+def test_a_closed_standard_error_ends_no_call_and_no_process() -> None:
     done = run_python("""
 a, b = start(), start()
 memory = Mapping(1 << 16)
@@ -215,7 +215,7 @@ works()
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_first_engine_says_once_at_info_who_serves_mooncake_engine() -> None:
+def test_the_first_engine_logs_once_at_info_that_kvferry_serves_mooncake_engine() -> None:
     done = run_python(
         "start(); start(); child(lambda: start() and None); import mooncake.engine; print(mooncake.engine.__file__)",
         MC_LOG_LEVEL="INFO",
@@ -227,7 +227,7 @@ def test_the_first_engine_says_once_at_info_who_serves_mooncake_engine() -> None
     assert Path(library).name == "libtransfer_engine.so" and Path(library).exists()
 
 
-def test_an_engine_says_at_info_what_it_is_and_no_secret() -> None:
+def test_an_engine_describes_itself_at_info_without_a_secret() -> None:
     done = run_python(
         """
 from support.wire import data_address

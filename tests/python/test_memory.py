@@ -222,7 +222,7 @@ def test_bytes_of_any_kind_of_source_are_put_into_memory(near: Node, source: Any
 
 
 @pytest.mark.parametrize("source", [None, 5, [1], object()], ids=shown)
-def test_what_has_no_bytes_is_a_type_error(near: Node, source: Any) -> None:
+def test_a_source_without_bytes_is_a_type_error(near: Node, source: Any) -> None:
     with pytest.raises(TypeError):
         near.engine.write_bytes_to_buffer(near.address, source, 0)
 
@@ -237,7 +237,7 @@ def test_an_address_that_is_not_mapped_is_a_failure_and_no_crash(near: Node) -> 
 
 
 @pytest.mark.parametrize("same_host", ("0", "1"), ids=("tcp", "one-host"))
-def test_memory_that_is_not_for_peers_is_not_told_to_them_and_refused_and_serves_the_own_transfers(
+def test_memory_that_is_not_remote_accessible_serves_only_the_engines_own_transfers(
     start_peer: Peers, same_host: str
 ) -> None:
     ours, peer = (start_peer(KVFERRY_SAME_HOST=same_host).create() for _ in range(2))
@@ -261,6 +261,6 @@ def test_memory_that_is_not_for_peers_is_not_told_to_them_and_refused_and_serves
 
 
 @pytest.mark.parametrize("bad", ("False", b"", []), ids=shown)
-def test_whether_memory_is_for_peers_is_told_by_a_truth_value(near: Node, bad: Any) -> None:
+def test_remote_accessible_takes_only_a_bool(near: Node, bad: Any) -> None:
     with pytest.raises(TypeError):
         near.engine.register_memory(near.address, 1, "*", bad)

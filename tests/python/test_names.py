@@ -45,6 +45,6 @@ def test_every_form_is_a_local_name(name: str) -> None:
     assert TransferEngine().initialize(name, "P2PHANDSHAKE", "tcp", "") == 0
 
 
-def test_a_name_that_may_have_been_meant_with_a_port_is_told_of(near: Node, logged: Callable[[], str]) -> None:
+def test_a_name_that_may_contain_a_port_is_warned_of(near: Node, logged: Callable[[], str]) -> None:
     assert near.engine.transfer_sync_write("::1:1585", near.address, near.address, 1) == -1
     assert "put the address in brackets" in logged()

@@ -1,4 +1,4 @@
-"""What each call answers before initialize(), where Mooncake ends the process."""
+"""The failure value of each call before initialize(), where Mooncake ends the process."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def test_the_failure_value(fresh_engine: TransferEngine, call: str, arguments: t
     assert getattr(fresh_engine, call)(*arguments) == failure
 
 
-def test_the_topology_is_told(fresh_engine: TransferEngine) -> None:
+def test_the_topology_needs_no_initialize(fresh_engine: TransferEngine) -> None:
     assert json.loads(fresh_engine.get_local_topology())

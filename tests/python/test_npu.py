@@ -8,7 +8,7 @@ from kvferry import simulator
 from kvferry.npu import AscendCL, NpuError
 
 
-def test_what_fails_is_told_with_the_librarys_reason() -> None:
+def test_an_error_has_the_librarys_reason() -> None:
     acl = AscendCL(simulator.library())
     with pytest.raises(NpuError, match=r"^aclrtSetDevice of .* failed with 107001: .*99"):
         acl.allocate(1, device=99)
@@ -16,7 +16,7 @@ def test_what_fails_is_told_with_the_librarys_reason() -> None:
         acl.allocate(1 << 62)
 
 
-def test_a_library_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFERRY_ASCENDCL", "/nonexistent.so")
     with pytest.raises(NpuError, match=r"^AscendCL cannot be opened: /nonexistent\.so: "):
         AscendCL()

@@ -123,7 +123,7 @@ def test_a_write_takes_the_bytes_as_of_its_turn_and_does_not_wait_for_it(
 
 
 @hows
-def test_a_read_is_there_for_what_comes_later_on_the_stream(pair: Pair, blocks: list[tuple[int, int, int]]) -> None:
+def test_work_later_on_the_stream_sees_what_a_read_brought(pair: Pair, blocks: list[tuple[int, int, int]]) -> None:
     pair.stream.hold()
     pair.stream.put(pair.local, of(3))
     pair.put("read", blocks)
@@ -157,7 +157,7 @@ def test_the_arrays_are_not_needed_after_the_call(own: Pair) -> None:
     assert own.remote.read(SIZE) == of(1)
 
 
-def test_a_failure_lets_the_stream_go_on_and_is_logged_and_told_once(
+def test_a_failure_lets_the_stream_go_on_and_is_logged_and_raised_once(
     pair: Pair, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pair.put("write", remote=pair.remote.address + (1 << 40))
@@ -181,7 +181,7 @@ def test_a_failure_lets_the_stream_go_on_and_is_logged_and_told_once(
     assert pair.remote.read(SIZE) == of(5)
 
 
-def test_several_failures_are_told_in_one(own: Pair) -> None:
+def test_one_error_has_several_failures(own: Pair) -> None:
     own.fail(times=3)
     with pytest.raises(RuntimeError, match=r"and so did 2 others"):
         own.put("read")
@@ -197,7 +197,7 @@ def test_empty_lists_tell_of_a_failure_and_do_nothing_else(own: Pair) -> None:
     own.engine.batch_transfer_read_on_cuda(own.peer, [], [], [], no_stream)
 
 
-def test_a_failure_is_told_by_the_engine_that_had_it(engines: Engines, own: Pair) -> None:
+def test_the_engine_that_had_a_failure_raises_it(engines: Engines, own: Pair) -> None:
     own.fail()
     other = Pair(engines)
     other.put("write")
@@ -236,7 +236,7 @@ def misuse(engines: Engines) -> Iterator[None]:
     engines.cuda.library.kvferry_sim_reset_counters()
 
 
-def test_what_is_no_stream_is_an_error_at_once(own: Pair, misuse: None) -> None:
+def test_a_handle_that_is_no_stream_is_an_error_at_once(own: Pair, misuse: None) -> None:
     with pytest.raises(RuntimeError, match=r"cuStreamGetCtx\(0x1234\)"):
         own.engine.transfer_write_on_cuda(own.peer, own.local.address, own.remote.address, SIZE, 0x1234)
 
@@ -342,7 +342,7 @@ def test_a_stream_goes_on_when_a_transfer_that_is_under_way_is_given_up(program:
     assert done.returncode == 0, done.stderr
 
 
-def test_in_a_forked_child_an_inherited_engine_says_what_to_do() -> None:
+def test_an_inherited_engine_in_a_forked_child_raises_an_error_with_the_remedy() -> None:
     done = run_python(
         """
 engine = start()

@@ -1,4 +1,4 @@
-"""Scatter transfers, and what their tickets promise."""
+"""Scatter transfers, and the promises of their tickets."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ REFUSED: dict[str, dict[str, Any]] = {
 @calls
 @forms
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_is_told_by_the_ticket(near: Node, far: Node, direction: str, form: str, what: str) -> None:
+def test_the_ticket_of_an_impossible_transfer_says_that_it_failed(
+    near: Node, far: Node, direction: str, form: str, what: str
+) -> None:
     ticket = getattr(near.engine, form.format(direction))(endpoint=far.name, **{**OK, **REFUSED[what]})
     assert ticket.status is Status.FAILED_DRAINED
     assert ticket.drained
@@ -127,20 +129,22 @@ def test_what_cannot_be_is_told_by_the_ticket(near: Node, far: Node, direction: 
 @calls
 @forms
 @pytest.mark.parametrize("name", (NOBODY, "no such host.invalid:1", "a\0b", ""))
-def test_a_peer_that_is_not_there_is_told_by_the_ticket(near: Node, direction: str, form: str, name: str) -> None:
+def test_the_ticket_says_that_a_missing_peer_failed_the_transfer(
+    near: Node, direction: str, form: str, name: str
+) -> None:
     ticket = getattr(near.engine, form.format(direction))(endpoint=name, **OK)
     assert ticket.drain(SOON) is Status.FAILED_DRAINED
     assert ticket.drained
 
 
-def test_a_range_that_the_peer_did_not_register_is_told_by_the_ticket(near: Node, far: Node) -> None:
+def test_the_ticket_says_that_an_unregistered_range_failed_the_transfer(near: Node, far: Node) -> None:
     ticket = near.engine.submit_scatter_read(far.name, [near.address], [8], [4096], [8], [[0]], [[0]], [[8]])
     assert ticket.drain(SOON) is Status.FAILED_DRAINED
 
 
 @pytest.mark.parametrize("bad", (-1, 2**64, 1.0, None, "1"), ids=shown)
 @pytest.mark.parametrize("place", OK)
-def test_what_is_no_number_is_a_type_error(near: Node, far: Node, place: str, bad: Any) -> None:
+def test_an_item_that_is_no_number_is_a_type_error(near: Node, far: Node, place: str, bad: Any) -> None:
     wrong = [[bad]] if place in ("local_offsets", "remote_offsets", "lengths") else [bad]
     with pytest.raises(TypeError):
         near.engine.submit_scatter_write(far.name, **{**OK, place: wrong})
@@ -259,7 +263,7 @@ def test_a_ticket_keeps_its_engine(far: Node) -> None:
     assert far.get(SIZE) == wanted
 
 
-def test_an_engine_that_is_replaced_gives_up_what_is_under_way_and_what_completed_stays_so(
+def test_a_replaced_engine_gives_up_its_unfinished_transfers_and_completed_ones_stay_completed(
     silent: RawTarget, far: Node
 ) -> None:
     node = Node()

@@ -78,7 +78,7 @@ peer.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_without_a_handler_does_what_it_always_does(number: signal.Signals) -> None:
+def test_a_signal_without_a_handler_has_its_usual_effect(number: signal.Signals) -> None:
     done = run_python(
         f"signal.signal({number:d}, signal.SIG_DFL); e = start(); os.kill(os.getpid(), {number:d}); time.sleep(5)"
     )
@@ -127,9 +127,7 @@ for side in ("remote", "local"):
 
 @pytest.mark.parametrize("size", [4096, 1 << 20])
 @pytest.mark.parametrize("segment", ["a peer's by TCP", "a peer's on one host", "its own"])
-def test_memory_that_is_gone_fails_its_transfers_also_when_faulthandler_has_the_signals(
-    segment: str, size: int
-) -> None:
+def test_transfers_of_unmapped_memory_fail_also_when_faulthandler_has_the_signals(segment: str, size: int) -> None:
     program = GONE.replace("SIZE", str(size)).replace("INITIATOR", "far" if segment == "its own" else "near")
     done = run_python(program, KVFERRY_SAME_HOST=str(int(segment == "a peer's on one host")))
     lines = [f"{side} {way} True" for side in ("remote", "local") for way in ("write", "read")]

@@ -1,4 +1,4 @@
-"""The simulated devices of the package, and the command that tells where they are."""
+"""The simulated devices of the package, and the command that prints where they are."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def test_path_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch
         assert Path(simulator.library(kind)).is_file()
 
 
-def test_missing_library_is_told_in_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(simulator, "FOLDER", Path("/nonexistent"))
     with pytest.raises(LibraryError, match=r"/nonexistent/libascendcl\.so does not exist"):
         simulator.library()

@@ -1,4 +1,4 @@
-"""What a call says that has waited as long as it may, and calls that a signal handler ends."""
+"""The error of a call whose time limit is over, and calls that a signal handler ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_ctrl_c_ends_a_call_that_waits_for_somebody_silent(call: str) -> None:
+def test_ctrl_c_ends_a_call_that_waits_for_a_silent_peer_or_store(call: str) -> None:
     done = run_python(
         SILENT
         + f"""

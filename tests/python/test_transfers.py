@@ -1,4 +1,4 @@
-"""Transfers between two engines, and what is told about them."""
+"""Transfers between two engines, and their results."""
 
 from __future__ import annotations
 
