@@ -19,6 +19,9 @@ from typing import Any, NamedTuple, TextIO
 from kvferry import __version__
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# What pytest runs of the tests that move memory of devices. One path is enough: devices know nothing of it.
+DEVICE_TESTS = ("-m", "devices", "-k", "not samehost", "tests/heterogeneous", "tests/datapath")
 TAIL = 200  # lines of a part's end that the JSON has
 
 

@@ -4,22 +4,19 @@
 #  1. Go's tests, with the race detector; those of the data path once more as with many processors, where it waits and
 #     spreads in other ways
 #  2. each of Go's fuzzers, on a few thousand inputs
-#  3. everything under tests/, in which engines use TCP among themselves
-#  4. once more, as engines on one host, the tests of what passes between engines, whatever it passes over
+#  3. everything under tests/; those of the data path run by TCP and between engines on one host
 #
-# Several processes share the work of 3 and 4, one more than there are processors, since tests wait more than they
-# compute. The tests of a file run in one process.
+# Several processes share the work of 3, twice as many as there are processors, since tests wait more than they compute.
+# One that has no tests left takes some of another's.
 #
-# All four run whatever the others come to. What the machine lacks is skipped and named at the end; with CI=true or
+# All three run whatever the others come to. What the machine lacks is skipped and named at the end; with CI=true or
 # KVFERRY_REQUIRE_ALL=1 it is a failure instead.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=$1
 fuzz_inputs=${KVFERRY_FUZZ_INPUTS:-5000}
 processors=$(nproc)
-pytest=("$python" -m pytest -n $((processors < 8 ? processors + 1 : 8)) --dist loadfile)
-same_host=(tests/python/test_{transfers,signals,lifecycle,memory}.py
-    tests/heterogeneous/test_{pairings,model,faults,large}.py tests/c/test_c_programs.py tests/faults)
+processes=$((processors < 4 ? 2 * processors : 8))
 failed=()
 skipped=()
 
@@ -61,8 +58,7 @@ else
 fi
 command -v etcd >/dev/null || skip "Go tests of the etcd metadata store" "apt-get install etcd-server"
 command -v redis-server >/dev/null || skip "Go tests of the Redis metadata store" "apt-get install redis-server"
-run "Tests across languages and processes" "${pytest[@]}" tests
-run "Engines on one host" "${pytest[@]}" --same-host "${same_host[@]}"
+run "Tests across languages and processes" "$python" -m pytest -n "$processes" --dist worksteal tests
 
 for step in "${skipped[@]}"; do printf 'Skipped: %s\n' "$step"; done
 for step in "${failed[@]}"; do printf 'FAILED: %s\n' "$step" >&2; done

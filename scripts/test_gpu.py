@@ -26,7 +26,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from device_report import REPOSITORY, Part, Report, first_lines, python, system
+from device_report import DEVICE_TESTS, REPOSITORY, Part, Report, first_lines, python, system
 from kvferry.gpu import CUDA, FILE, VARIABLE, GpuError
 
 BUILD = REPOSITORY / "build"
@@ -54,7 +54,7 @@ def parts(options: argparse.Namespace, library: str) -> dict[str, Part]:
     found = {
         "demo": Part(python("-m", "kvferry", "demo"), 120),
         "tests": Part(pytest(*shlex.split(options.pytest), "tests/gpu"), 420, tests),
-        "heterogeneous": Part(pytest(*shlex.split(options.pytest), "tests/heterogeneous"), 420, tests),
+        "heterogeneous": Part(pytest(*shlex.split(options.pytest), *DEVICE_TESTS), 900, tests),
         "benchmark": Part(python("bench/gpu.py", *shlex.split(options.bench)), 420),
     }
     if sanitizer := shutil.which(SANITIZER) or shutil.which(SANITIZER, path=os.pathsep.join(SANITIZER_PLACES)):

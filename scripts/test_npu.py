@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from device_report import REPOSITORY, Part, Report, first_lines, python, system
+from device_report import DEVICE_TESTS, REPOSITORY, Part, Report, first_lines, python, system
 from kvferry.demo.devices import DemoError, find_npus
 from kvferry.npu import TOOLKITS, VARIABLE, AscendCL
 
@@ -26,7 +26,7 @@ LIMIT = 1800.0  # seconds that a part may take
 
 PARTS: dict[str, tuple[str, ...]] = {
     "demo": python("-m", "kvferry", "demo"),
-    "tests": python("-m", "pytest", "-q", "--tb=short", "--maxfail=20", "tests/heterogeneous"),
+    "tests": python("-m", "pytest", "-q", "--tb=short", "--maxfail=20", *DEVICE_TESTS),
     "benchmark": python("bench/heterogeneous.py", "--rounds", "3"),
 }
 

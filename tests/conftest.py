@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -13,30 +12,42 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import peer
+from support import paths, peer
 from support.peers import Peers
 
 # A shell starts what runs in the background with SIGINT ignored, which the processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--same-host", action="store_true", help="let engines know that they are on one host, instead of using TCP"
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """The peers of a test stand for those on different hosts, unless a test or --same-host says otherwise."""
-    os.environ["KVFERRY_SAME_HOST"] = str(int(config.getoption("--same-host")))
+    config.addinivalue_line("markers", "each_path: run the test by TCP and between engines on one host")
+    config.addinivalue_line("markers", "devices: a test that moves memory of devices, simulated or real")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("each_path"):
+        paths.parametrize(metafunc)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How our engines reach each other: "tcp", as on different hosts, or "samehost".
+
+    It is TCP for a test that neither has the mark each_path nor lies in tests/datapath. The settings of a peer may say
+    otherwise.
+    """
+    chosen: str = getattr(request, "param", paths.TCP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(paths.VARIABLE, paths.SETTINGS[chosen])
+        yield chosen
 
 
 LOG_TAIL = 8000  # characters of each peer's log that a failure shows
 
 
 @pytest.fixture(scope="module")
-def module_peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    """Start peers that live as long as the module's tests: module_peers(kind, MC_X="value")."""
+def module_peers(path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """Start peers that live as long as the module's tests by one path: module_peers(kind, MC_X="value")."""
     made = Peers(tmp_path_factory.mktemp("peers"))
     yield made
     made.close()

@@ -1,7 +1,7 @@
 """GPU memory on a machine that has a GPU, real or simulated: what the tests of this folder share.
 
 Where there is no GPU they are skipped, in CI, too, whose machines have none: what can be tested there is tested with
-simulated devices in tests/heterogeneous. `make test-gpu` runs them.
+simulated devices in tests/datapath and tests/heterogeneous. `make test-gpu` runs them.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from support.peers import Peers
 from support.ports import free_range
 from support.spans import scattered
 
+pytestmark = pytest.mark.devices
+
 SIZE = 1 << 20
 SPANS = scattered([1, 4096, 700, 65537, 300_000])
 

@@ -8,6 +8,8 @@ from support import devices
 from support.devices import PLACES, check_nothing_left, simulate
 from support.peers import Peers
 
+pytestmark = pytest.mark.devices
+
 SIZE = 3 * 4096 + 5
 kinds = pytest.mark.parametrize("kind", devices.VARIABLES)
 

@@ -14,6 +14,8 @@ from support.pairs import DIRECTIONS, SETTINGS, Pair
 from support.peers import Peers
 from support.spans import adjacent_near_only, scattered
 
+pytestmark = pytest.mark.devices
+
 MIB = 1 << 20
 SIZE = 3 * MIB + 4099
 SIZES = (1, 3, 24, 63, 64, 1000, 4095, 4097, 16384, 65537, 262147, 2 * MIB + 1)

@@ -22,14 +22,14 @@ def fresh_engine() -> TransferEngine:
 
 
 @pytest.fixture(scope="module")
-def near() -> Node:
-    """The engine that starts transfers; shared by the module's tests."""
+def near(path: str) -> Node:
+    """The engine that starts transfers; shared by the module's tests that use the same path."""
     return Node()
 
 
 @pytest.fixture(scope="module")
-def far() -> Node:
-    """The engine that they go to, by TCP although it is of this process."""
+def far(path: str) -> Node:
+    """The engine that they go to, over a connection although it is of this process."""
     return Node()
 
 

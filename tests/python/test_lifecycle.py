@@ -84,6 +84,7 @@ def test_the_scheme_may_be_given_apart_and_peer_to_peer_wins() -> None:
     assert engine.initialize_ext(HOST, "127.0.0.1:1", "tcp", "", "nosuchscheme") == -1
 
 
+@pytest.mark.each_path
 def test_a_second_initialize_replaces_the_engine(near: Node) -> None:
     node = Node()
     managed = node.engine.allocate_managed_buffer(4096)
@@ -118,6 +119,7 @@ def test_dropping_the_last_reference_ends_the_engine_within_a_second() -> None:
     assert not listens(port)
 
 
+@pytest.mark.each_path
 def test_an_engine_that_is_dropped_while_transfers_are_stuck_ends_within_a_second(start_peer: Peers) -> None:
     peer = start_peer().create()
     memory = peer.memory(64 * MIB)
@@ -130,6 +132,7 @@ def test_an_engine_that_is_dropped_while_transfers_are_stuck_ends_within_a_secon
     assert time.monotonic() - begin < 1.5
 
 
+@pytest.mark.each_path
 def test_many_engines_leave_nothing_behind() -> None:
     def held() -> tuple[int, int]:
         gc.collect()
@@ -150,6 +153,7 @@ def test_many_engines_leave_nothing_behind() -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.each_path
 def test_threads_may_use_an_engine_while_another_one_replaces_it(far: Node) -> None:
     """The calls succeed or fail; nothing crashes, hangs or raises."""
     engine = TransferEngine()
@@ -213,6 +217,7 @@ def test_the_interpreter_ends_with_a_live_engine() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 
+@pytest.mark.each_path
 @pytest.mark.parametrize("how", ["", "sys.exit(7)", "raise SystemExit(7)", "1 / 0"])
 def test_the_interpreter_ends_with_transfers_in_flight_on_other_threads(how: str) -> None:
     done = run_python(IN_FLIGHT + how, limit=10)
@@ -221,6 +226,7 @@ def test_the_interpreter_ends_with_transfers_in_flight_on_other_threads(how: str
     assert "Fatal" not in done.stderr
 
 
+@pytest.mark.each_path
 def test_the_interpreter_ends_at_once_by_os_exit_with_transfers_in_flight() -> None:
     done = run_python(IN_FLIGHT + "peer.kill(); os._exit(3)", limit=10)
     assert done.returncode == 3, done.stderr

@@ -115,6 +115,7 @@ def test_a_large_block_that_is_still_in_use_stays_mapped_when_it_is_freed() -> N
     assert mapped() < before + LARGEST
 
 
+@pytest.mark.each_path
 def test_managed_buffers_can_be_written_by_a_peer(near: Node, far: Node) -> None:
     near.put(b"a" * 4096)
     for length in (0, 1, 4096, 300 * MIB):
@@ -159,6 +160,7 @@ def test_managed_memory_goes_with_its_engine() -> None:
     assert mapped() - before < 64 * MIB
 
 
+@pytest.mark.each_path
 def test_a_large_managed_buffer_is_given_back_when_it_is_freed(near: Node, far: Node) -> None:
     before = mapped()
     address = far.engine.allocate_managed_buffer(300 * MIB)
@@ -236,11 +238,11 @@ def test_an_address_that_is_not_mapped_is_a_failure_and_no_crash(near: Node) -> 
     assert engine.read_bytes_from_buffer(UNMAPPED, 0) == b""
 
 
-@pytest.mark.parametrize("same_host", ("0", "1"), ids=("tcp", "one-host"))
+@pytest.mark.each_path
 def test_memory_that_is_not_remote_accessible_serves_only_the_engines_own_transfers(
-    start_peer: Peers, same_host: str
+    start_peer: Peers,
 ) -> None:
-    ours, peer = (start_peer(KVFERRY_SAME_HOST=same_host).create() for _ in range(2))
+    ours, peer = (start_peer().create() for _ in range(2))
     theirs = peer.memory(4096, 1)
     hidden = ours.memory(4096, 2, register=False)
     assert ours.call("register_memory", hidden.address, hidden.size, "*", False) == 0

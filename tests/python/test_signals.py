@@ -37,6 +37,7 @@ peer.kill()
 )
 
 
+@pytest.mark.each_path
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
 def test_ctrl_c_ends_a_wait_within_a_second_and_the_engine_goes_on(wait: str) -> None:
     done = run_python(INTERRUPTED.replace("WAIT", wait), limit=20)
@@ -60,6 +61,7 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stdout) == (0, "interrupted True\n"), done.stderr
 
 
+@pytest.mark.each_path
 def test_a_handler_of_the_programs_runs_while_a_call_waits_and_the_call_goes_on() -> None:
     done = run_python(
         STUCK

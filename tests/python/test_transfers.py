@@ -17,6 +17,8 @@ from mooncake.engine import TransferEngine, TransferNotify, TransferOpcode
 from support.inprocess import HOST, Node
 from support.peers import Peers
 
+pytestmark = pytest.mark.each_path
+
 SIZE = 1 << 20
 UNMAPPED = 4096  # below what the kernel maps
 

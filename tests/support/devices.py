@@ -41,6 +41,11 @@ def settings(**more: str) -> dict[str, str]:
     return {**found, **SIMULATED, **more}
 
 
+def needed(place: str) -> dict[str, str]:
+    """Return the settings of a peer with memory at a place: none where that is the host's."""
+    return {} if place == "host" else settings()
+
+
 def start(peers: Peers, **more: str) -> Peer:
     """Start a peer of ours, without an engine, that finds the devices."""
     return peers("ours", **settings(**more))

@@ -10,11 +10,12 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
-from . import wire
+from . import paths, wire
+from .memory import Memory
 
 HEAD = struct.Struct("<QQBBHI")  # 0 · magic · opcode · version · 0 · length of the body
 BODY = struct.Struct("<16sQ16sQQ")  # origin · number · target · number of a former connection · address of the permit
@@ -26,10 +27,14 @@ COPIES = 1  # of the flags of an answer: the target copies by the permit
 
 BY_ADDRESS = 0x40  # of an opcode: the payload is named by its address
 
-PERMIT_SIZE = 4096
+PAGE = PERMIT_SIZE = 4096
 NONCE = slice(64, 80)
 REVOKED = struct.pack("<I", 3)
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+Connect = Callable[[], socket.socket]
+"""Makes a connection to the engine that a test is about."""
 
 
 class Permit:
@@ -90,6 +95,11 @@ def connect_on_host(name: str) -> socket.socket:
     return connection
 
 
+def connect(name: str, path: str) -> socket.socket:
+    """Connect to an engine of this machine by a path; see paths.py."""
+    return connect_on_host(name) if path == paths.SAMEHOST else wire.connect(wire.data_address(name))
+
+
 def say(connection: socket.socket, data: bytes, files: Sequence[int] = ()) -> None:
     """Send bytes, with file descriptors. The other side may close before it has all."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
@@ -122,3 +132,12 @@ def greeted(name: str, permit: Optional[Permit] = None) -> Iterator[tuple[socket
         answer = read_answer(connection)
         assert answer is not None and answer.code == wire.OK
         yield connection, answer
+
+
+def serves(connection: socket.socket, memory: Memory) -> bool:
+    """Tell whether a READ on the connection is answered with what is there."""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(wire.header(wire.READ | wire.V2, memory.address, PAGE))
+        if wire.read_status(connection) == wire.OK:
+            return wire.receive(connection, PAGE) == memory.model[:PAGE]
+    return False

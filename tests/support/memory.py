@@ -37,6 +37,10 @@ class Memory:
         held = bytes.fromhex(self.peer.ask("peek", region=self.region, offset=offset, length=length or self.size))
         self.model[offset : offset + len(held)] = held
 
+    def free(self) -> None:
+        """Give the memory back. No engine may use it any more."""
+        self.peer.ask("free_region", region=self.region)
+
     def holds(self) -> bool:
         """Tell whether every byte is as the model has it."""
         digest: str = self.peer.ask("digest", region=self.region)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from . import devices
 from .dataport import DataPort
 from .memory import Memory, Span, addresses, transfer
 from .peer import Pending
@@ -31,16 +32,15 @@ class Overtaking:
     """An initiator, and a target of some kind that is stopped while WRITEs to it are given up and another one begins,
     to the same place or to a part of it."""
 
-    def __init__(self, peers: Peers, kind: str, same_host: str, size: int, whole: bool) -> None:
-        both = {"KVFERRY_SAME_HOST": same_host}
-        self.initiator = peers("ours", **PATIENT, **both, MC_SLICE_TIMEOUT="1", MC_TCP_LANES_PER_PEER="1").create()
-        self.target = peers(kind, **both).create()
+    def __init__(self, peers: Peers, kind: str, place: str, size: int, whole: bool) -> None:
+        self.initiator = peers("ours", **PATIENT, MC_SLICE_TIMEOUT="1", MC_TCP_LANES_PER_PEER="1").create()
+        self.target = peers(kind, **devices.needed(place)).create()
         self._port = DataPort(self.target.name)
         self._size = size
         self._offset, self._length = (0, size) if whole else (min(size - PART, FAR), PART)
         self.old = self.initiator.memory(size, FIRST)
         self.new = self.initiator.memory(size, LAST)
-        self.sink = self.target.memory(size)
+        self.sink = self.target.memory(size, place=place)
 
     def round(self) -> None:
         """Give WRITEs up, have a later one acknowledged, and check that the later one's bytes stay."""

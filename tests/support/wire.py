@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -36,6 +37,12 @@ def receive(connection: socket.socket, length: int) -> bytes:
         parts.append(part)
         length -= len(part)
     return b"".join(parts)
+
+
+def send_some(connection: socket.socket, data: bytes) -> None:
+    """Send what the other side takes; it may close before it has all."""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(data)
 
 
 def ended(connection: socket.socket) -> bool:

@@ -14,6 +14,8 @@ from support.pattern import pattern
 from support.peer import Peer
 from support.peers import Peers, unavailable
 
+pytestmark = pytest.mark.devices
+
 GIB = 1 << 30
 SAMPLE = 4098  # bytes that are looked at around each place
 MARGIN = 61  # bytes before and after the block, which must not be touched

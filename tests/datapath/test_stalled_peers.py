@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from support import devices, rawpeer, wire
+from support.dataport import DataPort
+from support.hello import Connect
 from support.memory import Memory, addresses, transfer
 from support.peers import Peers
-from support.process import connections_to, cpu_use, until
+from support.process import cpu_use, until
 from support.rawpeer import BASE, RawTarget
 from support.world import HUNG, World
 
@@ -25,32 +26,33 @@ IDLE_CPU = 0.2  # seconds of processor time within one second
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
 
-@pytest.fixture(params=("npu:0", "cuda:0"))
-def place(request: pytest.FixtureRequest) -> str:
-    """Where the memory is that bytes are staged for."""
-    return str(request.param)
-
-
-@pytest.fixture
-def world(start_peer: Peers, place: str) -> Iterator[World]:
-    """An engine with memory at that place, which in the end must leave nothing on its devices."""
-    world = World(start_peer, place=place, **devices.settings(**PATIENT))
-    yield world
+@pytest.fixture(scope="module")
+def worlds(module_peers: Peers, memory: str) -> Iterator[list[World]]:
+    """The world of the module's tests, which is patient with peers; in the end it must leave nothing on its devices."""
+    world = World(module_peers, place=memory, **devices.settings(**PATIENT))
+    yield [world]
     devices.end(world.engine)
 
 
 @pytest.fixture
-def much(world: World, place: str) -> Memory:
-    return world.engine.memory(MUCH, place=place)
+def world(worlds: list[World]) -> World:
+    return worlds[0]
+
+
+@pytest.fixture
+def much(world: World, memory: str) -> Iterator[Memory]:
+    made = world.engine.memory(MUCH, place=memory)
+    yield made
+    assert world.engine.call("unregister_memory", made.address) == 0
+    made.free()
 
 
 @opcodes
 def test_a_target_that_stalls_does_not_keep_the_blocks_from_others(world: World, much: Memory, opcode: str) -> None:
     with RawTarget(rawpeer.stall_half) as target:
         pending = world.engine.start_move(target.name, opcode, [[much.address, BASE, MUCH]] * MANY)
-        with world.unharmed():
-            (used,) = cpu_use([world.healthy.pid], 1.0)
-        assert used > 0, "the healthy peer was busy meanwhile"
+        with world.unharmed() as traffic:
+            traffic.wait_for_more()
         assert not pending.done()
     assert pending.result(HUNG)["code"] < 0
     assert world.engine.logs(target.name)
@@ -58,14 +60,14 @@ def test_a_target_that_stalls_does_not_keep_the_blocks_from_others(world: World,
 
 @opcodes
 def test_a_target_that_is_stopped_and_goes_on_gets_everything(
-    world: World, start_peer: Peers, place: str, much: Memory, opcode: str
+    world: World, start_peer: Peers, memory: str, much: Memory, opcode: str
 ) -> None:
     stopped = devices.start(start_peer).create()
-    far = stopped.memory(MUCH, place="cuda:1" if place.startswith("npu") else "npu:1")
+    far = stopped.memory(MUCH, place="cuda:1" if memory.startswith("npu") else "npu:1")
     (much if opcode == "write" else far).fill(7)
-    port = wire.data_address(stopped.name)[1]
+    port = DataPort(stopped.name)
     pending = world.engine.start_move(stopped.name, opcode, addresses(much, far, [(0, 0, MUCH)] * MANY))
-    until(lambda: bool(connections_to(port)), 10, "a connection to the peer")
+    port.wait_for_connection()
     stopped.process.send_signal(signal.SIGSTOP)
     with world.unharmed():
         cpu_use([world.engine.pid], 1.0)
@@ -87,38 +89,39 @@ def test_waiting_for_a_stalled_target_uses_no_processor(world: World, much: Memo
 
 
 @contextlib.contextmanager
-def stalled_initiators(target: str, opcode: int, address: int, sent: int) -> Iterator[None]:
+def stalled_initiators(connect: Connect, opcode: int, address: int, sent: int) -> Iterator[None]:
     """Have MANY initiators that each start a request of MUCH bytes, send so many of its bytes and then do nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(MANY):
-            connection = stack.enter_context(socket.create_connection(wire.data_address(target), timeout=wire.LIMIT))
+            connection = stack.enter_context(connect())
             connection.sendall(wire.header(opcode | wire.V2, address, MUCH) + bytes(sent))
         yield
 
 
 @pytest.mark.parametrize("sent", (0, 100_000))
 def test_initiators_that_stall_in_a_write_do_not_keep_the_blocks_from_others(
-    world: World, much: Memory, sent: int
+    world: World, connect: Connect, much: Memory, sent: int
 ) -> None:
-    with stalled_initiators(world.engine.name, wire.WRITE, much.address, sent), world.unharmed():
+    with stalled_initiators(connect, wire.WRITE, much.address, sent), world.unharmed():
         cpu_use([world.engine.pid], 1.0)
 
 
 def test_initiators_that_do_not_take_what_they_read_do_not_keep_the_blocks_from_others(
-    world: World, much: Memory
+    world: World, connect: Connect, much: Memory
 ) -> None:
-    with stalled_initiators(world.engine.name, wire.READ, much.address, 0), world.unharmed():
+    with stalled_initiators(connect, wire.READ, much.address, 0), world.unharmed():
         cpu_use([world.engine.pid], 1.0)
 
 
 @pytest.mark.parametrize("there", ("npu:0", "cuda:0"))
 def test_requests_of_more_than_all_blocks_move_both_ways_at_once(
-    world: World, start_peer: Peers, place: str, there: str
+    world: World, start_peer: Peers, much: Memory, there: str
 ) -> None:
     """Each waits for the other's blocks: they must not wait for ever."""
     other = devices.start(start_peer).create()
     far = other.memory(MUCH, 12, place=there)
-    near = world.engine.memory(MUCH, 13, place=place)
+    near = much
+    near.fill(13)
     pending = [
         mover.peer.start_move(target.peer.name, opcode, addresses(mover, target, [(0, 0, MUCH)] * MANY))
         for mover, target, opcode in ((near, far, "write"), (far, near, "write"), (near, far, "read"))

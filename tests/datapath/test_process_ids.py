@@ -115,7 +115,7 @@ def start_with_id(peers: Peers, number: int) -> Peer:
 def test_a_target_does_not_copy_from_a_process_that_has_the_id_of_a_dead_peer(
     start_peer: Peers, when: str, size: int, beyond: int
 ) -> None:
-    target = start_peer(**QUICK, KVFERRY_SAME_HOST="1").create()
+    target = start_peer(**QUICK).create()
     memory = target.memory(size + beyond, 1)
     orphan = Orphan(target.name, when)
     victim = start_with_id(start_peer, orphan.id)

@@ -20,7 +20,6 @@ from support.world import HUNG, World
 IN_USE = -4
 OVERLAPPED = -7
 SIZE = 8192
-ON_ONE_HOST = {"KVFERRY_SAME_HOST": "1"}
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +72,7 @@ Attacks = Callable[[Memory], Attack]
 
 @pytest.fixture
 def world(start_peer: Peers) -> World:
-    return World(start_peer, **ON_ONE_HOST)
+    return World(start_peer)
 
 
 def test_memory_that_a_stuck_copy_uses_is_not_given_back_and_all_else_goes_on(world: World, attack: Attacks) -> None:
@@ -120,7 +119,7 @@ def test_a_process_with_a_stuck_copy_ends(world: World, attack: Attacks) -> None
 
 
 def test_a_read_into_memory_whose_pages_do_not_come_returns_and_says_so(world: World, start_peer: Peers) -> None:
-    engine, target = world.engine, start_peer(**ON_ONE_HOST).create()
+    engine, target = world.engine, start_peer().create()
     far, stuck = target.memory(SIZE), engine.memory(SIZE, place="absent", location="cpu:0")
     moving = engine.start_move(target.name, "read", [[stuck.address, far.address, SIZE]], "sync")
     engine.ask("wait_for_touch", region=stuck.region)

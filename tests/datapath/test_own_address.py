@@ -15,28 +15,25 @@ from support.world import HUNG, QUICK
 
 SIZE = 4096
 
-ours = pytest.mark.parametrize("same_host", ("0", "1"), ids=("tcp", "one-host"))
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
 
-@ours
 @opcodes
 @pytest.mark.parametrize("proto", (1, 2), ids=("v1", "v2"))
 def test_a_descriptor_that_names_this_engines_own_data_port_is_refused(
-    start_peer: Peers, same_host: str, opcode: str, proto: int
+    start_peer: Peers, opcode: str, proto: int
 ) -> None:
-    engine = start_peer(**QUICK, KVFERRY_SAME_HOST=same_host).create()
+    engine = start_peer(**QUICK).create()
     here, there = engine.memory(SIZE, 1), engine.memory(SIZE, 2)
     own = wire.descriptor(engine.name)
     refuse(engine, opcode, here, there, {"tcp_data_port": own["tcp_data_port"], "tcp_proto_version": proto})
     assert engine.logs("names the address of this engine's own data port")
 
 
-@ours
 @opcodes
-def test_an_engine_is_reached_by_another_name_of_its_own(start_peer: Peers, same_host: str, opcode: str) -> None:
+def test_an_engine_is_reached_by_another_name_of_its_own(start_peer: Peers, opcode: str) -> None:
     """The descriptor there has its identity: it is the engine that the name stands for."""
-    engine = start_peer(**QUICK, KVFERRY_SAME_HOST=same_host).create()
+    engine = start_peer(**QUICK).create()
     here, there = engine.memory(SIZE, 1), engine.memory(SIZE, 2)
     alias = f"localhost:{engine.name.rsplit(':', 1)[1]}"
     assert engine.move(alias, opcode, addresses(here, there, [(0, 0, SIZE)]))["code"] == 0
@@ -45,12 +42,11 @@ def test_an_engine_is_reached_by_another_name_of_its_own(start_peer: Peers, same
     there.check()
 
 
-@ours
 @opcodes
 def test_a_descriptor_of_another_identity_at_this_engines_own_data_port_is_refused(
-    start_peer: Peers, same_host: str, opcode: str
+    start_peer: Peers, opcode: str
 ) -> None:
-    engine = start_peer(**QUICK, KVFERRY_SAME_HOST=same_host).create()
+    engine = start_peer(**QUICK).create()
     here, there = engine.memory(SIZE, 1), engine.memory(SIZE, 2)
     own = wire.descriptor(engine.name)
     other = {**own["kvferry"], "identity": "0123456789abcdef" * 2}

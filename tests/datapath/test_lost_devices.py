@@ -16,6 +16,8 @@ from support.process import until
 from support.spans import scattered
 from support.world import GIVEN_UP, HUNG, World
 
+pytestmark = pytest.mark.devices
+
 SIZE = 16 << 20  # bytes
 REPEATS = 16  # blocks of that size in a transfer in the middle of which a device goes
 LESS = 4 << 20

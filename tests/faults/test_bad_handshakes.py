@@ -1,4 +1,4 @@
-"""Our engine as the initiator of transfers to peers that are not there or do not behave."""
+"""Peers that cannot be reached or do not behave at the handshake: before a data connection is made."""
 
 from __future__ import annotations
 
@@ -6,56 +6,65 @@ import contextlib
 import json
 import socket
 import struct
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from support import rawpeer, wire
-from support.pattern import pattern
+from support.bad_peers import check_bad_peer, fail_in_time, nothing_left
 from support.peers import Peers
 from support.process import Holdings
-from support.rawpeer import BASE, Handler, RawTarget, answering, metadata_reply, reply
-from support.world import GIVEN_UP, HUNG, World
+from support.rawpeer import BASE, Handler, RawTarget, metadata_reply, reply
+from support.world import GIVEN_UP, QUICK, World, still_well
 
-LENGTH = 300_001  # bytes of a transfer that fails
-AT_ONCE = 4  # such transfers at the same time
-NAMED_WITHIN = 5.0  # seconds in which one of them must have left a message
+MANY = 200  # connections that are left half-open at once
+MILLION = 1_000_000
+BURDEN = 1 << 30  # bytes: some times the 60 MB of text that a million buffers are
 
+# Our engine is asked.
 
-def fail_in_time(world: World, name: str, opcode: str, at_once: int = AT_ONCE) -> None:
-    """Try transfers to a bad peer, several at once; each must fail, in time."""
-    block = [[world.scratch.address, BASE, LENGTH]]
-    pending = [world.engine.start_move(name, opcode, block) for _ in range(at_once)]
-    for result in [p.result(HUNG) for p in pending]:
-        assert result["code"] < 0
-        assert result["seconds"] < GIVEN_UP
-
-
-@contextlib.contextmanager
-def nothing_left(world: World) -> Iterator[None]:
-    """Check that the engine holds no more once the body has ended."""
-    leaks = world.leaks()
-    yield
-    leaks.check()
-
-
-def check_bad_peer(world: World, name: str, opcode: str, named: tuple[str, ...]) -> None:
-    """Try a bad peer, and look for a message that names it, while others are served."""
-
-    def is_named() -> bool:
-        return any(n in world.engine.log() for n in named)
-
-    with world.unharmed():
-        fail_in_time(world, name, opcode)
-        deadline = time.monotonic() + NAMED_WITHIN
-        while not is_named():  # the log holds back lines that are too many for one second
-            assert time.monotonic() < deadline, f"no message names {' or '.join(named)}: {world.engine.log()}"
-            fail_in_time(world, name, opcode, at_once=1)
+MANY_BUFFERS = json.dumps({"buffers": [{"name": "cpu:0", "addr": 4096, "length": 4096}] * MILLION}).encode()
+BAD_REQUESTS: dict[str, bytes] = {
+    "nothing": b"",
+    "half a length": b"\x05\x00",
+    "a length and no more": struct.pack("<Q", 100),
+    "half a body": struct.pack("<QB", 100, wire.METADATA) + b'{"name"',
+    "length 0": bytes(8),
+    "length over the limit": struct.pack("<QB", (1 << 20) + 1, wire.METADATA) + b" " * 4096,
+    "length 2^63": struct.pack("<QB", 1 << 63, wire.METADATA) + b" " * 4096,
+    "length 2^64-1": b"\xff" * 4096,
+    "an HTTP request": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a type that there is not": wire.handshake_frame(200, b"{}"),
+    "an old connection request that is no JSON": struct.pack("<Q", 7) + b"{\x00\x01\x02\x03\x04\x05",
+    "a descriptor that is no JSON": wire.handshake_frame(wire.METADATA, b"\xff\xfe{"),
+    "a descriptor of a million buffers": wire.handshake_frame(wire.METADATA, MANY_BUFFERS),
+    "a notification that is no JSON": wire.handshake_frame(wire.NOTIFY, b"]"),
+    "a notification of numbers": wire.handshake_frame(wire.NOTIFY, b'{"name": 1, "notify_msg": {}}'),
+    "a notification without a message": wire.handshake_frame(wire.NOTIFY, b"{}"),
+    "a deep notification": wire.handshake_frame(wire.NOTIFY, b"[" * 500_000),
+    "a connection request that is no JSON": wire.handshake_frame(wire.CONNECTION, b"rdma"),
+}
 
 
-opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
+@pytest.mark.parametrize("request_", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_a_bad_handshake_request_leaves_others_served(world: World, request_: bytes) -> None:
+    """The sender neither closes nor reads: the target ends it, or keeps it within bounds, and answers the next."""
+    with still_well(world), wire.connect(wire.split_name(world.engine.name)) as connection:
+        wire.send_some(connection, request_)
+    assert world.engine.ask("notifies", engine="main") == [], "a bad request became a notification"
+
+
+def test_handshakes_that_never_end_are_ended_and_keep_nobody_else_waiting(world: World) -> None:
+    address = wire.split_name(world.engine.name)
+    with still_well(world), contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(wire.connect(address)) for _ in range(MANY)]
+        for connection in crowd:
+            wire.send_some(connection, struct.pack("<Q", 100))
+        assert wire.descriptor(world.engine.name)
+        assert world.healthy.call("send_probe", world.engine.name) == 0
+
+
+# Our engine asks.
 
 UNREACHABLE = {
     "a name that nobody has": "no-such-host.invalid:15000",
@@ -82,12 +91,17 @@ def test_a_probe_of_a_peer_that_cannot_be_reached_says_why(world: World, name: s
     assert world.engine.call("send_probe", name, limit=GIVEN_UP) == code
 
 
+def test_a_probe_of_a_peer_that_died_says_so(start_peer: Peers) -> None:
+    prober = start_peer(**QUICK).create()
+    target = start_peer().create()
+    assert prober.call("send_probe", target.name) == 0
+    target.kill()
+    assert prober.call("send_probe", target.name, limit=GIVEN_UP) == -102
+
+
 @pytest.mark.parametrize("name", ("no-such-host.invalid:15000", "127.0.0.1:1"))
 def test_a_peer_that_cannot_be_reached_has_no_first_buffer(world: World, name: str) -> None:
     assert world.engine.call("get_first_buffer_address", name, limit=GIVEN_UP) == 0
-
-
-# Handshakes.
 
 
 def described(**changes: Any) -> Handler:
@@ -101,8 +115,6 @@ def described(**changes: Any) -> Handler:
     return handler
 
 
-MILLION = 1_000_000
-BURDEN = 1 << 30  # bytes: some times the 60 MB of text that a million buffers are
 BAD_HANDSHAKES: dict[str, Handler] = {
     "never answers": rawpeer.stall,
     "reads and never answers": rawpeer.swallow,
@@ -154,79 +166,6 @@ def test_a_handshake_port_that_does_not_accept_is_given_up(world: World) -> None
         check_bad_peer(world, f"127.0.0.1:{address[1]}", "write", (str(address[1]),))
         for s in crowd:
             s.close()
-
-
-# Data ports.
-
-BAD_DATA_PORTS: dict[str, Handler] = {
-    "takes nothing": rawpeer.stall,
-    "reads and never answers": rawpeer.swallow,
-    "closes at once": rawpeer.close_at_once,
-    "resets at once": rawpeer.reset_at_once,
-    "closes within the header": rawpeer.close_mid_header,
-    "closes within the payload": rawpeer.serve_half,
-    "stops within the payload": rawpeer.stall_half,
-    "closes within the status": answering(wire.status_frame(wire.OK)[:5]),
-    "stops within the status": answering(wire.status_frame(wire.OK)[:5], keep=True),
-    "answers garbage": answering(b"\xa5" * 64, keep=True),
-    "answers another magic": answering(wire.STATUS.pack(0x4D435457 << 32), keep=True),
-    "answers like an HTTP server": answering(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
-    "rejects": answering(wire.status_frame(wire.REJECTED)),
-    "rejects and keeps the connection": answering(wire.status_frame(wire.REJECTED), keep=True),
-    "answers status 2": answering(wire.status_frame(2)),
-    "answers status 2^32-1": answering(wire.status_frame(0xFFFFFFFF), keep=True),
-}
-BAD_V1_DATA_PORTS = (
-    "takes nothing",
-    "closes at once",
-    "resets at once",
-    "closes within the header",
-    "closes within the payload",
-    "stops within the payload",
-)
-
-
-@opcodes
-@pytest.mark.parametrize("port", BAD_DATA_PORTS)
-def test_a_bad_data_port_is_an_error_that_names_the_peer(world: World, port: str, opcode: str) -> None:
-    with nothing_left(world), RawTarget(BAD_DATA_PORTS[port]) as target:
-        check_bad_peer(world, target.name, opcode, (target.name, f"127.0.0.1:{target.data_port}"))
-        assert target.taken > 0
-
-
-@opcodes
-@pytest.mark.parametrize("port", BAD_V1_DATA_PORTS)
-def test_a_bad_v1_data_port_is_an_error_that_names_the_peer(world: World, port: str, opcode: str) -> None:
-    with nothing_left(world), RawTarget(BAD_DATA_PORTS[port], proto=1) as target:
-        check_bad_peer(world, target.name, opcode, (target.name, f"127.0.0.1:{target.data_port}"))
-        assert target.taken > 0
-
-
-@opcodes
-def test_a_data_port_that_never_accepts_is_given_up(world: World, opcode: str) -> None:
-    with nothing_left(world), RawTarget(on_data=None) as target:
-        check_bad_peer(world, target.name, opcode, (target.name, f"127.0.0.1:{target.data_port}"))
-
-
-@opcodes
-def test_a_data_port_that_nobody_listens_on_is_an_error(world: World, opcode: str) -> None:
-    with nothing_left(world), RawTarget(changes={"tcp_data_port": 1}) as target:
-        check_bad_peer(world, target.name, opcode, (target.name, "127.0.0.1:1"))
-
-
-@opcodes
-def test_a_target_that_takes_its_time_is_served_to_the_end(world: World, opcode: str) -> None:
-    """Pauses shorter than the progress timeout are no fault."""
-    store = rawpeer.Store(LENGTH, pause=1.0)
-    store.data[:] = pattern(99, LENGTH)
-    with nothing_left(world), RawTarget(store) as target, world.unharmed():
-        world.scratch.fill(77)
-        block = [[world.scratch.address, BASE, LENGTH]]
-        assert world.engine.move(target.name, opcode, block)["code"] == 0
-        if opcode == "read":
-            world.scratch.model[:LENGTH] = store.data
-        world.scratch.check()
-        assert store.data == world.scratch.model[:LENGTH]
 
 
 def test_a_descriptor_of_a_million_buffers_is_no_burden_where_the_limit_lets_it_through(start_peer: Peers) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 
-from support.inprocess import run_python
 from support.memory import Memory, addresses, transfer
 from support.peer import Peer
 from support.peers import Peers
@@ -24,13 +23,13 @@ PATIENT = {
     "MC_TCP_PROGRESS_TIMEOUT_SEC": "300",
     "MC_HANDSHAKE_CONNECT_TIMEOUT": "300",
 }
-WAYS = {
-    "tcp": {"KVFERRY_SAME_HOST": "0"},
-    "one host": {"KVFERRY_SAME_HOST": "1"},
-    "version 1": {"KVFERRY_SAME_HOST": "0", "MC_TCP_PROTO": "1"},
-    "no pool": {"KVFERRY_SAME_HOST": "0", "MC_TCP_ENABLE_CONNECTION_POOL": "0"},
+FRAMINGS = {
+    "version 2": {},
+    "version 1": {"MC_TCP_PROTO": "1"},
+    "no pool": {"MC_TCP_ENABLE_CONNECTION_POOL": "0"},
 }
 
+framings = pytest.mark.parametrize("framing", FRAMINGS)
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
 
 
@@ -49,9 +48,9 @@ class Pair:
             transfer(self.near, self.far, opcode, [(0, 0, MIB)])
 
 
-@pytest.fixture(params=WAYS)
-def pair(start_peer: Peers, request: pytest.FixtureRequest) -> Pair:
-    return Pair(start_peer, WAYS[request.param])
+@pytest.fixture
+def pair(start_peer: Peers, framing: str) -> Pair:
+    return Pair(start_peer, FRAMINGS[framing])
 
 
 def close_with_child(peer: Peer) -> None:
@@ -59,6 +58,7 @@ def close_with_child(peer: Peer) -> None:
     peer.ask("drop", HUNG, engine="main")
 
 
+@framings
 @opcodes
 def test_a_transfer_to_a_target_that_was_closed_is_an_error(pair: Pair, opcode: str) -> None:
     pair.warm_up()
@@ -67,6 +67,7 @@ def test_a_transfer_to_a_target_that_was_closed_is_an_error(pair: Pair, opcode: 
     assert pair.initiator.move(pair.target.name, opcode, block, limit=HUNG)["code"] < 0
 
 
+@framings
 @opcodes
 def test_a_transfer_amid_which_the_target_is_closed_is_an_error(pair: Pair, opcode: str) -> None:
     pair.warm_up()
@@ -86,6 +87,7 @@ def changed(memory: Memory) -> bool:
     return tail != memory.model[at:].hex()
 
 
+@framings
 def test_a_target_forgets_an_initiator_that_was_closed(pair: Pair) -> None:
     leaks = LeakCheck(pair.target)
     pair.warm_up()
@@ -93,6 +95,7 @@ def test_a_target_forgets_an_initiator_that_was_closed(pair: Pair) -> None:
     leaks.check()
 
 
+@framings
 def test_a_probe_of_an_engine_that_was_closed_says_so(pair: Pair) -> None:
     assert pair.initiator.call("send_probe", pair.target.name) == 0
     close_with_child(pair.target)
@@ -108,38 +111,3 @@ def test_a_new_engine_gets_the_ports_of_the_one_that_was_closed(start_peer: Peer
     transfer(near, far, "write", [(0, 0, MIB)])
     close_with_child(target)
     target.create()
-
-
-def test_a_metadata_server_that_was_stopped_refuses_and_a_new_one_gets_its_port() -> None:
-    done = run_python(
-        """
-import argparse, socket
-from kvferry.metadata_server import Server, add_command, options
-parser = argparse.ArgumentParser()
-add_command(parser.add_subparsers())
-def serve(port):
-    return Server(options(parser.parse_args(["metadata-server", "--host=127.0.0.1", f"--port={port}"])))
-server = serve(0)
-port = int(server.address.split(":")[2].split("/")[0])
-idle = socket.create_connection(("127.0.0.1", port))
-idle.sendall(b"GET /health HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
-assert b"200" in idle.recv(4096)
-reading, writing = os.pipe()
-if os.fork() == 0:
-    os.close(writing)
-    idle.close()
-    os.read(reading, 1)
-    os._exit(0)
-server.stop()
-assert idle.recv(4096) == b""
-try:
-    socket.create_connection(("127.0.0.1", port))
-except ConnectionRefusedError:
-    pass
-else:
-    raise AssertionError("somebody listens")
-serve(port).stop()
-""",
-        PYTHONWARNINGS="ignore::DeprecationWarning",
-    )
-    assert done.returncode == 0, done.stderr

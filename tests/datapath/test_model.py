@@ -17,6 +17,8 @@ from support.memory import Memory
 from support.peer import Pending
 from support.peers import Peers
 
+pytestmark = pytest.mark.devices
+
 SIZE = 3 << 20
 ROUNDS = 4
 BATCHES = 8  # at once in a round, each from a thread of its own

@@ -14,6 +14,8 @@ from support.memory import transfer
 from support.peers import Peers
 from support.spans import adjacent, adjacent_near_only, scattered
 
+pytestmark = pytest.mark.devices
+
 MIB = 1 << 20
 SIZE = 3 * MIB + 4099
 SIZES = (1, 2, 3, 7, 63, 64, 65, 511, 4095, 4096, 4097, 16384, 65535, 65536, 65537, 262147, 2 * MIB + 1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support import rawpeer, wire
+from support import devices, rawpeer, wire
 from support.memory import Memory
 from support.peer import Peer
 from support.peers import Peers
@@ -75,45 +75,45 @@ class Sleeper:
 
 
 @pytest.fixture
-def engine(start_peer: Peers) -> Peer:
+def engine(start_peer: Peers, memory: str) -> Peer:
     # Nothing may end the transfers but the caller's own limit of 5 s.
     patient = {"MC_TCP_STATUS_TIMEOUT_SEC": "30", "MC_TCP_PROGRESS_TIMEOUT_SEC": "30", "MC_TCP_LANES_PER_PEER": "1"}
-    return start_peer(**{**QUICK, **patient}).create()
+    return start_peer(**{**QUICK, **patient, **devices.needed(memory)}).create()
 
 
 versions = pytest.mark.parametrize("version", (1, 2), ids=("v1", "v2"))
 
 
 @versions
-def test_late_bytes_of_a_read_do_not_arrive_after_the_call_returned(engine: Peer, version: int) -> None:
-    with given_up(engine, "read", version) as cases:
-        for memory, sleeper in cases:
-            memory.fill(2)
+def test_late_bytes_of_a_read_do_not_arrive_after_the_call_returned(engine: Peer, memory: str, version: int) -> None:
+    with given_up(engine, memory, "read", version) as cases:
+        for buffer, sleeper in cases:
+            buffer.fill(2)
             wake(sleeper)
-            memory.check()
+            buffer.check()
 
 
 @versions
-def test_bytes_of_a_buffer_that_a_given_up_write_returned_are_not_sent(engine: Peer, version: int) -> None:
-    with given_up(engine, "write", version) as cases:
-        for memory, sleeper in cases:
-            before = bytes(memory.model)
-            memory.fill(2)
+def test_bytes_of_a_buffer_that_a_given_up_write_returned_are_not_sent(engine: Peer, memory: str, version: int) -> None:
+    with given_up(engine, memory, "write", version) as cases:
+        for buffer, sleeper in cases:
+            before = bytes(buffer.model)
+            buffer.fill(2)
             wake(sleeper)
             assert len(sleeper.received) < LENGTH, "a WRITE that was given up went on"
             sleeper.check_written(before)
 
 
 @contextlib.contextmanager
-def given_up(engine: Peer, opcode: str, version: int) -> Iterator[list[tuple[Memory, Sleeper]]]:
+def given_up(engine: Peer, place: str, opcode: str, version: int) -> Iterator[list[tuple[Memory, Sleeper]]]:
     """Transfer with a sleeper in each of WAYS at the same time, until all calls have given up."""
     with contextlib.ExitStack() as stack:
         cases, pending = [], []
         for how in WAYS:
-            memory, sleeper = engine.memory(LENGTH, 1), Sleeper()
+            buffer, sleeper = engine.memory(LENGTH, 1, place=place), Sleeper()
             target = stack.enter_context(RawTarget(sleeper, proto=version))
-            cases.append((memory, sleeper))
-            pending.append(engine.start_move(target.name, opcode, [[memory.address, BASE, LENGTH]], how))
+            cases.append((buffer, sleeper))
+            pending.append(engine.start_move(target.name, opcode, [[buffer.address, BASE, LENGTH]], how))
         for result in [p.result(HUNG) for p in pending]:
             assert result["code"] < 0
             assert result["seconds"] < GIVEN_UP
@@ -130,18 +130,18 @@ def wake(sleeper: Sleeper) -> None:
 @versions
 @pytest.mark.parametrize("opcode", ("read", "write"))
 def test_a_local_region_in_use_can_be_unregistered_and_is_not_touched_afterwards(
-    engine: Peer, opcode: str, version: int
+    engine: Peer, memory: str, opcode: str, version: int
 ) -> None:
-    memory = engine.memory(LENGTH, 1)
-    before = bytes(memory.model)
+    buffer = engine.memory(LENGTH, 1, place=memory)
+    before = bytes(buffer.model)
     sleeper = Sleeper()
     with RawTarget(sleeper, proto=version) as target:
-        moving = engine.start_move(target.name, opcode, [[memory.address, BASE, LENGTH]], "batch")
+        moving = engine.start_move(target.name, opcode, [[buffer.address, BASE, LENGTH]], "batch")
         assert sleeper.stopped.wait(10)
-        assert engine.call("unregister_memory", memory.address, limit=GIVEN_UP) == 0
-        memory.fill(2)
+        assert engine.call("unregister_memory", buffer.address, limit=GIVEN_UP) == 0
+        buffer.fill(2)
         wake(sleeper)
-        memory.check()
+        buffer.check()
         assert moving.result()["code"] < 0
     sleeper.check_written(before)
 
@@ -163,11 +163,11 @@ def test_without_a_slice_timeout_no_transfer_reports_one(start_peer: Peers) -> N
 
 
 @pytest.mark.parametrize("opcode", ("read", "write"))
-def test_an_engine_with_a_stuck_peer_ends_with_its_process(start_peer: Peers, opcode: str) -> None:
-    engine = start_peer().create()
-    memory = engine.memory(LENGTH, 1)
+def test_an_engine_with_a_stuck_peer_ends_with_its_process(start_peer: Peers, memory: str, opcode: str) -> None:
+    engine = start_peer(**devices.needed(memory)).create()
+    buffer = engine.memory(LENGTH, 1, place=memory)
     sleeper = Sleeper()
     with RawTarget(sleeper) as target:
-        engine.start_move(target.name, opcode, [[memory.address, BASE, LENGTH]], "batch")
+        engine.start_move(target.name, opcode, [[buffer.address, BASE, LENGTH]], "batch")
         assert sleeper.stopped.wait(10)
         assert engine.close() == 0

@@ -20,12 +20,7 @@ LARGE = 64 << 20  # bytes of a batch: more than is in flight at once
 PIECE = 1 << 20  # bytes
 LONG = 6.0  # seconds: longer than an engine takes what it has fetched to be true
 
-ours = pytest.mark.parametrize("same_host", ("0", "1"), ids=("tcp", "one-host"))
 opcodes = pytest.mark.parametrize("opcode", ("read", "write"))
-
-
-def settings(same_host: str) -> dict[str, str]:
-    return {**QUICK, "KVFERRY_SAME_HOST": same_host}
 
 
 def identity(peer: Peer) -> str:
@@ -33,19 +28,18 @@ def identity(peer: Peer) -> str:
     return found
 
 
-@ours
 @opcodes
 @pytest.mark.parametrize("used", (True, False), ids=("used", "opened"))
 def test_an_engine_at_the_data_port_of_a_dead_one_is_not_taken_for_it(
-    start_peer: Peers, same_host: str, opcode: str, used: bool
+    start_peer: Peers, opcode: str, used: bool
 ) -> None:
-    initiator = start_peer(**settings(same_host)).create()
-    dead = start_peer(**settings(same_host), **free_range(2)).create()
+    initiator = start_peer(**QUICK).create()
+    dead = start_peer(**QUICK, **free_range(2)).create()
     near, far = initiator.memory(SIZE, 1), placed(dead, SIZE)
     meet(initiator, near, dead, far, used)
     expected, port = identity(dead), wire.data_address(dead.name)[1]
     dead.kill()
-    other = take_data_port(start_peer, dead.name, port, settings(same_host))
+    other = take_data_port(start_peer, dead.name, port, QUICK)
     kept = placed(other, SIZE)
     kept.fill(5)
     near.fill(6)
@@ -59,20 +53,19 @@ def test_an_engine_at_the_data_port_of_a_dead_one_is_not_taken_for_it(
     assert initiator.logs(f"another engine answered, {identity(other)}")
 
 
-@ours
 @opcodes
 @pytest.mark.parametrize("kind", ("0.3.12", "0.3.13"))
 def test_an_engine_at_the_data_port_of_a_dead_mooncake_is_not_dialled(
-    start_peer: Peers, same_host: str, opcode: str, kind: str
+    start_peer: Peers, opcode: str, kind: str
 ) -> None:
     """Mooncake's engines cannot prove who they are. Their handshake port has to."""
-    initiator = start_peer(**settings(same_host)).create()
+    initiator = start_peer(**QUICK).create()
     dead = start_peer(kind, **free_range(2)).create()
     near, far = initiator.memory(SIZE, 1), placed(dead, SIZE)
     meet(initiator, near, dead, far, used=True)
     port = wire.data_address(dead.name)[1]
     dead.kill()
-    other = take_data_port(start_peer, dead.name, port, settings(same_host))
+    other = take_data_port(start_peer, dead.name, port, QUICK)
     kept = placed(other, SIZE)
     kept.fill(5)
     near.fill(6)
@@ -99,14 +92,13 @@ def meet(initiator: Peer, near: Memory, target: Peer, far: Memory, used: bool) -
 class Restart:
     """An initiator, and a target that is to restart with its name, its ports and its memory where they were."""
 
-    def __init__(self, peers: Peers, same_host: str, used: bool, size: int = SIZE) -> None:
+    def __init__(self, peers: Peers, used: bool, size: int = SIZE) -> None:
         self._peers = peers
-        self._settings = settings(same_host)
         # Nothing but the restart ends a transfer.
         patient = {"MC_TRANSFER_TIMEOUT": "60", "MC_TCP_STATUS_TIMEOUT_SEC": "60", "MC_TCP_PROGRESS_TIMEOUT_SEC": "60"}
-        self.initiator = peers(**{**self._settings, **patient}).create()
+        self.initiator = peers(**{**QUICK, **patient}).create()
         self._ports = free_range(2)
-        self.target = peers(**self._settings, **self._ports).create()
+        self.target = peers(**QUICK, **self._ports).create()
         self.name = self.target.name
         self.near = self.initiator.memory(size, 1)
         self.far = placed(self.target, size)
@@ -115,20 +107,19 @@ class Restart:
 
     def succeed(self) -> None:
         """Start the successor of a target that has been killed, with memory that has something else in it."""
-        self.target = restart(self._peers, self.name, {**self._settings, **self._ports})
+        self.target = restart(self._peers, self.name, {**QUICK, **self._ports})
         self.far = placed(self.target, self.size)
         self.far.fill(7)
 
 
-@ours
 @opcodes
 @pytest.mark.parametrize("used", (True, False), ids=("used", "opened"))
 def test_a_task_that_was_submitted_before_a_restart_fails_and_moves_nothing_after_it(
-    start_peer: Peers, same_host: str, opcode: str, used: bool
+    start_peer: Peers, opcode: str, used: bool
 ) -> None:
     """More than is in flight at once, so that some of it is queued. The initiator sees no connection break before the
     successor is there: nothing else makes the task fail."""
-    stage = Restart(start_peer, same_host, used, LARGE)
+    stage = Restart(start_peer, used, LARGE)
     columns = [[address + i for i in range(0, LARGE, PIECE)] for address in (stage.near.address, stage.far.address)]
     with stopped(stage.target):
         batch = stage.initiator.call(
@@ -146,30 +137,27 @@ def test_a_task_that_was_submitted_before_a_restart_fails_and_moves_nothing_afte
         check_nothing_of(stage.far, stage.near)
 
 
-@ours
 @opcodes
-def test_the_first_call_by_name_after_a_restart_succeeds(start_peer: Peers, same_host: str, opcode: str) -> None:
-    stage = Restart(start_peer, same_host, used=True)
+def test_the_first_call_by_name_after_a_restart_succeeds(start_peer: Peers, opcode: str) -> None:
+    stage = Restart(start_peer, used=True)
     restart_and_transfer(stage, opcode)
 
 
-@ours
 @opcodes
 def test_the_first_call_ever_by_a_name_that_was_opened_long_before_a_restart_succeeds(
-    start_peer: Peers, same_host: str, opcode: str
+    start_peer: Peers, opcode: str
 ) -> None:
-    stage = Restart(start_peer, same_host, used=False)
+    stage = Restart(start_peer, used=False)
     old = time.monotonic() + LONG
     until(lambda: time.monotonic() >= old, 2 * LONG, "what was fetched is old")
     restart_and_transfer(stage, opcode)
 
 
-@ours
 @opcodes
 def test_the_first_call_ever_by_a_name_that_was_opened_just_before_a_restart_succeeds(
-    start_peer: Peers, same_host: str, opcode: str
+    start_peer: Peers, opcode: str
 ) -> None:
-    stage = Restart(start_peer, same_host, used=False)
+    stage = Restart(start_peer, used=False)
     restart_and_transfer(stage, opcode)
 
 

@@ -21,6 +21,8 @@ from support.peers import Peers
 from support.spans import scattered
 from support.world import QUICK
 
+pytestmark = pytest.mark.devices
+
 SIZE = (1 << 20) + 4099
 BLOCK_SIZE = 1 << 18  # bytes of a staging block
 SMALL = scattered([4096, 1, 700, 16384, 65] * 12)
