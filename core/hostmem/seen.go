@@ -114,6 +114,9 @@ func (now Time) note(p place, a Access) {
 
 // Forget drops what was noted of a range.
 func Forget(addr uintptr, length uint64) {
+	if uint64(addr)>>addressBits != 0 {
+		return // nothing is noted beyond user space
+	}
 	page, last, ok := pages(addr, length)
 	if !ok || last-page >= 1<<tableBits { // to clear the whole table is faster
 		for i := range table {
