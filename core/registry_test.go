@@ -55,6 +55,9 @@ func distinct(owners []*Region) []*Region {
 func wrapsOrEnds(r Range) bool { return r.Length > ^uint64(r.Addr) }
 
 func TestRegistryAgreesWithAPlainModelOfMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine, whatever processors there are")
+	}
 	for _, base := range []uint64{1 << 20, 1<<64 - 256} { // the second window ends with the address space
 		for seed := range uint64(20) {
 			t.Run(fmt.Sprintf("%#x/%d", base, seed), func(t *testing.T) {
@@ -214,6 +217,9 @@ func TestRegionsAreListedInTheOrderOfRegistration(t *testing.T) {
 }
 
 func TestRegistryComparesLogarithmicallyOften(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine, whatever processors there are")
+	}
 	const regions = 100_000
 	comparisons := 0
 	m := newRegistry()

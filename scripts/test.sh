@@ -2,7 +2,7 @@
 # Run every test: scripts/test.sh PYTHON, an interpreter with kvferry and scripts/test-requirements.txt installed.
 #
 #  1. Go's tests, with the race detector; those of the data path once more as with many processors, where it waits and
-#     spreads in other ways
+#     spreads in other ways: -short leaves out what uses one goroutine
 #  2. each of Go's fuzzers, on a few thousand inputs
 #  3. everything under tests/; those of the data path run by TCP and between engines on one host
 #
@@ -37,21 +37,29 @@ skip() {
     fi
 }
 
-# fuzz: run every fuzzer of the module on its own, as go test wants it. The budget is a number of inputs, since one in time
-# fails now and then by itself: before Go 1.27 a fuzzer may report the end of its time as its failure (go.dev/issue/75804).
+# fuzz: run every fuzzer of the module on its own, as Go wants it; a package's are built once. The budget is a number of
+# inputs, since one in time fails now and then by itself: before Go 1.27 a fuzzer may report the end of its time as its
+# failure (go.dev/issue/75804).
 fuzz() {
-    local package fuzzer result=0
-    for package in $(go list ./...); do
-        for fuzzer in $(go test -list '^Fuzz' "$package" | grep '^Fuzz'); do
-            go test -run '^$' -fuzz "^$fuzzer\$" -fuzztime "${fuzz_inputs}x" -fuzzminimizetime 10x "$package" || result=1
+    local package program fuzzer corpora result=0
+    local files='{{$dir := .Dir}}{{range .TestGoFiles}}{{$dir}}/{{.}} {{end}}{{range .XTestGoFiles}}{{$dir}}/{{.}} {{end}}'
+    program=$(mktemp)
+    for package in $(go list -f "$files" ./... | xargs grep -l '^func Fuzz' | xargs dirname | sort -u); do
+        corpora=$(go env GOCACHE)/fuzz/$(go list "$package")
+        go test -c -vet=off -fuzz . -o "$program" "$package" || result=1
+        for fuzzer in $(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$package"/*_test.go); do
+            printf '%s %s\n' "$package" "$fuzzer"
+            (cd "$package" && "$program" -test.run '^$' -test.fuzz "^$fuzzer\$" -test.fuzztime "${fuzz_inputs}x" \
+                -test.fuzzminimizetime 10x -test.fuzzcachedir "$corpora") || result=1
         done
     done
+    rm -f "$program"
     return $result
 }
 
 if go list -m >/dev/null && command -v cc >/dev/null; then
     run "Go tests" go test -race ./...
-    run "Go tests as with 16 processors" env GOMAXPROCS=16 go test -race -count=1 ./core ./core/staging ./tcp/...
+    run "Go tests as with 16 processors" env GOMAXPROCS=16 go test -race -short -count=1 ./core ./core/staging ./tcp/...
     run "Go fuzzers" fuzz
 else
     skip "Go tests and fuzzers" "install Go $(sed -n 's/^go //p' go.mod) or newer and a C compiler"

@@ -115,7 +115,7 @@ func TestNothingIsSeenThatWasNotTouched(t *testing.T) {
 	}
 	const pages = 4096
 	kept := 0
-	for range 200_000 {
+	for range 50_000 { // each page is touched and looked at several times
 		page, n := regions[random.IntN(len(regions))]+random.Uint64N(pages), 1+random.Uint64N(40)
 		if random.IntN(2) == 0 {
 			now.Note(uintptr(page)<<pageBits, n<<pageBits, Writing)

@@ -280,6 +280,9 @@ func randomMoves(r *rand.Rand) []Move {
 
 // TestPlansDoWhatTheMovesSay executes plans for random moves, placed or not, overlapping or not, in any order.
 func TestPlansDoWhatTheMovesSay(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine, whatever processors there are")
+	}
 	var gathered, batches int
 	for seed := range uint64(400) {
 		source := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
