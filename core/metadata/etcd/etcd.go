@@ -152,7 +152,11 @@ func (s *store) request(ctx context.Context, what, key string, f func(context.Co
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(kv.ErrClosed) })()
-	if err := f(ctx); err != nil {
+	err := context.Cause(s.ctx)
+	if err == nil {
+		err = f(ctx)
+	}
+	if err != nil {
 		return kv.Failed(ctx, s, what, key, err)
 	}
 	return nil

@@ -192,9 +192,6 @@ func (e *endpoint) request(ctx context.Context, method, token string, message []
 		return nil, err
 	}
 	request.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}, "User-Agent": {"kvferry"}}
-	if deadline, ok := ctx.Deadline(); ok {
-		request.Header["Grpc-Timeout"] = []string{strconv.FormatInt(max(1, time.Until(deadline).Milliseconds()), 10) + "m"}
-	}
 	if token != "" {
 		request.Header["Token"] = []string{token}
 	}

@@ -78,6 +78,7 @@ var suite = []struct {
 	{"AStoreMayAskForACertificate", aStoreMayAskForACertificate},
 	{"AStoreIsUsedByManyAtOnce", aStoreIsUsedByManyAtOnce},
 	{"AStoreThatIsClosedEndsWaitsAndRefuses", aStoreThatIsClosedEndsWaitsAndRefuses},
+	{"AStoreThatIsClosedChangesNothing", aStoreThatIsClosedChangesNothing},
 }
 
 // NoAnswer is long enough for a server on this machine; it is waited for in vain only where no server answers.
@@ -363,4 +364,15 @@ func aStoreThatIsClosedEndsWaitsAndRefuses(t *testing.T, kind Kind) {
 	RequireFailure(t, store, "a", <-ended)
 	require.NoError(t, store.Close(), "twice is once")
 	RequireFailure(t, store, "a", store.Put(t.Context(), "a", nil))
+}
+
+func aStoreThatIsClosedChangesNothing(t *testing.T, kind Kind) {
+	server := kind.Start(t, Serving{})
+	store, other := kind.Open(t, server.Address, Access{}), kind.Open(t, server.Address, Access{})
+	require.NoError(t, store.Put(t.Context(), "a", []byte("1")))
+	require.NoError(t, store.Close())
+	for range 100 {
+		RequireFailure(t, store, "a", store.Put(t.Context(), "a", []byte("2")))
+	}
+	require.Equal(t, "1", MustGet(t, other, "a"))
 }
