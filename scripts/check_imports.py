@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "core/metadata/etcd": "core/metadata/kv",
     "core/metadata/kv": "core/status",
     "core/metadata/redis": "core/metadata/kv",
+    "core/security": "core/status",
     "core/shut": "",
     "core/staging": "core/device core/status",
     "core/status": "",
