@@ -330,3 +330,15 @@ func guideTable() string {
 	}
 	return b.String()
 }
+
+func TestALogLineLooksUpTheSettingsOfTheLogAlone(t *testing.T) {
+	var asked []string
+	c := LoadLogConfig(func(variable string) (string, bool) {
+		asked = append(asked, variable)
+		return map[string]string{"MC_LOG_LEVEL": "trace", "MC_LOG_DIR": "/var/log"}[variable], true
+	})
+	require.Equal(t, []string{"MC_LOG_LEVEL", "MC_LOG_DIR"}, asked)
+	want := DefaultConfig()
+	want.LogLevel, want.LogDir = "TRACE", "/var/log"
+	require.Equal(t, want, c)
+}
