@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "core/status": "",
     "core/threads": "",
     # The transport.
-    "tcp": "core core/address core/clock core/hostmem core/metadata core/status"
-    " tcp/samehost tcp/server tcp/sockio tcp/wire",
+    "tcp": "core core/address core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
+    "tcp/client": "core core/clock core/hostmem core/metadata core/status tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
     "tcp/server": "core core/clock core/hostmem core/shut core/staging core/status tcp/samehost tcp/sockio tcp/wire",
     "tcp/sockio": "core/hostmem core/shut core/threads",

@@ -44,12 +44,26 @@ FOLDER = REPOSITORY / "build" / MACHINE
 ROOT, SITE, PROGRAMS = FOLDER / "root", FOLDER / "site", FOLDER / "bin"
 PYTHON = PROGRAMS / "python3"
 LIMIT = 600.0  # seconds that a program may take
-TESTED = ("tcp", "tcp/server", "tcp/sockio", "tcp/wire", "core", "core/hostmem", "core/shut")  # the longest first
+TESTED = (
+    "tcp/client",
+    "tcp/server",
+    "tcp",
+    "tcp/sockio",
+    "tcp/wire",
+    "core",
+    "core/hostmem",
+    "core/shut",
+)  # the longest first
 FILES_LEFT_OUT = (
     # time: engines have a millisecond to end
     *("core/hang_test.go", "core/holders_test.go", "tcp/assist_test.go", "tcp/sockio/spinner_test.go"),
     # copies between processes of one host
-    *("tcp/same_host_test.go", "tcp/short_test.go", "tcp/server/fetch_test.go", "tcp/server/stuck_test.go"),
+    *(
+        "tcp/client/same_host_test.go",
+        "tcp/client/short_test.go",
+        "tcp/server/fetch_test.go",
+        "tcp/server/stuck_test.go",
+    ),
 )
 TESTS_LEFT_OUT = (
     # A slow sender has a whole piece fit into the socket's buffer now and then; the test wants one that does not.

@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// congestionOf is the congestion control of each end of the connections to a port of this process.
-func congestionOf(t *testing.T, port int) (names []string) {
+// controlsOf is the congestion control of each end of the connections to a port of this process.
+func controlsOf(t *testing.T, port int) (names []string) {
 	t.Helper()
-	for _, one := range socketsOf(port) {
-		name, err := unix.GetsockoptString(one.file, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	for _, one := range tcptest.SocketsOf(port) {
+		name, err := unix.GetsockoptString(one.File, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
 		require.NoError(t, err)
 		names = append(names, name)
 	}
@@ -31,7 +31,7 @@ func TestDataConnectionsAreUnderTheChosenCongestionControl(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, target.Name()), far)))
-	require.Equal(t, []string{"reno", "reno"}, congestionOf(t, target.Descriptor().DataPort))
+	require.Equal(t, []string{"reno", "reno"}, controlsOf(t, target.Descriptor().DataPort))
 }
 
 func TestACongestionControlThatIsNotThereIsToldOnceAndLeftOut(t *testing.T) {
@@ -40,9 +40,9 @@ func TestACongestionControlThatIsNotThereIsToldOnceAndLeftOut(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = listener.Close() }()
 	log := zap.New(observed)
-	require.Empty(t, chosen("no such thing", listener, log))
+	require.Empty(t, congestionOf(&core.Config{Congestion: "no such thing"}, listener, log))
 	require.Equal(t, 1, logs.Len())
 	require.Equal(t, "no such thing", logs.All()[0].ContextMap()["KVFERRY_TCP_CONGESTION"])
-	require.Empty(t, chosen("", listener, log))
+	require.Empty(t, congestionOf(&core.Config{}, listener, log))
 	require.Equal(t, 1, logs.Len())
 }

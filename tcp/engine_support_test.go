@@ -1,8 +1,6 @@
 package tcp
 
 import (
-	"os"
-	"strconv"
 	"testing"
 
 	"kvferry/core"
@@ -11,7 +9,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 )
 
 // transportOf is the transport of an engine made by engine.
@@ -20,14 +17,6 @@ func transportOf(t testing.TB, e *core.Engine) *Transport {
 	installed, err := e.Install("tcp", nil)
 	require.NoError(t, err)
 	return installed.(*Transport)
-}
-
-// onlyPeer is the one peer that the engine has had to do with.
-func onlyPeer(t testing.TB, e *core.Engine) *peer {
-	t.Helper()
-	all := transportOf(t, e).allPeers()
-	require.Len(t, all, 1)
-	return all[0]
 }
 
 // newEngine is an engine with this transport.
@@ -46,35 +35,7 @@ func socketOf(t testing.TB, conn sockio.Conn) *sockio.Socket {
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// ownSocket is one end of a connection that this process has.
-type ownSocket struct {
-	file     int
-	accepted bool
-}
-
-// socketsOf are the ends of the connections to a port of this process that it has.
-func socketsOf(port int) (found []ownSocket) {
-	all, _ := os.ReadDir("/proc/self/fd")
-	for _, one := range all {
-		file, _ := strconv.Atoi(one.Name())
-		local, err := unix.Getsockname(file)
-		if err != nil {
-			continue
-		}
-		remote, err := unix.Getpeername(file)
-		if err == nil && (portOf(local) == port || portOf(remote) == port) {
-			found = append(found, ownSocket{file, portOf(local) == port})
-		}
-	}
-	return found
-}
-
-func portOf(a unix.Sockaddr) int {
-	switch a := a.(type) {
-	case *unix.SockaddrInet4:
-		return a.Port
-	case *unix.SockaddrInet6:
-		return a.Port
-	}
-	return 0
+// sameHost are two engines on one host; see tcptest.SameHost.
+func sameHost(t testing.TB, length int, change ...func(*core.Config)) (target, e *core.Engine, memory, local []byte, id core.SegmentID) {
+	return tcptest.SameHost(t, Open, length, change...)
 }

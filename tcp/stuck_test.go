@@ -3,7 +3,6 @@ package tcp
 import (
 	"fmt"
 	"os"
-	"sync"
 	"testing"
 	"time"
 
@@ -13,13 +12,12 @@ import (
 	"kvferry/core/status"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
-	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
 )
 
 func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testing.T) {
-	target, e, memory, local, id := neighbours(t, 64<<10)
+	target, e, memory, local, id := sameHost(t, 64<<10)
 	other, bystander := tcptest.Mapped(t, 64<<10), newEngine(t, tcptest.OnOneHost)
 	require.NoError(t, target.Register(sockio.AddressOf(other), uint64(len(other)), "cpu:0", true))
 	theirs := tcptest.OpenSegment(t, bystander, target.Name())
@@ -47,7 +45,7 @@ func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testin
 }
 
 func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
-	target, e, memory, local, id := neighbours(t, 64<<10)
+	target, e, memory, local, id := sameHost(t, 64<<10)
 	other := newEngine(t, tcptest.OnOneHost)
 	source := hostmemtest.New(t, 8192)
 	hostmem.Now().Note(sockio.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
@@ -63,7 +61,7 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 		require.ErrorIs(t, err, core.ErrInUse)
 		require.ErrorContains(t, err, fmt.Sprintf("one from process %d, memory %#x+%d", os.Getpid(), sockio.AddressOf(memory), len(memory)))
 	}
-	require.Eventually(t, func() bool { return len(transport.target.Links()) > 0 && connections(transport) == 1 }, tcptest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return len(transport.server.Links()) > 0 && connections(transport) == 1 }, tcptest.Patience, time.Millisecond)
 	source.Release(t)
 	transport.ending = time.Minute
 	require.NoError(t, transport.Close())
@@ -73,72 +71,17 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 
 // connections is how many there are to a transport's target.
 func connections(t *Transport) (n int) {
-	for _, link := range t.target.Links() {
+	for _, link := range t.server.Links() {
 		n += link.Connections
 	}
 	return n
 }
 
-// clutch keeps a carrier's connection in use, as a system call does that is stuck, until release is called.
-func clutch(t *testing.T, c carrier) (release func()) {
-	t.Helper()
-	var conn *connection
-	require.Eventually(t, func() bool {
-		switch c := c.(type) {
-		case *lane:
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			conn = c.conn
-		case *oneShot:
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			conn = c.conn
-		}
-		return conn != nil
-	}, tcptest.Patience, time.Millisecond)
-	held, over := make(chan struct{}), make(chan struct{})
-	go func() {
-		_ = conn.Hold(func(uintptr) {
-			close(held)
-			<-over
-		})
-	}()
-	<-held
-	return sync.OnceFunc(func() { close(over) })
-}
-
-func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
-	for _, way := range tcptest.Ways {
-		t.Run(way.Name, func(t *testing.T) {
-			memory, asked := tcptest.Mapped(t, 4096), make(chan struct{})
-			p := tcptest.Perform(t, 2, tcptest.AtFirst(1, func(v *tcptest.Visitor, _ int) {
-				var h wire.Header
-				v.Header(&h)
-				close(asked)
-				v.WaitForEnd()
-			}), memory)
-			e := newEngine(t, way.Config)
-			b := tcptest.Submit(t, e, tcptest.Ask(core.Read, tcptest.Mapped(t, 4096), tcptest.OpenSegment(t, e, p.Name), memory))
-			transport, peer := transportOf(t, e), onlyPeer(t, e)
-			transport.ending = 10 * time.Millisecond
-			<-asked
-			release := clutch(t, peer.listed()[0])
-			t.Cleanup(release)
-
-			tcptest.Returns(t, "RemoveLocalSegment", func() { require.NoError(t, e.RemoveLocalSegment(p.Name)) })
-			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, tcptest.Mapped(t, 4096), tcptest.OpenSegment(t, e, p.Name), memory)))
-			tcptest.Returns(t, "Abort", transport.Abort)
-			require.Len(t, peer.listed(), 1)
-			require.False(t, b.Done(), "its memory may be in use")
-			tcptest.Returns(t, "Close", func() {
-				err := transport.Close()
-				require.ErrorIs(t, err, core.ErrInUse)
-				require.ErrorContains(t, err, "segments that were removed")
-			})
-			release()
-			tcptest.Wait(t, b)
-			transport.ending = time.Minute
-			require.NoError(t, transport.Close())
-		})
-	}
+func TestCloseTellsOfConnectionsToSegmentsThatWereRemoved(t *testing.T) {
+	whole := transportOf(t, newEngine(t))
+	stuck := &Transport{client: whole.client, server: whole.server, ended: make(chan struct{})}
+	stuck.closing.Do(func() {}) // whole is closed with its engine
+	err := stuck.Close()
+	require.ErrorIs(t, err, core.ErrInUse)
+	require.ErrorContains(t, err, "segments that were removed")
 }

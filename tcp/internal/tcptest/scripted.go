@@ -431,3 +431,13 @@ func AddressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceDat
 
 // opcodes are both of them.
 var Opcodes = []core.Opcode{core.Write, core.Read}
+
+// SameHost is an engine with registered memory and the bytes of it, and another engine that has opened it.
+func SameHost(t testing.TB, open func(*core.Engine) (core.Transport, error), length int, change ...func(*core.Config)) (target, e *core.Engine, memory, local []byte, id core.SegmentID) {
+	t.Helper()
+	target, e = Engine(t, open, OnOneHost), Engine(t, open, append([]func(*core.Config){OnOneHost}, change...)...)
+	memory, local = Mapped(t, length), Mapped(t, length)
+	Fill(memory, 1)
+	require.NoError(t, target.Register(AddressOf(memory), uint64(length), "cpu:0", true))
+	return target, e, memory, local, OpenSegment(t, e, target.Name())
+}

@@ -1,0 +1,26 @@
+package client
+
+import (
+	"errors"
+	"time"
+
+	"kvferry/tcp/samehost"
+	"kvferry/tcp/sockio"
+)
+
+// connection is a data connection of the initiator, and what it knows of the engine at the other end.
+type connection struct {
+	*sockio.Socket
+	number  uint64            // of the connection in its hello; 0 for a connection without one
+	there   time.Duration     // the other engine is there since then at the latest, by clock.SinceBoot
+	process *samehost.Process // of the other engine, on one host; nil where its memory is out of reach
+	permit  *samehost.Permit  // for the target to copy from this process; nil for none
+}
+
+// release gives back what is known of the other process, when nobody copies to or from it any more.
+func (c *connection) release() {
+	_ = errors.Join(c.process.Close(), c.permit.Close())
+	c.process, c.permit = nil, nil
+}
+
+func (c *connection) sendSome(v []sockio.Vector) (int, error) { return c.Send(v) }

@@ -1,0 +1,295 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/metadata"
+	"kvferry/core/status"
+	"kvferry/tcp/samehost"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+)
+
+// A lane is a long-lived connection to a peer on which requests are pipelined.
+//
+//  1. run connects, and starts the writer.
+//  2. write takes pieces from the peer's queue within the lane's window, and sends their headers and payloads, as many
+//     as there are in one system call. It is called by the lane's writer, or by a submitter that finds the lane idle.
+//  3. receive waits for the status frames and payloads of what is in flight, and reads them to where they belong, as
+//     many as have come in one system call. What a piece was to get, it has got: it is settled.
+//  4. When the connection ends, for whatever reason, receive returns: run waits until nobody sends any more, settles what
+//     was given up, and gives the rest of what was in flight back to the peer, to be sent on another lane.
+const (
+	// windowPieces and windowBytes bound what is in flight on a lane.
+	windowPieces = 1024
+	windowBytes  = 8 << 20
+	// sendPieces and sendBytes bound what is taken from the queue at once: a header and a payload each fill a sendmsg.
+	sendPieces = sockio.MaxVectors / 2
+	sendBytes  = 1 << 20
+	// receivePieces bounds the pieces whose answers are received at once.
+	receivePieces = 256
+	// lastAnswers is how long a lane that cannot send any more waits for answers that are on their way.
+	lastAnswers = time.Second
+)
+
+var (
+	errRefused    = errors.New("the peer refused a request before this one")
+	errAborted    = errors.New("a request on the same connection was given up")
+	errBadLocal   = errors.New("local memory cannot be accessed")
+	errStalled    = errors.New("no progress")
+	errRetired    = errors.New("the peer closed an idle connection")
+	errPeerClosed = errors.New("the peer closed the connection")
+	errOutdated   = errors.New("the peer takes no pipelined requests any more")
+)
+
+type lane struct {
+	peer    *peer
+	ctx     context.Context // ends the dialling
+	cancel  context.CancelFunc
+	wakeups chan struct{} // for the writer; closed by nobody
+	moved   atomic.Uint64 // bytes sent and received
+
+	writing sync.Mutex      // held by who sends
+	headers []byte          // of the pieces in unsent
+	vectors []sockio.Vector // backing of unsent
+	unsent  []sockio.Vector // what was taken and is not sent
+	taken   []piece         // scratch of write
+	careful bool            // one vector at a time is sent
+
+	mu        sync.Mutex
+	conn      *connection          // nil before the connection is up
+	owner     *metadata.Descriptor // of the engine at the other end; set with conn
+	target    string               // the engine at the other end, as targetKey names it; set with conn
+	flight    queue[piece]         // oldest first
+	flying    atomic.Uint64        // their bytes; changed under the lock
+	coldReads atomic.Int32         // how many of them are cold
+	laidOut   uint64               // length of the stream of frames so far
+	sent      uint64               // how far it is sent
+	sending   *sync.Cond           // sent or broken has changed
+	broken    error                // why the lane ends
+	over      bool                 // quit was called: nothing is waited for any more
+
+	// See lane_stuck.go.
+	inHand, copying []piece     // that were taken and are neither in flight nor settled; the latter are being copied
+	stuckTimer      *time.Timer // set by quit
+	retired         bool
+	releaseMemory   func()         // lets the memory go that is held; set when the lane was found stuck
+	stuckEnd        *connectionEnd // of the WRITEs that were in flight then
+	givenUp         chan struct{}  // closed when giveUpStuck has done with the lane
+
+	watching bool // the watchdog is armed
+	watchdog *time.Timer
+
+	lastMoved uint64 // moved, when the watchdog saw it change
+	movedAt   time.Time
+
+	peerMemory peerMemory // of a neighbour's memory
+
+	receiving  sync.Mutex // held by who receives: the receiver, or somebody who assists
+	onReadable func() bool
+	onAssist   func(uintptr)
+	failure    error // why nothing can be received any more
+	statuses   [receivePieces * wire.StatusSize]byte
+	got        uint64 // bytes of the oldest piece's answer
+	alone      bool   // one answer at a time is received
+	planned    plan
+}
+
+func newLane(p *peer) *lane {
+	l := &lane{peer: p, wakeups: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*wire.HeaderSize)}
+	l.ctx, l.cancel = context.WithCancel(p.client.ctx)
+	l.sending = sync.NewCond(&l.mu)
+	l.onReadable = l.readable
+	l.onAssist = l.assistHeld
+	l.watchdog = time.AfterFunc(time.Hour, l.watch)
+	l.watchdog.Stop()
+	return l
+}
+
+// run is the lane's life.
+func (l *lane) run() {
+	defer l.cancel()
+	if err := l.connect(); err != nil {
+		l.peer.unreachable(l, nil, err)
+		return
+	}
+	var writer sync.WaitGroup
+	writer.Go(l.serveQueue)
+	l.quit(status.Guard(l.receive))
+	writer.Wait()
+	held, unanswered, reason := l.retire()
+	l.peer.segment.Disconnected()
+	if l.releaseMemory != nil { // all was settled already
+		l.endStuck(reason)
+		return
+	}
+	l.peer.withdraw(l.conn, l.owner, unanswered, reason)
+	held, _ = settleAborted(held)
+	l.peer.leave(l, held, reason)
+}
+
+func (l *lane) connect() error {
+	conn, d, err := l.peer.dial(l.ctx)
+	if err != nil {
+		return err
+	}
+	if !l.peer.pipelined(d) {
+		_ = conn.Close()
+		conn.release()
+		return errOutdated
+	}
+	l.mu.Lock()
+	if l.broken != nil {
+		defer l.mu.Unlock()
+		_ = conn.Close()
+		conn.release()
+		return l.broken
+	}
+	l.conn, l.owner, l.target = conn, d, targetKey(d, conn.Remote.String())
+	l.peerMemory.Process, l.peerMemory.permit, l.peerMemory.copies = conn.process, conn.permit, samehost.NewCopies(l.peer.client.Limiter)
+	conn.SetLibraryMemory(sockio.VectorOf(l.statuses[:]), sockio.VectorOf(l.headers[:cap(l.headers)]))
+	l.mu.Unlock()
+	l.peer.segment.Connected()
+	l.peer.noteConnected(conn.RoundTrip())
+	return nil
+}
+
+func (l *lane) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conn != nil && l.broken == nil && l.flight.len() == 0
+}
+
+func (l *lane) load() uint64 { return l.flying.Load() }
+
+func (l *lane) traffic() uint64 { return l.moved.Load() }
+
+func (l *lane) waitsForPage() bool { return l.coldReads.Load() > 0 }
+
+func (l *lane) wake() {
+	select {
+	case l.wakeups <- struct{}{}:
+	default:
+	}
+}
+
+// lost says which connection failed.
+func (l *lane) lost(err error) error {
+	return status.Errorf(status.Socket, "segment %q (%v): %w", l.peer.segment.Name, l.conn.Remote, err)
+}
+
+func badLocal(p *piece, err error) error {
+	return status.Errorf(status.InvalidArgument, "%w at %#x+%d: %w", errBadLocal, p.local, p.length, err)
+}
+
+// quit ends the lane from any goroutine; its own goroutines see the connection fail. The first reason counts, but
+// that the peer refused a request explains why it then closed the connection.
+func (l *lane) quit(reason error) {
+	l.mu.Lock()
+	if l.broken == nil || errors.Is(reason, errRefused) {
+		l.broken = reason
+	}
+	l.over = true
+	if l.stuckTimer == nil && l.owner != nil {
+		l.stuckTimer = time.AfterFunc(stuckTimeout, l.giveUpStuck)
+	}
+	conn := l.conn
+	l.mu.Unlock()
+	l.cancel()
+	l.sending.Signal()
+	if conn != nil {
+		_ = conn.SetDeadline(sockio.Past)
+	}
+}
+
+func (l *lane) carriesAborted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.flight.len() {
+		if l.flight.at(i).work.Aborted() != nil {
+			return true
+		}
+	}
+	return slices.ContainsFunc(l.copying, func(h piece) bool { return h.work.Aborted() != nil })
+}
+
+// retire empties the lane after receiver and writer have ended. From here on nothing of this process touches the memory of
+// the pieces: a goroutine that comes late to submit or to assist finds the lane broken. unanswered are the WRITEs among
+// them of which something was sent.
+func (l *lane) retire() (held, unanswered []piece, reason error) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
+	l.failure = errRetired
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watchdog.Stop()
+	l.retired = true
+	if l.stuckTimer != nil {
+		l.stuckTimer.Stop()
+	}
+	held, unanswered = l.empty()
+	l.unsent = nil
+	if errors.Is(l.broken, errStalled) {
+		for i := range held {
+			held[i].fatal = cmp.Or(held[i].fatal, l.broken)
+		}
+	}
+	return held, unanswered, l.broken
+}
+
+// empty takes everything that is in flight off the lane. unanswered are the WRITEs among it of which something was sent. The
+// lock is held.
+func (l *lane) empty() (held, unanswered []piece) {
+	for l.flight.len() > 0 {
+		h := l.flight.pop()
+		if h.op == core.Write && h.end-h.frame() < l.sent {
+			unanswered = append(unanswered, h)
+		}
+		held = append(held, h)
+	}
+	l.flying.Store(0)
+	l.coldReads.Store(0)
+	return held, unanswered
+}
+
+// lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.
+func (l *lane) watchInterval() time.Duration {
+	return answerLimit(l.peer.client.Config).after / 4
+}
+
+// watch is the watchdog: while something is in flight it ends a lane on which nothing moves.
+func (l *lane) watch() {
+	l.mu.Lock()
+	if l.flight.len() == 0 || l.broken != nil {
+		l.watching = false
+		l.mu.Unlock()
+		return
+	}
+	now, moved := time.Now(), l.moved.Load()
+	if moved != l.lastMoved {
+		l.lastMoved, l.movedAt = moved, now
+	}
+	limit := answerLimit(l.peer.client.Config)
+	if l.sent < l.laidOut {
+		limit = progressLimit(l.peer.client.Config)
+	}
+	oldest := *l.flight.at(0)
+	stalled := now.Sub(l.movedAt) >= limit.after
+	l.watchdog.Reset(l.watchInterval())
+	l.mu.Unlock()
+	if stalled {
+		l.quit(l.peer.stalled(&oldest, limit))
+	}
+}
+
+// destination: see carrier. The caller may send on the lane, so it is connected.
+func (l *lane) destination() destination { return destination{l.owner, l.target, l.conn.there} }

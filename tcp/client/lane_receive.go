@@ -1,0 +1,255 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"kvferry/core"
+	"kvferry/core/hostmem"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+)
+
+// The receiving half of a lane:
+//
+//  1. receive, the lane's own goroutine, and assist, a waiter's, take turns at receiveOnce.
+//  2. plan lays out where the answers to what is in flight go, and one system call receives them there.
+//  3. consume follows the bytes that came: checkStatus for each status frame, settleOldest for each complete answer.
+//  4. blameReceiver explains why there is nothing more to come.
+
+// receive reads answers until the connection ends, and returns why.
+func (l *lane) receive() error {
+	for {
+		waitErr := l.conn.WhenReadable(l.onReadable)
+		l.receiving.Lock()
+		failure := l.failure
+		l.receiving.Unlock()
+		if failure != nil {
+			return failure
+		}
+		if waitErr != nil {
+			return l.blameReceiver(waitErr)
+		}
+		if l.peer.hasQueued() {
+			l.wake() // the window has room again
+		}
+	}
+}
+
+// readable is the receiver's step: it reports whether there was something to receive, or nothing ever will be.
+func (l *lane) readable() bool {
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
+	return l.failure != nil || l.receiveOnce()
+}
+
+// assist has the calling goroutine, who waits for an answer on this lane, receive what has come, and so spares it
+// being woken by the receiver. The lane has something in flight, so it is connected.
+func (l *lane) assist() {
+	if !l.receiving.TryLock() {
+		return
+	}
+	defer l.receiving.Unlock()
+	if l.failure == nil {
+		_ = l.conn.Hold(l.onAssist) // fails on what is closed
+	}
+}
+
+// assistHeld is assist while the stream is held.
+func (l *lane) assistHeld(uintptr) {
+	switch {
+	case !l.receiveOnce():
+	case l.failure != nil:
+		_ = l.conn.SetReadDeadline(sockio.Past) // for the receiver to see it
+	case l.peer.hasQueued():
+		l.wake() // the window may have room again, and the receiver has seen nothing
+	}
+}
+
+// ease: see carrier. The lane has something in flight, so it is connected.
+func (l *lane) setSpinning(on bool) {
+	if on {
+		l.conn.BeginSpin()
+	} else {
+		l.conn.EndSpin()
+	}
+}
+
+// receiveOnce receives what has come and settles what is complete; false when nothing has. The lock for receiving is
+// held.
+func (l *lane) receiveOnce() bool {
+	var n int
+	var again bool
+	var err error
+	v, touched := l.plan()
+	l.overtakable(l.waitsForPage(), func() { n, again, err = l.conn.ReceiveNow(v, touched) })
+	switch {
+	case again:
+		return false
+	case errors.Is(err, syscall.EFAULT) && !l.alone:
+		l.alone = true // the kernel does not say whose memory it was: the next time it is the oldest piece's
+		l.planned.vectors = l.planned.vectors[:0]
+	case err != nil:
+		l.failure = l.blameReceiver(err)
+	default:
+		l.moved.Add(uint64(n))
+		l.failure = l.consume(uint64(n))
+	}
+	return true
+}
+
+// plan is where answers go. It holds until something comes, is sent, or is settled.
+type plan struct {
+	vectors []sockio.Vector
+	laidOut uint64       // the lane's, when the plan was made
+	flight  int          // pieces in flight, likewise
+	touched hostmem.Time // when the memory of all payloads had been touched a short while ago; 0 if not of all, or too much
+}
+
+// plan lays out where the answers to what is in flight go: status frames to statuses, payloads to where they belong.
+// The first answer's status has slot 0, and so on; got bytes of the first answer have come already. touched says that the
+// memory of all payloads had been touched when it was looked at, which was a moment ago.
+func (l *lane) plan() (v []sockio.Vector, touched bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := &l.planned
+	if len(p.vectors) == 0 || p.laidOut != l.laidOut || p.flight != l.flight.len() {
+		l.layOutAnswers(p)
+	}
+	return p.vectors, p.touched == hostmem.Now()
+}
+
+func (l *lane) layOutAnswers(made *plan) {
+	*made = plan{vectors: made.vectors[:0], laidOut: l.laidOut, flight: l.flight.len(), touched: hostmem.Now()}
+	skip := l.got
+	most := receivePieces
+	if l.alone {
+		most = 1
+	}
+	var payloads uint64
+	for i := range min(l.flight.len(), most) {
+		p := l.flight.at(i)
+		slot := sockio.AddressOf(l.statuses[i*wire.StatusSize:])
+		skip = made.expect(slot, wire.StatusSize, skip)
+		switch {
+		case p.op == core.Read && p.byAddress:
+			skip = made.expect(sockio.AddressOf(l.peerMemory.frame[:]), wire.GrantSize, skip)
+		case p.op == core.Read:
+			skip = made.expect(p.local, p.length, skip)
+			made.touched = min(made.touched, p.touched)
+			payloads += p.length
+		}
+	}
+	if payloads > sockio.MaxRawBytes {
+		made.touched = 0
+	}
+	if len(made.vectors) == 0 { // nothing is expected: the peer may only close
+		made.expect(sockio.AddressOf(l.statuses[:]), 1, 0)
+	}
+}
+
+// expect appends a stretch of memory, less skip bytes of it, and returns what is left to skip.
+func (p *plan) expect(base uintptr, length, skip uint64) uint64 {
+	if skip >= length {
+		return skip - length
+	}
+	p.vectors = sockio.Extend(p.vectors, base+uintptr(skip), length-skip)
+	return 0
+}
+
+// consume accounts for n received bytes: it checks the status frames among them, and settles the pieces that have all.
+func (l *lane) consume(n uint64) error {
+	l.planned.vectors = l.planned.vectors[:0]
+	now := hostmem.Now()
+	for i := 0; n > 0; i++ {
+		l.mu.Lock()
+		if l.flight.len() == 0 {
+			l.mu.Unlock()
+			return l.lost(fmt.Errorf("the peer sent %d bytes that nothing had asked for", n))
+		}
+		p := *l.flight.at(0)
+		l.mu.Unlock()
+
+		need := p.answer()
+		had := l.got
+		step := min(n, need-had)
+		l.got += step
+		n -= step
+		if had < wire.StatusSize && l.got >= wire.StatusSize {
+			if err := l.checkStatus(l.statuses[i*wire.StatusSize:]); err != nil {
+				return err
+			}
+		}
+		if l.got < need {
+			l.keepStatus(i)
+			return nil
+		}
+		if err := l.settleOldest(p, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepStatus moves a status frame of which a part has come to slot 0, where the next plan looks for the rest.
+func (l *lane) keepStatus(slot int) {
+	copy(l.statuses[:wire.StatusSize], l.statuses[slot*wire.StatusSize:])
+}
+
+// checkStatus looks at the status frame of the oldest piece.
+func (l *lane) checkStatus(frame []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.peer.judgeStatus(frame, l.flight.at(0))
+}
+
+// settleOldest ends the oldest piece in flight, whose answer is complete. An answer may overtake the sender, who has yet
+// to note that all is sent; when it comes from a peer that did not wait for all, the piece's memory is still in use.
+func (l *lane) settleOldest(p piece, now hostmem.Time) error {
+	l.got = 0
+	l.mu.Lock()
+	for l.sent < p.end && l.broken == nil && l.releaseMemory == nil {
+		l.sending.Wait()
+	}
+	if l.sent < p.end || l.releaseMemory != nil {
+		defer l.mu.Unlock()
+		return l.broken
+	}
+	p = l.flight.pop()
+	l.flying.Add(-p.length)
+	if p.cold {
+		l.coldReads.Add(-1)
+	}
+	l.mu.Unlock()
+	if p.unmoved() {
+		l.comeBack(p)
+		return nil
+	}
+	if p.byAddress { // the peer has read its memory
+		now.Note(p.local, p.length, hostmem.Reading)
+	}
+	l.peer.count(&p)
+	p.settle(nil)
+	return nil
+}
+
+// blameReceiver explains why receiving ended. Memory that could not be written is the oldest READ's, which fails alone.
+func (l *lane) blameReceiver(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case errors.Is(err, syscall.EFAULT) && l.flight.len() > 0:
+		p := l.flight.at(0)
+		p.fatal = badLocal(p, err)
+		return fmt.Errorf("%w: %w", errBadLocal, err)
+	case l.broken != nil:
+		return l.broken
+	case errors.Is(err, io.EOF) && l.flight.len() == 0:
+		return l.lost(errRetired)
+	case errors.Is(err, io.EOF):
+		err = errPeerClosed
+	}
+	return l.lost(err)
+}

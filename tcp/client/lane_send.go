@@ -1,0 +1,221 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/hostmem"
+	"kvferry/core/status"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+)
+
+// The sending half of a lane:
+//
+//  1. serveQueue, the lane's own goroutine, and writeIfIdle, a submitter's, take turns at write.
+//  2. fill takes pieces from the peer's queue, and layOut makes vectors of their headers and payloads.
+//  3. send sends them, as many as the socket takes, in one system call.
+//  4. blameSender finds the piece whose memory cannot be read; endSending leaves the rest to the receiver.
+
+// serveQueue is the writer: it sends when it is told that there may be something to send.
+func (l *lane) serveQueue() {
+	for {
+		l.writing.Lock()
+		err := status.Guard(func() error { return l.write(true) })
+		l.writing.Unlock()
+		if err != nil {
+			l.endSending(err)
+			return
+		}
+		select {
+		case <-l.wakeups:
+		case <-l.ctx.Done():
+			return
+		}
+	}
+}
+
+// writeIfIdle sends what there is from the calling goroutine, when nothing is in flight and nobody else sends. What
+// the socket does not take at once is left to the writer.
+func (l *lane) writeIfIdle() bool {
+	if !l.idle() || !l.writing.TryLock() {
+		return false
+	}
+	err := l.write(false)
+	l.writing.Unlock()
+	if err != nil {
+		l.wake() // the writer comes to the same error
+	}
+	return true
+}
+
+// write sends until there is nothing to take or the window is full. When it may not wait, it sends once, and leaves
+// the rest to the writer, and all of it where memory is to be sent that may have to come first: a submitter does not wait
+// for pages. The lock for writing is held.
+func (l *lane) write(mayWait bool) error {
+	for {
+		if len(l.unsent) == 0 && !l.fill(mayWait) {
+			return nil
+		}
+		if len(l.unsent) == 0 { // all that was taken is done already
+			if mayWait {
+				continue
+			}
+			if l.peer.hasQueued() {
+				l.wake()
+			}
+			return nil
+		}
+		if !mayWait && !l.conn.SendsAtOnce(l.unsent) {
+			l.wake()
+			return nil
+		}
+		n, again, err := l.send(mayWait)
+		if errors.Is(err, syscall.EFAULT) && !l.careful {
+			l.careful = true // the kernel does not say which vector it was: the next time it is the first
+			continue
+		}
+		if err != nil {
+			return l.blameSender(err)
+		}
+		l.noteSent(n)
+		if !mayWait && (again || len(l.unsent) > 0 || l.peer.hasQueued()) {
+			l.wake()
+			return nil
+		}
+	}
+}
+
+func (l *lane) send(mayWait bool) (n int, again bool, err error) {
+	v := l.unsent
+	if l.careful {
+		v = v[:1]
+	}
+	if mayWait {
+		l.overtakable(!l.conn.SendsAtOnce(v), func() { n, err = l.conn.Send(v) })
+		return n, false, err
+	}
+	return l.conn.TrySend(v)
+}
+
+func (l *lane) noteSent(n int) {
+	l.moved.Add(uint64(n))
+	l.unsent = sockio.Advance(l.unsent, n)
+	l.mu.Lock()
+	l.sent += uint64(n)
+	l.mu.Unlock()
+	l.sending.Signal()
+}
+
+// fill takes pieces from the queue and lays their frames out in unsent. They are in flight from then on. It reports
+// whether there was anything to take. A goroutine that may not wait leaves to the writer what it might have to wait for.
+func (l *lane) fill(mayWait bool) bool {
+	l.mu.Lock()
+	pieces, flying, broken := windowPieces-l.flight.len(), l.load(), l.broken
+	l.mu.Unlock()
+	bytes := int64(min(windowBytes, l.peer.share())) - int64(flying)
+	if broken != nil || pieces <= 0 || bytes <= 0 || l.waitsForPage() { // nothing is to wait behind a page that may not come
+		return false
+	}
+	l.taken = l.peer.take(l, l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
+	if len(l.taken) == 0 {
+		return false
+	}
+	l.taken = l.fetchGranted(l.taken, mayWait)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inHand = nil
+	if l.releaseMemory != nil {
+		return false
+	}
+	l.headers, l.vectors = l.headers[:0], l.vectors[:0]
+	now := hostmem.Now()
+	for i := range l.taken {
+		p := &l.taken[i]
+		if err := p.work.Aborted(); err != nil { // since it was taken: nobody looked for it here
+			p.settle(err)
+			continue
+		}
+		l.layOut(p, now)
+		if p.op == core.Read {
+			l.checkMemory(p, now)
+		}
+		l.flight.push(*p)
+		l.flying.Add(p.length)
+	}
+	clear(l.taken) // for the collector
+	l.unsent = l.vectors
+	if len(l.unsent) > 0 && !l.watching {
+		l.watching, l.lastMoved, l.movedAt = true, l.moved.Load(), time.Now()
+		l.watchdog.Reset(l.watchInterval())
+	}
+	return true
+}
+
+// lookAtMemory finds out whether the memory of a READ is there. The lock is held.
+func (l *lane) checkMemory(p *piece, now hostmem.Time) {
+	p.touched, p.cold = 0, false
+	switch {
+	case now.Seen(p.local, p.length, hostmem.Writing):
+		p.touched = now
+	case !hostmem.Resident(p.local, p.length):
+		p.cold = true
+		l.coldReads.Add(1)
+	}
+}
+
+// layOut appends a piece's frame to the vectors. Headers that follow each other share one.
+func (l *lane) layOut(p *piece, now hostmem.Time) {
+	at := len(l.headers)
+	l.headers = l.headers[:at+wire.HeaderSize] // never beyond its capacity: its address is in the vectors
+	l.choose(p, now)
+	if p.byAddress {
+		wire.PutHeaderByAddress(l.headers[at:], opcodeOf(p.op), p.remote, p.length, uint64(p.local))
+	} else {
+		wire.PutHeader(l.headers[at:], opcodeOf(p.op), p.remote, p.length, true)
+	}
+	l.vectors = sockio.Extend(l.vectors, sockio.AddressOf(l.headers[at:]), wire.HeaderSize)
+	l.laidOut += wire.HeaderSize
+	if p.op == core.Write && !p.byAddress {
+		l.vectors = append(l.vectors, sockio.Vector{Base: p.local, Length: p.length})
+		l.laidOut += p.length
+	}
+	p.end = l.laidOut
+}
+
+// blameSender explains why sending ended. Memory that could not be read is that of the first piece not sent, which
+// fails alone.
+func (l *lane) blameSender(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !errors.Is(err, syscall.EFAULT) {
+		return l.lost(err)
+	}
+	for i := range l.flight.len() {
+		if p := l.flight.at(i); p.end > l.sent {
+			p.fatal = badLocal(p, err)
+			break
+		}
+	}
+	return fmt.Errorf("%w: %w", errBadLocal, err)
+}
+
+// endSending is called when nothing more can be sent. The lane goes on receiving for a while: what the peer answered
+// before it closed is still there to be read.
+func (l *lane) endSending(err error) {
+	l.mu.Lock()
+	if l.broken == nil {
+		l.broken = err
+	}
+	wait := isLoss(l.broken) && !l.over
+	l.mu.Unlock()
+	l.sending.Signal()
+	deadline := sockio.Past
+	if wait {
+		deadline = time.Now().Add(lastAnswers)
+	}
+	_ = l.conn.SetReadDeadline(deadline)
+}

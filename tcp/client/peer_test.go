@@ -1,0 +1,71 @@
+package client
+
+import (
+	"testing"
+	"time"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/require"
+)
+
+// burdened is a carrier that holds so many bytes, and counts who assists it.
+type loaded struct {
+	oneShot
+	bytes    uint64
+	assisted int
+}
+
+func (b *loaded) load() uint64 { return b.bytes }
+func (b *loaded) assist()      { b.assisted++ }
+
+func TestWhoWaitsForAShortAnswerIsNotKeptByLongOnes(t *testing.T) {
+	long, short, none := &loaded{bytes: ladenBytes + 1}, &loaded{bytes: ladenBytes}, &loaded{}
+	var p peer
+	p.list([]carrier{long, none, short})
+	for short.assisted <= 2 { // on a busy machine one look may be too short
+		p.assist(func() bool { return short.assisted > 2 })
+	}
+	require.Zero(t, long.assisted)
+	require.Zero(t, none.assisted)
+	require.Equal(t, 3, short.assisted)
+}
+
+func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
+	reserved, other := &loaded{}, &loaded{}
+	p := &peer{reserved: time.Now().Add(time.Hour)}
+	p.list([]carrier{reserved, other})
+	short := newCursor(workOf(write(0x1000, 0x10000, shortWork)))
+	long := newCursor(workOf(write(0x1000, 0x10000, shortWork+1)))
+	takes := func(c carrier) [2]bool { return [2]bool{p.open(c)(short), p.open(c)(long)} }
+
+	require.Equal(t, [2]bool{true, false}, takes(reserved))
+	require.Equal(t, [2]bool{false, true}, takes(other))
+	reserved.bytes = ladenBytes + 1
+	require.Equal(t, [2]bool{true, true}, takes(other), "what is reserved is laden itself")
+	p.reserved = time.Time{}
+	require.Equal(t, [2]bool{true, true}, takes(other), "none is reserved")
+}
+
+func TestThereAreFewerLanesOverALink(t *testing.T) {
+	config := core.Config{LanesPerPeer: 4, LanesPerLink: 2}
+	p := &peer{client: &Client{Options: Options{Config: &config}}, segment: &core.Segment{}}
+	require.Equal(t, 2, p.mostCarriers(true), "before anything is known")
+	require.Equal(t, 4, p.mostCarriers(false))
+	p.distance = far
+	require.Equal(t, 2, p.mostCarriers(true))
+	p.reserved = time.Now().Add(time.Hour)
+	require.Equal(t, 3, p.mostCarriers(true), "one more for short works")
+	p.distance = near
+	require.Equal(t, 4, p.mostCarriers(true))
+	config.LanesPerPeer, p.distance = 1, far
+	require.Equal(t, 1, p.mostCarriers(true))
+}
+
+func TestAPeerIsAsFarAsItsLastLane(t *testing.T) {
+	p := &peer{distance: near}
+	p.noteConnected(farAway)
+	require.Equal(t, far, p.distance)
+	p.noteConnected(farAway - 1)
+	require.Equal(t, near, p.distance)
+}

@@ -1,0 +1,32 @@
+package sockio
+
+import (
+	"errors"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Congestion is the name of an algorithm by which connections find how fast they may send. "" is the system's choice.
+type Congestion string
+
+// Set sets the algorithm for a socket. It fails where the system does not have it, or does not allow it.
+func (c Congestion) Set(socket syscall.Conn) error {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return c.Control("", "", raw)
+}
+
+// Control is Set as the Control function of a net.Dialer.
+func (c Congestion) Control(_, _ string, raw syscall.RawConn) (err error) {
+	if c == "" {
+		return nil
+	}
+	held := raw.Control(func(fd uintptr) {
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, string(c)))
+	})
+	return errors.Join(held, err)
+}
