@@ -13,6 +13,7 @@ from typing import Optional
 
 import pytest
 
+from support import paths
 from support.peers import unavailable
 from support.venvs import REPOSITORY
 
@@ -71,11 +72,13 @@ class Installed:
     def run(
         self, program: Path, *arguments: str, settings: Optional[Mapping[str, str]] = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program with the installed library and, of the variables that engines look at, only `settings`."""
+        """Run a program with the installed library and, of the variables that engines look at, only that of the path
+        and `settings`."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(("MC_", "KVFERRY_", "ASCEND_"))}
+        path = {paths.VARIABLE: os.environ[paths.VARIABLE]}
         return subprocess.run(
             [str(program), *arguments],
-            env={**env, "LD_LIBRARY_PATH": str(self.lib), **(settings or {})},
+            env={**env, **path, "LD_LIBRARY_PATH": str(self.lib), **(settings or {})},
             capture_output=True,
             text=True,
             timeout=RUN_LIMIT,

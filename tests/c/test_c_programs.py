@@ -28,6 +28,7 @@ def check(
     assert done.returncode == ends_with, done.stdout + done.stderr
 
 
+@pytest.mark.each_path
 @KINDS
 @pytest.mark.parametrize("name", ["engine", "handles", "transfers", "stuck", "fork", "signals", "handlers", "threads"])
 def test_program_finds_what_the_interface_promises(installed: Installed, name: str, kind: str) -> None:
@@ -81,6 +82,7 @@ def test_a_call_that_fails_logs_why_in_one_line(installed: Installed, kind: str,
     assert len(done.stderr.splitlines()) == len(failed), done.stderr
 
 
+@pytest.mark.each_path
 @KINDS
 @pytest.mark.parametrize(("vendor", "report"), [("npu", "report"), ("cuda", "report.cuda")])
 def test_program_moves_device_memory(installed: Installed, vendor: str, report: str, kind: str, tmp_path: Path) -> None:
