@@ -14,7 +14,7 @@ from support.memory import Memory
 from support.peer import Peer
 from support.peers import Peers
 from support.rawpeer import BASE, RawTarget
-from support.world import GIVEN_UP, HUNG, QUICK
+from support.world import GIVEN_UP, HUNG, PATIENT, QUICK
 
 LENGTH = 8 << 20  # bytes: more than sockets hold
 EARLY = 100_000  # bytes that move before the target stops
@@ -76,9 +76,9 @@ class Sleeper:
 
 @pytest.fixture
 def engine(start_peer: Peers, memory: str) -> Peer:
-    # Nothing may end the transfers but the caller's own limit of 5 s.
-    patient = {"MC_TCP_STATUS_TIMEOUT_SEC": "30", "MC_TCP_PROGRESS_TIMEOUT_SEC": "30", "MC_TCP_LANES_PER_PEER": "1"}
-    return start_peer(**{**QUICK, **patient, **devices.needed(memory)}).create()
+    # Nothing ends the transfers but the caller's own limit of 5 s.
+    patient = {**PATIENT, "MC_TRANSFER_TIMEOUT": QUICK["MC_TRANSFER_TIMEOUT"], "MC_TCP_LANES_PER_PEER": "1"}
+    return start_peer(**patient, **devices.needed(memory)).create()
 
 
 versions = pytest.mark.parametrize("version", (1, 2), ids=("v1", "v2"))

@@ -28,6 +28,28 @@ def identity(peer: Peer) -> str:
     return found
 
 
+class Replacement:
+    """An initiator, and an engine of ours at the data port and the address of one that has died, whose segment the
+    initiator has opened."""
+
+    def __init__(self, peers: Peers, initiator: Peer, dead: Peer, used: bool) -> None:
+        self.initiator, self.name = initiator, dead.name
+        self.near, far = initiator.memory(SIZE, 1), placed(dead, SIZE)
+        meet(initiator, self.near, dead, far, used)
+        self.port = wire.data_address(dead.name)[1]
+        dead.kill()
+        self.other = take_data_port(peers, dead.name, self.port, QUICK)
+        self.kept = placed(self.other, SIZE)
+        self.kept.fill(5)
+        self.near.fill(6)
+
+    def check_nothing_moves(self, opcode: str) -> None:
+        block = addresses(self.near, self.kept, [(0, 0, SIZE)])
+        assert self.initiator.move(self.name, opcode, block, limit=HUNG)["code"] < 0
+        self.kept.check()
+        self.near.check()
+
+
 @opcodes
 @pytest.mark.parametrize("used", (True, False), ids=("used", "opened"))
 def test_an_engine_at_the_data_port_of_a_dead_one_is_not_taken_for_it(
@@ -35,22 +57,11 @@ def test_an_engine_at_the_data_port_of_a_dead_one_is_not_taken_for_it(
 ) -> None:
     initiator = start_peer(**QUICK).create()
     dead = start_peer(**QUICK, **free_range(2)).create()
-    near, far = initiator.memory(SIZE, 1), placed(dead, SIZE)
-    meet(initiator, near, dead, far, used)
-    expected, port = identity(dead), wire.data_address(dead.name)[1]
-    dead.kill()
-    other = take_data_port(start_peer, dead.name, port, QUICK)
-    kept = placed(other, SIZE)
-    kept.fill(5)
-    near.fill(6)
-
-    result = initiator.move(dead.name, opcode, addresses(near, kept, [(0, 0, SIZE)]), limit=HUNG)
-
-    assert result["code"] < 0
-    kept.check()
-    near.check()
+    expected = identity(dead)
+    stage = Replacement(start_peer, initiator, dead, used)
+    stage.check_nothing_moves(opcode)
     assert initiator.logs(f"engine {expected} was expected")
-    assert initiator.logs(f"another engine answered, {identity(other)}")
+    assert initiator.logs(f"another engine answered, {identity(stage.other)}")
 
 
 @opcodes
@@ -60,22 +71,9 @@ def test_an_engine_at_the_data_port_of_a_dead_mooncake_is_not_dialled(
 ) -> None:
     """Mooncake's engines cannot prove who they are. Their handshake port has to."""
     initiator = start_peer(**QUICK).create()
-    dead = start_peer(kind, **free_range(2)).create()
-    near, far = initiator.memory(SIZE, 1), placed(dead, SIZE)
-    meet(initiator, near, dead, far, used=True)
-    port = wire.data_address(dead.name)[1]
-    dead.kill()
-    other = take_data_port(start_peer, dead.name, port, QUICK)
-    kept = placed(other, SIZE)
-    kept.fill(5)
-    near.fill(6)
-
-    result = initiator.move(dead.name, opcode, addresses(near, kept, [(0, 0, SIZE)]), limit=HUNG)
-
-    assert result["code"] < 0
-    kept.check()
-    near.check()
-    assert initiator.logs(f"nothing proves that its owner is still the one at port {port}")
+    stage = Replacement(start_peer, initiator, start_peer(kind, **free_range(2)).create(), used=True)
+    stage.check_nothing_moves(opcode)
+    assert initiator.logs(f"nothing proves that its owner is still the one at port {stage.port}")
 
 
 def meet(initiator: Peer, near: Memory, target: Peer, far: Memory, used: bool) -> None:

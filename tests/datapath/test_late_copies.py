@@ -9,13 +9,10 @@ import pytest
 from support.memory import transfer
 from support.peers import Peers
 from support.process import connections_of, sockets_of, stopped, until
-from support.world import GIVEN_UP, HUNG, QUICK
+from support.world import GIVEN_UP, HUNG, PATIENT
 
 WORD = 16  # bytes that two patterns never have in common at the same place
 ENDED_LIMIT = 20.0  # seconds within which a target that goes on ends a connection that was given up
-
-PATIENT = {**QUICK, "MC_TRANSFER_TIMEOUT": "30", "MC_TCP_STATUS_TIMEOUT_SEC": "30", "MC_TCP_PROGRESS_TIMEOUT_SEC": "30"}
-"""Settings with which nothing ends a transfer but what the test does."""
 
 LIMITS = (
     *(("MC_SLICE_TIMEOUT", way) for way in ("batch", "submit")),

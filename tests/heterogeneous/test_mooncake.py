@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator
 
 import pytest
 
 from support import devices
-from support.memory import addresses, apply
 from support.pairs import DIRECTIONS, SETTINGS, Pair
 from support.peers import Peers
 from support.spans import adjacent_near_only, scattered
@@ -66,15 +64,5 @@ def test_every_way_of_waiting_sees_the_bytes(pair: Pair, direction: str, opcode:
 
 
 def test_transfers_both_ways_at_once_do_not_mix(pair: Pair, seed: int) -> None:
-    """Each side reads and writes, at the same time, in parts of the memories of their own."""
     pair.fill(seed)
-    quarter = pair.ours.size // 4
-    pending = []
-    for part, (direction, opcode) in enumerate(itertools.product(DIRECTIONS, ("read", "write"))):
-        local, remote = pair.sides(direction)
-        spans = [(a + part * quarter, b + part * quarter, n) for a, b, n in scattered([40001, 3, 8192] * 10, part)]
-        pending.append(local.peer.start_move(remote.peer.name, opcode, addresses(local, remote, spans), "async_opcode"))
-        apply(opcode, local, remote, spans)
-    assert [p.result()["code"] for p in pending] == [0] * len(pending)
-    pair.ours.check_soon() if pair.they_report_early() else pair.ours.check()
-    pair.theirs.check()
+    pair.transfer_both_ways_at_once("async_opcode", batches=1)

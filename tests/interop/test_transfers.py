@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.memory import addresses, apply
 from support.pairs import DIRECTIONS, KINDS, Pair, combinations, running
 from support.peers import Peers
 from support.spans import adjacent, adjacent_near_only, scattered
@@ -90,21 +89,8 @@ def test_a_block_of_no_bytes_succeeds_and_moves_nothing(plain_pair: Pair, direct
 
 
 def test_transfers_both_ways_at_once_do_not_mix(pair: Pair) -> None:
-    """Each side reads and writes, at the same time, in parts of the memories of their own."""
     pair.fill(next(seeds))
-    quarter = pair.ours.size // 4
-    pending = []
-    for part, (direction, opcode) in enumerate(itertools.product(DIRECTIONS, ("read", "write"))):
-        local, remote = pair.sides(direction)
-        spans = [(a + part * quarter, b + part * quarter, n) for a, b, n in scattered([40001, 3, 8192] * 10, part)]
-        moving = [spans[i::3] for i in range(3)]
-        pending += [
-            local.peer.start_move(remote.peer.name, opcode, addresses(local, remote, some), "batch") for some in moving
-        ]
-        apply(opcode, local, remote, spans)
-    assert [p.result()["code"] for p in pending] == [0] * len(pending)
-    pair.ours.check_soon() if pair.they_report_early() else pair.ours.check()
-    pair.theirs.check()
+    pair.transfer_both_ways_at_once("batch", batches=3)
 
 
 @directions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from .memory import Memory, Span, transfer
+from .memory import Memory, Span, addresses, apply, transfer
 from .peers import Peers
+from .spans import scattered
 from .venvs import FOR_CUDA, VERSIONS
 
 KINDS = (*VERSIONS, FOR_CUDA, "ours")
@@ -62,6 +64,24 @@ class Pair:
         if direction == "theirs-to-ours" and self.they_report_early(how):
             target.check_soon()
         self.ours.check()
+        self.theirs.check()
+
+    def transfer_both_ways_at_once(self, how: str, batches: int) -> None:
+        """Have each side read and write, at the same time, in parts of the memories of their own, by so many batches
+        for each part. Then compare both memories."""
+        quarter = self.ours.size // 4
+        pending = []
+        for part, (direction, opcode) in enumerate(itertools.product(DIRECTIONS, ("read", "write"))):
+            local, remote = self.sides(direction)
+            at, blocks = part * quarter, scattered([40001, 3, 8192] * 10, part)
+            spans = [(at + a, at + b, n) for a, b, n in blocks]
+            pending += [
+                local.peer.start_move(remote.peer.name, opcode, addresses(local, remote, spans[i::batches]), how)
+                for i in range(batches)
+            ]
+            apply(opcode, local, remote, spans)
+        assert [p.result()["code"] for p in pending] == [0] * len(pending)
+        self.ours.check_soon() if self.they_report_early() else self.ours.check()
         self.theirs.check()
 
     def they_gave_up_too_soon(self, began: float) -> bool:

@@ -10,23 +10,23 @@ from .peer import Peer
 from .peers import Peers
 from .ports import hold
 
-STARTS = 40  # how often a peer may be started until it picks the port it had
+TRIES = 40  # engines that a peer may make until one picks the port it had
 PLACE = 0x6000_0000_0000  # where memory is in every process, as that of devices may be
 
 
 def restart(peers: Peers, name: str, settings: dict[str, str]) -> Peer:
-    """Start peers until one picks the name: there are only two ports, either of which may become which."""
+    """Start a peer that has the name: there are only two ports, either of which may become which."""
     return start_until(peers, lambda peer: peer.name == name, settings)
 
 
 def start_until(peers: Peers, fits: Callable[[Peer], bool], settings: dict[str, str]) -> Peer:
-    """Start peers with these settings until one is as wanted."""
-    for _ in range(STARTS):
-        peer = peers(**settings).create()
-        if fits(peer):
+    """Start a peer with these settings, and have it make engines until one is as wanted."""
+    peer = peers(**settings)
+    for _ in range(TRIES):
+        if fits(peer.create()):
             return peer
-        peer.kill()
-    raise AssertionError(f"of {STARTS} peers with {settings} none was as wanted")
+        peer.ask("drop", engine="main")
+    raise AssertionError(f"of {TRIES} engines with {settings} none was as wanted")
 
 
 def placed(peer: Peer, size: int) -> Memory:

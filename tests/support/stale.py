@@ -10,10 +10,7 @@ from .memory import Memory, Span, addresses, transfer
 from .peer import Pending
 from .peers import Peers
 from .process import connections_of, sockets_of, soon, stopped, until
-from .world import HUNG, QUICK
-
-PATIENT = {**QUICK, "MC_TRANSFER_TIMEOUT": "30", "MC_TCP_STATUS_TIMEOUT_SEC": "30", "MC_TCP_PROGRESS_TIMEOUT_SEC": "30"}
-"""Settings with which a transfer ends by the slice timeout, or not at all."""
+from .world import HUNG, PATIENT
 
 FORMER = {4 << 10: 1000, 64 << 10: 64, 8 << 20: 1}
 """By the bytes of a WRITE that is given up: how many of them there are, all to the same place. A target is busy with

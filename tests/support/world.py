@@ -21,6 +21,14 @@ QUICK = {
 }
 """Settings with which whatever fails does so soon."""
 
+PATIENT = {
+    **QUICK,
+    "MC_TRANSFER_TIMEOUT": "30",
+    "MC_TCP_STATUS_TIMEOUT_SEC": "30",
+    "MC_TCP_PROGRESS_TIMEOUT_SEC": "30",
+}
+"""Settings with which nothing ends a transfer but what a test does."""
+
 GIVEN_UP = 8.0  # seconds within which a sync call ends with QUICK: its own 5, and time for a busy machine
 HUNG = 20.0  # seconds after which a peer that did not end a call is killed
 HELD_UP = 2.0  # seconds that a transfer to a healthy peer may take; less than any of the times in QUICK
