@@ -41,7 +41,7 @@ def world(start_peer: Peers, kind: str) -> Iterator[World]:
     """An engine with memory on the second device that moves all the time; in the end it must leave nothing anywhere."""
     world = World(start_peer, place=f"{kind}:1", **devices.settings())
     yield world
-    devices.end(world.engine)
+    devices.end(world.engine, late=True)
 
 
 class Endangered:
@@ -166,4 +166,4 @@ def test_an_engine_is_closed_while_a_device_hangs_and_gives_all_back_later(hung:
     assert hung.pending.result(HUNG)["code"] < 0
     engine.ask("drop", engine="main")
     engine.ask("free_regions")
-    until(lambda: not any(hung.simulate("report")["leaked"].values()), 10, "nothing left on the devices")
+    until(lambda: devices.nothing_leaked(engine, hung.kind), devices.LATE, "nothing left on the devices")
