@@ -178,14 +178,14 @@ func TestPeersGetOnlyWhatOneOpenRegionHolds(t *testing.T) {
 		{0x1000, 0x1000, ""},
 		{0x1fff, 1, ""},
 		{0x2000, 0x1000, ""},
-		{0x1fff, 2, "reaches beyond"},
+		{0x1fff, 2, "goes beyond"},
 		{0xfff, 2, "not registered"},
 		{0x3000, 1, "not registered"},
-		{0x2fff, 2, "reaches beyond"},
+		{0x2fff, 2, "goes beyond"},
 		{0x4000, 1, "not open to peers"},
 		{0x1000, 0, "empty or wraps"},
 		{0x1000, 1<<64 - 0x1000, "empty or wraps"},
-		{0x1000, 1<<64 - 0x1001, "reaches beyond"},
+		{0x1000, 1<<64 - 0x1001, "goes beyond"},
 		{1<<64 - 1, 1, "empty or wraps"},
 	} {
 		region, err := m.PinRemote(c.addr, c.length)

@@ -199,7 +199,7 @@ func TestWhenADeviceStaysStuckItsMemoryIsLeftAlone(t *testing.T) {
 	require.NoError(t, workOnce(r, staging.Out, memory))
 	f.failWhen(f.stuck)
 	require.ErrorIs(t, workOnce(r, staging.Out, memory), errInjected)
-	require.ErrorContains(t, r.staging.Close(), "it is left as it is")
+	require.ErrorContains(t, r.staging.Close(), "are left as they are")
 	require.Zero(t, f.count("CloseStream"))
 	require.Zero(t, f.count("Free")+f.count("FreePinned"))
 	f.giveUpAll(t)
