@@ -151,10 +151,11 @@ def test_no_memory_is_taken_that_was_not_asked_for() -> None:
 
 def test_managed_memory_goes_with_its_engine() -> None:
     node = Node()
+    gc.collect()
     before = mapped()
     assert node.engine.allocate_managed_buffer(256 * MIB)
     assert node.engine.allocate_managed_buffer(300 * MIB)
-    assert mapped() - before >= 556 * MIB
+    assert mapped() - before >= (556 - 64) * MIB  # threads of former tests may end meanwhile, and their stacks go
     del node.engine
     gc.collect()
     assert mapped() - before < 64 * MIB
