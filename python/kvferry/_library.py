@@ -61,13 +61,13 @@ def _find() -> Path:
         return path
     if named:
         raise LibraryError(f"{VARIABLE} names {named}, which is no file")
-    raise LibraryError(f"the native library is missing: {path} does not exist. {_platform_trouble() or _NOT_BUILT}")
+    raise LibraryError(f"the native library is missing: {path} does not exist. {_platform_problem() or _NOT_BUILT}")
 
 
 _NOT_BUILT = "Build it with 'make build' in a source tree, or install the wheel for this platform."
 
 
-def _platform_trouble() -> str | None:
+def _platform_problem() -> str | None:
     """Why there is no library for this platform, or None where there should be one."""
     if sys.platform != "linux":
         return f"kvferry runs on Linux; this is {sys.platform}."
@@ -80,7 +80,7 @@ def _platform_trouble() -> str | None:
     return None
 
 
-LOADING_THREADS = 8  # at most so many does the Go runtime start when it is loaded; it ends the process if it cannot
+LOADING_THREADS = 8  # the most that the Go runtime starts when it is loaded; it ends the process if it cannot
 
 
 def _require_threads() -> None:
@@ -109,8 +109,8 @@ def _open(path: Path | str) -> Functions:
         functions.kvferry_rpc_port(0)  # returns an error once the Go runtime has started
         return functions
     except OSError as e:
-        trouble = _platform_trouble()
-        raise LibraryError(f"{path} cannot be loaded: {e}" + (f". {trouble}" if trouble else "")) from e
+        problem = _platform_problem()
+        raise LibraryError(f"{path} cannot be loaded: {e}" + (f". {problem}" if problem else "")) from e
     except AttributeError as e:
         raise LibraryError(f"{path} is of another version than this package: {e}") from e
 

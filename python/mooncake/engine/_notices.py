@@ -1,4 +1,4 @@
-"""Log lines of which a process writes each once: on mooncake.engine being kvferry's, and on mooncake.store."""
+"""Two log lines that a process writes once: kvferry serves mooncake.engine; mooncake.store cannot use its engine."""
 
 from __future__ import annotations
 
