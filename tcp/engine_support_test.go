@@ -5,7 +5,6 @@ import (
 
 	"kvferry/core"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -22,15 +21,6 @@ func transportOf(t testing.TB, e *core.Engine) *Transport {
 // newEngine is an engine with this transport.
 func newEngine(t testing.TB, change ...func(*core.Config)) *core.Engine {
 	return tcptest.Engine(t, Open, change...)
-}
-
-// socketOf is the socket of a connection, which the test closes.
-func socketOf(t testing.TB, conn sockio.Conn) *sockio.Socket {
-	t.Helper()
-	s, err := sockio.New(conn, processors)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
-	return s
 }
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -43,7 +43,7 @@ type Client struct {
 
 	origin      wire.Identity // how targets know this initiator; nobody else learns it
 	connections atomic.Uint64 // numbers the connections that begin with a hello
-	quarantines quarantines
+	fence       fence
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -59,6 +59,7 @@ func New(o Options) *Client {
 	c := &Client{Options: o, peers: map[*core.Segment]*peer{}}
 	_, _ = rand.Read(c.origin[:]) // never fails: see crypto/rand
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.fence = fence{ctx: c.ctx, running: &c.running, log: o.Log, memory: o.Memory, freed: c.recheck}
 	return c
 }
 
@@ -83,7 +84,7 @@ func (c *Client) peer(s *core.Segment) (*peer, error) {
 	}
 	p := c.peers[s]
 	if p == nil {
-		p = &peer{client: c, segment: s, answers: sockio.Spinner{Polling: c.Config.Polling}}
+		p = newPeer(c, s)
 		c.peers[s] = p
 	}
 	return p, nil
@@ -106,6 +107,13 @@ func (c *Client) allPeers() []*peer {
 	return all
 }
 
+// recheck has the WRITEs queued again that were blocked.
+func (c *Client) recheck() {
+	for _, p := range c.allPeers() {
+		p.recheck()
+	}
+}
+
 // Abort settles what is held of aborted works.
 func (c *Client) Abort() {
 	for _, p := range c.allPeers() {
@@ -121,13 +129,11 @@ func (c *Client) Assist(s *core.Segment, done func() bool) {
 }
 
 // Moved is how many bytes have gone over the connections to a segment's owner that are up, in both directions.
-func (c *Client) Moved(s *core.Segment) (bytes uint64) {
+func (c *Client) Moved(s *core.Segment) uint64 {
 	if p := c.known(s); p != nil {
-		for _, one := range p.listed() {
-			bytes += one.traffic()
-		}
+		return p.moved()
 	}
-	return bytes
+	return 0
 }
 
 // Forget drops the connections to a segment's owner.
@@ -171,7 +177,7 @@ func (c *Client) Wait() { c.running.Wait() }
 // Stuck names the connections that have not ended.
 func (c *Client) Stuck() (names []string) {
 	for _, p := range c.allPeers() {
-		if n := len(p.listed()); n > 0 {
+		if n := len(p.listed().all); n > 0 {
 			names = append(names, fmt.Sprintf("%d to segment %q", n, p.segment.Name))
 		}
 	}

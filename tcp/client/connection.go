@@ -4,17 +4,30 @@ import (
 	"errors"
 	"time"
 
+	"kvferry/core/metadata"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 )
 
-// connection is a data connection of the initiator, and what it knows of the engine at the other end.
+// connection is a data connection, and what is known of the engine at the other end.
 type connection struct {
 	*sockio.Socket
+	owner        *metadata.Descriptor // of the engine at the other end
+	target       string               // that engine, as targetKey names it
+	acknowledged bool                 // it is spoken to in version 2
+
 	number  uint64            // of the connection in its hello; 0 for a connection without one
 	there   time.Duration     // the other engine is there since then at the latest, by clock.SinceBoot
 	process *samehost.Process // of the other engine, on one host; nil where its memory is out of reach
 	permit  *samehost.Permit  // for the target to copy from this process; nil for none
+}
+
+func (c *connection) destination() destination { return destination{c.owner, c.target, c.there} }
+
+// discard closes the connection. What the kernel still has of it does not arrive.
+func (c *connection) discard() {
+	c.Reset()
+	c.release()
 }
 
 // release gives back what is known of the other process, when nobody copies to or from it any more.

@@ -32,15 +32,15 @@ import (
 // errOwnAddress is why a descriptor is of no use that leads back to the engine that has fetched it.
 var errOwnAddress = errors.New("its descriptor names the address of this engine's own data port")
 
-// dial connects to the peer's data port, and returns the descriptor that it was reached by.
-func (p *peer) dial(ctx context.Context) (*connection, *metadata.Descriptor, error) {
+// dial connects to the peer's data port.
+func (p *peer) dial(ctx context.Context) (*connection, error) {
 	d, err := p.current(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	s, err := p.dialData(ctx, d, 0)
 	if err == nil || ctx.Err() != nil {
-		return s, d, err
+		return s, err
 	}
 	p.segment.MarkUnverified()
 	if !isAbsence(err) {
@@ -48,13 +48,13 @@ func (p *peer) dial(ctx context.Context) (*connection, *metadata.Descriptor, err
 	}
 	fresh, refreshErr := p.refresh(ctx, d)
 	if refreshErr != nil {
-		return nil, nil, status.Errorf(status.Socket, "%w; and its descriptor cannot be fetched again: %w", err, refreshErr)
+		return nil, status.Errorf(status.Socket, "%w; and its descriptor cannot be fetched again: %w", err, refreshErr)
 	}
 	s, err = p.dialData(ctx, fresh, 0)
 	if err != nil {
 		p.segment.MarkUnverified()
 	}
-	return s, fresh, err
+	return s, err
 }
 
 // current is the descriptor to connect by. One that is in doubt is fetched again. Where that fails, an engine with an
@@ -84,7 +84,7 @@ func (p *peer) current(ctx context.Context) (*metadata.Descriptor, error) {
 
 // refresh fetches the descriptor again, and gives up where a transfer that makes no progress would be.
 func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metadata.Descriptor, error) {
-	ctx, done := context.WithTimeout(ctx, p.client.Config.ProgressTimeout)
+	ctx, done := context.WithTimeout(ctx, p.config.ProgressTimeout)
 	defer done()
 	return p.segment.Refresh(ctx, stale)
 }
@@ -148,7 +148,7 @@ const shortConnectTimeout = 2 * time.Second
 // dialHost connects to the data port at a host. more says that there is another host to try; elsewhere, that the engine may
 // be there.
 func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string, ends uint64, more bool) (s *connection, elsewhere bool, err error) {
-	dialer := net.Dialer{Timeout: p.client.Config.HandshakeConnectTimeout, Control: p.client.Congestion.Control}
+	dialer := net.Dialer{Timeout: p.config.HandshakeConnectTimeout, Control: p.client.Congestion.Control}
 	if more {
 		dialer.Timeout = min(dialer.Timeout, shortConnectTimeout)
 	}
@@ -173,7 +173,15 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 	if err != nil {
 		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}
-	return &connection{Socket: made, number: h.Number, there: clock.SinceBoot() - answer.Age}, false, nil
+	return p.newConnection(made, d, h, answer), false, nil
+}
+
+// newConnection is a connection with the engine of a descriptor. h and answer are zero where there was no hello.
+func (p *peer) newConnection(s *sockio.Socket, d *metadata.Descriptor, h wire.Hello, answer wire.Answer) *connection {
+	return &connection{
+		Socket: s, owner: d, target: targetKey(d, s.Remote.String()), acknowledged: p.acknowledges(d),
+		number: h.Number, there: clock.SinceBoot() - answer.Age,
+	}
 }
 
 // dialSameHost connects to the socket of an engine on this host, and finds its process; nil where there is no such engine,
@@ -217,7 +225,8 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *sameho
 	if err != nil {
 		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.Close(), permit.Close())
 	}
-	s := &connection{Socket: made, number: h.Number, there: clock.SinceBoot() - answer.Age, process: owner}
+	s := p.newConnection(made, d, h, answer)
+	s.process = owner
 	if answer.Flags&wire.AnswerPermit != 0 {
 		s.permit = permit
 	} else {

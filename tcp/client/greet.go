@@ -25,7 +25,7 @@ var errNotEnded = errors.New("the target has not ended the former connection yet
 // the file descriptor given with it. It gives up at the end of the context, and when the target does not answer for as long
 // as it would be waited for with a request.
 func (p *peer) greet(ctx context.Context, conn sockio.Conn, d *metadata.Descriptor, h wire.Hello, permitFile int) (wire.Answer, error) {
-	limit := answerLimit(p.client.Config)
+	limit := answerLimit(p.config)
 	_ = conn.SetDeadline(time.Now().Add(limit.after))
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(sockio.Past) })
 	a, err := exchangeHello(conn, h, permitFile)

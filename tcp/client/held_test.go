@@ -54,19 +54,19 @@ func TestAStuckConnectionKeepsNobodyFromForgettingItOrClosing(t *testing.T) {
 			b := tcptest.Submit(t, e, tcptest.Ask(core.Read, tcptest.Mapped(t, 4096), tcptest.OpenSegment(t, e, p.Name), memory))
 			transport, peer := transportOf(t, e), onlyPeer(t, e)
 			<-asked
-			release := clutch(t, peer.listed()[0])
+			release := clutch(t, peer.listed().all[0])
 			t.Cleanup(release)
 
 			tcptest.Returns(t, "RemoveLocalSegment", func() { require.NoError(t, e.RemoveLocalSegment(p.Name)) })
 			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, tcptest.Mapped(t, 4096), tcptest.OpenSegment(t, e, p.Name), memory)))
 			tcptest.Returns(t, "Abort", transport.Abort)
-			require.Len(t, peer.listed(), 1)
+			require.Len(t, peer.listed().all, 1)
 			require.False(t, b.Done(), "its memory may be in use")
 			tcptest.Returns(t, "End", func() {
 				transport.Refuse()
 				transport.End()
 			})
-			require.Empty(t, transport.Stuck(), "its segment was removed")
+			require.Eventually(t, func() bool { return len(transport.Stuck()) == 0 }, tcptest.Patience, time.Millisecond, "its segment was removed")
 			ended := make(chan struct{})
 			go func() {
 				transport.Wait()

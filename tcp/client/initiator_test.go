@@ -186,15 +186,16 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, local, id, memory)))
 		moved := make(chan error)
 		go func() { // a goroutine with a stack that has not grown yet
-			o := newOneShot(onlyPeer(t, e))
-			conn, d, err := o.connect()
+			only := onlyPeer(t, e)
+			o := newOneShot(only, &only.environment)
+			conn, err := o.connect()
 			if err == nil {
 				o.send = func(c *connection, v []sockio.Vector) (int, error) {
 					dirtyStack()
 					return c.sendSome(v)
 				}
 				one := piece{op: core.Write, local: sockio.AddressOf(local), remote: uint64(sockio.AddressOf(memory)), length: 4096}
-				err = o.exchange(conn, &one, o.peer.acknowledges(d))
+				err = o.exchange(conn, &one)
 				_ = conn.Close()
 			}
 			moved <- err
@@ -987,8 +988,8 @@ func TestIdleConnectionsThatThePeerClosesCountForNothing(t *testing.T) {
 		require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
 	}
 	for range 6 { // lanes that never carried anything
-		l := newLane(onlyPeer(t, e))
-		onlyPeer(t, e).leave(l, nil, errRetired)
+		p := onlyPeer(t, e)
+		p.ended(newLane(p, &p.environment), ending{reason: errRetired})
 	}
 	require.Zero(t, onlyPeer(t, e).lossesInARow)
 }
@@ -1027,7 +1028,7 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 	p0 := onlyPeer(t, e)
 	require.Eventually(t, func() bool { // the status has been received
 		p0.mu.Lock()
-		l := p0.listed()[0].(*lane)
+		l := p0.listed().all[0].(*lane)
 		p0.mu.Unlock()
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -1051,7 +1052,7 @@ func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
 	require.Eventually(t, func() bool {
 		waiting.mu.Lock()
 		defer waiting.mu.Unlock()
-		return len(waiting.unverified) == maxUnverified && len(waiting.listed()) == 0
+		return len(waiting.unverified) == maxUnverified && len(waiting.listed().all) == 0
 	}, tcptest.Patience, time.Millisecond)
 	waiting.mu.Lock()
 	require.Zero(t, waiting.wanted(false))

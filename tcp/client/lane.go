@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"kvferry/core"
-	"kvferry/core/metadata"
 	"kvferry/core/status"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
@@ -50,7 +49,8 @@ var (
 )
 
 type lane struct {
-	peer    *peer
+	*environment
+	source  source
 	ctx     context.Context // ends the dialling
 	cancel  context.CancelFunc
 	wakeups chan struct{} // for the writer; closed by nobody
@@ -64,25 +64,22 @@ type lane struct {
 	careful bool            // one vector at a time is sent
 
 	mu        sync.Mutex
-	conn      *connection          // nil before the connection is up
-	owner     *metadata.Descriptor // of the engine at the other end; set with conn
-	target    string               // the engine at the other end, as targetKey names it; set with conn
-	flight    queue[piece]         // oldest first
-	flying    atomic.Uint64        // their bytes; changed under the lock
-	coldReads atomic.Int32         // how many of them are cold
-	laidOut   uint64               // length of the stream of frames so far
-	sent      uint64               // how far it is sent
-	sending   *sync.Cond           // sent or broken has changed
-	broken    error                // why the lane ends
-	over      bool                 // quit was called: nothing is waited for any more
+	conn      *connection   // nil before the connection is up
+	flight    ring[piece]   // oldest first
+	flying    atomic.Uint64 // their bytes; changed under the lock
+	coldReads atomic.Int32  // how many of them are cold
+	laidOut   uint64        // length of the stream of frames so far
+	sent      uint64        // how far it is sent
+	sending   *sync.Cond    // sent or broken has changed
+	broken    error         // why the lane ends
+	over      bool          // quit was called: nothing is waited for any more
 
 	// See lane_stuck.go.
 	inHand, copying []piece     // that were taken and are neither in flight nor settled; the latter are being copied
 	stuckTimer      *time.Timer // set by quit
 	retired         bool
-	releaseMemory   func()         // lets the memory go that is held; set when the lane was found stuck
-	stuckEnd        *connectionEnd // of the WRITEs that were in flight then
-	givenUp         chan struct{}  // closed when giveUpStuck has done with the lane
+	stuck           *stuck        // set when the lane was given up while a system call used its memory
+	givenUp         chan struct{} // closed when giveUpStuck has done with the lane
 
 	watching bool // the watchdog is armed
 	watchdog *time.Timer
@@ -102,9 +99,9 @@ type lane struct {
 	planned    plan
 }
 
-func newLane(p *peer) *lane {
-	l := &lane{peer: p, wakeups: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*wire.HeaderSize)}
-	l.ctx, l.cancel = context.WithCancel(p.client.ctx)
+func newLane(s source, e *environment) *lane {
+	l := &lane{environment: e, source: s, wakeups: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*wire.HeaderSize)}
+	l.ctx, l.cancel = context.WithCancel(e.ctx)
 	l.sending = sync.NewCond(&l.mu)
 	l.onReadable = l.readable
 	l.onAssist = l.assistHeld
@@ -117,7 +114,7 @@ func newLane(p *peer) *lane {
 func (l *lane) run() {
 	defer l.cancel()
 	if err := l.connect(); err != nil {
-		l.peer.unreachable(l, nil, err)
+		l.source.ended(l, ending{reason: err, unreachable: true})
 		return
 	}
 	var writer sync.WaitGroup
@@ -125,25 +122,18 @@ func (l *lane) run() {
 	l.quit(status.Guard(l.receive))
 	writer.Wait()
 	held, unanswered, reason := l.retire()
-	l.peer.segment.Disconnected()
-	if l.releaseMemory != nil { // all was settled already
+	l.segment.Disconnected()
+	if l.stuck != nil { // all was settled already
 		l.endStuck(reason)
 		return
 	}
-	l.peer.withdraw(l.conn, l.owner, unanswered, reason)
-	held, _ = settleAborted(held)
-	l.peer.leave(l, held, reason)
+	l.source.ended(l, ending{reason: reason, held: held, conn: l.conn, unanswered: unanswered})
 }
 
 func (l *lane) connect() error {
-	conn, d, err := l.peer.dial(l.ctx)
+	conn, err := l.source.connect(l.ctx, true)
 	if err != nil {
 		return err
-	}
-	if !l.peer.pipelined(d) {
-		_ = conn.Close()
-		conn.release()
-		return errOutdated
 	}
 	l.mu.Lock()
 	if l.broken != nil {
@@ -152,12 +142,12 @@ func (l *lane) connect() error {
 		conn.release()
 		return l.broken
 	}
-	l.conn, l.owner, l.target = conn, d, targetKey(d, conn.Remote.String())
-	l.peerMemory.Process, l.peerMemory.permit, l.peerMemory.copies = conn.process, conn.permit, samehost.NewCopies(l.peer.client.Limiter)
+	l.conn = conn
+	l.peerMemory.Process, l.peerMemory.permit, l.peerMemory.copies = conn.process, conn.permit, samehost.NewCopies(l.limiter)
 	conn.SetLibraryMemory(sockio.VectorOf(l.statuses[:]), sockio.VectorOf(l.headers[:cap(l.headers)]))
 	l.mu.Unlock()
-	l.peer.segment.Connected()
-	l.peer.noteConnected(conn.RoundTrip())
+	l.segment.Connected()
+	l.source.connected(conn.RoundTrip())
 	return nil
 }
 
@@ -182,7 +172,7 @@ func (l *lane) wake() {
 
 // lost says which connection failed.
 func (l *lane) lost(err error) error {
-	return status.Errorf(status.Socket, "segment %q (%v): %w", l.peer.segment.Name, l.conn.Remote, err)
+	return status.Errorf(status.Socket, "segment %q (%v): %w", l.segment.Name, l.conn.Remote, err)
 }
 
 func badLocal(p *piece, err error) error {
@@ -197,7 +187,7 @@ func (l *lane) quit(reason error) {
 		l.broken = reason
 	}
 	l.over = true
-	if l.stuckTimer == nil && l.owner != nil {
+	if l.stuckTimer == nil && l.conn != nil {
 		l.stuckTimer = time.AfterFunc(stuckTimeout, l.giveUpStuck)
 	}
 	conn := l.conn
@@ -263,7 +253,7 @@ func (l *lane) empty() (held, unanswered []piece) {
 
 // lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.
 func (l *lane) watchInterval() time.Duration {
-	return answerLimit(l.peer.client.Config).after / 4
+	return answerLimit(l.config).after / 4
 }
 
 // watch is the watchdog: while something is in flight it ends a lane on which nothing moves.
@@ -278,18 +268,15 @@ func (l *lane) watch() {
 	if moved != l.lastMoved {
 		l.lastMoved, l.movedAt = moved, now
 	}
-	limit := answerLimit(l.peer.client.Config)
+	limit := answerLimit(l.config)
 	if l.sent < l.laidOut {
-		limit = progressLimit(l.peer.client.Config)
+		limit = progressLimit(l.config)
 	}
 	oldest := *l.flight.at(0)
 	stalled := now.Sub(l.movedAt) >= limit.after
 	l.watchdog.Reset(l.watchInterval())
 	l.mu.Unlock()
 	if stalled {
-		l.quit(l.peer.stalled(&oldest, limit))
+		l.quit(stalledError(l.segment.Name, &oldest, limit))
 	}
 }
-
-// destination: see carrier. The caller may send on the lane, so it is connected.
-func (l *lane) destination() destination { return destination{l.owner, l.target, l.conn.there} }

@@ -99,11 +99,11 @@ func (r *peerMemory) divide(pieces []piece, mayWait bool, now hostmem.Time) (res
 func (l *lane) endCopying(rest []piece, valid bool) (stuck bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.releaseMemory == nil && !valid {
+	if l.stuck == nil && !valid {
 		l.inHand = slices.Concat(rest, l.copying)
 	}
 	l.copying = nil
-	return l.releaseMemory != nil
+	return l.stuck != nil
 }
 
 // settleFetched settles what was chosen if its bytes are valid, and adds it to the rest otherwise.
@@ -114,7 +114,7 @@ func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time) []piece 
 			r.note(now)
 		}
 		for i := range r.chosen {
-			l.peer.count(&r.chosen[i])
+			l.count(&r.chosen[i])
 			r.chosen[i].settle(nil)
 		}
 	} else {
@@ -132,11 +132,7 @@ func (l *lane) leaveToWriter(pieces []piece) {
 	if len(pieces) == 0 {
 		return
 	}
-	l.peer.mu.Lock()
-	for _, p := range pieces {
-		l.peer.requeue(p)
-	}
-	l.peer.mu.Unlock()
+	l.source.putBack(pieces)
 	l.wake()
 }
 
@@ -163,7 +159,7 @@ func (l *lane) forget(lost bool) {
 // choose sets whether a piece is sent by address. The lock is held.
 func (l *lane) choose(p *piece, now hostmem.Time) {
 	r := &l.peerMemory
-	p.byAddress = r.Reachable() && !p.plain && !onDevice(l.peer.segment.Descriptor(), p)
+	p.byAddress = r.Reachable() && !p.plain && !onDevice(l.segment.Descriptor(), p)
 	switch {
 	case !p.byAddress:
 	case p.op == core.Read:
@@ -194,8 +190,6 @@ func (l *lane) comeBack(p piece) {
 		r.Learn(wire.ParseGrant(r.frame[:]))
 	}
 	l.mu.Unlock()
-	l.peer.mu.Lock()
-	l.peer.giveBack(p, nil, false)
-	l.peer.mu.Unlock()
+	l.source.putBack([]piece{p})
 	l.wake()
 }

@@ -32,7 +32,7 @@ func (l *lane) receive() error {
 		if waitErr != nil {
 			return l.blameReceiver(waitErr)
 		}
-		if l.peer.hasQueued() {
+		if l.source.hasQueued() {
 			l.wake() // the window has room again
 		}
 	}
@@ -63,7 +63,7 @@ func (l *lane) assistHeld(uintptr) {
 	case !l.receiveOnce():
 	case l.failure != nil:
 		_ = l.conn.SetReadDeadline(sockio.Past) // for the receiver to see it
-	case l.peer.hasQueued():
+	case l.source.hasQueued():
 		l.wake() // the window may have room again, and the receiver has seen nothing
 	}
 }
@@ -202,7 +202,7 @@ func (l *lane) keepStatus(slot int) {
 func (l *lane) checkStatus(frame []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.peer.judgeStatus(frame, l.flight.at(0))
+	return judgeStatus(l.segment.Name, frame, l.flight.at(0))
 }
 
 // settleOldest ends the oldest piece in flight, whose answer is complete. An answer may overtake the sender, who has yet
@@ -210,10 +210,10 @@ func (l *lane) checkStatus(frame []byte) error {
 func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	l.got = 0
 	l.mu.Lock()
-	for l.sent < p.end && l.broken == nil && l.releaseMemory == nil {
+	for l.sent < p.end && l.broken == nil && l.stuck == nil {
 		l.sending.Wait()
 	}
-	if l.sent < p.end || l.releaseMemory != nil {
+	if l.sent < p.end || l.stuck != nil {
 		defer l.mu.Unlock()
 		return l.broken
 	}
@@ -230,7 +230,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	if p.byAddress { // the peer has read its memory
 		now.Note(p.local, p.length, hostmem.Reading)
 	}
-	l.peer.count(&p)
+	l.count(&p)
 	p.settle(nil)
 	return nil
 }

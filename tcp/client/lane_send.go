@@ -64,7 +64,7 @@ func (l *lane) write(mayWait bool) error {
 			if mayWait {
 				continue
 			}
-			if l.peer.hasQueued() {
+			if l.source.hasQueued() {
 				l.wake()
 			}
 			return nil
@@ -82,7 +82,7 @@ func (l *lane) write(mayWait bool) error {
 			return l.blameSender(err)
 		}
 		l.noteSent(n)
-		if !mayWait && (again || len(l.unsent) > 0 || l.peer.hasQueued()) {
+		if !mayWait && (again || len(l.unsent) > 0 || l.source.hasQueued()) {
 			l.wake()
 			return nil
 		}
@@ -116,11 +116,11 @@ func (l *lane) fill(mayWait bool) bool {
 	l.mu.Lock()
 	pieces, flying, broken := windowPieces-l.flight.len(), l.load(), l.broken
 	l.mu.Unlock()
-	bytes := int64(min(windowBytes, l.peer.share())) - int64(flying)
+	bytes := int64(min(windowBytes, l.source.share())) - int64(flying)
 	if broken != nil || pieces <= 0 || bytes <= 0 || l.waitsForPage() { // nothing is to wait behind a page that may not come
 		return false
 	}
-	l.taken = l.peer.take(l, l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
+	l.taken = l.source.take(l, l.conn.destination(), l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
 	if len(l.taken) == 0 {
 		return false
 	}
@@ -128,7 +128,7 @@ func (l *lane) fill(mayWait bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.inHand = nil
-	if l.releaseMemory != nil {
+	if l.stuck != nil {
 		return false
 	}
 	l.headers, l.vectors = l.headers[:0], l.vectors[:0]

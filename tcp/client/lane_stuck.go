@@ -3,7 +3,6 @@ package client
 import (
 	"cmp"
 	"errors"
-	"slices"
 	"time"
 
 	"kvferry/core"
@@ -35,29 +34,15 @@ func (l *lane) overtakable(slow bool, call func()) {
 		call()
 		return
 	}
-	overtake := time.AfterFunc(slowTime, func() { l.peer.overtake(l) })
+	overtake := time.AfterFunc(slowTime, func() { l.source.overtake(l) })
 	call()
 	if !overtake.Stop() {
 		l.quit(errOvertaken)
 	}
 }
 
-// setAside has a carrier take nothing more, and others take over. Only so many are set aside at a time as there may be.
-func (p *peer) overtake(c carrier) {
-	p.mu.Lock()
-	if len(p.overtaken) < p.client.Config.LanesPerPeer && slices.Contains(p.listed(), c) {
-		p.drop(c)
-		p.overtaken = append(p.overtaken, c)
-	}
-	p.mu.Unlock()
-	p.dispatch(false)
-}
-
 // stuckTime is how long a lane may take to end. A copy takes a millisecond at most.
 const stuckTimeout = 2 * time.Second
-
-// errStillUsed is why the memory of a transfer that has failed must not be used for something else.
-var errStillUsed = errors.New("a system call that was given up may still touch the local memory, until the page that it waits for comes")
 
 // giveUpStuck settles all that a lane carries whose goroutines do not end.
 func (l *lane) giveUpStuck() {
@@ -69,19 +54,19 @@ func (l *lane) giveUpStuck() {
 	held, unanswered := l.empty()
 	held = append(append(held, l.inHand...), l.copying...)
 	l.inHand, l.copying = nil, nil
-	l.releaseMemory = l.peer.client.hold(held, errStillUsed.Error())
+	l.stuck = l.source.holdStuck(l.conn, held)
 	l.givenUp = make(chan struct{})
 	defer close(l.givenUp)
 	reason := l.broken
 	l.mu.Unlock()
 	l.sending.Broadcast()
-	l.fenceStuck(unanswered)
+	l.stuck.withdraw(unanswered)
 	l.warnStuck(held)
 	for i := range held {
 		why := cmp.Or(held[i].work.Aborted(), reason)
-		held[i].settle(status.Errorf(status.Socket, "segment %q: %w: %w", l.peer.segment.Name, why, errStillUsed))
+		held[i].settle(status.Errorf(status.Socket, "segment %q: %w: %w", l.segment.Name, why, errStillUsed))
 	}
-	l.peer.leave(l, nil, reason)
+	l.source.ended(l, ending{reason: reason})
 }
 
 // warnStuck tells which memory is not to be used for something else: a call that waits with a time-out of its own has no
@@ -92,31 +77,12 @@ func (l *lane) warnStuck(held []piece) {
 	for i := range held[:min(len(held), most)] {
 		ranges = append(ranges, core.Range{Addr: held[i].local, Length: held[i].length}.String())
 	}
-	l.peer.client.Log.Error("transfers were given up, but their memory may still be used until a page comes that a system call waits for",
-		zap.String("segment", l.peer.segment.Name), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
-}
-
-// fenceStuck keeps the WRITEs that were in flight from overwriting later ones. The connection itself is still in use.
-func (l *lane) fenceStuck(unanswered []piece) {
-	if l.conn.permit != nil {
-		l.conn.permit.Revoke(revokeTimeout, func() bool { return !l.conn.process.Lives() })
-	}
-	if len(unanswered) == 0 {
-		return
-	}
-	l.stuckEnd = l.peer.suspectWrites(l.conn, l.owner, unanswered)
-	if number := l.conn.number; number != 0 {
-		l.peer.client.running.Go(func() { l.peer.fence(number, l.owner, l.stuckEnd) })
-	}
+	l.fence.log.Error("transfers were given up, but their memory may still be used until a page comes that a system call waits for",
+		zap.String("segment", l.segment.Name), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
 }
 
 // endStuck ends the connection of a lane that was given up, when its system call has returned.
 func (l *lane) endStuck(reason error) {
-	<-l.givenUp // takes no longer than revokePatience
-	if l.stuckEnd != nil && l.conn.number == 0 {
-		l.peer.learnEnd(l.conn, l.stuckEnd, reason)
-	} else {
-		l.peer.discard(l.conn)
-	}
-	l.releaseMemory()
+	<-l.givenUp // takes no longer than revokeTimeout
+	l.stuck.returned(reason)
 }

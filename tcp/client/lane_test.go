@@ -18,7 +18,8 @@ import (
 func connectedLane(t *testing.T, config core.Config) *lane {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
-	l := newLane(&peer{client: &Client{Options: Options{Config: &config}, ctx: ctx}, segment: &core.Segment{Name: "peer"}})
+	p := newPeer(&Client{Options: Options{Config: &config}, ctx: ctx}, &core.Segment{Name: "peer"})
+	l := newLane(p, &p.environment)
 	conn, _ := tcptest.Connection(t)
 	l.conn = &connection{Socket: socketOf(t, conn)}
 	t.Cleanup(func() { l.watchdog.Stop() })

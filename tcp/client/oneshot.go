@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"kvferry/core"
-	"kvferry/core/metadata"
 	"kvferry/core/status"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -29,7 +28,8 @@ import (
 //     say that the peer has taken the payload, since it also comes when the peer was killed; together with an empty
 //     send queue it does, because a peer that closes with unread bytes resets the connection.
 type oneShot struct {
-	peer   *peer
+	*environment
+	source source
 	ctx    context.Context // ends the dialling
 	cancel context.CancelFunc
 
@@ -49,9 +49,9 @@ type oneShot struct {
 // errIdle ends a one-shot carrier that finds nothing to take.
 var errIdle = errors.New("nothing is left to send")
 
-func newOneShot(p *peer) *oneShot {
-	o := &oneShot{peer: p, send: (*connection).sendSome}
-	o.ctx, o.cancel = context.WithCancel(p.client.ctx)
+func newOneShot(s source, e *environment) *oneShot {
+	o := &oneShot{environment: e, source: s, send: (*connection).sendSome}
+	o.ctx, o.cancel = context.WithCancel(e.ctx)
 	return o
 }
 
@@ -60,29 +60,28 @@ func (o *oneShot) run() {
 	for {
 		p, ok := o.take()
 		if !ok {
-			o.peer.leave(o, nil, errIdle)
+			o.source.ended(o, ending{reason: errIdle})
 			return
 		}
-		conn, d, err := o.connect()
+		conn, err := o.connect()
 		if err != nil {
-			o.peer.unreachable(o, o.held, err)
+			o.source.ended(o, ending{reason: err, unreachable: true, held: o.held})
 			return
 		}
-		if !o.peer.mayCarry(conn, d, p) {
+		if !o.source.mayCarry(conn, p) {
 			o.release()
-			o.peer.discard(conn)
+			conn.discard()
 			continue
 		}
-		if err = o.exchange(conn, p, o.peer.acknowledges(d)); err != nil {
+		if err = o.exchange(conn, p); err != nil {
 			reason := o.reason(err)
 			o.release()
-			o.peer.withdraw(conn, d, writesOf(p), reason)
-			o.peer.leave(o, []piece{*p}, reason)
+			o.source.ended(o, ending{reason: reason, held: []piece{*p}, conn: conn, unanswered: writesOf(p)})
 			return
 		}
 		_ = conn.Close()
 		conn.release()
-		o.peer.count(p)
+		o.count(p)
 		o.release()
 		p.settle(nil)
 	}
@@ -91,7 +90,7 @@ func (o *oneShot) run() {
 // take takes a piece and holds it, so that an abort finds it here.
 func (o *oneShot) take() (*piece, bool) {
 	for {
-		taken := o.peer.take(o, nil, 1, 1)
+		taken := o.source.take(o, destination{}, nil, 1, 1)
 		if len(taken) == 0 {
 			return nil, false
 		}
@@ -121,30 +120,30 @@ func writesOf(p *piece) []piece {
 	return nil
 }
 
-func (o *oneShot) connect() (*connection, *metadata.Descriptor, error) {
-	conn, d, err := o.peer.dial(o.ctx)
+func (o *oneShot) connect() (*connection, error) {
+	conn, err := o.source.connect(o.ctx, false)
 	if err != nil {
-		return nil, nil, o.reason(err)
+		return nil, o.reason(err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.broken != nil {
-		o.peer.discard(conn)
-		return nil, nil, o.broken
+		conn.discard()
+		return nil, o.broken
 	}
 	o.conn = conn
-	return conn, d, nil
+	return conn, nil
 }
 
 // exchange moves one piece over its connection.
-func (o *oneShot) exchange(conn *connection, p *piece, acknowledged bool) error {
+func (o *oneShot) exchange(conn *connection, p *piece) error {
+	acknowledged := conn.acknowledged
 	wire.PutHeader(o.header[:], opcodeOf(p.op), p.remote, p.length, acknowledged)
 	frame := []sockio.Vector{sockio.VectorOf(o.header[:])}
 	if p.op == core.Write {
 		frame = append(frame, sockio.Vector{Base: p.local, Length: p.length})
 	}
-	config := o.peer.client.Config
-	sendErr := o.move(conn, p, frame, func(v []sockio.Vector) (int, error) { return o.send(conn, v) }, progressLimit(config))
+	sendErr := o.move(conn, p, frame, func(v []sockio.Vector) (int, error) { return o.send(conn, v) }, progressLimit(o.config))
 	if acknowledged && p.fatal == nil {
 		// What the peer said of the request before it stopped reading is still there.
 		if err := o.receiveStatus(conn, p); err != nil {
@@ -155,7 +154,7 @@ func (o *oneShot) exchange(conn *connection, p *piece, acknowledged bool) error 
 	case sendErr != nil:
 		return sendErr
 	case p.op == core.Read:
-		return o.move(conn, p, []sockio.Vector{{Base: p.local, Length: p.length}}, conn.Receive, progressLimit(config))
+		return o.move(conn, p, []sockio.Vector{{Base: p.local, Length: p.length}}, conn.Receive, progressLimit(o.config))
 	case !acknowledged:
 		return o.confirm(conn, p)
 	}
@@ -195,25 +194,25 @@ func (o *oneShot) blame(p *piece, err error, limit limit) error {
 		p.fatal = badLocal(p, err)
 		return fmt.Errorf("%w: %w", errBadLocal, err)
 	case errors.Is(err, os.ErrDeadlineExceeded) && o.reason(nil) == nil:
-		p.fatal = o.peer.stalled(p, limit)
+		p.fatal = stalledError(o.segment.Name, p, limit)
 		return p.fatal
 	case errors.Is(err, io.EOF):
 		err = errPeerClosed
 	}
-	return status.Errorf(status.Socket, "segment %q (%v): %w", o.peer.segment.Name, o.conn.Remote, err)
+	return status.Errorf(status.Socket, "segment %q (%v): %w", o.segment.Name, o.conn.Remote, err)
 }
 
 func (o *oneShot) receiveStatus(conn *connection, p *piece) error {
-	limit := answerLimit(o.peer.client.Config)
+	limit := answerLimit(o.config)
 	if err := o.move(conn, p, []sockio.Vector{sockio.VectorOf(o.answer[:])}, conn.Receive, limit); err != nil {
 		return err
 	}
-	return o.peer.judgeStatus(o.answer[:], p)
+	return judgeStatus(o.segment.Name, o.answer[:], p)
 }
 
 // confirm makes sure that a WRITE without an acknowledgement has arrived.
 func (o *oneShot) confirm(conn *connection, p *piece) error {
-	limit := answerLimit(o.peer.client.Config)
+	limit := answerLimit(o.config)
 	if err := conn.CloseWrite(); err != nil {
 		return o.blame(p, err, limit)
 	}
@@ -233,7 +232,7 @@ func (o *oneShot) confirm(conn *connection, p *piece) error {
 	const fin = 1 // the end of our stream may be on its way still
 	if outstanding > fin {
 		return status.Errorf(status.Socket, "segment %q: the peer closed the connection with %d bytes not received",
-			o.peer.segment.Name, outstanding)
+			o.segment.Name, outstanding)
 	}
 	return nil
 }
@@ -262,13 +261,4 @@ func (o *oneShot) carriesAborted() bool {
 	return len(o.held) > 0 && o.held[0].work.Aborted() != nil
 }
 
-func (o *oneShot) idle() bool         { return false }
-func (o *oneShot) load() uint64       { return 0 }
-func (o *oneShot) traffic() uint64    { return o.moved.Load() }
-func (o *oneShot) waitsForPage() bool { return false }
-func (o *oneShot) writeIfIdle() bool  { return false }
-func (o *oneShot) assist()            {}
-func (o *oneShot) setSpinning(bool)   {}
-func (o *oneShot) wake()              {} // it looks at the queue after each piece
-
-func (o *oneShot) destination() destination { return destination{} }
+func (o *oneShot) traffic() uint64 { return o.moved.Load() }

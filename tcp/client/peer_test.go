@@ -11,7 +11,7 @@ import (
 
 // burdened is a carrier that holds so many bytes, and counts who assists it.
 type loaded struct {
-	oneShot
+	pipelined
 	bytes    uint64
 	assisted int
 }
@@ -19,10 +19,13 @@ type loaded struct {
 func (b *loaded) load() uint64 { return b.bytes }
 func (b *loaded) assist()      { b.assisted++ }
 
+func (b *loaded) waitsForPage() bool { return false }
+func (b *loaded) setSpinning(bool)   {}
+
 func TestWhoWaitsForAShortAnswerIsNotKeptByLongOnes(t *testing.T) {
 	long, short, none := &loaded{bytes: ladenBytes + 1}, &loaded{bytes: ladenBytes}, &loaded{}
 	var p peer
-	p.list([]carrier{long, none, short})
+	p.carriers.Store(newCarriers([]carrier{long, none, short}))
 	for short.assisted <= 2 { // on a busy machine one look may be too short
 		p.assist(func() bool { return short.assisted > 2 })
 	}
@@ -34,7 +37,7 @@ func TestWhoWaitsForAShortAnswerIsNotKeptByLongOnes(t *testing.T) {
 func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
 	reserved, other := &loaded{}, &loaded{}
 	p := &peer{reserved: time.Now().Add(time.Hour)}
-	p.list([]carrier{reserved, other})
+	p.carriers.Store(newCarriers([]carrier{reserved, other}))
 	short := newCursor(workOf(write(0x1000, 0x10000, shortWork)))
 	long := newCursor(workOf(write(0x1000, 0x10000, shortWork+1)))
 	takes := func(c carrier) [2]bool { return [2]bool{p.open(c)(short), p.open(c)(long)} }
@@ -49,7 +52,7 @@ func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
 
 func TestThereAreFewerLanesOverALink(t *testing.T) {
 	config := core.Config{LanesPerPeer: 4, LanesPerLink: 2}
-	p := &peer{client: &Client{Options: Options{Config: &config}}, segment: &core.Segment{}}
+	p := newPeer(&Client{Options: Options{Config: &config}}, &core.Segment{})
 	require.Equal(t, 2, p.mostCarriers(true), "before anything is known")
 	require.Equal(t, 4, p.mostCarriers(false))
 	p.distance = far
@@ -64,8 +67,8 @@ func TestThereAreFewerLanesOverALink(t *testing.T) {
 
 func TestAPeerIsAsFarAsItsLastLane(t *testing.T) {
 	p := &peer{distance: near}
-	p.noteConnected(farAway)
+	p.connected(farAway)
 	require.Equal(t, far, p.distance)
-	p.noteConnected(farAway - 1)
+	p.connected(farAway - 1)
 	require.Equal(t, near, p.distance)
 }

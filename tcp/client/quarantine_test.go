@@ -2,7 +2,6 @@ package client
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"net"
 	"slices"
@@ -57,33 +56,33 @@ func TestAWriteWaitsUntilTheTargetHasDoneWithAGivenUpOneToTheSamePlace(t *testin
 			close(goOn)
 			tcptest.Completes(t, later)
 			require.True(t, bytes.Equal(fresh, far[:1<<16]))
-			require.Zero(t, transportOf(t, e).quarantines.busy.Load())
+			require.Zero(t, transportOf(t, e).fence.quarantines.busy.Load())
 		})
 	}
 }
 
 func TestAConnectionIsNotReadToItsEndOnceTheEngineIsClosed(t *testing.T) {
 	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { <-v.Peer.T.Context().Done() })
-	transport := &Client{peers: map[*core.Segment]*peer{}}
-	transport.ctx, transport.cancel = context.WithCancel(context.Background())
-	transport.cancel()
-	peer := &peer{client: transport, segment: &core.Segment{}}
+	config := core.DefaultConfig()
+	client := New(Options{Config: &config})
+	client.cancel()
+	peer := newPeer(client, &core.Segment{})
 	for range 300 { // the end of the transport and the start of the reading may come in either order
 		conn := connectTo(t, p)
-		tcptest.Returns(t, "linger", func() { peer.lingerUntilPeerDone(conn, &connectionEnd{target: "target"}) })
+		tcptest.Returns(t, "linger", func() { client.fence.lingerUntilPeerDone(peer, conn, &connectionEnd{target: "target"}) })
 	}
 }
 
 func TestAConnectionThatBothSidesHaveEndedBeforeItIsReadToItsEndIsOver(t *testing.T) {
 	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { v.WaitForEnd() })
-	transport := &Client{peers: map[*core.Segment]*peer{}}
-	transport.ctx, transport.cancel = context.WithCancel(context.Background())
-	defer transport.cancel()
-	peer := &peer{client: transport, segment: &core.Segment{}}
+	config := core.DefaultConfig()
+	client := New(Options{Config: &config})
+	defer client.cancel()
+	peer := newPeer(client, &core.Segment{})
 	conn, end := connectTo(t, p), &connectionEnd{target: "target"}
 	require.NoError(t, conn.CloseWrite())
 	require.Eventually(t, func() bool { return errors.Is(conn.CloseWrite(), unix.ENOTCONN) }, tcptest.Patience, time.Millisecond)
-	tcptest.Returns(t, "linger", func() { peer.lingerUntilPeerDone(conn, end) })
+	tcptest.Returns(t, "linger", func() { client.fence.lingerUntilPeerDone(peer, conn, end) })
 	require.False(t, end.unknown)
 }
 
@@ -156,7 +155,7 @@ func TestAWriteToAKvferryTargetWaitsForTheFormerSessionHoweverItsConnectionEnded
 				require.True(t, bytes.Equal(fresh, far))
 				clear(far)
 			}
-			require.Eventually(t, func() bool { return transportOf(t, e).quarantines.busy.Load() == 0 }, tcptest.Patience, time.Millisecond)
+			require.Eventually(t, func() bool { return transportOf(t, e).fence.quarantines.busy.Load() == 0 }, tcptest.Patience, time.Millisecond)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"kvferry/core/metadata"
 	"kvferry/core/status"
@@ -26,13 +25,6 @@ func (p *peer) revalidate(h piece) {
 	}
 }
 
-// destination is the engine that a carrier is connected to.
-type destination struct {
-	owner  *metadata.Descriptor // nil where it connects later
-	target string               // as targetKey names the engine
-	there  time.Duration        // see stream
-}
-
 // mayGoTo reports whether a piece may be sent to an engine. One that may not fails, or is set aside. The lock is held.
 func (p *peer) mayGoTo(to destination, h *piece) bool {
 	if !h.work.Bind(to.owner, to.there) {
@@ -42,11 +34,11 @@ func (p *peer) mayGoTo(to destination, h *piece) bool {
 	return p.mayGo(to.target, h)
 }
 
-// mayCarry is mayGoTo for a connection that was made for one piece.
-func (p *peer) mayCarry(conn *connection, owner *metadata.Descriptor, h *piece) bool {
+// mayCarry: see source.
+func (p *peer) mayCarry(conn *connection, h *piece) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.mayGoTo(destination{owner, targetKey(owner, conn.Remote.String()), conn.there}, h)
+	return p.mayGoTo(conn.destination(), h)
 }
 
 // replacedError is why a piece fails that was meant for another incarnation of the peer.
@@ -79,7 +71,7 @@ func (p *peer) resolve() {
 		round := p.round
 		p.mu.Unlock()
 
-		d, err := p.refresh(p.client.ctx, p.segment.Descriptor())
+		d, err := p.refresh(p.ctx, p.segment.Descriptor())
 
 		p.mu.Lock()
 		p.checked = true

@@ -22,7 +22,7 @@ func lanes(t testing.TB, e *core.Engine) []*lane {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var all []*lane
-	for _, c := range p.listed() {
+	for _, c := range p.listed().all {
 		if l, ok := c.(*lane); ok {
 			all = append(all, l)
 		}

@@ -37,13 +37,14 @@ func openForTest(e *core.Engine) (core.Transport, error) {
 	}
 	t := &testTransport{endpoint: core.Endpoint{Port: listener.Addr().(*net.TCPAddr).Port, ProtoVersion: 2, Hello: wire.HelloVersion}}
 	var local *net.UnixListener
-	if config.SameHost {
+	sameHost := config.SameHost && !config.ForceTCP
+	if sameHost {
 		if local, t.endpoint.SameHostSocket, err = samehost.Listen(); err != nil {
 			return nil, err
 		}
 	}
 	t.Client = New(Options{Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port,
-		SameHost: config.SameHost, Processors: testProcessors, Limiter: testLimiter})
+		SameHost: sameHost, Processors: testProcessors, Limiter: testLimiter})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{Identity: self, MaxSessions: config.MaxSessions,
 		ProgressTimeout: config.ProgressTimeout, Polling: config.Polling, Processors: testProcessors, Limiter: testLimiter})
 	return t, nil

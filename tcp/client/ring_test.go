@@ -8,7 +8,7 @@ import (
 )
 
 func TestQueueIsFirstInFirstOutWhileItGrowsAndWraps(t *testing.T) {
-	var q queue[int]
+	var q ring[int]
 	var model []int
 	for i := range 20_000 {
 		if rand.IntN(100) < 52 || len(model) == 0 {
@@ -27,7 +27,7 @@ func TestQueueIsFirstInFirstOutWhileItGrowsAndWraps(t *testing.T) {
 }
 
 func TestQueueKeepsItsMemoryAndNothingThatWasTaken(t *testing.T) {
-	var q queue[*int]
+	var q ring[*int]
 	for range 1000 {
 		q.push(new(int))
 		q.push(new(int))

@@ -1,18 +1,18 @@
 package client
 
-// queue is a first-in first-out buffer that keeps its memory.
-type queue[T any] struct {
+// ring is a first-in first-out buffer that keeps its memory.
+type ring[T any] struct {
 	items []T // a ring
 	head  int
 	count int
 }
 
-func (q *queue[T]) len() int { return q.count }
+func (q *ring[T]) len() int { return q.count }
 
 // at returns the i-th oldest item, in place.
-func (q *queue[T]) at(i int) *T { return &q.items[(q.head+i)%len(q.items)] }
+func (q *ring[T]) at(i int) *T { return &q.items[(q.head+i)%len(q.items)] }
 
-func (q *queue[T]) push(item T) {
+func (q *ring[T]) push(item T) {
 	if q.count == len(q.items) {
 		bigger := make([]T, max(16, 2*q.count))
 		for i := range q.count {
@@ -24,7 +24,7 @@ func (q *queue[T]) push(item T) {
 	*q.at(q.count - 1) = item
 }
 
-func (q *queue[T]) pop() T {
+func (q *ring[T]) pop() T {
 	var zero T
 	item := q.items[q.head]
 	q.items[q.head] = zero // for the collector

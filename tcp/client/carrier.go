@@ -1,0 +1,113 @@
+package client
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/metadata"
+	"kvferry/tcp/samehost"
+)
+
+// carrier takes a peer's pieces over the network: a lane, or a one-shot carrier.
+type carrier interface {
+	// traffic is how many bytes it has sent and received.
+	traffic() uint64
+	// carriesAborted reports whether it holds a piece of an aborted work.
+	carriesAborted() bool
+	// quit makes it end: it stops moving bytes, and gives back what it holds with that reason.
+	quit(reason error)
+}
+
+// pipelined is a carrier that has many requests in flight, and on which other goroutines may send and receive.
+type pipelined interface {
+	carrier
+	// idle reports whether it is connected and holds nothing.
+	idle() bool
+	// load is how many bytes it holds.
+	load() uint64
+	// wake tells it that there may be something to take.
+	wake()
+	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.
+	writeIfIdle() bool
+	// waitsForPage reports whether it receives into memory that may have to be brought in first.
+	waitsForPage() bool
+	// assist has the calling goroutine receive what has come, without waiting. The carrier holds something.
+	assist()
+	// setSpinning says whether another goroutine assists again and again, so that its own need not wake up.
+	setSpinning(bool)
+}
+
+// source is all that a carrier knows of its peer.
+type source interface {
+	// take moves pieces from the queue to the end of taken: at most so many, and no more once they have that many bytes. to is
+	// the engine that the carrier is connected to.
+	take(c carrier, to destination, taken []piece, pieces int, bytes uint64) []piece
+	// putBack queues pieces again that were taken, or answered, but not moved.
+	putBack(pieces []piece)
+	// hasQueued reports whether there is something to take.
+	hasQueued() bool
+	// share is how many bytes a lane may have in flight.
+	share() uint64
+
+	// connect makes a connection. wanted says that requests are to be pipelined on it.
+	connect(ctx context.Context, wanted bool) (*connection, error)
+	// connected says that a lane's connection is up, and how long a round trip takes on it.
+	connected(roundTrip time.Duration)
+	// mayCarry reports whether a piece may go over a connection that was made for it alone. Otherwise the piece is done with.
+	mayCarry(conn *connection, h *piece) bool
+	// overtake has a carrier take nothing more, and others take over, because it waits for a page.
+	overtake(c carrier)
+	// holdStuck holds the local memory of pieces that a system call may still touch, which does not end.
+	holdStuck(conn *connection, held []piece) *stuck
+	// ended takes a carrier off the list, ends its connection, and queues its pieces again or fails them.
+	ended(c carrier, e ending)
+}
+
+// ending is how a carrier has ended.
+type ending struct {
+	reason      error
+	unreachable bool    // it could not connect
+	held        []piece // were in flight, or about to be; not settled
+
+	conn       *connection // if it is to be ended, too
+	unanswered []piece     // the WRITEs on it of which something was sent, and nothing was acknowledged
+}
+
+// environment is what the carriers of a peer share.
+type environment struct {
+	ctx     context.Context // ends with the client
+	config  *core.Config
+	segment *core.Segment
+	fence   *fence
+	limiter *samehost.CopyLimiter
+	counters
+}
+
+// destination is the engine that a carrier is connected to.
+type destination struct {
+	owner  *metadata.Descriptor // nil where it connects later
+	target string               // as targetKey names the engine
+	there  time.Duration        // see connection
+}
+
+// carriers is a list of carriers, and of the lanes among them. It never changes.
+type carriers struct {
+	all   []carrier
+	lanes []pipelined
+}
+
+func (l *carriers) without(c carrier) *carriers {
+	return newCarriers(slices.DeleteFunc(slices.Clone(l.all), func(other carrier) bool { return other == c }))
+}
+
+func newCarriers(all []carrier) *carriers {
+	l := &carriers{all: all}
+	for _, c := range all {
+		if lane, ok := c.(pipelined); ok {
+			l.lanes = append(l.lanes, lane)
+		}
+	}
+	return l
+}

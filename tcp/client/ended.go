@@ -1,0 +1,150 @@
+package client
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+)
+
+// How a carrier ends, and what becomes of the pieces that were in flight on it:
+//
+//  1. ended ends the connection, takes the carrier off the list, and gives its pieces back.
+//  2. giveBack queues a piece again, has it revalidated, or fails it.
+//  3. With too many losses in a row the whole queue fails.
+
+// isLoss distinguishes a connection that was lost from one that this side gave up.
+func isLoss(reason error) bool {
+	return !slices.ContainsFunc([]error{errRefused, errAborted, errBadLocal, errOutdated, errOvertaken, errIdle}, func(other error) bool {
+		return errors.Is(reason, other)
+	})
+}
+
+// ended: see source. The connection is ended first, so that nothing touches the memory of a piece any more that is settled.
+func (p *peer) ended(c carrier, e ending) {
+	if e.conn != nil {
+		p.fence.withdraw(p, e.conn, e.unanswered, e.reason)
+	}
+	if _, isLane := c.(pipelined); isLane {
+		e.held, _ = settleAborted(e.held)
+	}
+	if e.unreachable && isLoss(e.reason) && !errors.Is(e.reason, syscall.ECONNRESET) {
+		p.endUnreachable(c, e)
+		return
+	}
+	p.mu.Lock()
+	p.remove(c)
+	p.overtaken = slices.DeleteFunc(p.overtaken, func(other carrier) bool { return other == c })
+	lost := isLoss(e.reason)
+	if lost {
+		p.unconfirmed = true
+		p.segment.MarkUnverified()
+	}
+	if len(e.held) > 0 {
+		p.errors.Add(1)
+	}
+	for _, h := range e.held {
+		p.giveBack(h, e.reason, lost)
+	}
+	if lost && (len(e.held) > 0 || !p.isEmpty()) && p.lostTooMany(e.reason) {
+		p.failQueue(e.reason)
+	}
+	alone := len(p.listed().all) == 0 && len(p.blocked) > 0 // no carrier is left to find out whether the peer lives
+	p.mu.Unlock()
+	if alone {
+		p.recheck()
+		return
+	}
+	p.dispatch(false)
+}
+
+// endUnreachable is ended for a carrier that could not connect. When it was the last one, all that is queued fails. A
+// connection that was made, and reset before the carrier noticed, counts as lost instead.
+func (p *peer) endUnreachable(c carrier, e ending) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.remove(c)
+	p.errors.Add(1)
+	for _, h := range e.held {
+		p.giveBack(h, e.reason, true)
+	}
+	if len(p.listed().all) == 0 {
+		p.failQueue(e.reason)
+	}
+}
+
+// remove takes a carrier off the list. The lock is held.
+func (p *peer) remove(c carrier) { p.carriers.Store(p.listed().without(c)) }
+
+// overtake: see source. Only so many carriers are overtaken at a time as there may be lanes.
+func (p *peer) overtake(c carrier) {
+	p.mu.Lock()
+	if len(p.overtaken) < p.config.LanesPerPeer && slices.Contains(p.listed().all, c) {
+		p.remove(c)
+		p.overtaken = append(p.overtaken, c)
+	}
+	p.mu.Unlock()
+	p.dispatch(false)
+}
+
+// lostTooMany counts a connection that was lost while there was work for it. It reports whether the queue is to be given up:
+// too many were lost since the last piece was settled, or nothing moved on this one. The lock is held.
+func (p *peer) lostTooMany(reason error) bool {
+	if settled := p.settled(); settled != p.settledThen {
+		p.settledThen, p.lossesInARow = settled, 0
+		return false
+	}
+	p.lossesInARow++
+	return p.lossesInARow > p.config.RetryCount*p.config.LanesPerPeer || errors.Is(reason, errStalled)
+}
+
+// putBack: see source.
+func (p *peer) putBack(pieces []piece) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range pieces {
+		p.giveBack(h, nil, false)
+	}
+}
+
+// giveBack queues a piece again that was in flight when its carrier ended, or fails it. The lock is held.
+func (p *peer) giveBack(h piece, reason error, lost bool) {
+	if lost {
+		h.breaks++
+	}
+	switch cause := h.work.Aborted(); {
+	case cause != nil:
+		h.settle(cause)
+	case h.fatal != nil && h.merged && !errors.Is(h.fatal, errStalled):
+		h.split(p.requeue) // one of its tasks is to blame: each is tried by itself
+	case h.fatal != nil:
+		h.settle(h.fatal)
+	case p.closed != nil:
+		h.settle(p.closed)
+	case int(h.breaks) > p.config.RetryCount:
+		h.settle(fmt.Errorf("%w (after %d tries)", reason, h.breaks))
+	case h.refusals > 0 && errors.Is(reason, errRefused):
+		p.revalidate(h)
+	default:
+		p.requeue(h)
+	}
+}
+
+// requeue has a piece sent again. The lock is held.
+func (p *peer) requeue(h piece) {
+	h.fatal, h.byAddress = nil, false
+	p.returned = append(p.returned, h)
+	p.queued += h.length
+}
+
+// failQueue settles everything that is queued, or set aside until it may be. The lock is held.
+func (p *peer) failQueue(reason error) {
+	for _, c := range p.cursors {
+		c.settleRest(cmp.Or(c.work.Aborted(), reason))
+	}
+	for _, h := range append(p.returned, p.blocked...) {
+		h.settle(cmp.Or(h.work.Aborted(), reason))
+	}
+	p.cursors, p.returned, p.blocked, p.queued = nil, nil, nil, 0
+}

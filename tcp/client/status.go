@@ -1,0 +1,38 @@
+package client
+
+import (
+	"kvferry/core/status"
+	"kvferry/tcp/wire"
+)
+
+// stalledError is why a carrier gives up when nothing has moved for so long.
+func stalledError(segment string, oldest *piece, limit limit) error {
+	return status.Errorf(status.Socket, "segment %q: %w for %v while %d bytes at %#x were in flight",
+		segment, errStalled, limit, oldest.length, oldest.remote)
+}
+
+// judgeStatus looks at the status frame that answers a piece. An error means that the connection is of no more use.
+func judgeStatus(segment string, frame []byte, h *piece) error {
+	code, err := wire.ParseStatus(frame)
+	switch {
+	case err != nil:
+		return status.Errorf(status.Socket, "segment %q: %w", segment, err)
+	case code == wire.StatusOK:
+		return nil
+	case code == wire.StatusOutOfReach && h.byAddress:
+		h.plain = true
+		return nil
+	case code == wire.StatusFailed:
+		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer could not move %d bytes to or from its device at %#x; its log tells why",
+			segment, h.length, h.remote)
+	case code == wire.StatusInaccessible:
+		h.fatal = status.Errorf(status.AddressNotRegistered,
+			"segment %q: the peer has registered memory %#x+%d, but cannot access it: it was unmapped or protected, or its file cut short",
+			segment, h.remote, h.length)
+	case code != wire.StatusRejected:
+		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
+			segment, code, h.remote, h.length)
+	}
+	h.refusals++
+	return errRefused
+}

@@ -1,0 +1,135 @@
+package client
+
+import (
+	"slices"
+
+	"kvferry/core"
+	"kvferry/core/metadata"
+)
+
+// What a carrier gets from the queue:
+//
+//  1. take gives pieces until the carrier has enough.
+//  2. open says which works the carrier may take from, and next cuts a piece from the first of them.
+//  3. A piece whose range the descriptor does not show waits for a new descriptor (revalidate.go). A WRITE to a range that a
+//     former connection may still write to waits as well (blocked.go).
+
+// take: see source.
+func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes uint64) []piece {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	mine := p.open(c)
+	d := p.segment.Descriptor()
+	if to.owner != nil && to.owner.Identity != d.Identity {
+		c.quit(errOutdated)
+		return taken
+	}
+	limit := uint64(p.config.SliceSize)
+	if !p.pipelined(d) {
+		limit = oneShotSize
+	}
+	checked := p.checked || !p.acknowledges(d)
+	for got := uint64(0); pieces > 0 && got < bytes && len(p.unverified) < maxUnverified; {
+		next, ok := p.next(limit, d, mine)
+		if !ok {
+			break
+		}
+		if err := next.work.Aborted(); err != nil {
+			next.settle(err)
+			continue
+		}
+		if checked && !shows(d, &next) {
+			p.revalidate(next)
+			continue
+		}
+		if to.owner != nil && !p.mayGoTo(to, &next) {
+			continue
+		}
+		taken = append(taken, next)
+		pieces--
+		got += next.length
+	}
+	return taken
+}
+
+// open says which works a carrier may take from. Short works are left to the reserved lane, and long works to the others. The
+// lock is held.
+func (p *peer) open(c carrier) func(*cursor) bool {
+	switch reserved := p.reservedLane(); {
+	case reserved != nil && carrier(reserved) == c:
+		return (*cursor).short
+	case reserved != nil && reserved.load() <= ladenBytes:
+		return func(c *cursor) bool { return !c.short() }
+	}
+	return func(*cursor) bool { return true }
+}
+
+// next removes a piece from the queue, of the first work that is open. The lock is held.
+func (p *peer) next(limit uint64, d *metadata.Descriptor, open func(*cursor) bool) (piece, bool) {
+	if n := len(p.returned); n > 0 {
+		next := p.returned[n-1]
+		p.returned = p.returned[:n-1]
+		p.queued -= next.length
+		return next, true
+	}
+	for len(p.cursors) > 0 {
+		at := slices.IndexFunc(p.cursors, open)
+		if at < 0 {
+			break
+		}
+		c := p.cursors[at]
+		if err := c.work.Aborted(); err != nil {
+			p.queued -= c.left
+			c.settleRest(err)
+			p.dropCursor(at)
+			continue
+		}
+		if at == 0 && p.turn >= turnSize && len(p.cursors) > 1 && !c.work.Staged {
+			p.dropCursor(0)
+			p.cursors = append(p.cursors, c)
+			continue
+		}
+		if c.work.WillFail(c.task) {
+			p.queued -= c.settleTask(core.ErrPartFailed)
+			p.dropIfCut(at)
+			continue
+		}
+		next := c.cut(limit, d)
+		if at == 0 {
+			p.turn += next.length
+		}
+		p.queued -= next.length
+		p.dropIfCut(at)
+		return next, true
+	}
+	return piece{}, false
+}
+
+// dropIfCut drops a cursor that has nothing left.
+func (p *peer) dropIfCut(at int) {
+	if p.cursors[at].left == 0 {
+		p.dropCursor(at)
+	}
+}
+
+func (p *peer) dropCursor(at int) {
+	if at > 0 {
+		p.cursors = slices.Delete(p.cursors, at, at+1)
+		return
+	}
+	p.cursors[0] = nil
+	p.cursors = p.cursors[1:]
+	p.turn = 0
+}
+
+// hasShort reports whether a short work is queued, or something that is to be sent again. The lock is held.
+func (p *peer) hasShort() bool {
+	return len(p.returned) > 0 || slices.ContainsFunc(p.cursors, (*cursor).short)
+}
+
+// hasQueued: see source.
+func (p *peer) hasQueued() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.isEmpty()
+}
