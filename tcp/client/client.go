@@ -1,3 +1,4 @@
+// Package client starts the transfers of an engine: it has the queue of each peer, and the connections that take from it.
 package client
 
 import (
@@ -18,7 +19,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// clientOptions are what a client is made of.
+// Options are what a client is made of.
 type Options struct {
 	Config     *core.Config
 	Log        *zap.Logger
@@ -31,7 +32,7 @@ type Options struct {
 	Limiter    *samehost.CopyLimiter
 }
 
-// localMemory is what the client needs of a core.Registry.
+// Memory is what the client needs of a core.Registry.
 type Memory interface {
 	// Hold keeps a range from being taken back until release is called.
 	Hold(r core.Range, why string) (release func())
@@ -54,7 +55,7 @@ type Client struct {
 	closed bool
 }
 
-// newClient makes a client. It starts no goroutine before the first transfer.
+// New makes a client. It starts no goroutine before the first transfer.
 func New(o Options) *Client {
 	c := &Client{Options: o, peers: map[*core.Segment]*peer{}}
 	_, _ = rand.Read(c.origin[:]) // never fails: see crypto/rand

@@ -4,12 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"os"
-	"slices"
-	"strconv"
-	"strings"
-	"syscall"
-	"time"
 
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
@@ -25,8 +19,8 @@ import (
 //
 //  1. dial takes the cached descriptor. Where a connection was lost before, or nothing proves that the owner lives, it is
 //     fetched again first (current); once more when the data port cannot be reached.
-//  2. dialData connects to the Unix-domain socket of an engine on this host, or else to the data port: where the descriptor
-//     says that it is, and where the handshake port is.
+//  2. dialData connects to the Unix-domain socket of an engine on this host, or else to the data port: at the host that the
+//     descriptor names, and at that of the handshake port (hosts.go).
 //  3. An engine with an identity is greeted (greet.go). A descriptor without one, Mooncake's, must have been confirmed.
 
 // errOwnAddress is why a descriptor is of no use that leads back to the engine that has fetched it.
@@ -57,14 +51,14 @@ func (p *peer) dial(ctx context.Context) (*connection, error) {
 	return s, err
 }
 
-// current is the descriptor to connect by. One that is in doubt is fetched again. Where that fails, an engine with an
+// current is the descriptor to connect by. An unconfirmed one is fetched again. Where that fails, an engine with an
 // identity is tried all the same, since it has to prove who it is; any other is not.
 func (p *peer) current(ctx context.Context) (*metadata.Descriptor, error) {
 	d := p.segment.Descriptor()
 	p.mu.Lock()
-	doubt := p.unconfirmed || d.Identity == "" && !p.segment.Verified()
+	unconfirmed := p.unconfirmed || d.Identity == "" && !p.segment.Verified()
 	p.mu.Unlock()
-	if !doubt {
+	if !unconfirmed {
 		return d, nil
 	}
 	fresh, err := p.refresh(ctx, d)
@@ -87,93 +81,6 @@ func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metada
 	ctx, done := context.WithTimeout(ctx, p.config.ProgressTimeout)
 	defer done()
 	return p.segment.Refresh(ctx, stale)
-}
-
-// isAbsence reports whether the engine is not where it was looked for: nobody listens there, or another engine answers. With
-// several hosts it is at none of them.
-func isAbsence(err error) bool {
-	var all hostErrors
-	if errors.As(err, &all) {
-		return !slices.ContainsFunc(all, func(one error) bool { return !isAbsence(one) })
-	}
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, errOtherEngine)
-}
-
-// hostErrors is why the data port was found at none of several hosts.
-type hostErrors []error
-
-func (h hostErrors) Error() string {
-	texts := make([]string, len(h))
-	for i, err := range h {
-		texts[i] = err.Error()
-	}
-	return strings.Join(texts, "; ")
-}
-
-func (h hostErrors) Unwrap() []error { return h }
-
-// dialData connects by a descriptor. ends is the number of a former connection that is to be over first; 0 for none.
-func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64) (*connection, error) {
-	if conn, owner := p.dialSameHost(ctx, d); conn != nil {
-		return p.meetOnHost(ctx, conn, owner, d, ends)
-	}
-	hosts, err := p.segment.DataHosts(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	if last := p.lastHost.Load(); last != nil && slices.Contains(hosts, *last) {
-		hosts = append([]string{*last}, slices.DeleteFunc(hosts, func(host string) bool { return host == *last })...)
-	}
-	var failures hostErrors
-	for i, host := range hosts {
-		s, elsewhere, err := p.dialHost(ctx, d, host, ends, i < len(hosts)-1)
-		if err == nil {
-			p.lastHost.Store(&host)
-			return s, nil
-		}
-		failures = append(failures, err)
-		if !elsewhere || ctx.Err() != nil {
-			break
-		}
-	}
-	if len(failures) == 1 {
-		return nil, failures[0]
-	}
-	return nil, status.Errorf(status.Socket, "%w", failures)
-}
-
-// impatience is how long to try to connect to a host when there is another one: as long as a lost packet or two take.
-const shortConnectTimeout = 2 * time.Second
-
-// dialHost connects to the data port at a host. more says that there is another host to try; elsewhere, that the engine may
-// be there.
-func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string, ends uint64, more bool) (s *connection, elsewhere bool, err error) {
-	dialer := net.Dialer{Timeout: p.config.HandshakeConnectTimeout, Control: p.client.Congestion.Control}
-	if more {
-		dialer.Timeout = min(dialer.Timeout, shortConnectTimeout)
-	}
-	dialed, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(d.DataPort)))
-	if err != nil {
-		return nil, true, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)
-	}
-	conn := dialed.(*net.TCPConn)
-	var h wire.Hello
-	var answer wire.Answer
-	if d.Identity != "" {
-		h = p.client.hello(d, ends)
-		answer, err = p.greet(ctx, conn, d, h, -1)
-	} else if p.client.isOwn(conn) {
-		err = status.Errorf(status.Socket, "segment %q (%v): %w", p.segment.Name, conn.RemoteAddr(), errOwnAddress)
-	}
-	if err != nil {
-		_ = conn.Close()
-		return nil, !errors.Is(err, errNotEnded) && !errors.Is(err, os.ErrDeadlineExceeded), err
-	}
-	made, err := sockio.New(conn, p.client.Processors)
-	if err != nil {
-		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
-	}
-	return p.newConnection(made, d, h, answer), false, nil
 }
 
 // newConnection is a connection with the engine of a descriptor. h and answer are zero where there was no hello.

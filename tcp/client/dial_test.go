@@ -59,10 +59,10 @@ func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 	port := owner.Descriptor().DataPort
 	other, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: port})
 	require.NoError(t, err)
-	stranger := server.New(zap.NewNop(), newEngine(t).Memory(), other, nil, server.Options{
+	another := server.New(zap.NewNop(), newEngine(t).Memory(), other, nil, server.Options{
 		Identity: wire.Identity{9}, MaxSessions: 1, ProgressTimeout: tcptest.Patience, Processors: testProcessors, Limiter: testLimiter,
 	})
-	t.Cleanup(stranger.Close)
+	t.Cleanup(another.Close)
 	shown := owner.Descriptor()
 	shown.DataHost = "127.0.0.9"
 	handshakes, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -78,8 +78,8 @@ func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 	onlyPeer(t, e).lastHost.Store(&shown.DataHost) // the next connection begins with it
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 	require.Equal(t, "127.0.0.1", *onlyPeer(t, e).lastHost.Load())
-	require.EqualValues(t, 1, len(stranger.Links()), "it was asked who it is")
-	require.Zero(t, stranger.Links()[0].BytesIn)
+	require.EqualValues(t, 1, len(another.Links()), "it was asked who it is")
+	require.Zero(t, another.Links()[0].BytesIn)
 }
 
 func TestAnErrorNamesEveryPlaceWhereTheDataPortWasLookedFor(t *testing.T) {

@@ -684,18 +684,18 @@ func TestALargeTaskTravelsOnAllLanes(t *testing.T) {
 	}
 }
 
-func TestOneLaneReadsWhatAStrangerSendsFromOneThread(t *testing.T) {
-	for kin, lanes := range map[bool]int{true: 4, false: 1} {
+func TestOneLaneReadsWhatMooncakeSendsFromOneThread(t *testing.T) {
+	for isKvferry, lanes := range map[bool]int{true: 4, false: 1} {
 		near, far := tcptest.Mapped(t, mooncakeSize), tcptest.Mapped(t, mooncakeSize)
 		tcptest.Fill(far, 2)
 		p := tcptest.Perform(t, 2, serveTogether(lanes), far)
 		p.Mu.Lock()
-		p.Shown.IsKvferry = kin
+		p.Shown.IsKvferry = isKvferry
 		p.Mu.Unlock()
 		e := newEngine(t, func(c *core.Config) { c.LanesPerPeer = 4 })
 		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near, tcptest.OpenSegment(t, e, p.Name), far)))
 		require.True(t, bytes.Equal(near, far))
-		require.Equal(t, lanes, p.Connections(), "kin: %v", kin)
+		require.Equal(t, lanes, p.Connections(), "kvferry: %v", isKvferry)
 	}
 }
 
@@ -923,10 +923,10 @@ func TestAPeerThatCameBackOnAnotherPortIsFound(t *testing.T) {
 func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	tcptest.Fill(near, 1)
-	var strangers atomic.Int32
+	var others atomic.Int32
 	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, n int) {
 		if n > 0 {
-			strangers.Add(1)
+			others.Add(1)
 			return
 		}
 		tcptest.ServeWell(v, n)
@@ -941,7 +941,7 @@ func TestAfterALossTheDescriptorIsFetchedBeforeTheNextConnection(t *testing.T) {
 	require.Eventually(t, func() bool { return onlyPeer(t, e).link().Connections == 0 }, tcptest.Patience, time.Millisecond)
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 	require.Equal(t, near, far)
-	require.Zero(t, strangers.Load())
+	require.Zero(t, others.Load())
 }
 
 func TestADataPortThatIsGoneFailsTheTransferWithTheReason(t *testing.T) {
@@ -1040,7 +1040,7 @@ func TestAnEarlyAcknowledgementDoesNotCompleteAWriteThatIsStillBeingSent(t *test
 	tcptest.Completes(t, b)
 }
 
-func TestTheQueueStandsStillWhileTooMuchIsDoubtful(t *testing.T) {
+func TestTheQueueStandsStillWhileTooMuchIsUnverified(t *testing.T) {
 	const blocks = 3 * maxUnverified
 	near, far := tcptest.Mapped(t, 2*blocks), tcptest.Mapped(t, 2*blocks)
 	p := tcptest.Perform(t, 1, tcptest.ServeWell)

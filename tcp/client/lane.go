@@ -19,22 +19,25 @@ import (
 // A lane is a long-lived connection to a peer on which requests are pipelined.
 //
 //  1. run connects, and starts the writer.
-//  2. write takes pieces from the peer's queue within the lane's window, and sends their headers and payloads, as many
-//     as there are in one system call. It is called by the lane's writer, or by a submitter that finds the lane idle.
-//  3. receive waits for the status frames and payloads of what is in flight, and reads them to where they belong, as
-//     many as have come in one system call. What a piece was to get, it has got: it is settled.
-//  4. When the connection ends, for whatever reason, receive returns: run waits until nobody sends any more, settles what
-//     was given up, and gives the rest of what was in flight back to the peer, to be sent on another lane.
+//  2. write takes pieces from the peer's queue within the lane's window, and sends their headers and payloads, as many as
+//     there are in one system call (lane_send.go). The lane's writer calls it, or a submitter that finds the lane idle.
+//  3. receive waits for the status frames and payloads of what is in flight, and receives them into their places, as many as
+//     have come in one system call (lane_receive.go). A piece that has got its whole answer is settled.
+//  4. When the connection ends, receive returns. run waits until nobody sends any more, and hands the connection and the
+//     pieces that were in flight to the peer (source.ended).
+//
+// On one host, pieces may also travel by address (lane_fetch.go). A lane that waits for a page is overtaken, and given up if it
+// has to end (lane_stuck.go). A lane on which nothing moves is ended (lane_watch.go).
 const (
 	// windowPieces and windowBytes bound what is in flight on a lane.
 	windowPieces = 1024
 	windowBytes  = 8 << 20
-	// sendPieces and sendBytes bound what is taken from the queue at once: a header and a payload each fill a sendmsg.
+	// sendPieces and sendBytes bound what is taken from the queue at once. A header and a payload for each piece fill a sendmsg.
 	sendPieces = sockio.MaxVectors / 2
 	sendBytes  = 1 << 20
 	// receivePieces bounds the pieces whose answers are received at once.
 	receivePieces = 256
-	// lastAnswers is how long a lane that cannot send any more waits for answers that are on their way.
+	// lastAnswers is how long a lane that cannot send any more waits for answers that are under way.
 	lastAnswers = time.Second
 )
 
@@ -48,18 +51,19 @@ var (
 	errOutdated   = errors.New("the peer takes no pipelined requests any more")
 )
 
+// lane: see above. Each group of fields is under the lock before it, except where a comment says otherwise.
 type lane struct {
 	*environment
 	source  source
-	ctx     context.Context // ends the dialling
+	ctx     context.Context // ends connect
 	cancel  context.CancelFunc
 	wakeups chan struct{} // for the writer; closed by nobody
 	moved   atomic.Uint64 // bytes sent and received
 
-	writing sync.Mutex      // held by who sends
+	writing sync.Mutex      // held by the goroutine that sends
 	headers []byte          // of the pieces in unsent
 	vectors []sockio.Vector // backing of unsent
-	unsent  []sockio.Vector // what was taken and is not sent
+	unsent  []sockio.Vector // of the pieces taken, and not sent yet
 	taken   []piece         // scratch of write
 	careful bool            // one vector at a time is sent
 
@@ -67,15 +71,15 @@ type lane struct {
 	conn      *connection   // nil before the connection is up
 	flight    ring[piece]   // oldest first
 	flying    atomic.Uint64 // their bytes; changed under the lock
-	coldReads atomic.Int32  // how many of them are cold
+	coldReads atomic.Int32  // READs among them whose memory may have to be brought in
 	laidOut   uint64        // length of the stream of frames so far
 	sent      uint64        // how far it is sent
 	sending   *sync.Cond    // sent or broken has changed
 	broken    error         // why the lane ends
-	over      bool          // quit was called: nothing is waited for any more
+	over      bool          // quit was called: the lane waits for no answers
 
 	// See lane_stuck.go.
-	inHand, copying []piece     // that were taken and are neither in flight nor settled; the latter are being copied
+	inHand, copying []piece     // taken, and neither in flight nor settled; those in copying are being copied
 	stuckTimer      *time.Timer // set by quit
 	retired         bool
 	stuck           *stuck        // set when the lane was given up while a system call used its memory
@@ -87,14 +91,14 @@ type lane struct {
 	lastMoved uint64 // moved, when the watchdog saw it change
 	movedAt   time.Time
 
-	peerMemory peerMemory // of a neighbour's memory
+	peerMemory peerMemory // of a peer on this host
 
-	receiving  sync.Mutex // held by who receives: the receiver, or somebody who assists
+	receiving  sync.Mutex // held by the goroutine that receives: the receiver, or one that assists
 	onReadable func() bool
 	onAssist   func(uintptr)
 	failure    error // why nothing can be received any more
 	statuses   [receivePieces * wire.StatusSize]byte
-	got        uint64 // bytes of the oldest piece's answer
+	got        uint64 // bytes that have come of the oldest piece's answer
 	alone      bool   // one answer at a time is received
 	planned    plan
 }
@@ -110,7 +114,7 @@ func newLane(s source, e *environment) *lane {
 	return l
 }
 
-// run is the lane's life.
+// run runs the lane from its connection to its end.
 func (l *lane) run() {
 	defer l.cancel()
 	if err := l.connect(); err != nil {
@@ -170,7 +174,7 @@ func (l *lane) wake() {
 	}
 }
 
-// lost says which connection failed.
+// lost names the connection in an error.
 func (l *lane) lost(err error) error {
 	return status.Errorf(status.Socket, "segment %q (%v): %w", l.segment.Name, l.conn.Remote, err)
 }
@@ -179,8 +183,8 @@ func badLocal(p *piece, err error) error {
 	return status.Errorf(status.InvalidArgument, "%w at %#x+%d: %w", errBadLocal, p.local, p.length, err)
 }
 
-// quit ends the lane from any goroutine; its own goroutines see the connection fail. The first reason counts, but
-// that the peer refused a request explains why it then closed the connection.
+// quit: see carrier. The lane's own goroutines see the connection fail. The first reason counts, except that a refusal by the
+// peer explains why the peer then closed the connection.
 func (l *lane) quit(reason error) {
 	l.mu.Lock()
 	if l.broken == nil || errors.Is(reason, errRefused) {
@@ -210,9 +214,9 @@ func (l *lane) carriesAborted() bool {
 	return slices.ContainsFunc(l.copying, func(h piece) bool { return h.work.Aborted() != nil })
 }
 
-// retire empties the lane after receiver and writer have ended. From here on nothing of this process touches the memory of
-// the pieces: a goroutine that comes late to submit or to assist finds the lane broken. unanswered are the WRITEs among
-// them of which something was sent.
+// retire empties the lane after its receiver and writer have ended. Nothing of this process touches the memory of the pieces
+// from then on: a goroutine that comes late to send or to assist finds the lane broken. unanswered are the WRITEs among them
+// of which something was sent.
 func (l *lane) retire() (held, unanswered []piece, reason error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -236,7 +240,7 @@ func (l *lane) retire() (held, unanswered []piece, reason error) {
 	return held, unanswered, l.broken
 }
 
-// empty takes everything that is in flight off the lane. unanswered are the WRITEs among it of which something was sent. The
+// empty removes everything that is in flight. unanswered are the WRITEs of which something was sent. The
 // lock is held.
 func (l *lane) empty() (held, unanswered []piece) {
 	for l.flight.len() > 0 {
@@ -249,34 +253,4 @@ func (l *lane) empty() (held, unanswered []piece) {
 	l.flying.Store(0)
 	l.coldReads.Store(0)
 	return held, unanswered
-}
-
-// lookEvery is the watchdog's interval: a stall is seen after at most a quarter more than its time-out.
-func (l *lane) watchInterval() time.Duration {
-	return answerLimit(l.config).after / 4
-}
-
-// watch is the watchdog: while something is in flight it ends a lane on which nothing moves.
-func (l *lane) watch() {
-	l.mu.Lock()
-	if l.flight.len() == 0 || l.broken != nil {
-		l.watching = false
-		l.mu.Unlock()
-		return
-	}
-	now, moved := time.Now(), l.moved.Load()
-	if moved != l.lastMoved {
-		l.lastMoved, l.movedAt = moved, now
-	}
-	limit := answerLimit(l.config)
-	if l.sent < l.laidOut {
-		limit = progressLimit(l.config)
-	}
-	oldest := *l.flight.at(0)
-	stalled := now.Sub(l.movedAt) >= limit.after
-	l.watchdog.Reset(l.watchInterval())
-	l.mu.Unlock()
-	if stalled {
-		l.quit(stalledError(l.segment.Name, &oldest, limit))
-	}
 }

@@ -12,28 +12,27 @@ import (
 	"kvferry/tcp/wire"
 )
 
-// What a lane to an engine on the same host does without sending payload (tcp/samehost):
+// How a lane to an engine on the same host does without sending payload (tcp/samehost):
 //
-//  1. fetchGranted copies the READs among the pieces just taken whose ranges are in a region that was granted, and then
-//     the peer's epoch, in one system call, in this order. The copies are valid if the epoch is that of the grant: no memory
-//     was taken back before, and it was this process and no other one. These pieces are never in flight.
-//  2. choose decides for each of the others whether it is sent by address: a WRITE, for the peer to fetch, or one READ at
-//     a time, to be granted its region.
-//  3. comeBack queues a piece again that was answered without having been moved: now it can be fetched, or it is to be
-//     sent with its payload.
+//  1. fetchGranted copies the READs among the pieces just taken whose ranges are in a granted region, and then the peer's epoch,
+//     in one system call, in this order. The copies are valid if the epoch is that of the grant. These pieces are never in
+//     flight.
+//  2. choose decides for each other piece whether it is sent by address: a WRITE, for the peer to copy, or one READ at a time,
+//     whose region the peer is to grant.
+//  3. comeBack queues a piece again that was answered but not moved. Now it can be fetched, or it is sent with its payload.
 //
-// The first time that memory is out of reach, of either process, ends it for the lane: the system does not allow it, or
-// the memory is of a kind that only its owner can read.
-const (
-	// leastByAddress is the payload of a WRITE that a copy by the target's kernel is worth a look at its address: less
-	// passes through the socket with its header at no more cost.
-	leastByAddress = 2 << 10
-)
+// When a copy fails for the first time, the lane stops trying: the system does not allow it, or the memory is of a kind that
+// only its owner can read.
 
-// reach is what a lane knows of a neighbour's memory. It is under the lane's lock, but for what only who sends uses.
+// minByAddress is the least payload of a WRITE that is sent by address. Less passes through the socket with its header at no
+// more cost.
+const minByAddress = 2 << 10
+
+// peerMemory is what a lane knows of the memory of a peer on this host. It is under the lane's lock, except for fields that only
+// the goroutine that sends uses.
 type peerMemory struct {
 	samehost.Memory
-	permit *samehost.Permit // for the peer to copy from this process; nil: it does not
+	permit *samehost.Permit // for the peer to copy from this process; nil where it does not
 	asking bool             // a READ by address is in flight
 	frame  [wire.GrantSize]byte
 	copies *samehost.Copies // nil where the memory is out of reach
@@ -41,9 +40,9 @@ type peerMemory struct {
 	unsure bool             // a page may have to come first for what is chosen
 }
 
-// fetchGranted fetches what it can of the pieces, settles that, and returns the others, in the same memory. A page of the
-// peer's that is not in memory may keep the copying thread for as long as it likes: a goroutine that may not wait copies
-// only from where the lane has copied before, and leaves the rest to the writer.
+// fetchGranted copies the pieces that it can, settles them, and returns the others, in the same slice. A page of the peer that is
+// not in memory may hold up the copying thread for any time. So a goroutine that may not wait copies only from memory that the
+// lane has copied before, and leaves the rest to the writer.
 func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	r := &l.peerMemory
 	l.mu.Lock()
@@ -71,8 +70,8 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	return rest
 }
 
-// divide chooses what is fetched of the pieces, and returns the others in the same memory, and what is to be left to the
-// writer. The lock is held.
+// divide chooses the pieces to be copied. It returns the others in the same slice, and those that are left to the writer. The lock
+// is held.
 func (r *peerMemory) divide(pieces []piece, mayWait bool, now hostmem.Time) (rest, later []piece) {
 	rest = pieces[:0]
 	for i := range pieces {
@@ -94,8 +93,8 @@ func (r *peerMemory) divide(pieces []piece, mayWait bool, now hostmem.Time) (res
 	return rest, later
 }
 
-// endCopying reports whether the lane was given up while it copied: then the pieces are settled, or about to be. Otherwise
-// those that were copied in vain are in hand again.
+// endCopying reports whether the lane was given up while it copied. Then the pieces are settled, or about to be. Otherwise pieces
+// whose copies are not valid are in hand again.
 func (l *lane) endCopying(rest []piece, valid bool) (stuck bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -106,7 +105,7 @@ func (l *lane) endCopying(rest []piece, valid bool) (stuck bool) {
 	return l.stuck != nil
 }
 
-// settleFetched settles what was chosen if its bytes are valid, and adds it to the rest otherwise.
+// settleFetched settles the chosen pieces if their bytes are valid, and otherwise adds them to the rest.
 func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time) []piece {
 	r := &l.peerMemory
 	if err == nil {
@@ -127,7 +126,7 @@ func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time) []piece 
 	return rest
 }
 
-// leaveToWriter queues pieces again for the lane's own goroutine.
+// leaveToWriter queues pieces again for the lane's writer.
 func (l *lane) leaveToWriter(pieces []piece) {
 	if len(pieces) == 0 {
 		return
@@ -136,7 +135,7 @@ func (l *lane) leaveToWriter(pieces []piece) {
 	l.wake()
 }
 
-// note remembers where was copied from, and to.
+// note records the memory of the chosen pieces, on both sides, as touched.
 func (r *peerMemory) note(now hostmem.Time) {
 	for i := range r.chosen {
 		p := &r.chosen[i]
@@ -145,7 +144,7 @@ func (r *peerMemory) note(now hostmem.Time) {
 	}
 }
 
-// forget drops what is known of the peer's regions; lost says that it is not to be learnt again.
+// forget drops the grants. lost says that the lane stops trying to copy.
 func (l *lane) forget(lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -166,18 +165,18 @@ func (l *lane) choose(p *piece, now hostmem.Time) {
 		p.byAddress = !r.asking && !r.Granted(p.remote, p.length)
 		r.asking = r.asking || p.byAddress
 	default:
-		p.byAddress = r.permit != nil && p.length >= leastByAddress && uint64(p.local) < wire.MaxSource &&
-			now.There(p.local, p.length, hostmem.Reading) // or else the target's session would wait for the page
+		p.byAddress = r.permit != nil && p.length >= minByAddress && uint64(p.local) < wire.MaxSource &&
+			now.There(p.local, p.length, hostmem.Reading) // otherwise the target's session would wait for the page
 	}
 }
 
-// onDevice reports whether a descriptor shows a range as memory of a device, which nobody can reach by its address.
+// onDevice reports whether a descriptor shows a range as memory of a device, which cannot be reached by its address.
 func onDevice(d *metadata.Descriptor, p *piece) bool {
 	buffer, ok := d.Contains(p.remote, p.length)
 	return ok && !strings.HasPrefix(buffer.Name, "cpu") && buffer.Name != "*"
 }
 
-// comeBack takes a piece that was answered, but not moved.
+// comeBack takes a piece that was answered but not moved.
 func (l *lane) comeBack(p piece) {
 	l.mu.Lock()
 	r := &l.peerMemory

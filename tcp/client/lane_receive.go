@@ -14,10 +14,10 @@ import (
 
 // The receiving half of a lane:
 //
-//  1. receive, the lane's own goroutine, and assist, a waiter's, take turns at receiveOnce.
-//  2. plan lays out where the answers to what is in flight go, and one system call receives them there.
+//  1. receive, on the lane's own goroutine, and assist, on the goroutine of a caller that waits, take turns at receiveOnce.
+//  2. plan lays out the places of the answers to what is in flight. One system call receives them there.
 //  3. consume follows the bytes that came: checkStatus for each status frame, settleOldest for each complete answer.
-//  4. blameReceiver explains why there is nothing more to come.
+//  4. blameReceiver explains why nothing more comes.
 
 // receive reads answers until the connection ends, and returns why.
 func (l *lane) receive() error {
@@ -38,15 +38,15 @@ func (l *lane) receive() error {
 	}
 }
 
-// readable is the receiver's step: it reports whether there was something to receive, or nothing ever will be.
+// readable is the receiver's step. It reports whether it has received something, or nothing ever will come.
 func (l *lane) readable() bool {
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
 	return l.failure != nil || l.receiveOnce()
 }
 
-// assist has the calling goroutine, who waits for an answer on this lane, receive what has come, and so spares it
-// being woken by the receiver. The lane has something in flight, so it is connected.
+// assist: see pipelined. It spares the calling goroutine a wake-up by the receiver. The lane has something in flight, so it is
+// connected.
 func (l *lane) assist() {
 	if !l.receiving.TryLock() {
 		return
@@ -68,7 +68,7 @@ func (l *lane) assistHeld(uintptr) {
 	}
 }
 
-// ease: see carrier. The lane has something in flight, so it is connected.
+// setSpinning: see pipelined. The lane has something in flight, so it is connected.
 func (l *lane) setSpinning(on bool) {
 	if on {
 		l.conn.BeginSpin()
@@ -77,8 +77,8 @@ func (l *lane) setSpinning(on bool) {
 	}
 }
 
-// receiveOnce receives what has come and settles what is complete; false when nothing has. The lock for receiving is
-// held.
+// receiveOnce receives what has come, and settles what is complete. It returns false when nothing has come. The lock for
+// receiving is held.
 func (l *lane) receiveOnce() bool {
 	var n int
 	var again bool
@@ -100,7 +100,7 @@ func (l *lane) receiveOnce() bool {
 	return true
 }
 
-// plan is where answers go. It holds until something comes, is sent, or is settled.
+// plan is the places of answers. It is valid until something comes, is sent, or is settled.
 type plan struct {
 	vectors []sockio.Vector
 	laidOut uint64       // the lane's, when the plan was made
@@ -108,9 +108,9 @@ type plan struct {
 	touched hostmem.Time // when the memory of all payloads had been touched a short while ago; 0 if not of all, or too much
 }
 
-// plan lays out where the answers to what is in flight go: status frames to statuses, payloads to where they belong.
-// The first answer's status has slot 0, and so on; got bytes of the first answer have come already. touched says that the
-// memory of all payloads had been touched when it was looked at, which was a moment ago.
+// plan lays out the places of the answers to what is in flight: slots of statuses for status frames, the callers' memory for
+// payloads. The first answer's status has slot 0, and so on; got bytes of the first answer have come already. touched says that
+// the memory of all payloads was touched a moment ago.
 func (l *lane) plan() (v []sockio.Vector, touched bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -150,7 +150,7 @@ func (l *lane) layOutAnswers(made *plan) {
 	}
 }
 
-// expect appends a stretch of memory, less skip bytes of it, and returns what is left to skip.
+// expect appends a range of memory without its first skip bytes, and returns what is left to skip.
 func (p *plan) expect(base uintptr, length, skip uint64) uint64 {
 	if skip >= length {
 		return skip - length
@@ -205,8 +205,8 @@ func (l *lane) checkStatus(frame []byte) error {
 	return judgeStatus(l.segment.Name, frame, l.flight.at(0))
 }
 
-// settleOldest ends the oldest piece in flight, whose answer is complete. An answer may overtake the sender, who has yet
-// to note that all is sent; when it comes from a peer that did not wait for all, the piece's memory is still in use.
+// settleOldest ends the oldest piece in flight, whose answer is complete. An answer may come before the sender has noted that all
+// is sent. When it comes from a peer that has not waited for all, the memory of the piece is still in use, so it waits.
 func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	l.got = 0
 	l.mu.Lock()
@@ -235,7 +235,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	return nil
 }
 
-// blameReceiver explains why receiving ended. Memory that could not be written is the oldest READ's, which fails alone.
+// blameReceiver explains why receiving ended. Memory that could not be written belongs to the oldest READ, which fails alone.
 func (l *lane) blameReceiver(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

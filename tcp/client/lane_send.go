@@ -15,12 +15,12 @@ import (
 
 // The sending half of a lane:
 //
-//  1. serveQueue, the lane's own goroutine, and writeIfIdle, a submitter's, take turns at write.
+//  1. serveQueue, on the writer's goroutine, and writeIfIdle, on a submitter's, take turns at write.
 //  2. fill takes pieces from the peer's queue, and layOut makes vectors of their headers and payloads.
 //  3. send sends them, as many as the socket takes, in one system call.
-//  4. blameSender finds the piece whose memory cannot be read; endSending leaves the rest to the receiver.
+//  4. blameSender finds the piece whose memory cannot be read. endSending leaves the rest to the receiver.
 
-// serveQueue is the writer: it sends when it is told that there may be something to send.
+// serveQueue is the writer. It sends whenever it is woken.
 func (l *lane) serveQueue() {
 	for {
 		l.writing.Lock()
@@ -38,8 +38,8 @@ func (l *lane) serveQueue() {
 	}
 }
 
-// writeIfIdle sends what there is from the calling goroutine, when nothing is in flight and nobody else sends. What
-// the socket does not take at once is left to the writer.
+// writeIfIdle: see pipelined. It sends when nothing is in flight and nobody else sends. What the socket does not take at once is
+// left to the writer.
 func (l *lane) writeIfIdle() bool {
 	if !l.idle() || !l.writing.TryLock() {
 		return false
@@ -52,9 +52,9 @@ func (l *lane) writeIfIdle() bool {
 	return true
 }
 
-// write sends until there is nothing to take or the window is full. When it may not wait, it sends once, and leaves
-// the rest to the writer, and all of it where memory is to be sent that may have to come first: a submitter does not wait
-// for pages. The lock for writing is held.
+// write sends until there is nothing to take or the window is full. When it may not wait, it sends once, and leaves the rest to
+// the writer. It leaves everything to the writer where memory may have to be brought in first: a submitter does not wait for
+// pages. The lock for writing is held.
 func (l *lane) write(mayWait bool) error {
 	for {
 		if len(l.unsent) == 0 && !l.fill(mayWait) {
@@ -110,14 +110,14 @@ func (l *lane) noteSent(n int) {
 	l.sending.Signal()
 }
 
-// fill takes pieces from the queue and lays their frames out in unsent. They are in flight from then on. It reports
-// whether there was anything to take. A goroutine that may not wait leaves to the writer what it might have to wait for.
+// fill takes pieces from the queue, and lays their frames out in unsent. They are in flight from then on. It reports whether there
+// was anything to take. A goroutine that may not wait leaves to the writer what it might have to wait for.
 func (l *lane) fill(mayWait bool) bool {
 	l.mu.Lock()
 	pieces, flying, broken := windowPieces-l.flight.len(), l.load(), l.broken
 	l.mu.Unlock()
 	bytes := int64(min(windowBytes, l.source.share())) - int64(flying)
-	if broken != nil || pieces <= 0 || bytes <= 0 || l.waitsForPage() { // nothing is to wait behind a page that may not come
+	if broken != nil || pieces <= 0 || bytes <= 0 || l.waitsForPage() { // no piece is to wait behind a page that may not come
 		return false
 	}
 	l.taken = l.source.take(l, l.conn.destination(), l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
@@ -135,7 +135,7 @@ func (l *lane) fill(mayWait bool) bool {
 	now := hostmem.Now()
 	for i := range l.taken {
 		p := &l.taken[i]
-		if err := p.work.Aborted(); err != nil { // since it was taken: nobody looked for it here
+		if err := p.work.Aborted(); err != nil { // since it was taken: abort has not seen it here
 			p.settle(err)
 			continue
 		}
@@ -155,7 +155,7 @@ func (l *lane) fill(mayWait bool) bool {
 	return true
 }
 
-// lookAtMemory finds out whether the memory of a READ is there. The lock is held.
+// checkMemory finds out whether the memory of a READ has to be brought in. The lock is held.
 func (l *lane) checkMemory(p *piece, now hostmem.Time) {
 	p.touched, p.cold = 0, false
 	switch {
@@ -186,8 +186,7 @@ func (l *lane) layOut(p *piece, now hostmem.Time) {
 	p.end = l.laidOut
 }
 
-// blameSender explains why sending ended. Memory that could not be read is that of the first piece not sent, which
-// fails alone.
+// blameSender explains why sending ended. Memory that could not be read belongs to the first piece not sent, which fails alone.
 func (l *lane) blameSender(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -203,8 +202,8 @@ func (l *lane) blameSender(err error) error {
 	return fmt.Errorf("%w: %w", errBadLocal, err)
 }
 
-// endSending is called when nothing more can be sent. The lane goes on receiving for a while: what the peer answered
-// before it closed is still there to be read.
+// endSending is called when nothing more can be sent. The lane goes on receiving for a while, because answers that the peer sent
+// before it closed are still there to be read.
 func (l *lane) endSending(err error) {
 	l.mu.Lock()
 	if l.broken == nil {

@@ -11,24 +11,24 @@ import (
 	"go.uber.org/zap"
 )
 
-// A system call of a lane that touches memory may wait for a page for ever: of the caller, whose memory is a file on a
-// server that is gone, or of a process on this host. Neither other transfers to the same peer nor whoever gives this one up
-// wait with it:
+// A system call of a lane that touches memory may wait for a page for ever: for one of the caller, whose memory may be a file
+// on a server that is gone, or for one of another process on this host. Neither other transfers to the same peer nor the
+// goroutine that gives this transfer up may wait with it:
 //
-//  1. overtakable makes a system call that may wait for a page. When that takes long, the lane is set aside: it takes
+//  1. overtakable makes a system call that may wait for a page. When the call takes long, the lane is overtaken: it takes
 //     nothing more, and other lanes do instead. It ends when the call has returned.
 //  2. quit, which ends a lane, sets a timer.
-//  3. giveUpStuck finds the lane not retired when the timer is over. It has the local memory of all that the lane carries
-//     held, so that taking it back fails and says why, and fails the pieces. Other lanes go on.
-//  4. When the system call returns, its goroutine finds the lane given up, and settles nothing. The memory is let go.
+//  3. When the timer fires before the lane is retired, giveUpStuck has the local memory of all its pieces held (fence.go), so
+//     that taking it back fails and says why. Then it fails the pieces. Other lanes go on.
+//  4. When the system call returns, its goroutine finds the lane given up, and settles nothing. endStuck lets the memory go.
 
 // slowTime is how long a system call of a lane may take before others overtake it.
 const slowTime = 100 * time.Millisecond
 
-// errOvertaken ends a lane that was set aside.
+// errOvertaken ends a lane that was overtaken.
 var errOvertaken = errors.New("a system call took so long that other connections have taken over")
 
-// overtakable makes a system call. slow says that it may have to wait for a page.
+// overtakable makes a system call. slow says that the call may have to wait for a page.
 func (l *lane) overtakable(slow bool, call func()) {
 	if !slow {
 		call()
@@ -41,10 +41,10 @@ func (l *lane) overtakable(slow bool, call func()) {
 	}
 }
 
-// stuckTime is how long a lane may take to end. A copy takes a millisecond at most.
+// stuckTimeout is how long a lane may take to end. A copy takes a millisecond at most.
 const stuckTimeout = 2 * time.Second
 
-// giveUpStuck settles all that a lane carries whose goroutines do not end.
+// giveUpStuck settles everything that the lane carries, because its goroutines do not end.
 func (l *lane) giveUpStuck() {
 	l.mu.Lock()
 	if l.retired {
@@ -69,8 +69,8 @@ func (l *lane) giveUpStuck() {
 	l.source.ended(l, ending{reason: reason})
 }
 
-// warnStuck tells which memory is not to be used for something else: a call that waits with a time-out of its own has no
-// other way to learn it.
+// warnStuck logs which memory must not be used for something else. A caller that waits with a time-out of its own has no other
+// way to learn it.
 func (l *lane) warnStuck(held []piece) {
 	const most = 8
 	var ranges []string

@@ -24,8 +24,8 @@ import (
 //  1. run takes a piece, connects, and sends the header and, for a WRITE, the payload.
 //  2. Version 2: the status frame and, for a READ, the payload are received.
 //  3. Version 1, READ: the payload is received.
-//  4. Version 1, WRITE: the sending side is closed and the connection read to its end. End of file alone does not
-//     say that the peer has taken the payload, since it also comes when the peer was killed; together with an empty
+//  4. Version 1, WRITE: the sending side is closed, and the connection is read to its end. The end of the stream alone does
+//     not prove that the peer has taken the payload, because it also comes when the peer was killed. Together with an empty
 //     send queue it does, because a peer that closes with unread bytes resets the connection.
 type oneShot struct {
 	*environment
@@ -112,7 +112,7 @@ func (o *oneShot) release() {
 	o.held, o.conn = nil, nil
 }
 
-// writesOf is the piece under way, if it is a WRITE.
+// writesOf returns the piece under way if it is a WRITE.
 func writesOf(p *piece) []piece {
 	if p.op == core.Write {
 		return []piece{*p}

@@ -22,7 +22,7 @@ func (b *loaded) assist()      { b.assisted++ }
 func (b *loaded) waitsForPage() bool { return false }
 func (b *loaded) setSpinning(bool)   {}
 
-func TestWhoWaitsForAShortAnswerIsNotKeptByLongOnes(t *testing.T) {
+func TestAWaitForAShortAnswerIsNotHeldUpByLongOnes(t *testing.T) {
 	long, short, none := &loaded{bytes: ladenBytes + 1}, &loaded{bytes: ladenBytes}, &loaded{}
 	var p peer
 	p.carriers.Store(newCarriers([]carrier{long, none, short}))

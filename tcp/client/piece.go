@@ -8,8 +8,8 @@ import (
 	"kvferry/tcp/wire"
 )
 
-// piece is a byte range of a work that travels as one request: a part of a large task, a task, or several tasks that
-// are adjacent on both sides.
+// piece is a byte range of a work that travels as one request: a part of a large task, a whole task, or several tasks that are
+// adjacent on both sides.
 type piece struct {
 	work   *core.Work
 	first  int32  // the task in which it begins
@@ -23,15 +23,15 @@ type piece struct {
 	fatal    error  // why it is not to be tried again
 	breaks   int32  // connections that broke under it
 	refusals int32  // how often the peer refused its range
-	round    int32  // of the peer's descriptor, when the piece became doubtful
+	round    int32  // of the peer's descriptor, when the piece became unverified
 	merged   bool   // spans several tasks
 
 	// blocked is since when it waits for a former connection to be over, by clock.Now; 0 while it does not.
-	// See quarantine.
+	// See blocked.go.
 	blocked int64
 
 	touched hostmem.Time // when a READ's memory was looked at and had been touched within the last second; 0 for not
-	cold    bool         // a READ into memory that may have to come first: no waiter receives it
+	cold    bool         // a READ into memory that may have to be brought in first: a goroutine that assists leaves it alone
 
 	byAddress bool // sent without its payload
 	plain     bool // not to be sent by address: it was out of reach

@@ -14,10 +14,9 @@ import (
 )
 
 // Ranges of targets that a former WRITE may still land in; see fence.
-const (
-	// maxRanges bounds the ranges of a quarantine. With more of them, those that nobody can know about become one.
-	maxRanges = 8192
-)
+//
+// maxRanges bounds the ranges of a quarantine. With more of them, those that nobody can know about become one.
+const maxRanges = 8192
 
 // quarantines are those of all targets of an engine.
 type quarantines struct {
@@ -30,7 +29,7 @@ type quarantines struct {
 // quarantine is the ranges of one target that a WRITE may have to wait for. It is under the lock of quarantines.
 type quarantine struct{ ranges []heldRange }
 
-// suspectRange is a range that bytes may still land in.
+// heldRange is a range that bytes may still land in.
 type heldRange struct {
 	low, high uint64 // the latter is not in it
 	work      weak.Pointer[core.Work]

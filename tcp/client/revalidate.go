@@ -11,11 +11,13 @@ import (
 
 // What becomes of a range that the peer refused, or that its descriptor does not show:
 //
-//  1. doubt sets the piece aside.
-//  2. resolve fetches the descriptor again, once for all that wait.
+//  1. revalidate sets the piece aside as unverified.
+//  2. resolve fetches the descriptor again, once for all unverified pieces.
 //  3. judge has each task's share sent once more when the new descriptor shows it, and fails it otherwise.
+//
+// mayGoTo ensures that a task goes to the incarnation of the engine that it was submitted to.
 
-// doubt has a piece wait for the descriptor to be fetched again. The lock is held.
+// revalidate has a piece wait for the descriptor to be fetched again. The lock is held.
 func (p *peer) revalidate(h piece) {
 	h.round = p.round
 	p.unverified = append(p.unverified, h)
@@ -25,7 +27,7 @@ func (p *peer) revalidate(h piece) {
 	}
 }
 
-// mayGoTo reports whether a piece may be sent to an engine. One that may not fails, or is set aside. The lock is held.
+// mayGoTo reports whether a piece may be sent to an engine. A piece that may not fails, or is blocked. The lock is held.
 func (p *peer) mayGoTo(to destination, h *piece) bool {
 	if !h.work.Bind(to.owner, to.there) {
 		h.settle(p.replacedError(h, to.owner))
@@ -57,8 +59,8 @@ func engineOf(identity string) string {
 // errRestarted is why a task fails whose target is gone.
 var errRestarted = errors.New("the peer has restarted")
 
-// resolve fetches the descriptor for the doubtful pieces: those whose range it shows are sent once more, each task by
-// itself, and the others fail.
+// resolve fetches the descriptor for the unverified pieces. Those whose range it shows are sent once more, each task by itself.
+// The others fail.
 func (p *peer) resolve() {
 	for {
 		p.mu.Lock()
@@ -77,7 +79,7 @@ func (p *peer) resolve() {
 		p.checked = true
 		p.unverified = slices.DeleteFunc(p.unverified, func(h piece) bool {
 			if h.round >= round {
-				return false // doubted since: the descriptor may be older
+				return false // set aside since: the descriptor may be older
 			}
 			h.split(func(part piece) { p.judge(part, d, err) })
 			return true
@@ -87,7 +89,7 @@ func (p *peer) resolve() {
 	}
 }
 
-// judge decides what becomes of a doubtful piece of one task. The lock is held.
+// judge decides what becomes of an unverified piece of one task. The lock is held.
 func (p *peer) judge(h piece, d *metadata.Descriptor, err error) {
 	const mostRefusals = 2 // once with the old descriptor, once with the new one
 	switch cause := h.work.Aborted(); {

@@ -38,8 +38,8 @@ func (l *lane) fetches() bool {
 	return l.peerMemory.Reachable() && known
 }
 
-func TestNeighboursMoveBlocksInBothDirections(t *testing.T) {
-	for _, size := range []int{1, 100, leastByAddress, 64 << 10, 3<<20 + 1} {
+func TestEnginesOnOneHostMoveBlocksInBothDirections(t *testing.T) {
+	for _, size := range []int{1, 100, minByAddress, 64 << 10, 3<<20 + 1} {
 		const n = 20
 		_, e, memory, local, id := sameHost(t, n*(size+1))
 		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Scattered(core.Read, local, id, memory, n, size)...))

@@ -16,7 +16,7 @@ import (
 func TestPayloadNamedByItsAddressIsFetched(t *testing.T) {
 	memory := tcptest.Mapped(t, 4<<20)
 	h := serve(t, Options{}, memory)
-	c := h.dialNeighbour()
+	c := h.dialSameHost()
 	for i, length := range lengths {
 		payload := tcptest.Mapped(t, length)
 		tcptest.Fill(payload, byte(i))
@@ -31,7 +31,7 @@ func TestPayloadThatCannotBeFetchedIsAskedForAndTheOthersOfTheTurnArrive(t *test
 	memory, payload, gone := tcptest.Mapped(t, 3*4096), tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	tcptest.Fill(payload, 1)
 	tcptest.Unmap(t, gone)
-	c := serve(t, Options{}, memory).dialNeighbour()
+	c := serve(t, Options{}, memory).dialSameHost()
 	at := sockio.AddressOf(memory)
 	c.Send(tcptest.WriteByAddress(at, payload), tcptest.WriteByAddress(at+4096, gone), tcptest.WriteByAddress(at+2*4096, payload))
 	c.ExpectStatus(wire.StatusOK)
@@ -48,7 +48,7 @@ func TestPayloadsForTheSamePlaceAreFetchedInTheirOrder(t *testing.T) {
 	tcptest.Fill(first, 1)
 	tcptest.Fill(second, 2)
 	third := tcptest.Pattern(100, 3)
-	c := serve(t, Options{}, memory).dialNeighbour()
+	c := serve(t, Options{}, memory).dialSameHost()
 	at := sockio.AddressOf(memory)
 	c.Send(tcptest.WriteByAddress(at, first), tcptest.WriteByAddress(at+2048, second), tcptest.WriteV2(at+2048, third), tcptest.ReadV2(memory[:4096]))
 	for range 4 {
@@ -62,7 +62,7 @@ func TestAReadByAddressIsGrantedTheWholeRegion(t *testing.T) {
 	memory := tcptest.Mapped(t, 8192)
 	h := serve(t, Options{}, memory)
 	h.memory.epoch.Store(77)
-	c := h.dialNeighbour()
+	c := h.dialSameHost()
 	c.Send(tcptest.ReadByAddress(memory[100:200]))
 	c.ExpectStatus(wire.StatusOK)
 	b := make([]byte, wire.GrantSize)
@@ -77,7 +77,7 @@ func TestAReadByAddressIsGrantedTheWholeRegion(t *testing.T) {
 func TestDeviceMemoryIsOutOfReach(t *testing.T) {
 	a := tcptest.Accelerate(t, staging.Options{BlockSize: 1 << 20, PoolSize: 4 << 20})
 	device := a.Memory(8192)
-	c := serveDevice(a, Options{}, device).dialNeighbour()
+	c := serveDevice(a, Options{}, device).dialSameHost()
 	payload := tcptest.Mapped(t, 4096)
 	c.Send(tcptest.WriteByAddress(sockio.AddressOf(device), payload), tcptest.ReadByAddress(device[:10]))
 	c.ExpectStatus(wire.StatusOutOfReach)
@@ -89,14 +89,14 @@ func TestABadRangeByAddressIsRejected(t *testing.T) {
 	memory, payload := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 8192)
 	h := serve(t, Options{}, memory)
 	for _, bad := range [][]byte{tcptest.WriteByAddress(sockio.AddressOf(memory), payload), tcptest.ReadByAddress(payload)} {
-		c := h.dialNeighbour()
+		c := h.dialSameHost()
 		c.Send(bad)
 		c.ExpectStatus(wire.StatusRejected)
 		c.ExpectEnd()
 	}
 }
 
-func TestAStrangerMayNotNameAddresses(t *testing.T) {
+func TestAPeerOverTCPMayNotNameAddresses(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{}, memory)
 	c := h.dial()
@@ -137,7 +137,7 @@ func TestNothingIsCopiedForAPeerThatSentNoPermit(t *testing.T) {
 func TestASessionTellsOfShortRequests(t *testing.T) {
 	memory, payload := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 	h := serve(t, Options{}, memory)
-	c := h.dialNeighbour()
+	c := h.dialSameHost()
 	send := func(length int) {
 		c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory), payload[:length]))
 		c.ExpectStatus(wire.StatusOK)

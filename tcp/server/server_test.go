@@ -90,7 +90,7 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 		dial, connect func(*harness) *tcptest.Client
 	}{
 		"tcp":      {(*harness).dial, (*harness).dial},
-		"one host": {(*harness).dialNeighbour, (*harness).dialSocket},
+		"one host": {(*harness).dialSameHost, (*harness).dialSocket},
 	} {
 		t.Run(name, func(t *testing.T) {
 			memory := tcptest.Mapped(t, 4096)
@@ -262,11 +262,11 @@ func FuzzSession(f *testing.F) {
 		f.Add(byAddress, true)
 	}
 	zero := make([]byte, page)
-	f.Fuzz(func(t *testing.T, b []byte, neighbour bool) {
+	f.Fuzz(func(t *testing.T, b []byte, sameHost bool) {
 		h.t = t
 		dial := h.dial
-		if neighbour {
-			dial = h.dialNeighbour
+		if sameHost {
+			dial = h.dialSameHost
 		}
 		c := dial()
 		_, _ = c.Conn.Write(b)

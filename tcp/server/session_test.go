@@ -490,7 +490,7 @@ func TestBytesAndConnectionsAreCounted(t *testing.T) {
 // and memory with what a plain slice says.
 func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 	for seed := range uint64(16) {
-		neighbour := seed%2 == 1
+		sameHost := seed%2 == 1
 		random := rand.New(rand.NewPCG(seed, 1))
 		memory := tcptest.Mapped(t, 1<<20)
 		model := make([]byte, len(memory))
@@ -502,7 +502,7 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 			from := random.IntN(len(memory) - length)
 			v2 := random.IntN(2) == 0
 			op := core.Opcode(random.IntN(2))
-			if neighbour && v2 && op == core.Write && random.IntN(2) == 0 {
+			if sameHost && v2 && op == core.Write && random.IntN(2) == 0 {
 				payload := tcptest.Mapped(t, length)
 				copy(payload, tcptest.Pattern(length, byte(random.Uint32())))
 				stream = append(stream, tcptest.WriteByAddress(sockio.AddressOf(memory)+uintptr(from), payload)...)
@@ -524,8 +524,8 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 		}
 		h := serve(t, Options{}, memory)
 		dial := h.dial
-		if neighbour {
-			dial = h.dialNeighbour
+		if sameHost {
+			dial = h.dialSameHost
 		}
 		c := dial()
 		go func() {

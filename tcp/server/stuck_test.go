@@ -15,7 +15,7 @@ import (
 func TestASessionThatWasEndedWhileItWasStuckServesNothingThatItHasRead(t *testing.T) {
 	source, memory, other := hostmemtest.New(t, 4096), tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	h := serve(t, Options{}, memory, other)
-	c := h.dialNeighbour()
+	c := h.dialSameHost()
 	c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory), source.Memory),
 		tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(100, 1)), // what is to be fetched for the same place is fetched first
 		tcptest.WriteV2(sockio.AddressOf(other), tcptest.Pattern(100, 1)))

@@ -63,8 +63,8 @@ type harness struct {
 	memory *served
 	logs   *observer.ObservedLogs
 
-	neighbours string // name of the socket for them
-	numbers    atomic.Uint64
+	localName string // name of the socket for them
+	numbers   atomic.Uint64
 }
 
 // serve starts a target that serves the given memory and ends with the test.
@@ -81,7 +81,7 @@ func serve(t testing.TB, o Options, memory ...[]byte) *harness {
 	observed, logs := observer.New(zapcore.DebugLevel)
 	local, name, err := samehost.Listen()
 	require.NoError(t, err)
-	h := &harness{t: t, memory: &served{}, logs: logs, neighbours: name}
+	h := &harness{t: t, memory: &served{}, logs: logs, localName: name}
 	for _, b := range memory {
 		h.memory.add(b, true)
 	}
@@ -133,8 +133,8 @@ func (h *harness) dial() *tcptest.Client {
 	return tcptest.NewClient(h.t, conn)
 }
 
-// dialNeighbour makes the test process a neighbour of itself, which may be copied from.
-func (h *harness) dialNeighbour() *tcptest.Client {
+// dialSameHost makes the test process a peer on its own host, which may be copied from.
+func (h *harness) dialSameHost() *tcptest.Client {
 	c, _ := h.dialWithPermit()
 	return c
 }
@@ -142,7 +142,7 @@ func (h *harness) dialNeighbour() *tcptest.Client {
 // dialSocket connects as a process of this host that has said nothing yet.
 func (h *harness) dialSocket() *tcptest.Client {
 	h.t.Helper()
-	conn, err := net.DialUnix("unix", nil, samehost.Address(h.neighbours))
+	conn, err := net.DialUnix("unix", nil, samehost.Address(h.localName))
 	require.NoError(h.t, err)
 	return tcptest.NewClient(h.t, conn)
 }

@@ -1,3 +1,4 @@
+// Package wire turns the frames of the data port, and the hello that connections between engines begin with, into bytes and back.
 package wire
 
 import (
@@ -20,17 +21,17 @@ const (
 	StatusSize = 8
 	GrantSize  = 32
 
-	// protoV2 is set in the opcode byte of a request that asks for a status frame.
+	// ProtoV2 is set in the opcode byte of a request that asks for a status frame.
 	ProtoV2 = 0x80
 	// byAddress is also set in the opcode byte of a request by address.
 	byAddress = 0x40
-	// maxSource is above every address that a WRITE by address can name. No process has memory there.
+	// MaxSource is above every address that a WRITE by address can name. No process has memory there.
 	MaxSource = 1 << 56
 
 	statusMagic = 0x4D435456 // "MCTV"
 )
 
-// opcode is a request's opcode byte without its flags.
+// Opcode is a request's opcode byte without its flags.
 type Opcode byte
 
 const (
@@ -51,18 +52,18 @@ const (
 	StatusRejected = 1 // the range does not lie in one remotely accessible region of the target
 	StatusFailed   = 2 // the target could not move the bytes between its device and the network
 
-	// statusOutOfReach answers a request by address that the initiator is to send again with its payload. Nothing else is
+	// StatusOutOfReach answers a request by address that the initiator is to send again with its payload. Nothing else is
 	// wrong.
 	StatusOutOfReach = 3
 
 	StatusOtherEngine = 4 // answers a hello that was meant for another engine
 	StatusNotEnded    = 5 // answers a hello: the former connection has not ended yet, and the initiator may ask again
 
-	// statusInaccessible is for a range that is registered, but whose memory does not exist any more.
+	// StatusInaccessible is for a range that is registered, but whose memory does not exist any more.
 	StatusInaccessible = 6
 )
 
-// header is a parsed request.
+// Header is a parsed request.
 type Header struct {
 	Op     Opcode
 	V2     bool
@@ -73,7 +74,7 @@ type Header struct {
 	Source    uint64 // address of the payload of a WRITE by address, in the initiator's address space
 }
 
-// putHeader writes a request into the first HeaderSize bytes of b.
+// PutHeader writes a request into the first HeaderSize bytes of b.
 func PutHeader(b []byte, op Opcode, addr, length uint64, v2 bool) {
 	code := op
 	if v2 {
@@ -84,7 +85,7 @@ func PutHeader(b []byte, op Opcode, addr, length uint64, v2 bool) {
 	binary.LittleEndian.PutUint64(b[16:], uint64(code)) // zeroes the padding
 }
 
-// putHeaderByAddress writes a request by address. source is the address of the payload of a WRITE, below MaxSource.
+// PutHeaderByAddress writes a request by address. source is the address of the payload of a WRITE, below MaxSource.
 func PutHeaderByAddress(b []byte, op Opcode, addr, length, source uint64) {
 	PutHeader(b, op, addr, length, true)
 	b[16] |= byAddress
@@ -93,7 +94,7 @@ func PutHeaderByAddress(b []byte, op Opcode, addr, length, source uint64) {
 	}
 }
 
-// parseHeader reads a request from the first HeaderSize bytes of b. It ignores the padding, because older peers leave heap
+// ParseHeader reads a request from the first HeaderSize bytes of b. It ignores the padding, because older peers leave heap
 // garbage there. Only an initiator on the same host may send requests by address. An error means that the opcode does not
 // exist; the stream cannot be followed after it.
 func ParseHeader(b []byte, sameHost bool) (Header, error) {
@@ -114,38 +115,38 @@ func ParseHeader(b []byte, sameHost bool) (Header, error) {
 	return h, nil
 }
 
-// grant is a region that an initiator on the same host may read for as long as its epoch has not changed.
+// Grant is a region that an initiator on the same host may read for as long as its epoch has not changed.
 type Grant struct {
 	Addr, Length uint64
 	EpochAt      uint64 // address of the epoch
 	Epoch        uint64
 }
 
-// holds reports whether length bytes from addr on, at least one of them, lie in the region.
+// Holds reports whether length bytes from addr on, at least one of them, lie in the region.
 func (g *Grant) Holds(addr, length uint64) bool {
 	skip := addr - g.Addr // large where addr is below the region
 	return length > 0 && skip < g.Length && length <= g.Length-skip
 }
 
-// putGrant writes a grant into the first GrantSize bytes of b.
+// PutGrant writes a grant into the first GrantSize bytes of b.
 func PutGrant(b []byte, g Grant) {
 	for i, v := range []uint64{g.Addr, g.Length, g.EpochAt, g.Epoch} {
 		binary.LittleEndian.PutUint64(b[8*i:], v)
 	}
 }
 
-// parseGrant reads a grant from the first GrantSize bytes of b.
+// ParseGrant reads a grant from the first GrantSize bytes of b.
 func ParseGrant(b []byte) Grant {
 	word := func(i int) uint64 { return binary.LittleEndian.Uint64(b[8*i:]) }
 	return Grant{Addr: word(0), Length: word(1), EpochAt: word(2), Epoch: word(3)}
 }
 
-// putStatus writes a status frame into the first StatusSize bytes of b.
+// PutStatus writes a status frame into the first StatusSize bytes of b.
 func PutStatus(b []byte, code uint32) {
 	binary.LittleEndian.PutUint64(b, statusMagic<<32|uint64(code))
 }
 
-// parseStatus reads a status frame from the first StatusSize bytes of b. An error means that the magic number is wrong; the
+// ParseStatus reads a status frame from the first StatusSize bytes of b. An error means that the magic number is wrong; the
 // stream cannot be followed after it.
 func ParseStatus(b []byte) (code uint32, err error) {
 	v := binary.LittleEndian.Uint64(b)

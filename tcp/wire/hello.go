@@ -29,7 +29,7 @@ import (
 //
 // A later version adds fields to the end. A reader ignores the bytes that it does not know.
 const (
-	// helloVersion is the highest version of the hello that this package speaks.
+	// HelloVersion is the highest version of the hello that this package speaks.
 	HelloVersion = 1
 	helloMagic   = 0x016f6c6c65486b76 // "vkHello" and a byte of 1
 	opHello      = 0x82
@@ -41,22 +41,22 @@ const (
 	answerBody   = 32
 	answerSize   = answerHeader + answerBody
 
-	// answerPermit is set in the flags of an answer when the target copies by the permit.
+	// AnswerPermit is set in the flags of an answer when the target copies by the permit.
 	AnswerPermit = 1
 )
 
-// identity is 16 random bytes that stand for one incarnation of an engine.
+// Identity is 16 random bytes that stand for one incarnation of an engine.
 type Identity [16]byte
 
 func (i Identity) String() string { return hex.EncodeToString(i[:]) }
 
-// parseIdentity reads the hexadecimal form. The caller has checked it.
+// ParseIdentity reads the hexadecimal form. The caller has checked it.
 func ParseIdentity(text string) (i Identity) {
 	_, _ = hex.Decode(i[:], []byte(text))
 	return i
 }
 
-// hello is the first message of an initiator on a connection.
+// Hello is the first message of an initiator on a connection.
 type Hello struct {
 	Origin   Identity // the initiator, under a name that only its targets learn
 	Number   uint64   // of the connection among those of the initiator; never 0
@@ -65,7 +65,7 @@ type Hello struct {
 	PermitAt uint64   // address of the permit in the initiator's process; 0 for none
 }
 
-// encode returns the bytes of a hello.
+// Encode returns the bytes of a hello.
 func (h *Hello) Encode() []byte {
 	b := make([]byte, HelloSize)
 	binary.LittleEndian.PutUint64(b[8:], helloMagic)
@@ -80,12 +80,12 @@ func (h *Hello) Encode() []byte {
 	return b
 }
 
-// isHello reports whether the first HeaderSize bytes of b begin a hello.
+// IsHello reports whether the first HeaderSize bytes of b begin a hello.
 func IsHello(b []byte) bool {
 	return binary.LittleEndian.Uint64(b) == 0 && binary.LittleEndian.Uint64(b[8:]) == helloMagic && b[16] == opHello
 }
 
-// helloRest returns how many bytes of a hello follow its first HeaderSize bytes. It fails for a length that no hello has.
+// HelloRest returns how many bytes of a hello follow its first HeaderSize bytes. It fails for a length that no hello has.
 func HelloRest(b []byte) (int, error) {
 	length := binary.LittleEndian.Uint32(b[20:])
 	if length < HelloBody || length > maxHelloBody {
@@ -94,7 +94,7 @@ func HelloRest(b []byte) (int, error) {
 	return int(length), nil
 }
 
-// parseHello reads the bytes of a hello that follow its first HeaderSize bytes.
+// ParseHello reads the bytes of a hello that follow its first HeaderSize bytes.
 func ParseHello(body []byte) (h Hello, err error) {
 	copy(h.Origin[:], body)
 	h.Number = binary.LittleEndian.Uint64(body[16:])
@@ -107,7 +107,7 @@ func ParseHello(body []byte) (h Hello, err error) {
 	return h, nil
 }
 
-// helloAnswer is a target's answer to a hello.
+// Answer is a target's answer to a hello.
 type Answer struct {
 	Code   uint32
 	Target Identity // the engine that answers
@@ -115,7 +115,7 @@ type Answer struct {
 	Age    time.Duration // for how long it has listened
 }
 
-// encode returns the bytes of an answer.
+// Encode returns the bytes of an answer.
 func (a *Answer) Encode() []byte {
 	b := make([]byte, answerSize)
 	PutStatus(b, a.Code)
@@ -127,7 +127,7 @@ func (a *Answer) Encode() []byte {
 	return b
 }
 
-// readAnswer receives a whole answer.
+// ReadAnswer receives a whole answer.
 func ReadAnswer(from io.Reader) (a Answer, err error) {
 	b := make([]byte, answerHeader+maxHelloBody)
 	if _, err = io.ReadFull(from, b[:StatusSize]); err != nil {

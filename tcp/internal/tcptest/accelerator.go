@@ -14,7 +14,7 @@ import (
 	"go.uber.org/zap/zaptest"
 )
 
-// accelerator is a device in host memory whose copies can be held up, counted and made to fail.
+// Accelerator is a device in host memory whose copies can be held up, counted and made to fail.
 type Accelerator struct {
 	device.Device
 	T       testing.TB
@@ -28,12 +28,12 @@ type Accelerator struct {
 	fault  func(device.Kind, device.Copy) error // is asked before each
 }
 
-// blocks are staging options with so many blocks in each direction.
+// Blocks are staging options with so many blocks in each direction.
 func Blocks(n int, size uint64) staging.Options {
 	return staging.Options{BlockSize: size, PoolSize: 2 * uint64(n) * size}
 }
 
-// accelerate makes a device. At the end of the test nothing is left of it.
+// Accelerate makes a device. At the end of the test nothing is left of it.
 func Accelerate(t testing.TB, o staging.Options) *Accelerator {
 	t.Helper()
 	a := &Accelerator{T: t, host: device.NewHost("npu", 1), copies: map[device.Kind]int{}}
@@ -46,7 +46,7 @@ func Accelerate(t testing.TB, o staging.Options) *Accelerator {
 	return a
 }
 
-// stage makes the staging of a device, and closes it at the end of the test.
+// NewStaging makes the staging of a device, and closes it at the end of the test.
 func NewStaging(t testing.TB, on device.Device, o staging.Options) *staging.Device {
 	t.Helper()
 	o.GatherBelow, o.Timeout, o.Log = 256<<10, time.Minute, zaptest.NewLogger(t)
@@ -55,7 +55,7 @@ func NewStaging(t testing.TB, on device.Device, o staging.Options) *staging.Devi
 	return s
 }
 
-// runtime is the accelerator as the only device of its kind.
+// Runtime is the accelerator as the only device of its kind.
 func (a *Accelerator) Runtime() device.Runtime { return acceleratorRuntime{a.host, a} }
 
 type acceleratorRuntime struct {
@@ -65,7 +65,7 @@ type acceleratorRuntime struct {
 
 func (r acceleratorRuntime) Open(int) (device.Device, error) { return r.only, nil }
 
-// memory is memory of the device, which the test can look at as well.
+// Memory is memory of the device, which the test can look at as well.
 func (a *Accelerator) Memory(length int) []byte {
 	a.T.Helper()
 	b, err := a.host.Allocate(0, uint64(length))
@@ -74,7 +74,7 @@ func (a *Accelerator) Memory(length int) []byte {
 	return b
 }
 
-// holdCopies keeps copies from being done until the test calls release, or ends.
+// HoldCopies keeps copies from being done until the test calls release, or ends.
 func (a *Accelerator) HoldCopies() (release func()) {
 	set := func(hold bool) {
 		a.mu.Lock()
@@ -88,7 +88,7 @@ func (a *Accelerator) HoldCopies() (release func()) {
 	return release
 }
 
-// failCopies has copies fail that fault says so about.
+// FailCopies has copies fail that fault says so about.
 func (a *Accelerator) FailCopies(fault func(device.Kind, device.Copy) error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -101,7 +101,7 @@ func (a *Accelerator) Count(kind device.Kind) int {
 	return a.copies[kind]
 }
 
-// waitForACopy waits until one has been asked for.
+// WaitForACopy waits until one has been asked for.
 func (a *Accelerator) WaitForACopy() {
 	a.T.Helper()
 	require.Eventually(a.T, func() bool {
@@ -144,7 +144,7 @@ func (a *Accelerator) admit(kind device.Kind, c device.Copy) error {
 	return nil
 }
 
-// failAround has copies of a direction fail that touch a byte of the device.
+// FailAround has copies of a direction fail that touch a byte of the device.
 func (a *Accelerator) FailAround(kind device.Kind, addr uintptr) {
 	a.FailCopies(func(k device.Kind, c device.Copy) error {
 		on := c.Src
@@ -164,7 +164,7 @@ func (a *Accelerator) FailAround(kind device.Kind, addr uintptr) {
 	})
 }
 
-// lease takes all that there is of a single block.
+// Lease takes all that there is of a single block.
 func (a *Accelerator) Lease(way staging.Direction) *staging.Lease {
 	a.T.Helper()
 	account := a.Staging.Account(way, staging.Target, nil)
@@ -176,5 +176,5 @@ func (a *Accelerator) Lease(way staging.Direction) *staging.Lease {
 	return lease
 }
 
-// errInjected is why copies fail.
+// ErrInjected is why copies fail.
 var ErrInjected = errors.New("507899: the device is on fire")

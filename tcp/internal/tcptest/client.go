@@ -18,7 +18,7 @@ type ClientConn interface {
 	CloseWrite() error
 }
 
-// client is a peer made of plain socket calls.
+// Client is a peer made of plain socket calls.
 type Client struct {
 	t    testing.TB
 	Conn ClientConn
@@ -98,7 +98,7 @@ func (c *Client) ExpectGrant(want wire.Grant) {
 	c.Expect(b)
 }
 
-// expectSilence waits a while for something that must not come.
+// ExpectSilence waits a while for something that must not come.
 func (c *Client) ExpectSilence() {
 	c.t.Helper()
 	require.NoError(c.t, c.Conn.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
@@ -109,14 +109,14 @@ func (c *Client) ExpectSilence() {
 	require.NoError(c.t, c.Conn.SetReadDeadline(time.Now().Add(Patience)))
 }
 
-// greet says hello on a connection of plain socket calls.
+// Greet says hello on a connection of plain socket calls.
 func (c *Client) Greet(h wire.Hello) wire.Answer {
 	c.t.Helper()
 	c.Send(h.Encode())
 	return c.Answer()
 }
 
-// answer receives the answer to a hello. What it says of the target's age is checked, and left out.
+// Answer receives the answer to a hello. What it says of the target's age is checked, and left out.
 func (c *Client) Answer() wire.Answer {
 	c.t.Helper()
 	answer, err := wire.ReadAnswer(c.Conn)
@@ -129,7 +129,7 @@ func (c *Client) Answer() wire.Answer {
 
 var testsBegan = time.Now()
 
-// newClient makes a client of a connection, and closes it at the end of the test.
+// NewClient makes a client of a connection, and closes it at the end of the test.
 func NewClient(t testing.TB, conn ClientConn) *Client {
 	t.Helper()
 	require.NoError(t, conn.SetDeadline(time.Now().Add(Patience)))

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long tests wait for what must happen.
+// Patience is how long tests wait for what must happen.
 const Patience = 20 * time.Second
 
-// mapped is memory outside the Go heap, as callers' memory is.
+// Mapped is memory outside the Go heap, as callers' memory is.
 func Mapped(t testing.TB, length int) []byte {
 	t.Helper()
 	b, err := unix.Mmap(-1, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
@@ -22,7 +22,7 @@ func Mapped(t testing.TB, length int) []byte {
 	return b
 }
 
-// connection is both ends of a TCP connection.
+// Connection is both ends of a TCP connection.
 func Connection(t testing.TB) (a, b *net.TCPConn) {
 	t.Helper()
 	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -36,7 +36,7 @@ func Connection(t testing.TB) (a, b *net.TCPConn) {
 	return a, b
 }
 
-// pattern is bytes that differ from place to place.
+// Pattern is bytes that differ from place to place.
 func Pattern(length int, seed byte) []byte {
 	b := make([]byte, length)
 	for i := range b {
