@@ -102,6 +102,9 @@ LEFT_OUT: dict[str, Callable[[Case], bool]] = {
         c.on_device and c.mooncake not in ("", "0.3.8", "0.3.13")
     ),
     "Mooncake's memory is the host's": lambda c: c.on_device and c.mooncake != "" and c.file == "overtaking",
+    "staged WRITEs take the same steps whatever their size": lambda c: (
+        c.file == "overtaking" and c.on_device and c.params["size"] != 64 << 10
+    ),
     "of a Mooncake target a part is quarantined as the whole is": lambda c: (
         c.mooncake != "" and c.params.get("whole", False)
     ),
