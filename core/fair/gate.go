@@ -1,0 +1,297 @@
+// Package fair shares a limited resource, such as connections or bytes, between the addresses of peers. No address can take
+// all of it, and an address that holds nothing yet finds room.
+//
+// Enter decides in this order:
+//
+//  1. The peer's address is found. IPv4 addresses share the limit. The addresses of an IPv6 network (/64) share it as one, and
+//     share what their network may hold in the same way: one host has all the addresses of its network.
+//  2. The units are taken if the address stays within its share, and if the part for newcomers stays free or the address
+//     holds little enough to use it.
+//  3. Otherwise another holding gives way: one of the address itself, or one of an address that holds as much or more. First
+//     those of the largest holder if that has more than an equal part, then those of the lowest rank, then the oldest.
+//  4. If none may give way, Enter returns a Refusal.
+package fair
+
+import (
+	"cmp"
+	"container/list"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// Options are the limits of a Gate. Zero fields have defaults.
+type Options struct {
+	Limit     int64 // units that all addresses hold together; it must be 1 or more
+	Share     int64 // units that one address holds at most; half of the limit
+	Newcomers int64 // units of the limit that only addresses with little take; an eighth of the limit
+	Little    int64 // units that such an address holds at most, with those that it asks for; an eighth of Newcomers, at least 1
+}
+
+// complete fills in the defaults.
+func (o Options) complete() Options {
+	o.Limit = max(o.Limit, 1)
+	o.Share = min(cmp.Or(o.Share, (o.Limit+1)/2), o.Limit)
+	o.Newcomers = min(cmp.Or(o.Newcomers, o.Limit/8), o.Limit-1)
+	o.Little = max(cmp.Or(o.Little, o.Newcomers/8), 1)
+	return o
+}
+
+// Gate counts the units that addresses hold. Its methods may be called from any goroutine.
+type Gate struct {
+	mu      sync.Mutex
+	root    *node
+	refused uint64
+	evicted uint64
+}
+
+// New makes a gate that nobody holds units of.
+func New(o Options) *Gate {
+	root := &node{limits: o.complete(), children: map[netip.Prefix]*node{}}
+	return &Gate{root: root}
+}
+
+// Stats are the counters of a gate.
+type Stats struct {
+	Held      int64  // units
+	Addresses int    // that hold units; a network of IPv6 counts as one
+	Refused   uint64 // calls of Enter and Resize that were refused so far
+	Evicted   uint64 // holdings that gave way so far
+}
+
+// Stats returns the counters at one moment.
+func (g *Gate) Stats() Stats {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return Stats{Held: g.root.held, Addresses: len(g.root.children), Refused: g.refused, Evicted: g.evicted}
+}
+
+// Held is the number of units that are held.
+func (g *Gate) Held() int64 { return g.Stats().Held }
+
+// Refusal is the error for a peer that may not have more.
+type Refusal struct {
+	Addr  netip.Addr
+	Held  int64 // units that the address holds
+	Share int64 // units that it may hold
+	Taken int64 // units that all addresses hold
+	Limit int64 // units that there are
+}
+
+func (r *Refusal) Error() string {
+	return fmt.Sprintf("%v holds %d of the %d that one address may, and %d of %d are taken", r.Addr, r.Held, r.Share, r.Taken, r.Limit)
+}
+
+// Enter takes units, 1 or more, for an address. The caller gives them back by Leave. A holding with evict may give way: the
+// gate then calls evict once, in the Enter that takes the units over and before that returns. evict must end what the units
+// stand for, soon. The zero address stands for the program itself: only the limit applies to it. The error is a *Refusal.
+func (g *Gate) Enter(addr netip.Addr, units int64, evict func()) (*Place, error) {
+	g.mu.Lock()
+	units = max(units, 1)
+	victims, err := g.makeRoom(addr, units)
+	var place *Place
+	if leaf := g.root.leaf(addr); err == nil {
+		place = leaf.add(g, units, evict)
+	} else {
+		leaf.prune()
+	}
+	g.mu.Unlock()
+	for _, v := range victims {
+		v.evict()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return place, nil
+}
+
+// makeRoom claims holdings until an address may take units. Of one unit, one holding makes room; for more units, several may
+// give way before it turns out that they are too few.
+func (g *Gate) makeRoom(addr netip.Addr, units int64) (victims []*Place, err error) {
+	for {
+		full := g.root.leaf(addr).full(units)
+		if full == nil {
+			return victims, nil
+		}
+		victim := full.victim(units)
+		if victim == nil {
+			g.refused++
+			return victims, refusal(addr, full, g.root)
+		}
+		if victim.claim() {
+			g.evicted++
+			victims = append(victims, victim)
+		}
+	}
+}
+
+func refusal(addr netip.Addr, full, root *node) *Refusal {
+	return &Refusal{Addr: addr, Held: full.held, Share: full.most(), Taken: root.held, Limit: root.limits.Limit}
+}
+
+// node is an address, a network of addresses, or the root. The gate's lock guards it.
+type node struct {
+	parent   *node // nil for the root
+	key      netip.Prefix
+	held     int64
+	limits   Options                // for the children
+	children map[netip.Prefix]*node // nil for an address
+	places   list.List              // of *Place that may give way, in the order of Enter; of an address
+}
+
+// networkBits is the size of an IPv6 network that belongs to one host.
+const networkBits = 64
+
+// leaf finds the node of an address, and makes it where it is missing.
+func (n *node) leaf(addr netip.Addr) *node {
+	addr = addr.Unmap().WithZone("")
+	whole, _ := addr.Prefix(addr.BitLen())
+	if !addr.Is6() {
+		return n.child(whole, false)
+	}
+	network, _ := addr.Prefix(networkBits)
+	return n.child(network, true).child(whole, false)
+}
+
+func (n *node) child(key netip.Prefix, network bool) *node {
+	c := n.children[key]
+	if c != nil {
+		return c
+	}
+	c = &node{parent: n, key: key}
+	if network {
+		c.limits = Options{Limit: n.limits.Share}.complete()
+		c.children = map[netip.Prefix]*node{}
+	}
+	n.children[key] = c
+	return c
+}
+
+// prune forgets an address that holds nothing.
+func (n *node) prune() {
+	for ; n.parent != nil && n.held == 0 && n.places.Len() == 0 && len(n.children) == 0; n = n.parent {
+		delete(n.parent.children, n.key)
+	}
+}
+
+// full is the innermost of a leaf and its network that cannot take units; nil where both can.
+func (n *node) full(units int64) *node {
+	for ; n.parent != nil; n = n.parent {
+		if !n.fits(units) {
+			return n
+		}
+	}
+	return nil
+}
+
+// fits says whether a child of a node may take units.
+func (n *node) fits(units int64) bool {
+	limits, after, mine := n.parent.limits, n.parent.held+units, n.held+units
+	switch {
+	case after > limits.Limit:
+		return false
+	case !n.key.IsValid(): // the program itself
+		return true
+	case mine > limits.Share:
+		return false
+	}
+	return after <= limits.Limit-limits.Newcomers || mine <= limits.Little
+}
+
+// most is the number of units that a child of a node may hold.
+func (n *node) most() int64 {
+	if !n.key.IsValid() {
+		return n.parent.limits.Limit // the program itself
+	}
+	return n.parent.limits.Share
+}
+
+// victim is the holding that gives way to units of n, or nil.
+func (n *node) victim(units int64) *Place {
+	if units > n.most() {
+		return nil
+	}
+	if n.held+units > n.most() {
+		return n.weakest()
+	}
+	return n.parent.pick(func(other *node) bool { return other == n || other.held >= n.held+units })
+}
+
+// weakest is the holding of a node that gives way first, or nil.
+func (n *node) weakest() *Place {
+	if n.children != nil {
+		return n.pick(func(*node) bool { return true })
+	}
+	var weakest *Place
+	for e := n.places.Front(); e != nil; e = e.Next() {
+		p := e.Value.(*Place)
+		if p.before(weakest) {
+			weakest = p
+		}
+		if weakest != nil && weakest.seenRank == Silent {
+			break // the places are in the order of Enter, and a silent one has its age since then
+		}
+	}
+	return weakest
+}
+
+// pick is the holding that gives way first among those of eligible children, or nil.
+func (n *node) pick(eligible func(*node) bool) *Place {
+	var largest *node
+	for _, c := range n.children {
+		if eligible(c) && (largest == nil || c.held > largest.held) {
+			largest = c
+		}
+	}
+	if largest == nil {
+		return nil
+	}
+	if equal := n.limits.Limit / int64(len(n.children)); largest.held > equal {
+		if p := largest.weakest(); p != nil {
+			return p
+		}
+	}
+	var weakest *Place
+	for _, c := range n.children {
+		if !eligible(c) {
+			continue
+		}
+		if p := c.weakest(); p != nil && p.before(weakest) {
+			weakest = p
+		}
+	}
+	return weakest
+}
+
+// add notes units of a leaf.
+func (n *node) add(g *Gate, units int64, evict func()) *Place {
+	p := &Place{gate: g, node: n, units: units, evict: evict}
+	p.SetRank(Silent)
+	n.grow(units)
+	if evict != nil {
+		p.element = n.places.PushBack(p)
+	}
+	return p
+}
+
+// grow adds units to a node and those around it.
+func (n *node) grow(units int64) {
+	for ; n != nil; n = n.parent {
+		n.held += units
+	}
+}
+
+// AddrOf is the IP address in a network address; the zero address where it has none, as that of a Unix socket.
+func AddrOf(a net.Addr) netip.Addr {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return a.AddrPort().Addr().Unmap().WithZone("")
+	case *net.UDPAddr:
+		return a.AddrPort().Addr().Unmap().WithZone("")
+	case nil:
+		return netip.Addr{}
+	}
+	at, _ := netip.ParseAddrPort(a.String())
+	return at.Addr().Unmap().WithZone("")
+}
