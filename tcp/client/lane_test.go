@@ -22,7 +22,14 @@ func connectedLane(t *testing.T, config core.Config) *lane {
 	l := newLane(p, &p.environment)
 	conn, _ := tcptest.Connection(t)
 	l.conn = &connection{Socket: socketOf(t, conn)}
-	t.Cleanup(func() { l.watchdog.Stop() })
+	t.Cleanup(func() {
+		l.watchdog.Stop()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.stuckTimer != nil {
+			l.stuckTimer.Stop()
+		}
+	})
 	return l
 }
 
