@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "core/address": "core/status",
     "core/clock": "",
     "core/device": "",
+    "core/fair": "",
     "core/hostmem": "core/clock core/threads",
     "core/metadata": "core/address core/metadata/kv core/shut core/status",
     "core/metadata/etcd": "core/metadata/kv",
