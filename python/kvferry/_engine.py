@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from ctypes import byref, c_uint64, c_void_p, create_string_buffer
-from functools import partial
 from typing import Any, Callable, Protocol
 
 from kvferry._arrays import Array, Blocks, Pages
@@ -203,26 +202,23 @@ class Engine(Managed):
     ) -> int:
         """Move count blocks and wait. When it returns, or raises, nothing touches their memory any more."""
         message = None if notify is None else byref(notify)
-        transfer = self._functions.kvferry_transfer_sync
-        return self._complete(
-            partial(transfer, self.handle, opcode, segment, local, remote, lengths, count, message), timeout, more
-        )
+        arguments = self.handle, opcode, segment, local, remote, lengths, count, message
+        return self._complete(self._functions.kvferry_transfer_sync, arguments, timeout, more)
 
     def transfer_pages(
         self, opcode: int, segment: int, pages: Pages, max_batch: int, timeout: float, more: Seconds = no_time
     ) -> int:
         """transfer() of all ranges of the pages. At most max_batch of them are under way at a time; 0 is no limit."""
-        transfer = self._functions.kvferry_transfer_pages
-        return self._complete(
-            partial(transfer, self.handle, opcode, segment, *pages.arguments(), max_batch), timeout, more
-        )
+        arguments = self.handle, opcode, segment, *pages.arguments(), max_batch
+        return self._complete(self._functions.kvferry_transfer_pages, arguments, timeout, more)
 
-    def _complete(self, transfer: Callable[[int, Any], int], timeout: float, more: Seconds) -> int:
-        """Call transfer(milliseconds, where to put a batch id), which submits and waits. Steps 2 to 4 above."""
+    def _complete(self, transfer: Callable[..., int], arguments: tuple[Any, ...], timeout: float, more: Seconds) -> int:
+        """Call transfer(*arguments, milliseconds, address of a batch id): it submits and waits. Steps 2 to 4 above."""
         batch = c_uint64(INVALID_BATCH)
         deadline = time.monotonic() + timeout
         try:
-            code = transfer(LONGEST_WAIT_MS if timeout >= LONGEST_WAIT else milliseconds(timeout), byref(batch))
+            wait = LONGEST_WAIT_MS if timeout >= LONGEST_WAIT else milliseconds(timeout)
+            code = transfer(*arguments, wait, byref(batch))
             if code in UNFINISHED:
                 left = deadline + more() - time.monotonic()
                 code = self.batches.wait_for(batch.value, left)

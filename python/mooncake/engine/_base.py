@@ -25,7 +25,7 @@ class Calls:
 
     def _open(self, target: str, seconds: Seconds = no_time) -> tuple[Engine, int]:
         """The engine, and the id of a peer's segment, within the time limit plus some seconds. Refused says why not."""
-        engine = self._initialized()
+        engine = self._engine or self._initialized()
         segment = engine.segment(target, self._timeout, seconds)
         if segment < 0:
             raise self._failure(engine, segment, seconds)

@@ -1,16 +1,16 @@
 """The calls of TransferEngine that move bytes and return when that has ended.
 
-Their way: a decorator of _arguments.py packs what the caller gave; _transfer() checks the rest; _blocking() opens the
-peer, has the engine move the bytes, and says how that ended.
+Their way: a decorator of _arguments.py packs what the caller gave; _transfer() checks an opcode and a notification;
+_move() opens the peer, has the engine move the bytes, and says how that ended.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Callable, SupportsIndex
+from typing import SupportsIndex
 
 from kvferry._arrays import Pages
-from kvferry._bindings import KVFERRY_ERR_FAILED
+from kvferry._bindings import KVFERRY_ERR_FAILED, notify_msg_t
 from kvferry._engine import Engine
 from kvferry._messages import notification
 from kvferry._waiting import Seconds
@@ -43,12 +43,12 @@ class BlockingTransfers(Calls):
     @one_range
     def transfer_sync_write(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
         """Write length bytes from buffer to the peer's address; 0 or negative."""
-        return self._transfer(target, ranges, seconds, WRITE)
+        return self._move(target, ranges, seconds, WRITE)
 
     @one_range
     def transfer_sync_read(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
         """Read length bytes from the peer's address into buffer; 0 or negative."""
-        return self._transfer(target, ranges, seconds, READ)
+        return self._move(target, ranges, seconds, READ)
 
     @one_range_either_way
     def transfer_sync(
@@ -65,12 +65,12 @@ class BlockingTransfers(Calls):
     @many_ranges
     def batch_transfer_sync_write(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
         """transfer_sync_write() of many blocks at once; 0 when all were written, or negative."""
-        return self._transfer(target, ranges, seconds, WRITE)
+        return self._move(target, ranges, seconds, WRITE)
 
     @many_ranges
     def batch_transfer_sync_read(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
         """transfer_sync_read() of many blocks at once; 0 when all were read, or negative."""
-        return self._transfer(target, ranges, seconds, READ)
+        return self._move(target, ranges, seconds, READ)
 
     @many_ranges_with_notification
     def batch_transfer_sync(
@@ -87,12 +87,12 @@ class BlockingTransfers(Calls):
     @ranges_of_arrays
     def batch_transfer_sync_write_arrays(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
         """batch_transfer_sync_write() of arrays; 0 when all were written, or negative."""
-        return self._transfer(target, ranges, seconds, WRITE)
+        return self._move(target, ranges, seconds, WRITE)
 
     @ranges_of_arrays
     def batch_transfer_sync_read_arrays(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
         """batch_transfer_sync_read() of arrays; 0 when all were read, or negative."""
-        return self._transfer(target, ranges, seconds, READ)
+        return self._move(target, ranges, seconds, READ)
 
     @ranges_of_pages
     def batch_transfer_sync_write_pages(self, target: str, pages: Pages, max_batch: int) -> int:
@@ -119,15 +119,20 @@ class BlockingTransfers(Calls):
         ranges: Ranges,
         seconds: Seconds,
         opcode: SupportsIndex,
-        notify: TransferNotify | None = None,
+        notify: TransferNotify | None,
     ) -> int:
-        number = direction(opcode)
         message = None if notify is None else notification(notify.name, notify.msg)
-        return self._blocking(
-            target,
-            seconds,
-            lambda engine, segment, left: engine.transfer(number, segment, *ranges, message, left, seconds),
-        )
+        return self._move(target, ranges, seconds, direction(opcode), message)
+
+    def _move(
+        self, target: str, ranges: Ranges, seconds: Seconds, opcode: int, message: notify_msg_t | None = None
+    ) -> int:
+        """Open a peer and move the ranges; 0 or FAILURE. Each Python call on this way shows in a short transfer."""
+        deadline = time.monotonic() + self._timeout
+        engine, segment = self._open(target, seconds)
+        left = deadline - time.monotonic()
+        code = engine.transfer(opcode, segment, *ranges, message, left, seconds)
+        return 0 if code == 0 else self._failed(engine, code, seconds)
 
     def _transfer_pages(self, target: str, pages: Pages, max_batch: int, opcode: int) -> int:
         self._initialized()
@@ -137,19 +142,14 @@ class BlockingTransfers(Calls):
         def seconds() -> float:
             return pages.bytes / GIB
 
-        return self._blocking(
-            target,
-            seconds,
-            lambda engine, segment, left: engine.transfer_pages(opcode, segment, pages, max_batch, left, seconds),
-        )
-
-    def _blocking(self, target: str, seconds: Seconds, transfer: Callable[[Engine, int, float], int]) -> int:
-        """Open a peer, and call transfer with the engine, the peer's id, and the seconds left; 0 or FAILURE."""
         deadline = time.monotonic() + self._timeout
         engine, segment = self._open(target, seconds)
-        code = transfer(engine, segment, deadline - time.monotonic())
-        if code == 0:
-            return 0
+        left = deadline - time.monotonic()
+        code = engine.transfer_pages(opcode, segment, pages, max_batch, left, seconds)
+        return 0 if code == 0 else self._failed(engine, code, seconds)
+
+    def _failed(self, engine: Engine, code: int, seconds: Seconds) -> int:
+        """FAILURE for a transfer whose reason the native library has logged. Refused says any other."""
         if code == KVFERRY_ERR_FAILED:
-            return FAILURE  # the native library has logged the reason
+            return FAILURE
         raise self._failure(engine, code, seconds)
