@@ -76,7 +76,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 func congestionOf(config *core.Config, listener *net.TCPListener, log *zap.Logger) sockio.Congestion {
 	wanted := sockio.Congestion(config.Congestion)
 	if err := wanted.Set(listener); err != nil {
-		log.Warn("data connections are under the system's congestion control",
+		log.Warn("data connections use the system's congestion control",
 			zap.String("KVFERRY_TCP_CONGESTION", config.Congestion), zap.Error(err))
 		return ""
 	}

@@ -32,7 +32,7 @@ func (p *peer) mayGo(target string, h *piece) bool {
 	limit := p.config.StatusTimeout
 	switch waited := time.Duration(now - h.blocked); {
 	case lost:
-		h.settle(p.blockedError(h, "nobody can know when: the connection "+end.where+" was reset, and the target is none that can be asked"))
+		h.settle(p.blockedError(h, "nobody can know until when: the connection "+end.where+" was reset, and the target is Mooncake, which cannot be asked"))
 	case waited >= limit:
 		h.settle(p.blockedError(h, fmt.Sprintf("the target has not ended the connection %s within %v (MC_TCP_STATUS_TIMEOUT_SEC)", end.where, limit)))
 	default:

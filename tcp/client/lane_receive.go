@@ -167,7 +167,7 @@ func (l *lane) consume(n uint64) error {
 		l.mu.Lock()
 		if l.flight.len() == 0 {
 			l.mu.Unlock()
-			return l.lost(fmt.Errorf("the peer sent %d bytes that nothing had asked for", n))
+			return l.lost(fmt.Errorf("the peer sent %d bytes that no request had asked for", n))
 		}
 		p := *l.flight.at(0)
 		l.mu.Unlock()

@@ -77,7 +77,7 @@ func (l *lane) warnStuck(held []piece) {
 	for i := range held[:min(len(held), most)] {
 		ranges = append(ranges, core.Range{Addr: held[i].local, Length: held[i].length}.String())
 	}
-	l.fence.log.Error("transfers were given up, but their memory may still be used until a page comes that a system call waits for",
+	l.fence.log.Error("transfers were given up, but a system call may still use their memory until the page arrives that it waits for",
 		zap.String("segment", l.segment.Name), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
 }
 

@@ -12,7 +12,7 @@ type stuck struct {
 }
 
 // errStillUsed is why the memory of a transfer that has failed must not be used for something else.
-var errStillUsed = errors.New("a system call that was given up may still touch the local memory, until the page that it waits for comes")
+var errStillUsed = errors.New("a system call that was given up may still touch the local memory until the page arrives that it waits for")
 
 // holdStuck holds the local memory of pieces until the system call has returned.
 func (f *fence) holdStuck(p former, conn *connection, held []piece) *stuck {

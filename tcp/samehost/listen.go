@@ -27,12 +27,12 @@ import (
 func Listen() (listener *net.UnixListener, name string, err error) {
 	var random [16]byte
 	if _, err := rand.Read(random[:]); err != nil {
-		return nil, "", status.Errorf(status.Socket, "a name for a socket: %w", err)
+		return nil, "", status.Errorf(status.Socket, "making a name for the socket for peers on this host: %w", err)
 	}
 	name = "kvferry-" + hex.EncodeToString(random[:])
 	listener, err = net.ListenUnix("unix", Address(name))
 	if err != nil {
-		return nil, "", status.Errorf(status.Socket, "a socket for peers on this host: %w", err)
+		return nil, "", status.Errorf(status.Socket, "opening the socket for peers on this host: %w", err)
 	}
 	return listener, name, nil
 }

@@ -30,7 +30,7 @@ func PeerProcess(socket int) (*Process, error) {
 	case err != nil:
 		return nil, os.NewSyscallError("getsockopt", err)
 	case who.Pid <= 0:
-		return nil, errors.New("the process at the other end is not to be seen from here")
+		return nil, errors.New("the process at the other end cannot be seen from here")
 	case int(who.Uid) != os.Geteuid():
 		return nil, fmt.Errorf("process %d belongs to user %d, not %d", who.Pid, who.Uid, os.Geteuid())
 	}

@@ -37,7 +37,7 @@ func (v *Server) takeSlot() bool {
 	default:
 	}
 	v.warnFull.Do(func() {
-		v.log.Warn("as many data connections as may be; more have to wait until one ends", zap.Int("limit", cap(v.slots)))
+		v.log.Warn("all sessions are in use; more data connections wait until one ends", zap.Int("limit", cap(v.slots)))
 	})
 	select {
 	case v.slots <- struct{}{}:

@@ -126,7 +126,7 @@ func (v *Server) isClosed() bool {
 func (v *Server) start(conn sockio.Conn) {
 	stream, err := sockio.New(conn, v.options.Processors)
 	if err != nil {
-		v.log.Info("a data connection ended as it began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
+		v.log.Info("a data connection failed before its session began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
 		<-v.slots
 		return
 	}

@@ -104,7 +104,7 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 			served.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
 			served.ExpectStatus(wire.StatusOK)
 			waiting := []*tcptest.Client{way.connect(h), way.connect(h), way.connect(h)} // for a session, to be taken, and to be accepted
-			h.waitForLog("as many data connections as may be; more have to wait until one ends")
+			h.waitForLog("all sessions are in use; more data connections wait until one ends")
 			require.NoError(t, h.only().conn.Control(func(socket int) error { inherit(t, socket); return nil }))
 			h.server.Close()
 			served.ExpectEnd()
@@ -126,7 +126,7 @@ func TestSessionsAreLimitedAndTheNextIsServedWhenOneEnds(t *testing.T) {
 		c.Expect(memory[:1])
 	}
 	waiting.Send(tcptest.ReadV1(memory[:1]))
-	h.waitForLog("as many data connections as may be; more have to wait until one ends")
+	h.waitForLog("all sessions are in use; more data connections wait until one ends")
 	require.Equal(t, 2, h.sessions())
 	require.NoError(t, a.Conn.Close())
 	waiting.Expect(memory[:1])
@@ -136,7 +136,7 @@ func TestSessionsAreLimitedAndTheNextIsServedWhenOneEnds(t *testing.T) {
 func TestCloseEndsATargetThatIsAtItsLimit(t *testing.T) {
 	h := serve(t, Options{MaxSessions: 1})
 	h.dial()
-	h.waitForLog("as many data connections as may be; more have to wait until one ends")
+	h.waitForLog("all sessions are in use; more data connections wait until one ends")
 	h.server.Close()
 }
 

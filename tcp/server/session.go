@@ -94,7 +94,7 @@ func newSession(v *Server, conn *sockio.Socket) *session {
 			return err
 		})
 		if err != nil {
-			v.log.Debug("the memory of a peer on this host is out of reach", zap.Error(err))
+			v.log.Debug("the memory of a peer on this host cannot be read", zap.Error(err))
 		}
 		s.peer, s.host = s.process.String(), "localhost"
 	}
