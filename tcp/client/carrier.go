@@ -80,7 +80,6 @@ type environment struct {
 	ctx     context.Context // ends with the client
 	config  *core.Config
 	segment *core.Segment
-	fence   *fence
 	limiter *samehost.CopyLimiter
 	counters
 }

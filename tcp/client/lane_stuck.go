@@ -5,10 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"kvferry/core"
 	"kvferry/core/status"
-
-	"go.uber.org/zap"
 )
 
 // A system call of a lane that touches memory may wait for a page for ever: for one of the caller, whose memory may be a file
@@ -61,24 +58,12 @@ func (l *lane) giveUpStuck() {
 	l.mu.Unlock()
 	l.sending.Broadcast()
 	l.stuck.withdraw(unanswered)
-	l.warnStuck(held)
+	l.stuck.warn(held)
 	for i := range held {
 		why := cmp.Or(held[i].work.Aborted(), reason)
 		held[i].settle(status.Errorf(status.Socket, "segment %q: %w: %w", l.segment.Name, why, errStillUsed))
 	}
 	l.source.ended(l, ending{reason: reason})
-}
-
-// warnStuck logs which memory must not be used for something else. A caller that waits with a time-out of its own has no other
-// way to learn it.
-func (l *lane) warnStuck(held []piece) {
-	const most = 8
-	var ranges []string
-	for i := range held[:min(len(held), most)] {
-		ranges = append(ranges, core.Range{Addr: held[i].local, Length: held[i].length}.String())
-	}
-	l.fence.log.Error("transfers were given up, but a system call may still use their memory until the page arrives that it waits for",
-		zap.String("segment", l.segment.Name), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
 }
 
 // endStuck ends the connection of a lane that was given up, when its system call has returned.

@@ -29,6 +29,7 @@ import (
 type peer struct {
 	environment
 	client *Client
+	fence  *fence
 
 	mu           sync.Mutex
 	cursors      []*cursor // the first is next
@@ -60,7 +61,8 @@ type peer struct {
 func newPeer(c *Client, s *core.Segment) *peer {
 	return &peer{
 		client:      c,
-		environment: environment{ctx: c.ctx, config: c.Config, segment: s, fence: &c.fence, limiter: c.Limiter},
+		fence:       &c.fence,
+		environment: environment{ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter},
 		answers:     sockio.Spinner{Polling: c.Config.Polling},
 	}
 }

@@ -1,6 +1,12 @@
 package client
 
-import "errors"
+import (
+	"errors"
+
+	"kvferry/core"
+
+	"go.uber.org/zap"
+)
 
 // stuck is a connection that a system call keeps in use, and the local memory that the call may still touch.
 type stuck struct {
@@ -36,6 +42,18 @@ func (s *stuck) withdraw(unanswered []piece) {
 	if s.conn.number != 0 {
 		s.fence.running.Go(func() { s.fence.ask(s.peer, s.conn, s.end) })
 	}
+}
+
+// warn logs which memory must not be used for something else. A caller that waits with a time-out of its own has no other
+// way to learn it.
+func (s *stuck) warn(held []piece) {
+	const most = 8
+	var ranges []string
+	for i := range held[:min(len(held), most)] {
+		ranges = append(ranges, core.Range{Addr: held[i].local, Length: held[i].length}.String())
+	}
+	s.fence.log.Error("transfers were given up, but a system call may still use their memory until the page arrives that it waits for",
+		zap.String("segment", s.peer.name()), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
 }
 
 // returned ends the connection when the system call has returned, and lets the memory go.
