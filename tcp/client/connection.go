@@ -35,5 +35,3 @@ func (c *connection) release() {
 	_ = errors.Join(c.process.Close(), c.permit.Close())
 	c.process, c.permit = nil, nil
 }
-
-func (c *connection) sendSome(v []sockio.Vector) (int, error) { return c.Send(v) }

@@ -27,10 +27,10 @@ const (
 	stagedSize = 256 << 10
 	// mooncakeSize is that for bytes that Mooncake sends. It sends from one thread, so more lanes only divide that thread.
 	mooncakeSize = 4 << 20
-	// shortWork bounds a work that does not queue behind longer ones. When it finds more than ladenBytes in flight on every
+	// shortWork bounds a work that does not queue behind longer ones. When it finds more than busyBytes in flight on every
 	// lane, the first lane is reserved for short works for reserveTime.
 	shortWork   = 64 << 10
-	ladenBytes  = 256 << 10
+	busyBytes   = 256 << 10
 	reserveTime = time.Second
 	// maxUnverified bounds the pieces that wait for the descriptor. With so many the queue stands still.
 	maxUnverified = 1024
@@ -76,13 +76,13 @@ func (p *peer) dispatch(mayWrite bool) {
 	}
 }
 
-// isLaden reports whether a short work would wait on every carrier except a reserved one. The lock is held.
-func (p *peer) isLaden() bool {
+// allBusy reports whether a short work would wait on every carrier except a reserved one. The lock is held.
+func (p *peer) allBusy() bool {
 	reserved, listed := p.reservedLane(), p.listed()
 	if len(listed.all) == 0 || len(listed.lanes) < len(listed.all) {
 		return false
 	}
-	return !slices.ContainsFunc(listed.lanes, func(l pipelined) bool { return l != reserved && l.load() <= ladenBytes })
+	return !slices.ContainsFunc(listed.lanes, func(l pipelined) bool { return l != reserved && l.load() <= busyBytes })
 }
 
 // reservedLane is the lane for short works, or nil. There is one only beside others. The lock is held.

@@ -190,9 +190,9 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 			o := newOneShot(only, &only.environment)
 			conn, err := o.connect()
 			if err == nil {
-				o.send = func(c *connection, v []sockio.Vector) (int, error) {
+				o.send = func(s *sockio.Socket, v []sockio.Vector) (int, error) {
 					dirtyStack()
-					return c.sendSome(v)
+					return s.Send(v)
 				}
 				one := piece{op: core.Write, local: sockio.AddressOf(local), remote: uint64(sockio.AddressOf(memory)), length: 4096}
 				err = o.exchange(conn, &one)

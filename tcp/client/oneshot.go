@@ -30,11 +30,11 @@ import (
 type oneShot struct {
 	*environment
 	source source
-	ctx    context.Context // ends the dialling
+	ctx    context.Context // ends connect
 	cancel context.CancelFunc
 
-	moved atomic.Uint64                                   // bytes sent and received
-	send  func(*connection, []sockio.Vector) (int, error) // tests replace it
+	moved atomic.Uint64                                      // bytes sent and received
+	send  func(*sockio.Socket, []sockio.Vector) (int, error) // tests replace it
 
 	mu     sync.Mutex
 	conn   *connection
@@ -50,7 +50,7 @@ type oneShot struct {
 var errIdle = errors.New("nothing is left to send")
 
 func newOneShot(s source, e *environment) *oneShot {
-	o := &oneShot{environment: e, source: s, send: (*connection).sendSome}
+	o := &oneShot{environment: e, source: s, send: (*sockio.Socket).Send}
 	o.ctx, o.cancel = context.WithCancel(e.ctx)
 	return o
 }
@@ -143,7 +143,7 @@ func (o *oneShot) exchange(conn *connection, p *piece) error {
 	if p.op == core.Write {
 		frame = append(frame, sockio.Vector{Base: p.local, Length: p.length})
 	}
-	sendErr := o.move(conn, p, frame, func(v []sockio.Vector) (int, error) { return o.send(conn, v) }, progressLimit(o.config))
+	sendErr := o.move(conn, p, frame, func(v []sockio.Vector) (int, error) { return o.send(conn.Socket, v) }, progressLimit(o.config))
 	if acknowledged && p.fatal == nil {
 		// What the peer said of the request before it stopped reading is still there.
 		if err := o.receiveStatus(conn, p); err != nil {

@@ -80,7 +80,7 @@ func (p *peer) submit(w *core.Work) {
 	reading := w.Tasks[w.Head].Opcode == core.Read
 	p.staged, p.reading = w.Staged, reading
 	p.limiter.Note(w.Bytes)
-	if w.Bytes <= shortWork && p.isLaden() {
+	if w.Bytes <= shortWork && p.allBusy() {
 		p.reserved = time.Now().Add(reserveTime)
 	}
 	p.mu.Unlock()

@@ -23,7 +23,7 @@ func (b *loaded) waitsForPage() bool { return false }
 func (b *loaded) setSpinning(bool)   {}
 
 func TestAWaitForAShortAnswerIsNotHeldUpByLongOnes(t *testing.T) {
-	long, short, none := &loaded{bytes: ladenBytes + 1}, &loaded{bytes: ladenBytes}, &loaded{}
+	long, short, none := &loaded{bytes: busyBytes + 1}, &loaded{bytes: busyBytes}, &loaded{}
 	var p peer
 	p.carriers.Store(newCarriers([]carrier{long, none, short}))
 	for short.assisted <= 2 { // on a busy machine one look may be too short
@@ -44,8 +44,8 @@ func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
 
 	require.Equal(t, [2]bool{true, false}, takes(reserved))
 	require.Equal(t, [2]bool{false, true}, takes(other))
-	reserved.bytes = ladenBytes + 1
-	require.Equal(t, [2]bool{true, true}, takes(other), "what is reserved is laden itself")
+	reserved.bytes = busyBytes + 1
+	require.Equal(t, [2]bool{true, true}, takes(other), "what is reserved is busy itself")
 	p.reserved = time.Time{}
 	require.Equal(t, [2]bool{true, true}, takes(other), "none is reserved")
 }

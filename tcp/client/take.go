@@ -58,7 +58,7 @@ func (p *peer) open(c carrier) func(*cursor) bool {
 	switch reserved := p.reservedLane(); {
 	case reserved != nil && carrier(reserved) == c:
 		return (*cursor).short
-	case reserved != nil && reserved.load() <= ladenBytes:
+	case reserved != nil && reserved.load() <= busyBytes:
 		return func(c *cursor) bool { return !c.short() }
 	}
 	return func(*cursor) bool { return true }

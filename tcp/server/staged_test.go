@@ -506,7 +506,7 @@ func TestSessionThatWaitsForItsDeviceIsNotTakenForStalled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := tcptest.Accelerate(t, tcptest.Blocks(when.blocks, block))
 			memory := a.Memory(1 << 20)
-			h := serveDevice(a, Options{ProgressTimeout: 50 * time.Millisecond}, memory)
+			h := serveDevice(a, Options{ProgressTimeout: 300 * time.Millisecond}, memory)
 			release := a.HoldCopies()
 			if when.blocks == 1 {
 				lease := a.Lease(staging.In)
