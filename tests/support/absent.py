@@ -10,6 +10,8 @@ import platform
 import select
 import struct
 
+from .mapped import MappedRegion
+
 SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
 API, MISSING = 0xAA, 1
@@ -29,12 +31,11 @@ def withhold(address: int, length: int) -> int:
     return descriptor
 
 
-class AbsentRegion:
+class AbsentRegion(MappedRegion):
     """Memory of the host that must not be read or written here before come()."""
 
     def __init__(self, size: int) -> None:
-        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.address, self.size = ctypes.addressof(ctypes.c_char.from_buffer(self._map)), size
+        super().__init__(size)
         self._descriptor = withhold(self.address, size)
 
     def wait_for_touch(self) -> None:
@@ -46,15 +47,6 @@ class AbsentRegion:
     def come(self) -> None:
         """Let whoever waits have the pages, zeroed. The memory is like any other then."""
         os.close(self._descriptor)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self._map[offset : offset + length]
-
-    def write(self, offset: int, data: bytes) -> None:
-        self._map[offset : offset + len(data)] = data
-
-    def free(self) -> None:
-        self._map.close()
 
 
 def allowed() -> bool:

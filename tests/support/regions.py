@@ -8,6 +8,7 @@ from typing import Any, Callable, Protocol
 
 from . import runtimes, tensors
 from .absent import AbsentRegion
+from .mapped import MappedRegion
 
 MAP_NORESERVE = 0x4000  # of Linux on x86_64 and aarch64; older Pythons have no name for it
 MAP_FIXED_NOREPLACE = 0x100000  # likewise
@@ -26,22 +27,11 @@ class Region(Protocol):
     def free(self) -> None: ...
 
 
-class HostRegion:
+class HostRegion(MappedRegion):
     """Memory of the host. What was never written takes none."""
 
     def __init__(self, size: int) -> None:
-        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-        self.size = size
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self._map[offset : offset + length]
-
-    def write(self, offset: int, data: bytes) -> None:
-        self._map[offset : offset + len(data)] = data
-
-    def free(self) -> None:
-        self._map.close()
+        super().__init__(size, MAP_NORESERVE)
 
 
 class PlacedRegion:
