@@ -15,6 +15,8 @@ import (
 type Config struct {
 	ForceTCP                bool
 	BindAddress             string // "" for the first address of an interface that is up
+	Listen                  string // addresses joined by commas; "" for those that fit the engine's name. An engine with others does not start
+	Allow                   string // networks joined by commas; "" for all. An engine with others does not start
 	MinPort, MaxPort        int    // both inclusive
 	HandshakePort           int
 	LegacyPortBinding       bool

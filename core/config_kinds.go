@@ -65,6 +65,15 @@ func text(field func(*Config) *string) kind {
 	})
 }
 
+// strict is text that an engine checks when it starts. It does not start with a wrong one: with a default in its place, peers that
+// the setting keeps out could connect.
+func strict(accepts string, field func(*Config) *string) kind {
+	return single(accepts, func(c *Config, text string) error {
+		*field(c) = text
+		return nil
+	})
+}
+
 func secret(field func(*Config) *Secret) kind {
 	k := single("text", func(c *Config, text string) error {
 		*field(c) = Secret(text)

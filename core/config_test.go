@@ -81,7 +81,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": "14",
 		"MC_TCP_MAX_QUEUED_BYTES_PER_PEER": "-1", "MC_NUM_TCP_IO_THREADS": "many", "MC_FORCE_SHM": "",
-		"KVFERRY_SAME_HOST": "off", "KVFERRY_POLL_US": "15",
+		"KVFERRY_SAME_HOST": "off", "KVFERRY_POLL_US": "15", "KVFERRY_LISTEN": "10.0.0.1,fd00::1", "KVFERRY_ALLOW": "10.0.0.0/8",
 	}))
 	assert.Empty(t, warnings)
 	assert.Equal(t, Config{
@@ -103,6 +103,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		EtcdTLS:              true, EtcdUsername: "root", EtcdPassword: "door", EtcdLease: 19 * time.Second,
 		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
 		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14, Polling: 15 * time.Microsecond,
+		Listen: "10.0.0.1,fd00::1", Allow: "10.0.0.0/8",
 	}, c)
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -152,7 +153,7 @@ func (e *Engine) listen(name address.Name) (err error) {
 	if e.site, err = siteOf(name, e.central, &e.config); err != nil {
 		return err
 	}
-	listener, err := address.Listen(e.ctx, e.site.listenHost, e.site.minPort, e.site.maxPort, e.config.HandshakeBacklog)
+	listener, err := e.Listen(e.site.minPort, e.site.maxPort, e.config.HandshakeBacklog)
 	if err != nil {
 		return err
 	}
@@ -164,6 +165,7 @@ func (e *Engine) listen(name address.Name) (err error) {
 		e.name = e.Address()
 	}
 	handlers.Name = e.name
+	e.site.warn(e.name, e.log)
 	e.server = metadata.Serve(listener, handlers,
 		metadata.HandshakeOptions{MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, Log: e.log})
 	return nil
@@ -230,9 +232,9 @@ func newIdentity() string {
 	return hex.EncodeToString(random[:])
 }
 
-// ListenHost is the address that data ports listen on: the one that peers connect to if it belongs to this machine, "" for all
-// addresses otherwise.
-func (e *Engine) ListenHost() string { return e.site.listenHost }
+// ListenHost is the addresses that both ports listen on, joined by commas: those of KVFERRY_LISTEN, or the one that peers connect
+// to if it belongs to this machine. "" is all addresses.
+func (e *Engine) ListenHost() string { return strings.Join(e.site.listen, ",") }
 
 // HandshakePort is the port of the handshake server.
 func (e *Engine) HandshakePort() int { return e.port }

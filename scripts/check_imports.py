@@ -17,7 +17,7 @@ MODULE = "kvferry/"
 MAY_IMPORT = {
     # The engine: it sees transports, stores and devices through interfaces.
     "core": "core/address core/clock core/device core/hostmem core/metadata core/metadata/kv core/staging core/status",
-    "core/address": "core/status",
+    "core/address": "core/shut core/status",
     "core/clock": "",
     "core/device": "",
     "core/fair": "",
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "core/status": "",
     "core/threads": "",
     # The transport.
-    "tcp": "core core/address core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
+    "tcp": "core core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
     "tcp/client": "core core/clock core/hostmem core/metadata core/status tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
     "tcp/server": "core core/clock core/hostmem core/shut core/staging core/status tcp/samehost tcp/sockio tcp/wire",

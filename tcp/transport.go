@@ -9,10 +9,10 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"kvferry/core"
-	"kvferry/core/address"
 	"kvferry/core/status"
 	"kvferry/tcp/client"
 	"kvferry/tcp/samehost"
@@ -47,7 +47,7 @@ type Transport struct {
 // Open starts the data port of an engine, and returns the transport. It is a factory for core.Engine.Install.
 func Open(e *core.Engine) (core.Transport, error) {
 	config, log, self := e.Config(), e.Log(), wire.ParseIdentity(e.Identity())
-	listener, err := address.Listen(e.Context(), e.ListenHost(), config.MinPort, config.MaxPort, 0)
+	listener, err := e.Listen(config.MinPort, config.MaxPort, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 
 // congestionOf is the congestion control that the configuration asks for, if the system has it. The kernel takes it from the
 // listening socket for the connections that are accepted.
-func congestionOf(config *core.Config, listener *net.TCPListener, log *zap.Logger) sockio.Congestion {
+func congestionOf(config *core.Config, listener syscall.Conn, log *zap.Logger) sockio.Congestion {
 	wanted := sockio.Congestion(config.Congestion)
 	if err := wanted.Set(listener); err != nil {
 		log.Warn("data connections use the system's congestion control",

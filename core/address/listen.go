@@ -3,44 +3,70 @@ package address
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"kvferry/core/status"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
-// resolveTimeout bounds how long ListenHost waits for the resolver.
+// resolveTimeout bounds how long Inspect waits for the resolver.
 const resolveTimeout = 2 * time.Second
 
-// ListenHost is the address to listen on for an engine whose name has this host: an IP address of this machine, or ""
-// for all addresses. It takes at most about two seconds.
+// Inspect finds the address to listen on for an engine whose name has this host: an IP address of this machine, or ""
+// for all addresses. doubt says why peers cannot reach the engine by that host, as far as this machine can tell, or is "". It
+// takes at most about two seconds.
 //
 // An IP address of this machine is returned as it is. "localhost" gives the loopback address. Any other name gives
-// its address when it resolves to exactly one, which is this machine's and not a loopback address: with several, one
-// listener could not serve them all, and a machine's own name is often 127.0.1.1 in its own /etc/hosts, and another address for
+// its address when it resolves to exactly one, which is this machine's and not a loopback address: with several, peers may
+// use any of them, and a machine's own name is often 127.0.1.1 in its own /etc/hosts, and another address for
 // peers. In every other case the engine listens on all addresses.
-func ListenHost(host string) string {
+func Inspect(host string) (listen, doubt string) {
 	local := localAddresses()
 	if ip, err := netip.ParseAddr(host); err == nil {
 		if local.has(ip) {
-			return host
+			return host, ""
 		}
-		return ""
+		return "", doubtOf(ip)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
 	defer cancel()
-	// An error counts as no addresses.
-	found, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if isLocalhost(host) {
-		return pickLoopback(found)
+		return pickLoopback(found), ""
 	}
-	return pickLocal(found, local)
+	return pickLocal(found, local), doubtOfName(host, found, err, local)
+}
+
+// doubtOf says why peers cannot connect to an address that is none of this machine's.
+func doubtOf(ip netip.Addr) string {
+	switch {
+	case ip.Unmap().IsUnspecified():
+		return ip.String() + " is the address of no machine"
+	case ip.Is6() && ip.IsLinkLocalUnicast() && ip.Zone() == "":
+		return ip.String() + " is a link-local address without its interface, as in " + ip.String() + "%eth0"
+	}
+	return ip.String() + " is no address of this machine"
+}
+
+// doubtOfName says why peers cannot connect by a name that resolves to these addresses. A loopback address raises no doubt:
+// many machines resolve their own name to it, and their peers resolve it to another address.
+func doubtOfName(host string, found []netip.Addr, err error, local prefixes) string {
+	switch {
+	case len(found) == 0:
+		return fmt.Sprintf("%.300s does not resolve to an address here (%v)", host, err)
+	case slices.ContainsFunc(found, local.has):
+		return ""
+	}
+	return fmt.Sprintf("%.300s resolves to %v, which is no address of this machine", host, found[0].Unmap())
 }
 
 // Published is the first address of an interface that is up, running and not the loopback one: an IPv6 address or an
@@ -144,39 +170,70 @@ func (local prefixes) has(ip netip.Addr) bool {
 	return false
 }
 
-// Listen opens a listener on a random port in [minPort, maxPort], both included. Busy and privileged ports are skipped. It fails if
+// Options say what Listen opens.
+type Options struct {
+	Hosts            []string    // IP addresses of this machine; none: all addresses, IPv4 and IPv6
+	MinPort, MaxPort int         // both included
+	Backlog          int         // connections that the kernel keeps until they are accepted; below 1: the system's default
+	Allow            Networks    // the networks that may connect
+	Log              *zap.Logger // nil: none
+}
+
+// Listen opens a listener on a random port, the same on all addresses. Busy and privileged ports are skipped. It fails if
 // no port is free, or for a reason that holds for every port. The error carries status.Socket, and names the range and the last
-// system error. An empty host means every address, IPv4 and
-// IPv6. backlog is the number of connections that the kernel keeps until they are accepted; below 1 it is the
-// system's default. The caller closes the listener.
-func Listen(ctx context.Context, host string, minPort, maxPort, backlog int) (*net.TCPListener, error) {
-	if minPort < 0 || maxPort > 1<<16-1 || minPort > maxPort {
-		return nil, status.Errorf(status.InvalidArgument, "port range %d-%d is not within 0-65535", minPort, maxPort)
+// system error. The caller closes the listener.
+func Listen(ctx context.Context, o Options) (*Listener, error) {
+	if o.MinPort < 0 || o.MaxPort > 1<<16-1 || o.MinPort > o.MaxPort {
+		return nil, status.Errorf(status.InvalidArgument, "port range %d-%d is not within 0-65535", o.MinPort, o.MaxPort)
+	}
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	hosts, where := o.Hosts, strings.Join(o.Hosts, ", ")
+	if len(hosts) == 0 {
+		hosts, where = []string{""}, "all addresses"
 	}
 	var last error
-	for port := range shuffled(minPort, maxPort) {
-		l, err := listen(ctx, host, port, backlog)
+	for port := range shuffled(o.MinPort, o.MaxPort) {
+		sockets, err := listenOnAll(ctx, hosts, port, o.Backlog)
 		if err == nil {
-			return l, nil
+			return newListener(sockets, o.Allow, o.Log), nil
 		}
 		last = err
 		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EACCES) {
 			break
 		}
 	}
-	where := host
-	if where == "" {
-		where = "all addresses"
-	}
-	return nil, status.Errorf(status.Socket, "cannot listen on %s with a port of %d-%d: %w%s", where, minPort, maxPort, last, hint(last))
+	return nil, status.Errorf(status.Socket, "cannot listen on %s with a port of %d-%d: %w%s", where, o.MinPort, o.MaxPort, last, hint(last))
 }
 
-// listen opens a listener on one port.
+// listenOnAll listens on one port of each address, or of none if that fails. Port 0 leaves the choice to the first address.
+func listenOnAll(ctx context.Context, hosts []string, port, backlog int) ([]*net.TCPListener, error) {
+	var sockets []*net.TCPListener
+	for _, host := range hosts {
+		socket, err := listen(ctx, host, port, backlog)
+		if err != nil {
+			for _, open := range sockets {
+				err = errors.Join(err, open.Close())
+			}
+			return nil, err
+		}
+		sockets = append(sockets, socket)
+		port = socket.Addr().(*net.TCPAddr).Port
+	}
+	return sockets, nil
+}
+
+// listen listens on one port of one address. 0.0.0.0 is all IPv4 addresses, and :: or "" all addresses.
 func listen(ctx context.Context, host string, port, backlog int) (*net.TCPListener, error) {
 	var config net.ListenConfig
 	// Peers do not use multipath TCP, and the data path uses socket options that exist for plain TCP only.
 	config.SetMultipathTCP(false)
-	l, err := config.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	network := "tcp"
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Is4() {
+		network = "tcp4" // for "tcp" 0.0.0.0 is all addresses, too
+	}
+	l, err := config.Listen(ctx, network, net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
 		return nil, err
 	}
@@ -212,6 +269,8 @@ func hint(err error) string {
 		return " (ENFILE: this machine is out of file descriptors)"
 	case errors.Is(err, unix.EACCES):
 		return " (EACCES: this process may not bind that port)"
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return " (EADDRNOTAVAIL: this machine does not have that address)"
 	case errors.Is(err, unix.EADDRINUSE):
 		return " (EADDRINUSE: every port of the range is taken)"
 	}

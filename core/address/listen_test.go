@@ -17,16 +17,22 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// listenHost is the address that an engine whose name has a host listens on.
+func listenHost(host string) string {
+	listen, _ := Inspect(host)
+	return listen
+}
+
 func TestListenHostKeepsLoopbackNamesOffTheNetwork(t *testing.T) {
-	assert.Equal(t, "127.0.0.1", ListenHost("127.0.0.1"))
-	assert.Equal(t, "127.0.0.2", ListenHost("127.0.0.2"))
-	host := netip.MustParseAddr(ListenHost("localhost"))
+	assert.Equal(t, "127.0.0.1", listenHost("127.0.0.1"))
+	assert.Equal(t, "127.0.0.2", listenHost("127.0.0.2"))
+	host := netip.MustParseAddr(listenHost("localhost"))
 	assert.True(t, host.IsLoopback(), host)
 }
 
 func TestListenHostIsEmptyForWhatIsNotAnAddressOfThisMachine(t *testing.T) {
 	for _, host := range []string{"", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "no-such-host.invalid", "fe80::1"} {
-		assert.Empty(t, ListenHost(host), host)
+		assert.Empty(t, listenHost(host), host)
 	}
 }
 
@@ -38,7 +44,7 @@ func TestListenHostTakesEveryInterfaceAddress(t *testing.T) {
 		if ip.Is6() && ip.IsLinkLocalUnicast() {
 			continue
 		}
-		assert.Equal(t, ip.String(), ListenHost(ip.String()))
+		assert.Equal(t, ip.String(), listenHost(ip.String()))
 	}
 }
 
@@ -68,7 +74,7 @@ func TestListenFindsTheOnlyFreePortOfARange(t *testing.T) {
 	held, minPort, maxPort := holdPorts(t, 5)
 	free := held[3].Addr().(*net.TCPAddr).Port
 	require.NoError(t, held[3].Close())
-	l, err := Listen(context.Background(), "127.0.0.1", minPort, maxPort, 16)
+	l, err := Listen(context.Background(), Options{Hosts: []string{"127.0.0.1"}, MinPort: minPort, MaxPort: maxPort, Backlog: 16})
 	require.NoError(t, err)
 	defer l.Close()
 	assert.Equal(t, free, l.Addr().(*net.TCPAddr).Port)
@@ -76,7 +82,7 @@ func TestListenFindsTheOnlyFreePortOfARange(t *testing.T) {
 
 func TestListenOnAFullRangeNamesTheRangeAndTheReason(t *testing.T) {
 	_, minPort, maxPort := holdPorts(t, 5)
-	_, err := Listen(context.Background(), "127.0.0.1", minPort, maxPort, 16)
+	_, err := Listen(context.Background(), Options{Hosts: []string{"127.0.0.1"}, MinPort: minPort, MaxPort: maxPort, Backlog: 16})
 	require.ErrorIs(t, err, unix.EADDRINUSE)
 	assert.Equal(t, status.Socket, status.Of(err, status.OK))
 	assert.Contains(t, err.Error(), fmt.Sprintf("%d-%d", minPort, maxPort))
@@ -84,20 +90,20 @@ func TestListenOnAFullRangeNamesTheRangeAndTheReason(t *testing.T) {
 }
 
 func TestListenNamesAnAddressThatIsNotThisMachines(t *testing.T) {
-	_, err := Listen(context.Background(), "192.0.2.1", 1024, 65535, 16)
+	_, err := Listen(context.Background(), Options{Hosts: []string{"192.0.2.1"}, MinPort: 1024, MaxPort: 65535, Backlog: 16})
 	require.ErrorIs(t, err, unix.EADDRNOTAVAIL)
 	assert.Contains(t, err.Error(), "192.0.2.1")
 }
 
 func TestListenRefusesRangesThatAreNone(t *testing.T) {
 	for _, r := range [][2]int{{2000, 1999}, {-1, 5}, {1, 65536}} {
-		_, err := Listen(context.Background(), "127.0.0.1", r[0], r[1], 16)
+		_, err := Listen(context.Background(), Options{Hosts: []string{"127.0.0.1"}, MinPort: r[0], MaxPort: r[1], Backlog: 16})
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
 	}
 }
 
 func TestListenOnAllAddressesTakesBothFamilies(t *testing.T) {
-	l, err := Listen(context.Background(), "", 0, 0, 16)
+	l, err := Listen(context.Background(), Options{MinPort: 0, MaxPort: 0, Backlog: 16})
 	require.NoError(t, err)
 	defer l.Close()
 	_, port, err := net.SplitHostPort(l.Addr().String())
@@ -114,7 +120,7 @@ func TestListenOnAllAddressesTakesBothFamilies(t *testing.T) {
 }
 
 func TestTheBacklogIsSetInTheKernel(t *testing.T) {
-	l, err := Listen(context.Background(), "127.0.0.1", 0, 0, 7)
+	l, err := Listen(context.Background(), Options{Hosts: []string{"127.0.0.1"}, MinPort: 0, MaxPort: 0, Backlog: 7})
 	require.NoError(t, err)
 	defer l.Close()
 	raw, err := l.SyscallConn()
@@ -125,6 +131,26 @@ func TestTheBacklogIsSetInTheKernel(t *testing.T) {
 		require.NoError(t, err)
 		assert.EqualValues(t, 7, info.Sacked)
 	}))
+}
+
+func TestANameThatNoPeerCanConnectToRaisesDoubt(t *testing.T) {
+	for host, reason := range map[string]string{
+		"0.0.0.0": "the address of no machine", "::": "the address of no machine", "192.0.2.1": "192.0.2.1 is no address of this machine",
+		"2001:db8::1": "no address of this machine", "fe80::1": "without its interface", "no-such-host.invalid": "no-such-host.invalid does not resolve",
+		"127.0.0.1": "", "127.0.0.9": "", "localhost": "",
+	} {
+		_, doubt := Inspect(host)
+		if reason == "" {
+			assert.Empty(t, doubt, host)
+			continue
+		}
+		assert.Contains(t, doubt, reason)
+	}
+	local := prefixes{netip.MustParsePrefix("127.0.0.1/8"), netip.MustParsePrefix("10.0.0.7/24")}
+	far := netip.MustParseAddr("10.0.0.8")
+	assert.Equal(t, "node7 resolves to 10.0.0.8, which is no address of this machine", doubtOfName("node7", []netip.Addr{far}, nil, local))
+	assert.Empty(t, doubtOfName("node7", []netip.Addr{far, netip.MustParseAddr("::ffff:10.0.0.7")}, nil, local))
+	assert.Empty(t, doubtOfName("node7", []netip.Addr{netip.MustParseAddr("127.0.1.1")}, nil, local), "peers resolve it to another address")
 }
 
 // holdPorts listens on n consecutive ports until the test ends.
@@ -151,7 +177,7 @@ func TestListenNamesTheLackOfFileDescriptors(t *testing.T) {
 	var was unix.Rlimit
 	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}))
-	_, err := Listen(context.Background(), "127.0.0.1", 20000, 31999, 16)
+	_, err := Listen(context.Background(), Options{Hosts: []string{"127.0.0.1"}, MinPort: 20000, MaxPort: 31999, Backlog: 16})
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
 	require.ErrorIs(t, err, unix.EMFILE)
 	assert.Contains(t, err.Error(), "file descriptors")

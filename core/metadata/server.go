@@ -50,7 +50,7 @@ type HandshakeOptions struct {
 	Log            *zap.Logger   // nil: none
 }
 
-// Listener is what a server accepts connections from: a *net.TCPListener.
+// Listener is what a server accepts connections from: a *net.TCPListener or an *address.Listener.
 type Listener interface {
 	shut.Conn
 	AcceptTCP() (*net.TCPConn, error)

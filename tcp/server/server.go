@@ -37,11 +37,18 @@ type Options struct {
 	Limiter    *samehost.CopyLimiter
 }
 
+// Listener accepts the connections of the data port.
+type Listener interface {
+	shut.Conn
+	AcceptTCP() (*net.TCPConn, error)
+	Addr() net.Addr
+}
+
 // Server serves the registered memory of an engine. Any goroutine may call its methods.
 type Server struct {
 	log      *zap.Logger
 	memory   Memory
-	listener *net.TCPListener
+	listener Listener
 	local    *net.UnixListener // for peers on this host; nil for none
 	options  Options
 	began    time.Duration // by clock.SinceBoot
@@ -68,7 +75,7 @@ type Server struct {
 }
 
 // New starts to serve. The server owns the listeners from then on. local, for peers on this host, may be nil.
-func New(log *zap.Logger, memory Memory, listener *net.TCPListener, local *net.UnixListener, o Options) *Server {
+func New(log *zap.Logger, memory Memory, listener Listener, local *net.UnixListener, o Options) *Server {
 	v := &Server{
 		log: log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 			return zapcore.NewSamplerWithOptions(c, time.Second, logLinesPerSecond, 0)
