@@ -98,4 +98,3 @@ func TestAnEngineDoesNotStartWithALimitThatCannotBeUnderstood(t *testing.T) {
 		assert.Contains(t, []status.Code{status.InvalidArgument, status.Socket}, status.Of(err, status.OK))
 	}
 }
-
