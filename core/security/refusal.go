@@ -63,7 +63,7 @@ func explained(err error) (status.Code, string) {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return status.Socket, "has not ended the TLS handshake in time"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
-		return status.RejectHandshake, fmt.Sprintf("has closed the connection amid the TLS handshake (%v): it has no secret or certificate, or is no kvferry engine", err)
+		return status.RejectHandshake, fmt.Sprintf("has closed the connection amid the TLS handshake (%v): it has no secret or certificate, is no kvferry engine, or has refused this one, as its log then says", err)
 	}
 	if reason := alert(err); reason != "" {
 		return status.RejectHandshake, reason
