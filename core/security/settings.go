@@ -23,9 +23,9 @@ const (
 	// Off: peers are neither authenticated nor are connections encrypted. It is the default where neither a secret nor a
 	// certificate is configured.
 	Off Mode = iota
-	// Prefer: connections between kvferry engines are authenticated and encrypted. Mooncake's engines, which cannot do
-	// either, are served as with Off. An attacker who can answer in the place of a peer can claim to be Mooncake's, so
-	// this mode is for moving a cluster from Off to Require.
+	// Prefer: connections between engines with Prefer or Require are authenticated and encrypted. Engines that cannot do
+	// either, Mooncake's and those with Off, are served as with Off. An attacker who can answer in the place of a peer can
+	// claim to be such an engine, so this mode is for moving a cluster from Off to Require.
 	Prefer
 	// Require: nobody is served who does not prove to belong to the cluster, and no engine is connected to that does not.
 	// It is the default where a secret or a certificate is configured. An operator who configures one wants to keep strangers
