@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // Options are the limits of a Gate. Zero fields have defaults.
@@ -27,6 +28,10 @@ type Options struct {
 	Share     int64 // units that one address holds at most; half of the limit
 	Newcomers int64 // units of the limit that only addresses with little take; an eighth of the limit
 	Little    int64 // units that such an address holds at most, with those that it asks for; an eighth of Newcomers, at least 1
+
+	// Grace is how long a holding that is not Idle is safe from its own address, since its rank was set. Peers of one address
+	// that come all at once are so served one after the other. 0: it gives way at once.
+	Grace time.Duration
 }
 
 // complete fills in the defaults.
@@ -77,6 +82,8 @@ type Refusal struct {
 	Share int64 // units that it may hold
 	Taken int64 // units that all addresses hold
 	Limit int64 // units that there are
+
+	Retry time.Duration // after which a holding of the address will give way, unless one ends before; 0: none will
 }
 
 func (r *Refusal) Error() string {
@@ -110,14 +117,18 @@ func (g *Gate) Enter(addr netip.Addr, units int64, evict func()) (*Place, error)
 // give way before it turns out that they are too few.
 func (g *Gate) makeRoom(addr netip.Addr, units int64) (victims []*Place, err error) {
 	for {
-		full := g.root.leaf(addr).full(units)
+		leaf := g.root.leaf(addr)
+		full := leaf.full(units)
 		if full == nil {
 			return victims, nil
 		}
-		victim := full.victim(units)
+		s := search{own: leaf, grace: g.root.limits.Grace, now: time.Since(start)}
+		victim := s.victim(full, units)
 		if victim == nil {
 			g.refused++
-			return victims, refusal(addr, full, g.root)
+			r := refusal(addr, full, g.root)
+			r.Retry = s.retry
+			return victims, r
 		}
 		if victim.claim() {
 			g.evicted++
@@ -205,63 +216,6 @@ func (n *node) most() int64 {
 		return n.parent.limits.Limit // the program itself
 	}
 	return n.parent.limits.Share
-}
-
-// victim is the holding that gives way to units of n, or nil.
-func (n *node) victim(units int64) *Place {
-	if units > n.most() {
-		return nil
-	}
-	if n.held+units > n.most() {
-		return n.weakest()
-	}
-	return n.parent.pick(func(other *node) bool { return other == n || other.held >= n.held+units })
-}
-
-// weakest is the holding of a node that gives way first, or nil.
-func (n *node) weakest() *Place {
-	if n.children != nil {
-		return n.pick(func(*node) bool { return true })
-	}
-	var weakest *Place
-	for e := n.places.Front(); e != nil; e = e.Next() {
-		p := e.Value.(*Place)
-		if p.before(weakest) {
-			weakest = p
-		}
-		if weakest != nil && weakest.seenRank == Silent {
-			break // the places are in the order of Enter, and a silent one has its age since then
-		}
-	}
-	return weakest
-}
-
-// pick is the holding that gives way first among those of eligible children, or nil.
-func (n *node) pick(eligible func(*node) bool) *Place {
-	var largest *node
-	for _, c := range n.children {
-		if eligible(c) && (largest == nil || c.held > largest.held) {
-			largest = c
-		}
-	}
-	if largest == nil {
-		return nil
-	}
-	if equal := n.limits.Limit / int64(len(n.children)); largest.held > equal {
-		if p := largest.weakest(); p != nil {
-			return p
-		}
-	}
-	var weakest *Place
-	for _, c := range n.children {
-		if !eligible(c) {
-			continue
-		}
-		if p := c.weakest(); p != nil && p.before(weakest) {
-			weakest = p
-		}
-	}
-	return weakest
 }
 
 // add notes units of a leaf.

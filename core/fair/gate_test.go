@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -108,6 +109,30 @@ func TestAmongEqualHoldersTheLowestRankGivesWay(t *testing.T) {
 		_, err := g.Enter(addr(9), 1, nothing)
 		require.NoError(t, err)
 		require.Equal(t, 1, evicted, "rank %d", rank)
+	}
+}
+
+func TestPeersOfOneAddressThatComeAtOnceAreSparedForAWhile(t *testing.T) {
+	g := New(Options{Limit: 4, Grace: time.Hour})
+	first, err := g.Enter(addr(1), 1, nothing)
+	require.NoError(t, err)
+	_, err = g.Enter(addr(1), 1, nothing)
+	require.NoError(t, err)
+	_, err = g.Enter(addr(1), 1, nothing)
+	var refusal *Refusal
+	require.ErrorAs(t, err, &refusal)
+	require.Positive(t, refusal.Retry)
+	require.LessOrEqual(t, refusal.Retry, time.Hour)
+	require.True(t, first.SetRank(Idle))
+	_, err = g.Enter(addr(1), 1, nothing)
+	require.NoError(t, err, "an idle one gives way at once")
+
+	g = New(Options{Limit: 4, Newcomers: 1, Grace: time.Hour})
+	fill(g, addr(1), nothing)
+	fill(g, addr(2), nothing)
+	for n := range 2 {
+		_, err = g.Enter(addr(3+n), 1, nothing)
+		require.NoError(t, err, "the grace is not for newcomers")
 	}
 }
 

@@ -97,19 +97,3 @@ func (p *Place) release() {
 	p.node.grow(-p.units)
 	p.node.prune()
 }
-
-// before says whether a holding may give way, and goes before another, which may be nil.
-func (p *Place) before(other *Place) bool {
-	p.seenRank = Rank(p.rank.Load())
-	switch {
-	case p.seenRank >= Busy:
-		return false
-	case other == nil:
-		return true
-	case p.seenRank != other.seenRank:
-		return p.seenRank < other.seenRank
-	case p.node != other.node && p.node.held != other.node.held:
-		return p.node.held > other.node.held
-	}
-	return p.since.Load() < other.since.Load()
-}
