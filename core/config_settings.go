@@ -202,7 +202,7 @@ var settings = []setting{
 	{one("KVFERRY_MAX_SESSIONS", "1024"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxSessions }),
 		"Maximum number of data connections that the engine serves at once. Further ones wait until one ends."},
 	{one("KVFERRY_MAX_HANDSHAKES", "128"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxHandshakes }),
-		"Maximum number of handshake connections that the engine serves at once. Further ones wait until one ends."},
+		"Maximum number of handshake connections that are open at once. One address has at most half of them. When they are taken, a further one takes the place of an older one: of the address with the most connections, and of one without a request first."},
 	{[]variable{{"MC_HANDSHAKE_MAX_NOTIFY_ENTRIES", "KVFERRY_MAX_NOTIFICATIONS", "65536"}}, integer("messages", 1, 1<<24, func(c *Config) *int { return &c.MaxNotifications }),
 		"Maximum number of notifications that the engine keeps until the program fetches them. It refuses further ones, and their senders get an error. Mooncake drops the oldest ones."},
 }

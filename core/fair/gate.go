@@ -29,8 +29,8 @@ type Options struct {
 	Newcomers int64 // units of the limit that only addresses with little take; an eighth of the limit
 	Little    int64 // units that such an address holds at most, with those that it asks for; an eighth of Newcomers, at least 1
 
-	// Grace is how long a holding that is not Idle is safe from its own address, since its rank was set. Peers of one address
-	// that come all at once are so served one after the other. 0: it gives way at once.
+	// Grace is how long a holding that is not Idle is safe from an Enter of its own address, since its rank was set. So peers of
+	// one address that come all at once can be served one after the other. 0: it gives way at once.
 	Grace time.Duration
 }
 
@@ -94,9 +94,18 @@ func (r *Refusal) Error() string {
 // gate then calls evict once, in the Enter that takes the units over and before that returns. evict must end what the units
 // stand for, soon. The zero address stands for the program itself: only the limit applies to it. The error is a *Refusal.
 func (g *Gate) Enter(addr netip.Addr, units int64, evict func()) (*Place, error) {
+	return g.enter(addr, units, evict, g.root.limits.Grace)
+}
+
+// Insist is Enter without a grace: also a new holding of the address gives way.
+func (g *Gate) Insist(addr netip.Addr, units int64, evict func()) (*Place, error) {
+	return g.enter(addr, units, evict, 0)
+}
+
+func (g *Gate) enter(addr netip.Addr, units int64, evict func(), grace time.Duration) (*Place, error) {
 	g.mu.Lock()
 	units = max(units, 1)
-	victims, err := g.makeRoom(addr, units)
+	victims, err := g.makeRoom(addr, units, grace)
 	var place *Place
 	if leaf := g.root.leaf(addr); err == nil {
 		place = leaf.add(g, units, evict)
@@ -115,14 +124,14 @@ func (g *Gate) Enter(addr netip.Addr, units int64, evict func()) (*Place, error)
 
 // makeRoom claims holdings until an address may take units. Of one unit, one holding makes room; for more units, several may
 // give way before it turns out that they are too few.
-func (g *Gate) makeRoom(addr netip.Addr, units int64) (victims []*Place, err error) {
+func (g *Gate) makeRoom(addr netip.Addr, units int64, grace time.Duration) (victims []*Place, err error) {
 	for {
 		leaf := g.root.leaf(addr)
 		full := leaf.full(units)
 		if full == nil {
 			return victims, nil
 		}
-		s := search{own: leaf, grace: g.root.limits.Grace, now: time.Since(start)}
+		s := search{own: leaf, grace: grace, now: time.Since(start)}
 		victim := s.victim(full, units)
 		if victim == nil {
 			g.refused++

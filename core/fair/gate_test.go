@@ -126,6 +126,10 @@ func TestPeersOfOneAddressThatComeAtOnceAreSparedForAWhile(t *testing.T) {
 	require.True(t, first.SetRank(Idle))
 	_, err = g.Enter(addr(1), 1, nothing)
 	require.NoError(t, err, "an idle one gives way at once")
+	_, err = g.Enter(addr(1), 1, nothing)
+	require.Error(t, err)
+	_, err = g.Insist(addr(1), 1, nothing)
+	require.NoError(t, err)
 
 	g = New(Options{Limit: 4, Newcomers: 1, Grace: time.Hour})
 	fill(g, addr(1), nothing)

@@ -230,7 +230,8 @@ func TestAPeerThatDoesNotReadItsAnswerIsLeft(t *testing.T) {
 
 func TestTwoHundredPeersAtOnceAreAllAnswered(t *testing.T) {
 	var notified atomic.Int32
-	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification) bool { notified.Add(1); return true }}, HandshakeOptions{MaxConnections: 16})
+	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification) bool { notified.Add(1); return true }},
+		HandshakeOptions{MaxConnections: 16, Patience: time.Minute})
 	var peers sync.WaitGroup
 	for i := range 200 {
 		peers.Go(func() {
@@ -255,6 +256,52 @@ func TestIdlePeersOverTheLimitHoldUpOthersForOneTimeOutOnly(t *testing.T) {
 		send(t, peer, nil)
 	}
 	require.NoError(t, Client{ReplyTimeout: 10 * time.Second}.Probe(context.Background(), peer))
+}
+
+// sendFrom opens a connection from an address of this machine.
+func sendFrom(t *testing.T, from, peer string, b []byte) *net.TCPConn {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	conn, err := dialer.Dial("tcp", peer)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	_, err = conn.Write(b)
+	require.NoError(t, err)
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+	return conn.(*net.TCPConn)
+}
+
+func TestPeersThatStallDelayNobody(t *testing.T) {
+	for what, sent := range map[string][]byte{
+		"silent": nil, "half a request": announce(100, "\x02"), "no close": encodeFrame(kindProbe, false, nil),
+	} {
+		t.Run(what, func(t *testing.T) {
+			_, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{MaxConnections: 8, StepTimeout: time.Hour})
+			for range 3 {
+				for range 20 {
+					sendFrom(t, "127.0.0.2", peer, sent)
+					sendFrom(t, "127.0.0.3", peer, sent)
+				}
+				require.NoError(t, Client{ReplyTimeout: 10 * time.Second}.Probe(context.Background(), peer), "from another address")
+				reply, err := io.ReadAll(sendFrom(t, "127.0.0.2", peer, encodeFrame(kindProbe, false, nil)))
+				require.NoError(t, err, "from the address of the stalling peer")
+				require.NotEmpty(t, reply)
+			}
+		})
+	}
+}
+
+func TestAPeerWhosePlaceIsTakenIsLoggedOnceInAWhile(t *testing.T) {
+	logged, logs := observer.New(zap.WarnLevel)
+	_, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{MaxConnections: 2, StepTimeout: time.Hour, Log: zap.New(logged)})
+	var stalled []*net.TCPConn
+	for range 5 {
+		stalled = append(stalled, sendFrom(t, "127.0.0.2", peer, nil))
+	}
+	for _, conn := range stalled[:4] {
+		ends(t, conn)
+	}
+	require.Equal(t, 1, logs.Len())
+	require.Contains(t, fmt.Sprint(logs.All()[0].ContextMap()["peer"]), "127.0.0.2:")
 }
 
 func TestCloseEndsConnectionsAtOnce(t *testing.T) {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"kvferry/core/fair"
 	"kvferry/core/shut"
 	"kvferry/core/status"
 
@@ -16,8 +18,8 @@ import (
 
 // The way of a request:
 //
-//  1. run takes a slot and accepts a connection. There are as many slots as connections may be served at once. While all
-//     are taken, further connections wait in the kernel's backlog.
+//  1. run accepts a connection, and admit takes a place for it in the share of its address. When the places are taken, an
+//     older connection gives way, those without a request first. So nobody waits for a peer that is silent or slow.
 //  2. serve starts a goroutine for the connection. Each of the steps that follow has a deadline.
 //  3. answer reads the request. Of a request without content it discards the body.
 //  4. It writes the reply, which is of the request's kind, and shuts the write side down.
@@ -27,7 +29,18 @@ import (
 const (
 	DefaultMaxConnections = 128
 	DefaultStepTimeout    = 5 * time.Second
+	DefaultPatience       = 250 * time.Millisecond
 )
+
+// requestGrace is how long a connection has to send its request before another one from its address may take its place
+// without having waited.
+const requestGrace = time.Second
+
+// patienceShare is the part of all time that the server may spend on waiting for places, as a divisor.
+const patienceShare = 20
+
+// tallyPeriod is the shortest time between log lines about connections that gave way or were refused.
+const tallyPeriod = 10 * time.Second
 
 // longestAcceptPause bounds how long the server waits after accept(2) failed, for example for lack of file descriptors.
 const longestAcceptPause = time.Second
@@ -45,9 +58,13 @@ type Handlers struct {
 // HandshakeOptions bound a handshake server. Zero fields have defaults.
 type HandshakeOptions struct {
 	MaxLength      int           // longest frame that is taken or sent, in bytes; DefaultMaxLength
-	MaxConnections int           // served at once; DefaultMaxConnections
+	MaxConnections int           // open at once, of which one address has at most half; DefaultMaxConnections
 	StepTimeout    time.Duration // for a request to arrive, a reply to leave, a peer to close; DefaultStepTimeout each
 	Log            *zap.Logger   // nil: none
+
+	// Patience is how long the server accepts no connections while those of a burst from one address end; DefaultPatience. It
+	// is spent once, and comes back slowly.
+	Patience time.Duration
 }
 
 // Listener is what a server accepts connections from: a *net.TCPListener or an *address.Listener.
@@ -64,7 +81,13 @@ type Server struct {
 	options  HandshakeOptions
 	log      *zap.Logger
 
-	slots  chan struct{} // one element per connection that is served, or accepted next
+	gate    *fair.Gate    // one unit for each open connection
+	freed   chan struct{} // has an element when a connection has ended
+	refused fair.Tally
+
+	patience time.Duration // left at the time waited; of run
+	waited   time.Time
+
 	closed chan struct{}
 	ended  sync.WaitGroup // goroutines
 
@@ -77,13 +100,15 @@ func Serve(l Listener, h Handlers, o HandshakeOptions) *Server {
 	o.MaxLength = orDefault(o.MaxLength, DefaultMaxLength)
 	o.MaxConnections = orDefault(o.MaxConnections, DefaultMaxConnections)
 	o.StepTimeout = orDefault(o.StepTimeout, DefaultStepTimeout)
+	o.Patience = orDefault(o.Patience, DefaultPatience)
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
 	s := &Server{
 		listener: l, handlers: h, options: o, log: sampled(o.Log),
-		slots: make(chan struct{}, o.MaxConnections), closed: make(chan struct{}),
-		conns: make(map[*net.TCPConn]struct{}),
+		gate:  fair.New(fair.Options{Limit: int64(o.MaxConnections), Grace: requestGrace}),
+		freed: make(chan struct{}, 1), refused: fair.Tally{Period: tallyPeriod}, patience: o.Patience, waited: time.Now(),
+		closed: make(chan struct{}), conns: make(map[*net.TCPConn]struct{}),
 	}
 	s.ended.Add(1)
 	go s.run()
@@ -120,19 +145,13 @@ func (s *Server) Close() error {
 func (s *Server) run() {
 	defer s.ended.Done()
 	pause := time.Duration(0)
-	for {
-		select {
-		case s.slots <- struct{}{}:
-		case <-s.closed:
-			return
-		}
+	for !s.isClosed() {
 		conn, err := s.listener.AcceptTCP()
 		if err == nil {
 			pause = 0
-			s.serve(conn)
+			s.admit(conn)
 			continue
 		}
-		<-s.slots
 		if s.isClosed() {
 			return
 		}
@@ -140,6 +159,70 @@ func (s *Server) run() {
 		s.log.Warn("handshake server cannot accept a connection, and tries again",
 			zap.Stringer("listener", s.listener.Addr()), zap.Duration("pause", pause), zap.Error(err))
 		s.wait(pause)
+	}
+}
+
+// admit serves a connection if its address may have one more, or closes it. Where the address has its share in connections
+// that are all new, it waits for the end of one as long as its patience lasts, and then closes the oldest.
+func (s *Server) admit(conn *net.TCPConn) {
+	c := &served{TCPConn: conn}
+	peer, evict := fair.AddrOf(conn.RemoteAddr()), func() { s.evict(c) }
+	place, err := s.gate.Enter(peer, 1, evict)
+	for err != nil && s.awaitPlace() {
+		place, err = s.gate.Enter(peer, 1, evict)
+	}
+	if err != nil {
+		place, err = s.gate.Insist(peer, 1, evict)
+	}
+	if err != nil {
+		shut.Close(conn)
+		s.tell("a handshake connection was refused: too many are open", conn, err)
+		return
+	}
+	c.place = place
+	s.serve(c)
+}
+
+// served is a connection that has a place.
+type served struct {
+	*net.TCPConn
+	place    *fair.Place
+	answered atomic.Bool
+}
+
+// evict closes a connection whose place another one takes.
+func (s *Server) evict(c *served) {
+	shut.Close(c.TCPConn)
+	if !c.answered.Load() {
+		s.tell("a handshake connection without an answer yet was closed to make room for another", c.TCPConn, nil)
+	}
+}
+
+// tell warns of a connection that found no place, or lost it.
+func (s *Server) tell(message string, conn *net.TCPConn, err error) {
+	if count, report := s.refused.Add(); report {
+		s.log.Warn(message, zap.Stringer("peer", conn.RemoteAddr()), zap.Int("limit", s.options.MaxConnections),
+			zap.Int("connections closed since the last such message", count), zap.Error(err))
+	}
+}
+
+// awaitPlace returns true when a connection has ended, and false when the patience is over or the server is closed.
+func (s *Server) awaitPlace() bool {
+	begun := time.Now()
+	s.patience = min(s.patience+begun.Sub(s.waited)/patienceShare, s.options.Patience)
+	timer := time.NewTimer(s.patience)
+	defer timer.Stop()
+	defer func() {
+		s.waited = time.Now()
+		s.patience -= s.waited.Sub(begun)
+	}()
+	select {
+	case <-s.freed:
+		return true
+	case <-timer.C:
+		return false
+	case <-s.closed:
+		return false
 	}
 }
 
@@ -162,24 +245,35 @@ func (s *Server) wait(d time.Duration) {
 	}
 }
 
-// serve answers a connection in a goroutine of its own, which frees the slot.
-func (s *Server) serve(conn *net.TCPConn) {
-	if !s.keep(conn) {
-		shut.Close(conn)
-		<-s.slots
+// serve answers a connection in a goroutine of its own, which gives its place back.
+func (s *Server) serve(c *served) {
+	if !s.keep(c.TCPConn) {
+		shut.Close(c.TCPConn)
+		c.place.Leave()
 		return
 	}
 	s.ended.Add(1)
 	go func() {
 		defer s.ended.Done()
-		defer func() { <-s.slots }()
-		defer s.drop(conn)
-		if err := status.Guard(func() error { return s.answer(conn) }); err != nil {
-			s.report(conn, err)
+		defer s.leave(c)
+		if err := status.Guard(func() error { return s.answer(c) }); err != nil {
+			s.report(c.TCPConn, err)
 			return
 		}
-		s.awaitClose(conn)
+		c.answered.Store(true)
+		c.place.SetRank(fair.Idle)
+		s.awaitClose(c.TCPConn)
 	}()
+}
+
+// leave closes a connection and gives its place back.
+func (s *Server) leave(c *served) {
+	s.drop(c.TCPConn)
+	c.place.Leave()
+	select {
+	case s.freed <- struct{}{}:
+	default:
+	}
 }
 
 // keep notes a connection for Close. It returns false when the server is closed already.
@@ -211,7 +305,7 @@ func (s *Server) report(conn *net.TCPConn, err error) {
 }
 
 // answer reads a request and replies to it.
-func (s *Server) answer(conn *net.TCPConn) error {
+func (s *Server) answer(conn *served) error {
 	if err := conn.SetReadDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
 		return err
 	}
@@ -223,6 +317,7 @@ func (s *Server) answer(conn *net.TCPConn) error {
 	if err != nil {
 		return err
 	}
+	conn.place.SetRank(fair.Spared)
 	if err := conn.SetWriteDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
 		return err
 	}
