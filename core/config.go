@@ -59,6 +59,7 @@ type Config struct {
 	MaxSessions             int
 	MaxHandshakes           int
 	MaxNotifications        int
+	MaxNotifyBytes          int
 	SameHost                bool
 	Congestion              string        // algorithm of TCP connections between engines; "" is the system's
 	Polling                 time.Duration // 0 is off

@@ -205,6 +205,8 @@ var settings = []setting{
 		"Maximum number of handshake connections that are open at once. One address has at most half of them. When they are taken, a further one takes the place of an older one: of the address with the most connections, and of one without a request first."},
 	{[]variable{{"MC_HANDSHAKE_MAX_NOTIFY_ENTRIES", "KVFERRY_MAX_NOTIFICATIONS", "65536"}}, integer("messages", 1, 1<<24, func(c *Config) *int { return &c.MaxNotifications }),
 		"Maximum number of notifications that the engine keeps until the program fetches them. It refuses further ones, and their senders get an error. Mooncake drops the oldest ones."},
+	{one("KVFERRY_NOTIFY_BYTES", "67108864"), integer("bytes", 1<<20, 1<<40, func(c *Config) *int { return &c.MaxNotifyBytes }),
+		"Memory for notifications that the program has not fetched yet, and as much again for those that are arriving. The peers of one address have at most half of it, which also limits the length of one notification. The engine refuses further ones, and their senders get an error."},
 }
 
 // one is a setting's only variable.

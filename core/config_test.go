@@ -57,7 +57,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		MetadataKeepInterval: 10 * time.Second, EtcdLease: 30 * time.Second,
 		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
 		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10,
-		SameHost: true, MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536,
+		SameHost: true, MaxSessions: 1024, MaxHandshakes: 128, MaxNotifications: 65536, MaxNotifyBytes: 64 << 20,
 	}, DefaultConfig())
 }
 
@@ -80,6 +80,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_MAX_HANDSHAKES": "13", "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": "14",
+		"KVFERRY_NOTIFY_BYTES":             "1048576",
 		"MC_TCP_MAX_QUEUED_BYTES_PER_PEER": "-1", "MC_NUM_TCP_IO_THREADS": "many", "MC_FORCE_SHM": "",
 		"KVFERRY_SAME_HOST": "off", "KVFERRY_POLL_US": "15", "KVFERRY_LISTEN": "10.0.0.1,fd00::1", "KVFERRY_ALLOW": "10.0.0.0/8",
 	}))
@@ -102,7 +103,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		MetadataKeepInterval: 18 * time.Second,
 		EtcdTLS:              true, EtcdUsername: "root", EtcdPassword: "door", EtcdLease: 19 * time.Second,
 		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
-		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14, Polling: 15 * time.Microsecond,
+		MaxSessions: 12, MaxHandshakes: 13, MaxNotifications: 14, MaxNotifyBytes: 1 << 20, Polling: 15 * time.Microsecond,
 		Listen: "10.0.0.1,fd00::1", Allow: "10.0.0.0/8",
 	}, c)
 }
@@ -139,6 +140,7 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"KVFERRY_MAX_SESSIONS":                    {"0", "65537"},
 		"KVFERRY_MAX_HANDSHAKES":                  {"0"},
 		"KVFERRY_MAX_NOTIFICATIONS":               {"0", "16777217"},
+		"KVFERRY_NOTIFY_BYTES":                    {"0", "1048575", "64M"},
 		"MC_HANDSHAKE_MAX_NOTIFY_ENTRIES":         {"0", "16777217", "-1"},
 		"KVFERRY_SAME_HOST":                       {"2", "perhaps"},
 		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS":     {"-1", "60001", "1s"},
@@ -287,6 +289,7 @@ func requireInRange(t *testing.T, c Config) {
 	inRange("MaxSessions", c.MaxSessions, 1, 65536)
 	inRange("MaxHandshakes", c.MaxHandshakes, 1, 65536)
 	inRange("MaxNotifications", c.MaxNotifications, 1, 1<<24)
+	inRange("MaxNotifyBytes", c.MaxNotifyBytes, 1<<20, 1<<40)
 	inRange("Polling", int(c.Polling/time.Microsecond), 0, 1000000)
 }
 

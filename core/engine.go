@@ -50,7 +50,7 @@ type Engine struct {
 	memory   *Registry
 	segments *segments
 	batches  sync.Map // id -> *Batch
-	inbox    inbox
+	inbox    *inbox
 	started  startInfo
 
 	store  metadata.Store
@@ -125,7 +125,7 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 	memory := newRegistry()
 	e := &Engine{
 		config: o.Config, log: o.Log, central: o.Metadata != metadata.P2P, name: o.Name, identity: newIdentity(),
-		memory: memory, segments: newSegments(), inbox: inbox{limit: o.Config.MaxNotifications},
+		memory: memory, segments: newSegments(), inbox: newInbox(&o.Config, o.Log),
 		started: startInfo{version: o.Version, metadata: metadata.Shown(o.Metadata), changed: o.Changed},
 		store:   store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength,
@@ -158,7 +158,7 @@ func (e *Engine) listen(name address.Name) (err error) {
 		return err
 	}
 	e.port = listener.Addr().(*net.TCPAddr).Port
-	handlers := metadata.Handlers{Descriptor: e.Descriptor, Notify: e.inbox.put}
+	handlers := metadata.Handlers{Descriptor: e.Descriptor, Notify: e.inbox.receive}
 	if e.central {
 		handlers.Descriptor = func() *metadata.Descriptor { return nil }
 	} else {
@@ -167,7 +167,7 @@ func (e *Engine) listen(name address.Name) (err error) {
 	handlers.Name = e.name
 	e.site.warn(e.name, e.log)
 	e.server = metadata.Serve(listener, handlers,
-		metadata.HandshakeOptions{MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, Log: e.log})
+		metadata.HandshakeOptions{MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, MaxReceiving: int64(e.config.MaxNotifyBytes), Log: e.log})
 	return nil
 }
 

@@ -2,37 +2,81 @@ package core
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"sync"
+	"time"
 
+	"kvferry/core/fair"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
 )
 
+// notificationCost is the memory that the engine spends on a notification beside its text, in bytes.
+const notificationCost = 256
+
+// refusalPeriod is the shortest time between log lines about refused notifications.
+const refusalPeriod = 10 * time.Second
+
 // inbox keeps received notifications until they are fetched.
 type inbox struct {
+	limit int        // messages
+	bytes *fair.Gate // shares the memory between the senders' addresses
+	log   *zap.Logger
+
 	mu       sync.Mutex
 	messages []metadata.Notification
-	limit    int
+	rooms    []*fair.Place // of the messages
+
+	refused fair.Tally
 }
 
-// put keeps a message. It returns false when the inbox is full: the sender then gets an error.
-func (b *inbox) put(n metadata.Notification) bool {
+func newInbox(c *Config, log *zap.Logger) *inbox {
+	return &inbox{
+		limit: c.MaxNotifications, bytes: fair.New(fair.Options{Limit: int64(c.MaxNotifyBytes)}), log: log,
+		refused: fair.Tally{Period: refusalPeriod},
+	}
+}
+
+// receive keeps a message of a peer, or returns an error, which the sender gets.
+func (b *inbox) receive(n metadata.Notification, from netip.Addr) error {
+	err := b.put(n, from)
+	if err == nil {
+		return nil
+	}
+	if count, report := b.refused.Add(); report {
+		b.log.Warn("a peer's notification was refused", zap.Stringer("peer", from), zap.String("name", fmt.Sprintf("%.80q", n.Name)),
+			zap.Int("notifications refused since the last such message", count), zap.Error(err))
+	}
+	return err
+}
+
+// put keeps a message from an address, or returns an error. The zero address is the program's own.
+func (b *inbox) put(n metadata.Notification, from netip.Addr) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.messages) >= b.limit {
-		return false
+		return fmt.Errorf("%d notifications wait to be fetched, as many as may (MC_HANDSHAKE_MAX_NOTIFY_ENTRIES)", b.limit)
+	}
+	room, err := b.bytes.Enter(from, int64(len(n.Name)+len(n.Text)+notificationCost), nil)
+	if err != nil {
+		return fmt.Errorf("bytes of notifications that wait to be fetched (KVFERRY_NOTIFY_BYTES): %w", err)
 	}
 	b.messages = append(b.messages, n)
-	return true
+	b.rooms = append(b.rooms, room)
+	return nil
 }
 
 func (b *inbox) drain() []metadata.Notification {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	messages := b.messages
-	b.messages = nil
+	messages, rooms := b.messages, b.rooms
+	b.messages, b.rooms = nil, nil
+	b.mu.Unlock()
+	for _, room := range rooms {
+		room.Leave()
+	}
 	return messages
 }
 
@@ -48,8 +92,8 @@ func (e *Engine) notify(ctx context.Context, id SegmentID, n metadata.Notificati
 	}
 	if id == LocalSegment {
 		n = metadata.Notification{Name: characters(n.Name), Text: characters(n.Text)}
-		if !e.inbox.put(n) {
-			return status.Errorf(status.Socket, "notification %q rejected: %d wait to be fetched", n.Name, e.inbox.limit)
+		if err := e.inbox.put(n, netip.Addr{}); err != nil {
+			return status.Errorf(status.Socket, "notification %.80q refused: %w", n.Name, err)
 		}
 		return nil
 	}

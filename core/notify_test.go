@@ -246,6 +246,33 @@ func TestFullInboxRejectsNotifications(t *testing.T) {
 	require.Equal(t, []metadata.Notification{hello}, p.Notifications())
 }
 
+func TestOneHostCannotFillTheInboxWithLongNotifications(t *testing.T) {
+	observed, logs := observer.New(zapcore.WarnLevel)
+	serving := &transporttest.Transport{Address: core.Endpoint{Port: 9, ProtoVersion: 2}}
+	p := startPairWith(t, serving, func(o *core.Options) { o.Config.MaxNotifyBytes, o.Log = 4<<20, zap.New(observed) })
+	back := open(t, p.peer, p.Name())
+	long := metadata.Notification{Name: "long", Text: strings.Repeat("a", 512<<10)}
+	taken := 0
+	for ; taken < 8; taken++ {
+		err := p.peer.Notify(back, long)
+		if err == nil {
+			continue
+		}
+		requireCode(t, status.Socket, err)
+		require.ErrorContains(t, err, "KVFERRY_NOTIFY_BYTES", "the sender learns the reason")
+		break
+	}
+	require.Equal(t, 3, taken, "half of the memory")
+	require.Error(t, p.peer.Notify(back, long))
+	refusals := logs.FilterMessage("a peer's notification was refused").All()
+	require.Len(t, refusals, 1, "one line in a while")
+	require.Contains(t, fmt.Sprint(refusals[0].ContextMap()["peer"]), "127.0.0.1")
+
+	require.NoError(t, p.Notify(core.LocalSegment, long), "the program's own have the other half")
+	require.Len(t, p.Notifications(), taken+1)
+	require.NoError(t, p.peer.Notify(back, long), "the memory is given back")
+}
+
 func TestProbe(t *testing.T) {
 	p := startPair(t, nil)
 	require.NoError(t, p.Probe(p.Name()))

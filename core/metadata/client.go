@@ -35,6 +35,18 @@ type notifyBody struct {
 	Text string `json:"notify_msg"`
 }
 
+// notifyAnswer is the answer to a notification.
+type notifyAnswer struct {
+	notifyBody
+
+	Extensions json.RawMessage `json:"kvferry,omitempty"` // of notifyExtensions; another program may put anything there
+}
+
+// notifyExtensions is what a kvferry engine adds to a refusal. Mooncake ignores the key.
+type notifyExtensions struct {
+	Reason string `json:"reason"`
+}
+
 // probeBody is the answer to a probe.
 type probeBody struct {
 	Status string `json:"status"`
@@ -85,14 +97,23 @@ func (c Client) SendNotify(ctx context.Context, peer string, n Notification) err
 	if err != nil {
 		return err
 	}
-	var answer notifyBody
+	var answer notifyAnswer
 	if err := json.Unmarshal(reply, &answer); err != nil {
 		return peerError(peer, kindNotify, jsonError("the answer", err))
 	}
 	if answer.Text == "" {
-		return peerError(peer, kindNotify, status.Errorf(status.RejectHandshake, "the peer did not take the notification"))
+		return peerError(peer, kindNotify, refusalOf(answer))
 	}
 	return nil
+}
+
+// refusalOf is the error for a notification that the peer did not take, with its reason if it gives one.
+func refusalOf(answer notifyAnswer) error {
+	var extensions notifyExtensions
+	if json.Unmarshal(answer.Extensions, &extensions) != nil || extensions.Reason == "" {
+		return status.Errorf(status.RejectHandshake, "the peer did not take the notification")
+	}
+	return status.Errorf(status.RejectHandshake, "the peer did not take the notification: %.300q", extensions.Reason)
 }
 
 // Probe returns nil if a server answers at a peer's handshake port. A server that accepts the connection and closes it
@@ -203,7 +224,7 @@ func peerError(peer string, kind frameKind, err error) error {
 }
 
 // orDefault is value, unless that is 0.
-func orDefault[T int | time.Duration](value, otherwise T) T {
+func orDefault[T int | int64 | time.Duration](value, otherwise T) T {
 	if value == 0 {
 		return otherwise
 	}

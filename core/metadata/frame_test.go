@@ -6,10 +6,12 @@ import (
 	"errors"
 	"io"
 	"math"
+	"net/netip"
 	"runtime"
 	"testing"
 	"testing/iotest"
 
+	"kvferry/core/fair"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -104,15 +106,15 @@ func FuzzRequests(f *testing.F) {
 	fuzzStreams(f)
 	s := &Server{handlers: Handlers{
 		Descriptor: func() *Descriptor { return sample(1) },
-		Notify:     func(Notification) bool { return true },
-	}, options: HandshakeOptions{MaxLength: DefaultMaxLength}}
+		Notify:     func(Notification, netip.Addr) error { return nil },
+	}, options: HandshakeOptions{MaxLength: DefaultMaxLength}, receiving: fair.New(fair.Options{Limit: 2 * DefaultMaxLength})}
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		request, err := readFrame(bytes.NewReader(stream), DefaultMaxLength)
 		if err != nil {
 			assert.True(t, errors.Is(err, errNoFrame) || status.Of(err, status.OK) != status.OK)
 			return
 		}
-		body, err := s.reply(request)
+		body, err := s.reply(request, netip.Addr{})
 		if err != nil {
 			assert.NotEqual(t, status.OK, status.Of(err, status.OK))
 			return

@@ -1,11 +1,13 @@
 package metadata
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -40,7 +42,7 @@ func start(t *testing.T, h Handlers, o HandshakeOptions) (s *Server, peer string
 	return s, l.Addr().String()
 }
 
-func refuse(Notification) bool { return false }
+func refuse(Notification, netip.Addr) error { return errors.New("the inbox is full") }
 
 func one() *Descriptor { return sample(1) }
 
@@ -98,7 +100,7 @@ func TestADescriptorOverTheLimitArrivesCutAndIsLogged(t *testing.T) {
 
 func TestNotificationsArriveAsTheyWereSent(t *testing.T) {
 	received := make(chan Notification, 1)
-	_, peer := start(t, Handlers{Descriptor: one, Notify: func(n Notification) bool { received <- n; return true }}, HandshakeOptions{})
+	_, peer := start(t, Handlers{Descriptor: one, Notify: func(n Notification, _ netip.Addr) error { received <- n; return nil }}, HandshakeOptions{})
 	for _, n := range []Notification{{"a", "b"}, {}, {"é\x00\n", strings.Repeat("<世界>", 20_000)}} {
 		require.NoError(t, Client{}.SendNotify(context.Background(), peer, n))
 		assert.Equal(t, n, <-received)
@@ -110,10 +112,27 @@ func TestARejectedNotificationIsAnErrorOfTheSender(t *testing.T) {
 	err := Client{}.SendNotify(context.Background(), peer, Notification{"a", "b"})
 	assert.Equal(t, status.RejectHandshake, status.Of(err, status.OK))
 	assert.ErrorContains(t, err, peer)
+	assert.ErrorContains(t, err, "the inbox is full", "the peer's reason")
+}
+
+func TestNotificationsThatAreArrivingTakeABoundedPartOfMemory(t *testing.T) {
+	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification, netip.Addr) error { return nil }},
+		HandshakeOptions{MaxReceiving: 2 << 20, StepTimeout: time.Hour})
+	long := Notification{Text: strings.Repeat("a", DefaultMaxLength/2)}
+	body := mustEncode(notifyBody(long))
+	for range 3 {
+		sendFrom(t, "127.0.0.2", peer, encodeFrame(kindNotify, false, body)[:DefaultMaxLength/4])
+	}
+	require.Eventually(t, func() bool {
+		conn := sendFrom(t, "127.0.0.2", peer, encodeFrame(kindNotify, false, body))
+		reply, err := io.ReadAll(conn)
+		return err == nil && bytes.Contains(reply, []byte("127.0.0.2 holds"))
+	}, 10*time.Second, time.Millisecond, "the share of the address is used up, and it is told")
+	require.NoError(t, Client{}.SendNotify(context.Background(), peer, long), "from another address")
 }
 
 func TestNotificationsThatCannotBeSentWholeAreNotSent(t *testing.T) {
-	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification) bool { t.Error("one arrived"); return true }}, HandshakeOptions{})
+	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification, netip.Addr) error { t.Error("one arrived"); return nil }}, HandshakeOptions{})
 	for _, n := range []Notification{{Name: strings.Repeat("a", DefaultMaxLength)}, {Text: strings.Repeat("a", DefaultMaxLength)}} {
 		err := Client{}.SendNotify(context.Background(), peer, n)
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
@@ -122,7 +141,7 @@ func TestNotificationsThatCannotBeSentWholeAreNotSent(t *testing.T) {
 
 func TestBytesThatAreNotUTF8ArriveAsReplacementCharacters(t *testing.T) {
 	received := make(chan Notification, 1)
-	_, peer := start(t, Handlers{Descriptor: one, Notify: func(n Notification) bool { received <- n; return true }}, HandshakeOptions{})
+	_, peer := start(t, Handlers{Descriptor: one, Notify: func(n Notification, _ netip.Addr) error { received <- n; return nil }}, HandshakeOptions{})
 	for sent, arrives := range map[string]string{
 		"\xff\xfe binary": "\ufffd\ufffd binary", "cut \xe4\xb8": "cut \ufffd\ufffd", "\xed\xa0\x80": "\ufffd\ufffd\ufffd",
 	} {
@@ -142,7 +161,7 @@ func TestAProbeFindsWhoAnswersAndWhoDoesNot(t *testing.T) {
 }
 
 func TestEveryRequestIsAnsweredByAFrameOfItsKind(t *testing.T) {
-	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification) bool { return true }}, HandshakeOptions{})
+	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification, netip.Addr) error { return nil }}, HandshakeOptions{})
 	for _, c := range []struct {
 		request []byte
 		kind    frameKind
@@ -230,7 +249,7 @@ func TestAPeerThatDoesNotReadItsAnswerIsLeft(t *testing.T) {
 
 func TestTwoHundredPeersAtOnceAreAllAnswered(t *testing.T) {
 	var notified atomic.Int32
-	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification) bool { notified.Add(1); return true }},
+	_, peer := start(t, Handlers{Descriptor: one, Notify: func(Notification, netip.Addr) error { notified.Add(1); return nil }},
 		HandshakeOptions{MaxConnections: 16, Patience: time.Minute})
 	var peers sync.WaitGroup
 	for i := range 200 {

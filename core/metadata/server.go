@@ -3,7 +3,9 @@ package metadata
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +31,7 @@ import (
 const (
 	DefaultMaxConnections = 128
 	DefaultStepTimeout    = 5 * time.Second
+	DefaultMaxReceiving   = 64 << 20
 	DefaultPatience       = 250 * time.Millisecond
 )
 
@@ -51,8 +54,9 @@ type Handlers struct {
 	Name string // of the engine, as peers open it; "": probes are answered without a name
 	// Descriptor returns the current descriptor, and does not change it afterwards; nil with central metadata.
 	Descriptor func() *Descriptor
-	// Notify takes a notification, or returns false to reject it; the peer learns that.
-	Notify func(Notification) bool
+	// Notify takes a notification from an address, or returns an error to refuse it. The peer learns that and, if it is a
+	// kvferry engine, the error's text.
+	Notify func(n Notification, from netip.Addr) error
 }
 
 // HandshakeOptions bound a handshake server. Zero fields have defaults.
@@ -60,6 +64,7 @@ type HandshakeOptions struct {
 	MaxLength      int           // longest frame that is taken or sent, in bytes; DefaultMaxLength
 	MaxConnections int           // open at once, of which one address has at most half; DefaultMaxConnections
 	StepTimeout    time.Duration // for a request to arrive, a reply to leave, a peer to close; DefaultStepTimeout each
+	MaxReceiving   int64         // bytes of notifications that are arriving, of which one address has at most half; DefaultMaxReceiving
 	Log            *zap.Logger   // nil: none
 
 	// Patience is how long the server accepts no connections while those of a burst from one address end; DefaultPatience. It
@@ -81,9 +86,10 @@ type Server struct {
 	options  HandshakeOptions
 	log      *zap.Logger
 
-	gate    *fair.Gate    // one unit for each open connection
-	freed   chan struct{} // has an element when a connection has ended
-	refused fair.Tally
+	receiving *fair.Gate    // the bytes of notifications that are arriving
+	gate      *fair.Gate    // one unit for each open connection
+	freed     chan struct{} // has an element when a connection has ended
+	refused   fair.Tally
 
 	patience time.Duration // left at the time waited; of run
 	waited   time.Time
@@ -100,14 +106,16 @@ func Serve(l Listener, h Handlers, o HandshakeOptions) *Server {
 	o.MaxLength = orDefault(o.MaxLength, DefaultMaxLength)
 	o.MaxConnections = orDefault(o.MaxConnections, DefaultMaxConnections)
 	o.StepTimeout = orDefault(o.StepTimeout, DefaultStepTimeout)
+	o.MaxReceiving = max(orDefault(o.MaxReceiving, DefaultMaxReceiving), 2*int64(o.MaxLength)) // the longest is half at most
 	o.Patience = orDefault(o.Patience, DefaultPatience)
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
 	s := &Server{
 		listener: l, handlers: h, options: o, log: sampled(o.Log),
-		gate:  fair.New(fair.Options{Limit: int64(o.MaxConnections), Grace: requestGrace}),
-		freed: make(chan struct{}, 1), refused: fair.Tally{Period: tallyPeriod}, patience: o.Patience, waited: time.Now(),
+		receiving: fair.New(fair.Options{Limit: o.MaxReceiving}),
+		gate:      fair.New(fair.Options{Limit: int64(o.MaxConnections), Grace: requestGrace}),
+		freed:     make(chan struct{}, 1), refused: fair.Tally{Period: tallyPeriod}, patience: o.Patience, waited: time.Now(),
 		closed: make(chan struct{}), conns: make(map[*net.TCPConn]struct{}),
 	}
 	s.ended.Add(1)
@@ -313,7 +321,7 @@ func (s *Server) answer(conn *served) error {
 	if err != nil {
 		return err
 	}
-	body, err := s.reply(request)
+	body, err := s.reply(request, fair.AddrOf(conn.RemoteAddr()))
 	if err != nil {
 		return err
 	}
@@ -328,9 +336,9 @@ func (s *Server) answer(conn *served) error {
 }
 
 // reply reads a request's body and gives the JSON of the answer.
-func (s *Server) reply(request frame) ([]byte, error) {
+func (s *Server) reply(request frame, from netip.Addr) ([]byte, error) {
 	if request.kind == kindNotify {
-		return s.notify(request)
+		return s.notify(request, from)
 	}
 	if err := request.discardBody(); err != nil {
 		return nil, err
@@ -361,8 +369,14 @@ type connectionBody struct {
 	ReplyMessage string `json:"reply_msg"`
 }
 
-// notify passes a notification to the handler. A peer that sends no strings gets no answer, as from Mooncake.
-func (s *Server) notify(request frame) ([]byte, error) {
+// notify passes a notification to the handler. A peer that sends no strings gets no answer, as from Mooncake. A body for which
+// there is no room is discarded before the answer: a peer reads none before it has sent all.
+func (s *Server) notify(request frame, from netip.Addr) ([]byte, error) {
+	room, err := s.receiving.Enter(from, int64(request.length), nil)
+	if err != nil {
+		return refusedNotification(fmt.Errorf("bytes of notifications that are arriving: %w", err)), request.discardBody()
+	}
+	defer room.Leave()
 	encoded, err := request.readBody()
 	if err != nil {
 		return nil, err
@@ -377,11 +391,14 @@ func (s *Server) notify(request frame) ([]byte, error) {
 	if body.Name == nil || body.Text == nil {
 		return nil, malformed("notification without name and notify_msg")
 	}
-	var answer notifyBody
-	if s.handlers.Notify(Notification{Name: *body.Name, Text: *body.Text}) {
-		answer.Text = "success"
+	if err := s.handlers.Notify(Notification{Name: *body.Name, Text: *body.Text}, from); err != nil {
+		return refusedNotification(err), nil
 	}
-	return mustEncode(answer), nil
+	return mustEncode(notifyBody{Text: "success"}), nil
+}
+
+func refusedNotification(reason error) []byte {
+	return mustEncode(notifyAnswer{Extensions: mustEncode(notifyExtensions{Reason: reason.Error()})})
 }
 
 // descriptor is the engine's own descriptor, as far as it fits the frame, or null.

@@ -3,10 +3,12 @@ package driver_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
 	"testing"
@@ -310,7 +312,7 @@ func startPeer(t testing.TB, script func(conn *net.TCPConn)) *rawPeer {
 			return &metadata.Descriptor{Name: p.name, Protocol: "tcp", DataHost: "127.0.0.1", DataPort: portOf(data), ProtoVersion: 2,
 				Buffers: []metadata.Buffer{{Name: "cpu:0", Addr: rawBase, Length: 1 << 40}}}
 		},
-		Notify: func(metadata.Notification) bool { return false },
+		Notify: func(metadata.Notification, netip.Addr) error { return errors.New("it takes none") },
 	}, metadata.HandshakeOptions{})
 	p.running.Go(func() { p.accept(data, script) })
 	t.Cleanup(func() {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"net"
+	"net/netip"
 	"strconv"
 	"testing"
 
@@ -69,7 +70,7 @@ func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 	require.NoError(t, err)
 	server := metadata.Serve(handshakes, metadata.Handlers{
 		Descriptor: func() *metadata.Descriptor { return shown },
-		Notify:     func(metadata.Notification) bool { return true },
+		Notify:     func(metadata.Notification, netip.Addr) error { return nil },
 	}, metadata.HandshakeOptions{})
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
 	e := newEngine(t, tcptest.WithoutPool)

@@ -3,6 +3,7 @@ package tcptest
 import (
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -43,7 +44,7 @@ func Perform(t testing.TB, version int, s Script, memory ...[]byte) *Scripted {
 	require.NoError(t, err)
 	p.Name = handshakes.Addr().String()
 	server := metadata.Serve(handshakes, metadata.Handlers{Descriptor: p.descriptor,
-		Notify: func(metadata.Notification) bool { return true }}, metadata.HandshakeOptions{})
+		Notify: func(metadata.Notification, netip.Addr) error { return nil }}, metadata.HandshakeOptions{})
 	t.Cleanup(func() {
 		require.NoError(t, server.Close())
 		p.LeavePort()
