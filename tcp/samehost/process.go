@@ -25,14 +25,12 @@ type Process struct {
 // PeerProcess finds the process at the other end of a socket. It fails for a process of another user, and for one that
 // cannot be seen from here. Before Linux 6.5 the id may be that of a successor by now: see isPeer.
 func PeerProcess(socket int) (*Process, error) {
-	who, err := unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	who, err := sameUser(socket)
 	switch {
 	case err != nil:
-		return nil, os.NewSyscallError("getsockopt", err)
+		return nil, err
 	case who.Pid <= 0:
 		return nil, errors.New("the process at the other end cannot be seen from here")
-	case int(who.Uid) != os.Geteuid():
-		return nil, fmt.Errorf("process %d belongs to user %d, not %d", who.Pid, who.Uid, os.Geteuid())
 	}
 	file, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 	if err != nil {
@@ -46,6 +44,28 @@ func PeerProcess(socket int) (*Process, error) {
 		return nil, errors.Join(fmt.Errorf("process %d has ended", who.Pid), p.Close())
 	}
 	return p, nil
+}
+
+// sameUser returns who is at the other end of a socket. It fails for a process of another user.
+func sameUser(socket int) (*unix.Ucred, error) {
+	who, err := unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	switch {
+	case err != nil:
+		return nil, os.NewSyscallError("getsockopt", err)
+	case int(who.Uid) != os.Geteuid():
+		return nil, fmt.Errorf("process %d belongs to user %d, not %d", who.Pid, who.Uid, os.Geteuid())
+	}
+	return who, nil
+}
+
+// RefuseOtherUsers fails for a connection whose other end is a process of another user.
+func RefuseOtherUsers(conn sockio.Conn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	controlErr := raw.Control(func(socket uintptr) { _, err = sameUser(int(socket)) })
+	return errors.Join(controlErr, err)
 }
 
 // ProcessBehind finds the process at the other end of a connection.

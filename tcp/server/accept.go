@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"kvferry/core/shut"
+	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 
 	"go.uber.org/zap"
@@ -75,5 +76,21 @@ func (v *Server) accept(next func() (sockio.Conn, error)) {
 			return
 		}
 		delay = min(2*delay, maxAcceptDelay)
+	}
+}
+
+// acceptLocal takes the next connection of a process on this host. Every process of the network namespace can connect to an
+// abstract socket, so those of other users are closed before a byte of them is read.
+func (v *Server) acceptLocal() (sockio.Conn, error) {
+	for {
+		conn, err := v.local.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		if err = samehost.RefuseOtherUsers(conn); err == nil {
+			return conn, nil
+		}
+		_ = shut.Abandon(conn)
+		v.log.Warn("refused a connection on this host", zap.Error(err))
 	}
 }

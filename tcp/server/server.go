@@ -98,7 +98,7 @@ func New(log *zap.Logger, memory Memory, listener Listener, local *net.UnixListe
 	v.running.Go(v.admit)
 	v.running.Go(func() { v.accept(func() (sockio.Conn, error) { return listener.AcceptTCP() }) })
 	if local != nil {
-		v.running.Go(func() { v.accept(func() (sockio.Conn, error) { return local.AcceptUnix() }) })
+		v.running.Go(func() { v.accept(func() (sockio.Conn, error) { return v.acceptLocal() }) })
 	}
 	return v
 }
