@@ -16,13 +16,14 @@ MODULE = "kvferry/"
 
 MAY_IMPORT = {
     # The engine: it sees transports, stores and devices through interfaces.
-    "core": "core/address core/clock core/device core/hostmem core/metadata core/metadata/kv core/staging core/status",
+    "core": "core/address core/clock core/device core/fair core/hostmem core/metadata core/metadata/kv core/staging"
+    " core/status",
     "core/address": "core/shut core/status",
     "core/clock": "",
     "core/device": "",
     "core/fair": "",
     "core/hostmem": "core/clock core/threads",
-    "core/metadata": "core/address core/metadata/kv core/shut core/status",
+    "core/metadata": "core/address core/fair core/metadata/kv core/shut core/status",
     "core/metadata/etcd": "core/metadata/kv",
     "core/metadata/kv": "core/status",
     "core/metadata/redis": "core/metadata/kv",
