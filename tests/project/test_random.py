@@ -17,5 +17,5 @@ def test_only_tests_use_a_generator_that_forked_siblings_share() -> None:
     load the library all get the same numbers from it."""
     folders = [f for f in REPOSITORY.iterdir() if f.is_dir() and not f.name.startswith(".") and f.name != "build"]
     sources = [path for folder in folders for path in folder.rglob("*.go") if shipped(path)]
-    assert REPOSITORY / "core" / "memory.go" in sources
+    assert REPOSITORY / "core" / "registry.go" in sources
     assert [str(path) for path in sources if '"math/rand' in path.read_text()] == []
