@@ -39,9 +39,6 @@ const (
 // without having waited.
 const requestGrace = time.Second
 
-// patienceShare is the part of all time that the server may spend on waiting for places, as a divisor.
-const patienceShare = 20
-
 // tallyPeriod is the shortest time between log lines about connections that gave way or were refused.
 const tallyPeriod = 10 * time.Second
 
@@ -86,16 +83,11 @@ type Server struct {
 	options  HandshakeOptions
 	log      *zap.Logger
 
-	receiving *fair.Gate    // the bytes of notifications that are arriving
-	gate      *fair.Gate    // one unit for each open connection
-	freed     chan struct{} // has an element when a connection has ended
+	receiving *fair.Gate // the bytes of notifications that are arriving
+	door      *fair.Door // one unit for each open connection
 	refused   fair.Tally
-
-	patience time.Duration // left at the time waited; of run
-	waited   time.Time
-
-	closed chan struct{}
-	ended  sync.WaitGroup // goroutines
+	closed    chan struct{}
+	ended     sync.WaitGroup // goroutines
 
 	mu    sync.Mutex
 	conns map[*net.TCPConn]struct{} // nil once closed
@@ -114,9 +106,9 @@ func Serve(l Listener, h Handlers, o HandshakeOptions) *Server {
 	s := &Server{
 		listener: l, handlers: h, options: o, log: sampled(o.Log),
 		receiving: fair.New(fair.Options{Limit: o.MaxReceiving}),
-		gate:      fair.New(fair.Options{Limit: int64(o.MaxConnections), Grace: requestGrace}),
-		freed:     make(chan struct{}, 1), refused: fair.Tally{Period: tallyPeriod}, patience: o.Patience, waited: time.Now(),
-		closed: make(chan struct{}), conns: make(map[*net.TCPConn]struct{}),
+		door:      fair.NewDoor(fair.Options{Limit: int64(o.MaxConnections), Grace: requestGrace}, o.Patience),
+		refused:   fair.Tally{Period: tallyPeriod},
+		closed:    make(chan struct{}), conns: make(map[*net.TCPConn]struct{}),
 	}
 	s.ended.Add(1)
 	go s.run()
@@ -174,14 +166,7 @@ func (s *Server) run() {
 // that are all new, it waits for the end of one as long as its patience lasts, and then closes the oldest.
 func (s *Server) admit(conn *net.TCPConn) {
 	c := &served{TCPConn: conn}
-	peer, evict := fair.AddrOf(conn.RemoteAddr()), func() { s.evict(c) }
-	place, err := s.gate.Enter(peer, 1, evict)
-	for err != nil && s.awaitPlace() {
-		place, err = s.gate.Enter(peer, 1, evict)
-	}
-	if err != nil {
-		place, err = s.gate.Insist(peer, 1, evict)
-	}
+	place, err := s.door.Admit(fair.AddrOf(conn.RemoteAddr()), func() { s.evict(c) }, s.closed)
 	if err != nil {
 		shut.Close(conn)
 		s.tell("a handshake connection was refused: too many are open", conn, err)
@@ -214,26 +199,6 @@ func (s *Server) tell(message string, conn *net.TCPConn, err error) {
 	}
 }
 
-// awaitPlace returns true when a connection has ended, and false when the patience is over or the server is closed.
-func (s *Server) awaitPlace() bool {
-	begun := time.Now()
-	s.patience = min(s.patience+begun.Sub(s.waited)/patienceShare, s.options.Patience)
-	timer := time.NewTimer(s.patience)
-	defer timer.Stop()
-	defer func() {
-		s.waited = time.Now()
-		s.patience -= s.waited.Sub(begun)
-	}()
-	select {
-	case <-s.freed:
-		return true
-	case <-timer.C:
-		return false
-	case <-s.closed:
-		return false
-	}
-}
-
 func (s *Server) isClosed() bool {
 	select {
 	case <-s.closed:
@@ -257,7 +222,7 @@ func (s *Server) wait(d time.Duration) {
 func (s *Server) serve(c *served) {
 	if !s.keep(c.TCPConn) {
 		shut.Close(c.TCPConn)
-		c.place.Leave()
+		s.door.Leave(c.place)
 		return
 	}
 	s.ended.Add(1)
@@ -277,11 +242,7 @@ func (s *Server) serve(c *served) {
 // leave closes a connection and gives its place back.
 func (s *Server) leave(c *served) {
 	s.drop(c.TCPConn)
-	c.place.Leave()
-	select {
-	case s.freed <- struct{}{}:
-	default:
-	}
+	s.door.Leave(c.place)
 }
 
 // keep notes a connection for Close. It returns false when the server is closed already.
