@@ -47,6 +47,7 @@ func refused(err error) reply {
 }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	noteRequest(r)
 	var a reply
 	err := status.Guard(func() error {
 		a = s.answer(w, r)

@@ -3,7 +3,7 @@
 //
 // A request goes this way:
 //
-//  1. slots accepts its connection if a slot is free; further connections wait in the kernel's backlog.
+//  1. slots accepts its connection in the share of the client's address. When the slots are taken, an older connection gives way.
 //  2. net/http reads its header, within a time and a size.
 //  3. answer checks path, token and key, and reads the value within a time and a size.
 //  4. The store changes within its limits, and wakes the snapshot.
@@ -74,6 +74,8 @@ type Options struct {
 	MaxConnections int64 // open at once; DefaultMaxConnections
 
 	Log *zap.Logger // nil: none
+
+	stepTimeout time.Duration // in tests: replaces headerTimeout, requestTimeout and idleTimeout
 }
 
 // Server serves metadata until it is closed.
@@ -187,15 +189,21 @@ func (o *Options) listen() (*net.TCPListener, error) {
 // serve starts the goroutine that accepts connections.
 func (s *Server) serve(listener *net.TCPListener, certificates []tls.Certificate) {
 	s.address = s.options.address(listener.Addr().(*net.TCPAddr))
-	s.slots = newSlots(listener, int(s.options.MaxConnections))
+	s.slots = newSlots(listener, int(s.options.MaxConnections), patience, s.log)
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
+	step := s.options.stepTimeout
 	s.http = &http.Server{
 		Handler: s, Protocols: &protocols,
-		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, IdleTimeout: idleTimeout,
+		ReadHeaderTimeout: cmp.Or(step, headerTimeout), ReadTimeout: cmp.Or(step, requestTimeout),
+		WriteTimeout: cmp.Or(step, requestTimeout), IdleTimeout: cmp.Or(step, idleTimeout),
 		MaxHeaderBytes: maxHeader + 3*maxKey, // a byte of a key may be three in a URL
 		TLSConfig:      &tls.Config{Certificates: certificates, MinVersion: tls.VersionTLS12},
 		ErrorLog:       log.New(faults{s.log}, "", 0),
+		ConnState:      noteState,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, slotted(c))
+		},
 	}
 	s.serving.Go(func() {
 		var err error

@@ -25,6 +25,8 @@ import (
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 func TestEntriesAreStoredReplacedAndDeleted(t *testing.T) {
@@ -273,10 +275,10 @@ func TestBytesThatAreNoRequestAreAnsweredOrCutOff(t *testing.T) {
 	require.Zero(t, keys, "of a value that arrived in part nothing is stored")
 }
 
-func TestConnectionsBeyondTheBoundWaitForASlot(t *testing.T) {
+func TestABurstBeyondTheShareOfAnAddressWaitsForASlot(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	l := newSlots(inner.(*net.TCPListener), 2)
+	l := newSlots(inner.(*net.TCPListener), 4, time.Hour, zap.NewNop())
 	accepted := make(chan net.Conn)
 	var accepting sync.WaitGroup
 	accepting.Go(func() {
@@ -296,7 +298,7 @@ func TestConnectionsBeyondTheBoundWaitForASlot(t *testing.T) {
 	}
 	first, second := <-accepted, <-accepted
 	require.True(t, l.scarce())
-	require.Len(t, l.taken, 2)
+	require.Equal(t, 2, l.open())
 	select {
 	case <-accepted:
 		t.Fatal("a third connection was accepted")
@@ -305,12 +307,12 @@ func TestConnectionsBeyondTheBoundWaitForASlot(t *testing.T) {
 	require.NoError(t, first.Close())
 	first.Close() // gives no second slot back
 	third := <-accepted
-	require.Len(t, l.taken, 2)
+	require.Equal(t, 2, l.open())
 	require.NoError(t, l.Close())
 	accepting.Wait()
 	require.NoError(t, second.Close())
 	require.NoError(t, third.Close())
-	require.Empty(t, l.taken)
+	require.Zero(t, l.open())
 }
 
 func TestConnectionsAreNotKeptWhereTheyAreScarce(t *testing.T) {
@@ -322,6 +324,44 @@ func TestConnectionsAreNotKeptWhereTheyAreScarce(t *testing.T) {
 			response.Body.Close()
 			require.Equal(t, scarce, response.Close)
 		}
+	}
+}
+
+// dialFrom opens a connection to a server from an address of this machine.
+func dialFrom(t *testing.T, s *Server, from string) net.Conn {
+	u, err := url.Parse(s.Address())
+	require.NoError(t, err)
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	conn, err := dialer.Dial("tcp", u.Host)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func TestClientsThatStallKeepNobodyOut(t *testing.T) {
+	for what, sent := range map[string]string{
+		"silent": "", "half a header": "GET /metadata?key=x HTTP/1.1\r\nHost: x\r\nSlow: ",
+		"half a value": "PUT /metadata?key=x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nshort",
+		"idle":         "GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		t.Run(what, func(t *testing.T) {
+			logged, logs := observer.New(zap.WarnLevel)
+			s, c := start(t, Options{MaxConnections: 8, Log: zap.New(logged), stepTimeout: time.Hour})
+			c.http.Timeout = soon
+			for range 3 {
+				for range 10 {
+					for _, from := range []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"} {
+						_, err := io.WriteString(dialFrom(t, s, from), sent)
+						require.NoError(t, err)
+					}
+				}
+				c.put("k", "v")
+				code, _ := c.send("GET", strings.Replace(c.url, DefaultPath, healthPath, 1), nil, nil)
+				require.Equal(t, 200, code)
+			}
+			require.NotEmpty(t, logs.FilterField(zap.Int("limit", 8)).All(), "who gave way is told")
+			require.LessOrEqual(t, logs.Len(), 2)
+		})
 	}
 }
 
