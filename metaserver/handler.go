@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -147,6 +148,16 @@ func keyOf(query string) (string, error) {
 	return key, checkKey(key)
 }
 
+// writer is the address in whose share an entry counts. Programs on the server's own machine have no share but the limits:
+// other machines cannot take that address.
+func writer(r *http.Request) netip.Addr {
+	at, _ := netip.ParseAddrPort(r.RemoteAddr)
+	if at.Addr().Unmap().IsLoopback() {
+		return netip.Addr{}
+	}
+	return at.Addr()
+}
+
 // put stores a request's body. One that is too large is refused unread where its length is given.
 func (s *Server) put(w http.ResponseWriter, r *http.Request, key string) error {
 	if r.ContentLength > s.options.MaxValue {
@@ -162,5 +173,5 @@ func (s *Server) put(w http.ResponseWriter, r *http.Request, key string) error {
 	case err != nil:
 		return refuse(http.StatusBadRequest, "the value cannot be read: %v", err)
 	}
-	return s.store.put(key, value)
+	return s.store.put(key, value, writer(r))
 }

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -137,6 +138,29 @@ func TestSumOfKeysAndValuesIsBounded(t *testing.T) {
 	c.put("bb", "1234")
 }
 
+func TestOneMachineCannotTakeAllTheRoom(t *testing.T) {
+	greedy, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	for what, o := range map[string]Options{
+		"keys":  {MaxKeys: 100, MaxValue: 10, MaxBytes: 1 << 20},
+		"bytes": {MaxKeys: 1 << 20, MaxValue: 10, MaxBytes: 1300},
+	} {
+		s := newStore(o)
+		taken := 0
+		for s.put(fmt.Sprintf("g%02d", taken), []byte("0123456789"), greedy) == nil {
+			taken++
+		}
+		require.Equal(t, 50, taken, what)
+		err := s.put("more", []byte("0123456789"), greedy)
+		require.Equal(t, 507, refused(err).status)
+		require.ErrorContains(t, err, "10.0.0.1 holds")
+		require.NoError(t, s.put("o", []byte("0123456789"), other))
+		require.NoError(t, s.put("own", []byte("0123456789"), netip.Addr{}))
+		require.NoError(t, s.put("g00", []byte("9876543210"), other), "an entry stays in the share of who created it")
+		require.NoError(t, s.remove("g01"))
+		require.NoError(t, s.put("g01", []byte("0123456789"), greedy), "the room of a deleted entry is given back")
+	}
+}
+
 func TestTokenIsRequired(t *testing.T) {
 	s, c := start(t, Options{Token: "open sesame"})
 	for _, header := range []string{"", "Bearer", "Bearer ", "Bearer open", "Bearer open sesame2", "Basic open sesame", "open sesame"} {
@@ -187,7 +211,7 @@ func TestConcurrentUseKeepsTheAccountRight(t *testing.T) {
 				key := fmt.Sprintf("key%d", (i*7+j)%30)
 				switch j % 3 {
 				case 0, 1:
-					s.store.put(key, bytes.Repeat([]byte("v"), j))
+					s.store.put(key, bytes.Repeat([]byte("v"), j), netip.Addr{})
 				case 2:
 					c.do("DELETE", key, "")
 				}
@@ -383,7 +407,7 @@ func TestCloseEndsIdleAndStalledConnections(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.NoError(t, s.Close(), "a second time")
 	io.ReadAll(conn) // ends
-	require.Error(t, s.store.put("late", []byte("x")), "a change after Close would be lost")
+	require.Error(t, s.store.put("late", []byte("x"), netip.Addr{}), "a change after Close would be lost")
 }
 
 func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -95,7 +96,7 @@ func load(file string, s *store) error {
 		if err := lines.Decode(&e); err != nil {
 			return fmt.Errorf("entry %d of %d: %w", i+1, h.Entries, err)
 		}
-		if err := s.put(e.Key, e.Value); err != nil {
+		if err := s.put(e.Key, e.Value, netip.Addr{}); err != nil {
 			return fmt.Errorf("entry %d of %d: %w", i+1, h.Entries, err)
 		}
 	}

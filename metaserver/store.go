@@ -3,11 +3,13 @@ package metaserver
 import (
 	"bytes"
 	"fmt"
-	"maps"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"unicode/utf8"
+
+	"kvferry/core/fair"
 )
 
 // refusal is an error of the store, with its status in HTTP.
@@ -22,23 +24,34 @@ func refuse(status int, format string, args ...any) error {
 	return &refusal{status, fmt.Sprintf(format, args...)}
 }
 
-// store holds the entries. Values are not changed once they are in it.
+// store holds the entries. Values are not changed once they are in it. An entry counts in the share of the address that has
+// created it.
 type store struct {
 	maxKeys, maxValue, maxBytes int64
+
+	keys  *fair.Gate // one unit for each entry
+	bytes *fair.Gate // those of keys and values
 
 	changed chan struct{} // has an element when there are changes that the snapshot has not seen
 
 	mu      sync.Mutex
-	entries map[string][]byte
-	size    int64  // bytes of keys and values
+	entries map[string]record
 	version uint64 // counts changes
 	frozen  bool
+}
+
+// record is an entry's value, and its units of the gates.
+type record struct {
+	value []byte
+	key   *fair.Place
+	bytes *fair.Place
 }
 
 func newStore(o Options) *store {
 	return &store{
 		maxKeys: o.MaxKeys, maxValue: o.MaxValue, maxBytes: o.MaxBytes,
-		changed: make(chan struct{}, 1), entries: map[string][]byte{},
+		keys: fair.New(fair.Options{Limit: o.MaxKeys}), bytes: fair.New(fair.Options{Limit: o.MaxBytes}),
+		changed: make(chan struct{}, 1), entries: map[string]record{},
 	}
 }
 
@@ -62,25 +75,26 @@ func isUnique(key string) bool { return strings.Contains(key, "rpc_meta") }
 func (s *store) get(key string) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	value, ok := s.entries[key]
+	r, ok := s.entries[key]
 	if !ok {
 		return nil, refuse(http.StatusNotFound, "metadata not found")
 	}
-	return value, nil
+	return r.value, nil
 }
 
-// put creates or replaces an entry, whose value it keeps.
-func (s *store) put(key string, value []byte) error {
+// put creates or replaces an entry of an address, and keeps the value. Entries of the zero address have no share but the
+// limits.
+func (s *store) put(key string, value []byte, from netip.Addr) error {
 	if err := checkKey(key); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before, exists := s.entries[key]
-	if exists && bytes.Equal(before, value) {
+	if exists && bytes.Equal(before.value, value) {
 		return nil
 	}
-	size := s.size + int64(len(value)) - int64(len(before))
+	size := s.bytes.Held() + int64(len(value)) - int64(len(before.value))
 	if !exists {
 		size += int64(len(key))
 	}
@@ -96,10 +110,34 @@ func (s *store) put(key string, value []byte) error {
 	case size > s.maxBytes:
 		return refuse(http.StatusInsufficientStorage, "keys and values would have %d bytes, more than %d", size, s.maxBytes)
 	}
-	s.entries[key] = value
-	s.size = size
+	after, err := s.account(before, int64(len(key)+len(value)), from)
+	if err != nil {
+		return refuse(http.StatusInsufficientStorage, "%v", err)
+	}
+	after.value = value
+	s.entries[key] = after
 	s.touch()
 	return nil
+}
+
+// account takes units for an entry that an address creates, or changes those of one that exists.
+func (s *store) account(r record, size int64, from netip.Addr) (record, error) {
+	if r.bytes != nil {
+		if err := r.bytes.Resize(size); err != nil {
+			return r, fmt.Errorf("bytes of keys and values: %w", err)
+		}
+		return r, nil
+	}
+	key, err := s.keys.Enter(from, 1, nil)
+	if err != nil {
+		return r, fmt.Errorf("keys: %w", err)
+	}
+	content, err := s.bytes.Enter(from, size, nil)
+	if err != nil {
+		key.Leave()
+		return r, fmt.Errorf("bytes of keys and values: %w", err)
+	}
+	return record{key: key, bytes: content}, nil
 }
 
 var errFrozen = refuse(http.StatusServiceUnavailable, "the server is being stopped")
@@ -111,7 +149,7 @@ func (s *store) tooLarge() error {
 func (s *store) remove(key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	value, ok := s.entries[key]
+	r, ok := s.entries[key]
 	switch {
 	case !ok:
 		return refuse(http.StatusNotFound, "metadata not found")
@@ -119,7 +157,8 @@ func (s *store) remove(key string) error {
 		return errFrozen
 	}
 	delete(s.entries, key)
-	s.size -= int64(len(key) + len(value))
+	r.key.Leave()
+	r.bytes.Leave()
 	s.touch()
 	return nil
 }
@@ -149,12 +188,16 @@ func (s *store) freeze() {
 func (s *store) view() (entries map[string][]byte, version uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return maps.Clone(s.entries), s.version
+	entries = make(map[string][]byte, len(s.entries))
+	for key, r := range s.entries {
+		entries[key] = r.value
+	}
+	return entries, s.version
 }
 
 // usage is the number of keys, and the bytes of keys and values.
 func (s *store) usage() (keys int, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.entries), s.size
+	return len(s.entries), s.bytes.Held()
 }
