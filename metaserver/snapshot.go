@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"kvferry/core/status"
@@ -20,8 +21,21 @@ import (
 	"go.uber.org/zap"
 )
 
-// A snapshot is lines of JSON: a header, then as many entries as the header says. It is written to a temporary file, which
-// replaces the former snapshot once it is on the disk. So the file is whole at any moment.
+// A snapshot is lines of JSON: a header, then as many entries as the header says. The way of it:
+//
+//  1. openSnapshot locks the snapshot, so that no other server writes it, and reads it. A file that is torn, or no snapshot, is
+//     put aside if the former snapshot can be read instead.
+//  2. run writes the entries when the store has changed: into a new file, which replaces the snapshot once it is on the disk.
+//     So the file is whole at any moment. The one that it replaces is kept as the former snapshot.
+//  3. close writes the last changes and unlocks.
+
+// Names beside a snapshot's own.
+const (
+	newSuffix    = ".new"    // the next one, while it is written
+	formerSuffix = ".former" // the one before
+	badSuffix    = ".bad"    // one that could not be read
+)
+
 const format = "kvferry metadata"
 
 type head struct {
@@ -44,6 +58,7 @@ const never = math.MaxUint64
 // snapshot keeps a store in a file.
 type snapshot struct {
 	file     string
+	lock     *os.File
 	store    *store
 	log      *zap.Logger
 	failures atomic.Uint64
@@ -58,23 +73,64 @@ type snapshot struct {
 // openSnapshot loads the file into the store, if there is one, and starts the goroutine that keeps it current. It writes the
 // file once, so that a file that cannot be written is an error here.
 func openSnapshot(file string, s *store, log *zap.Logger) (*snapshot, error) {
-	if err := load(file, s); err != nil {
-		return nil, status.Errorf(status.Metadata, "metadata server: the snapshot %s cannot be read, and is left as it is: %w", file, err)
-	}
 	if target, err := filepath.EvalSymlinks(file); err == nil {
 		file = target // the link stays
 	}
-	n := &snapshot{file: file, store: s, log: log, saved: never, closing: make(chan struct{})}
+	lock, err := lockFile(file)
+	if err != nil {
+		return nil, status.Errorf(status.Metadata, "metadata server: the snapshot %s cannot be written: %w", file, err)
+	}
+	n := &snapshot{file: file, lock: lock, store: s, log: log, saved: never, closing: make(chan struct{})}
+	if err := n.load(); err != nil {
+		return nil, errors.Join(err, unlock(lock))
+	}
 	if err := n.save(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, unlock(lock))
 	}
 	n.writer.Go(n.run)
 	return n, nil
 }
 
+// load reads the snapshot or, where it is torn or no snapshot, the former one. It then puts the bad file aside.
+func (n *snapshot) load() error {
+	err := load(n.file, n.store)
+	if err == nil {
+		return nil
+	}
+	var beyond *refusal
+	former := n.file + formerSuffix
+	if !errors.As(err, &beyond) && exists(former) && n.store.reset(func() error { return load(former, n.store) }) == nil {
+		n.log.Error("the metadata snapshot cannot be read and is put aside; the former one is used, and changes after it are lost",
+			zap.String("snapshot", n.file), zap.String("put aside as", n.file+badSuffix), zap.String("used", former), zap.Error(err))
+		return os.Rename(n.file, n.file+badSuffix)
+	}
+	return status.Errorf(status.Metadata, "metadata server: the snapshot %s cannot be read, and is left as it is: %w", n.file, err)
+}
+
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return err == nil
+}
+
+// openRegular opens a file to read it. It does not wait for the other end of a pipe.
+func openRegular(file string) (*os.File, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", file)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // load reads a file into an empty store. A file that does not exist is an empty snapshot.
 func load(file string, s *store) error {
-	f, err := os.Open(file)
+	f, err := openRegular(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -144,6 +200,9 @@ func (n *snapshot) close() error {
 		close(n.closing)
 		n.writer.Wait()
 		n.final = n.save()
+		if err := unlock(n.lock); err != nil && n.final == nil {
+			n.final = status.Errorf(status.Metadata, "metadata server: the snapshot %s cannot be unlocked: %w", n.file, err)
+		}
 	})
 	return n.final
 }
@@ -162,13 +221,20 @@ func (n *snapshot) save() error {
 	return nil
 }
 
-// replace replaces a file by a new one with the entries.
+// replace replaces a file by a new one with the entries, and keeps the one before as the former one. It follows no link: what
+// is at the name of the new file is removed.
 func replace(file string, entries map[string][]byte) error {
-	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err := os.Remove(file + newSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(file+newSuffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
 	err = errors.Join(write(f, entries), f.Sync(), f.Close())
+	if err == nil {
+		err = keepFormer(file)
+	}
 	if err == nil {
 		err = os.Rename(f.Name(), file)
 	}
@@ -176,6 +242,19 @@ func replace(file string, entries map[string][]byte) error {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return syncFolder(filepath.Dir(file))
+}
+
+// keepFormer gives a file, if there is one, a second name as the former one. A file system without second names keeps none.
+func keepFormer(file string) error {
+	if !exists(file) {
+		return nil
+	}
+	former := file + formerSuffix
+	if err := os.Remove(former); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	_ = os.Link(file, former)
+	return nil
 }
 
 func write(f io.Writer, entries map[string][]byte) error {

@@ -5,12 +5,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 const soon = 10 * time.Second
@@ -23,11 +26,17 @@ func contents(t *testing.T, file string) map[string][]byte {
 	return entries
 }
 
-// onlyFile checks that a folder has one file, that is, none that is half written.
+// onlyFile checks that a folder has one file beside the lock and the former one, that is, none that is half written.
 func onlyFile(t *testing.T, file string) {
 	found, err := os.ReadDir(filepath.Dir(file))
 	require.NoError(t, err)
-	require.Len(t, found, 1)
+	var names []string
+	for _, f := range found {
+		if f.Name() != filepath.Base(file)+".lock" && f.Name() != filepath.Base(file)+formerSuffix {
+			names = append(names, f.Name())
+		}
+	}
+	require.Equal(t, []string{filepath.Base(file)}, names)
 }
 
 func TestSnapshotOutlivesTheServer(t *testing.T) {
@@ -119,6 +128,95 @@ func TestHalfWrittenSnapshotOfAKilledServerIsNotRead(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.Equal(t, "v", string(contents(t, file)["k"]))
 	onlyFile(t, file)
+}
+
+func TestOneServerAtATimeUsesASnapshot(t *testing.T) {
+	file, link := filepath.Join(t.TempDir(), "snapshot"), filepath.Join(t.TempDir(), "link")
+	first, c := start(t, Options{Snapshot: file})
+	c.put("k", "v")
+	require.NoError(t, os.Symlink(file, link))
+	for _, name := range []string{file, link} {
+		_, err := Start(Options{Host: "127.0.0.1", Snapshot: name})
+		require.Equal(t, status.Metadata, status.Of(err, status.OK))
+		require.ErrorContains(t, err, file)
+		require.ErrorContains(t, err, fmt.Sprintf("another server uses it (process %d)", os.Getpid()))
+	}
+	c.put("k", "w")
+	require.NoError(t, first.Close())
+	_, c = start(t, Options{Snapshot: link})
+	c.holds("k", "w")
+}
+
+func TestALinkAtTheNameOfTheNextSnapshotIsNotFollowed(t *testing.T) {
+	for _, suffix := range []string{newSuffix, formerSuffix} {
+		file, precious := filepath.Join(t.TempDir(), "snapshot"), filepath.Join(t.TempDir(), "precious")
+		require.NoError(t, os.WriteFile(precious, []byte("precious"), 0o600))
+		require.NoError(t, os.Symlink(precious, file+suffix))
+		s, c := start(t, Options{Snapshot: file})
+		c.put("k", "v")
+		require.NoError(t, s.Close())
+		kept, err := os.ReadFile(precious)
+		require.NoError(t, err)
+		require.Equal(t, "precious", string(kept))
+		require.Equal(t, "v", string(contents(t, file)["k"]))
+	}
+	file, precious := filepath.Join(t.TempDir(), "snapshot"), filepath.Join(t.TempDir(), "precious")
+	require.NoError(t, os.Symlink(precious, file+".lock"))
+	_, err := Start(Options{Host: "127.0.0.1", Snapshot: file})
+	require.Equal(t, status.Metadata, status.Of(err, status.OK))
+	require.NoFileExists(t, precious)
+}
+
+func TestABadSnapshotIsPutAsideWhereTheFormerOneCanBeRead(t *testing.T) {
+	for what, spoil := range map[string]func(string) string{
+		"torn":    func(text string) string { return text[:len(text)-10] },
+		"empty":   func(string) string { return "" },
+		"foreign": func(string) string { return "root:x:0:0:root:/root:/bin/bash\n" },
+	} {
+		t.Run(what, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "snapshot")
+			s, c := start(t, Options{Snapshot: file})
+			c.put("k", "former")
+			require.NoError(t, s.Close())
+			s, c = start(t, Options{Snapshot: file}) // makes the first one the former
+			c.put("k2", "latest")
+			require.NoError(t, s.Close())
+			whole, err := os.ReadFile(file)
+			require.NoError(t, err)
+			bad := spoil(string(whole))
+			require.NoError(t, os.WriteFile(file, []byte(bad), 0o600))
+
+			logged, logs := observer.New(zap.WarnLevel)
+			s, c = start(t, Options{Snapshot: file, Log: zap.New(logged)})
+			c.holds("k", "former")
+			require.Contains(t, fmt.Sprint(logs.FilterMessageSnippet("the former one is used").All()), file)
+			require.NoError(t, s.Close())
+			aside, err := os.ReadFile(file + badSuffix)
+			require.NoError(t, err)
+			require.Equal(t, bad, string(aside))
+			require.Equal(t, "former", string(contents(t, file)["k"]))
+		})
+	}
+}
+
+func TestASnapshotBeyondTheLimitsIsNotReplacedByTheFormerOne(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "snapshot")
+	s, c := start(t, Options{Snapshot: file})
+	require.NoError(t, s.Close())
+	s, c = start(t, Options{Snapshot: file})
+	c.put("k", strings.Repeat("v", 100))
+	require.NoError(t, s.Close())
+	_, err := Start(Options{Host: "127.0.0.1", Snapshot: file, MaxValue: 20})
+	require.ErrorContains(t, err, "more than 20 bytes")
+	require.ErrorContains(t, err, "is left as it is")
+	require.Len(t, contents(t, file), 1)
+}
+
+func TestAPipeIsNoSnapshot(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "snapshot")
+	require.NoError(t, syscall.Mkfifo(file, 0o600))
+	_, err := Start(Options{Host: "127.0.0.1", Snapshot: file})
+	require.ErrorContains(t, err, "not a regular file")
 }
 
 func TestSnapshotThatCannotBeWrittenIsToldAtTheStart(t *testing.T) {

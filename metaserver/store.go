@@ -163,6 +163,18 @@ func (s *store) remove(key string) error {
 	return nil
 }
 
+// reset empties the store, and then fills it.
+func (s *store) reset(fill func() error) error {
+	s.mu.Lock()
+	for key, r := range s.entries {
+		delete(s.entries, key)
+		r.key.Leave()
+		r.bytes.Leave()
+	}
+	s.mu.Unlock()
+	return fill()
+}
+
 // touch notes a change.
 func (s *store) touch() {
 	s.version++
