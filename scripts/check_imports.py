@@ -47,7 +47,7 @@ MAY_IMPORT = {
     # Products.
     "capi": "ascend core core/device core/metadata core/metadata/etcd core/metadata/redis core/status core/threads cuda"
     " metaserver tcp",
-    "metaserver": "core/address core/shut core/status",
+    "metaserver": "core/address core/fair core/shut core/status",
     # What tests, benchmarks and the demo use; nothing else imports these.
     "bench": "",
     "core/hostmem/hostmemtest": "",
