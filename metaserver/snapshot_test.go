@@ -201,9 +201,9 @@ func TestABadSnapshotIsPutAsideWhereTheFormerOneCanBeRead(t *testing.T) {
 
 func TestASnapshotBeyondTheLimitsIsNotReplacedByTheFormerOne(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "snapshot")
-	s, c := start(t, Options{Snapshot: file})
+	s, _ := start(t, Options{Snapshot: file})
 	require.NoError(t, s.Close())
-	s, c = start(t, Options{Snapshot: file})
+	s, c := start(t, Options{Snapshot: file})
 	c.put("k", strings.Repeat("v", 100))
 	require.NoError(t, s.Close())
 	_, err := Start(Options{Host: "127.0.0.1", Snapshot: file, MaxValue: 20})
