@@ -26,6 +26,7 @@ type Config struct {
 	ForceProtoV1            bool
 	StatusTimeout           time.Duration
 	ProgressTimeout         time.Duration
+	FirstRequestTimeout     time.Duration
 	SliceSize               int // bytes
 	ConnectionPool          bool
 	LanesPerPeer            int

@@ -33,6 +33,16 @@ var (
 	limiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0) / 2)
 )
 
+// The sessions of all engines of the process take a quarter of its descriptors at most, and so do the lanes. The rest is the
+// application's.
+var sessionDescriptors = sync.OnceValue(func() *sockio.Descriptors {
+	return sockio.NewDescriptors(sockio.ShareOfDescriptors(4))
+})
+
+// idleTime is how long a session is idle before it gives way to a newcomer. A peer that makes one request after the other mostly
+// takes less for a pause.
+const idleTime = 100 * time.Millisecond
+
 // Transport is the core.Transport over TCP.
 type Transport struct {
 	client   *client.Client
@@ -65,8 +75,8 @@ func Open(e *core.Engine) (core.Transport, error) {
 		Congestion: congestionOf(config, listener, log), Processors: processors, Limiter: limiter,
 	})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{
-		Identity: self, MaxSessions: config.MaxSessions, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling,
-		Processors: processors, Limiter: limiter,
+		Identity: self, MaxSessions: config.MaxSessions, FirstRequest: config.FirstRequestTimeout, Idle: idleTime, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling,
+		Processors: processors, Limiter: limiter, Descriptors: sessionDescriptors(),
 	})
 	return t, nil
 }

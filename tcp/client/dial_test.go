@@ -61,7 +61,8 @@ func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 	other, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: port})
 	require.NoError(t, err)
 	another := server.New(zap.NewNop(), newEngine(t).Memory(), other, nil, server.Options{
-		Identity: wire.Identity{9}, MaxSessions: 1, ProgressTimeout: tcptest.Patience, Processors: testProcessors, Limiter: testLimiter,
+		Identity: wire.Identity{9}, MaxSessions: 1, FirstRequest: tcptest.Patience, ProgressTimeout: tcptest.Patience,
+		Processors: testProcessors, Limiter: testLimiter,
 	})
 	t.Cleanup(another.Close)
 	shown := owner.Descriptor()

@@ -46,7 +46,7 @@ func openForTest(e *core.Engine) (core.Transport, error) {
 	t.Client = New(Options{Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port,
 		SameHost: sameHost, Processors: testProcessors, Limiter: testLimiter})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{Identity: self, MaxSessions: config.MaxSessions,
-		ProgressTimeout: config.ProgressTimeout, Polling: config.Polling, Processors: testProcessors, Limiter: testLimiter})
+		FirstRequest: config.FirstRequestTimeout, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling, Processors: testProcessors, Limiter: testLimiter})
 	return t, nil
 }
 

@@ -65,7 +65,11 @@ func (s *session) ended() error {
 func (s *session) finish(err error) error {
 	var rejected *rejection
 	orderly := false
-	switch cause := s.ended(); {
+	cause := s.ended()
+	if err == errGaveWay {
+		cause = errGaveWay
+	}
+	switch {
 	case err == io.EOF:
 		orderly, err = true, nil
 	case errors.As(err, &rejected):
@@ -82,12 +86,15 @@ func (s *session) finish(err error) error {
 		err = nil
 	}
 	s.report(err)
+	if err == errGaveWay {
+		err = nil
+	}
 	return err
 }
 
 // whatEnded is why a session ended that another goroutine ended, and how much was missing of a WRITE under way.
 func whatEnded(cause, err error) error {
-	if cause != errClosed && errors.Is(err, errCutShort) {
+	if cause != errClosed && cause != errGaveWay && errors.Is(err, errCutShort) {
 		return fmt.Errorf("%w: %w", cause, err)
 	}
 	return cause
@@ -123,6 +130,8 @@ func (s *session) report(err error) {
 	switch {
 	case err == nil:
 		log.Debug("data connection closed")
+	case err == errGaveWay:
+		log.Info("data connection closed to make room for another one")
 	case errors.As(err, &rejected):
 		level, message := zapcore.InfoLevel, "data request rejected"
 		switch {

@@ -51,6 +51,12 @@ func (s *session) greet() error {
 func (s *session) accept(h wire.Hello) error {
 	answer := wire.Answer{Target: s.server.options.Identity, Age: clock.SinceBoot() - s.server.began}
 	var refusal error
+	if h.Target == answer.Target {
+		if err := s.prove(); err != nil {
+			return err
+		}
+		s.greeted = true
+	}
 	switch {
 	case h.Target != s.server.options.Identity:
 		answer.Code = wire.StatusOtherEngine

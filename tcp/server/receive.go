@@ -113,8 +113,25 @@ func (s *session) receiveOrWait(v []sockio.Vector) (int, error) {
 			return n, err
 		}
 	}
-	s.await(&s.waiting, s.serving != nil || s.filled > 0)
-	return s.conn.Receive(v)
+	if s.serving != nil || s.filled > 0 {
+		s.await(&s.waiting, true)
+		return s.conn.Receive(v)
+	}
+	s.await(&s.waiting, false)
+	if s.silent.Load() {
+		return s.conn.Receive(v)
+	}
+	return s.receiveNext(v)
+}
+
+// receiveNext waits for the next request. The session may give way meanwhile.
+func (s *session) receiveNext(v []sockio.Vector) (int, error) {
+	s.rest()
+	n, err := s.conn.Receive(v)
+	if err == nil {
+		err = s.resume()
+	}
+	return n, err
 }
 
 // spin spins for the next request of a peer that sends a short request as soon as the last one is answered. With polling, it

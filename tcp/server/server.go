@@ -11,6 +11,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/clock"
+	"kvferry/core/fair"
 	"kvferry/core/shut"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
@@ -29,12 +30,16 @@ var errClosed = errors.New("the engine is being closed")
 // Options are the identity of a server and its limits. All of them must be set, except where a comment says otherwise.
 type Options struct {
 	Identity        wire.Identity // of the engine
-	MaxSessions     int           // connections served at the same time; others wait in the listener's backlog
+	MaxSessions     int           // connections served at the same time
+	FirstRequest    time.Duration // how long a connection may take to send a valid request
+	Idle            time.Duration // how long a session is idle before it gives way to a newcomer; may be 0
 	ProgressTimeout time.Duration // how long a session waits for the rest of a request, or for room to answer
 	Polling         time.Duration // see sockio.Spinner; may be 0
 
 	Processors *sockio.Processors
 	Limiter    *samehost.CopyLimiter
+
+	Descriptors *sockio.Descriptors // for the sessions of the process; nil for no limit
 }
 
 // Listener accepts the connections of the data port.
@@ -53,14 +58,18 @@ type Server struct {
 	options  Options
 	began    time.Duration // by clock.SinceBoot
 
-	accepted chan sockio.Conn
-	slots    chan struct{} // holds an item for each session
-	warnFull sync.Once
-	failing  atomic.Bool // the last accept of a listener failed
-	closing  chan struct{}
-	ctx      context.Context // ends with closing
-	cancel   context.CancelFunc
-	running  sync.WaitGroup
+	accepted    chan sockio.Conn
+	gate        *fair.Gate // of the sessions
+	limit       int        // of gate
+	waitingRoom *fair.Gate // of accepted connections that have no place
+	someWait    atomic.Bool
+	placeFree   chan struct{} // has an item when those that wait should try again
+	warned      atomic.Int64  // when warnFull has logged, by clock.SinceBoot
+	failing     atomic.Bool   // the last accept of a listener failed
+	closing     chan struct{}
+	ctx         context.Context // ends with closing
+	cancel      context.CancelFunc
+	running     sync.WaitGroup
 
 	mu       sync.Mutex
 	closed   bool
@@ -80,18 +89,20 @@ func New(log *zap.Logger, memory Memory, listener Listener, local *net.UnixListe
 		log: log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 			return zapcore.NewSamplerWithOptions(c, time.Second, logLinesPerSecond, 0)
 		})),
-		memory:   memory,
-		listener: listener,
-		local:    local,
-		options:  o,
-		began:    clock.SinceBoot(),
-		accepted: make(chan sockio.Conn),
-		slots:    make(chan struct{}, o.MaxSessions),
-		closing:  make(chan struct{}),
-		sessions: make(map[*session]struct{}),
-		numbered: make(map[connectionKey]*session),
-		former:   make(map[string]*core.Link),
+		memory:      memory,
+		listener:    listener,
+		local:       local,
+		options:     o,
+		began:       clock.SinceBoot(),
+		accepted:    make(chan sockio.Conn),
+		waitingRoom: fair.New(fair.Options{Limit: maxWaiting}),
+		placeFree:   make(chan struct{}, 1),
+		closing:     make(chan struct{}),
+		sessions:    make(map[*session]struct{}),
+		numbered:    make(map[connectionKey]*session),
+		former:      make(map[string]*core.Link),
 	}
+	v.gate, v.limit = newGate(o)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	v.timer = time.AfterFunc(time.Hour, v.check)
 	v.timer.Stop()
@@ -130,26 +141,32 @@ func (v *Server) isClosed() bool {
 	return v.closed
 }
 
-func (v *Server) start(conn sockio.Conn) {
+func (v *Server) start(conn sockio.Conn, p *place) {
 	stream, err := sockio.New(conn, v.options.Processors)
 	if err != nil {
 		v.log.Info("a data connection failed before its session began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
-		<-v.slots
+		v.vacate(p)
 		return
 	}
-	s := newSession(v, stream)
+	s := newSession(v, stream, p)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
 		stream.Reset()
-		<-v.slots
+		_ = s.process.Close()
+		v.vacate(p)
 		return
 	}
 	v.sessions[s] = struct{}{}
+	v.setTimer()
 	v.running.Go(func() {
 		err := s.run()
 		v.forget(s, err)
 	})
+	p.session.Store(s)
+	if !p.SetRank(fair.Silent) { // it has given way before there was a session to end
+		s.end(errGaveWay)
+	}
 }
 
 // forget removes a session that has ended, and keeps its counters.
@@ -159,7 +176,7 @@ func (v *Server) forget(s *session, err error) {
 	delete(v.sessions, s)
 	v.unlist(s)
 	close(s.over)
-	<-v.slots
+	v.vacate(s.place)
 	link := v.former[s.host]
 	if link == nil {
 		for host := range v.former {

@@ -4,6 +4,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -94,8 +95,8 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			memory := tcptest.Mapped(t, 4096)
-			h := serve(t, Options{MaxSessions: 1}, memory)
-			for _, l := range []syscall.Conn{h.server.listener, h.server.local} {
+			h, full := serve(t, Options{}, memory), serve(t, Options{MaxSessions: 1}, memory)
+			for _, l := range []syscall.Conn{h.server.listener, h.server.local, full.server.listener, full.server.local} {
 				raw, err := l.SyscallConn()
 				require.NoError(t, err)
 				require.NoError(t, raw.Control(func(fd uintptr) { inherit(t, int(fd)) }))
@@ -103,11 +104,14 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 			served := way.dial(h)
 			served.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
 			served.ExpectStatus(wire.StatusOK)
-			waiting := []*tcptest.Client{way.connect(h), way.connect(h), way.connect(h)} // for a session, to be taken, and to be accepted
-			h.waitForLog("all sessions are in use; more data connections wait until one ends")
 			require.NoError(t, h.only().conn.Control(func(socket int) error { inherit(t, socket); return nil }))
 			h.server.Close()
 			served.ExpectEnd()
+
+			full.occupy(way.dial(full), memory)
+			waiting := []*tcptest.Client{way.connect(full), way.connect(full), way.connect(full)}
+			full.waitForLog("all sessions are in use; more data connections wait until one ends")
+			full.server.Close()
 			for _, c := range waiting {
 				_, err := c.Conn.Read(make([]byte, 1))
 				require.Error(t, err)
@@ -120,11 +124,10 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 func TestSessionsAreLimitedAndTheNextIsServedWhenOneEnds(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{MaxSessions: 2}, memory)
-	a, b, waiting := h.dial(), h.dial(), h.dial()
-	for _, c := range []*tcptest.Client{a, b} {
-		c.Send(tcptest.ReadV1(memory[:1]))
-		c.Expect(memory[:1])
-	}
+	a, b := h.dial(), h.dial()
+	h.occupy(a, memory)
+	h.occupy(b, memory)
+	waiting := h.dial()
 	waiting.Send(tcptest.ReadV1(memory[:1]))
 	h.waitForLog("all sessions are in use; more data connections wait until one ends")
 	require.Equal(t, 2, h.sessions())
@@ -134,7 +137,9 @@ func TestSessionsAreLimitedAndTheNextIsServedWhenOneEnds(t *testing.T) {
 }
 
 func TestCloseEndsATargetThatIsAtItsLimit(t *testing.T) {
-	h := serve(t, Options{MaxSessions: 1})
+	memory := tcptest.Mapped(t, 4096)
+	h := serve(t, Options{MaxSessions: 1}, memory)
+	h.occupy(h.dial(), memory)
 	h.dial()
 	h.waitForLog("all sessions are in use; more data connections wait until one ends")
 	h.server.Close()
@@ -224,8 +229,11 @@ func TestWhatAPeerCanCauseDoesNotFillTheLog(t *testing.T) {
 func TestCountersOfHostsThatHaveGoneAreBounded(t *testing.T) {
 	h := serve(t, Options{})
 	for i := range 2 * maxFormerPeers {
-		h.server.slots <- struct{}{}
-		h.server.forget(&session{host: string(rune(i + 1000)), over: make(chan struct{})}, nil)
+		p := &place{}
+		var err error
+		p.Place, err = h.server.gate.Enter(netip.Addr{}, 1, nil)
+		require.NoError(t, err)
+		h.server.forget(&session{host: string(rune(i + 1000)), over: make(chan struct{}), place: p}, nil)
 	}
 	require.Len(t, h.server.Links(), maxFormerPeers)
 }

@@ -63,6 +63,14 @@ type session struct {
 	staged    *staged      // nil before the first request for device memory
 	fetchList *fetchList   // nil before the first WRITE by address
 
+	place   *place
+	began   time.Time
+	silent  atomic.Bool // the peer has sent nothing valid
+	greeted bool        // it has sent a hello
+	asked   bool        // it has sent a request. Others may look at this, and at greeted, only while the session is resting
+	resting time.Time   // since when it waits for the next request; zero when it does not; under its lock
+	offered bool        // it may give way meanwhile; under its lock
+
 	key  connectionKey // of its hello; the number is 0 without one; under the server's lock
 	over chan struct{} // closed when the session has ended
 
@@ -80,10 +88,12 @@ type session struct {
 	stalledAt    uint64    // with this progress
 }
 
-func newSession(v *Server, conn *sockio.Socket) *session {
+func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 	s := &session{
 		server: v, conn: conn, drained: true, turn: newTurn(), spinner: sockio.Spinner{Polling: v.options.Polling}, over: make(chan struct{}),
+		place: p, began: time.Now(),
 	}
+	s.silent.Store(true)
 	conn.SetLibraryMemory(sockio.VectorOf(s.ahead[:]), sockio.VectorOf(s.turn.statuses[:]))
 	switch remote := conn.Remote.(type) {
 	case *net.TCPAddr:
@@ -133,6 +143,10 @@ func (s *session) serve() error {
 		case err != nil:
 			return &rejection{Header: h, code: wire.StatusRejected, reason: err}
 		}
+		if err := s.prove(); err != nil {
+			return err
+		}
+		s.asked = true
 		if err := s.move(h, region); err != nil {
 			return err
 		}

@@ -323,7 +323,7 @@ func TestNothingIsSentAfterTheSenderHasFailed(t *testing.T) {
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = s.Close() })
 		return s
-	}())
+	}(), nil)
 	s.startStaging()
 	s.mu.Lock()
 	s.staged.failure = tcptest.ErrInjected

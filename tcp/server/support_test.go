@@ -73,6 +73,9 @@ func serve(t testing.TB, o Options, memory ...[]byte) *harness {
 	if o.MaxSessions == 0 {
 		o.MaxSessions = 64
 	}
+	if o.FirstRequest == 0 {
+		o.FirstRequest = time.Minute
+	}
 	if o.ProgressTimeout == 0 {
 		o.ProgressTimeout = time.Minute
 	}
@@ -124,6 +127,27 @@ func (h *harness) waitForLog(message string) observer.LoggedEntry {
 		return len(found) > 0
 	}, tcptest.Patience, time.Millisecond, "no log line %q in %v", message, h.logs.All())
 	return found[0]
+}
+
+// occupy has a connection stay in the middle of a request, so that it does not give way to another one.
+func (h *harness) occupy(c *tcptest.Client, memory []byte) {
+	h.t.Helper()
+	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	c.ExpectStatus(wire.StatusOK)
+	c.Send(tcptest.Request(core.Write, true, sockio.AddressOf(memory), uint64(len(memory))))
+	require.Eventually(h.t, func() bool { return h.busy(c) }, tcptest.Patience, time.Millisecond)
+}
+
+// busy reports whether the session of a connection is in the middle of a request.
+func (h *harness) busy(c *tcptest.Client) bool {
+	h.server.mu.Lock()
+	defer h.server.mu.Unlock()
+	for s := range h.server.sessions {
+		if s.waiting.Load() && s.conn.Remote.String() == c.Conn.LocalAddr().String() {
+			return true
+		}
+	}
+	return false
 }
 
 func (h *harness) dial() *tcptest.Client {

@@ -50,7 +50,9 @@ func TestAnotherUserOfTheHostIsServedNothing(t *testing.T) {
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 	h.waitForLog("refused a connection on this host")
 	require.Equal(t, make([]byte, 4096), memory)
+	h.memory.mu.Lock()
 	require.Zero(t, h.memory.pinned)
+	h.memory.mu.Unlock()
 
 	own := h.dialSocket() // the listener goes on
 	own.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))

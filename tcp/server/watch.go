@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// watchTicks is how often in a progress timeout stalled sessions are looked for.
+// watchTicks is how often in a timeout the sessions are looked at.
 const watchTicks = 4
 
-// watch has stalled sessions ended. The timer runs only while a session waits for its peer in the middle of something. It is
-// not set again for each wait.
+// watch has stalled sessions ended. The timer runs only while a session waits for its peer in the middle of something, or for
+// its first request. It is not set again for each wait.
 func (v *Server) watch() {
 	if v.watching.Load() {
 		return
@@ -21,17 +21,24 @@ func (v *Server) watch() {
 
 func (v *Server) setTimer() {
 	if !v.closed && v.watching.CompareAndSwap(false, true) {
-		v.timer.Reset(v.options.ProgressTimeout / watchTicks)
+		v.timer.Reset(min(v.options.ProgressTimeout, v.options.FirstRequest) / watchTicks)
 	}
 }
 
-// check ends the sessions that have been waiting without progress for too long.
+// check ends the sessions that have been silent, or have been waiting without progress, for too long.
 func (v *Server) check() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.watching.Store(false) // before it looks: a session that starts to wait after that sets the timer itself
 	now := time.Now()
 	for s := range v.sessions {
+		if s.silent.Load() {
+			v.setTimer()
+			if now.Sub(s.began) >= v.options.FirstRequest {
+				s.end(fmt.Errorf("no valid request within %v (KVFERRY_FIRST_REQUEST_TIMEOUT_SEC)", v.options.FirstRequest))
+				continue
+			}
+		}
 		if !s.waiting.Load() && !s.sending.Load() {
 			s.stalledSince = time.Time{}
 			continue
