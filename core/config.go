@@ -57,6 +57,7 @@ type Config struct {
 	StagingBlockSize        int    // bytes
 	StagingPoolSize         int    // bytes
 	StagingGatherBelow      int    // bytes; 0 is off
+	StagingMinRate          int    // bytes per second; 0 is off
 	MaxSessions             int
 	MaxHandshakes           int
 	MaxNotifications        int

@@ -193,6 +193,8 @@ var settings = []setting{
 		"Maximum page-locked memory for the staging blocks of one device. Each direction has half of it, and at least one block. The engine allocates it when it needs it."},
 	{one("KVFERRY_STAGING_GATHER_BELOW", "262144"), integer("bytes", 0, 1<<30, func(c *Config) *int { return &c.StagingGatherBelow }),
 		"The engine gathers blocks of NPU memory shorter than this on the device, and copies them together. It queues copies of GPU memory together, whatever their length. 0: it copies each block by itself."},
+	{one("KVFERRY_STAGING_MIN_RATE", "16384"), integer("bytes per second", 0, 1<<30, func(c *Config) *int { return &c.StagingMinRate }),
+		"Minimum rate of a peer's connection that holds staging memory while others wait for some. The engine closes a slower one. 0: none."},
 	{one("KVFERRY_TCP_CONGESTION", ""), text(func(c *Config) *string { return &c.Congestion }),
 		"Congestion control of data connections, one of `sysctl net.ipv4.tcp_allowed_congestion_control`. Where it is not set or not allowed, the system's default applies. Each engine's setting applies to the data that this engine sends."},
 	{one("KVFERRY_SAME_HOST", "1"), onOff(func(c *Config) *bool { return &c.SameHost }),

@@ -56,7 +56,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
 		MetadataKeepInterval: 10 * time.Second, EtcdLease: 30 * time.Second,
 		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
-		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10,
+		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10, StagingMinRate: 16384,
 		SameHost: true, MaxSessions: 1024, FirstRequestTimeout: 10 * time.Second, MaxHandshakes: 128, MaxNotifications: 65536, MaxNotifyBytes: 64 << 20,
 	}, DefaultConfig())
 }
@@ -78,7 +78,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_METADATA_KEEP_SECONDS": "18",
 		"KVFERRY_ETCD_TLS":              "yes", "KVFERRY_ETCD_USERNAME": "root", "KVFERRY_ETCD_PASSWORD": "door", "KVFERRY_ETCD_LEASE_SECONDS": "19",
 		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
-		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0",
+		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0", "KVFERRY_STAGING_MIN_RATE": "21",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_FIRST_REQUEST_TIMEOUT_SEC": "20", "KVFERRY_MAX_HANDSHAKES": "13", "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": "14",
 		"KVFERRY_NOTIFY_BYTES":             "1048576",
 		"MC_TCP_MAX_QUEUED_BYTES_PER_PEER": "-1", "MC_NUM_TCP_IO_THREADS": "many", "MC_FORCE_SHM": "",
@@ -102,7 +102,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		},
 		MetadataKeepInterval: 18 * time.Second,
 		EtcdTLS:              true, EtcdUsername: "root", EtcdPassword: "door", EtcdLease: 19 * time.Second,
-		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144,
+		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144, StagingMinRate: 21,
 		MaxSessions: 12, FirstRequestTimeout: 20 * time.Second, MaxHandshakes: 13, MaxNotifications: 14, MaxNotifyBytes: 1 << 20, Polling: 15 * time.Microsecond,
 		Listen: "10.0.0.1,fd00::1", Allow: "10.0.0.0/8",
 	}, c)

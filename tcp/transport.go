@@ -75,7 +75,8 @@ func Open(e *core.Engine) (core.Transport, error) {
 		Congestion: congestionOf(config, listener, log), Processors: processors, Limiter: limiter,
 	})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{
-		Identity: self, MaxSessions: config.MaxSessions, FirstRequest: config.FirstRequestTimeout, Idle: idleTime, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling,
+		Identity: self, MaxSessions: config.MaxSessions, FirstRequest: config.FirstRequestTimeout, Idle: idleTime, ProgressTimeout: config.ProgressTimeout,
+		StagingRate: config.StagingMinRate, Polling: config.Polling,
 		Processors: processors, Limiter: limiter, Descriptors: sessionDescriptors(),
 	})
 	return t, nil

@@ -124,6 +124,13 @@ func (a *Account) withdraw() {
 	a.pool.revoke(a)
 }
 
+// IsWanted reports whether the account holds memory while others wait for some.
+func (a *Account) IsWanted() bool {
+	a.pool.mu.Lock()
+	defer a.pool.mu.Unlock()
+	return a.held > 0 && len(a.pool.waiting) > 0
+}
+
 // Close ends an account. Once Close has returned no call of ready is started, but one may still be under way. Leases of the account
 // may be released before or after.
 func (a *Account) Close() {

@@ -57,7 +57,7 @@ func (s *session) send(v []sockio.Vector, who *atomic.Bool) error {
 		if err != nil {
 			return err
 		}
-		s.progress.Add(1)
+		s.progress.Add(uint64(n))
 		v = sockio.Advance(v, n)
 	}
 	return nil

@@ -34,6 +34,7 @@ type Options struct {
 	FirstRequest    time.Duration // how long a connection may take to send a valid request
 	Idle            time.Duration // how long a session is idle before it gives way to a newcomer; may be 0
 	ProgressTimeout time.Duration // how long a session waits for the rest of a request, or for room to answer
+	StagingRate     int           // bytes per second that a session must move while it holds staging memory that others wait for; may be 0
 	Polling         time.Duration // see sockio.Spinner; may be 0
 
 	Processors *sockio.Processors

@@ -80,12 +80,14 @@ type session struct {
 	// Whether the session, or its sender, waits for the peer in the middle of a request, or with an answer owed.
 	waiting, sending atomic.Bool
 
-	progress atomic.Uint64 // grows whenever bytes move
+	progress atomic.Uint64 // bytes moved
 	bytesIn  atomic.Uint64 // payload
 	bytesOut atomic.Uint64
 
 	stalledSince time.Time // of Server.check: when it first saw the session wait
 	stalledAt    uint64    // with this progress
+	slowSince    time.Time // likewise: when it began to measure how fast the session is
+	slowAt       uint64    // with this progress
 }
 
 func newSession(v *Server, conn *sockio.Socket, p *place) *session {

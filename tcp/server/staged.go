@@ -36,7 +36,7 @@ const (
 type staged struct {
 	ctx      context.Context // ends with the session, or when the sender has failed
 	cancel   context.CancelFunc
-	accounts map[route]*staging.Account
+	accounts map[route]*staging.Account // changed by the session's goroutine, under the lock
 	touched  [2]span // by staging.Direction: of the requests that are not known to be done
 
 	changed *sync.Cond // queue, closing or failure has changed
@@ -109,7 +109,9 @@ func (s *session) open(h, rest wire.Header, to route) error {
 	account := s.staged.accounts[to]
 	if account == nil {
 		account = to.device.Account(to.way, staging.Target, nil)
+		s.mu.Lock()
 		s.staged.accounts[to] = account
+		s.mu.Unlock()
 	}
 	s.waiting.Store(false) // for the peer
 	lease, err := account.Lease(s.staged.ctx, min(max(rest.Length, loadBytes), to.device.BlockSize()))
@@ -211,6 +213,21 @@ func (s *session) stageOut(h wire.Header, to route) error {
 		s.turn.load.grow(&rest, place.Length)
 	}
 	return nil
+}
+
+// holdsWanted reports whether the session holds staging memory that others wait for.
+func (s *session) holdsWanted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.staged == nil {
+		return false
+	}
+	for _, account := range s.staged.accounts {
+		if account.IsWanted() {
+			return true
+		}
+	}
+	return false
 }
 
 // continues reports whether a READ's answer has begun when only the rest of it is left.
