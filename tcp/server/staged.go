@@ -37,7 +37,7 @@ type staged struct {
 	ctx      context.Context // ends with the session, or when the sender has failed
 	cancel   context.CancelFunc
 	accounts map[route]*staging.Account // changed by the session's goroutine, under the lock
-	touched  [2]span // by staging.Direction: of the requests that are not known to be done
+	touched  [2]span                    // by staging.Direction: of the requests that are not known to be done
 
 	changed *sync.Cond // queue, closing or failure has changed
 	queue   []*turn    // the sender's; it is at the first
