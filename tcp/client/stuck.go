@@ -14,6 +14,7 @@ type stuck struct {
 	peer    former
 	conn    *connection
 	end     *connectionEnd // of the WRITEs that were in flight; nil for none
+	copied  bool           // the target may still be copying the memory, by the permit
 	release func()         // lets the memory be taken back
 }
 
@@ -33,7 +34,7 @@ func (p *peer) holdStuck(conn *connection, held []piece) *stuck {
 // withdraw keeps the WRITEs that were in flight from overwriting later ones. The connection itself is still in use.
 func (s *stuck) withdraw(unanswered []piece) {
 	if s.conn.permit != nil {
-		s.conn.permit.Revoke(revokeTimeout, func() bool { return !s.conn.process.Lives() })
+		s.copied = !s.conn.permit.Revoke(revokeTimeout, func() bool { return !s.conn.process.Lives() })
 	}
 	if len(unanswered) == 0 {
 		return
@@ -56,11 +57,17 @@ func (s *stuck) warn(held []piece) {
 		zap.String("segment", s.peer.name()), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
 }
 
-// returned ends the connection when the system call has returned, and lets the memory go.
+// returned ends the connection when the system call has returned, and lets the memory go when the target does not copy it any
+// more either.
 func (s *stuck) returned(reason error) {
-	if s.end != nil && s.conn.number == 0 {
+	switch {
+	case s.end != nil && s.conn.number == 0:
 		s.fence.learnEnd(s.peer, s.conn, s.end, reason)
-	} else {
+	case s.copied:
+		s.conn.Reset()
+		s.fence.awaitRevocation(s.conn)
+		s.conn.release()
+	default:
 		s.conn.discard()
 	}
 	s.release()
