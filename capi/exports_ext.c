@@ -302,8 +302,14 @@ int kvferry_call_abandon(kvferry_call_t call)
 kvferry_metadata_server_t kvferry_metadata_server_start(const kvferry_metadata_server_options_t *options, char *buf_out,
                                                         size_t buf_len)
 {
+    return kvferry_metadata_server_start_mutual(options, NULL, buf_out, buf_len);
+}
+
+kvferry_metadata_server_t kvferry_metadata_server_start_mutual(const kvferry_metadata_server_options_t *options,
+                                                               const char *tls_client_ca, char *buf_out, size_t buf_len)
+{
     ENTER(NULL);
-    return kvferry_go_start_metadata_server(options, buf_out, buf_len, kvferry_reason());
+    return kvferry_go_start_metadata_server(options, tls_client_ca, buf_out, buf_len, kvferry_reason());
 }
 
 int kvferry_metadata_server_stop(kvferry_metadata_server_t server)

@@ -20,7 +20,7 @@ type serverHandle struct {
 }
 
 //export kvferry_go_start_metadata_server
-func kvferry_go_start_metadata_server(o C.server_options_t, out *C.char, size C.size_t, reason *C.char) (handle unsafe.Pointer) {
+func kvferry_go_start_metadata_server(o C.server_options_t, clientCA C.text_t, out *C.char, size C.size_t, reason *C.char) (handle unsafe.Pointer) {
 	run(reason, func() error {
 		if o == nil {
 			return status.Errorf(status.InvalidArgument, "the options of the metadata server are NULL")
@@ -28,7 +28,9 @@ func kvferry_go_start_metadata_server(o C.server_options_t, out *C.char, size C.
 		if out == nil || size == 0 {
 			return status.Errorf(status.InvalidArgument, "there is no room for the connection string of the metadata server")
 		}
-		s, closeLog, err := startServer(serverOptions(o))
+		options := serverOptions(o)
+		options.TLSClientCA = C.GoString(clientCA)
+		s, closeLog, err := startServer(options)
 		if err != nil {
 			return err
 		}

@@ -79,6 +79,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) reply {
 			a.header = [2]string{"WWW-Authenticate", "Bearer"}
 			return a
 		}
+		if !s.certified(r) {
+			return say(http.StatusForbidden, "a client certificate is required")
+		}
 		return s.metadata(w, r)
 	case healthPath:
 		return s.probe(r, say(http.StatusOK, "ok"))
@@ -95,6 +98,11 @@ func (s *Server) authorized(r *http.Request) bool {
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare([]byte(token), []byte(s.options.Token)) == 1
+}
+
+// certified says whether a client has the certificate that it needs. Its TLS handshake has verified it.
+func (s *Server) certified(r *http.Request) bool {
+	return s.options.TLSClientCA == "" || r.TLS != nil && len(r.TLS.VerifiedChains) > 0
 }
 
 // probe is the answer at a path that can only be read.

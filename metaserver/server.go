@@ -15,12 +15,14 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -67,6 +69,10 @@ type Options struct {
 	TLSCert  string // PEM file with the certificates for HTTPS; "": HTTP
 	TLSKey   string // PEM file with their key
 
+	// TLSClientCA is a PEM file with certificates. Requests for metadata must then come with a client certificate that one of
+	// them vouches for. "": clients need none.
+	TLSClientCA string
+
 	MaxKeys  int64 // entries; DefaultMaxKeys
 	MaxValue int64 // bytes of one value; DefaultMaxValue
 	MaxBytes int64 // bytes of all keys and values together; DefaultMaxBytes
@@ -98,7 +104,7 @@ func Start(o Options) (*Server, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	certificates, err := o.certificates()
+	secured, err := o.tls()
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +118,8 @@ func Start(o Options) (*Server, error) {
 			return nil, errors.Join(err, listener.Close())
 		}
 	}
-	s.serve(listener, certificates)
+	s.serve(listener, secured)
+	s.warnIfOpen(listener.Addr().(*net.TCPAddr))
 	return s, nil
 }
 
@@ -136,6 +143,9 @@ func (o *Options) complete() error {
 	}
 	if (o.TLSCert == "") != (o.TLSKey == "") {
 		return invalid("a TLS certificate and its key are given together")
+	}
+	if o.TLSClientCA != "" && o.TLSCert == "" {
+		return invalid("client certificates need a TLS certificate of the server")
 	}
 	if strings.ContainsAny(o.Token, "\r\n") {
 		return invalid("the token has a line break in it")
@@ -162,8 +172,9 @@ func invalid(format string, args ...any) error {
 	return status.Errorf(status.InvalidArgument, "metadata server: "+format, args...)
 }
 
-// certificates are the server's for HTTPS; nil for HTTP.
-func (o *Options) certificates() ([]tls.Certificate, error) {
+// tls is the configuration of HTTPS; nil for HTTP. A client without a certificate is let in, and then refused at the path of
+// the metadata alone: checks of the server's health have none.
+func (o *Options) tls() (*tls.Config, error) {
 	if o.TLSCert == "" {
 		return nil, nil
 	}
@@ -171,7 +182,28 @@ func (o *Options) certificates() ([]tls.Certificate, error) {
 	if err != nil {
 		return nil, invalid("the TLS certificate %s with the key %s cannot be used: %w", o.TLSCert, o.TLSKey, err)
 	}
-	return []tls.Certificate{pair}, nil
+	config := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	if o.TLSClientCA == "" {
+		return config, nil
+	}
+	text, err := os.ReadFile(o.TLSClientCA)
+	if err != nil {
+		return nil, invalid("the certificates of the clients' authorities cannot be read: %w", err)
+	}
+	config.ClientCAs, config.ClientAuth = x509.NewCertPool(), tls.VerifyClientCertIfGiven
+	if !config.ClientCAs.AppendCertsFromPEM(text) {
+		return nil, invalid("there is no certificate of a clients' authority in %s", o.TLSClientCA)
+	}
+	return config, nil
+}
+
+// warnIfOpen warns that other machines can change the metadata without a token or a certificate.
+func (s *Server) warnIfOpen(at *net.TCPAddr) {
+	if at.IP.IsLoopback() || s.options.Token != "" || s.options.TLSClientCA != "" {
+		return
+	}
+	s.log.Warn("any program that reaches this metadata server can change its entries, and so redirect transfers: it listens beyond this machine, without a token or client certificates",
+		zap.String("server", s.address), zap.Stringer("listens at", at))
 }
 
 func (o *Options) listen() (*net.TCPListener, error) {
@@ -187,7 +219,7 @@ func (o *Options) listen() (*net.TCPListener, error) {
 }
 
 // serve starts the goroutine that accepts connections.
-func (s *Server) serve(listener *net.TCPListener, certificates []tls.Certificate) {
+func (s *Server) serve(listener *net.TCPListener, secured *tls.Config) {
 	s.address = s.options.address(listener.Addr().(*net.TCPAddr))
 	s.slots = newSlots(listener, int(s.options.MaxConnections), patience, s.log)
 	var protocols http.Protocols
@@ -198,7 +230,7 @@ func (s *Server) serve(listener *net.TCPListener, certificates []tls.Certificate
 		ReadHeaderTimeout: cmp.Or(step, headerTimeout), ReadTimeout: cmp.Or(step, requestTimeout),
 		WriteTimeout: cmp.Or(step, requestTimeout), IdleTimeout: cmp.Or(step, idleTimeout),
 		MaxHeaderBytes: maxHeader + 3*maxKey, // a byte of a key may be three in a URL
-		TLSConfig:      &tls.Config{Certificates: certificates, MinVersion: tls.VersionTLS12},
+		TLSConfig:      secured,
 		ErrorLog:       log.New(faults{s.log}, "", 0),
 		ConnState:      noteState,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -207,7 +239,7 @@ func (s *Server) serve(listener *net.TCPListener, certificates []tls.Certificate
 	}
 	s.serving.Go(func() {
 		var err error
-		if certificates != nil {
+		if secured != nil {
 			err = s.http.ServeTLS(s.slots, "", "")
 		} else {
 			err = s.http.Serve(s.slots)

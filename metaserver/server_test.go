@@ -383,7 +383,9 @@ func TestClientsThatStallKeepNobodyOut(t *testing.T) {
 				code, _ := c.send("GET", strings.Replace(c.url, DefaultPath, healthPath, 1), nil, nil)
 				require.Equal(t, 200, code)
 			}
-			require.NotEmpty(t, logs.FilterField(zap.Int("limit", 8)).All(), "who gave way is told")
+			if what != "idle" { // such a connection may have been closed after its answer
+				require.NotEmpty(t, logs.FilterField(zap.Int("limit", 8)).All(), "who gave way is told")
+			}
 			require.LessOrEqual(t, logs.Len(), 2)
 		})
 	}
@@ -413,7 +415,7 @@ func TestCloseEndsIdleAndStalledConnections(t *testing.T) {
 func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 	for _, o := range []Options{
 		{Port: -1}, {Port: 65536}, {Path: "metadata"}, {Path: "/a b"}, {Path: "/a?b"}, {Path: "/health"}, {Path: "/metrics"},
-		{TLSCert: "x"}, {TLSKey: "x"}, {TLSCert: "/nonexistent", TLSKey: "/nonexistent"}, {Token: "a\nb"},
+		{TLSCert: "x"}, {TLSKey: "x"}, {TLSCert: "/nonexistent", TLSKey: "/nonexistent"}, {TLSClientCA: "x"}, {Token: "a\nb"},
 		{MaxKeys: -1}, {MaxValue: -1}, {MaxBytes: 1 << 41}, {MaxConnections: 1 << 21},
 	} {
 		s, err := Start(o)
@@ -470,7 +472,7 @@ func certificate(t *testing.T) (cert, key string, pool *x509.CertPool) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	require.NoError(t, err)
@@ -500,6 +502,48 @@ func TestHTTPSIsServedToWhoTrustsTheCertificate(t *testing.T) {
 	response.Body.Close()
 	require.Equal(t, 400, response.StatusCode, "HTTP where HTTPS is served")
 	http.DefaultClient.CloseIdleConnections()
+}
+
+func TestMetadataIsForClientsWithACertificateWhereTheyNeedOne(t *testing.T) {
+	cert, key, pool := certificate(t)
+	clientCert, clientKey, _ := certificate(t)
+	otherCert, otherKey, _ := certificate(t)
+	s, _ := start(t, Options{TLSCert: cert, TLSKey: key, TLSClientCA: clientCert})
+	with := func(cert, key string) client {
+		config := &tls.Config{RootCAs: pool}
+		if cert != "" {
+			pair, err := tls.LoadX509KeyPair(cert, key)
+			require.NoError(t, err)
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+		}
+		return clientOf(t, s, &http.Transport{TLSClientConfig: config})
+	}
+	with(clientCert, clientKey).put("k", "v")
+	stranger := with("", "")
+	stranger.refused(403, "client certificate", "GET", "k", "")
+	code, _ := stranger.send("GET", strings.Replace(stranger.url, DefaultPath, healthPath, 1), nil, nil)
+	require.Equal(t, 200, code, "a check of its health")
+	_, err := with(otherCert, otherKey).http.Get(s.Address() + "?key=k")
+	require.Error(t, err, "a certificate of another authority")
+}
+
+func TestAnOpenServerIsWarnedOf(t *testing.T) {
+	cert, key, _ := certificate(t)
+	for _, x := range []struct {
+		o     Options
+		warns int
+	}{
+		{Options{Host: "127.0.0.1"}, 0}, {Options{Host: "0.0.0.0"}, 1}, {Options{Host: "0.0.0.0", Token: "t"}, 0},
+		{Options{Host: "0.0.0.0", TLSCert: cert, TLSKey: key}, 1},
+		{Options{Host: "0.0.0.0", TLSCert: cert, TLSKey: key, TLSClientCA: cert}, 0},
+	} {
+		logged, logs := observer.New(zap.WarnLevel)
+		x.o.Log = zap.New(logged)
+		s, err := Start(x.o)
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+		require.Equal(t, x.warns, logs.FilterMessageSnippet("without a token").Len(), "%+v", x.o)
+	}
 }
 
 func FuzzKeyOf(f *testing.F) {

@@ -259,6 +259,13 @@ kvferry_metadata_server_t kvferry_metadata_server_start(const kvferry_metadata_s
                                                         size_t buf_len);
 
 /*
+ * As kvferry_metadata_server_start, for a server over HTTPS that also asks its clients for certificates: requests for metadata
+ * must come with one that a certificate in the PEM file tls_client_ca vouches for. NULL or "": as without.
+ */
+kvferry_metadata_server_t kvferry_metadata_server_start_mutual(const kvferry_metadata_server_options_t *options,
+                                                               const char *tls_client_ca, char *buf_out, size_t buf_len);
+
+/*
  * Stops a server, within seconds, and ends its handle. 0, or a negated Status code: -200 when the server has stopped and
  * its latest changes could not be written to the snapshot.
  */

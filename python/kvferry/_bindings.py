@@ -234,6 +234,7 @@ class Functions:
     kvferry_call_wait: Callable[[Address, int, Any], int]
     kvferry_call_abandon: Callable[[Address], int]
     kvferry_metadata_server_start: Callable[[Any, Text, int], int | None]
+    kvferry_metadata_server_start_mutual: Callable[[Any, Text, Text, int], int | None]
     kvferry_metadata_server_stop: Callable[[Address], int]
     kvferry_copy: Callable[[Address, Address, int], int]
 
@@ -302,6 +303,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_call_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_call_abandon": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_metadata_server_start": (ctypes.c_void_p, [ctypes.POINTER(kvferry_metadata_server_options_t), ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_metadata_server_start_mutual": (ctypes.c_void_p, [ctypes.POINTER(kvferry_metadata_server_options_t), ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_metadata_server_stop": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_copy": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
 }

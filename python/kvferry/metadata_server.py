@@ -32,11 +32,11 @@ class ServerError(RuntimeError):
 class Server(Managed):
     """A metadata server of this process, which runs until it is stopped. close() stops it without an error."""
 
-    def __init__(self, options: kvferry_metadata_server_options_t) -> None:
+    def __init__(self, options: kvferry_metadata_server_options_t, client_ca: bytes | None) -> None:
         """Start it. ServerError says why it cannot run."""
         self._functions = functions = load()
         text = ctypes.create_string_buffer(4096)
-        handle = functions.kvferry_metadata_server_start(ctypes.byref(options), text, len(text))
+        handle = functions.kvferry_metadata_server_start_mutual(ctypes.byref(options), client_ca, text, len(text))
         if not handle:
             raise ServerError(reason(functions))
         super().__init__(functools.partial(functions.kvferry_metadata_server_stop, handle))
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Blocked signals wait for sigwait(): one that comes early is not lost, and none interrupts the start or the end.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
-        server = Server(options(arguments))
+        server = Server(options(arguments), c_string(arguments.tls_client_ca or "", "tls_client_ca"))
         try:
             print(server.address, flush=True)
             signal.sigwait(ENDING)
@@ -131,4 +131,10 @@ def add_command(commands: Any) -> None:
     )
     option("--tls-cert", metavar="FILE", help="PEM file with the certificates; the server then speaks HTTPS")
     option("--tls-key", metavar="FILE", help="PEM file with the private key of the certificate")
+    option(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="PEM file with certificates; requests for metadata must then have a client certificate that one of them"
+        " vouches for",
+    )
     parser.set_defaults(run=run)

@@ -184,6 +184,26 @@ def test_https_is_served(tmp_path: Path) -> None:
         assert request("GET", url, context=trusted) == (200, "v")
 
 
+def test_engines_show_the_certificate_that_the_server_demands(start_peer: Peers, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    options = (f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-client-ca={cert}")
+    with MetadataServer(tmp_path / "log", *options) as server:
+        trust = {"KVFERRY_METADATA_CA": str(cert)}
+        shown = {"KVFERRY_METADATA_CERT": str(cert), "KVFERRY_METADATA_KEY": str(key)}
+        register(start_peer, "ours", server, "with-one", **trust, **shown)
+        stranger = start_peer("ours", **LOCAL, **trust)
+        assert stranger.try_create("without", server.address) != 0
+        assert "403 Forbidden" in stranger.log() and "client certificate" in stranger.log()
+
+
+def test_a_second_server_on_one_snapshot_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "snapshot"
+    with MetadataServer(tmp_path / "log", f"--snapshot={file}") as server:
+        said = refused(tmp_path, f"--snapshot={file}")
+        assert "another server uses it (process " in said
+        assert server.ask("PUT", "k", "v")[0] == 200
+
+
 def refused(tmp_path: Path, *options: str, port: int = 0) -> str:
     """Start a server, which must not run, and return what it says."""
     log = tmp_path / "refused.log"
@@ -211,6 +231,7 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
         ("--max-bytes=99999999999999999999", "--max-bytes"),
         ("--path=metadata", "does not start with /"),
         ("--tls-cert=/nonexistent", "are given together"),
+        ("--tls-client-ca=/nonexistent", "need a TLS certificate"),
         ("--host=192.0.2.77", "192.0.2.77"),
         ("--snapshot=/nonexistent/file", "/nonexistent/file cannot be written"),
     ],
