@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "tcp": "core core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
     "tcp/client": "core core/clock core/hostmem core/metadata core/status tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
-    "tcp/server": "core core/clock core/fair core/hostmem core/shut core/staging core/status tcp/samehost tcp/sockio tcp/wire",
+    "tcp/server": "core core/clock core/fair core/hostmem core/shut core/staging core/status"
+    " tcp/samehost tcp/sockio tcp/wire",
     "tcp/sockio": "core/hostmem core/shut core/threads",
     "tcp/wire": "",
     # Devices.

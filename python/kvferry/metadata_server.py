@@ -32,7 +32,7 @@ class ServerError(RuntimeError):
 class Server(Managed):
     """A metadata server of this process, which runs until it is stopped. close() stops it without an error."""
 
-    def __init__(self, options: kvferry_metadata_server_options_t, client_ca: bytes | None) -> None:
+    def __init__(self, options: kvferry_metadata_server_options_t, client_ca: bytes | None = None) -> None:
         """Start it. ServerError says why it cannot run."""
         self._functions = functions = load()
         text = ctypes.create_string_buffer(4096)
