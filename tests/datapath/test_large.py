@@ -82,7 +82,8 @@ def available_memory() -> int:
 def test_a_request_of_gibibytes_arrives_whole(start_peer: Peers, near: str, far: str, opcode: str, length: int) -> None:
     if available_memory() < 2 * LONG + 2 * GIB:
         unavailable(f"two regions of {LONG >> 30} GiB do not fit into {available_memory() >> 30} GiB of memory")
-    initiator, target = devices.start(start_peer).create(), devices.start(start_peer).create()
+    patient = {"MC_TRANSFER_TIMEOUT": f"{LIMIT:.0f}"}
+    initiator, target = (devices.start(start_peer, **patient).create() for _ in range(2))
     local, remote = Large(initiator, near, length, MARGIN + 6), Large(target, far, length, MARGIN + 10)
     source, destination = (local, remote) if opcode == "write" else (remote, local)
     source.fill()
