@@ -33,11 +33,16 @@ var (
 	limiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0) / 2)
 )
 
-// The sessions of all engines of the process take a quarter of its descriptors at most, and so do the lanes. The rest is the
-// application's.
-var sessionDescriptors = sync.OnceValue(func() *sockio.Descriptors {
+// The sessions of all engines of the process take a quarter of its descriptors at most, and so do their connections to peers.
+// The rest is the application's.
+var (
+	sessionDescriptors = sync.OnceValue(quarterOfDescriptors)
+	laneDescriptors    = sync.OnceValue(quarterOfDescriptors)
+)
+
+func quarterOfDescriptors() *sockio.Descriptors {
 	return sockio.NewDescriptors(sockio.ShareOfDescriptors(4))
-})
+}
 
 // idleTime is how long a session is idle before it gives way to a newcomer. A peer that makes one request after the other mostly
 // takes less for a pause.
@@ -73,6 +78,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 	t.client = client.New(client.Options{
 		Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port, SameHost: sameHost,
 		Congestion: congestionOf(config, listener, log), Processors: processors, Limiter: limiter,
+		Descriptors: laneDescriptors(),
 	})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{
 		Identity: self, MaxSessions: config.MaxSessions, FirstRequest: config.FirstRequestTimeout, Idle: idleTime, ProgressTimeout: config.ProgressTimeout,

@@ -25,6 +25,8 @@ type pipelined interface {
 	carrier
 	// idle reports whether it is connected and holds nothing.
 	idle() bool
+	// lastUsed is about when it last had something to send, if it is idle.
+	lastUsed() (when time.Time, idle bool)
 	// load is how many bytes it holds.
 	load() uint64
 	// wake tells it that there may be something to take.

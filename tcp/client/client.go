@@ -30,6 +30,8 @@ type Options struct {
 	Congestion sockio.Congestion
 	Processors *sockio.Processors
 	Limiter    *samehost.CopyLimiter
+
+	Descriptors *sockio.Descriptors // for the connections of the process to peers; nil for no limit
 }
 
 // Memory is what the client needs of a core.Registry.
@@ -43,6 +45,7 @@ type Client struct {
 	Options
 
 	origin      wire.Identity // how targets know this initiator; nobody else learns it
+	warned      atomic.Int64  // when warnNoDescriptors has logged, by clock.SinceBoot
 	connections atomic.Uint64 // numbers the connections that begin with a hello
 	fence       fence
 

@@ -20,9 +20,29 @@ type connection struct {
 	there   time.Duration     // the other engine is there since then at the latest, by clock.SinceBoot
 	process *samehost.Process // of the other engine, on one host; nil where its memory is out of reach
 	permit  *samehost.Permit  // for the target to copy from this process; nil for none
+	free    func()            // gives its descriptors back; nil for a connection that claims none
 }
 
 func (c *connection) destination() destination { return destination{c.owner, c.target, c.there} }
+
+// Close: see sockio.Socket.
+func (c *connection) Close() error {
+	err := c.Socket.Close()
+	c.giveBack()
+	return err
+}
+
+// Reset: see sockio.Socket.
+func (c *connection) Reset() {
+	c.Socket.Reset()
+	c.giveBack()
+}
+
+func (c *connection) giveBack() {
+	if c.free != nil {
+		c.free()
+	}
+}
 
 // discard closes the connection. What the kernel still has of it does not arrive.
 func (c *connection) discard() {

@@ -175,7 +175,7 @@ func (p *peer) isEmpty() bool { return len(p.cursors) == 0 && len(p.returned) ==
 
 // startCarriers starts the carriers that are missing. The lock is held.
 func (p *peer) startCarriers(onLanes bool) {
-	for len(p.listed().all) < p.wanted(onLanes) {
+	for n := len(p.listed().all); n < p.wanted(onLanes) && (n == 0 || p.client.Descriptors.HasRoom(connectionDescriptors)); n++ {
 		var c carrier
 		var run func()
 		if onLanes {

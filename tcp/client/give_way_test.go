@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"sync"
 	"testing"
 
@@ -15,10 +16,19 @@ import (
 // More engines than the target has sessions transfer all the time, so that the target ends idle connections just as their next
 // transfers begin.
 func TestNoTransferFailsWhileIdleConnectionsGiveWay(t *testing.T) {
-	const engines, rounds, length = 5, 500, 4096
-	for name, change := range map[string]func(*core.Config){"tcp": func(*core.Config) {}, "one host": tcptest.OnOneHost} {
+	const engines = 5
+	lanes := func(c *core.Config) { c.LanesPerPeer, c.LanesPerLink, c.SliceSize = 4, 4, 64<<10 }
+	for name, way := range map[string]struct {
+		change                   func(*core.Config)
+		sessions, rounds, length int
+	}{
+		"tcp":      {func(*core.Config) {}, 2, 500, 4096},
+		"lanes":    {lanes, 6, 5, 4 << 20},
+		"one host": {tcptest.OnOneHost, 2, 500, 4096},
+	} {
 		t.Run(name, func(t *testing.T) {
-			target := newEngine(t, change, func(c *core.Config) { c.MaxSessions = 2 })
+			change, rounds, length := way.change, way.rounds, way.length
+			target := newEngine(t, change, func(c *core.Config) { c.MaxSessions = way.sessions })
 			memory := tcptest.Mapped(t, engines*length)
 			require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 			var all sync.WaitGroup
@@ -26,7 +36,7 @@ func TestNoTransferFailsWhileIdleConnectionsGiveWay(t *testing.T) {
 				e := newEngine(t, change)
 				local, back := tcptest.Mapped(t, length), tcptest.Mapped(t, length)
 				for _, b := range [][]byte{local, back} {
-					require.NoError(t, e.Register(sockio.AddressOf(b), length, "cpu:0", true))
+					require.NoError(t, e.Register(sockio.AddressOf(b), uint64(length), "cpu:0", true))
 				}
 				id := tcptest.OpenSegment(t, e, target.Name())
 				remote := memory[i*length:][:length]
@@ -35,7 +45,7 @@ func TestNoTransferFailsWhileIdleConnectionsGiveWay(t *testing.T) {
 						tcptest.Fill(local, byte(engines*round+i))
 						tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, local, id, remote)))
 						tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, back, id, remote)))
-						if !assert.Equal(t, local, back) {
+						if !assert.True(t, bytes.Equal(local, back)) {
 							return
 						}
 					}

@@ -161,6 +161,12 @@ func (l *lane) idle() bool {
 	return l.conn != nil && l.broken == nil && l.flight.len() == 0
 }
 
+func (l *lane) lastUsed() (when time.Time, idle bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.movedAt, l.conn != nil && l.broken == nil && l.flight.len() == 0
+}
+
 func (l *lane) load() uint64 { return l.flying.Load() }
 
 func (l *lane) traffic() uint64 { return l.moved.Load() }

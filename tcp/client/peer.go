@@ -154,11 +154,20 @@ func (p *peer) listed() *carriers {
 
 // connect makes a connection for a carrier. wanted says that requests are to be pipelined on it.
 func (p *peer) connect(ctx context.Context, wanted bool) (*connection, error) {
+	free, err := p.client.claim(ctx, p)
+	if err != nil {
+		return nil, err
+	}
 	conn, err := p.dial(ctx)
-	if err == nil && wanted && !p.pipelined(conn.owner) {
+	if err != nil {
+		free()
+		return nil, err
+	}
+	conn.free = free
+	if wanted && !p.pipelined(conn.owner) {
 		_ = conn.Close()
 		conn.release()
 		return nil, errOutdated
 	}
-	return conn, err
+	return conn, nil
 }

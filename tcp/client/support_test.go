@@ -19,6 +19,8 @@ import (
 var (
 	testProcessors = sockio.NewProcessors(runtime.GOMAXPROCS(0))
 	testLimiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0) / 2)
+
+	testDescriptors *sockio.Descriptors // of the engines that a test makes; no limit unless it sets one
 )
 
 // testTransport is a client, and a server beside it, so that engines with it can be targets as well.
@@ -44,7 +46,7 @@ func openForTest(e *core.Engine) (core.Transport, error) {
 		}
 	}
 	t.Client = New(Options{Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port,
-		SameHost: sameHost, Processors: testProcessors, Limiter: testLimiter})
+		SameHost: sameHost, Processors: testProcessors, Limiter: testLimiter, Descriptors: testDescriptors})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{Identity: self, MaxSessions: config.MaxSessions,
 		FirstRequest: config.FirstRequestTimeout, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling, Processors: testProcessors, Limiter: testLimiter})
 	return t, nil

@@ -41,6 +41,9 @@ const perConnection = 3
 // Connections is how many TCP connections there are descriptors for.
 func (d *Descriptors) Connections() int { return int(max(1, d.limit/perConnection)) }
 
+// HasRoom reports whether so many descriptors are left.
+func (d *Descriptors) HasRoom(n int) bool { return d == nil || d.taken.Load()+int64(n) <= d.limit }
+
 // Take claims descriptors. It returns false where there are not as many left.
 func (d *Descriptors) Take(n int) bool {
 	if d == nil {
