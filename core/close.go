@@ -46,12 +46,12 @@ func (e *Engine) close() error {
 	if errors.Is(inOrder(stuck, devices), ErrInUse) {
 		go e.closeLater()
 	}
-	stored := e.store.Close()
+	stored, policy := e.store.Close(), e.policy.Close()
 	var calls error
 	if !e.running.join(e.ending) {
 		calls = status.Errorf(status.BatchBusy, "calls that were under way are %w", ErrInUse)
 	}
-	return inOrder(stuck, devices, calls, withdrawn, served, stored)
+	return inOrder(stuck, devices, calls, withdrawn, served, stored, policy)
 }
 
 // endTransfers closes the transports, and waits for copies within the process and for staged ones. It may be called again if

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata/kv"
+	"kvferry/core/security"
 )
 
 //go:generate go test -run ^TestConfigurationGuideIsCurrent$ . -update
@@ -14,10 +15,11 @@ import (
 // comes, which values it may have, and what it does.
 type Config struct {
 	ForceTCP                bool
-	BindAddress             string // "" for the first address of an interface that is up
-	Listen                  string // addresses joined by commas; "" for those that fit the engine's name. An engine with others does not start
-	Allow                   string // networks joined by commas; "" for all. An engine with others does not start
-	MinPort, MaxPort        int    // both inclusive
+	BindAddress             string            // "" for the first address of an interface that is up
+	Listen                  string            // addresses joined by commas; "" for those that fit the engine's name. An engine with others does not start
+	Security                security.Settings // an engine with contradictory ones does not start
+	Allow                   string            // networks joined by commas; "" for all. An engine with others does not start
+	MinPort, MaxPort        int               // both inclusive
 	HandshakePort           int
 	LegacyPortBinding       bool
 	HandshakeConnectTimeout time.Duration

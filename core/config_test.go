@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata/kv"
+	"kvferry/core/security"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -83,6 +84,8 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_NOTIFY_BYTES":             "1048576",
 		"MC_TCP_MAX_QUEUED_BYTES_PER_PEER": "-1", "MC_NUM_TCP_IO_THREADS": "many", "MC_FORCE_SHM": "",
 		"KVFERRY_SAME_HOST": "off", "KVFERRY_POLL_US": "15", "KVFERRY_LISTEN": "10.0.0.1,fd00::1", "KVFERRY_ALLOW": "10.0.0.0/8",
+		"KVFERRY_SECURITY": "require", "KVFERRY_SECRET_FILE": "/secret", "KVFERRY_TLS_CERT": "/peer.pem", "KVFERRY_TLS_KEY": "/peer.key",
+		"KVFERRY_TLS_CA": "/peers.pem", "KVFERRY_TLS_PEERS": "*.kv",
 	}))
 	assert.Empty(t, warnings)
 	assert.Equal(t, Config{
@@ -105,6 +108,9 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144, StagingMinRate: 21,
 		MaxSessions: 12, FirstRequestTimeout: 20 * time.Second, MaxHandshakes: 13, MaxNotifications: 14, MaxNotifyBytes: 1 << 20, Polling: 15 * time.Microsecond,
 		Listen: "10.0.0.1,fd00::1", Allow: "10.0.0.0/8",
+		Security: security.Settings{
+			Mode: "require", SecretFile: "/secret", CertFile: "/peer.pem", KeyFile: "/peer.key", CAFile: "/peers.pem", Peers: "*.kv",
+		},
 	}, c)
 }
 

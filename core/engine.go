@@ -19,6 +19,7 @@ import (
 	"kvferry/core/device"
 	"kvferry/core/metadata"
 	"kvferry/core/metadata/kv"
+	"kvferry/core/security"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -53,6 +54,7 @@ type Engine struct {
 	inbox    *inbox
 	started  startInfo
 
+	policy *security.Policy
 	store  metadata.Store
 	client metadata.Client
 	server *metadata.Server
@@ -134,7 +136,7 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 		ctx: ctx, cancel: cancel,
 	}
 	e.transports.Store(&[]installedTransport{})
-	if err := e.listen(name); err != nil {
+	if err := e.open(name); err != nil {
 		cancel()
 		return nil, errors.Join(err, store.Close())
 	}
@@ -146,6 +148,17 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
+}
+
+// open reads the secret or the certificate of the engine, and listens.
+func (e *Engine) open(name address.Name) (err error) {
+	if e.policy, err = security.New(e.config.Security, e.identity, e.log); err != nil {
+		return err
+	}
+	if err := e.listen(name); err != nil {
+		return errors.Join(err, e.policy.Close())
+	}
+	return nil
 }
 
 // listen starts the handshake server. In P2P mode its port gives the engine its public name.
@@ -165,7 +178,7 @@ func (e *Engine) listen(name address.Name) (err error) {
 		e.name = e.Address()
 	}
 	handlers.Name = e.name
-	e.site.warn(e.name, e.log)
+	e.site.warn(e.name, e.policy.Mode(), e.log)
 	e.server = metadata.Serve(listener, handlers,
 		metadata.HandshakeOptions{MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, MaxReceiving: int64(e.config.MaxNotifyBytes), Log: e.log})
 	return nil
@@ -209,6 +222,9 @@ func (e *Engine) Config() *Config { return &e.config }
 
 // Log is the engine's log.
 func (e *Engine) Log() *zap.Logger { return e.log }
+
+// Security says who the engine's peers are, and encrypts what passes between them. The engine closes it.
+func (e *Engine) Security() *security.Policy { return e.policy }
 
 // Memory is the index of registered memory, from which transports pin what peers ask for.
 func (e *Engine) Memory() *Registry { return e.memory }

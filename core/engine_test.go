@@ -60,7 +60,7 @@ func TestAnEngineThatPeersCanFindSaysSoOnce(t *testing.T) {
 	}
 	require.Len(t, lines.All(), 1)
 	require.Equal(t, map[string]any{
-		"version": "1.2.3", "name": e.Name(), "handshake": e.Address(), "data": "127.0.0.1:9", "listening": "127.0.0.1",
+		"version": "1.2.3", "name": e.Name(), "handshake": e.Address(), "data": "127.0.0.1:9", "listening": "127.0.0.1", "security": "off",
 		"metadata": "P2PHANDSHAKE", "settings": []any{"MC_RETRY_CNT=3"},
 	}, lines.All()[0].ContextMap())
 }

@@ -2,6 +2,7 @@ package core
 
 import (
 	"kvferry/core/address"
+	"kvferry/core/security"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -62,13 +63,13 @@ func (s *site) admission(c *Config) (err error) {
 }
 
 // warn logs what an operator is likely not to want.
-func (s *site) warn(name string, log *zap.Logger) {
+func (s *site) warn(name string, mode security.Mode, log *zap.Logger) {
 	if s.doubt != "" {
 		log.Warn("peers cannot connect to the address that this engine gives them, unless connections are forwarded from there; if they are, set KVFERRY_LISTEN",
 			zap.String("name", name), zap.String("reason", s.doubt))
 	}
-	if len(s.listen) == 0 && len(s.allow) == 0 {
-		log.Warn("this engine listens on every address of the machine, and anybody may connect: KVFERRY_LISTEN and KVFERRY_ALLOW limit that",
+	if len(s.listen) == 0 && len(s.allow) == 0 && mode != security.Require {
+		log.Warn("this engine listens on every address of the machine, and anybody may connect: KVFERRY_LISTEN, KVFERRY_ALLOW and KVFERRY_SECURITY limit that",
 			zap.String("name", name))
 	}
 }

@@ -3,11 +3,14 @@ package core_test
 import (
 	"context"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"kvferry/core"
 	"kvferry/core/metadata"
+	"kvferry/core/security"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -84,11 +87,24 @@ func TestAnEngineAnswersOnlyTheNetworksThatMayConnect(t *testing.T) {
 	assert.Contains(t, refused[0].ContextMap()["peer"], "127.0.0.1:")
 }
 
+func TestAnEngineThatRequiresASecretMayListenOnEveryAddress(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(path, []byte("0d8c7a6e5b4f3a2918070615243342518091a2b3c4d5e6f70819203142536475\n"), 0o600))
+	e, lines := startNamed(t, "192.0.2.1", func(c *core.Config) { c.Security.SecretFile = path })
+	assert.Equal(t, security.Require, e.Security().Mode())
+	assert.Zero(t, lines.FilterMessageSnippet("every address").Len())
+	_, lines = startNamed(t, "192.0.2.1", func(c *core.Config) { c.Security = security.Settings{SecretFile: path, Mode: "prefer"} })
+	assert.Equal(t, 1, lines.FilterMessageSnippet("every address").Len())
+}
+
 func TestAnEngineDoesNotStartWithALimitThatCannotBeUnderstood(t *testing.T) {
 	for setting, configure := range map[string]func(*core.Config){
 		"KVFERRY_ALLOW: ":                 func(c *core.Config) { c.Allow = "10.0.0.0/33" },
 		"KVFERRY_ALLOW: \"all\"":          func(c *core.Config) { c.Allow = "all" },
 		"KVFERRY_LISTEN: \"eth0\"":        func(c *core.Config) { c.Listen = "eth0" },
+		"KVFERRY_SECURITY=require needs":  func(c *core.Config) { c.Security.Mode = "require" },
+		"KVFERRY_SECURITY is \"requir\"":  func(c *core.Config) { c.Security.Mode = "requir" },
+		"KVFERRY_SECRET_FILE: open /no":   func(c *core.Config) { c.Security.SecretFile = "/no/such/file" },
 		"KVFERRY_LISTEN: cannot listen o": func(c *core.Config) { c.Listen = "192.0.2.1" },
 	} {
 		o := core.Options{Name: "127.0.0.1", Metadata: metadata.P2P, Config: core.DefaultConfig(), Log: zap.NewNop()}

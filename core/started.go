@@ -27,6 +27,7 @@ func (e *Engine) logStart() {
 		zap.String("handshake", e.Address()),
 		zap.String("data", net.JoinHostPort(d.DataHost, strconv.Itoa(d.DataPort))),
 		zap.String("listening", listening),
+		zap.Stringer("security", e.policy),
 		zap.String("metadata", e.started.metadata),
 		zap.Strings("settings", e.started.changed))
 }

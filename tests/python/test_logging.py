@@ -250,6 +250,7 @@ print(engine.get_rpc_port(), data_address(name(engine))[1])
         "handshake": f"127.0.0.1:{handshake}",
         "data": f"127.0.0.1:{data}",
         "listening": "127.0.0.1",
+        "security": "off",
         "metadata": "P2PHANDSHAKE",
         "settings": ["MC_LOG_LEVEL=INFO", "MC_RETRY_CNT=3", "MC_METADATA_HTTP_TOKEN=***"],
     }
