@@ -84,6 +84,31 @@ func (c *Copier) Fill(dst uintptr, from []byte) error {
 	return err
 }
 
+// MayTouch reports whether code of Go may access a range itself, within Guard: all of it was in memory within the last second,
+// and a fault is an error.
+func (c *Copier) MayTouch(addr uintptr, length uint64, a Access) bool {
+	c.renewed()
+	return c.trusted && c.now.Seen(addr, length, a)
+}
+
+// Guard calls f, which accesses memory that MayTouch allows. A fault in it is an error that wraps EFAULT. Any other panic goes
+// on.
+func Guard(f func()) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		fault := recover()
+		if fault == nil {
+			return
+		}
+		if _, ofMemory := fault.(interface{ Addr() uintptr }); !ofMemory {
+			panic(fault)
+		}
+		err = asError(fault)
+	}()
+	f()
+	return nil
+}
+
 func (c *Copier) renewed() {
 	c.used = true
 	if !c.fresh {

@@ -13,7 +13,7 @@ import (
 //  1. do makes the system call by way of until and tryStep: once, or until the socket is ready.
 //  2. A step that finds the socket not ready sleeps on it for a moment (pollBriefly), and then waits with Go's poller
 //     (readiness).
-//  3. call makes the system call itself: raw, or announced to Go's scheduler (memory.go).
+//  3. call makes the system call itself: raw, or announced to Go's scheduler (memory.go). Under TLS secure does that.
 type direction struct {
 	memoryCalls
 	readiness  *readiness
@@ -30,9 +30,11 @@ type direction struct {
 	file      int    // descriptor that came, or -1
 	control   []byte // room for a file descriptor that comes with the first bytes; nil where none is expected any more
 	block     bool
-	waited    bool // with Go's poller
+	waited    bool   // with Go's poller
+	coded     func() // under TLS, what makes the call instead; nil otherwise
 	n         uintptr
 	errno     syscall.Errno
+	err       error // of TLS, where errno is 0
 }
 
 func (d *direction) init(r *readiness, name string, number, flags uintptr, events int16) {
@@ -97,6 +99,9 @@ func (d *direction) result() (n int, again bool, err error) {
 	d.message.Iov = nil
 	switch d.errno {
 	case 0:
+		if d.err != nil {
+			return 0, false, d.err
+		}
 		d.keepFile()
 		return int(d.n), false, nil
 	case unix.EAGAIN:
@@ -111,8 +116,15 @@ func (d *direction) use(v []Vector) {
 	d.message.SetIovlen(min(len(v), MaxVectors))
 }
 
+// begin forgets the outcome of the last call.
+func (d *direction) begin() { d.touched, d.n, d.errno, d.err = nil, 0, 0, nil }
+
 // call makes the system call. It never waits for the socket, but it may wait for a page of the application's memory.
 func (d *direction) call() {
+	if d.coded != nil {
+		d.coded()
+		return
+	}
 	d.errno = unix.EINTR
 	for d.errno == unix.EINTR {
 		if !d.callRaw() {

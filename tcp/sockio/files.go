@@ -21,17 +21,28 @@ func (d *direction) keepFile() {
 	came := d.control[:d.message.Controllen]
 	d.control, d.message.Control = nil, nil
 	d.message.SetControllen(0)
-	messages, _ := unix.ParseSocketControlMessage(came) // none if malformed
+	if file := firstFile(came); d.file < 0 {
+		d.file = file
+	} else if file >= 0 {
+		CloseFile(file)
+	}
+}
+
+// firstFile is the first file descriptor in control messages, or -1. It closes the others.
+func firstFile(control []byte) (first int) {
+	first = -1
+	messages, _ := unix.ParseSocketControlMessage(control) // none if malformed
 	for i := range messages {
 		files, _ := unix.ParseUnixRights(&messages[i])
 		for _, file := range files {
-			if d.file < 0 {
-				d.file = file
+			if first < 0 {
+				first = file
 			} else {
 				CloseFile(file)
 			}
 		}
 	}
+	return first
 }
 
 // takeFile returns the file descriptor that came. The caller owns it from then on.

@@ -28,7 +28,8 @@ import (
 //  2. Before a goroutine sleeps it may spin (spinner.go, BeginSpin) or poll (poll.go). Then it waits with Go's poller
 //     (readiness.go).
 //  3. A system call that may have to wait for a page of memory is announced to Go's scheduler (memory.go).
-//  4. Close shuts the connection down for every process that has it. Reset does that without an orderly end.
+//  4. Under TLS, encrypt and decrypt take the place of the system calls (secure.go).
+//  5. Close shuts the connection down for every process that has it. Reset does that without an orderly end.
 type Socket struct {
 	Remote net.Addr
 
@@ -36,6 +37,7 @@ type Socket struct {
 	out, in      direction
 	resetOnClose atomic.Bool
 	closeAll     func() error
+	secure       *secure // nil without TLS
 }
 
 // Conn is what a Socket is made of: a net.TCPConn or a net.UnixConn.
@@ -54,7 +56,15 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interv
 const localBuffer = 1 << 20
 
 // New sets a connection up and takes it over. When New fails it has reset the connection.
-func New(conn Conn, p *Processors) (made *Socket, err error) {
+func New(conn Conn, p *Processors) (*Socket, error) {
+	s, err := newSocket(conn, p)
+	if err == nil && s.IsLocal() {
+		s.in.expectFile()
+	}
+	return s, err
+}
+
+func newSocket(conn Conn, p *Processors) (made *Socket, err error) {
 	defer func() {
 		if err != nil {
 			_ = shut.Abandon(conn)
@@ -85,9 +95,6 @@ func New(conn Conn, p *Processors) (made *Socket, err error) {
 		defer s.forgetFile()
 		return errors.Join(in.close(), out.close(), s.end(), unix.Close(socket))
 	})
-	if s.IsLocal() {
-		s.in.expectFile()
-	}
 	s.in.access, s.out.access = hostmem.Writing, hostmem.Reading
 	if !s.IsLocal() {
 		s.in.other, s.out.other = &s.out.memoryCalls, &s.in.memoryCalls
@@ -202,6 +209,13 @@ func eof(n int, again bool, err error) (int, bool, error) {
 // touch less of it than it is given.
 func (s *Socket) SetLibraryMemory(in, out Vector) { s.in.ours, s.out.ours = in, out }
 
+// Buffers reports whether a receive may find bytes that have left the socket's own buffer: under TLS a record has come as a
+// whole, and was taken in part. The caller is the one that receives.
+func (s *Socket) Buffers() bool { return s.secure != nil && s.secure.buffers() }
+
+// IsSecure reports whether the connection is under TLS.
+func (s *Socket) IsSecure() bool { return s.secure != nil }
+
 // TakeFile returns the file descriptor that came with what was received. The caller closes it.
 func (s *Socket) TakeFile() (file int, came bool) { return s.in.takeFile() }
 
@@ -251,6 +265,14 @@ func (s *Socket) SetReadDeadline(t time.Time) error { return s.in.readiness.setD
 
 // CloseWrite ends the stream of bytes to the peer.
 func (s *Socket) CloseWrite() error {
+	if s.secure != nil {
+		if err := s.secure.end(); err != nil {
+			return err
+		}
+		if err := s.out.until(s.secure.flushed); err != nil {
+			return err
+		}
+	}
 	return s.Control(func(socket int) error { return os.NewSyscallError("shutdown", unix.Shutdown(socket, unix.SHUT_WR)) })
 }
 
@@ -274,6 +296,9 @@ func (s *Socket) Reset() {
 func (s *Socket) end() error {
 	if s.resetOnClose.Load() {
 		return shut.Reset(s.socket)
+	}
+	if s.secure != nil {
+		_ = s.secure.end() // a peer that does not get it takes the end for a loss
 	}
 	return shut.Socket(s.socket)
 }
