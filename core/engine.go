@@ -97,7 +97,12 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	self, err := newSelf(o)
+	if err != nil {
+		return nil, err
+	}
 	store, err := metadata.Open(o.Metadata, metadata.Options{
+		Security:       self.policy,
 		ConnectTimeout: o.Config.HandshakeConnectTimeout,
 		MaxLength:      o.Config.HandshakeMaxLength,
 		DefaultPort:    o.Config.HandshakePort,
@@ -116,29 +121,42 @@ func New(o Options) (*Engine, error) {
 		},
 	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, self.policy.Close())
 	}
-	return start(o, name, store)
+	return start(o, name, self, store)
+}
+
+// self is what an engine proves who it is by.
+type self struct {
+	identity string
+	policy   *security.Policy
+}
+
+// newSelf reads the secret or the certificate of an engine.
+func newSelf(o Options) (s self, err error) {
+	s.identity = newIdentity()
+	s.policy, err = security.New(o.Config.Security, s.identity, o.Log)
+	return s, err
 }
 
 // start is New with an open store, which it closes when it fails.
-func start(o Options, name address.Name, store metadata.Store) (*Engine, error) {
+func start(o Options, name address.Name, self self, store metadata.Store) (*Engine, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	memory := newRegistry()
 	e := &Engine{
-		config: o.Config, log: o.Log, central: o.Metadata != metadata.P2P, name: o.Name, identity: newIdentity(),
+		config: o.Config, log: o.Log, central: o.Metadata != metadata.P2P, name: o.Name, identity: self.identity, policy: self.policy,
 		memory: memory, segments: newSegments(), inbox: newInbox(&o.Config, o.Log),
 		started: startInfo{version: o.Version, metadata: metadata.Shown(o.Metadata), changed: o.Changed},
 		store:   store, client: metadata.Client{
-			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength,
+			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength, Security: self.policy,
 		},
 		local: newLocalTransport(ctx, memory), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: unregisterGrace, ending: EndingTime,
 		ctx: ctx, cancel: cancel,
 	}
 	e.transports.Store(&[]installedTransport{})
-	if err := e.open(name); err != nil {
+	if err := e.listen(name); err != nil {
 		cancel()
-		return nil, errors.Join(err, store.Close())
+		return nil, errors.Join(err, store.Close(), self.policy.Close())
 	}
 	e.running.Go(e.keepSynced)
 	if o.Config.Metrics {
@@ -148,17 +166,6 @@ func start(o Options, name address.Name, store metadata.Store) (*Engine, error) 
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
-}
-
-// open reads the secret or the certificate of the engine, and listens.
-func (e *Engine) open(name address.Name) (err error) {
-	if e.policy, err = security.New(e.config.Security, e.identity, e.log); err != nil {
-		return err
-	}
-	if err := e.listen(name); err != nil {
-		return errors.Join(err, e.policy.Close())
-	}
-	return nil
 }
 
 // listen starts the handshake server. In P2P mode its port gives the engine its public name.
@@ -180,7 +187,7 @@ func (e *Engine) listen(name address.Name) (err error) {
 	handlers.Name = e.name
 	e.site.warn(e.name, e.policy.Mode(), e.log)
 	e.server = metadata.Serve(listener, handlers,
-		metadata.HandshakeOptions{MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, MaxReceiving: int64(e.config.MaxNotifyBytes), Log: e.log})
+		metadata.HandshakeOptions{Security: e.policy, MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, MaxReceiving: int64(e.config.MaxNotifyBytes), Log: e.log})
 	return nil
 }
 
@@ -263,6 +270,9 @@ func (e *Engine) Descriptor() *metadata.Descriptor {
 		d.DataPort, d.ProtoVersion, d.SameHostSocket = endpoint.Port, endpoint.ProtoVersion, endpoint.SameHostSocket
 		if endpoint.Hello > 0 {
 			d.Identity, d.Hello = e.identity, endpoint.Hello
+			if e.policy.Mode() != security.Off {
+				d.TLS = security.Version
+			}
 		}
 	}
 	e.memory.Each(func(r *Region) bool {

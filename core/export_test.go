@@ -16,7 +16,11 @@ func Start(o Options, store metadata.Store) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return start(o, name, store)
+	self, err := newSelf(o)
+	if err != nil {
+		return nil, err
+	}
+	return start(o, name, self, store)
 }
 
 // SetGrace sets how long memory that is unregistered is waited for.

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "core/device": "",
     "core/fair": "",
     "core/hostmem": "core/clock core/threads",
-    "core/metadata": "core/address core/fair core/metadata/kv core/shut core/status",
+    "core/metadata": "core/address core/fair core/metadata/kv core/security core/shut core/status",
     "core/metadata/etcd": "core/metadata/kv",
     "core/metadata/kv": "core/status",
     "core/metadata/redis": "core/metadata/kv",
@@ -34,10 +34,10 @@ MAY_IMPORT = {
     "core/threads": "",
     # The transport.
     "tcp": "core core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
-    "tcp/client": "core core/clock core/hostmem core/metadata core/status tcp/samehost tcp/sockio tcp/wire",
+    "tcp/client": "core core/clock core/hostmem core/metadata core/security core/status tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
-    "tcp/server": "core core/clock core/fair core/hostmem core/shut core/staging core/status"
-    " tcp/samehost tcp/sockio tcp/wire",
+    "tcp/server": "core core/clock core/fair core/hostmem core/security core/shut core/staging core/status tcp/samehost"
+    " tcp/sockio tcp/wire",
     "tcp/sockio": "core/hostmem core/shut core/threads",
     "tcp/wire": "",
     # Devices.

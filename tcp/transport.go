@@ -77,13 +77,13 @@ func Open(e *core.Engine) (core.Transport, error) {
 	}
 	t.client = client.New(client.Options{
 		Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port, SameHost: sameHost,
-		Congestion: congestionOf(config, listener, log), Processors: processors, Limiter: limiter,
+		Security: e.Security(), Congestion: congestionOf(config, listener, log), Processors: processors, Limiter: limiter,
 		Descriptors: laneDescriptors(),
 	})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{
 		Identity: self, MaxSessions: config.MaxSessions, FirstRequest: config.FirstRequestTimeout, Idle: idleTime, ProgressTimeout: config.ProgressTimeout,
 		StagingRate: config.StagingMinRate, Polling: config.Polling,
-		Processors: processors, Limiter: limiter, Descriptors: sessionDescriptors(),
+		Security: e.Security(), Processors: processors, Limiter: limiter, Descriptors: sessionDescriptors(),
 	})
 	return t, nil
 }

@@ -86,7 +86,7 @@ func newCentral(store kv.Store, o Options) *central {
 	}
 	c := &central{
 		kv: store, prefix: prefix, log: sampled(log),
-		probe: Client{ConnectTimeout: o.ConnectTimeout, ReplyTimeout: claimReplyTimeout, MaxLength: o.MaxLength},
+		probe: Client{ConnectTimeout: o.ConnectTimeout, ReplyTimeout: claimReplyTimeout, MaxLength: o.MaxLength, Security: o.Security},
 		turn:  make(chan struct{}, 1), known: map[string]rpcMeta{},
 	}
 	c.closed, c.close = context.WithCancel(context.Background())

@@ -8,6 +8,7 @@ import (
 	"net"
 	"time"
 
+	"kvferry/core/security"
 	"kvferry/core/shut"
 	"kvferry/core/status"
 )
@@ -27,6 +28,8 @@ type Client struct {
 	ConnectTimeout time.Duration // for resolving the host and trying all of its addresses; 0: DefaultConnectTimeout
 	ReplyTimeout   time.Duration // from the connection on; 0: DefaultReplyTimeout
 	MaxLength      int           // longest frame that is sent or taken, in bytes; 0: DefaultMaxLength
+
+	Security *security.Policy // by what peers are asked, and who they are; nil: without TLS
 }
 
 // notifyBody is a Notification as it is sent, and the answer to one.
@@ -61,11 +64,14 @@ type probeExtensions struct {
 
 // FetchDescriptor asks a peer for the descriptor of its segment.
 func (c Client) FetchDescriptor(ctx context.Context, peer string) (*Descriptor, error) {
-	reply, err := c.ask(ctx, peer, kindMetadata, []byte("{}"))
+	reply, from, proven, err := c.askPeer(ctx, peer, kindMetadata, []byte("{}"))
 	if err != nil {
 		return nil, err
 	}
 	d, err := ParseDescriptor(reply)
+	if err == nil {
+		err = checkAnswer(d, from, proven)
+	}
 	if err != nil {
 		return nil, peerError(peer, kindMetadata, err)
 	}
@@ -148,25 +154,49 @@ func (c Client) identify(ctx context.Context, peer string) (name string, err err
 
 // ask sends one request and returns the JSON of its reply.
 func (c Client) ask(ctx context.Context, peer string, kind frameKind, body []byte) ([]byte, error) {
+	reply, _, _, err := c.askPeer(ctx, peer, kind, body)
+	return reply, err
+}
+
+// askPeer is ask, and says who has proven to have answered; proven is false where nobody has, since the request went without TLS.
+func (c Client) askPeer(ctx context.Context, peer string, kind frameKind, body []byte) (reply []byte, from security.Peer, proven bool, err error) {
 	if err := c.checkLength(body); err != nil {
-		return nil, peerError(peer, kind, err)
+		return nil, from, false, peerError(peer, kind, err)
 	}
 	request := encodeFrame(kind, false, body)
+	plain := c.Security.Mode() == security.Off
+	reply, from, err = c.attempt(ctx, peer, kind, request, plain)
+	if !plain && errors.Is(err, errNotTLS) && c.mayAskPlainly(peer, kind) {
+		plain = true
+		reply, from, err = c.attempt(ctx, peer, kind, request, plain)
+	}
+	if err != nil {
+		return nil, from, false, peerError(peer, kind, err)
+	}
+	return reply, from, !plain, nil
+}
+
+// attempt asks on one connection.
+func (c Client) attempt(ctx context.Context, peer string, kind frameKind, request []byte, plain bool) ([]byte, security.Peer, error) {
 	conn, err := c.dial(ctx, peer)
 	if err != nil {
-		return nil, peerError(peer, kind, err)
+		return nil, security.Peer{}, err
 	}
 	defer shut.Close(conn)
 	stop := context.AfterFunc(ctx, func() { shut.Close(conn) })
 	defer stop()
-	reply, err := c.exchange(conn, kind, request)
-	if err != nil && ctx.Err() != nil {
+	var reply []byte
+	over, from, err := c.secure(ctx, conn, plain)
+	if err == nil {
+		reply, err = c.exchange(conn, over, kind, request)
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
 		err = status.Errorf(status.Socket, "given up: %w", context.Cause(ctx))
+	case err == nil && !plain:
+		c.Security.Note(peer)
 	}
-	if err != nil {
-		return nil, peerError(peer, kind, err)
-	}
-	return reply, nil
+	return reply, from, err
 }
 
 // dial connects to the first of the peer's addresses that accepts the connection.
@@ -191,16 +221,19 @@ func dialCode(err error) status.Code {
 	return status.Socket
 }
 
-// exchange sends a request on a new connection and reads the reply. Closing the connection ends it.
-func (c Client) exchange(conn *net.TCPConn, kind frameKind, request []byte) ([]byte, error) {
+// exchange sends a request over a new connection and reads the reply. Closing the connection ends it.
+func (c Client) exchange(conn *net.TCPConn, over stream, kind frameKind, request []byte) ([]byte, error) {
 	if err := conn.SetDeadline(time.Now().Add(orDefault(c.ReplyTimeout, DefaultReplyTimeout))); err != nil {
 		return nil, status.Errorf(status.Socket, "%w", err)
 	}
-	if err := sendAll(conn, request); err != nil {
+	if _, err := over.Write(request); err != nil {
 		return nil, status.Errorf(status.Socket, "sending the request: %w", err)
 	}
-	reply, err := readReply(conn, kind, orDefault(c.MaxLength, DefaultMaxLength))
+	reply, err := readReply(over, kind, orDefault(c.MaxLength, DefaultMaxLength))
 	if err != nil {
+		if _, plain := over.(quietConn); !plain { // the peer may refuse the certificate only now
+			err = security.ExplainAnswer(conn.RemoteAddr(), err)
+		}
 		return nil, status.Errorf(status.Of(err, status.Socket), "reading the answer: %w", err)
 	}
 	return reply, nil

@@ -35,6 +35,7 @@ type Descriptor struct {
 	SameHostSocket string // socket for peers on the same host, see socketName; "" for none
 	Identity       string // of this incarnation of the owner, see identity; "" where the owner has none, as Mooncake's
 	Hello          int    // highest version of the hello that its data port understands; 0 for none
+	TLS            int    // version of TLS as the engine's ports speak it, see docs/wire.md; 0 for none
 	Version        uint64 // of this value among those of its key in a central store, see version.go; 0 for none
 
 	extents []extent // see BuildIndex
@@ -67,6 +68,7 @@ type extensions struct {
 	SameHostSocket string `json:"neighbour,omitempty"`
 	Identity       string `json:"identity,omitempty"`
 	Hello          int    `json:"hello,omitempty"`
+	TLS            int    `json:"tls,omitempty"`
 }
 
 // socketName is the form of the name of an engine's socket for peers on the same host, in the abstract namespace of
@@ -86,7 +88,7 @@ func (d *Descriptor) Encode(maxLength int) (encoded []byte, truncated bool) {
 		Timestamp: time.Now().Format("2006-01-02 15:04:05.000000"), Version: version(d.Version),
 	}
 	if d.IsKvferry {
-		wire.Extensions = mustEncode(extensions{SameHostSocket: d.SameHostSocket, Identity: d.Identity, Hello: d.Hello})
+		wire.Extensions = mustEncode(extensions{SameHostSocket: d.SameHostSocket, Identity: d.Identity, Hello: d.Hello, TLS: d.TLS})
 	}
 	fields := mustEncode(wire)
 	const opening, closing, shortened = `,"buffers":[`, `]}`, `],"kvferry_truncated":true}`
@@ -173,7 +175,7 @@ func (d *Descriptor) readExtensions(encoded json.RawMessage) {
 		d.SameHostSocket = e.SameHostSocket
 	}
 	if identity.MatchString(e.Identity) && e.Hello >= 1 {
-		d.Identity, d.Hello = e.Identity, e.Hello
+		d.Identity, d.Hello, d.TLS = e.Identity, e.Hello, max(e.TLS, 0)
 	}
 }
 

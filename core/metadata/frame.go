@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 
+	"kvferry/core/security"
 	"kvferry/core/status"
 )
 
@@ -66,6 +67,9 @@ func readFrame(r io.Reader, maxLength int) (frame, error) {
 		return frame{}, status.Errorf(status.Socket, "%w: %w", errNothingSent, err)
 	} else if err != nil {
 		return frame{}, status.Errorf(status.Socket, "%d of the 8 bytes of a frame's length: %w", n, err)
+	}
+	if security.IsClientHello(header[:8]) {
+		return frame{}, status.Errorf(status.RejectHandshake, "%w", security.ErrUnexpectedTLS)
 	}
 	length := binary.LittleEndian.Uint64(header[:8])
 	if length == 0 || length > uint64(maxLength) {

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata/kv"
+	"kvferry/core/security"
 	"kvferry/core/status"
 )
 
@@ -15,6 +16,8 @@ type Options struct {
 	ConnectTimeout time.Duration // see Client
 	MaxLength      int           // see Client, bytes
 	DefaultPort    int           // in P2P mode: handshake port of segment names that give none
+
+	Security *security.Policy // see Client
 
 	// What follows is for central stores.
 	ClusterID    string        // prefix of the keys; "" for none

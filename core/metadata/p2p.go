@@ -15,7 +15,7 @@ type p2pStore struct {
 
 func newP2PStore(o Options) *p2pStore {
 	return &p2pStore{
-		client:      Client{ConnectTimeout: o.ConnectTimeout, MaxLength: o.MaxLength},
+		client:      Client{ConnectTimeout: o.ConnectTimeout, MaxLength: o.MaxLength, Security: o.Security},
 		defaultPort: o.DefaultPort,
 	}
 }

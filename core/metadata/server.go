@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"kvferry/core/fair"
+	"kvferry/core/security"
 	"kvferry/core/shut"
 	"kvferry/core/status"
 
@@ -63,6 +65,8 @@ type HandshakeOptions struct {
 	StepTimeout    time.Duration // for a request to arrive, a reply to leave, a peer to close; DefaultStepTimeout each
 	MaxReceiving   int64         // bytes of notifications that are arriving, of which one address has at most half; DefaultMaxReceiving
 	Log            *zap.Logger   // nil: none
+
+	Security *security.Policy // who may connect, and by what; nil: everybody
 
 	// Patience is how long the server accepts no connections while those of a burst from one address end; DefaultPatience. It
 	// is spent once, and comes back slowly.
@@ -278,11 +282,21 @@ func (s *Server) answer(conn *served) error {
 	if err := conn.SetReadDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
 		return err
 	}
-	request, err := readFrame(conn, s.options.MaxLength)
+	over, refuse, err := s.secure(context.Background(), conn.TCPConn)
 	if err != nil {
 		return err
 	}
-	body, err := s.reply(request, fair.AddrOf(conn.RemoteAddr()))
+	request, err := readFrame(over, s.options.MaxLength)
+	if err != nil {
+		return err
+	}
+	var body []byte
+	if refuse {
+		s.log.Warn("a handshake was refused", zap.Stringer("peer", conn.RemoteAddr()), zap.Stringer("request", request.kind), zap.Error(security.ErrPlain))
+		body, err = s.refuse(request)
+	} else {
+		body, err = s.reply(request, fair.AddrOf(conn.RemoteAddr()))
+	}
 	if err != nil {
 		return err
 	}
@@ -290,8 +304,14 @@ func (s *Server) answer(conn *served) error {
 	if err := conn.SetWriteDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
 		return err
 	}
-	if err := sendAll(conn, encodeFrame(request.kind, request.old, body)); err != nil {
+	if _, err := over.Write(encodeFrame(request.kind, request.old, body)); err != nil {
 		return err
+	}
+	if err := over.CloseWrite(); err != nil {
+		return err
+	}
+	if _, plain := over.(quietConn); plain {
+		return nil
 	}
 	return conn.CloseWrite()
 }

@@ -22,6 +22,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"regexp"
+	"sync"
 	"sync/atomic"
 
 	"kvferry/core/status"
@@ -36,6 +37,30 @@ type Policy struct {
 	files    *reloader // nil where security is off
 
 	refused, older atomic.Uint64
+
+	mu    sync.Mutex
+	known map[string]struct{} // peers that have spoken TLS; see Knows
+}
+
+// maxKnown bounds the peers that are remembered. What is beyond is forgotten all at once.
+const maxKnown = 1 << 16
+
+// Note remembers that a peer has proven to belong to the cluster.
+func (p *Policy) Note(peer string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.known) >= maxKnown || p.known == nil {
+		p.known = map[string]struct{}{}
+	}
+	p.known[peer] = struct{}{}
+}
+
+// Knows reports whether a peer was noted: with the mode prefer it is not believed any more that it cannot do so.
+func (p *Policy) Knows(peer string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, known := p.known[peer]
+	return known
 }
 
 // Peer is who a certificate was made for.
@@ -111,8 +136,13 @@ func (s Settings) source(identity string, log *zap.Logger) (source, error) {
 	return secretSource(s.SecretFile, identity, key), nil
 }
 
-// Mode is what is demanded of peers.
-func (p *Policy) Mode() Mode { return p.mode }
+// Mode is what is demanded of peers. It is Off without a policy.
+func (p *Policy) Mode() Mode {
+	if p == nil {
+		return Off
+	}
+	return p.mode
+}
 
 // Counters are those since the start.
 func (p *Policy) Counters() Counters {

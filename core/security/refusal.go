@@ -42,6 +42,15 @@ func Explain(peer net.Addr, err error) error {
 	return &status.Error{Code: code, Err: &explanation{fmt.Sprintf("the peer at %v %s", peer, reason), err}}
 }
 
+// ExplainAnswer is Explain for the first answer that a client reads over TLS, where the server has not got so far as to answer:
+// the server may have refused the client's certificate, and anything else is no matter of TLS.
+func ExplainAnswer(peer net.Addr, err error) error {
+	if reason := alert(err); reason != "" {
+		return &status.Error{Code: status.RejectHandshake, Err: &explanation{fmt.Sprintf("the peer at %v %s", peer, reason), err}}
+	}
+	return err
+}
+
 type explanation struct {
 	text string
 	err  error
@@ -50,6 +59,20 @@ type explanation struct {
 func (e *explanation) Error() string { return e.text }
 
 func (e *explanation) Unwrap() error { return e.err }
+
+// IsNotTLS reports whether the error of a client's handshake says that the peer does not speak TLS: it answers something else, or
+// closes the connection before it has answered. Somebody on the way can have it look like that.
+func IsNotTLS(err error) bool {
+	var refusal *Refusal
+	var notTLS tls.RecordHeaderError
+	switch {
+	case errors.As(err, &refusal):
+		return false
+	case errors.As(err, &notTLS):
+		return true
+	}
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+}
 
 // explained is what goes after the name of the peer.
 func explained(err error) (status.Code, string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 
 	"kvferry/core/status"
@@ -12,6 +13,9 @@ import (
 // protocol is what is spoken inside of TLS, by ALPN: a connection that was meant for another service of the cluster, or for
 // a later kvferry, does not get past the handshake.
 const protocol = "kvferry/1"
+
+// Version is what an engine's descriptor announces: TLS 1.3 with that protocol, on both ports.
+const Version = 1
 
 // Server is for connections that were accepted. The handshake fails unless the client proves to be a peer.
 func (p *Policy) Server() *tls.Config { return p.server(new(Peer)) }
@@ -71,6 +75,9 @@ func (p *Policy) own() (*tls.Certificate, error) {
 	return p.files.current().own(), nil
 }
 
+// ErrOtherEngine is in the error of a connection whose server is another engine than the one that was meant.
+var ErrOtherEngine = errors.New("another engine answered")
+
 var errOff = status.Errorf(status.NotSupportedTransport, "security is off: there is nothing to prove who this engine is")
 
 // check says who is at the other end of a connection.
@@ -86,7 +93,7 @@ func (p *Policy) check(state tls.ConnectionState, peersUse x509.ExtKeyUsage, ide
 		return Peer{}, err
 	}
 	if identity != "" && peer.Identity != "" && peer.Identity != identity {
-		return Peer{}, refuse(nil, "is engine %s, and the connection is meant for engine %s", peer.Identity, identity)
+		return Peer{}, refuse(ErrOtherEngine, "is engine %s, and the connection is meant for engine %s", peer.Identity, identity)
 	}
 	return peer, nil
 }

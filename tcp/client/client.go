@@ -11,6 +11,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/metadata"
+	"kvferry/core/security"
 	"kvferry/core/status"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
@@ -24,9 +25,10 @@ type Options struct {
 	Config     *core.Config
 	Log        *zap.Logger
 	Memory     Memory
-	Identity   wire.Identity // of the engine
-	Port       int           // of the engine's own data port
-	SameHost   bool          // peers on this host are reached by their Unix-domain sockets
+	Identity   wire.Identity    // of the engine
+	Port       int              // of the engine's own data port
+	SameHost   bool             // peers on this host are reached by their Unix-domain sockets
+	Security   *security.Policy // who may be connected to, and by what; nil: everybody
 	Congestion sockio.Congestion
 	Processors *sockio.Processors
 	Limiter    *samehost.CopyLimiter

@@ -121,14 +121,18 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *sameho
 	} else {
 		h.PermitAt = uint64(permit.At)
 	}
-	answer, err := p.greet(ctx, conn, d, h, file)
+	answer := wire.Answer{}
+	l, err := p.secure(ctx, conn, d)
+	if err == nil {
+		answer, err = p.greet(ctx, l, d, h, file)
+	}
 	if file >= 0 {
 		sockio.CloseFile(file)
 	}
 	if err != nil {
 		return nil, errors.Join(err, conn.Close(), owner.Close(), permit.Close())
 	}
-	made, err := sockio.New(conn, p.client.Processors)
+	made, err := l.socket(p.client.Processors)
 	if err != nil {
 		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.Close(), permit.Close())
 	}

@@ -11,8 +11,6 @@ import (
 	"kvferry/core/status"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
-
-	"golang.org/x/sys/unix"
 )
 
 // errOtherEngine is why a connection is of no use whose target is not the engine that it was made for.
@@ -24,11 +22,11 @@ var errNotEnded = errors.New("the target has not ended the former connection yet
 // greet says hello on a connection that has just been made, and returns the answer. permit, which may be nil, goes along by
 // the file descriptor given with it. It gives up at the end of the context, and when the target does not answer for as long
 // as it would be waited for with a request.
-func (p *peer) greet(ctx context.Context, conn sockio.Conn, d *metadata.Descriptor, h wire.Hello, permitFile int) (wire.Answer, error) {
+func (p *peer) greet(ctx context.Context, conn *link, d *metadata.Descriptor, h wire.Hello, permitFile int) (wire.Answer, error) {
 	limit := answerLimit(p.config)
 	_ = conn.SetDeadline(time.Now().Add(limit.after))
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(sockio.Past) })
-	a, err := exchangeHello(conn, h, permitFile)
+	a, err := conn.exchangeHello(h, permitFile)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -41,6 +39,8 @@ func (p *peer) greet(ctx context.Context, conn sockio.Conn, d *metadata.Descript
 		err = fmt.Errorf("engine %s was expected, and did not answer the hello: %w", d.Identity, err)
 	case a.Target != h.Target:
 		err = fmt.Errorf("engine %s was expected: %w, %s", d.Identity, errOtherEngine, p.client.nameOf(a.Target))
+	case a.Code == wire.StatusDemandsTLS:
+		err = fmt.Errorf("engine %s demands TLS (KVFERRY_SECURITY=require there), and security is off here, or was off there when its descriptor was fetched", d.Identity)
 	case a.Code == wire.StatusNotEnded:
 		err = errNotEnded
 	case a.Code != wire.StatusOK:
@@ -49,17 +49,4 @@ func (p *peer) greet(ctx context.Context, conn sockio.Conn, d *metadata.Descript
 		return a, nil
 	}
 	return a, status.Errorf(status.Socket, "segment %q (%v): %w", p.segment.Name, conn.RemoteAddr(), err)
-}
-
-func exchangeHello(conn sockio.Conn, h wire.Hello, permitFile int) (wire.Answer, error) {
-	var err error
-	if local, ok := conn.(*net.UnixConn); ok && h.PermitAt != 0 {
-		_, _, err = local.WriteMsgUnix(h.Encode(), unix.UnixRights(permitFile), nil)
-	} else {
-		_, err = conn.Write(h.Encode())
-	}
-	if err != nil {
-		return wire.Answer{}, err
-	}
-	return wire.ReadAnswer(conn)
 }

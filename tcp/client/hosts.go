@@ -13,7 +13,6 @@ import (
 
 	"kvferry/core/metadata"
 	"kvferry/core/status"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -42,6 +41,9 @@ func isAbsence(err error) bool {
 
 // dialData connects by a descriptor. ends is the number of a former connection that is to be over first; 0 for none.
 func (p *peer) dialData(ctx context.Context, d *metadata.Descriptor, ends uint64) (*connection, error) {
+	if err := p.checkSecurity(d); err != nil {
+		return nil, err
+	}
 	if conn, owner := p.dialSameHost(ctx, d); conn != nil {
 		return p.meetOnHost(ctx, conn, owner, d, ends)
 	}
@@ -87,9 +89,14 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 	conn := dialed.(*net.TCPConn)
 	var h wire.Hello
 	var answer wire.Answer
+	l, err := p.secure(ctx, conn, d)
+	if err != nil {
+		_ = conn.Close()
+		return nil, true, err
+	}
 	if d.Identity != "" {
 		h = p.client.hello(d, ends)
-		answer, err = p.greet(ctx, conn, d, h, -1)
+		answer, err = p.greet(ctx, l, d, h, -1)
 	} else if p.client.isOwn(conn) {
 		err = status.Errorf(status.Socket, "segment %q (%v): %w", p.segment.Name, conn.RemoteAddr(), errOwnAddress)
 	}
@@ -97,7 +104,7 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 		_ = conn.Close()
 		return nil, !errors.Is(err, errNotEnded) && !errors.Is(err, os.ErrDeadlineExceeded), err
 	}
-	made, err := sockio.New(conn, p.client.Processors)
+	made, err := l.socket(p.client.Processors)
 	if err != nil {
 		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}

@@ -59,8 +59,14 @@ func (l *lane) assist() {
 
 // assistHeld is assist while the stream is held.
 func (l *lane) assistHeld(uintptr) {
+	received := l.receiveOnce()
+	for received && l.failure == nil && l.conn.Buffers() { // nobody else is woken for it
+		if !l.receiveOnce() {
+			break
+		}
+	}
 	switch {
-	case !l.receiveOnce():
+	case !received:
 	case l.failure != nil:
 		_ = l.conn.SetReadDeadline(sockio.Past) // for the receiver to see it
 	case l.source.hasQueued():

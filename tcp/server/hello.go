@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"kvferry/core/clock"
+	"kvferry/core/security"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -26,6 +27,9 @@ import (
 func (s *session) greet() error {
 	if err := s.fillTo(wire.HeaderSize); err != nil {
 		return err
+	}
+	if security.IsClientHello(s.ahead[s.parsed:]) && !s.conn.IsSecure() {
+		return security.ErrUnexpectedTLS
 	}
 	if !wire.IsHello(s.ahead[s.parsed:]) {
 		_ = s.process.Close() // nobody uses it
@@ -58,13 +62,16 @@ func (s *session) accept(h wire.Hello) error {
 		s.greeted = true
 	}
 	switch {
+	case s.refusesPlain():
+		answer = wire.Answer{Code: wire.StatusDemandsTLS, Target: h.Target}
+		refusal = security.ErrPlain
 	case h.Target != s.server.options.Identity:
 		answer.Code = wire.StatusOtherEngine
 		refusal = fmt.Errorf("a connection for engine %v: this is engine %v", h.Target, s.server.options.Identity)
-	case !s.server.list(s, connectionKey{h.Origin, h.Number}):
+	case !s.server.list(s, connectionKey{s.identity, h.Origin, h.Number}):
 		answer.Code = wire.StatusRejected
 		refusal = fmt.Errorf("a second connection with the number %d of one initiator", h.Number)
-	case h.Ends != 0 && !s.endFormer(connectionKey{h.Origin, h.Ends}):
+	case h.Ends != 0 && !s.endFormer(connectionKey{s.identity, h.Origin, h.Ends}):
 		answer.Code = wire.StatusNotEnded
 		refusal = fmt.Errorf("the session of the connection %d has not ended yet", h.Ends)
 	}
@@ -105,10 +112,11 @@ func (s *session) takePermit(at uint64) bool {
 	return true
 }
 
-// connectionKey names a connection of an initiator.
+// connectionKey names a connection of an initiator. Nobody can name one of another engine whose identity is proven.
 type connectionKey struct {
-	origin wire.Identity
-	number uint64
+	identity string // as session.identity
+	origin   wire.Identity
+	number   uint64
 }
 
 // list lists a session under its connection. It returns false when there is one already.

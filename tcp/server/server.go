@@ -12,6 +12,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/clock"
 	"kvferry/core/fair"
+	"kvferry/core/security"
 	"kvferry/core/shut"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
@@ -37,6 +38,7 @@ type Options struct {
 	StagingRate     int           // bytes per second that a session must move while it holds staging memory that others wait for; may be 0
 	Polling         time.Duration // see sockio.Spinner; may be 0
 
+	Security   *security.Policy // who may connect, and by what; nil: everybody
 	Processors *sockio.Processors
 	Limiter    *samehost.CopyLimiter
 
@@ -142,32 +144,42 @@ func (v *Server) isClosed() bool {
 	return v.closed
 }
 
+// start serves a connection on a goroutine of its own.
 func (v *Server) start(conn sockio.Conn, p *place) {
-	stream, err := sockio.New(conn, v.options.Processors)
+	v.running.Go(func() {
+		s := v.begin(conn, p)
+		if s == nil {
+			v.vacate(p)
+			return
+		}
+		err := s.run()
+		v.forget(s, err)
+	})
+}
+
+// begin makes the session of a connection; nil where there is to be none.
+func (v *Server) begin(conn sockio.Conn, p *place) *session {
+	stream, peer, err := v.enter(conn)
 	if err != nil {
-		v.log.Info("a data connection failed before its session began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
-		v.vacate(p)
-		return
+		v.reportRefused(conn, err)
+		return nil
 	}
 	s := newSession(v, stream, p)
+	s.identity = peer.Identity
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
 		stream.Reset()
 		_ = s.process.Close()
-		v.vacate(p)
-		return
+		return nil
 	}
 	v.sessions[s] = struct{}{}
 	v.setTimer()
-	v.running.Go(func() {
-		err := s.run()
-		v.forget(s, err)
-	})
 	p.session.Store(s)
 	if !p.SetRank(fair.Silent) { // it has given way before there was a session to end
 		s.end(errGaveWay)
 	}
+	return s
 }
 
 // forget removes a session that has ended, and keeps its counters.

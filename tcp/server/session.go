@@ -9,6 +9,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/core/security"
 	"kvferry/core/status"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
@@ -63,13 +64,14 @@ type session struct {
 	staged    *staged      // nil before the first request for device memory
 	fetchList *fetchList   // nil before the first WRITE by address
 
-	place   *place
-	began   time.Time
-	silent  atomic.Bool // the peer has sent nothing valid
-	greeted bool        // it has sent a hello
-	asked   bool        // it has sent a request. Others may look at this, and at greeted, only while the session is resting
-	resting time.Time   // since when it waits for the next request; zero when it does not; under its lock
-	offered bool        // it may give way meanwhile; under its lock
+	place    *place
+	began    time.Time
+	silent   atomic.Bool // the peer has sent nothing valid
+	greeted  bool        // it has sent a hello
+	asked    bool        // it has sent a request. Others may look at this, and at greeted, only while the session is resting
+	resting  time.Time   // since when it waits for the next request; zero when it does not; under its lock
+	offered  bool        // it may give way meanwhile; under its lock
+	identity string      // of the peer's engine, as its certificate proves; "" where it does not
 
 	key  connectionKey // of its hello; the number is 0 without one; under the server's lock
 	over chan struct{} // closed when the session has ended
@@ -132,6 +134,9 @@ func (s *session) serve() error {
 	if err := s.greet(); err != nil {
 		return err
 	}
+	if s.refusesPlain() {
+		return s.refusePlain()
+	}
 	for {
 		h, err := s.nextHeader()
 		if err != nil {
@@ -162,6 +167,16 @@ func (s *session) serve() error {
 			}
 		}
 	}
+}
+
+// refusePlain has the first request refused.
+func (s *session) refusePlain() error {
+	h, err := s.nextHeader()
+	if err != nil {
+		return err
+	}
+	s.v2 = h.V2
+	return &rejection{Header: h, code: wire.StatusRejected, reason: security.ErrPlain}
 }
 
 // move moves the payload of a WRITE, and owes the answer to a request.

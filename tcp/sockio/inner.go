@@ -10,6 +10,8 @@ import (
 	"time"
 	"unsafe"
 
+	"kvferry/core/shut"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -254,6 +256,16 @@ func (i *Inner) Close() error {
 		return nil
 	}
 	return i.conn.Close()
+}
+
+// Abandon closes the connection, of which no Socket has been made, for every process that has it. An alert of TLS arrives before
+// the end.
+func (i *Inner) Abandon() {
+	if i.file >= 0 {
+		CloseFile(i.file)
+		i.file = -1
+	}
+	_ = shut.Close(i.conn) // fails where the handshake has closed it
 }
 
 // LocalAddr implements net.Conn.

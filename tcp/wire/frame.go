@@ -61,6 +61,8 @@ const (
 
 	// StatusInaccessible is for a range that is registered, but whose memory does not exist any more.
 	StatusInaccessible = 6
+
+	StatusDemandsTLS = 7 // answers a hello without TLS, which the target demands
 )
 
 // Header is a parsed request.
