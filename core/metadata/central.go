@@ -15,6 +15,7 @@ import (
 
 	"kvferry/core/address"
 	"kvferry/core/metadata/kv"
+	"kvferry/core/security"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -46,6 +47,7 @@ type central struct {
 		claimed    bool   // the entry is there, and the name is this engine's
 		version    uint64 // of what was written last, or of what a predecessor left; 0 before
 		descriptor []byte // as it was written last; nil before
+		generation uint64 // of what the descriptor was signed with
 		unsure     bool   // a later descriptor was sent, and may or may not have arrived
 		shown      uint64 // Publishes that were begun when the last one that succeeded looked at the engine
 		withdrawn  bool
@@ -152,7 +154,11 @@ func (c *central) show(ctx context.Context, d *Descriptor) error {
 		return nil
 	}
 	d.Version = c.newVersion()
-	encoded, truncated := d.Encode(kv.MaxValue)
+	generation := c.generation()
+	encoded, truncated, err := c.encode(d)
+	if err != nil {
+		return err
+	}
 	if truncated {
 		c.log.Warn("the segment descriptor does not fit the metadata store, peers see the first buffers only",
 			zap.Int("buffers", len(d.Buffers)), zap.Int("bytes", kv.MaxValue))
@@ -161,8 +167,29 @@ func (c *central) show(ctx context.Context, d *Descriptor) error {
 		c.self.unsure = true
 		return err
 	}
-	c.self.descriptor, c.self.unsure = encoded, false
+	c.self.descriptor, c.self.unsure, c.self.generation = encoded, false, generation
 	return nil
+}
+
+// encode gives the value for a descriptor, signed where security is on.
+func (c *central) encode(d *Descriptor) (encoded []byte, truncated bool, err error) {
+	if c.probe.Security.Mode() == security.Off {
+		encoded, truncated = d.Encode(kv.MaxValue)
+		return encoded, truncated, nil
+	}
+	encoded, truncated = d.Encode(kv.MaxValue - signatureRoom)
+	if encoded, err = sign(encoded, c.probe.Security); err != nil {
+		err = status.Errorf(status.Of(err, status.Metadata), "the descriptor of %s: %w", d.Name, err)
+	}
+	return encoded, truncated, err
+}
+
+// generation is that of the secrets or certificates that descriptors are signed with.
+func (c *central) generation() uint64 {
+	if c.probe.Security.Mode() == security.Off {
+		return 0
+	}
+	return c.probe.Security.Generation()
 }
 
 // claim takes the name for this engine, or fails and says which engine has it.
@@ -307,6 +334,8 @@ func (c *central) restore(ctx context.Context) error {
 		return c.show(ctx, c.self.look())
 	case !bytes.Equal(there, c.self.entry):
 		return c.fail("%s holds another engine's address, %.100q", key, there)
+	case c.self.descriptor != nil && c.self.generation != c.generation():
+		return c.show(ctx, c.self.look()) // peers may not accept the former signature for long
 	}
 	return nil
 }
@@ -323,7 +352,7 @@ func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error
 	case isNull(value):
 		return nil, c.fail("the value of %s is no segment descriptor, but null", key)
 	}
-	d, err := ParseDescriptor(value)
+	d, err := parseSigned(value, segment, c.probe.Security)
 	if err != nil {
 		return nil, status.Errorf(status.Of(err, status.Metadata), "metadata store %s: the value of %s: %w", c.kv.Name(), key, err)
 	}

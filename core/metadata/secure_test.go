@@ -1,0 +1,186 @@
+package metadata
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kvferry/core/metadata/kv"
+	"kvferry/core/security"
+	"kvferry/core/status"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+)
+
+func randomHex(bytes int) string {
+	b := make([]byte, bytes)
+	_, _ = rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+// policyOf is the policy of an engine with a secret. It returns the identity of the engine, too.
+func policyOf(t testing.TB, secret, mode string) (*security.Policy, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(path, []byte(secret), 0o600))
+	identity := randomHex(16)
+	p, err := security.New(security.Settings{SecretFile: path, Mode: mode}, identity, zap.NewNop())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.Close()) })
+	return p, identity
+}
+
+// described is the descriptor of an engine with security.
+func described(name, identity string) *Descriptor {
+	d := sample(1)
+	d.Name, d.IsKvferry, d.Identity, d.Hello, d.TLS = name, true, identity, 1, security.Version
+	return d
+}
+
+func TestADescriptorOverTLSIsThatOfTheEngineThatAnswers(t *testing.T) {
+	secret := randomHex(32)
+	p, identity := policyOf(t, secret, "")
+	client, _ := policyOf(t, secret, "")
+	shown := described("a", identity)
+	_, peer := start(t, Handlers{Descriptor: func() *Descriptor { return shown }, Notify: refuse}, HandshakeOptions{Security: p})
+	c := Client{Security: client}
+	d, err := c.FetchDescriptor(context.Background(), peer)
+	require.NoError(t, err)
+	assert.Equal(t, security.Version, d.TLS)
+
+	shown = described("a", randomHex(16))
+	_, err = c.FetchDescriptor(context.Background(), peer)
+	assert.ErrorContains(t, err, "its descriptor is that of engine")
+	shown = described("a", identity)
+	shown.TLS = 0
+	_, err = c.FetchDescriptor(context.Background(), peer)
+	assert.ErrorContains(t, err, "announces no TLS, which it speaks")
+}
+
+func TestAPeerWithoutTLSIsRefusedWithAReasonInEachKindOfAnswer(t *testing.T) {
+	p, _ := policyOf(t, randomHex(32), "")
+	_, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{Security: p})
+	ctx, c := context.Background(), Client{}
+	_, err := c.FetchDescriptor(ctx, peer)
+	assert.ErrorContains(t, err, "KVFERRY_SECURITY=require")
+	assert.ErrorContains(t, c.SendNotify(ctx, peer, Notification{"a", "b"}), "KVFERRY_SECURITY=require")
+	assert.ErrorContains(t, c.Probe(ctx, peer), "does not begin TLS")
+}
+
+func TestAPeerThatHasSpokenTLSIsNotAskedWithout(t *testing.T) {
+	secret := randomHex(32)
+	p, identity := policyOf(t, secret, "prefer")
+	client, _ := policyOf(t, secret, "prefer")
+	c := Client{Security: client}
+	l := listen(t, "127.0.0.1:0")
+	peer := l.Addr().String()
+	s := Serve(l, Handlers{Descriptor: func() *Descriptor { return described("a", identity) }, Notify: refuse}, HandshakeOptions{Security: p})
+	_, err := c.FetchDescriptor(context.Background(), peer)
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	s = Serve(listen(t, peer), Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{})
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	_, err = c.FetchDescriptor(context.Background(), peer)
+	assert.ErrorContains(t, err, "security is on here")
+
+	_, other := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{})
+	_, err = c.FetchDescriptor(context.Background(), other)
+	require.NoError(t, err, "a peer that never could")
+}
+
+func TestACentralStoreCannotRedirectEnginesWithASecret(t *testing.T) {
+	ctx, secret := context.Background(), randomHex(32)
+	foreign, stranger := policyOf(t, randomHex(32), "")
+	for _, mode := range []string{"require", "prefer"} {
+		t.Run(mode, func(t *testing.T) {
+			_, url := serveMetadata(t)
+			own, identity := policyOf(t, secret, mode)
+			reader, _ := policyOf(t, secret, mode)
+			store, err := Open(url, Options{Security: own})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, store.Close()) }()
+			require.NoError(t, store.Publish(ctx, deadAddress(t), func() *Descriptor { return described("node1", identity) }))
+			looking, err := Open(url, Options{Security: reader})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, looking.Close()) }()
+			d, err := looking.Fetch(ctx, "node1")
+			require.NoError(t, err)
+			assert.Equal(t, identity, d.Identity)
+			_, err = looking.Fetch(ctx, "ram/node1")
+			require.NoError(t, err)
+
+			raw, err := kv.Open(url, kv.Options{})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, raw.Close()) }()
+			value, _, err := raw.Get(ctx, "mooncake/ram/node1")
+			require.NoError(t, err)
+			d, err = ParseDescriptor(value)
+			require.NoError(t, err, "Mooncake and engines without security read it as before")
+			assert.Equal(t, identity, d.Identity)
+
+			unsigned, _ := described("node1", stranger).Encode(kv.MaxValue)
+			plain, _ := sample(1).Encode(kv.MaxValue)
+			elsewhere, err := sign(unsigned, foreign)
+			require.NoError(t, err)
+			for what, forged := range map[string][]byte{
+				"unsigned": unsigned, "of another secret": elsewhere, "another port": bytes.Replace(value, []byte("15004"), []byte("15005"), 1),
+				"a signature cut off": append(bytes.Clone(value[:bytes.LastIndex(value, []byte(signatureKey))]), '}'),
+				"like Mooncake's":     plain, "half a signature": append(bytes.Clone(value[:len(value)-20]), `"}`...),
+			} {
+				require.NoError(t, raw.Put(ctx, "mooncake/ram/node1", forged))
+				_, err := looking.Fetch(ctx, "node1")
+				require.Error(t, err, what)
+				assert.Equal(t, status.RejectHandshake, status.Of(err, status.OK), what)
+			}
+			require.NoError(t, raw.Put(ctx, "mooncake/ram/node2", value))
+			_, err = looking.Fetch(ctx, "node2")
+			assert.ErrorContains(t, err, `for the name "node1"`)
+			require.NoError(t, raw.Put(ctx, "mooncake/ram/node3", plain))
+			_, err = looking.Fetch(ctx, "node3")
+			if mode == "require" {
+				assert.ErrorContains(t, err, "not signed")
+			} else {
+				require.NoError(t, err, "Mooncake's")
+			}
+		})
+	}
+}
+
+// FuzzFirstBytesOfAHandshake sends bytes to servers of all modes. None may answer what it does not answer without TLS, or hang.
+func FuzzFirstBytesOfAHandshake(f *testing.F) {
+	f.Add([]byte{0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0})
+	f.Add([]byte{0x16, 3})
+	f.Add(encodeFrame(kindProbe, false, []byte("{}")))
+	secret := randomHex(32)
+	var peers []string
+	for _, mode := range []string{"off", "prefer", "require"} {
+		p, _ := policyOf(f, secret, mode)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(f, err)
+		s := Serve(l.(*net.TCPListener), Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{Security: p})
+		f.Cleanup(func() { require.NoError(f, s.Close()) })
+		peers = append(peers, l.Addr().String())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for i, peer := range peers {
+			conn := send(t, peer, b)
+			_ = conn.CloseWrite() // the server may have reset it
+			var answer bytes.Buffer
+			_, err := answer.ReadFrom(conn)
+			if err != nil {
+				require.NotContains(t, err.Error(), "timeout")
+			}
+			if i == 2 {
+				require.False(t, strings.Contains(answer.String(), "tcp_data_port"))
+			}
+		}
+	})
+}
