@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "core/threads": "",
     # The transport.
     "tcp": "core core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
-    "tcp/client": "core core/clock core/hostmem core/metadata core/security core/status tcp/samehost tcp/sockio tcp/wire",
+    "tcp/client": "core core/clock core/hostmem core/metadata core/security core/status"
+    " tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
     "tcp/server": "core core/clock core/fair core/hostmem core/security core/shut core/staging core/status tcp/samehost"
     " tcp/sockio tcp/wire",
