@@ -29,7 +29,7 @@ func (p *peer) ended(c carrier, e ending) {
 	if _, isLane := c.(pipelined); isLane {
 		e.held, _ = settleAborted(e.held)
 	}
-	if e.unreachable && isLoss(e.reason) && !errors.Is(e.reason, syscall.ECONNRESET) {
+	if e.unreachable && isLoss(e.reason) && !errors.Is(e.reason, syscall.ECONNRESET) && !errors.Is(e.reason, syscall.EPIPE) {
 		p.endUnreachable(c, e)
 		return
 	}
@@ -60,7 +60,7 @@ func (p *peer) ended(c carrier, e ending) {
 }
 
 // endUnreachable is ended for a carrier that could not connect. When it was the last one, all that is queued fails. A
-// connection that was made, and reset before the carrier noticed, counts as lost instead.
+// connection that was made, and ended by the target before the carrier noticed, counts as lost instead.
 func (p *peer) endUnreachable(c carrier, e ending) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -91,7 +91,7 @@ func (v *Server) admit() {
 	for {
 		select {
 		case conn := <-v.accepted:
-			if full := v.seat(conn); full != nil {
+			if full := v.seat(conn, len(waiting) >= insistFrom); full != nil {
 				waiting = v.wait(waiting, conn, full)
 			}
 		case <-v.placeFree:
@@ -140,7 +140,7 @@ func (v *Server) admitWaiting(waiting []*waiter) []*waiter {
 			v.refuse(w.conn, errOvertaken)
 			return true
 		}
-		if v.seat(w.conn) == nil {
+		if v.seat(w.conn, false) == nil {
 			w.place.Leave()
 			return true
 		}

@@ -32,6 +32,11 @@ const (
 	offerPause = 20 * time.Millisecond
 	// urgentTime is how long a connection waits before sessions give way to it that have only just become idle.
 	urgentTime = time.Second
+	// silentTime is how long a silent session is safe from newcomers of its own address. So peers of one address that connect all
+	// at once do not push each other out.
+	silentTime = 100 * time.Millisecond
+	// insistFrom is how many connections wait when further ones do not wait for silent sessions of their own address any more.
+	insistFrom = maxWaiting / 2
 )
 
 // errGaveWay ends a session that has given way.
@@ -62,15 +67,19 @@ func newGate(o Options) (gate *fair.Gate, limit int) {
 	if o.Descriptors != nil {
 		limit = min(limit, o.Descriptors.Connections())
 	}
-	return fair.New(fair.Options{Limit: int64(limit), Share: int64(limit - limit/4)}), limit
+	return fair.New(fair.Options{Limit: int64(limit), Share: int64(limit - limit/4), Grace: silentTime}), limit
 }
 
 // seat takes a place for a connection, and starts its session. Where the error says why there is no place, the connection is as
-// before.
-func (v *Server) seat(conn sockio.Conn) error {
+// before. With insist, also a new silent session of its address gives way.
+func (v *Server) seat(conn sockio.Conn, insist bool) error {
 	p := &place{descriptors: sockio.DescriptorsOf(conn)}
 	var err error
-	if p.Place, err = v.gate.Enter(fair.AddrOf(conn.RemoteAddr()), 1, p.giveWay); err != nil {
+	enter := v.gate.Enter
+	if insist {
+		enter = v.gate.Insist
+	}
+	if p.Place, err = enter(fair.AddrOf(conn.RemoteAddr()), 1, p.giveWay); err != nil {
 		return err
 	}
 	if !v.options.Descriptors.Take(p.descriptors) { // perhaps those of a session that gave way are not free yet

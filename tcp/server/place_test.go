@@ -122,8 +122,11 @@ func TestPeersOfOneAddressLeavePlacesForOthers(t *testing.T) {
 
 func TestConnectionsThatWaitAreLimitedFairly(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
-	h := serve(t, Options{MaxSessions: 1}, memory)
-	first := h.dial()
+	h := serve(t, Options{MaxSessions: 4}, memory)
+	for range 3 { // all that one address may have
+		h.occupy(h.dial(), memory)
+	}
+	first := h.dialFrom("127.0.0.3")
 	h.occupy(first, memory)
 	for range 2 * maxWaiting {
 		h.dial()
