@@ -53,8 +53,8 @@ type source interface {
 	// share is how many bytes a lane may have in flight.
 	share() uint64
 
-	// connect makes a connection. wanted says that requests are to be pipelined on it.
-	connect(ctx context.Context, wanted bool) (*connection, error)
+	// connect makes a connection. onLane says that requests are to be pipelined on it.
+	connect(ctx context.Context, onLane bool) (*connection, error)
 	// connected says that a lane's connection is up, and how long a round trip takes on it.
 	connected(roundTrip time.Duration)
 	// mayCarry reports whether a piece may go over a connection that was made for it alone. Otherwise the piece is done with.

@@ -7,14 +7,21 @@ import (
 	"kvferry/core/metadata"
 )
 
-// Which carriers there are, and which of them are woken. A lane does not send for one of these reasons:
+// Which carriers there are, and which of them are woken. dispatch opens no further lane for one of these reasons:
 //
-//  1. There are no more lanes than the queue is worth (wanted, worth), or than the configuration and the distance of the
-//     peer allow (mostCarriers).
-//  2. dispatch has not woken it, because fewer lanes than there are can share the queue.
-//  3. The first lane is reserved for short works (reservedLane). take gives it no others.
-//  4. It has its share of the bytes in flight (share), or its window is full (lane_send.go).
-//  5. All that is queued is unverified or blocked (take.go).
+//  1. There are as many as the queue is worth (worth). An empty queue is worth none, and so is one with too many unverified
+//     pieces (wanted).
+//  2. There are as many as the configuration and the distance of the peer allow (mostCarriers).
+//  3. The peer has a carrier, and there is no room for the descriptors of another connection (descriptors.go).
+//  4. The peer takes no pipelined requests, so each has a connection of its own (pipelined). Or this side has closed the peer.
+//
+// An open lane sends nothing for one of these reasons:
+//
+//  1. dispatch has not woken it, because fewer lanes than there are can share the queue.
+//  2. It is the first lane, which is reserved for short works (reservedLane), or only short works are queued, and those are left
+//     to the reserved lane (take.go).
+//  3. It has its share of the bytes in flight (share), its window is full, or it waits for a page (lane_send.go).
+//  4. The pieces that take found are set aside: they are unverified or blocked (take.go).
 const (
 	// oneShotSize bounds a request that has a connection of its own. On lanes the bound is MC_TCP_SLICE_SIZE: small enough
 	// that all lanes share a large task, large enough that its header costs nothing.
@@ -213,9 +220,9 @@ func (p *peer) share() uint64 {
 func (p *peer) worth(bytes uint64) uint64 {
 	each := uint64(turnSize)
 	switch {
-	case p.reading && !p.segment.Descriptor().IsKvferry:
+	case p.lastReading && !p.segment.Descriptor().IsKvferry:
 		each = mooncakeSize
-	case p.staged:
+	case p.lastStaged:
 		each = stagedSize
 	}
 	return (bytes + each - 1) / each

@@ -14,6 +14,17 @@ import (
 //  2. giveBack queues a piece again, has it revalidated, or fails it.
 //  3. With too many losses in a row the whole queue fails.
 
+// The reason why a carrier ends says whether its connection was lost (isLoss), and what is known of the end of that connection at
+// a target that cannot be asked (isEnd and isReset in formerend.go):
+//
+//	reason                                                lost   end at the target
+//	errRefused                                            no     has come in order
+//	errRetired, errPeerClosed                             yes    has come in order
+//	errAborted, errBadLocal, errOutdated, errOvertaken    no     comes when the connection is read to its end
+//	errStalled, core.ErrClosed                            yes    comes when the connection is read to its end
+//	errIdle                                               no     nothing was in flight
+//	any other, as a reset                                 yes    unknown for ever
+
 // isLoss distinguishes a connection that was lost from one that this side gave up.
 func isLoss(reason error) bool {
 	return !slices.ContainsFunc([]error{errRefused, errAborted, errBadLocal, errOutdated, errOvertaken, errIdle}, func(other error) bool {
@@ -24,7 +35,7 @@ func isLoss(reason error) bool {
 // ended: see source. The connection is ended first, so that nothing touches the memory of a piece any more that is settled.
 func (p *peer) ended(c carrier, e ending) {
 	if e.conn != nil {
-		p.fence.withdraw(p, e.conn, e.unanswered, e.reason)
+		p.fence.endConnection(p, e.conn, e.unanswered, e.reason)
 	}
 	if _, isLane := c.(pipelined); isLane {
 		e.held, _ = settleAborted(e.held)

@@ -16,7 +16,7 @@ import (
 // fence owns the question who may still touch the memory of a transfer that was given up. One fence is for all peers of a
 // client. Memory of this process:
 //
-//  1. withdraw revokes the permit by which a target on this host copies, before a piece is settled (revoke).
+//  1. endConnection revokes the permit by which a target on this host copies, before a piece is settled (revoke).
 //  2. Where a copy or a system call does not end, the memory is held: taking it back fails, and says why (hold, holdStuck).
 //
 // Memory of the target. Bytes of a WRITE that was in flight on a connection that ended may still be applied by the target. They
@@ -53,9 +53,9 @@ type former interface {
 	recheck()
 }
 
-// withdraw ends a connection on this side, before anything that was in flight on it is settled or sent again. unanswered are
+// endConnection ends a connection on this side, before anything that was in flight on it is settled or sent again. unanswered are
 // the WRITEs of which something was sent. reason is why the connection ends.
-func (f *fence) withdraw(p former, conn *connection, unanswered []piece, reason error) {
+func (f *fence) endConnection(p former, conn *connection, unanswered []piece, reason error) {
 	revoked := f.revoke(p, conn, unanswered)
 	if len(unanswered) == 0 || conn.number == 0 && isEnd(reason) {
 		conn.discard()
@@ -73,7 +73,7 @@ func (f *fence) withdraw(p former, conn *connection, unanswered []piece, reason 
 	f.running.Go(func() { f.ask(p, conn, end) })
 }
 
-// revokeTimeout is how long withdraw waits for a copy that the target makes of local memory. A copy takes a millisecond at
+// revokeTimeout is how long endConnection waits for a copy that the target makes of local memory. A copy takes a millisecond at
 // most. A target that is stopped in the middle of it, or waits for a page of this process, may take for ever.
 const revokeTimeout = 2 * time.Second
 

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How the end of a former connection at its target is found out; see fence.
+// How the end of a former connection at its target is found out; see fence. The table in ended.go has the reasons.
 const (
 	// maxLingering bounds the connections that an engine reads to their ends.
 	maxLingering = 64

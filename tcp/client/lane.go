@@ -49,9 +49,22 @@ var (
 	errRetired    = errors.New("the peer closed an idle connection")
 	errPeerClosed = errors.New("the peer closed the connection")
 	errOutdated   = errors.New("the peer takes no pipelined requests any more")
+	errLaneEnded  = errors.New("the lane has ended")
 )
 
-// lane: see above. Each group of fields is under the lock before it, except where a comment says otherwise.
+// lane: see above. The end of a lane has these steps, and each sets a field:
+//
+//  1. broken: nothing more is sent. Sending has failed (endSending), or quit was called. In the first case answers that are under
+//     way are still received, for lastAnswers.
+//  2. failure: nothing more is received. The goroutine that received sets it, or retire.
+//  3. over: quit was called. run does so when receive has returned, and others do to end the lane: an abort, the watchdog, the
+//     peer. No answer is waited for any more.
+//  4. retired: the receiver and the writer have ended, and the lane is empty. source.ended gets its pieces.
+//
+// If 4 does not come in time after 3, giveUpStuck sets stuck, settles the pieces, and closes givenUp. retired follows when the
+// system call has returned.
+//
+// Each group of fields is under the lock before it, except where a comment says otherwise.
 type lane struct {
 	*environment
 	source  source
@@ -228,7 +241,7 @@ func (l *lane) retire() (held, unanswered []piece, reason error) {
 	defer l.writing.Unlock()
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
-	l.failure = errRetired
+	l.failure = errLaneEnded
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.watchdog.Stop()

@@ -57,7 +57,7 @@ func (l *lane) giveUpStuck() {
 	reason := l.broken
 	l.mu.Unlock()
 	l.sending.Broadcast()
-	l.stuck.withdraw(unanswered)
+	l.stuck.quarantine(unanswered)
 	l.stuck.warn(held)
 	for i := range held {
 		why := cmp.Or(held[i].work.Aborted(), reason)

@@ -35,8 +35,8 @@ type peer struct {
 	cursors      []*cursor // the first is next
 	returned     []piece   // to be sent again, before the cursors
 	queued       uint64    // bytes in cursors and returned
-	staged       bool      // the last work was
-	reading      bool      // the last work was a READ
+	lastStaged   bool      // the work that was queued last comes in parts (core.Work.Staged)
+	lastReading  bool      // the work that was queued last is a READ
 	turn         uint64    // bytes that the first cursor has given since it is first
 	distance     distance
 	reserved     time.Time // until when the first lane is for short works
@@ -78,7 +78,7 @@ func (p *peer) submit(w *core.Work) {
 	p.cursors = append(p.cursors, newCursor(w))
 	p.queued += w.Bytes
 	reading := w.Tasks[w.Head].Opcode == core.Read
-	p.staged, p.reading = w.Staged, reading
+	p.lastStaged, p.lastReading = w.Staged, reading
 	p.limiter.Note(w.Bytes)
 	if w.Bytes <= shortWork && p.allBusy() {
 		p.reserved = time.Now().Add(reserveTime)
@@ -152,8 +152,8 @@ func (p *peer) listed() *carriers {
 	return &carriers{}
 }
 
-// connect makes a connection for a carrier. wanted says that requests are to be pipelined on it.
-func (p *peer) connect(ctx context.Context, wanted bool) (*connection, error) {
+// connect makes a connection for a carrier. onLane says that requests are to be pipelined on it.
+func (p *peer) connect(ctx context.Context, onLane bool) (*connection, error) {
 	free, err := p.client.claim(ctx, p)
 	if err != nil {
 		return nil, err
@@ -164,7 +164,7 @@ func (p *peer) connect(ctx context.Context, wanted bool) (*connection, error) {
 		return nil, err
 	}
 	conn.free = free
-	if wanted && !p.pipelined(conn.owner) {
+	if onLane && !p.pipelined(conn.owner) {
 		_ = conn.Close()
 		conn.release()
 		return nil, errOutdated

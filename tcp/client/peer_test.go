@@ -40,7 +40,7 @@ func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
 	p.carriers.Store(newCarriers([]carrier{reserved, other}))
 	short := newCursor(workOf(write(0x1000, 0x10000, shortWork)))
 	long := newCursor(workOf(write(0x1000, 0x10000, shortWork+1)))
-	takes := func(c carrier) [2]bool { return [2]bool{p.open(c)(short), p.open(c)(long)} }
+	takes := func(c carrier) [2]bool { return [2]bool{p.mayTakeFrom(c)(short), p.mayTakeFrom(c)(long)} }
 
 	require.Equal(t, [2]bool{true, false}, takes(reserved))
 	require.Equal(t, [2]bool{false, true}, takes(other))

@@ -20,7 +20,7 @@ type piece struct {
 	length uint64
 
 	end      uint64 // position behind its last byte in the stream of the lane that sends it
-	fatal    error  // why it is not to be tried again
+	fatal    error  // why giveBack does not send it again: it fails, or each of its tasks is tried by itself; nil: it may be sent
 	breaks   int32  // connections that broke under it
 	refusals int32  // how often the peer refused its range
 	round    int32  // of the peer's descriptor, when the piece became unverified

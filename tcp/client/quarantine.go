@@ -135,7 +135,7 @@ func (q *quarantines) check(target string, p *piece) (end *connectionEnd, lost b
 		if p.remote >= r.high || r.low >= p.remote+p.length {
 			continue
 		}
-		if r.end.unknown && r.work == same { // the same bytes
+		if r.end.unknown && r.work == same { // another piece of the same work, or the same one again
 			continue
 		}
 		end, lost = r.end, lost || r.end.unknown

@@ -31,8 +31,9 @@ func (p *peer) holdStuck(conn *connection, held []piece) *stuck {
 	return p.fence.holdStuck(p, conn, held)
 }
 
-// withdraw keeps the WRITEs that were in flight from overwriting later ones. The connection itself is still in use.
-func (s *stuck) withdraw(unanswered []piece) {
+// quarantine revokes the permit, and keeps the WRITEs that were in flight from overwriting later ones. The connection itself is
+// still in use.
+func (s *stuck) quarantine(unanswered []piece) {
 	if s.conn.permit != nil {
 		s.copied = !s.conn.permit.Revoke(revokeTimeout, func() bool { return !s.conn.process.Lives() })
 	}

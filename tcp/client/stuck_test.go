@@ -48,7 +48,7 @@ func TestMemoryThatTheTargetMayStillCopyIsNotLetGoWhenAStuckSystemCallReturns(t 
 	state.Store(taken)
 
 	s := onlyPeer(t, e).holdStuck(conn, []piece{{op: core.Write, local: sockio.AddressOf(local), length: 4096}})
-	s.withdraw(nil)
+	s.quarantine(nil)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -10,7 +10,7 @@ import (
 // What a carrier gets from the queue:
 //
 //  1. take gives pieces until the carrier has enough.
-//  2. open says which works the carrier may take from, and next cuts a piece from the first of them.
+//  2. mayTakeFrom says which works the carrier may take from, and next cuts a piece from the first of them.
 //  3. A piece whose range the descriptor does not show waits for a new descriptor (revalidate.go). A WRITE to a range that a
 //     former connection may still write to waits as well (blocked.go).
 
@@ -18,7 +18,7 @@ import (
 func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes uint64) []piece {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	mine := p.open(c)
+	mine := p.mayTakeFrom(c)
 	d := p.segment.Descriptor()
 	if to.owner != nil && to.owner.Identity != d.Identity {
 		c.quit(errOutdated)
@@ -52,20 +52,20 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 	return taken
 }
 
-// open says which works a carrier may take from. Short works are left to the reserved lane, and long works to the others. The
-// lock is held.
-func (p *peer) open(c carrier) func(*cursor) bool {
+// mayTakeFrom says which works a carrier may take from. Short works are left to the reserved lane, and long works to the others.
+// The lock is held.
+func (p *peer) mayTakeFrom(c carrier) func(*cursor) bool {
 	switch reserved := p.reservedLane(); {
 	case reserved != nil && carrier(reserved) == c:
 		return (*cursor).short
 	case reserved != nil && reserved.load() <= busyBytes:
-		return func(c *cursor) bool { return !c.short() }
+		return func(work *cursor) bool { return !work.short() }
 	}
 	return func(*cursor) bool { return true }
 }
 
-// next removes a piece from the queue, of the first work that is open. The lock is held.
-func (p *peer) next(limit uint64, d *metadata.Descriptor, open func(*cursor) bool) (piece, bool) {
+// next removes a piece from the queue, of the first work that mine allows. The lock is held.
+func (p *peer) next(limit uint64, d *metadata.Descriptor, mine func(*cursor) bool) (piece, bool) {
 	if n := len(p.returned); n > 0 {
 		next := p.returned[n-1]
 		p.returned = p.returned[:n-1]
@@ -73,7 +73,7 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor, open func(*cursor) boo
 		return next, true
 	}
 	for len(p.cursors) > 0 {
-		at := slices.IndexFunc(p.cursors, open)
+		at := slices.IndexFunc(p.cursors, mine)
 		if at < 0 {
 			break
 		}
