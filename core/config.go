@@ -32,7 +32,7 @@ type Config struct {
 	SliceSize               int // bytes
 	ConnectionPool          bool
 	LanesPerPeer            int
-	LanesPerLink            int // LanesPerPeer for a peer on another host; not more than that
+	LanesPerLink            int // LanesPerPeer for round trips from 300 us on, and unknown ones; not more than that
 	TransferTimeout         time.Duration
 	SliceTimeout            time.Duration // 0 is off
 	RetryCount              int

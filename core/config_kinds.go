@@ -154,7 +154,8 @@ func duration(name string, unit time.Duration, least, most int, field func(*Conf
 }
 
 // usualLanes stands for the number that lanes chooses. One lane carries about 4 GB/s, and keeps a processor busy at both ends. A
-// link between hosts is slower: there more lanes than processors only share its throughput.
+// link between hosts is slower: there more lanes than processors only share its throughput. A peer counts as behind such a link
+// until a lane is connected to it, and from a round trip of 300 us on (tcp/client/dispatch.go).
 const usualLanes = "4; with 16 processors or more, 8; over a link 3 with 3 processors, 2 with fewer"
 
 func lanes() kind {

@@ -7,6 +7,13 @@ import (
 	"kvferry/core/status"
 )
 
+// How the tasks of a submission become works:
+//
+//  1. eachTask checks each task, and pins the registered regions that its local memory shares bytes with. The regions say which
+//     device the memory is on, and so the task's route.
+//  2. work finds or makes the work of that route, and the task is linked into it.
+//  3. run does the same for many equal tasks at once, if one region holds all of their local memory.
+
 // route is what the tasks of a work have in common.
 type route struct {
 	target SegmentID

@@ -10,7 +10,8 @@ import (
 	"kvferry/core/status"
 )
 
-// localTransport serves the engine's own segment, by copies within the process, with the checks and states of other transfers.
+// localTransport serves the engine's own segment, by copies within the process, with the checks and states of other transfers. The
+// engine gives it work as it gives work to a Transport, and needs nothing else that a Transport has.
 //
 //  1. Submit copies small work at once, if it is in host memory and all of its pages are in memory. It queues other work. There
 //     is a queue for each pair of devices, and one for host memory: a device that hangs delays only its own copies. A queue has a
@@ -184,13 +185,6 @@ func (t *localTransport) copyTask(w *Work, r *Request, region *Region) error {
 	}
 	return nil
 }
-
-func (t *localTransport) Endpoint() Endpoint           { return Endpoint{} }
-func (t *localTransport) Abort()                       {} // the goroutine checks between two steps
-func (t *localTransport) Evict(*Region)                {} // a task ends soon by itself
-func (t *localTransport) Assist(*Segment, func() bool) {}
-func (t *localTransport) Forget(*Segment)              {}
-func (t *localTransport) Links() []Link                { return nil }
 
 // close waits for the goroutines, for a limited time. The engine has aborted all work.
 func (t *localTransport) close(limit time.Duration) error {

@@ -73,9 +73,9 @@ func (m *Registry) add(r Range, location string, remote bool, on *staging.Device
 	return nil
 }
 
-// take removes the region that starts at addr from the index, so that it gets no new pins, or finds one that was removed
-// before and is still pinned. The caller waits for Region.drained, calls forget, and then tells the owner that the memory is
-// free.
+// take removes the region that starts at addr from the index, so that no further transfer pins it, or finds one that was
+// removed before and is still pinned. Only Hold may pin it from then on, while other pins last. The caller waits for
+// Region.drained, calls forget, and then tells the owner that the memory is free.
 func (m *Registry) take(addr uintptr) (*Region, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -8,6 +8,14 @@ import (
 
 // chunk is a lease, and the part of a work that passes through it. The chunk makes a work of its own of that part for the
 // transport, and is its owner.
+//
+//  1. cut makes a chunk: a share of each task, as far as the lease has room.
+//  2. start begins. WRITE: copy fills the lease from the device, and then forward submits the chunk's work to the transport. READ:
+//     forward comes first.
+//  3. settle is called by the transport for each range. It settles a WRITE for the parent's tasks at once, and notes how much of a
+//     READ has arrived.
+//  4. moved: the transport is done. READ: copy takes what has arrived to the device, and land settles it.
+//  5. end releases the lease, and has the queue pumped.
 type chunk struct {
 	queue  *stagedQueue
 	parent *Work

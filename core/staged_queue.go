@@ -14,6 +14,12 @@ import (
 const shortChunk = 256 << 10
 
 // stagedQueue is the works of one route. It exists while it has works, or chunks of them are under way.
+//
+//  1. add queues a work.
+//  2. pump starts chunks, as long as next finds a work and a lease for one. chunkSize says how large a chunk may be, and rotate
+//     gives the next work its turn.
+//  3. end and settleQueued fail what is queued and given up.
+//  4. endIfIdle removes the queue from the stager's map.
 type stagedQueue struct {
 	stager    *stager
 	route     stagedRoute
@@ -50,7 +56,8 @@ func (c *stagedCursor) settleTask(err error) {
 	c.advance(rest)
 }
 
-// advance skips so many bytes of the current task, which has them.
+// advance moves the cursor over length bytes, which are in a chunk now, or settled. The task in which the next chunk begins has at
+// least as many left.
 func (c *stagedCursor) advance(length uint64) {
 	c.left -= length
 	c.skip += length

@@ -31,8 +31,8 @@ type Transport interface {
 	// Abort need not wait.
 	Abort()
 
-	// Evict ends the transfers that move bytes of a region on behalf of a peer, and need not wait. The region gets no new pins
-	// any more.
+	// Evict ends the transfers that move bytes of a region on behalf of a peer, and need not wait. Registry.PinRemote does not
+	// find the region any more.
 	Evict(r *Region)
 
 	// Holders names, for an error, the peers for which bytes of a region are moved, or may be: "peer 10.0.0.2:4711".

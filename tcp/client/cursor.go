@@ -5,7 +5,11 @@ import (
 	"kvferry/core/metadata"
 )
 
-// cursor cuts a work into pieces, one at a time, so that a batch of any size needs memory only for those in flight.
+// cursor cuts a work into pieces, one at a time, so that a batch of any size needs memory only for those in flight:
+//
+//  1. newCursor stands at the first task of the work.
+//  2. cut takes the next piece: a part of a task, or a task and those that follow it without a gap (merge).
+//  3. settleTask and settleRest end what is not to be sent at all.
 type cursor struct {
 	work *core.Work
 	task int32  // where the next piece begins

@@ -10,6 +10,11 @@ import (
 
 // piece is a byte range of a work that travels as one request: a part of a large task, a whole task, or several tasks that are
 // adjacent on both sides.
+//
+//  1. A cursor cuts it (cursor.go), and a carrier takes it.
+//  2. frame is what the carrier sends of it, and answer what the peer sends back.
+//  3. settle ends it. Or it is queued again: whole, or split into the shares of its tasks (ended.go, revalidate.go).
+//  4. settleAborted ends the pieces of a work that was given up, where they wait.
 type piece struct {
 	work   *core.Work
 	first  int32  // the task in which it begins

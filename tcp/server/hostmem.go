@@ -13,8 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Requests for host memory: apply receives the payload of a WRITE into its region, and owes a status frame. readOut owes a
-// status frame and the payload of a READ, which stays in the region until it is sent.
+// Requests for host memory, whose region is pinned already (pin.go):
+//
+//  1. WRITE: apply waits for READs of the same memory before it, and copies what was read ahead of the payload into its place.
+//  2. It receives the rest of the payload straight into the region, and owes a status frame.
+//  3. READ: readOut owes a status frame and the payload, which stays in the region until flush sends it (send.go).
+//  4. Memory that cannot be accessed is the fault of one request: inaccessible rejects it.
 
 // apply moves the payload of a WRITE into its region.
 func (s *session) apply(h wire.Header) error {

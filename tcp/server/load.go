@@ -6,6 +6,12 @@ import (
 )
 
 // A load moves bytes between one staging block and a device: a lease, and the job that moves parts of requests through it.
+//
+//  1. takes says whether a request finds room in the load. If not, the session ends the turn, and opens another load (staged.go).
+//  2. grow adds bytes to the load's last move, as the session receives or owes them.
+//  3. launch starts the job.
+//  4. outcome waits for the job. If it failed, outcome does it again part by part, to find the part to blame (sender.go).
+//  5. release gives the lease back.
 
 // route is a way between a device and the network.
 type route struct {

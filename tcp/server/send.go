@@ -71,7 +71,7 @@ func (s *session) catchUp() error {
 	return s.drain()
 }
 
-// caughtUp forgets what the requests so far have touched: they are done.
+// noteCaughtUp forgets what the requests so far have touched: they are done.
 func (s *session) noteCaughtUp() {
 	s.reads = span{}
 	if s.staged != nil {

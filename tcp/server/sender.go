@@ -26,7 +26,7 @@ const turnsAhead = 3
 func (s *session) handOver() error {
 	d, t := s.staged, s.turn
 	t.load.launch()
-	s.waiting.Store(false) // for the peer
+	s.waiting.Store(false) // we wait for the device now: the watchdog must not blame the peer
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t.requests > 0 || t.vectors > 0 || t.hasLoad() {
@@ -150,7 +150,7 @@ func (s *session) retire(t *turn, err error) {
 
 // drain waits until the sender has nothing to do.
 func (s *session) drain() error {
-	s.waiting.Store(false) // for the peer
+	s.waiting.Store(false) // we wait for the device now: the watchdog must not blame the peer
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.staged.queue) > 0 {

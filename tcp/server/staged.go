@@ -113,7 +113,7 @@ func (s *session) open(h, rest wire.Header, to route) error {
 		s.staged.accounts[to] = account
 		s.mu.Unlock()
 	}
-	s.waiting.Store(false) // for the peer
+	s.waiting.Store(false) // we wait for a block now: the watchdog must not blame the peer
 	lease, err := account.Lease(s.staged.ctx, min(max(rest.Length, loadBytes), to.device.BlockSize()))
 	if s.staged.ctx.Err() != nil {
 		if err == nil {

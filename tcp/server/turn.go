@@ -57,7 +57,7 @@ func (t *turn) reset() {
 	t.grants = t.grants[:0]
 }
 
-// loaded reports whether the turn has a load.
+// hasLoad reports whether the turn has a load.
 func (t *turn) hasLoad() bool { return t.load != nil && t.load.lease != nil }
 
 // span is the smallest range that holds every range added to it. The empty one meets nothing.

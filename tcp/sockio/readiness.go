@@ -56,7 +56,8 @@ func (r *readiness) control(set, operation int, events uint32) error {
 }
 
 // whenReady calls attempt at once, and again each time that the set is ready, until attempt returns true. Before attempt
-// returns false it calls await with its argument. whenReady fails at the deadline, and when the readiness is closed.
+// returns false it calls await with its argument. whenReady fails at the deadline, and when the readiness is closed. Read only
+// waits for the epoll set; sending uses it, too.
 func (r *readiness) whenReady(attempt func(set uintptr) bool) error {
 	return closedError(r.raw.Read(attempt))
 }
