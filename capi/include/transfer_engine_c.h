@@ -159,7 +159,10 @@ int uninstallTransport(transfer_engine_t engine, const char *proto);
  */
 segment_id_t openSegment(transfer_engine_t engine, const char *segment_name);
 
-/* As openSegment, after fetching the segment's descriptor again; for a segment already open that may fail. */
+/*
+ * As openSegment, but it fetches the descriptor of a segment that is already open again. When nobody answers, it returns
+ * the id all the same, and transfers find out.
+ */
 segment_id_t openSegmentNoCache(transfer_engine_t engine, const char *segment_name);
 
 /* Accepted and without effect: other callers that opened the same name have the same id. */

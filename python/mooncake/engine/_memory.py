@@ -23,8 +23,9 @@ class MemoryCalls(Calls):
         """Let peers read and write memory, which must stay mapped until it is unregistered; 0 or negative.
 
         With remote_accessible False peers do not learn of the memory, and their transfers of it are refused: only
-        transfers that this engine starts may use it. The memory may be the host's or an NPU's. AscendCL recognises an
-        NPU's by its address where it can; otherwise location "npu:N" says so.
+        transfers that this engine starts may use it. The memory may be the host's, a GPU's or an NPU's. The CUDA driver
+        and AscendCL recognise a device's memory by its address where they can; otherwise location "cuda:N" or "npu:N"
+        says which device it is on.
         """
         address, length = u64(buffer_addr, "buffer_addr"), u64(capacity, "capacity")
         remote = flag(remote_accessible, "remote_accessible")
