@@ -30,7 +30,7 @@ from kvferry._waiting import (
     LONGEST_WAIT,
     LONGEST_WAIT_MS,
     UNFINISHED,
-    Seconds,
+    ExtraTime,
     given_up,
     milliseconds,
     no_time,
@@ -56,8 +56,8 @@ class Engine(Managed):
     Functions that return a code return 0 for success and a negative number for failure; last_error() then has the
     calling thread's reason. Texts that C cannot have are a TextError.
 
-    A time limit is timeout plus what more() returns, in seconds. more() takes long for a large batch: it is called only
-    where it makes a difference, or once the bytes are on their way.
+    A time limit is timeout plus what extra() returns, in seconds. extra() takes long for a large batch: it is called
+    only where it makes a difference, or once the bytes are on their way.
     """
 
     def __init__(
@@ -156,13 +156,13 @@ class Engine(Managed):
 
     # Peers
 
-    def segment(self, name: str, timeout: float, more: Seconds = no_time) -> int:
+    def segment(self, name: str, timeout: float, extra: ExtraTime = no_time) -> int:
         """The id of a peer's segment, or a negative code, within the time limit."""
         segment = self._segments.get(name)
         if segment is None:
             encoded = c_string(name, "segment name")
             segment = wait_in_steps(
-                timeout + more(), lambda ms: self._functions.kvferry_open_segment(self.handle, encoded, ms)
+                timeout + extra(), lambda ms: self._functions.kvferry_open_segment(self.handle, encoded, ms)
             )
             if segment >= 0:
                 self._segments[name] = segment
@@ -198,21 +198,23 @@ class Engine(Managed):
         count: int,
         notify: notify_msg_t | None,
         timeout: float,
-        more: Seconds = no_time,
+        extra: ExtraTime = no_time,
     ) -> int:
         """Move count blocks and wait. When it returns, or raises, nothing touches their memory any more."""
         message = None if notify is None else byref(notify)
         arguments = self.handle, opcode, segment, local, remote, lengths, count, message
-        return self._complete(self._functions.kvferry_transfer_sync, arguments, timeout, more)
+        return self._complete(self._functions.kvferry_transfer_sync, arguments, timeout, extra)
 
     def transfer_pages(
-        self, opcode: int, segment: int, pages: Pages, max_batch: int, timeout: float, more: Seconds = no_time
+        self, opcode: int, segment: int, pages: Pages, max_batch: int, timeout: float, extra: ExtraTime = no_time
     ) -> int:
         """transfer() of all ranges of the pages. At most max_batch of them are under way at a time; 0 is no limit."""
         arguments = self.handle, opcode, segment, *pages.arguments(), max_batch
-        return self._complete(self._functions.kvferry_transfer_pages, arguments, timeout, more)
+        return self._complete(self._functions.kvferry_transfer_pages, arguments, timeout, extra)
 
-    def _complete(self, transfer: Callable[..., int], arguments: tuple[Any, ...], timeout: float, more: Seconds) -> int:
+    def _complete(
+        self, transfer: Callable[..., int], arguments: tuple[Any, ...], timeout: float, extra: ExtraTime
+    ) -> int:
         """Call transfer(*arguments, milliseconds, address of a batch id): it submits and waits. Steps 2 to 4 above."""
         batch = c_uint64(INVALID_BATCH)
         deadline = time.monotonic() + timeout
@@ -220,7 +222,7 @@ class Engine(Managed):
             wait = LONGEST_WAIT_MS if timeout >= LONGEST_WAIT else milliseconds(timeout)
             code = transfer(*arguments, wait, byref(batch))
             if code in UNFINISHED:
-                left = deadline + more() - time.monotonic()
+                left = deadline + extra() - time.monotonic()
                 code = self.batches.wait_for(batch.value, left)
             return code
         finally:

@@ -15,11 +15,12 @@ LONGEST_WAIT = 0.5
 LONGEST_WAIT_MS = int(LONGEST_WAIT * 1000)
 UNFINISHED = (KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT)
 
-Seconds = Callable[[], float]
+# Computes, in seconds, how much longer than usual a call may take, for the bytes that it moves.
+ExtraTime = Callable[[], float]
 
 
 def no_time() -> float:
-    """The Seconds of a call that gets no time for its bytes."""
+    """The ExtraTime of a call that gets no time for its bytes."""
     return 0.0
 
 

@@ -4,8 +4,8 @@ A decorator here makes a call of a method. The call has Mooncake's parameters, w
 their values as the C functions take them, hands them to the method, and turns a refusal into a failure value. Type
 checkers see __init__.pyi, which has each call in full.
 
-The method gets the target, the Ranges, and the Seconds that the transfer is given for its bytes; an opcode and further
-arguments of the call come after them. transport_hint and nic_hint are taken and not used.
+The method gets the target, the Ranges, and the ExtraTime that the transfer is given for its bytes; an opcode and
+further arguments of the call come after them. transport_hint and nic_hint are taken and not used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Callable, SupportsIndex, TypeVar
 
 from kvferry._arrays import Array, integers, pages
 from kvferry._ffi import Integers, U64Array, pack_u64, u64, u64_array
-from kvferry._waiting import Seconds
+from kvferry._waiting import ExtraTime
 from mooncake.engine._refusals import REASONS, Refused, refused
 from mooncake.engine._types import TransferNotify, TransferOpcode
 
@@ -307,6 +307,6 @@ def _ranges(local: U64Array, remote: U64Array, sizes: U64Array) -> Ranges:
     return local.address, remote.address, sizes.address, count
 
 
-def time_for(sizes: U64Array) -> Seconds:
-    """The seconds that a transfer is given for its bytes."""
+def time_for(sizes: U64Array) -> ExtraTime:
+    """The extra time of a transfer: a second for each GiB."""
     return lambda: sum(sizes.items()) / GIB

@@ -7,7 +7,7 @@ from typing import SupportsIndex
 
 from kvferry._bindings import KVFERRY_ERR_FAILED, KVFERRY_ERR_TIMED_OUT
 from kvferry._ffi import Integers, u64, u64_array
-from kvferry._waiting import Seconds, given_up
+from kvferry._waiting import ExtraTime, given_up
 from mooncake.engine._arguments import (
     FAILURE,
     GIB,
@@ -30,38 +30,38 @@ class BackgroundTransfers(Calls):
     them is kept."""
 
     @partial(many_ranges, failure=NO_BATCH)
-    def batch_transfer_async_write(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def batch_transfer_async_write(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """Start writing; a batch id, or 0 on failure. The buffers must stay until the batch has ended."""
-        return self._submit(target, ranges, seconds, WRITE)
+        return self._submit(target, ranges, extra, WRITE)
 
     @partial(many_ranges, failure=NO_BATCH)
-    def batch_transfer_async_read(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def batch_transfer_async_read(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """Start reading; a batch id, or 0 on failure. The buffers must stay until the batch has ended."""
-        return self._submit(target, ranges, seconds, READ)
+        return self._submit(target, ranges, extra, READ)
 
     @partial(many_ranges_either_way, failure=NO_BATCH)
-    def batch_transfer_async(self, target: str, ranges: Ranges, seconds: Seconds, opcode: SupportsIndex) -> int:
+    def batch_transfer_async(self, target: str, ranges: Ranges, extra: ExtraTime, opcode: SupportsIndex) -> int:
         """Start writing or reading; a batch id, or 0 on failure. The buffers must stay until the batch has ended."""
-        return self._submit(target, ranges, seconds, opcode)
+        return self._submit(target, ranges, extra, opcode)
 
     @partial(one_range, failure=NO_BATCH)
-    def transfer_submit_write(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def transfer_submit_write(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """Start writing one block; a batch id, or 0 on failure. The buffer must stay until the batch has ended."""
-        return self._submit(target, ranges, seconds, WRITE)
+        return self._submit(target, ranges, extra, WRITE)
 
     @partial(ranges_of_arrays, failure=NO_BATCH)
-    def batch_transfer_async_write_arrays(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def batch_transfer_async_write_arrays(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """batch_transfer_async_write() of arrays; a batch id, or 0 on failure."""
-        return self._submit(target, ranges, seconds, WRITE)
+        return self._submit(target, ranges, extra, WRITE)
 
     @partial(ranges_of_arrays, failure=NO_BATCH)
-    def batch_transfer_async_read_arrays(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def batch_transfer_async_read_arrays(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """batch_transfer_async_read() of arrays; a batch id, or 0 on failure."""
-        return self._submit(target, ranges, seconds, READ)
+        return self._submit(target, ranges, extra, READ)
 
-    def _submit(self, target: str, ranges: Ranges, seconds: Seconds, opcode: SupportsIndex) -> int:
+    def _submit(self, target: str, ranges: Ranges, extra: ExtraTime, opcode: SupportsIndex) -> int:
         number = direction(opcode)
-        engine, segment = self._open(target, seconds)
+        engine, segment = self._open(target, extra)
         batch = engine.submit(number, segment, *ranges, self._timeout, 1 / GIB)
         if batch == NO_BATCH:
             raise Refused(engine.last_error())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvferry._bindings import KVFERRY_ERR_TIMED_OUT
 from kvferry._engine import Engine
 from kvferry._memory import ManagedMemory
-from kvferry._waiting import Seconds, given_up, no_time
+from kvferry._waiting import ExtraTime, given_up, no_time
 from mooncake.engine._refusals import NOT_INITIALIZED, Refused
 
 
@@ -23,19 +23,19 @@ class Calls:
             raise Refused(NOT_INITIALIZED)
         return engine
 
-    def _open(self, target: str, seconds: Seconds = no_time) -> tuple[Engine, int]:
-        """The engine, and the id of a peer's segment, within the time limit plus some seconds. Refused says why not."""
+    def _open(self, target: str, extra: ExtraTime = no_time) -> tuple[Engine, int]:
+        """The engine, and the id of a peer's segment, within the time limit plus extra(). Refused says why not."""
         engine = self._engine or self._initialized()
-        segment = engine.segment(target, self._timeout, seconds)
+        segment = engine.segment(target, self._timeout, extra)
         if segment < 0:
-            raise self._failure(engine, segment, seconds)
+            raise self._failure(engine, segment, extra)
         return engine, segment
 
-    def _failure(self, engine: Engine, code: int, seconds: Seconds = no_time) -> Refused:
-        """Why a call of this thread failed with a code, as an exception. Its time limit had some seconds more."""
+    def _failure(self, engine: Engine, code: int, extra: ExtraTime = no_time) -> Refused:
+        """Why a call of this thread failed with a code, as an exception. Its time limit had extra() more."""
         reason = engine.last_error()
         if code == KVFERRY_ERR_TIMED_OUT:
-            reason = f"{given_up(self._timeout + seconds())}: {reason}"
+            reason = f"{given_up(self._timeout + extra())}: {reason}"
         return Refused(reason)
 
 

@@ -13,7 +13,7 @@ from kvferry._arrays import Pages
 from kvferry._bindings import KVFERRY_ERR_FAILED, notify_msg_t
 from kvferry._engine import Engine
 from kvferry._messages import notification
-from kvferry._waiting import Seconds
+from kvferry._waiting import ExtraTime
 from mooncake.engine._arguments import (
     FAILURE,
     GIB,
@@ -41,58 +41,58 @@ class BlockingTransfers(Calls):
     """
 
     @one_range
-    def transfer_sync_write(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def transfer_sync_write(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """Write length bytes from buffer to the peer's address; 0 or negative."""
-        return self._move(target, ranges, seconds, WRITE)
+        return self._move(target, ranges, extra, WRITE)
 
     @one_range
-    def transfer_sync_read(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def transfer_sync_read(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """Read length bytes from the peer's address into buffer; 0 or negative."""
-        return self._move(target, ranges, seconds, READ)
+        return self._move(target, ranges, extra, READ)
 
     @one_range_either_way
     def transfer_sync(
         self,
         target: str,
         ranges: Ranges,
-        seconds: Seconds,
+        extra: ExtraTime,
         opcode: SupportsIndex,
         notify: TransferNotify | None,
     ) -> int:
         """Write or read. When that has completed, deliver the notification to the peer; 0 or negative."""
-        return self._transfer(target, ranges, seconds, opcode, notify)
+        return self._transfer(target, ranges, extra, opcode, notify)
 
     @many_ranges
-    def batch_transfer_sync_write(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def batch_transfer_sync_write(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """transfer_sync_write() of many blocks at once; 0 when all were written, or negative."""
-        return self._move(target, ranges, seconds, WRITE)
+        return self._move(target, ranges, extra, WRITE)
 
     @many_ranges
-    def batch_transfer_sync_read(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def batch_transfer_sync_read(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """transfer_sync_read() of many blocks at once; 0 when all were read, or negative."""
-        return self._move(target, ranges, seconds, READ)
+        return self._move(target, ranges, extra, READ)
 
     @many_ranges_with_notification
     def batch_transfer_sync(
         self,
         target: str,
         ranges: Ranges,
-        seconds: Seconds,
+        extra: ExtraTime,
         opcode: SupportsIndex,
         notify: TransferNotify | None,
     ) -> int:
         """transfer_sync() of many blocks at once, with one notification; 0 or negative."""
-        return self._transfer(target, ranges, seconds, opcode, notify)
+        return self._transfer(target, ranges, extra, opcode, notify)
 
     @ranges_of_arrays
-    def batch_transfer_sync_write_arrays(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def batch_transfer_sync_write_arrays(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """batch_transfer_sync_write() of arrays; 0 when all were written, or negative."""
-        return self._move(target, ranges, seconds, WRITE)
+        return self._move(target, ranges, extra, WRITE)
 
     @ranges_of_arrays
-    def batch_transfer_sync_read_arrays(self, target: str, ranges: Ranges, seconds: Seconds) -> int:
+    def batch_transfer_sync_read_arrays(self, target: str, ranges: Ranges, extra: ExtraTime) -> int:
         """batch_transfer_sync_read() of arrays; 0 when all were read, or negative."""
-        return self._move(target, ranges, seconds, READ)
+        return self._move(target, ranges, extra, READ)
 
     @ranges_of_pages
     def batch_transfer_sync_write_pages(self, target: str, pages: Pages, max_batch: int) -> int:
@@ -117,39 +117,39 @@ class BlockingTransfers(Calls):
         self,
         target: str,
         ranges: Ranges,
-        seconds: Seconds,
+        extra: ExtraTime,
         opcode: SupportsIndex,
         notify: TransferNotify | None,
     ) -> int:
         message = None if notify is None else notification(notify.name, notify.msg)
-        return self._move(target, ranges, seconds, direction(opcode), message)
+        return self._move(target, ranges, extra, direction(opcode), message)
 
     def _move(
-        self, target: str, ranges: Ranges, seconds: Seconds, opcode: int, message: notify_msg_t | None = None
+        self, target: str, ranges: Ranges, extra: ExtraTime, opcode: int, message: notify_msg_t | None = None
     ) -> int:
         """Open a peer and move the ranges; 0 or FAILURE. Each Python call on this way shows in a short transfer."""
         deadline = time.monotonic() + self._timeout
-        engine, segment = self._open(target, seconds)
+        engine, segment = self._open(target, extra)
         left = deadline - time.monotonic()
-        code = engine.transfer(opcode, segment, *ranges, message, left, seconds)
-        return 0 if code == 0 else self._failed(engine, code, seconds)
+        code = engine.transfer(opcode, segment, *ranges, message, left, extra)
+        return 0 if code == 0 else self._failed(engine, code, extra)
 
     def _transfer_pages(self, target: str, pages: Pages, max_batch: int, opcode: int) -> int:
         self._initialized()
         if pages.ranges == 0:
             return 0
 
-        def seconds() -> float:
+        def extra() -> float:
             return pages.bytes / GIB
 
         deadline = time.monotonic() + self._timeout
-        engine, segment = self._open(target, seconds)
+        engine, segment = self._open(target, extra)
         left = deadline - time.monotonic()
-        code = engine.transfer_pages(opcode, segment, pages, max_batch, left, seconds)
-        return 0 if code == 0 else self._failed(engine, code, seconds)
+        code = engine.transfer_pages(opcode, segment, pages, max_batch, left, extra)
+        return 0 if code == 0 else self._failed(engine, code, extra)
 
-    def _failed(self, engine: Engine, code: int, seconds: Seconds) -> int:
+    def _failed(self, engine: Engine, code: int, extra: ExtraTime) -> int:
         """FAILURE for a transfer whose reason the native library has logged. Refused says any other."""
         if code == KVFERRY_ERR_FAILED:
             return FAILURE
-        raise self._failure(engine, code, seconds)
+        raise self._failure(engine, code, extra)
