@@ -28,7 +28,7 @@ import (
 //     The ranges are free when the answer comes, or when another incarnation of the engine answers.
 //  5. Mooncake's targets cannot be asked. Where the old connection is whole, its sending side is closed, and it is read to its
 //     end, which comes when the target has applied or dropped everything (lingerUntilPeerDone). Where the connection was reset,
-//     nobody can know: WRITEs to the ranges fail from then on, except those that repeat what was in flight. That lasts until
+//     nobody can know: WRITEs to the ranges fail from then on, except those of the work that was in flight. That lasts until
 //     the target is another process, on another port.
 type fence struct {
 	ctx     context.Context // ends with the client
