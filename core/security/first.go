@@ -50,23 +50,29 @@ func BeginsTLS(conn Conn) (begins bool, err error) {
 	var failed error
 	seen := 0
 	err = raw.Read(func(fd uintptr) bool {
-		n, _, err := unix.Recvfrom(int(fd), first[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		for err == unix.EINTR {
-			n, _, err = unix.Recvfrom(int(fd), first[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		for {
+			n, _, err := unix.Recvfrom(int(fd), first[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			switch {
+			case err == unix.EINTR:
+				continue
+			case err == unix.EAGAIN:
+				return false
+			case err != nil:
+				failed = os.NewSyscallError("recvfrom", err)
+				return true
+			}
+			var known bool
+			if begins, known = isClientHello(first[:n]); known || n == 0 {
+				return true
+			}
+			if !ended(int(fd)) {
+				return false
+			}
+			if n == seen { // nothing has come with the end
+				return true
+			}
+			seen = n
 		}
-		switch {
-		case err == unix.EAGAIN:
-			return false
-		case err != nil:
-			failed = os.NewSyscallError("recvfrom", err)
-			return true
-		case n == 0 || n == seen && ended(int(fd)):
-			return true
-		}
-		seen = n
-		var known bool
-		begins, known = isClientHello(first[:n])
-		return known
 	})
 	return begins, errors.Join(err, failed)
 }

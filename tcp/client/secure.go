@@ -58,8 +58,10 @@ func (p *peer) secure(ctx context.Context, conn sockio.Conn, d *metadata.Descrip
 	ctx, done := context.WithTimeout(ctx, limit.after)
 	defer done()
 	l.inner = sockio.NewInner(conn)
-	var err error
-	l.tls, _, err = p.client.Security.Connect(ctx, l.inner, d.Identity)
+	err := status.Guard(func() (err error) {
+		l.tls, _, err = p.client.Security.Connect(ctx, l.inner, d.Identity)
+		return err
+	})
 	if errors.Is(err, security.ErrOtherEngine) {
 		err = fmt.Errorf("%w: %w", errOtherEngine, err)
 	}

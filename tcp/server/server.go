@@ -14,6 +14,7 @@ import (
 	"kvferry/core/fair"
 	"kvferry/core/security"
 	"kvferry/core/shut"
+	"kvferry/core/status"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -159,7 +160,12 @@ func (v *Server) start(conn sockio.Conn, p *place) {
 
 // begin makes the session of a connection; nil where there is to be none.
 func (v *Server) begin(conn sockio.Conn, p *place) *session {
-	stream, peer, err := v.enter(conn)
+	var stream *sockio.Socket
+	var peer security.Peer
+	err := status.Guard(func() (err error) {
+		stream, peer, err = v.enter(conn)
+		return err
+	})
 	if err != nil {
 		v.reportRefused(conn, err)
 		return nil

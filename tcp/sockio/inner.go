@@ -90,8 +90,8 @@ func (i *Inner) Read(b []byte) (n int, err error) {
 func (i *Inner) readWithFile(b []byte) (int, error) {
 	control := make([]byte, unix.CmsgSpace(4))
 	n, came, _, _, err := i.conn.(*net.UnixConn).ReadMsgUnix(b, control)
-	i.keepFile(control[:came])
-	return n, err
+	i.keepFile(control[:max(came, 0)])
+	return max(n, 0), err // n is -1 with an error
 }
 
 // keepFile keeps the first descriptor that came, and closes others.

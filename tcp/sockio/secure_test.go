@@ -507,3 +507,13 @@ func FuzzSecureSocketsSurviveWhateverComes(f *testing.F) {
 		}
 	})
 }
+
+func TestAConnectionOfThisHostThatFailsDuringTheHandshakeIsAnError(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	a, b := NewInner(unixConn(t, pair[0])), NewInner(unixConn(t, pair[1]))
+	require.NoError(t, a.SetReadDeadline(Past))
+	require.Error(t, tls.Server(a, tlsConfig()).HandshakeContext(context.Background()))
+	a.Abandon()
+	require.Error(t, tls.Client(b, tlsConfig()).HandshakeContext(context.Background()))
+}
