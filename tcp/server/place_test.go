@@ -66,7 +66,7 @@ func TestAConnectionWithoutAValidRequestEnds(t *testing.T) {
 func TestAConnectionThatHasMadeARequestMayBeIdle(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	for name, dial := range map[string]func(*harness) *tcptest.Client{
-		"an engine": (*harness).dialSameHost,
+		"an engine": func(h *harness) *tcptest.Client { return h.greeted(memory) },
 		"Mooncake":  func(h *harness) *tcptest.Client { c := h.dial(); requireServed(c, memory); return c },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -89,7 +89,7 @@ func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 		h.greeted(memory)
 	}
 	h.dialSocket().Send(nil)
-	requireServed(h.dialSameHost(), memory)
+	requireServed(h.dialSocket(), memory)
 }
 
 func TestIdleConnectionsOfEnginesGiveWayInGoodOrderBeforeThoseOfMooncake(t *testing.T) {
