@@ -16,22 +16,22 @@ import (
 //
 //  1. Where security is off, the connection is served as it is.
 //  2. enter looks at the first bytes. Where they begin TLS, the handshake follows: the peer proves that it belongs to the cluster,
-//     within the time for a first request.
+//     within the time for a first request. A connection gives way meanwhile, as one that is silent.
 //  3. A connection that begins without TLS has a session, too. Where the mode is require, that session refuses the first request
 //     or hello, so that the peer learns why (greet, serve).
 
 // enter makes the stream of a connection, and says who the peer has proven to be. When it fails it has closed the connection.
-func (v *Server) enter(conn sockio.Conn) (*sockio.Socket, security.Peer, error) {
+func (v *Server) enter(conn sockio.Conn, p *place) (*sockio.Socket, security.Peer, error) {
 	if v.options.Security.Mode() == security.Off {
 		s, err := sockio.New(conn, v.options.Processors)
 		return s, security.Peer{}, err
 	}
-	ctx, done := context.WithTimeout(v.ctx, min(v.options.FirstRequest, v.options.ProgressTimeout))
+	ctx, done := context.WithTimeout(p.entering, min(v.options.FirstRequest, v.options.ProgressTimeout))
 	defer done()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(sockio.Past) })
 	begins, err := security.BeginsTLS(conn)
 	if !stop() && err == nil {
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		return nil, security.Peer{}, errors.Join(err, shut.Abandon(conn))

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -50,10 +51,21 @@ type place struct {
 	*fair.Place
 	session     atomic.Pointer[session] // nil before it starts
 	descriptors int
+
+	entering context.Context // ends with the place, or with the server; see enter
+	leave    context.CancelCauseFunc
+}
+
+// newPlace is a place that is not taken yet.
+func (v *Server) newPlace(descriptors int) *place {
+	p := &place{descriptors: descriptors}
+	p.entering, p.leave = context.WithCancelCause(v.ctx)
+	return p
 }
 
 // giveWay is called once, when another session gets the place.
 func (p *place) giveWay() {
+	p.leave(errGaveWay) // ends the handshake of a connection that has no session yet
 	if s := p.session.Load(); s != nil {
 		s.end(errGaveWay)
 		s.server.warnFull(fmt.Errorf("a silent or idle connection of %s gave way", s.peer))
@@ -73,16 +85,18 @@ func newGate(o Options) (gate *fair.Gate, limit int) {
 // seat takes a place for a connection, and starts its session. Where the error says why there is no place, the connection is as
 // before. With insist, also a new silent session of its address gives way.
 func (v *Server) seat(conn sockio.Conn, insist bool) error {
-	p := &place{descriptors: sockio.DescriptorsOf(conn)}
+	p := v.newPlace(sockio.DescriptorsOf(conn))
 	var err error
 	enter := v.gate.Enter
 	if insist {
 		enter = v.gate.Insist
 	}
 	if p.Place, err = enter(fair.AddrOf(conn.RemoteAddr()), 1, p.giveWay); err != nil {
+		p.leave(err)
 		return err
 	}
 	if !v.options.Descriptors.Take(p.descriptors) { // perhaps those of a session that gave way are not free yet
+		p.leave(errNoDescriptors)
 		p.Leave()
 		return errNoDescriptors
 	}
@@ -92,6 +106,7 @@ func (v *Server) seat(conn sockio.Conn, insist bool) error {
 
 // vacate gives a place back.
 func (v *Server) vacate(p *place) {
+	p.leave(nil)
 	p.Leave()
 	v.options.Descriptors.Give(p.descriptors)
 	v.notePlaceFree()

@@ -163,7 +163,7 @@ func (v *Server) begin(conn sockio.Conn, p *place) *session {
 	var stream *sockio.Socket
 	var peer security.Peer
 	err := status.Guard(func() (err error) {
-		stream, peer, err = v.enter(conn)
+		stream, peer, err = v.enter(conn, p)
 		return err
 	})
 	if err != nil {
