@@ -41,6 +41,7 @@ func (v *Server) enter(conn sockio.Conn, p *place) (*sockio.Socket, security.Pee
 		return s, security.Peer{}, err
 	}
 	inner := sockio.NewInner(conn)
+	inner.ExpectFile()
 	secure, peer, err := v.options.Security.Accept(ctx, inner)
 	if err != nil {
 		inner.Abandon()

@@ -64,10 +64,10 @@ func (againError) Temporary() bool { return true }
 var ErrCutOff = errors.New("the connection was closed without the end that TLS has for it")
 
 // NewInner is for a connection on which TLS is about to begin.
-func NewInner(conn Conn) *Inner {
-	_, local := conn.(*net.UnixConn)
-	return &Inner{conn: conn, fd: -1, offered: -1, file: -1, expects: local}
-}
+func NewInner(conn Conn) *Inner { return &Inner{conn: conn, fd: -1, offered: -1, file: -1} }
+
+// ExpectFile takes a descriptor that comes from a process of this host with the hello. The kernel drops it otherwise.
+func (i *Inner) ExpectFile() { _, i.expects = i.conn.(*net.UnixConn) }
 
 // OfferFile sends a descriptor along with the next bytes. The caller keeps it open until these are written.
 func (i *Inner) OfferFile(file int) { i.offered = file }
@@ -261,11 +261,16 @@ func (i *Inner) Close() error {
 // Abandon closes the connection, of which no Socket has been made, for every process that has it. An alert of TLS arrives before
 // the end.
 func (i *Inner) Abandon() {
+	i.forgetFile()
+	_ = shut.Close(i.conn) // fails where the handshake has closed it
+}
+
+// forgetFile closes a descriptor that came.
+func (i *Inner) forgetFile() {
 	if i.file >= 0 {
 		CloseFile(i.file)
 		i.file = -1
 	}
-	_ = shut.Close(i.conn) // fails where the handshake has closed it
 }
 
 // LocalAddr implements net.Conn.

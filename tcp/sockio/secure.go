@@ -58,6 +58,7 @@ const (
 func NewSecure(inner *Inner, conn *tls.Conn, p *Processors) (*Socket, error) {
 	s, err := newSocket(inner.conn, p)
 	if err != nil {
+		inner.forgetFile()
 		return nil, err
 	}
 	c := &secure{socket: s, inner: inner, conn: conn}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"math/big"
 	mathrand "math/rand/v2"
@@ -346,9 +347,8 @@ func TestASecureSocketSaysThatItBuffersAWholeRecord(t *testing.T) {
 
 func TestSecureSocketsTakeAFileFromAProcessOfThisHost(t *testing.T) {
 	for _, early := range []bool{true, false} {
-		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		require.NoError(t, err)
-		innerA, innerB := NewInner(unixConn(t, pair[0])), NewInner(unixConn(t, pair[1]))
+		innerA, innerB := localInners(t)
+		innerB.ExpectFile()
 		client, server := shake(t, innerA, innerB)
 		file, err := unix.MemfdCreate("", unix.MFD_CLOEXEC)
 		require.NoError(t, err)
@@ -373,6 +373,50 @@ func TestSecureSocketsTakeAFileFromAProcessOfThisHost(t *testing.T) {
 		_, ok = b.TakeFile()
 		require.False(t, ok)
 	}
+}
+
+// localInners are the two ends of a connection on this host.
+func localInners(t testing.TB) (a, b *Inner) {
+	t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	return NewInner(unixConn(t, pair[0])), NewInner(unixConn(t, pair[1]))
+}
+
+func TestAFileThatNobodyExpectsUnderTLSIsDropped(t *testing.T) {
+	innerA, innerB := localInners(t)
+	client, server := shake(t, innerA, innerB)
+	end := make([]int, 2)
+	require.NoError(t, unix.Pipe2(end, unix.O_CLOEXEC|unix.O_NONBLOCK))
+	defer unix.Close(end[0])
+	innerB.OfferFile(end[1])
+	_, err := server.Write([]byte("with a file"))
+	require.NoError(t, errors.Join(err, unix.Close(end[1])))
+	_, err = io.ReadFull(client, make([]byte, 11))
+	require.NoError(t, err)
+	n, err := unix.Read(end[0], make([]byte, 1))
+	require.NoError(t, err, "somebody has the other end")
+	require.Zero(t, n)
+}
+
+func TestNothingIsWrittenToAConnectionThatWasReset(t *testing.T) {
+	a, _ := secureSockets(t)
+	was := a.socket
+	a.Reset()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	defer unix.Close(pair[1])
+	defer unix.Close(pair[0])
+	if pair[1] == was {
+		pair[0], pair[1] = pair[1], pair[0]
+	}
+	if pair[0] != was { // the number belongs to another connection of the program by now
+		require.NoError(t, unix.Dup3(pair[0], was, unix.O_CLOEXEC))
+		defer unix.Close(was)
+	}
+	require.ErrorIs(t, a.CloseWrite(), net.ErrClosed)
+	_, err = unix.Read(pair[1], make([]byte, 1))
+	require.Equal(t, unix.EAGAIN, err)
 }
 
 func unixConn(t testing.TB, fd int) *net.UnixConn {

@@ -266,7 +266,7 @@ func (s *Socket) SetReadDeadline(t time.Time) error { return s.in.readiness.setD
 // CloseWrite ends the stream of bytes to the peer.
 func (s *Socket) CloseWrite() error {
 	if s.secure != nil {
-		if err := s.secure.end(); err != nil {
+		if err := s.Control(func(int) error { return s.secure.end() }); err != nil {
 			return err
 		}
 		if err := s.out.until(s.secure.flushed); err != nil {
