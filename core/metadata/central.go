@@ -282,8 +282,11 @@ func (c *central) requireDead(ctx context.Context, name, key string, at rpcMeta)
 }
 
 // isNobody reports whether the error of a probe means that no engine is at the address: the connection is refused, or
-// another service answers.
+// another service answers. An engine that does not accept this one is somebody.
 func isNobody(err error) bool {
+	if errors.Is(err, errProbeRefused) || security.IsOfEngine(err) {
+		return false
+	}
 	var unresolved *net.DNSError
 	if errors.As(err, &unresolved) {
 		return unresolved.IsNotFound

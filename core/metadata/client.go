@@ -143,7 +143,7 @@ func (c Client) identify(ctx context.Context, peer string) (name string, err err
 		return "", peerError(peer, kindProbe, jsonError("the answer", err))
 	}
 	if answer.Status != "success" {
-		return "", peerError(peer, kindProbe, status.Errorf(status.RejectHandshake, "the peer answers %.80q", answer.Status))
+		return "", peerError(peer, kindProbe, status.Errorf(status.RejectHandshake, "%w: %.200q", errProbeRefused, answer.Status))
 	}
 	var extensions probeExtensions
 	if json.Unmarshal(answer.Extensions, &extensions) != nil {
@@ -151,6 +151,9 @@ func (c Client) identify(ctx context.Context, peer string) (name string, err err
 	}
 	return extensions.Name, nil
 }
+
+// errProbeRefused is in the error of a probe that an engine has answered, which says nothing of itself.
+var errProbeRefused = errors.New("an engine answers that it refuses this one")
 
 // ask sends one request and returns the JSON of its reply.
 func (c Client) ask(ctx context.Context, peer string, kind frameKind, body []byte) ([]byte, error) {

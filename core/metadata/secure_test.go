@@ -184,3 +184,30 @@ func FuzzFirstBytesOfAHandshake(f *testing.F) {
 		}
 	})
 }
+
+func TestAnEngineThatIsRefusedKeepsItsName(t *testing.T) {
+	ctx, secret := context.Background(), randomHex(32)
+	own, identity := policyOf(t, secret, "require")
+	_, peer := start(t, Handlers{Name: "node1", Descriptor: func() *Descriptor { return nil }, Notify: refuse}, HandshakeOptions{Security: own})
+	for name, other := range map[string]func() *security.Policy{
+		"another secret": func() *security.Policy { p, _ := policyOf(t, randomHex(32), "require"); return p },
+		"prefer":         func() *security.Policy { p, _ := policyOf(t, randomHex(32), "prefer"); return p },
+		"off":            func() *security.Policy { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, url := serveMetadata(t)
+			store, err := Open(url, Options{Security: own})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, store.Close()) }()
+			require.NoError(t, store.Publish(ctx, peer, func() *Descriptor { return described("node1", identity) }))
+			late, err := Open(url, Options{Security: other()})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, late.Close()) }()
+			err = late.Publish(ctx, deadAddress(t), func() *Descriptor { return described("node1", randomHex(16)) })
+			require.ErrorContains(t, err, "it is not known whether that is alive")
+			at, err := store.HandshakeAddress(ctx, "node1")
+			require.NoError(t, err)
+			assert.Equal(t, peer, at)
+		})
+	}
+}

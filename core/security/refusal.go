@@ -74,6 +74,21 @@ func IsNotTLS(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
+// IsOfEngine reports whether the error of a client's handshake, or of its first answer, says that a kvferry engine is there: one
+// of the two does not accept the other's certificate.
+func IsOfEngine(err error) bool {
+	var refusal *Refusal
+	if errors.As(err, &refusal) {
+		return !errors.Is(err, errOtherProtocol)
+	}
+	return err != nil && isOfCertificate(err.Error())
+}
+
+// isOfCertificate reports whether the text of an error is that of an alert by which the peer refuses this engine's certificate.
+func isOfCertificate(text string) bool {
+	return strings.Contains(text, "remote error") && (strings.Contains(text, "certificate") || strings.Contains(text, "access denied"))
+}
+
 // explained is what goes after the name of the peer.
 func explained(err error) (status.Code, string) {
 	var refusal *Refusal
@@ -99,7 +114,7 @@ func alert(err error) string {
 	text := err.Error()
 	remote := strings.Contains(text, "remote error")
 	switch {
-	case remote && strings.Contains(text, "certificate"), remote && strings.Contains(text, "access denied"):
+	case isOfCertificate(text):
 		return "refuses this engine's certificate (" + text + "): its secret or certificate authority is another one, or KVFERRY_TLS_PEERS leaves " +
 			"this engine out, or it takes this connection for one to another engine; its log says which"
 	case strings.Contains(text, "protocol version"), strings.Contains(text, "unsupported versions"):

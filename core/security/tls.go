@@ -78,6 +78,9 @@ func (p *Policy) own() (*tls.Certificate, error) {
 // ErrOtherEngine is in the error of a connection whose server is another engine than the one that was meant.
 var ErrOtherEngine = errors.New("another engine answered")
 
+// errOtherProtocol is in the error of a connection whose server is no engine.
+var errOtherProtocol = errors.New("another protocol is spoken inside of TLS")
+
 var errOff = status.Errorf(status.NotSupportedTransport, "security is off: there is nothing to prove who this engine is")
 
 // check says who is at the other end of a connection.
@@ -86,7 +89,7 @@ func (p *Policy) check(state tls.ConnectionState, peersUse x509.ExtKeyUsage, ide
 		return Peer{}, errOff
 	}
 	if state.NegotiatedProtocol != protocol {
-		return Peer{}, refuse(nil, "speaks TLS, but is no kvferry engine: it does not offer the protocol %q", protocol)
+		return Peer{}, refuse(errOtherProtocol, "speaks TLS, but is no kvferry engine: it does not offer the protocol %q", protocol)
 	}
 	peer, err := p.files.current().check(state.PeerCertificates, peersUse)
 	if err != nil {
