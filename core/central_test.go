@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"testing"
@@ -78,11 +80,22 @@ func (s *metadataServer) options(name string) core.Options {
 
 // join starts an engine that ends with the test.
 func (s *metadataServer) join(t *testing.T, o core.Options) *core.Engine {
+	return s.joinAt(t, o, core.Endpoint{Port: 9, ProtoVersion: 2})
+}
+
+func (s *metadataServer) joinAt(t *testing.T, o core.Options, at core.Endpoint) *core.Engine {
 	e, err := core.New(o)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, e.Close()) })
-	install(t, e, &transporttest.Transport{Address: core.Endpoint{Port: 9, ProtoVersion: 2}})
+	install(t, e, &transporttest.Transport{Address: at})
 	return e
+}
+
+// redirect has the store name another engine's address for an engine.
+func (s *metadataServer) redirect(name string, to *core.Engine) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.values["mooncake/rpc_meta/"+name] = fmt.Appendf(nil, `{"ip_or_host_name":"127.0.0.1","rpc_port":%d}`, to.HandshakePort())
 }
 
 func TestWithCentralMetadataPeersFindEachOtherByNamesThatNeedNotBeAddresses(t *testing.T) {
@@ -198,4 +211,24 @@ func TestTheAddressThatIsPublished(t *testing.T) {
 		assert.Equal(t, ipv6, net.ParseIP(host).To4() == nil)
 		assert.False(t, net.ParseIP(host).IsLoopback())
 	}
+}
+
+// Whoever can write the store can change where notifications go: the address there is not signed.
+func TestANotificationForAnEngineWithASecretNeverGoesWithoutTLS(t *testing.T) {
+	s := startMetadataServer(t)
+	path := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(path, []byte("0123456789abcdef0123456789abcdef"), 0o600))
+	secured := func(name string) *core.Engine {
+		o := s.options(name)
+		o.Config.Security.SecretFile, o.Config.Security.Mode = path, "prefer"
+		return s.joinAt(t, o, core.Endpoint{Port: 9, ProtoVersion: 2, Hello: 1})
+	}
+	there, here, stranger := secured("node1"), secured("node2"), s.join(t, s.options("node3"))
+	id := open(t, here, "node1")
+	require.NoError(t, here.Notify(id, hello))
+	require.Equal(t, []metadata.Notification{hello}, there.Notifications())
+
+	s.redirect("node1", stranger)
+	require.Error(t, here.Notify(id, hello))
+	require.Empty(t, stranger.Notifications())
 }

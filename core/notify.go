@@ -105,7 +105,9 @@ func (e *Engine) notify(ctx context.Context, id SegmentID, n metadata.Notificati
 	if err != nil {
 		return err
 	}
-	err = e.client.SendNotify(ctx, peer, n)
+	client := e.client
+	client.SpeaksTLS = s.Descriptor().TLS > 0
+	err = client.SendNotify(ctx, peer, n)
 	if code := status.Of(err, status.Socket); code == status.DNS || code == status.RejectHandshake {
 		return status.Errorf(status.Socket, "%w", err) // callers know one code for a message that was not accepted
 	}

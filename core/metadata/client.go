@@ -30,6 +30,9 @@ type Client struct {
 	MaxLength      int           // longest frame that is sent or taken, in bytes; 0: DefaultMaxLength
 
 	Security *security.Policy // by what peers are asked, and who they are; nil: without TLS
+
+	// SpeaksTLS says that the peers are known to speak TLS: with the mode prefer, too, they are not asked without.
+	SpeaksTLS bool
 }
 
 // notifyBody is a Notification as it is sent, and the answer to one.

@@ -16,7 +16,8 @@ import (
 //  2. A server whose policy is not off looks at the first bytes of a connection (Server.secure). With the mode require it answers a
 //     peer that does not begin TLS with a refusal that Mooncake's engines understand (Server.refuse).
 //  3. With the mode prefer a client asks a peer that does not speak TLS once more, without. The policy remembers the peers that
-//     have spoken TLS: these are never asked without again.
+//     have spoken TLS: these are never asked without again. Nor are those whose descriptor announces TLS (Client.SpeaksTLS): with
+//     central metadata it is signed, and the address that is asked is not.
 
 // stream is what frames pass through: a connection, or TLS over one.
 type stream interface {
@@ -58,7 +59,7 @@ var errNotTLS = errors.New("security is on here (KVFERRY_SECURITY)")
 // mayAskPlainly reports whether a request that has failed may be made again without TLS. A probe tells nothing, and nothing is
 // believed for its answer.
 func (c Client) mayAskPlainly(peer string, kind frameKind) bool {
-	return kind == kindProbe || c.Security.Mode() == security.Prefer && !c.Security.Knows(peer)
+	return kind == kindProbe || c.Security.Mode() == security.Prefer && !c.SpeaksTLS && !c.Security.Knows(peer)
 }
 
 // checkAnswer refuses a descriptor that does not fit what the peer has proven.
