@@ -8,6 +8,7 @@ import (
 
 	"kvferry/core/clock"
 	"kvferry/core/status"
+	"kvferry/tcp/sockio"
 
 	"go.uber.org/zap"
 )
@@ -23,8 +24,7 @@ import (
 var errNoDescriptors = errors.New("connections to other peers have all the descriptors that they may: raise RLIMIT_NOFILE")
 
 const (
-	// connectionDescriptors counts a socket, its two epoll sets, and the pidfd of a process on this host.
-	connectionDescriptors = 4
+	connectionDescriptors = sockio.PerConnection
 	// claimPause is how long claim waits until it looks for an idle lane again.
 	claimPause = 20 * time.Millisecond
 )

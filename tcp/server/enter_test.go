@@ -43,7 +43,8 @@ func TestAConnectionThatHasNotEndedItsTLSHandshakeGivesWay(t *testing.T) {
 func TestConnectionsThatBeginNoTLSKeepNobodyOut(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{
-		FirstRequest: time.Hour, ProgressTimeout: time.Hour, Security: policy(t, "prefer"), Descriptors: sockio.NewDescriptors(2 * 3),
+		FirstRequest: time.Hour, ProgressTimeout: time.Hour, Security: policy(t, "prefer"),
+		Descriptors: sockio.NewDescriptors(2 * sockio.PerConnection),
 	}, memory)
 	for range 6 {
 		h.dial()

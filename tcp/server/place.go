@@ -49,16 +49,15 @@ var errNoDescriptors = errors.New("the process has no descriptors left for data 
 // place is what a session takes of the server's limits.
 type place struct {
 	*fair.Place
-	session     atomic.Pointer[session] // nil before it starts
-	descriptors int
+	session atomic.Pointer[session] // nil before it starts
 
 	entering context.Context // ends with the place, or with the server; see enter
 	leave    context.CancelCauseFunc
 }
 
 // newPlace is a place that is not taken yet.
-func (v *Server) newPlace(descriptors int) *place {
-	p := &place{descriptors: descriptors}
+func (v *Server) newPlace() *place {
+	p := &place{}
 	p.entering, p.leave = context.WithCancelCause(v.ctx)
 	return p
 }
@@ -85,7 +84,7 @@ func newGate(o Options) (gate *fair.Gate, limit int) {
 // seat takes a place for a connection, and starts its session. Where the error says why there is no place, the connection is as
 // before. With insist, also a new silent session of its address gives way.
 func (v *Server) seat(conn sockio.Conn, insist bool) error {
-	p := v.newPlace(sockio.DescriptorsOf(conn))
+	p := v.newPlace()
 	var err error
 	enter := v.gate.Enter
 	if insist {
@@ -95,7 +94,7 @@ func (v *Server) seat(conn sockio.Conn, insist bool) error {
 		p.leave(err)
 		return err
 	}
-	if !v.options.Descriptors.Take(p.descriptors) { // perhaps those of a session that gave way are not free yet
+	if !v.options.Descriptors.Take(sockio.PerConnection) { // perhaps those of a session that gave way are not free yet
 		p.leave(errNoDescriptors)
 		p.Leave()
 		return errNoDescriptors
@@ -108,7 +107,7 @@ func (v *Server) seat(conn sockio.Conn, insist bool) error {
 func (v *Server) vacate(p *place) {
 	p.leave(nil)
 	p.Leave()
-	v.options.Descriptors.Give(p.descriptors)
+	v.options.Descriptors.Give(sockio.PerConnection)
 	v.notePlaceFree()
 }
 

@@ -140,12 +140,23 @@ func TestConnectionsThatWaitAreLimitedFairly(t *testing.T) {
 
 func TestSessionsTakeNoMoreDescriptorsThanTheyMay(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
-	allowed := sockio.NewDescriptors(2*3 + 1)
+	const most = 2*sockio.PerConnection + 1
+	allowed := sockio.NewDescriptors(most)
 	h := serve(t, Options{Descriptors: allowed}, memory)
 	for range 5 {
 		requireServed(h.dial(), memory)
 		require.LessOrEqual(t, h.sessions(), 2)
 	}
 	h.server.Close()
-	require.True(t, allowed.Take(2*3+1), "all of them were given back")
+	require.True(t, allowed.Take(most), "all of them were given back")
+}
+
+func TestIdleConnectionsOnOneHostLeaveDescriptorsForOthers(t *testing.T) {
+	memory := tcptest.Mapped(t, 4096)
+	h := serve(t, Options{Descriptors: sockio.NewDescriptors(12)}, memory)
+	for range 3 {
+		requireServed(h.dialSameHost(), memory)
+	}
+	h.waitForRest(3)
+	requireServed(h.dial(), memory)
 }

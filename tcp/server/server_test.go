@@ -229,7 +229,7 @@ func TestWhatAPeerCanCauseDoesNotFillTheLog(t *testing.T) {
 func TestCountersOfHostsThatHaveGoneAreBounded(t *testing.T) {
 	h := serve(t, Options{})
 	for i := range 2 * maxFormerPeers {
-		p := h.server.newPlace(0)
+		p := h.server.newPlace()
 		var err error
 		p.Place, err = h.server.gate.Enter(netip.Addr{}, 1, nil)
 		require.NoError(t, err)

@@ -1,7 +1,6 @@
 package sockio
 
 import (
-	"net"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -27,19 +26,12 @@ func ShareOfDescriptors(parts int) int {
 	return int(min(limit.Cur, 1<<30) / uint64(parts))
 }
 
-// DescriptorsOf is how many descriptors a connection takes while it is up.
-func DescriptorsOf(conn Conn) int {
-	if _, local := conn.(*net.UnixConn); local {
-		return perConnection + 1 // and the pidfd of the other process
-	}
-	return perConnection
-}
+// PerConnection is how many descriptors a connection takes at most while it is up: the socket, an epoll set for each direction
+// (see readiness), and the pidfd of a process on this host.
+const PerConnection = 4
 
-// perConnection counts the socket and an epoll set for each direction, see readiness.
-const perConnection = 3
-
-// Connections is how many TCP connections there are descriptors for.
-func (d *Descriptors) Connections() int { return int(max(1, d.limit/perConnection)) }
+// Connections is how many connections there are descriptors for.
+func (d *Descriptors) Connections() int { return int(max(1, d.limit/PerConnection)) }
 
 // HasRoom reports whether so many descriptors are left.
 func (d *Descriptors) HasRoom(n int) bool { return d == nil || d.taken.Load()+int64(n) <= d.limit }
