@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"kvferry/core/metadata/kv"
@@ -49,18 +50,20 @@ func TestADescriptorOverTLSIsThatOfTheEngineThatAnswers(t *testing.T) {
 	secret := randomHex(32)
 	p, identity := policyOf(t, secret, "")
 	client, _ := policyOf(t, secret, "")
-	shown := described("a", identity)
-	_, peer := start(t, Handlers{Descriptor: func() *Descriptor { return shown }, Notify: refuse}, HandshakeOptions{Security: p})
+	var shown atomic.Pointer[Descriptor]
+	shown.Store(described("a", identity))
+	_, peer := start(t, Handlers{Descriptor: shown.Load, Notify: refuse}, HandshakeOptions{Security: p})
 	c := Client{Security: client}
 	d, err := c.FetchDescriptor(context.Background(), peer)
 	require.NoError(t, err)
 	assert.Equal(t, security.Version, d.TLS)
 
-	shown = described("a", randomHex(16))
+	shown.Store(described("a", randomHex(16)))
 	_, err = c.FetchDescriptor(context.Background(), peer)
 	assert.ErrorContains(t, err, "its descriptor is that of engine")
-	shown = described("a", identity)
-	shown.TLS = 0
+	plain := described("a", identity)
+	plain.TLS = 0
+	shown.Store(plain)
 	_, err = c.FetchDescriptor(context.Background(), peer)
 	assert.ErrorContains(t, err, "announces no TLS, which it speaks")
 }
