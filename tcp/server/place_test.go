@@ -53,7 +53,7 @@ func (h *harness) waitForRest(n int) {
 
 func TestAConnectionWithoutAValidRequestEnds(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
-	h := serve(t, Options{FirstRequest: time.Millisecond}, memory)
+	h := serve(t, Options{FirstRequest: 200 * time.Millisecond}, memory)
 	silent, slow := h.dial(), h.dial()
 	slow.Send(tcptest.ReadV2(memory)[:3])
 	for _, c := range []*tcptest.Client{silent, slow} {
