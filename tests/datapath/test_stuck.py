@@ -125,7 +125,7 @@ def test_a_read_into_memory_whose_pages_do_not_come_returns_and_says_so(world: W
     engine.ask("wait_for_touch", region=stuck.region)
     with world.unharmed():
         assert moving.result(HUNG)["code"] < 0
-    assert engine.logs_match(rf"their memory may still be used.*{re.escape(target.name)}.*{stuck.address:#x}\+{SIZE}")
+    assert engine.logs_match(rf"may still use their memory.*{re.escape(target.name)}.*{stuck.address:#x}\+{SIZE}")
     assert engine.call("unregister_memory", stuck.address, limit=HUNG) == IN_USE
     assert engine.logs_match(rf"{stuck.address:#x}\+{SIZE} by a system call")
 
