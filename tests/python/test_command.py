@@ -167,7 +167,7 @@ def test_a_failure_is_one_sentence_without_a_traceback(
 ) -> None:
     status, _, err = run(*SMALL, *arguments, **settings)
     assert status == 1
-    (failure,) = (line for line in err.splitlines() if line.startswith("kvferry demo failed: "))  # among lines of the log
+    (failure,) = (line for line in err.splitlines() if line.startswith("kvferry demo failed: "))
     assert sentence in failure
     assert "Traceback" not in err
 
