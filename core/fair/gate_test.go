@@ -175,7 +175,7 @@ func TestANetworkOfIPv6SharesAsOneAddress(t *testing.T) {
 	g = New(Options{Limit: 1000})
 	require.Len(t, fill(g, inNetwork(1), nil), 250)
 	_, err := g.Enter(inNetwork(2), 1, nil)
-	require.NoError(t, err, "a neighbour in the network of a greedy host")
+	require.NoError(t, err, "another host in the network of a greedy one")
 }
 
 func TestTheProgramItselfHasTheWholeLimit(t *testing.T) {

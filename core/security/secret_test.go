@@ -147,7 +147,7 @@ func TestACertificateOfAnotherKeyIsNotBelieved(t *testing.T) {
 	assert.Equal(t, trusted.identity, peer.Identity)
 }
 
-// An engine of the cluster must not be able to make certificates that outlast its secret.
+// An engine of the cluster must not be able to make certificates that are still valid when its secret is replaced.
 func TestNobodyButTheSecretVouchesForAnEngine(t *testing.T) {
 	a, err := authorityOf(oldSecret)
 	require.NoError(t, err)

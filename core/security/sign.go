@@ -32,7 +32,7 @@ const MaxSignature = 32 << 10
 const signatureVersion = 1
 
 // signedPrefix keeps these signatures and those of TLS apart: a TLS 1.3 signature is of 64 spaces and a text that begins with
-// "TLS 1.3". Earlier versions sign 32 bytes that the peer chooses first, which the spaces outlast.
+// "TLS 1.3". Earlier versions sign 32 bytes that the peer chooses first, and 64 spaces are longer than these.
 var signedPrefix = strings.Repeat(" ", 64) + "kvferry segment descriptor 1\x00"
 
 var (

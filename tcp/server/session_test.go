@@ -14,7 +14,6 @@ import (
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zapcore"
 )
@@ -528,18 +527,7 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 			dial = h.dialSameHost
 		}
 		c := dial()
-		go func() {
-			for len(stream) > 0 {
-				n, err := c.Conn.Write(stream[:min(len(stream), 1+random.IntN(200000))])
-				if !assert.NoError(t, err) {
-					return
-				}
-				stream = stream[n:]
-			}
-			assert.NoError(t, c.Conn.CloseWrite())
-		}()
-		got, err := io.ReadAll(c.Conn)
-		require.NoError(t, err)
+		got := sendInParts(t, c, stream, random)
 		require.True(t, bytes.Equal(answers, got), "seed %d", seed)
 		require.True(t, bytes.Equal(model, memory), "seed %d", seed)
 	}

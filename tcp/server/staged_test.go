@@ -17,7 +17,6 @@ import (
 	"kvferry/tcp/wire"
 	"kvferry/tests/simtest"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zapcore"
 )
@@ -725,18 +724,7 @@ func compareWithAModel(t *testing.T, seed uint64, stretches ...stretch) {
 		copy(model[from:], payload)
 	}
 	c := h.dial()
-	go func() {
-		for len(stream) > 0 {
-			n, err := c.Conn.Write(stream[:min(len(stream), 1+random.IntN(200000))])
-			if !assert.NoError(t, err) {
-				return
-			}
-			stream = stream[n:]
-		}
-		assert.NoError(t, c.Conn.CloseWrite())
-	}()
-	got, err := io.ReadAll(c.Conn)
-	require.NoError(t, err)
+	got := sendInParts(t, c, stream, random)
 	require.True(t, bytes.Equal(answers, got), "seed %d", seed)
 	for i, m := range stretches {
 		require.True(t, bytes.Equal(models[i], m.read()), "seed %d, stretch %d", seed, i)

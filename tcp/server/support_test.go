@@ -2,6 +2,8 @@ package server
 
 import (
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"runtime"
 	"sync"
@@ -16,6 +18,7 @@ import (
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -200,4 +203,22 @@ func serveDevice(a *tcptest.Accelerator, o Options, memory ...[]byte) *harness {
 
 func (s *served) addDevice(b []byte, on *staging.Device) *core.Region {
 	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, true, on)
+}
+
+// sendInParts sends a stream in parts of random lengths and ends it. It returns all that the server answers meanwhile.
+func sendInParts(t testing.TB, c *tcptest.Client, stream []byte, random *rand.Rand) []byte {
+	t.Helper()
+	go func() {
+		for len(stream) > 0 {
+			n, err := c.Conn.Write(stream[:min(len(stream), 1+random.IntN(200000))])
+			if !assert.NoError(t, err) {
+				return
+			}
+			stream = stream[n:]
+		}
+		assert.NoError(t, c.Conn.CloseWrite())
+	}()
+	got, err := io.ReadAll(c.Conn)
+	require.NoError(t, err)
+	return got
 }
