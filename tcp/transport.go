@@ -26,11 +26,11 @@ import (
 // protoVersion is what the data port speaks.
 const protoVersion = 2
 
-// What counts the machine's processors is one for all engines of the process: how many threads poll, and how many long copies
-// may run beside short transfers.
+// What counts the machine's processors is one for all engines of the process: how many threads poll, whether other programs want
+// the processors, and how many long copies may run beside short transfers.
 var (
 	processors = sockio.NewProcessors(runtime.GOMAXPROCS(0))
-	limiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0) / 2)
+	limiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0)/2, &processors.Contention)
 )
 
 // The sessions of all engines of the process take a quarter of its descriptors at most, and so do their connections to peers.

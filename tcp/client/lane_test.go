@@ -18,7 +18,7 @@ import (
 func connectedLane(t *testing.T, config core.Config) *lane {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
-	p := newPeer(&Client{Options: Options{Config: &config}, ctx: ctx}, &core.Segment{Name: "peer"})
+	p := newPeer(&Client{Options: Options{Config: &config, Processors: testProcessors}, ctx: ctx}, &core.Segment{Name: "peer"})
 	l := newLane(p, &p.environment)
 	conn, _ := tcptest.Connection(t)
 	l.conn = &connection{Socket: socketOf(t, conn)}

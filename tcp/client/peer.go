@@ -63,7 +63,7 @@ func newPeer(c *Client, s *core.Segment) *peer {
 		client:      c,
 		fence:       &c.fence,
 		environment: environment{ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter},
-		answers:     sockio.Spinner{Polling: c.Config.Polling},
+		answers:     sockio.Spinner{Contention: &c.Processors.Contention, Polling: c.Config.Polling},
 	}
 }
 

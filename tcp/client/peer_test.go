@@ -52,7 +52,7 @@ func TestShortWorksAreLeftToTheLaneReservedForThem(t *testing.T) {
 
 func TestThereAreFewerLanesOverALink(t *testing.T) {
 	config := core.Config{LanesPerPeer: 4, LanesPerLink: 2}
-	p := newPeer(&Client{Options: Options{Config: &config}}, &core.Segment{})
+	p := newPeer(&Client{Options: Options{Config: &config, Processors: testProcessors}}, &core.Segment{})
 	require.Equal(t, 2, p.mostCarriers(true), "before anything is known")
 	require.Equal(t, 4, p.mostCarriers(false))
 	p.distance = far

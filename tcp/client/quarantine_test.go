@@ -64,7 +64,7 @@ func TestAWriteWaitsUntilTheTargetHasDoneWithAGivenUpOneToTheSamePlace(t *testin
 func TestAConnectionIsNotReadToItsEndOnceTheEngineIsClosed(t *testing.T) {
 	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { <-v.Peer.T.Context().Done() })
 	config := core.DefaultConfig()
-	client := New(Options{Config: &config})
+	client := New(Options{Config: &config, Processors: testProcessors})
 	client.cancel()
 	peer := newPeer(client, &core.Segment{})
 	for range 300 { // the end of the transport and the start of the reading may come in either order
@@ -76,7 +76,7 @@ func TestAConnectionIsNotReadToItsEndOnceTheEngineIsClosed(t *testing.T) {
 func TestAConnectionThatBothSidesHaveEndedBeforeItIsReadToItsEndIsOver(t *testing.T) {
 	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) { v.WaitForEnd() })
 	config := core.DefaultConfig()
-	client := New(Options{Config: &config})
+	client := New(Options{Config: &config, Processors: testProcessors})
 	defer client.cancel()
 	peer := newPeer(client, &core.Segment{})
 	conn, end := connectTo(t, p), &connectionEnd{target: "target"}

@@ -18,7 +18,7 @@ import (
 
 var (
 	testProcessors = sockio.NewProcessors(runtime.GOMAXPROCS(0))
-	testLimiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0) / 2)
+	testLimiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0)/2, &testProcessors.Contention)
 
 	testDescriptors *sockio.Descriptors // of the engines that a test makes; no limit unless it sets one
 )

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"unsafe"
 
+	"kvferry/core/clock"
 	"kvferry/core/hostmem"
 	"kvferry/core/threads"
 	"kvferry/tcp/sockio"
@@ -20,10 +21,13 @@ const (
 )
 
 // yieldBudget counts the bytes that a goroutine copies by one system call after the other. After yieldBytes the goroutine
-// yields the processor to other threads, and its place to other goroutines. Otherwise a thread that has to serve a short
-// message would wait for the end of the time slice, which is milliseconds. To yield costs next to nothing where no other
-// thread is ready.
-type yieldBudget struct{ bytes uint64 }
+// yields the processor to other threads and its place to other goroutines, unless other programs want the processor, too.
+// Otherwise a thread that has to serve a short message would wait for the end of the time slice, which is milliseconds. To
+// yield costs next to nothing where no other thread is ready.
+type yieldBudget struct {
+	contention *sockio.Contention
+	bytes      uint64
+}
 
 const yieldBytes = 1 << 20
 
@@ -35,7 +39,7 @@ func (b *yieldBudget) add(bytes uint64) {
 
 func (b *yieldBudget) yield() {
 	b.bytes = 0
-	_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // always succeeds
+	b.contention.YieldPlace(clock.Now())
 }
 
 // Copies is a list of copies from another process into this one, which one system call makes. It must not be on a stack,
@@ -60,7 +64,13 @@ type Copies struct {
 // return memory of its stack.
 //
 //go:noinline
-func NewCopies(limiter *CopyLimiter) *Copies { return &Copies{limiter: limiter} }
+func NewCopies(limiter *CopyLimiter) *Copies {
+	c := &Copies{limiter: limiter}
+	if limiter != nil {
+		c.budget.contention = limiter.contention
+	}
+	return c
+}
 
 // Add adds a copy of length bytes, from an address of the other process to one of this process.
 func (c *Copies) Add(to, from uintptr, length uint64) {

@@ -41,7 +41,7 @@ func proofIn(t testing.TB) Proof {
 func TestNothingIsFetchedFromAProcessThatCannotBeSeen(t *testing.T) {
 	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	tcptest.Fill(from, 1)
-	f := NewCopies(NewCopyLimiter(1))
+	f := NewCopies(NewCopyLimiter(1, nil))
 	f.Add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
 	require.ErrorIs(t, f.Run(nil, nil, proofIn(t)), ErrOutOfReach)
 	require.NoError(t, f.Run(thisProcess(t), nil, proofIn(t)))
@@ -62,7 +62,7 @@ func TestLongPayloadArrivesInStepsWhileShortTransfersAreExpected(t *testing.T) {
 	lengths := []int{1, shortStep, 4096, shortStep - 1, 3*shortStep + 5, shortStep / 2, shortStep / 2, 1, shortStep + 1}
 	from, to := tcptest.Mapped(t, 8*shortStep), tcptest.Mapped(t, 8*shortStep)
 	tcptest.Fill(from, 1)
-	limiter := NewCopyLimiter(1)
+	limiter := NewCopyLimiter(1, nil)
 	limiter.expect()
 	f := NewCopies(limiter)
 	at := 0
@@ -81,7 +81,7 @@ func TestLongPayloadArrivesInStepsWhileShortTransfersAreExpected(t *testing.T) {
 
 func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
 	to := tcptest.Mapped(t, 3*shortStep)
-	limiter := NewCopyLimiter(1)
+	limiter := NewCopyLimiter(1, nil)
 	limiter.expect()
 	for _, gone := range []int{0, shortStep, 2 * shortStep} {
 		for _, each := range []int{shortStep, 3 * shortStep} {
@@ -132,7 +132,7 @@ func TestNothingIsCopiedFromAProcessThatHasEndedAndNothingIsOverwritten(t *testi
 				who.id = os.Getpid() // another process has got the id
 				who.alive.Store(0)
 			}
-			f := NewCopies(NewCopyLimiter(1))
+			f := NewCopies(NewCopyLimiter(1, nil))
 			f.Add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
 			require.ErrorIs(t, f.Run(who, nil, proofIn(t)), errProcessEnded)
 			require.True(t, bytes.Equal(tcptest.Pattern(4096, 2), to))
@@ -147,7 +147,7 @@ func TestWhatWasCopiedFromAProcessWithTheIdOfOneThatHasEndedIsWipedAndNothingEls
 	who := ended(t, false)
 	who.id = os.Getpid()
 	for _, partly := range []bool{false, true} {
-		f, by := NewCopies(NewCopyLimiter(1)), proofIn(t)
+		f, by := NewCopies(NewCopyLimiter(1, nil)), proofIn(t)
 		f.Add(sockio.AddressOf(to), sockio.AddressOf(from), 1000)
 		f.Add(sockio.AddressOf(to)+1000, sockio.AddressOf(from), 500)
 		if partly {
@@ -170,7 +170,7 @@ func TestWhatWasCopiedFromAProcessWithTheIdOfOneThatHasEndedIsWipedAndNothingEls
 
 func TestCopiesWithoutTheExpectedProofAreNotValid(t *testing.T) {
 	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	f, by := NewCopies(NewCopyLimiter(1)), proofIn(t)
+	f, by := NewCopies(NewCopyLimiter(1, nil)), proofIn(t)
 	f.Add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
 	require.NoError(t, f.Run(thisProcess(t), nil, by))
 	by.expected[by.length-1]++
@@ -206,7 +206,7 @@ func TestAForkedChildProvesNeitherAGrantNorAPermit(t *testing.T) {
 	child := &Process{id: int(pid), file: file}
 	defer child.Close()
 	copied := func(from *Process, by Proof) error {
-		f := NewCopies(NewCopyLimiter(1))
+		f := NewCopies(NewCopyLimiter(1, nil))
 		f.Add(sockio.AddressOf(tcptest.Mapped(t, 4096)), sockio.AddressOf(memory), 4096)
 		return f.Run(from, nil, by)
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"kvferry/core/clock"
+	"kvferry/tcp/sockio"
 )
 
 // CopyLimiter leaves processors to short transfers. A goroutine that copies from another process keeps a processor busy for
@@ -18,8 +19,9 @@ import (
 //
 // The engines of a process share one, because they share the processors.
 type CopyLimiter struct {
-	places chan struct{}
-	shorts atomic.Int64 // time of the last short transfer, by clock.Now
+	contention *sockio.Contention
+	places     chan struct{}
+	shorts     atomic.Int64 // time of the last short transfer, by clock.Now
 }
 
 const (
@@ -32,9 +34,10 @@ const (
 	longLength = 32 << 10
 )
 
-// NewCopyLimiter makes a limiter with so many places, and at least one.
-func NewCopyLimiter(places int) *CopyLimiter {
-	l := &CopyLimiter{places: make(chan struct{}, max(1, places))}
+// NewCopyLimiter makes a limiter with so many places, and at least one. Copies that it limits yield by contention, which may
+// be nil.
+func NewCopyLimiter(places int, contention *sockio.Contention) *CopyLimiter {
+	l := &CopyLimiter{contention: contention, places: make(chan struct{}, max(1, places))}
 	l.shorts.Store(-int64(shortsTime))
 	return l
 }

@@ -13,7 +13,7 @@ import (
 )
 
 func TestLongCopiesAreLimitedWhileShortTransfersAreExpected(t *testing.T) {
-	l := NewCopyLimiter(2)
+	l := NewCopyLimiter(2, nil)
 	l.expect()
 	var inside, most atomic.Int32
 	var all sync.WaitGroup
@@ -39,7 +39,7 @@ func TestLongCopiesAreLimitedWhileShortTransfersAreExpected(t *testing.T) {
 }
 
 func TestACopyThatIsHeldUpHoldsNobodyElseUp(t *testing.T) {
-	l := NewCopyLimiter(1)
+	l := NewCopyLimiter(1, nil)
 	l.expect()
 	require.True(t, l.acquire())
 	require.False(t, l.acquire())
@@ -48,7 +48,7 @@ func TestACopyThatIsHeldUpHoldsNobodyElseUp(t *testing.T) {
 }
 
 func TestLongCopiesAreNotLimitedWhileNoShortTransferIsExpected(t *testing.T) {
-	l := NewCopyLimiter(1)
+	l := NewCopyLimiter(1, nil)
 	require.False(t, l.acquire(), "before the first short transfer")
 	l.Note(1)
 	l.forget()
@@ -56,7 +56,7 @@ func TestLongCopiesAreNotLimitedWhileNoShortTransferIsExpected(t *testing.T) {
 }
 
 func TestOnlyWhatIsShortIsNotedAsShort(t *testing.T) {
-	l := NewCopyLimiter(1)
+	l := NewCopyLimiter(1, nil)
 	for _, bytes := range []uint64{0, longLength} {
 		l.Note(bytes)
 		require.False(t, l.seen(), bytes)

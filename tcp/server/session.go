@@ -94,8 +94,9 @@ type session struct {
 
 func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 	s := &session{
-		server: v, conn: conn, drained: true, turn: newTurn(), spinner: sockio.Spinner{Polling: v.options.Polling}, over: make(chan struct{}),
-		place: p, began: time.Now(),
+		server: v, conn: conn, drained: true, turn: newTurn(), over: make(chan struct{}),
+		spinner: sockio.Spinner{Contention: &v.options.Processors.Contention, Polling: v.options.Polling},
+		place:   p, began: time.Now(),
 	}
 	s.silent.Store(true)
 	conn.SetLibraryMemory(sockio.VectorOf(s.ahead[:]), sockio.VectorOf(s.turn.statuses[:]))

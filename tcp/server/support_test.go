@@ -92,7 +92,7 @@ func serve(t testing.TB, o Options, memory ...[]byte) *harness {
 		h.memory.add(b, true)
 	}
 	if o.Processors == nil {
-		o.Processors, o.Limiter = sockio.NewProcessors(runtime.GOMAXPROCS(0)), samehost.NewCopyLimiter(1)
+		o.Processors, o.Limiter = sockio.NewProcessors(runtime.GOMAXPROCS(0)), samehost.NewCopyLimiter(1, nil)
 	}
 	h.server = New(zap.New(observed), h.memory, listener, local, o)
 	t.Cleanup(h.server.Close)

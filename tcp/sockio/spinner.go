@@ -5,15 +5,17 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"kvferry/core/clock"
 )
 
 // Spinner decides whether a goroutine spins for something that is expected within moments, before it sleeps. A spin is worth
 // it because a wake-up of a thread, and of the processor under it, takes longer than a short message. After spins without
-// success it spins ever more rarely, so that it costs next to nothing with a peer that is far away or idle. Any goroutine
-// may use it. The zero value is ready for use.
+// success it spins ever more rarely, so that it costs next to nothing with a peer that is far away or idle. While the
+// processors are contended it does not spin, unless Polling says so. Any goroutine may use it. The zero value is ready for
+// use.
 type Spinner struct {
-	Polling time.Duration // spin this long every time when something short is expected; 0 turns that off
+	Contention *Contention   // nil where nobody measures it
+	Polling    time.Duration // spin this long every time when something short is expected; 0 turns that off
 
 	credit atomic.Int32 // spins that may fail before one is skipped
 	skip   atomic.Int32 // spins to skip
@@ -34,7 +36,7 @@ const (
 // Spin calls found until found returns true, for at most limit, or not at all. It returns what found returned last.
 func (s *Spinner) Spin(limit time.Duration, found func() bool) bool {
 	if s.Polling > 0 {
-		return spin(s.Polling, found)
+		return spin(s.Polling, nil, found)
 	}
 	return s.SpinBriefly(limit, found)
 }
@@ -45,7 +47,10 @@ func (s *Spinner) SpinBriefly(limit time.Duration, found func() bool) bool {
 		s.skip.Store(skip - 1)
 		return false
 	}
-	if spin(limit, found) {
+	if s.Contention.Holds(clock.Now()) {
+		return false
+	}
+	if spin(limit, s.Contention, found) {
 		s.failed.Store(0)
 		s.credit.Store(min(s.credit.Load()+1, maxCredit))
 		return true
@@ -58,19 +63,23 @@ func (s *Spinner) SpinBriefly(limit time.Duration, found func() bool) bool {
 	return false
 }
 
-// spin calls found until found returns true, for at most limit, and at least once.
-func spin(limit time.Duration, found func() bool) bool {
-	start := time.Now()
+// spin calls found until found returns true, for at most limit, and at least once. It ends early when it finds the
+// processors contended.
+func spin(limit time.Duration, contention *Contention, found func() bool) bool {
+	start := clock.Now()
 	for turn := spinTurn; ; turn += spinTurn {
 		turn = min(turn, limit)
 		for {
 			if found() {
 				return true
 			}
-			if time.Since(start) >= turn {
+			now := clock.Now()
+			if now-start >= turn {
 				break
 			}
-			yield()
+			if !contention.Yield(now) {
+				return found()
+			}
 		}
 		if turn == limit {
 			return false
@@ -78,7 +87,3 @@ func spin(limit time.Duration, found func() bool) bool {
 		runtime.Gosched()
 	}
 }
-
-// yield gives the processor to another thread that is ready: perhaps the one that serves the awaited answer. The goroutine
-// keeps its place in the Go scheduler, because the call returns at once.
-func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) } // always succeeds
