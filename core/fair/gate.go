@@ -3,8 +3,9 @@
 //
 // Enter decides in this order:
 //
-//  1. The peer's address is found. IPv4 addresses share the limit. The addresses of an IPv6 network (/64) share it as one, and
-//     share what their network may hold in the same way: one host has all the addresses of its network.
+//  1. The peer's address is found. IPv4 addresses share the limit. The addresses of an IPv6 network (/64) share it as one, since
+//     one host may have all of them. A network may hold an eighth more than an address may, so that a host that takes its whole
+//     share leaves something for newcomers of its network.
 //  2. The units are taken if the address stays within its share, and if the part for newcomers stays free or the address
 //     holds little enough to use it.
 //  3. Otherwise another holding gives way: one of the address itself, or one of an address that holds as much or more. First
@@ -25,7 +26,7 @@ import (
 // Options are the limits of a Gate. Zero fields have defaults.
 type Options struct {
 	Limit     int64 // units that all addresses hold together; it must be 1 or more
-	Share     int64 // units that one address holds at most; half of the limit
+	Share     int64 // units that one address holds at most; half of the limit. A network of IPv6 may hold an eighth more
 	Newcomers int64 // units of the limit that only addresses with little take; an eighth of the limit
 	Little    int64 // units that such an address holds at most, with those that it asks for; an eighth of Newcomers, at least 1
 
@@ -41,6 +42,12 @@ func (o Options) complete() Options {
 	o.Newcomers = min(cmp.Or(o.Newcomers, o.Limit/8), o.Limit-1)
 	o.Little = max(cmp.Or(o.Little, o.Newcomers/8), 1)
 	return o
+}
+
+// ofNetwork are the limits of the addresses of one network.
+func (o Options) ofNetwork() Options {
+	limit := max(o.Share, min(o.Share+(o.Share+7)/8, o.Limit-o.Newcomers))
+	return Options{Limit: limit, Share: o.Share, Newcomers: limit - o.Share}.complete()
 }
 
 // Gate counts the units that addresses hold. Its methods may be called from any goroutine.
@@ -181,7 +188,7 @@ func (n *node) child(key netip.Prefix, network bool) *node {
 	}
 	c = &node{parent: n, key: key}
 	if network {
-		c.limits = Options{Limit: n.limits.Share}.complete()
+		c.limits = n.limits.ofNetwork()
 		c.children = map[netip.Prefix]*node{}
 	}
 	n.children[key] = c
@@ -213,7 +220,7 @@ func (n *node) fits(units int64) bool {
 		return false
 	case !n.key.IsValid(): // the program itself
 		return true
-	case mine > limits.Share:
+	case mine > n.most():
 		return false
 	}
 	return after <= limits.Limit-limits.Newcomers || mine <= limits.Little
@@ -221,8 +228,11 @@ func (n *node) fits(units int64) bool {
 
 // most is the number of units that a child of a node may hold.
 func (n *node) most() int64 {
-	if !n.key.IsValid() {
+	switch {
+	case !n.key.IsValid():
 		return n.parent.limits.Limit // the program itself
+	case n.children != nil:
+		return n.limits.Limit // a network
 	}
 	return n.parent.limits.Share
 }

@@ -169,13 +169,21 @@ func TestANetworkOfIPv6SharesAsOneAddress(t *testing.T) {
 	for n := range 10_000 {
 		_, _ = g.Enter(inNetwork(n), 1, nil)
 	}
-	require.LessOrEqual(t, g.Held(), int64(500))
-	require.Len(t, fill(g, netip.MustParseAddr("fd00:0:0:1::1"), nil), 250, "a host alone in its network has half of its part")
+	require.LessOrEqual(t, g.Held(), int64(563), "an eighth more than an address")
+	require.Len(t, fill(g, netip.MustParseAddr("fd00:0:0:1::1"), nil), 312, "the rest, but for the newcomers' part")
 
 	g = New(Options{Limit: 1000})
-	require.Len(t, fill(g, inNetwork(1), nil), 250)
+	require.Len(t, fill(g, inNetwork(1), nil), 500)
 	_, err := g.Enter(inNetwork(2), 1, nil)
 	require.NoError(t, err, "another host in the network of a greedy one")
+}
+
+func TestAHostHasTheSameShareByIPv6AsByIPv4(t *testing.T) {
+	v4, v6 := addr(1), netip.MustParseAddr("fd00::1")
+	for _, o := range []Options{{Limit: 1}, {Limit: 2}, {Limit: 7}, {Limit: 128}, {Limit: 1024, Share: 768}, {Limit: 1000, Share: 1000}} {
+		require.Len(t, fill(New(o), v6, nil), len(fill(New(o), v4, nil)), "%+v", o)
+	}
+	require.Len(t, fill(New(Options{Limit: 1024, Share: 768}), v6, nil), 768)
 }
 
 func TestTheProgramItselfHasTheWholeLimit(t *testing.T) {
@@ -242,7 +250,12 @@ func (m *model) check(peers []netip.Addr) {
 	for _, a := range peers {
 		network, _ := a.Prefix(min(a.BitLen(), networkBits))
 		held := m.held(network.Contains)
-		require.LessOrEqual(m.t, held, m.options.Share, "network %v", network)
+		most := m.options.Share
+		if a.Is6() {
+			most = m.options.ofNetwork().Limit
+		}
+		require.LessOrEqual(m.t, held, most, "network %v", network)
+		require.LessOrEqual(m.t, m.held(func(o netip.Addr) bool { return o == a }), m.options.Share, "address %v", a)
 	}
 }
 
