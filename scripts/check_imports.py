@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "core/metadata/etcd": "core/metadata/kv",
     "core/metadata/kv": "core/status",
     "core/metadata/redis": "core/metadata/kv",
-    "core/security": "core/status",
+    "core/reload": "core/status",
+    "core/security": "core/reload core/status",
     "core/shut": "",
     "core/staging": "core/device core/status",
     "core/status": "",
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     # Products.
     "capi": "ascend core core/device core/metadata core/metadata/etcd core/metadata/redis core/status core/threads cuda"
     " metaserver tcp",
-    "metaserver": "core/address core/fair core/shut core/status",
+    "metaserver": "core/address core/fair core/reload core/shut core/status",
     # What tests, benchmarks and the demo use; nothing else imports these.
     "bench": "",
     "core/hostmem/hostmemtest": "",

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"kvferry/core/reload"
+
 	"go.uber.org/zap"
 )
 
@@ -29,8 +31,8 @@ func certificateSource(s Settings, log *zap.Logger) (source, error) {
 	if err != nil {
 		return source{}, err
 	}
-	files := []file{{"KVFERRY_TLS_CERT", s.CertFile, false}, {"KVFERRY_TLS_KEY", s.KeyFile, true}, {"KVFERRY_TLS_CA", s.CAFile, false}}
-	return source{files: files, make: func(contents [][]byte) (credentials, error) {
+	files := []reload.File{{Setting: "KVFERRY_TLS_CERT", Path: s.CertFile}, {Setting: "KVFERRY_TLS_KEY", Path: s.KeyFile, Private: true}, {Setting: "KVFERRY_TLS_CA", Path: s.CAFile}}
+	return source{Files: files, Make: func(contents [][]byte) (credentials, error) {
 		pair, err := tls.X509KeyPair(contents[0], contents[1])
 		if err != nil {
 			return nil, fmt.Errorf("KVFERRY_TLS_CERT, KVFERRY_TLS_KEY: %s, %s: %w", s.CertFile, s.KeyFile, err)

@@ -5,7 +5,7 @@
 //
 //  1. New reads the files that the settings name, and makes a Policy of them. A file that is no good is an error here.
 //  2. Accept and Connect run TLS over a connection. Before that a Policy looks, at most once a second, whether a file has
-//     changed (reload.go). What is wrong with a changed file is logged, and the last good content stays in force.
+//     changed (core/reload). What is wrong with a changed file is logged, and the last good content stays in force.
 //  3. Each side presents its certificate and proves that it has the key. With a secret the certificate is the engine's own,
 //     made in memory, and vouched for by a key that is derived from the secret (secret.go). Otherwise it comes from a file
 //     (certificates.go).
@@ -25,6 +25,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"kvferry/core/reload"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -34,7 +35,7 @@ import (
 type Policy struct {
 	mode     Mode
 	identity string
-	files    *reloader // nil where security is off
+	files    *reload.Reloader[credentials] // nil where security is off
 
 	refused, older atomic.Uint64
 
@@ -83,6 +84,8 @@ type Counters struct {
 	Older         uint64 // peers that were accepted by another secret than the first one: rotation has not come to its end
 }
 
+type source = reload.Source[credentials]
+
 // credentials are what one state of the files gives. Nothing changes them.
 type credentials interface {
 	// own is what this engine presents.
@@ -118,7 +121,7 @@ func New(s Settings, identity string, log *zap.Logger) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.files, err = newReloader(from, log); err != nil {
+	if p.files, err = reload.New(from, log); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -148,7 +151,7 @@ func (p *Policy) Mode() Mode {
 func (p *Policy) Counters() Counters {
 	c := Counters{Refused: p.refused.Load(), Older: p.older.Load()}
 	if p.files != nil {
-		c.Reloads, c.FailedReloads = p.files.reloads.Load(), p.files.failures.Load()
+		c.Reloads, c.FailedReloads = p.files.Changes(), p.files.Failures()
 	}
 	return c
 }
@@ -159,8 +162,8 @@ func (p *Policy) Generation() uint64 {
 	if p.files == nil {
 		return 0
 	}
-	p.files.current()
-	return p.files.reloads.Load()
+	p.files.Current()
+	return p.files.Changes()
 }
 
 // String describes the policy for people: "require, by 2 secrets (1f0c…, 77ab…)".
@@ -168,7 +171,7 @@ func (p *Policy) String() string {
 	if p.files == nil {
 		return p.mode.String()
 	}
-	return p.mode.String() + ", by " + (*p.files.value.Load()).String()
+	return p.mode.String() + ", by " + p.files.Last().String()
 }
 
 // Close ends what the policy has started. It waits for a file that is being read, for a second at most.
@@ -176,5 +179,5 @@ func (p *Policy) Close() error {
 	if p.files == nil {
 		return nil
 	}
-	return p.files.close()
+	return p.files.Close()
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/reload"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -88,12 +89,12 @@ func TestAFileThatIsNoGoodLeavesTheLastGoodOneAndIsLoggedOnce(t *testing.T) {
 func TestFilesAreNotReadForEachHandshake(t *testing.T) {
 	path := secretFile(t, oldSecret)
 	e := newEngine(t, Settings{SecretFile: path})
-	e.files.interval = time.Hour
+	e.files.Interval = time.Hour
 	write(t, path, newSecret)
 	for range 3 {
 		assert.Zero(t, e.Generation())
 	}
-	e.files.interval = 0
+	e.files.Interval = 0
 	assert.EqualValues(t, 1, e.Generation())
 }
 
@@ -136,8 +137,8 @@ func TestAFileThatCannotBeReadHoldsNobodyForLong(t *testing.T) {
 	var mu sync.Mutex
 	path := secretFile(t, oldSecret)
 	s := secretSource(path, randomIdentity(), mustKey(t))
-	parse := s.make
-	s.make = func(contents [][]byte) (credentials, error) {
+	parse := s.Make
+	s.Make = func(contents [][]byte) (credentials, error) {
 		mu.Lock()
 		wait := stuck
 		mu.Unlock()
@@ -146,21 +147,21 @@ func TestAFileThatCannotBeReadHoldsNobodyForLong(t *testing.T) {
 		}
 		return parse(contents)
 	}
-	r, err := newReloader(s, zap.NewNop())
+	r, err := reload.New(s, zap.NewNop())
 	require.NoError(t, err)
-	r.interval = 0
+	r.Interval = 0
 	mu.Lock()
 	stuck = true
 	mu.Unlock()
 	write(t, path, newSecret)
-	was := r.current().String()
+	was := r.Current().String()
 	for range 1000 { // without waiting for each
-		assert.Equal(t, was, r.current().String())
+		assert.Equal(t, was, r.Current().String())
 	}
-	err = r.close()
+	err = r.Close()
 	require.ErrorContains(t, err, "still being read")
 	assert.Equal(t, status.BatchBusy, status.Of(err, status.OK))
 	close(release)
-	require.Eventually(t, func() bool { return r.close() == nil }, patience, time.Millisecond)
-	assert.NotEqual(t, was, r.current().String())
+	require.Eventually(t, func() bool { return r.Close() == nil }, patience, time.Millisecond)
+	assert.NotEqual(t, was, r.Current().String())
 }

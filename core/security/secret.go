@@ -17,6 +17,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"kvferry/core/reload"
 )
 
 // From a secret to a certificate:
@@ -168,7 +170,7 @@ type cluster struct {
 
 // secretSource reads secrets for an engine, which has one key as long as it lives.
 func secretSource(path, identity string, key ed25519.PrivateKey) source {
-	return source{files: []file{{"KVFERRY_SECRET_FILE", path, true}}, make: func(contents [][]byte) (credentials, error) {
+	return source{Files: []reload.File{{Setting: "KVFERRY_SECRET_FILE", Path: path, Private: true}}, Make: func(contents [][]byte) (credentials, error) {
 		secrets, err := parseSecrets(contents[0])
 		if err != nil {
 			return nil, fmt.Errorf("KVFERRY_SECRET_FILE: %s: %w", path, err)

@@ -114,7 +114,7 @@ func TestASecretGivesTheSameAuthorityEverywhere(t *testing.T) {
 
 func TestAnEnginesCertificateVouchesForNobody(t *testing.T) {
 	e := withSecrets(t, oldSecret)
-	leaf, err := x509.ParseCertificate(e.files.current().own().Certificate[0])
+	leaf, err := x509.ParseCertificate(e.files.Current().own().Certificate[0])
 	require.NoError(t, err)
 	assert.False(t, leaf.IsCA)
 	assert.Zero(t, leaf.KeyUsage&x509.KeyUsageCertSign)
@@ -125,7 +125,7 @@ func TestAnEnginesCertificateVouchesForNobody(t *testing.T) {
 func TestEachEngineHasAKeyOfItsOwn(t *testing.T) {
 	path := secretFile(t, oldSecret)
 	a, b := newEngine(t, Settings{SecretFile: path}), newEngine(t, Settings{SecretFile: path})
-	assert.NotEqual(t, a.files.current().own().PrivateKey, b.files.current().own().PrivateKey)
+	assert.NotEqual(t, a.files.Current().own().PrivateKey, b.files.Current().own().PrivateKey)
 }
 
 // A peer chooses what it sends: only a certificate of the key that it has proven to have may be believed.
@@ -136,13 +136,13 @@ func TestACertificateOfAnotherKeyIsNotBelieved(t *testing.T) {
 		from engine
 		to   *[]*x509.Certificate
 	}{{trusted, &stolen}, {stranger, &own}} {
-		c, err := x509.ParseCertificate(list.from.files.current().own().Certificate[0])
+		c, err := x509.ParseCertificate(list.from.files.Current().own().Certificate[0])
 		require.NoError(t, err)
 		*list.to = append(*list.to, c)
 	}
-	_, err := trusted.files.current().check(append(own, stolen...), x509.ExtKeyUsageServerAuth)
+	_, err := trusted.files.Current().check(append(own, stolen...), x509.ExtKeyUsageServerAuth)
 	assert.ErrorContains(t, err, "another cluster secret")
-	peer, err := trusted.files.current().check(append(stolen, own...), x509.ExtKeyUsageServerAuth)
+	peer, err := trusted.files.Current().check(append(stolen, own...), x509.ExtKeyUsageServerAuth)
 	require.NoError(t, err)
 	assert.Equal(t, trusted.identity, peer.Identity)
 }
@@ -165,7 +165,7 @@ func TestNobodyButTheSecretVouchesForAnEngine(t *testing.T) {
 	leaf, err := x509.ParseCertificate(forged)
 	require.NoError(t, err)
 	e := withSecrets(t, oldSecret)
-	_, err = e.files.current().check([]*x509.Certificate{leaf, middle.certificate}, x509.ExtKeyUsageServerAuth)
+	_, err = e.files.Current().check([]*x509.Certificate{leaf, middle.certificate}, x509.ExtKeyUsageServerAuth)
 	assert.Error(t, err)
 }
 

@@ -97,7 +97,7 @@ func (p *Policy) verify(payload, signature []byte, identity string) (Peer, error
 	if err != nil {
 		return Peer{}, err
 	}
-	peer, err := p.files.current().check(certificates, x509.ExtKeyUsageServerAuth)
+	peer, err := p.files.Current().check(certificates, x509.ExtKeyUsageServerAuth)
 	if err != nil {
 		return Peer{}, err
 	}

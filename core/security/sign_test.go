@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"kvferry/core/reload"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -47,7 +48,7 @@ func TestASignatureOfAnotherEngineSecretOrPayloadIsRefused(t *testing.T) {
 // A peer of the cluster can have others sign TLS transcripts; none may pass for a descriptor.
 func TestASignatureOfTLSIsNoneOfADescriptor(t *testing.T) {
 	e := withSecrets(t, oldSecret)
-	key := e.files.current().own().PrivateKey.(ed25519.PrivateKey)
+	key := e.files.Current().own().PrivateKey.(ed25519.PrivateKey)
 	for _, begin := range []string{strings.Repeat(" ", 64) + "TLS 1.3, server CertificateVerify\x00", "", strings.Repeat(" ", 32)} {
 		payload := []byte("payload")
 		genuine, err := e.Sign(payload)
@@ -114,7 +115,7 @@ func TestASignatureIsMadeAgainAfterTheSecretsHaveChanged(t *testing.T) {
 
 func FuzzVerify(f *testing.F) {
 	e := withSecrets(f, oldSecret)
-	e.files.interval = checkInterval
+	e.files.Interval = reload.CheckInterval
 	payload := []byte(`{"name":"10.0.0.2:15003"}`)
 	signature, err := e.Sign(payload)
 	require.NoError(f, err)

@@ -72,7 +72,7 @@ func newEngine(t testing.TB, s Settings) engine {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, p.Close()) })
 	if p.files != nil {
-		p.files.interval = 0
+		p.files.Interval = 0
 	}
 	return engine{p, observed}
 }

@@ -72,7 +72,7 @@ func (p *Policy) own() (*tls.Certificate, error) {
 	if p.files == nil {
 		return nil, errOff
 	}
-	return p.files.current().own(), nil
+	return p.files.Current().own(), nil
 }
 
 // ErrOtherEngine is in the error of a connection whose server is another engine than the one that was meant.
@@ -91,7 +91,7 @@ func (p *Policy) check(state tls.ConnectionState, peersUse x509.ExtKeyUsage, ide
 	if state.NegotiatedProtocol != protocol {
 		return Peer{}, refuse(errOtherProtocol, "speaks TLS, but is no kvferry engine: it does not offer the protocol %q", protocol)
 	}
-	peer, err := p.files.current().check(state.PeerCertificates, peersUse)
+	peer, err := p.files.Current().check(state.PeerCertificates, peersUse)
 	if err != nil {
 		return Peer{}, err
 	}

@@ -201,7 +201,7 @@ func TestNothingThatNamesAnEngineIsSentInTheClear(t *testing.T) {
 				for _, name := range []string{server.identity, client.identity, "engine", "cluster", "decode"} {
 					assert.NotContains(t, string(s.sent), name)
 				}
-				for _, der := range server.files.current().own().Certificate {
+				for _, der := range server.files.Current().own().Certificate {
 					assert.NotContains(t, string(s.sent), string(der))
 				}
 			}
@@ -319,9 +319,9 @@ func TestAConnectionOfASecretThatWasTakenOutIsFoundOut(t *testing.T) {
 
 func TestAFloodOfCertificatesIsRefusedUnread(t *testing.T) {
 	e := withSecrets(t, oldSecret)
-	_, err := e.files.current().check(make([]*x509.Certificate, maxSecrets+1), x509.ExtKeyUsageServerAuth)
+	_, err := e.files.Current().check(make([]*x509.Certificate, maxSecrets+1), x509.ExtKeyUsageServerAuth)
 	assert.ErrorContains(t, err, "9 certificates")
-	_, err = e.files.current().check(nil, x509.ExtKeyUsageServerAuth)
+	_, err = e.files.Current().check(nil, x509.ExtKeyUsageServerAuth)
 	assert.ErrorContains(t, err, "no certificate")
 }
 

@@ -1,4 +1,5 @@
-package security
+// Package reload makes something of files, such as certificates, and makes it again when they change.
+package reload
 
 import (
 	"crypto/sha256"
@@ -18,9 +19,9 @@ import (
 )
 
 const (
-	// checkInterval is how often files are read, at most, to see whether they have changed. They are compared by content:
+	// CheckInterval is how often files are read, at most, to see whether they have changed. They are compared by content:
 	// a rename, a symbolic link that leads elsewhere, and a time stamp that stays are all the same then.
-	checkInterval = time.Second
+	CheckInterval = time.Second
 	// readTimeout is how long a handshake waits for the files, which may lie in a network's file system.
 	readTimeout = time.Second
 	// firstReadTimeout is how long New waits for them.
@@ -29,25 +30,28 @@ const (
 	maxFile = 1 << 20
 )
 
-// source is files and what is made of them.
-type source struct {
-	files []file
-	make  func(contents [][]byte) (credentials, error) // the error names settings
+// Source is files and what is made of them. There is one file at least.
+type Source[T fmt.Stringer] struct {
+	Files []File
+	Make  func(contents [][]byte) (T, error) // the error names settings
 }
 
-// file is one that a setting names.
-type file struct {
-	setting, path string
-	private       bool // nobody but the owner ought to be able to read it
+// File is one that a setting names.
+type File struct {
+	Setting, Path string
+	Private       bool // nobody but the owner ought to be able to read it
 }
 
-// reloader has the credentials that files give, and looks now and then whether they have changed.
-type reloader struct {
-	source
-	log *zap.Logger
+// Reloader has what files give, and looks now and then whether they have changed. Its methods may be called from any goroutine.
+type Reloader[T fmt.Stringer] struct {
+	// Interval is how often the files are read, at most. It is CheckInterval, unless a test has set it.
+	Interval time.Duration
 
-	value             atomic.Pointer[credentials]
-	reloads, failures atomic.Uint64
+	source Source[T]
+	log    *zap.Logger
+
+	value             atomic.Pointer[T]
+	changes, failures atomic.Uint64
 
 	mu      sync.Mutex
 	began   time.Time     // when the last reading began
@@ -55,16 +59,15 @@ type reloader struct {
 	closed  bool
 
 	// What the goroutine that reads knows; there is one at most.
-	seen     [sha256.Size]byte // of the contents that were looked at last
-	good     bool              // these were taken
-	problem  string            // what was wrong with the files the last time; "" when nothing was
-	warned   map[string]bool   // files that others can read
-	interval time.Duration     // checkInterval, where no test has set it
+	seen    [sha256.Size]byte // of the contents that were looked at last
+	good    bool              // these were taken
+	problem string            // what was wrong with the files the last time; "" when nothing was
+	warned  map[string]bool   // files that others can read
 }
 
-// newReloader reads the files for the first time.
-func newReloader(s source, log *zap.Logger) (*reloader, error) {
-	r := &reloader{source: s, log: log, warned: map[string]bool{}, interval: checkInterval}
+// New reads the files for the first time. An error carries status.InvalidArgument.
+func New[T fmt.Stringer](s Source[T], log *zap.Logger) (*Reloader[T], error) {
+	r := &Reloader[T]{Interval: CheckInterval, source: s, log: log, warned: map[string]bool{}}
 	var err error
 	reading, _ := r.begin(func() { err = r.first() })
 	timer := time.NewTimer(firstReadTimeout)
@@ -76,12 +79,22 @@ func newReloader(s source, log *zap.Logger) (*reloader, error) {
 		}
 		return r, nil
 	case <-timer.C:
-		return nil, status.Errorf(status.InvalidArgument, "%s: %s could not be read within %v", s.files[0].setting, s.files[0].path, firstReadTimeout)
+		return nil, status.Errorf(status.InvalidArgument, "%s: %s could not be read within %v", s.Files[0].Setting, s.Files[0].Path, firstReadTimeout)
 	}
 }
 
-// current is what the files give. It waits for a reading that is due, for a second at most.
-func (r *reloader) current() credentials {
+// Last is what the files gave when they were last read. It does not wait.
+func (r *Reloader[T]) Last() T { return *r.value.Load() }
+
+// Changes counts the changed files that were taken, and Failures those that were not, because of an error; one that lasts counts
+// once.
+func (r *Reloader[T]) Changes() uint64 { return r.changes.Load() }
+
+// Failures: see Changes.
+func (r *Reloader[T]) Failures() uint64 { return r.failures.Load() }
+
+// Current is what the files give. It waits for a reading that is due, for a second at most.
+func (r *Reloader[T]) Current() T {
 	reading, began := r.begin(r.again)
 	select {
 	case <-reading: // mostly it has ended long ago
@@ -98,10 +111,10 @@ func (r *reloader) current() credentials {
 }
 
 // begin starts to read the files where that is due. It returns the reading that was started last, and when.
-func (r *reloader) begin(read func()) (reading <-chan struct{}, began time.Time) {
+func (r *Reloader[T]) begin(read func()) (reading <-chan struct{}, began time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed || r.reading != nil && (time.Since(r.began) < r.interval || !hasEnded(r.reading)) {
+	if r.closed || r.reading != nil && (time.Since(r.began) < r.Interval || !hasEnded(r.reading)) {
 		return r.reading, r.began
 	}
 	done := make(chan struct{})
@@ -123,12 +136,12 @@ func hasEnded(reading <-chan struct{}) bool {
 }
 
 // first reads the files when there is nothing yet to fall back on.
-func (r *reloader) first() error {
+func (r *Reloader[T]) first() error {
 	contents, err := r.read()
 	if err != nil {
 		return err
 	}
-	made, err := r.make(contents)
+	made, err := r.source.Make(contents)
 	if err != nil {
 		return err
 	}
@@ -138,7 +151,7 @@ func (r *reloader) first() error {
 }
 
 // again reads the files once more, and takes them if they have changed and are good.
-func (r *reloader) again() {
+func (r *Reloader[T]) again() {
 	contents, err := r.read()
 	if err != nil {
 		r.fail(err)
@@ -152,19 +165,19 @@ func (r *reloader) again() {
 		return
 	}
 	r.seen, r.good = sum, false
-	made, err := r.make(contents)
+	made, err := r.source.Make(contents)
 	if err != nil {
 		r.fail(err)
 		return
 	}
 	r.good, r.problem = true, ""
 	r.value.Store(&made)
-	r.reloads.Add(1)
-	r.log.Info("changed files are in force", zap.String("setting", r.files[0].setting), zap.String("now", made.String()))
+	r.changes.Add(1)
+	r.log.Info("changed files are in force", zap.String("setting", r.source.Files[0].Setting), zap.String("now", made.String()))
 }
 
 // fail logs what is wrong with the files, once for as long as it stays the same.
-func (r *reloader) fail(err error) {
+func (r *Reloader[T]) fail(err error) {
 	if err.Error() == r.problem {
 		return
 	}
@@ -183,18 +196,18 @@ func digest(contents [][]byte) [sha256.Size]byte {
 }
 
 // read reads all files. An error names the setting and the file.
-func (r *reloader) read() ([][]byte, error) {
-	contents := make([][]byte, len(r.files))
-	for i, f := range r.files {
-		content, mode, err := readFile(f.path)
+func (r *Reloader[T]) read() ([][]byte, error) {
+	contents := make([][]byte, len(r.source.Files))
+	for i, f := range r.source.Files {
+		content, mode, err := readFile(f.Path)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.setting, err)
+			return nil, fmt.Errorf("%s: %w", f.Setting, err)
 		}
 		contents[i] = content
-		if f.private && mode&0o077 != 0 && !r.warned[f.path] {
-			r.warned[f.path] = true
+		if f.Private && mode&0o077 != 0 && !r.warned[f.Path] {
+			r.warned[f.Path] = true
 			r.log.Warn("other users of this machine can read a secret file: chmod 600 keeps it from them",
-				zap.String("setting", f.setting), zap.String("file", f.path), zap.Stringer("mode", mode))
+				zap.String("setting", f.Setting), zap.String("file", f.Path), zap.Stringer("mode", mode))
 		}
 	}
 	return contents, nil
@@ -221,8 +234,8 @@ func readFile(path string) (content []byte, mode fs.FileMode, err error) {
 	return content, info.Mode().Perm(), err
 }
 
-// close waits for a reading that is under way. An error says that it does not end.
-func (r *reloader) close() error {
+// Close waits for a reading that is under way. An error says that it does not end.
+func (r *Reloader[T]) Close() error {
 	r.mu.Lock()
 	r.closed = true
 	reading := r.reading
@@ -233,6 +246,6 @@ func (r *reloader) close() error {
 	case <-reading:
 		return nil
 	case <-timer.C:
-		return status.Errorf(status.BatchBusy, "%s: %s is still being read", r.files[0].setting, r.files[0].path)
+		return status.Errorf(status.BatchBusy, "%s: %s is still being read", r.source.Files[0].Setting, r.source.Files[0].Path)
 	}
 }
