@@ -100,11 +100,6 @@ func (s *Server) authorized(r *http.Request) bool {
 	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare([]byte(token), []byte(s.options.Token)) == 1
 }
 
-// certified says whether a client has the certificate that it needs. Its TLS handshake has verified it.
-func (s *Server) certified(r *http.Request) bool {
-	return s.options.TLSClientCA == "" || r.TLS != nil && len(r.TLS.VerifiedChains) > 0
-}
-
 // probe is the answer at a path that can only be read.
 func (s *Server) probe(r *http.Request, a reply) reply {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {

@@ -14,21 +14,19 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"log"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"kvferry/core/address"
+	"kvferry/core/reload"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -66,7 +64,7 @@ type Options struct {
 	Path     string // of the requests for metadata; DefaultPath
 	Snapshot string // file to keep the entries in; "": memory alone
 	Token    string // bearer token that requests for metadata must have; "": none
-	TLSCert  string // PEM file with the certificates for HTTPS; "": HTTP
+	TLSCert  string // PEM file with the certificates for HTTPS; "": HTTP. These three files are read again when they change
 	TLSKey   string // PEM file with their key
 
 	// TLSClientCA is a PEM file with certificates. Requests for metadata must then come with a client certificate that one of
@@ -93,6 +91,7 @@ type Server struct {
 	snapshot *snapshot // nil without a file
 	requests counters
 	slots    *slots
+	files    *reload.Reloader[*secured] // nil without HTTPS
 	http     *http.Server
 	serving  sync.WaitGroup
 }
@@ -104,21 +103,21 @@ func Start(o Options) (*Server, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	secured, err := o.tls()
+	files, err := o.secure()
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{options: o, log: o.Log, store: newStore(o)}
+	s := &Server{options: o, log: o.Log, store: newStore(o), files: files}
 	listener, err := o.listen()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.closeFiles())
 	}
 	if o.Snapshot != "" {
 		if s.snapshot, err = openSnapshot(o.Snapshot, s.store, o.Log); err != nil {
-			return nil, errors.Join(err, listener.Close())
+			return nil, errors.Join(err, listener.Close(), s.closeFiles())
 		}
 	}
-	s.serve(listener, secured)
+	s.serve(listener)
 	s.warnIfOpen(listener.Addr().(*net.TCPAddr))
 	return s, nil
 }
@@ -172,31 +171,6 @@ func invalid(format string, args ...any) error {
 	return status.Errorf(status.InvalidArgument, "metadata server: "+format, args...)
 }
 
-// tls is the configuration of HTTPS; nil for HTTP. A client without a certificate is let in, and then refused at the path of
-// the metadata alone: checks of the server's health have none.
-func (o *Options) tls() (*tls.Config, error) {
-	if o.TLSCert == "" {
-		return nil, nil
-	}
-	pair, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
-	if err != nil {
-		return nil, invalid("the TLS certificate %s with the key %s cannot be used: %w", o.TLSCert, o.TLSKey, err)
-	}
-	config := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
-	if o.TLSClientCA == "" {
-		return config, nil
-	}
-	text, err := os.ReadFile(o.TLSClientCA)
-	if err != nil {
-		return nil, invalid("the certificates of the clients' authorities cannot be read: %w", err)
-	}
-	config.ClientCAs, config.ClientAuth = x509.NewCertPool(), tls.VerifyClientCertIfGiven
-	if !config.ClientCAs.AppendCertsFromPEM(text) {
-		return nil, invalid("there is no certificate of a clients' authority in %s", o.TLSClientCA)
-	}
-	return config, nil
-}
-
 // warnIfOpen warns that other machines can change the metadata without a token or a certificate.
 func (s *Server) warnIfOpen(at *net.TCPAddr) {
 	if at.IP.IsLoopback() || s.options.Token != "" || s.options.TLSClientCA != "" {
@@ -219,7 +193,7 @@ func (o *Options) listen() (*net.TCPListener, error) {
 }
 
 // serve starts the goroutine that accepts connections.
-func (s *Server) serve(listener *net.TCPListener, secured *tls.Config) {
+func (s *Server) serve(listener *net.TCPListener) {
 	s.address = s.options.address(listener.Addr().(*net.TCPAddr))
 	s.slots = newSlots(listener, int(s.options.MaxConnections), patience, s.log)
 	var protocols http.Protocols
@@ -230,7 +204,7 @@ func (s *Server) serve(listener *net.TCPListener, secured *tls.Config) {
 		ReadHeaderTimeout: cmp.Or(step, headerTimeout), ReadTimeout: cmp.Or(step, requestTimeout),
 		WriteTimeout: cmp.Or(step, requestTimeout), IdleTimeout: cmp.Or(step, idleTimeout),
 		MaxHeaderBytes: maxHeader + 3*maxKey, // a byte of a key may be three in a URL
-		TLSConfig:      secured,
+		TLSConfig:      s.tls(),
 		ErrorLog:       log.New(faults{s.log}, "", 0),
 		ConnState:      noteState,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -239,7 +213,7 @@ func (s *Server) serve(listener *net.TCPListener, secured *tls.Config) {
 	}
 	s.serving.Go(func() {
 		var err error
-		if secured != nil {
+		if s.files != nil {
 			err = s.http.ServeTLS(s.slots, "", "")
 		} else {
 			err = s.http.Serve(s.slots)
@@ -282,7 +256,7 @@ func (f faults) Write(line []byte) (int, error) {
 // Close stops accepting connections, waits a short time for requests that are being answered, and writes the snapshot for
 // the last time. Each change that was answered with success, also during Close, is in it. The goroutines of the server have
 // ended when Close returns, but those of connections that it cut off, which end at once. It may be called more than once.
-// An error carries status.Metadata: the snapshot could not be written.
+// An error carries status.Metadata where the snapshot could not be written.
 func (s *Server) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -291,8 +265,9 @@ func (s *Server) Close() error {
 	}
 	s.serving.Wait()
 	s.store.freeze()
-	if s.snapshot == nil {
-		return nil
+	err := s.closeFiles()
+	if s.snapshot != nil {
+		err = errors.Join(err, s.snapshot.close())
 	}
-	return s.snapshot.close()
+	return err
 }

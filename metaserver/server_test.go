@@ -527,6 +527,58 @@ func TestMetadataIsForClientsWithACertificateWhereTheyNeedOne(t *testing.T) {
 	require.Error(t, err, "a certificate of another authority")
 }
 
+func TestChangedCertificatesAreInForceForTheNextConnection(t *testing.T) {
+	cert, key, oldPool := certificate(t)
+	newCert, newKey, newPool := certificate(t)
+	oldClient, oldClientKey, _ := certificate(t)
+	newClient, newClientKey, _ := certificate(t)
+	folder := t.TempDir()
+	served := Options{TLSCert: filepath.Join(folder, "crt"), TLSKey: filepath.Join(folder, "key"), TLSClientCA: filepath.Join(folder, "ca")}
+	replace := func(to, by string) {
+		content, err := os.ReadFile(by)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(to+".new", content, 0o600))
+		require.NoError(t, os.Rename(to+".new", to))
+	}
+	replace(served.TLSCert, cert)
+	replace(served.TLSKey, key)
+	replace(served.TLSClientCA, oldClient)
+	logged, logs := observer.New(zap.InfoLevel)
+	served.Log = zap.New(logged)
+	s, _ := start(t, served)
+	s.files.Interval = 0
+	with := func(pool *x509.CertPool, cert, key string) client {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		require.NoError(t, err)
+		return clientOf(t, s, &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &pair, nil
+		}}})
+	}
+	before := with(oldPool, oldClient, oldClientKey)
+	before.put("k", "v")
+
+	replace(served.TLSCert, newCert) // half of the change
+	before.holds("k", "v")
+	replace(served.TLSKey, newKey)
+	before.holds("k", "v")
+	_, err := with(oldPool, oldClient, oldClientKey).http.Get(s.Address() + "?key=k")
+	require.ErrorContains(t, err, "unknown authority")
+	renewed := with(newPool, oldClient, oldClientKey)
+	renewed.holds("k", "v")
+
+	replace(served.TLSClientCA, newClient)
+	for _, c := range []client{before, renewed} { // on the connections that they have
+		c.refused(403, "client certificate", "GET", "k", "")
+	}
+	_, err = with(newPool, oldClient, oldClientKey).http.Get(s.Address() + "?key=k")
+	require.Error(t, err)
+	with(newPool, newClient, newClientKey).holds("k", "v")
+
+	require.NoError(t, os.WriteFile(served.TLSClientCA, []byte("none"), 0o600))
+	with(newPool, newClient, newClientKey).holds("k", "v")
+	require.NotZero(t, logs.FilterMessageSnippet("the last good one stays in force").Len())
+}
+
 func TestAnOpenServerIsWarnedOf(t *testing.T) {
 	cert, key, _ := certificate(t)
 	for _, x := range []struct {

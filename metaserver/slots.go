@@ -84,6 +84,7 @@ type slottedConn struct {
 	tcp      *net.TCPConn
 	slots    *slots
 	place    *fair.Place
+	secured  *secured // what its TLS handshake had in force; nil without TLS. Only the connection's own goroutine looks at it
 }
 
 func (c *slottedConn) Close() error {
