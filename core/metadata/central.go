@@ -26,7 +26,7 @@ import (
 //
 //  1. The first Publish claims the name. It removes the entry of a predecessor if no engine answers at the address recorded
 //     there. If one answers, it changes nothing and fails.
-//  2. rpc_meta says where the engine's handshake port is. It stays as it is.
+//  2. rpc_meta says where the engine's handshake port is. It stays as it is, unless it has to be signed again.
 //  3. The descriptor is written whenever Publish is called, once there is a data port that it can name.
 //  4. A goroutine checks from time to time that both are still there: a store in memory loses them when it is restarted.
 //  5. Withdraw removes both, each only while it is this engine's. Later Publishes write nothing.
@@ -43,7 +43,9 @@ type central struct {
 	turn chan struct{} // holds an element while a call publishes or withdraws; it guards self
 	self struct {
 		name       string
+		meta       rpcMeta
 		entry      []byte // rpc_meta, once it may have been written
+		entrySeal  uint64 // the generation of what it was signed with
 		claimed    bool   // the entry is there, and the name is this engine's
 		version    uint64 // of what was written last, or of what a predecessor left; 0 before
 		descriptor []byte // as it was written last; nil before
@@ -64,9 +66,10 @@ type central struct {
 
 // rpcMeta is the value of an rpc_meta key.
 type rpcMeta struct {
-	Host    string  `json:"ip_or_host_name"`
-	Version version `json:"metadata_version,omitempty"`
-	Port    int     `json:"rpc_port"`
+	Host     string  `json:"ip_or_host_name"`
+	Identity string  `json:"kvferry_identity,omitempty"` // of the engine, where the entry is signed; Mooncake ignores it
+	Version  version `json:"metadata_version,omitempty"`
+	Port     int     `json:"rpc_port"`
 }
 
 // sameAddress reports whether both are of one handshake port.
@@ -178,7 +181,7 @@ func (c *central) encode(d *Descriptor) (encoded []byte, truncated bool, err err
 		return encoded, truncated, nil
 	}
 	encoded, truncated = d.Encode(kv.MaxValue - signatureRoom)
-	if encoded, err = sign(encoded, c.probe.Security); err != nil {
+	if encoded, err = sign(c.segmentKey(d.Name), encoded, c.probe.Security); err != nil {
 		err = status.Errorf(status.Of(err, status.Metadata), "the descriptor of %s: %w", d.Name, err)
 	}
 	return encoded, truncated, err
@@ -220,8 +223,8 @@ func (c *central) claim(ctx context.Context, name, handshake string) error {
 	}
 	c.self.version = max(left, uint64(found.Version))
 	self.Version = version(c.newVersion())
-	c.self.name, c.self.entry = name, mustEncode(self)
-	if err := c.kv.Put(ctx, key, c.self.entry); err != nil {
+	c.self.name, c.self.meta = name, self
+	if err := c.putMeta(ctx, key); err != nil {
 		return err
 	}
 	// Two engines of one name may have come as far as this at once.
@@ -233,6 +236,17 @@ func (c *central) claim(ctx context.Context, name, handshake string) error {
 	}
 	c.self.claimed = true
 	return nil
+}
+
+// putMeta signs the own rpc_meta and writes it.
+func (c *central) putMeta(ctx context.Context, key string) error {
+	generation := c.generation()
+	entry, err := signMeta(key, c.self.meta, c.probe.Security)
+	if err != nil {
+		return status.Errorf(status.Of(err, status.Metadata), "the address of %s: %w", c.self.name, err)
+	}
+	c.self.entry, c.self.entrySeal = entry, generation
+	return c.kv.Put(ctx, key, entry)
 }
 
 // newVersion is the version of a value that is about to be written.
@@ -331,14 +345,23 @@ func (c *central) restore(ctx context.Context) error {
 	case err != nil:
 		return err
 	case !found:
-		if err := c.kv.Put(ctx, key, c.self.entry); err != nil {
+		if err := c.putMeta(ctx, key); err != nil {
 			return err
 		}
 		return c.show(ctx, c.self.look())
 	case !bytes.Equal(there, c.self.entry):
 		return c.fail("%s holds another engine's address, %.100q", key, there)
+	case c.self.entrySeal != c.generation():
+		// Peers may not accept the former signature for long. A server of metadata replaces no rpc_meta.
+		if err := c.kv.Remove(ctx, key, there); err != nil {
+			return err
+		}
+		if err := c.putMeta(ctx, key); err != nil {
+			return err
+		}
+		return c.show(ctx, c.self.look())
 	case c.self.descriptor != nil && c.self.generation != c.generation():
-		return c.show(ctx, c.self.look()) // peers may not accept the former signature for long
+		return c.show(ctx, c.self.look())
 	}
 	return nil
 }
@@ -355,7 +378,7 @@ func (c *central) Fetch(ctx context.Context, segment string) (*Descriptor, error
 	case isNull(value):
 		return nil, c.fail("the value of %s is no segment descriptor, but null", key)
 	}
-	d, err := parseSigned(value, segment, c.probe.Security)
+	d, err := parseSigned(key, value, segment, c.probe.Security)
 	if err != nil {
 		return nil, status.Errorf(status.Of(err, status.Metadata), "metadata store %s: the value of %s: %w", c.kv.Name(), key, err)
 	}
@@ -376,9 +399,9 @@ func (c *central) HandshakeAddress(ctx context.Context, segment string) (string,
 		c.forget(key)
 		return "", c.fail("there is no engine %q: no key %s", segment, key)
 	}
-	meta, err := parseMeta(value)
+	meta, err := parseSignedMeta(key, value, segment, c.probe.Security)
 	if err != nil {
-		return "", c.fail("the value of %s is no address of an engine: %w", key, err)
+		return "", c.fail("the value of %s is no address of an engine, or of none that may be asked: %w", key, err)
 	}
 	if known && meta.isRefusedFor(before) && !c.isGone(ctx, segment, before) {
 		c.log.Warn("an address in the metadata store is stale, or conflicts with one that was found before, which is kept",

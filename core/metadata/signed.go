@@ -10,17 +10,22 @@ import (
 	"kvferry/core/status"
 )
 
-// Descriptors in a central store are signed where security is on: whoever can write the store could otherwise have KV cache sent
-// elsewhere. The signature is the last key of the JSON object, which Mooncake ignores. What is signed is the object without it. So
-// a reader checks the bytes that it is about to parse, and no form of JSON has to be agreed on.
+// Entries of a central store are signed where security is on: whoever can write the store could otherwise have KV cache and
+// notifications sent elsewhere. The signature is the last key of the JSON object, which Mooncake ignores. What is signed is the
+// object without it, and the key of the store, which has the cluster's ID and the engine's name. So a reader checks the bytes that
+// it is about to parse, and no form of JSON has to be agreed on. An entry of another cluster or engine is refused.
+//
+// A signature does not say when it was made: whoever can write the store can put a former entry back. Its metadata_version is
+// older, which a reader refuses that has seen the later one. Any other reader finds out when it connects: another engine answers
+// than the one that the entry names, or none (core.Engine.notify, and the hello of data connections).
 const signatureKey = `,"kvferry_signature":"`
 
 // signatureRoom is how long the key and its value are at most, in bytes.
 const signatureRoom = len(signatureKey) + len(`"}`) + (security.MaxSignature+2)/3*4
 
-// sign adds the signature to the JSON of a descriptor.
-func sign(encoded []byte, by *security.Policy) ([]byte, error) {
-	signature, err := by.Sign(encoded)
+// sign adds the signature to the JSON of an entry that is about to be written under a key.
+func sign(key string, encoded []byte, by *security.Policy) ([]byte, error) {
+	signature, err := by.Sign(key, encoded)
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +34,7 @@ func sign(encoded []byte, by *security.Policy) ([]byte, error) {
 	return append(signed, `"}`...), nil
 }
 
-// cutSignature takes the signature off the JSON of a descriptor; signed is false where there is none.
+// cutSignature takes the signature off the JSON of an entry; signed is false where there is none.
 func cutSignature(value []byte) (payload, signature []byte, signed bool, err error) {
 	at := bytes.LastIndex(value, []byte(signatureKey))
 	if at < 0 {
@@ -42,8 +47,9 @@ func cutSignature(value []byte) (payload, signature []byte, signed bool, err err
 	return append(slices.Clone(value[:at]), '}'), signature, true, nil
 }
 
-// parseSigned reads the descriptor of a segment, and checks who has written it as far as the mode demands that.
-func parseSigned(value []byte, segment string, by *security.Policy) (*Descriptor, error) {
+// parseSigned reads the descriptor of a segment that was found under a key, and checks who has written it as far as the mode
+// demands that.
+func parseSigned(key string, value []byte, segment string, by *security.Policy) (*Descriptor, error) {
 	if by.Mode() == security.Off {
 		return ParseDescriptor(value)
 	}
@@ -58,11 +64,8 @@ func parseSigned(value []byte, segment string, by *security.Policy) (*Descriptor
 	if !signed {
 		return d, checkUnsigned(d, segment, by)
 	}
-	if _, err := by.Verify(payload, signature, d.Identity); err != nil {
+	if _, err := by.Verify(key, payload, signature, d.Identity); err != nil {
 		return nil, err
-	}
-	if d.Name != strings.TrimPrefix(segment, "ram/") {
-		return nil, status.Errorf(status.RejectHandshake, "it is signed by engine %s for the name %.80q", d.Identity, d.Name)
 	}
 	by.Note(knownSegment(segment))
 	return d, nil
@@ -83,5 +86,39 @@ func checkUnsigned(d *Descriptor, segment string, by *security.Policy) error {
 	return nil
 }
 
-// knownSegment is what the policy remembers a segment by whose descriptor was signed.
+// signMeta gives the value of an rpc_meta key, signed where security is on.
+func signMeta(key string, m rpcMeta, by *security.Policy) ([]byte, error) {
+	if by.Mode() == security.Off {
+		return mustEncode(m), nil
+	}
+	m.Identity = by.Identity()
+	return sign(key, mustEncode(m), by)
+}
+
+// parseSignedMeta reads the value of a segment's rpc_meta key, and checks who has written it as far as the mode demands that.
+func parseSignedMeta(key string, value []byte, segment string, by *security.Policy) (rpcMeta, error) {
+	if by.Mode() == security.Off {
+		return parseMeta(value)
+	}
+	payload, signature, signed, err := cutSignature(value)
+	if err != nil {
+		return rpcMeta{}, err
+	}
+	m, err := parseMeta(payload)
+	switch {
+	case err != nil:
+		return m, err
+	case signed:
+		if _, err = by.Verify(key, payload, signature, m.Identity); err == nil {
+			by.Note(knownSegment(segment))
+		}
+	case by.Mode() == security.Require:
+		err = status.Errorf(status.RejectHandshake, "it is not signed, which KVFERRY_SECURITY=require demands")
+	case by.Knows(knownSegment(segment)):
+		err = status.Errorf(status.RejectHandshake, "it is not signed, and another entry of that engine was")
+	}
+	return m, err
+}
+
+// knownSegment is what the policy remembers a segment by of which an entry was signed.
 func knownSegment(segment string) string { return "segment " + strings.TrimPrefix(segment, "ram/") }

@@ -154,14 +154,14 @@ func TestKeysOfEveryKindAuthenticateAndSign(t *testing.T) {
 	for _, key := range []crypto.Signer{newKey(t), edwards, large} {
 		e := newEngine(t, ca.issueFor(key, nil, "decode.kv"))
 		requireMeet(t, overPipe, verifier, e)
-		signature, err := e.Sign([]byte("payload"))
+		signature, err := e.Sign(place, []byte("payload"))
 		require.NoError(t, err)
-		peer, err := verifier.Verify([]byte("payload"), signature, e.identity)
+		peer, err := verifier.Verify(place, []byte("payload"), signature, e.identity)
 		require.NoError(t, err)
 		assert.Equal(t, []string{"decode.kv"}, peer.Names)
-		_, err = verifier.Verify([]byte("payloaD"), signature, e.identity)
+		_, err = verifier.Verify(place, []byte("payloaD"), signature, e.identity)
 		assert.ErrorIs(t, err, errForeign)
-		_, err = verifier.Verify([]byte("payload"), signature, verifier.identity)
+		_, err = verifier.Verify(place, []byte("payload"), signature, verifier.identity)
 		assert.ErrorIs(t, err, errForeign)
 	}
 }

@@ -13,7 +13,7 @@
 //  5. A refusal says who was refused and why, on this side by the error, on the other by a TLS alert that Explain puts into
 //     words.
 //
-// Sign and Verify do for segment descriptors what TLS does for connections (sign.go).
+// Sign and Verify do for entries of a store what TLS does for connections (sign.go).
 package security
 
 import (
@@ -146,6 +146,9 @@ func (p *Policy) Mode() Mode {
 	}
 	return p.mode
 }
+
+// Identity is that of the engine.
+func (p *Policy) Identity() string { return p.identity }
 
 // Counters are those since the start.
 func (p *Policy) Counters() Counters {

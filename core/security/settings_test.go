@@ -77,9 +77,9 @@ func TestAPolicyThatIsOffLetsNobodyThrough(t *testing.T) {
 		assert.Error(t, server.err)
 		assert.Error(t, client.err)
 	}
-	_, err := off.Sign([]byte("payload"))
+	_, err := off.Sign(place, []byte("payload"))
 	assert.Error(t, err)
-	_, err = off.Verify([]byte("payload"), []byte("signature"), randomIdentity())
+	_, err = off.Verify(place, []byte("payload"), []byte("signature"), randomIdentity())
 	assert.Error(t, err)
 }
 
