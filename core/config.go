@@ -18,6 +18,7 @@ type Config struct {
 	BindAddress             string            // "" for the first address of an interface that is up
 	Listen                  string            // addresses joined by commas; "" for those that fit the engine's name. An engine with others does not start
 	Security                security.Settings // an engine with contradictory ones does not start
+	Names                   string            // of this engine, see address.Names; "" for none beside its own. An engine with others does not start
 	Allow                   string            // networks joined by commas; "" for all. An engine with others does not start
 	MinPort, MaxPort        int               // both inclusive
 	HandshakePort           int

@@ -89,6 +89,8 @@ var settings = []setting{
 		"Addresses that both ports listen on, whatever the engine's name is. `0.0.0.0` is every IPv4 address, `::` every address. If it is not set, the name decides."},
 	{one("KVFERRY_ALLOW", ""), strict("networks as `10.0.0.0/8` and IP addresses, joined by commas", func(c *Config) *string { return &c.Allow }),
 		"Networks that may connect to both ports. Connections from other addresses are reset before a byte of them is read. If it is not set, everybody may connect."},
+	{one("KVFERRY_NAMES", ""), strict("`host:port`, `host` or `*`, joined by commas", func(c *Config) *string { return &c.Names }),
+		"With `P2PHANDSHAKE` and `KVFERRY_SECURITY=require`: further names by which peers may open this engine, such as that of a Kubernetes service, or an address that is forwarded to it. A host without a port stands for all of its ports, `*` for every name."},
 	{one("KVFERRY_SECURITY", ""), strict("`off`, `prefer`, `require`", func(c *Config) *string { return &c.Security.Mode }),
 		"What the engine demands of its peers. `require`: they prove that they belong to the cluster, and all connections are encrypted. `prefer`: this holds between kvferry engines, and Mooncake's are served without. If it is not set: `require` with a secret or a certificate, otherwise `off`."},
 	{one("KVFERRY_SECRET_FILE", ""), strict("a file", func(c *Config) *string { return &c.Security.SecretFile }),

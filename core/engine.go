@@ -184,7 +184,7 @@ func (e *Engine) listen(name address.Name) (err error) {
 	} else {
 		e.name = e.Address()
 	}
-	handlers.Name = e.name
+	handlers.Name, handlers.Names = e.name, e.site.further(e.port)
 	e.site.warn(e.name, e.policy.Mode(), e.log)
 	e.server = metadata.Serve(listener, handlers,
 		metadata.HandshakeOptions{Security: e.policy, MaxLength: e.config.HandshakeMaxLength, MaxConnections: e.config.MaxHandshakes, MaxReceiving: int64(e.config.MaxNotifyBytes), Log: e.log})

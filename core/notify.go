@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -9,6 +10,7 @@ import (
 
 	"kvferry/core/fair"
 	"kvferry/core/metadata"
+	"kvferry/core/security"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -105,13 +107,29 @@ func (e *Engine) notify(ctx context.Context, id SegmentID, n metadata.Notificati
 	if err != nil {
 		return err
 	}
-	client := e.client
-	client.SpeaksTLS = s.Descriptor().TLS > 0
-	err = client.SendNotify(ctx, peer, n)
+	d := s.Descriptor()
+	err = e.notifierOf(d).SendNotify(ctx, peer, n)
+	if errors.Is(err, security.ErrOtherEngine) { // perhaps the owner has restarted
+		if d, refreshErr := s.Refresh(ctx, d); refreshErr == nil {
+			err = e.notifierOf(d).SendNotify(ctx, peer, n)
+		} else {
+			err = status.Errorf(status.Socket, "%w; and the descriptor cannot be fetched again: %w", err, refreshErr)
+		}
+	}
 	if code := status.Of(err, status.Socket); code == status.DNS || code == status.RejectHandshake {
 		return status.Errorf(status.Socket, "%w", err) // callers know one code for a message that was not accepted
 	}
 	return err
+}
+
+// notifierOf sends notifications to the owner of a segment with this descriptor. With the mode require no other engine takes them.
+func (e *Engine) notifierOf(d *metadata.Descriptor) metadata.Client {
+	c := e.client
+	c.SpeaksTLS = d.TLS > 0
+	if e.policy.Mode() == security.Require {
+		c.Identity = d.Identity
+	}
+	return c
 }
 
 // characters is text as a peer would receive it: each byte that is not UTF-8 becomes U+FFFD.
@@ -137,7 +155,11 @@ func (e *Engine) checkNotification(n *pendingNotification) error {
 	if n.to == LocalSegment {
 		return nil // it goes to the engine's own inbox
 	}
-	if err := e.client.CheckNotify(n.msg); err != nil {
+	client := e.client
+	if e.policy.Mode() == security.Require {
+		client.Identity = e.identity // as long as that of the peer
+	}
+	if err := client.CheckNotify(n.msg); err != nil {
 		return status.Errorf(status.InvalidArgument, "notification %.80q: %w", n.msg.Name, err)
 	}
 	return nil

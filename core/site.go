@@ -1,6 +1,9 @@
 package core
 
 import (
+	"os"
+	"slices"
+
 	"kvferry/core/address"
 	"kvferry/core/security"
 	"kvferry/core/status"
@@ -14,6 +17,7 @@ type site struct {
 	doubt            string           // why peers cannot connect to that host, as far as this machine can tell; "" if they can
 	listen           []string         // addresses that both ports listen on; none: all
 	allow            address.Networks // that may connect to both ports
+	names            address.Names    // further ones by which peers may ask for the engine
 	minPort, maxPort int              // the range that the handshake port is picked from
 }
 
@@ -45,6 +49,9 @@ func (s *site) admission(c *Config) (err error) {
 	if s.allow, err = address.ParseNetworks(c.Allow); err != nil {
 		return status.Errorf(status.InvalidArgument, "KVFERRY_ALLOW: %w", err)
 	}
+	if s.names, err = address.ParseNames(c.Names); err != nil {
+		return status.Errorf(status.InvalidArgument, "KVFERRY_NAMES: %w", err)
+	}
 	if s.listen, err = address.ParseHosts(c.Listen); err != nil {
 		return status.Errorf(status.InvalidArgument, "KVFERRY_LISTEN: %w", err)
 	}
@@ -60,6 +67,15 @@ func (s *site) admission(c *Config) (err error) {
 		s.listen = []string{host}
 	}
 	return nil
+}
+
+// further are the names by which peers may ask for the engine beside its own: those of the setting, and the host's name.
+func (s *site) further(port int) address.Names {
+	names := slices.Clone(s.names)
+	if host, err := os.Hostname(); err == nil && address.CheckHost(host) == nil {
+		names = append(names, address.Name{Host: host, Port: port}.HostPort())
+	}
+	return names
 }
 
 // warn logs what an operator is likely not to want.

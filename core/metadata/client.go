@@ -33,12 +33,28 @@ type Client struct {
 
 	// SpeaksTLS says that the peers are known to speak TLS: with the mode prefer, too, they are not asked without.
 	SpeaksTLS bool
+
+	// Identity is that of the engine that has to answer; "": any engine of the cluster may. It is for SendNotify under TLS, and
+	// another engine makes an error with security.ErrOtherEngine.
+	Identity string
 }
 
 // notifyBody is a Notification as it is sent, and the answer to one.
 type notifyBody struct {
 	Name string `json:"name"`
 	Text string `json:"notify_msg"`
+}
+
+// addressedNotify is a notification for one engine.
+type addressedNotify struct {
+	notifyBody
+
+	Extensions notifyRequest `json:"kvferry"`
+}
+
+// notifyRequest is what a kvferry engine adds to a notification. With certificates from files TLS does not prove the identity.
+type notifyRequest struct {
+	For string `json:"for,omitempty"` // the identity of the engine that it is for
 }
 
 // notifyAnswer is the answer to a notification.
@@ -50,7 +66,8 @@ type notifyAnswer struct {
 
 // notifyExtensions is what a kvferry engine adds to a refusal. Mooncake ignores the key.
 type notifyExtensions struct {
-	Reason string `json:"reason"`
+	Reason      string `json:"reason"`
+	OtherEngine bool   `json:"other_engine,omitempty"` // it is not the engine that the notification is for
 }
 
 // probeBody is the answer to a probe.
@@ -83,11 +100,19 @@ func (c Client) FetchDescriptor(ctx context.Context, peer string) (*Descriptor, 
 
 // CheckNotify says whether SendNotify can send a notification: both strings must fit a frame together.
 func (c Client) CheckNotify(n Notification) error {
-	const longestCharacter, rest = 6, 64 // bytes of JSON: "\u0001", and keys and punctuation
+	const longestCharacter, rest = 6, 128 // bytes of JSON: "\u0001", and keys and punctuation
 	if (len(n.Name)+len(n.Text))*longestCharacter+rest <= orDefault(c.MaxLength, DefaultMaxLength) {
 		return nil
 	}
-	return c.checkLength(mustEncode(notifyBody(n)))
+	return c.checkLength(c.notification(n))
+}
+
+// notification is the body of a request. It is no other than Mooncake's where no engine in particular has to answer.
+func (c Client) notification(n Notification) []byte {
+	if c.Identity == "" {
+		return mustEncode(notifyBody(n))
+	}
+	return mustEncode(addressedNotify{notifyBody(n), notifyRequest{c.Identity}})
 }
 
 // checkLength says whether the body of a request fits a frame.
@@ -102,7 +127,7 @@ func (c Client) checkLength(body []byte) error {
 // SendNotify sends a notification to a peer. CheckNotify says whether it fits. Bytes that are not UTF-8 arrive as U+FFFD, as
 // with Mooncake: a frame is JSON.
 func (c Client) SendNotify(ctx context.Context, peer string, n Notification) error {
-	reply, err := c.ask(ctx, peer, kindNotify, mustEncode(notifyBody(n)))
+	reply, err := c.ask(ctx, peer, kindNotify, c.notification(n))
 	if err != nil {
 		return err
 	}
@@ -122,7 +147,11 @@ func refusalOf(answer notifyAnswer) error {
 	if json.Unmarshal(answer.Extensions, &extensions) != nil || extensions.Reason == "" {
 		return status.Errorf(status.RejectHandshake, "the peer did not take the notification")
 	}
-	return status.Errorf(status.RejectHandshake, "the peer did not take the notification: %.300q", extensions.Reason)
+	err := status.Errorf(status.RejectHandshake, "the peer did not take the notification: %.300q", extensions.Reason)
+	if extensions.OtherEngine {
+		err = status.Errorf(status.RejectHandshake, "%w: %w", security.ErrOtherEngine, err)
+	}
+	return err
 }
 
 // Probe returns nil if a server answers at a peer's handshake port. A server that accepts the connection and closes it
@@ -237,7 +266,7 @@ func (c Client) exchange(conn *net.TCPConn, over stream, kind frameKind, request
 	}
 	reply, err := readReply(over, kind, orDefault(c.MaxLength, DefaultMaxLength))
 	if err != nil {
-		if _, plain := over.(quietConn); !plain { // the peer may refuse the certificate only now
+		if isSecure(over) { // the peer may refuse the certificate only now
 			err = security.ExplainAnswer(conn.RemoteAddr(), err)
 		}
 		return nil, status.Errorf(status.Of(err, status.Socket), "reading the answer: %w", err)

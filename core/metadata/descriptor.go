@@ -30,13 +30,14 @@ type Descriptor struct {
 	DataPort       int
 	ProtoVersion   int // 1: no acknowledgements, 2: acknowledged frames
 	Buffers        []Buffer
-	Truncated      bool   // there are more buffers than Buffers lists: they did not fit the handshake frame
-	IsKvferry      bool   // the owner is a kvferry engine
-	SameHostSocket string // socket for peers on the same host, see socketName; "" for none
-	Identity       string // of this incarnation of the owner, see identity; "" where the owner has none, as Mooncake's
-	Hello          int    // highest version of the hello that its data port understands; 0 for none
-	TLS            int    // version of TLS as the engine's ports speak it, see docs/wire.md; 0 for none
-	Version        uint64 // of this value among those of its key in a central store, see version.go; 0 for none
+	Truncated      bool          // there are more buffers than Buffers lists: they did not fit the handshake frame
+	IsKvferry      bool          // the owner is a kvferry engine
+	SameHostSocket string        // socket for peers on the same host, see socketName; "" for none
+	Identity       string        // of this incarnation of the owner, see identity; "" where the owner has none, as Mooncake's
+	Hello          int           // highest version of the hello that its data port understands; 0 for none
+	TLS            int           // version of TLS as the engine's ports speak it, see docs/wire.md; 0 for none
+	Names          address.Names // further names that the owner goes by, where it says so; see Handlers
+	Version        uint64        // of this value among those of its key in a central store, see version.go; 0 for none
 
 	extents []extent // see BuildIndex
 }
@@ -69,6 +70,8 @@ type extensions struct {
 	Identity       string `json:"identity,omitempty"`
 	Hello          int    `json:"hello,omitempty"`
 	TLS            int    `json:"tls,omitempty"`
+
+	Names address.Names `json:"names,omitempty"`
 }
 
 // socketName is the form of the name of an engine's socket for peers on the same host, in the abstract namespace of
@@ -88,7 +91,7 @@ func (d *Descriptor) Encode(maxLength int) (encoded []byte, truncated bool) {
 		Timestamp: time.Now().Format("2006-01-02 15:04:05.000000"), Version: version(d.Version),
 	}
 	if d.IsKvferry {
-		wire.Extensions = mustEncode(extensions{SameHostSocket: d.SameHostSocket, Identity: d.Identity, Hello: d.Hello, TLS: d.TLS})
+		wire.Extensions = mustEncode(extensions{SameHostSocket: d.SameHostSocket, Identity: d.Identity, Hello: d.Hello, TLS: d.TLS, Names: d.Names})
 	}
 	fields := mustEncode(wire)
 	const opening, closing, shortened = `,"buffers":[`, `]}`, `],"kvferry_truncated":true}`
@@ -170,7 +173,7 @@ func (d *Descriptor) readExtensions(encoded json.RawMessage) {
 	if json.Unmarshal(encoded, &e) != nil || e == nil {
 		return
 	}
-	d.IsKvferry = true
+	d.IsKvferry, d.Names = true, e.Names
 	if socketName.MatchString(e.SameHostSocket) {
 		d.SameHostSocket = e.SameHostSocket
 	}

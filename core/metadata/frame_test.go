@@ -114,7 +114,7 @@ func FuzzRequests(f *testing.F) {
 			assert.True(t, errors.Is(err, errNoFrame) || status.Of(err, status.OK) != status.OK)
 			return
 		}
-		body, err := s.reply(request, netip.Addr{})
+		body, err := s.reply(request, caller{})
 		if err != nil {
 			assert.NotEqual(t, status.OK, status.Of(err, status.OK))
 			return

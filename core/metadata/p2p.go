@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"kvferry/core/address"
+	"kvferry/core/security"
 	"kvferry/core/status"
 )
 
@@ -24,22 +25,37 @@ func newP2PStore(o Options) *p2pStore {
 func (s *p2pStore) Publish(context.Context, string, func() *Descriptor) error { return nil }
 
 func (s *p2pStore) Fetch(ctx context.Context, segment string) (*Descriptor, error) {
-	peer, err := s.HandshakeAddress(ctx, segment)
+	name, err := s.parse(segment)
 	if err != nil {
 		return nil, err
 	}
-	return s.client.FetchDescriptor(ctx, peer)
+	d, err := s.client.FetchDescriptor(ctx, name.HostPort())
+	if err == nil && s.client.Security.Mode() == security.Require {
+		err = checkName(name, d)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 func (s *p2pStore) HandshakeAddress(_ context.Context, segment string) (string, error) {
-	name, err := address.Parse(segment, s.defaultPort)
+	name, err := s.parse(segment)
 	if err != nil {
-		return "", status.Errorf(status.InvalidArgument, "segment: %w", err)
-	}
-	if name.Port == 0 {
-		return "", status.Errorf(status.InvalidArgument, "segment %q: no peer is reached at port 0", segment)
+		return "", err
 	}
 	return name.HostPort(), nil
+}
+
+func (s *p2pStore) parse(segment string) (address.Name, error) {
+	name, err := address.Parse(segment, s.defaultPort)
+	if err != nil {
+		return name, status.Errorf(status.InvalidArgument, "segment: %w", err)
+	}
+	if name.Port == 0 {
+		return name, status.Errorf(status.InvalidArgument, "segment %q: no peer is reached at port 0", segment)
+	}
+	return name, nil
 }
 
 func (s *p2pStore) Withdraw(context.Context) error { return nil }

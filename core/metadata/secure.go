@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 
+	"kvferry/core/address"
 	"kvferry/core/security"
 	"kvferry/core/status"
 )
@@ -36,6 +37,12 @@ func (c quietConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// isSecure reports whether a stream is TLS.
+func isSecure(over stream) bool {
+	_, plain := over.(quietConn)
+	return !plain
+}
+
 // secure runs the handshake of TLS as a client, unless the request goes without.
 func (c Client) secure(ctx context.Context, conn *net.TCPConn, plain bool) (stream, security.Peer, error) {
 	if plain {
@@ -43,7 +50,7 @@ func (c Client) secure(ctx context.Context, conn *net.TCPConn, plain bool) (stre
 	}
 	ctx, done := context.WithTimeout(ctx, orDefault(c.ReplyTimeout, DefaultReplyTimeout))
 	defer done()
-	over, from, err := c.Security.Connect(ctx, quietConn{conn}, "")
+	over, from, err := c.Security.Connect(ctx, quietConn{conn}, c.Identity)
 	if security.IsNotTLS(err) {
 		err = status.Errorf(status.Of(err, status.Socket), "%w: %w", errNotTLS, err)
 	}
@@ -73,6 +80,16 @@ func checkAnswer(d *Descriptor, from security.Peer, proven bool) error {
 		return status.Errorf(status.RejectHandshake, "it is engine %s, and its descriptor is that of engine %s", from.Identity, d.Identity)
 	}
 	return nil
+}
+
+// checkName refuses the descriptor of an engine that does not go by the name that was asked for. Names and addresses lead to an
+// engine by DNS and by routes, which an attacker may change, to another engine of the same cluster.
+func checkName(asked address.Name, d *Descriptor) error {
+	if append(address.Names{d.Name}, d.Names...).Has(asked) {
+		return nil
+	}
+	return status.Errorf(status.RejectHandshake, "%w: the name asked for is %s, and the engine that answers is %.300q and does not go by that "+
+		"name; if it is the right one, KVFERRY_NAMES there must list the name", security.ErrOtherEngine, asked.HostPort(), d.Name)
 }
 
 // secure looks at the first bytes of a connection, and runs the handshake of TLS where they begin it. refuse says that the peer

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"kvferry/core/address"
 	"kvferry/core/fair"
 	"kvferry/core/security"
 	"kvferry/core/shut"
@@ -51,6 +53,9 @@ const longestAcceptPause = time.Second
 // once, and must return soon: closing the server waits for them.
 type Handlers struct {
 	Name string // of the engine, as peers open it; "": probes are answered without a name
+	// Names are further ones by which peers may ask for the engine. Those that have proven to belong to the cluster learn them, and the
+	// address that they have reached.
+	Names address.Names
 	// Descriptor returns the current descriptor, and does not change it afterwards; nil with central metadata.
 	Descriptor func() *Descriptor
 	// Notify takes a notification from an address, or returns an error to refuse it. The peer learns that and, if it is a
@@ -295,7 +300,7 @@ func (s *Server) answer(conn *served) error {
 		s.log.Warn("a handshake was refused", zap.Stringer("peer", conn.RemoteAddr()), zap.Stringer("request", request.kind), zap.Error(security.ErrPlain))
 		body, err = s.refuse(request)
 	} else {
-		body, err = s.reply(request, fair.AddrOf(conn.RemoteAddr()))
+		body, err = s.reply(request, caller{fair.AddrOf(conn.RemoteAddr()), conn.LocalAddr(), isSecure(over)})
 	}
 	if err != nil {
 		return err
@@ -310,23 +315,30 @@ func (s *Server) answer(conn *served) error {
 	if err := over.CloseWrite(); err != nil {
 		return err
 	}
-	if _, plain := over.(quietConn); plain {
+	if !isSecure(over) {
 		return nil
 	}
 	return conn.CloseWrite()
 }
 
+// caller is the peer of a connection.
+type caller struct {
+	from    netip.Addr
+	reached net.Addr // of this engine
+	proven  bool     // it has proven to belong to the cluster
+}
+
 // reply reads a request's body and gives the JSON of the answer.
-func (s *Server) reply(request frame, from netip.Addr) ([]byte, error) {
+func (s *Server) reply(request frame, by caller) ([]byte, error) {
 	if request.kind == kindNotify {
-		return s.notify(request, from)
+		return s.notify(request, by)
 	}
 	if err := request.discardBody(); err != nil {
 		return nil, err
 	}
 	switch request.kind {
 	case kindMetadata:
-		return s.descriptor(), nil
+		return s.descriptor(by), nil
 	case kindProbe:
 		return s.probe(), nil
 	}
@@ -352,8 +364,8 @@ type connectionBody struct {
 
 // notify passes a notification to the handler. A peer that sends no strings gets no answer, as from Mooncake. A body for which
 // there is no room is discarded before the answer: a peer reads none before it has sent all.
-func (s *Server) notify(request frame, from netip.Addr) ([]byte, error) {
-	room, err := s.receiving.Enter(from, int64(request.length), nil)
+func (s *Server) notify(request frame, by caller) ([]byte, error) {
+	room, err := s.receiving.Enter(by.from, int64(request.length), nil)
 	if err != nil {
 		return refusedNotification(fmt.Errorf("bytes of notifications that are arriving: %w", err)), request.discardBody()
 	}
@@ -365,6 +377,8 @@ func (s *Server) notify(request frame, from netip.Addr) ([]byte, error) {
 	var body struct {
 		Name *string `json:"name"`
 		Text *string `json:"notify_msg"`
+
+		Extensions json.RawMessage `json:"kvferry"` // of notifyRequest; another program may put anything there
 	}
 	if err := json.Unmarshal(encoded, &body); err != nil {
 		return nil, jsonError("notification", err)
@@ -372,10 +386,25 @@ func (s *Server) notify(request frame, from netip.Addr) ([]byte, error) {
 	if body.Name == nil || body.Text == nil {
 		return nil, malformed("notification without name and notify_msg")
 	}
-	if err := s.handlers.Notify(Notification{Name: *body.Name, Text: *body.Text}, from); err != nil {
+	if err := s.isFor(body.Extensions, by); err != nil {
+		return mustEncode(notifyAnswer{Extensions: mustEncode(notifyExtensions{Reason: err.Error(), OtherEngine: true})}), nil
+	}
+	if err := s.handlers.Notify(Notification{Name: *body.Name, Text: *body.Text}, by.from); err != nil {
 		return refusedNotification(err), nil
 	}
 	return mustEncode(notifyBody{Text: "success"}), nil
+}
+
+// isFor returns nil if this is the engine that a notification is for, or it is for none in particular.
+func (s *Server) isFor(encoded json.RawMessage, by caller) error {
+	var extensions notifyRequest
+	if !by.proven || json.Unmarshal(encoded, &extensions) != nil || extensions.For == "" {
+		return nil
+	}
+	if own := s.options.Security.Identity(); extensions.For != own {
+		return fmt.Errorf("this is engine %s, and the notification is for engine %.40q", own, extensions.For)
+	}
+	return nil
 }
 
 func refusedNotification(reason error) []byte {
@@ -383,10 +412,15 @@ func refusedNotification(reason error) []byte {
 }
 
 // descriptor is the engine's own descriptor, as far as it fits the frame, or null.
-func (s *Server) descriptor() []byte {
+func (s *Server) descriptor(by caller) []byte {
 	d := s.handlers.Descriptor()
 	if d == nil {
 		return []byte("null")
+	}
+	if by.proven {
+		named := *d
+		named.Names = append(slices.Clone(s.handlers.Names), by.reached.String())
+		d = &named
 	}
 	encoded, truncated := d.Encode(s.options.MaxLength - 1)
 	if truncated {
