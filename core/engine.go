@@ -276,8 +276,10 @@ func (e *Engine) Descriptor() *metadata.Descriptor {
 		}
 	}
 	e.memory.Each(func(r *Region) bool {
-		if r.Remote {
-			d.Buffers = append(d.Buffers, metadata.Buffer{Name: r.Location, Addr: uint64(r.Addr), Length: r.Length})
+		if r.Access != NoAccess {
+			d.Buffers = append(d.Buffers, metadata.Buffer{
+				Name: r.Location, Addr: uint64(r.Addr), Length: r.Length, Access: r.Access.published(),
+			})
 		}
 		return true
 	})

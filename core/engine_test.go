@@ -186,7 +186,7 @@ func TestUnregisterWaitsForAPinAndTakesNoNewOnes(t *testing.T) {
 	p.SetGrace(time.Hour)
 	memory := pages(t, 4096)
 	require.NoError(t, p.Register(at(memory), 4096, "cpu:0", true))
-	region, err := p.Memory().PinRemote(uint64(at(memory)), 4096)
+	region, err := p.Memory().PinRemote(uint64(at(memory)), 4096, core.Read)
 	require.NoError(t, err)
 
 	var unpinned atomic.Bool
@@ -199,7 +199,7 @@ func TestUnregisterWaitsForAPinAndTakesNoNewOnes(t *testing.T) {
 		returned <- err
 	}()
 	eventually(t, func() bool {
-		again, err := p.Memory().PinRemote(uint64(at(memory)), 1)
+		again, err := p.Memory().PinRemote(uint64(at(memory)), 1, core.Read)
 		if err == nil {
 			again.Unpin()
 		}
@@ -222,7 +222,7 @@ func TestUnregisterEvictsPeersAfterTheGracePeriod(t *testing.T) {
 	p.SetGrace(time.Millisecond)
 	memory := pages(t, 4096)
 	require.NoError(t, p.Register(at(memory), 4096, "cpu:0", true))
-	pinned, _ = p.Memory().PinRemote(uint64(at(memory)), 4096)
+	pinned, _ = p.Memory().PinRemote(uint64(at(memory)), 4096, core.Read)
 	require.NoError(t, p.Unregister(at(memory)))
 	require.Equal(t, 1, p.transport.Calls().Evict)
 }
@@ -287,7 +287,7 @@ func TestRegionsUnregisteredTogetherShareTheGracePeriod(t *testing.T) {
 	}
 	require.NoError(t, p.RegisterBatch(ranges, "cpu:0"))
 	for _, addr := range addrs {
-		_, err := p.Memory().PinRemote(uint64(addr), 1)
+		_, err := p.Memory().PinRemote(uint64(addr), 1, core.Read)
 		require.NoError(t, err)
 	}
 	returned := make(chan error, 1)

@@ -35,7 +35,7 @@ func requireInUse(t *testing.T, err error, parts ...string) {
 // pin is a use of memory that ends when the test says so.
 func pin(t *testing.T, e *core.Engine, addr uintptr, length uint64) *core.Region {
 	t.Helper()
-	region, err := e.Memory().PinRemote(uint64(addr), length)
+	region, err := e.Memory().PinRemote(uint64(addr), length, core.Read)
 	require.NoError(t, err)
 	return region
 }

@@ -36,7 +36,7 @@ func TestMemoryIsRegisteredAgainExactlyWhenNothingUsesIt(t *testing.T) {
 				overlapping := any(func(u *use) bool {
 					return u.Addr < r.end() && r.Addr < u.end() && (!u.taken || len(u.ends) > 0)
 				})
-				err := m.add(r, "cpu:0", true, nil)
+				err := m.add(r, "cpu:0", FullAccess, nil)
 				if overlapping == nil {
 					require.NoError(t, err)
 					uses = append(uses, &use{Region: atOrBelow(m.index, r.Addr)})
@@ -45,7 +45,7 @@ func TestMemoryIsRegisteredAgainExactlyWhenNothingUsesIt(t *testing.T) {
 				}
 			case 1:
 				if u := any(func(u *use) bool { return !u.taken }); u != nil {
-					region, err := m.PinRemote(uint64(u.Addr), u.Length)
+					region, err := m.PinRemote(uint64(u.Addr), u.Length, Read)
 					require.NoError(t, err)
 					require.Same(t, u.Region, region)
 					u.ends = append(u.ends, region.Unpin)
@@ -88,8 +88,8 @@ func TestWhatIsRememberedOfUnregisteredMemoryIsBounded(t *testing.T) {
 	m := newRegistry()
 	for i := range uintptr(20 * fewestLeaving) {
 		r := Range{0x10000 + i*64, 64}
-		require.NoError(t, m.add(r, "cpu:0", true, nil))
-		region, err := m.PinRemote(uint64(r.Addr), 1)
+		require.NoError(t, m.add(r, "cpu:0", FullAccess, nil))
+		region, err := m.PinRemote(uint64(r.Addr), 1, Read)
 		require.NoError(t, err)
 		_, err = m.take(r.Addr)
 		require.NoError(t, err)
@@ -100,8 +100,8 @@ func TestWhatIsRememberedOfUnregisteredMemoryIsBounded(t *testing.T) {
 
 func TestHoldDoesNotReachMemoryThatWasGivenBack(t *testing.T) {
 	m := newRegistry()
-	require.NoError(t, m.add(Range{0x1000, 64}, "cpu:0", true, nil))
-	region, err := m.PinRemote(0x1000, 1)
+	require.NoError(t, m.add(Range{0x1000, 64}, "cpu:0", FullAccess, nil))
+	region, err := m.PinRemote(0x1000, 1, Read)
 	require.NoError(t, err)
 	_, err = m.take(0x1000)
 	require.NoError(t, err)
@@ -109,5 +109,5 @@ func TestHoldDoesNotReachMemoryThatWasGivenBack(t *testing.T) {
 	defer m.Hold(Range{0x1000, 64}, "too late")()
 	require.True(t, region.waitDrained(t.Context()))
 	require.Empty(t, m.holds)
-	require.NoError(t, m.add(Range{0x1000, 64}, "cpu:0", true, nil))
+	require.NoError(t, m.add(Range{0x1000, 64}, "cpu:0", FullAccess, nil))
 }

@@ -146,7 +146,7 @@ func (t *localTransport) copyAll(w *Work, route localRoute) {
 // copyOne copies a task, or adds it to the queue of another route if it belongs there.
 func (t *localTransport) copyOne(w *Work, i int32, route localRoute) {
 	r := &w.Tasks[i].Request
-	region, err := t.memory.PinRemote(r.Remote, r.Length)
+	region, err := t.memory.PinRemote(r.Remote, r.Length, r.Opcode)
 	if err == nil {
 		own := localRoute{local: w.device, remote: region.Device}
 		if own != route && t.queue(own, func() { t.copyOne(w, i, own) }) {

@@ -7,9 +7,10 @@ import (
 	"kvferry/core/status"
 )
 
-// PinRemote finds the remotely accessible region that holds [addr, addr+length), and pins it. The caller calls Unpin. The error
-// says what is wrong with the range.
-func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
+// PinRemote finds the region that holds [addr, addr+length), and pins it for a peer's READ or WRITE. The caller calls Unpin. The
+// error says what is wrong with the range. There is an ErrForbidden in it where peers may do something else with the region.
+// A region that is closed to them is as one that is not registered.
+func (m *Registry) PinRemote(addr, length uint64, op Opcode) (*Region, error) {
 	r := Range{Addr: uintptr(addr), Length: length}
 	if length == 0 || addr+length < addr {
 		return nil, status.Errorf(status.InvalidArgument, "address range %v is empty or wraps", r)
@@ -22,8 +23,10 @@ func (m *Registry) PinRemote(addr, length uint64) (*Region, error) {
 		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is not registered", r)
 	case region.end()-1 < r.end()-1:
 		return nil, status.Errorf(status.AddressNotRegistered, "address range %v goes beyond the registered %v", r, region.Range)
-	case !region.Remote:
+	case region.Access == NoAccess:
 		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is not open to peers", r)
+	case !region.Access.Allows(op):
+		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is registered, but %w %s it", r, ErrForbidden, op.Verb())
 	}
 	region.pins.Add(1)
 	return region, nil

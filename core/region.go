@@ -45,7 +45,7 @@ func (r Range) check() error {
 type Region struct {
 	Range
 	Location string          // as given at registration: "cpu:0", "npu:1", "*"
-	Remote   bool            // peers may read and write it
+	Access   Access          // what peers may do with it
 	Device   *staging.Device // the device that the memory is on, whose copies alone touch it; nil for host memory
 
 	fault atomic.Int64 // when an access to the memory failed last, by clock.Now; 0 for never

@@ -13,21 +13,26 @@ import (
 // anywhere is the location of memory whose owner does not say where it is.
 const anywhere = "*"
 
-// Register registers a range of this process. remote says whether peers may read and write it. location is where the memory is,
-// as "cpu:0" or "npu:1"; "" and "*" leave that open. The device's library is asked whether it is device memory; where that is
-// not possible, the location counts.
+// Register registers a range of this process. remote says whether peers may read and write it. See RegisterFor.
 func (e *Engine) Register(addr uintptr, length uint64, location string, remote bool) error {
-	return e.register([]Range{{Addr: addr, Length: length}}, location, remote)
+	return e.RegisterFor([]Range{{Addr: addr, Length: length}}, location, accessOf(remote))
 }
 
-// RegisterBatch registers all the ranges, open to peers, or none.
+// RegisterBatch registers all the ranges, for peers to read and write, or none. See RegisterFor.
 func (e *Engine) RegisterBatch(ranges []Range, location string) error {
-	return e.register(ranges, location, true)
+	return e.RegisterFor(ranges, location, FullAccess)
 }
 
-func (e *Engine) register(ranges []Range, location string, remote bool) error {
+// RegisterFor registers all the ranges of this process, or none. location is where the memory is, as "cpu:0" or "npu:1"; "" and
+// "*" leave that open. The device's library is asked whether it is device memory; where that is not possible, the location
+// counts. access is what peers may do with it. It also holds for transfers of this engine to its own segment, and not for the
+// local memory of its transfers. It stays until the memory is unregistered.
+func (e *Engine) RegisterFor(ranges []Range, location string, access Access) error {
 	if e.ctx.Err() != nil {
 		return closedError()
+	}
+	if err := access.check(); err != nil {
+		return err
 	}
 	if location == "" {
 		location = anywhere
@@ -35,7 +40,7 @@ func (e *Engine) register(ranges []Range, location string, remote bool) error {
 	var err error
 	added := 0
 	for added < len(ranges) && err == nil {
-		if err = e.add(ranges[added], location, remote); err == nil {
+		if err = e.add(ranges[added], location, access); err == nil {
 			added++
 		}
 	}
@@ -55,7 +60,7 @@ func (e *Engine) register(ranges []Range, location string, remote bool) error {
 }
 
 // add registers one range. The location of device memory becomes the name of the device.
-func (e *Engine) add(r Range, location string, remote bool) error {
+func (e *Engine) add(r Range, location string, access Access) error {
 	if err := r.check(); err != nil {
 		return err
 	}
@@ -66,7 +71,7 @@ func (e *Engine) add(r Range, location string, remote bool) error {
 	if on != nil {
 		location = on.Name()
 	}
-	err = e.memory.add(r, location, remote, on)
+	err = e.memory.add(r, location, access, on)
 	var conflict *overlapsLeaving
 	if errors.As(err, &conflict) {
 		return fmt.Errorf("%w: %s", err, e.holders(conflict.leaving))

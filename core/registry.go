@@ -49,7 +49,7 @@ func newRegistry() *Registry {
 
 // add registers a range of host memory, or of a device's. It fails with status.InvalidArgument, or with
 // status.AddressOverlapped, with an overlapsLeaving in it where the other memory was unregistered and is still in use.
-func (m *Registry) add(r Range, location string, remote bool, on *staging.Device) error {
+func (m *Registry) add(r Range, location string, access Access, on *staging.Device) error {
 	if err := r.check(); err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (m *Registry) add(r Range, location string, remote bool, on *staging.Device
 	if other := m.stillUsed(r); other != nil {
 		return status.Errorf(status.AddressOverlapped, "%w", &overlapsLeaving{r, other})
 	}
-	region := &Region{Range: r, Location: location, Remote: remote, Device: on, drained: make(chan struct{})}
+	region := &Region{Range: r, Location: location, Access: access, Device: on, drained: make(chan struct{})}
 	region.pins.Store(1)
 	region.order = m.order.PushBack(region)
 	if on != nil {

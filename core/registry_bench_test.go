@@ -11,7 +11,7 @@ import (
 func registryOf(b *testing.B, regions int) *Registry {
 	m := newRegistry()
 	for i := range regions {
-		require.NoError(b, m.add(Range{regionAt(i), 64 << 10}, "cpu:0", true, nil))
+		require.NoError(b, m.add(Range{regionAt(i), 64 << 10}, "cpu:0", FullAccess, nil))
 	}
 	return m
 }
@@ -27,7 +27,7 @@ func BenchmarkRegistry(b *testing.B) {
 		b.Run(fmt.Sprintf("PinRemote/regions=%d", regions), func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				r, err := m.PinRemote(uint64(regionAt(scattered(i, regions)))+4096, 4096)
+				r, err := m.PinRemote(uint64(regionAt(scattered(i, regions)))+4096, 4096, Read)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -78,7 +78,7 @@ func compareWithModel(t *testing.T, base uint64, random *rand.Rand) {
 		r := Range{Addr: uintptr(base + first), Length: length}
 		switch random.IntN(4) {
 		case 0:
-			addAndCompare(t, registry, model, r, random.IntN(3) > 0)
+			addAndCompare(t, registry, model, r, Access(random.IntN(int(FullAccess)+1)))
 		case 1:
 			region, err := registry.take(r.Addr)
 			if expected := model.byStart[uint64(r.Addr)]; expected == nil {
@@ -91,7 +91,7 @@ func compareWithModel(t *testing.T, base uint64, random *rand.Rand) {
 				model.set(region.Range, nil)
 			}
 		case 2:
-			pinRemoteAndCompare(t, registry, model, r)
+			pinRemoteAndCompare(t, registry, model, r, Opcode(random.IntN(2)))
 		case 3:
 			var expected []*Region
 			if r.Length > 0 && !wrapsOrEnds(Range{r.Addr, r.Length - 1}) {
@@ -106,8 +106,8 @@ func compareWithModel(t *testing.T, base uint64, random *rand.Rand) {
 	}
 }
 
-func addAndCompare(t *testing.T, registry *Registry, model *plainMemory, r Range, remote bool) {
-	err := registry.add(r, "cpu:0", remote, nil)
+func addAndCompare(t *testing.T, registry *Registry, model *plainMemory, r Range, access Access) {
+	err := registry.add(r, "cpu:0", access, nil)
 	switch {
 	case r.Length == 0 || wrapsOrEnds(r):
 		require.Equal(t, status.InvalidArgument, status.Of(err, -1), "of %v", r)
@@ -117,24 +117,28 @@ func addAndCompare(t *testing.T, registry *Registry, model *plainMemory, r Range
 		require.NoError(t, err, "of %v", r)
 		added := atOrBelow(registry.index, r.Addr)
 		require.Equal(t, r, added.Range)
-		require.Equal(t, remote, added.Remote)
+		require.Equal(t, access, added.Access)
 		model.set(r, added)
 		model.byStart[uint64(r.Addr)] = added
 	}
 }
 
-func pinRemoteAndCompare(t *testing.T, registry *Registry, model *plainMemory, r Range) {
+func pinRemoteAndCompare(t *testing.T, registry *Registry, model *plainMemory, r Range, op Opcode) {
 	owners := model.in(r)
-	region, err := registry.PinRemote(uint64(r.Addr), r.Length)
+	region, err := registry.PinRemote(uint64(r.Addr), r.Length, op)
 	switch {
 	case r.Length == 0 || wrapsOrEnds(r):
 		require.Equal(t, status.InvalidArgument, status.Of(err, -1), "of %v", r)
-	case uint64(len(owners)) == r.Length && len(distinct(owners)) == 1 && owners[0] != nil && owners[0].Remote && allSame(owners):
+	case uint64(len(owners)) != r.Length || len(distinct(owners)) != 1 || !allSame(owners) || owners[0].Access == NoAccess:
+		require.Equal(t, status.AddressNotRegistered, status.Of(err, -1), "of %v", r)
+		require.NotErrorIs(t, err, ErrForbidden)
+	case owners[0].Access.Allows(op):
 		require.NoError(t, err, "of %v", r)
 		require.Same(t, owners[0], region)
 		region.Unpin()
 	default:
 		require.Equal(t, status.AddressNotRegistered, status.Of(err, -1), "of %v", r)
+		require.ErrorIs(t, err, ErrForbidden)
 	}
 }
 
@@ -162,15 +166,15 @@ func TestRegisteredRangesAreChecked(t *testing.T) {
 		{Range{top - 9, 9}, status.OK},
 		{Range{1, 1<<64 - 2}, status.OK},
 	} {
-		require.Equal(t, c.want, status.Of(newRegistry().add(c.r, "*", true, nil), -1), "of %v", c.r)
+		require.Equal(t, c.want, status.Of(newRegistry().add(c.r, "*", FullAccess, nil), -1), "of %v", c.r)
 	}
 }
 
 func TestPeersGetOnlyWhatOneOpenRegionHolds(t *testing.T) {
 	m := newRegistry()
-	require.NoError(t, m.add(Range{0x1000, 0x1000}, "cpu:0", true, nil))
-	require.NoError(t, m.add(Range{0x2000, 0x1000}, "cpu:0", true, nil)) // adjacent
-	require.NoError(t, m.add(Range{0x4000, 0x1000}, "cpu:0", false, nil))
+	require.NoError(t, m.add(Range{0x1000, 0x1000}, "cpu:0", FullAccess, nil))
+	require.NoError(t, m.add(Range{0x2000, 0x1000}, "cpu:0", FullAccess, nil)) // adjacent
+	require.NoError(t, m.add(Range{0x4000, 0x1000}, "cpu:0", NoAccess, nil))
 	for _, c := range []struct {
 		addr, length uint64
 		want         string
@@ -188,7 +192,7 @@ func TestPeersGetOnlyWhatOneOpenRegionHolds(t *testing.T) {
 		{0x1000, 1<<64 - 0x1001, "goes beyond"},
 		{1<<64 - 1, 1, "empty or wraps"},
 	} {
-		region, err := m.PinRemote(c.addr, c.length)
+		region, err := m.PinRemote(c.addr, c.length, Read)
 		if c.want != "" {
 			require.ErrorContains(t, err, c.want, "at %#x+%d", c.addr, c.length)
 			require.ErrorContains(t, err, Range{uintptr(c.addr), c.length}.String())
@@ -202,11 +206,11 @@ func TestPeersGetOnlyWhatOneOpenRegionHolds(t *testing.T) {
 func TestRegionsAreListedInTheOrderOfRegistration(t *testing.T) {
 	m := newRegistry()
 	for _, addr := range []uintptr{0x5000, 0x1000, 0x9000, 0x3000} {
-		require.NoError(t, m.add(Range{addr, 16}, "*", true, nil))
+		require.NoError(t, m.add(Range{addr, 16}, "*", FullAccess, nil))
 	}
 	_, err := m.take(0x1000)
 	require.NoError(t, err)
-	require.NoError(t, m.add(Range{0x1000, 16}, "*", true, nil))
+	require.NoError(t, m.add(Range{0x1000, 16}, "*", FullAccess, nil))
 
 	var listed []uintptr
 	m.Each(func(r *Region) bool {
@@ -233,7 +237,7 @@ func TestRegistryComparesLogarithmicallyOften(t *testing.T) {
 
 	// The loops hold no assertions, which would take most of the time.
 	for _, i := range order {
-		if m.add(Range{addr(i), 64}, "cpu:0", true, nil) != nil {
+		if m.add(Range{addr(i), 64}, "cpu:0", FullAccess, nil) != nil {
 			t.Fatal("not registered")
 		}
 	}
@@ -241,7 +245,7 @@ func TestRegistryComparesLogarithmicallyOften(t *testing.T) {
 
 	comparisons = 0
 	for _, i := range order {
-		region, err := m.PinRemote(uint64(addr(i))+1, 63)
+		region, err := m.PinRemote(uint64(addr(i))+1, 63, Read)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -263,8 +267,8 @@ func TestRegistryComparesLogarithmicallyOften(t *testing.T) {
 
 func TestBlocksOfOneRegionArePinnedOnce(t *testing.T) {
 	m := newRegistry()
-	require.NoError(t, m.add(Range{0x10000, 1 << 20}, "cpu:0", true, nil))
-	require.NoError(t, m.add(Range{0x200000, 1 << 20}, "cpu:0", true, nil))
+	require.NoError(t, m.add(Range{0x10000, 1 << 20}, "cpu:0", FullAccess, nil))
+	require.NoError(t, m.add(Range{0x200000, 1 << 20}, "cpu:0", FullAccess, nil))
 	var to pins
 	for i := range uintptr(1000) {
 		_, _ = m.pinOverlapping(Range{0x10000 + i*64, 64}, &to)
@@ -276,11 +280,11 @@ func TestBlocksOfOneRegionArePinnedOnce(t *testing.T) {
 func TestFindingARegionAllocatesNothing(t *testing.T) {
 	m := newRegistry()
 	for i := range uintptr(100) {
-		require.NoError(t, m.add(Range{0x10000 + i*64, 64}, "cpu:0", true, nil))
+		require.NoError(t, m.add(Range{0x10000 + i*64, 64}, "cpu:0", FullAccess, nil))
 	}
 	room := make([]*Region, 0, 1)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
-		region, _ := m.PinRemote(0x10000+64, 64)
+		region, _ := m.PinRemote(0x10000+64, 64, Read)
 		region.Unpin()
 		to := pins{regions: room}
 		_, _ = m.pinOverlapping(Range{0x10000 + 128, 64}, &to)
@@ -291,7 +295,7 @@ func TestFindingARegionAllocatesNothing(t *testing.T) {
 func TestOneRangeMayPinManyRegions(t *testing.T) {
 	m := newRegistry()
 	for i := range uintptr(20) {
-		require.NoError(t, m.add(Range{0x10000 + i*32, 16}, "cpu:0", i%2 == 0, nil)) // a gap after each
+		require.NoError(t, m.add(Range{0x10000 + i*32, 16}, "cpu:0", Access(i)&FullAccess, nil)) // a gap after each
 	}
 	require.Len(t, pinnedOf(m, Range{0x10008, 32*19 + 1}), 20)
 	require.Len(t, pinnedOf(m, Range{0x10010, 16}), 0, "in a gap")
@@ -302,8 +306,8 @@ func TestOneRangeMayPinManyRegions(t *testing.T) {
 
 func TestRegionIsDrainedByItsLastPin(t *testing.T) {
 	m := newRegistry()
-	require.NoError(t, m.add(Range{0x1000, 16}, "cpu:0", true, nil))
-	first, err := m.PinRemote(0x1000, 16)
+	require.NoError(t, m.add(Range{0x1000, 16}, "cpu:0", FullAccess, nil))
+	first, err := m.PinRemote(0x1000, 16, Read)
 	require.NoError(t, err)
 	second := pinnedOf(m, Range{0x1008, 16})
 	require.Len(t, second, 1)
@@ -313,7 +317,7 @@ func TestRegionIsDrainedByItsLastPin(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()
 	require.False(t, taken.waitDrained(ended), "two pins are left")
-	_, err = m.PinRemote(0x1000, 16)
+	_, err = m.PinRemote(0x1000, 16, Read)
 	require.Error(t, err, "a region that was taken gets no new pins")
 	first.Unpin()
 	require.False(t, taken.waitDrained(ended), "one pin is left")
@@ -330,13 +334,13 @@ func TestRegistryServesManyGoroutines(t *testing.T) {
 			base := uintptr(0x100000 * (g + 1))
 			for i := range uintptr(each) {
 				r := Range{base + i*64, 64}
-				if err := m.add(r, "cpu:0", true, nil); err != nil {
+				if err := m.add(r, "cpu:0", FullAccess, nil); err != nil {
 					t.Error(err)
 				}
 				for _, pinned := range pinnedOf(m, Range{base, each * 64}) {
 					pinned.Unpin()
 				}
-				if region, err := m.PinRemote(uint64(base), 64); err == nil {
+				if region, err := m.PinRemote(uint64(base), 64, Read); err == nil {
 					region.Unpin()
 				}
 				if i%3 == 0 {

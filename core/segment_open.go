@@ -137,7 +137,7 @@ func (e *Engine) FirstBuffer(name string) (uint64, error) {
 
 func (e *Engine) firstLocalBuffer() (addr uint64) {
 	e.memory.Each(func(r *Region) bool {
-		if r.Remote {
+		if r.Access != NoAccess {
 			addr = uint64(r.Addr)
 		}
 		return addr == 0

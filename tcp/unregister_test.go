@@ -79,7 +79,7 @@ func TestUnregisterOfDeviceMemoryWaitsForItsCopies(t *testing.T) {
 	unregistered := make(chan error, 1)
 	go func() { unregistered <- e.Unregister(sockio.AddressOf(memory)) }()
 	require.Eventually(t, func() bool {
-		region, err := e.Memory().PinRemote(uint64(sockio.AddressOf(memory)), 1)
+		region, err := e.Memory().PinRemote(uint64(sockio.AddressOf(memory)), 1, core.Read)
 		if err == nil {
 			region.Unpin()
 		}

@@ -20,6 +20,28 @@ type Buffer struct {
 	Name   string `json:"name"` // location, as "cpu:0"; never empty on the wire
 	Addr   uint64 `json:"addr"`
 	Length uint64 `json:"length"` // bytes
+
+	Access Access `json:"kvferry_access,omitempty"` // what its owner lets peers do with it
+}
+
+// Access is what the owner of a buffer lets peers do with it. Mooncake knows only ReadWrite, and ignores the others: the owner
+// refuses what it has not allowed.
+type Access string
+
+const (
+	ReadWrite Access = ""
+	ReadOnly  Access = "read"
+	WriteOnly Access = "write"
+)
+
+// UnmarshalJSON reads what is unknown as ReadWrite.
+func (a *Access) UnmarshalJSON(encoded []byte) error {
+	var text string
+	*a = ReadWrite
+	if json.Unmarshal(encoded, &text) == nil && (Access(text) == ReadOnly || Access(text) == WriteOnly) {
+		*a = Access(text)
+	}
+	return nil
 }
 
 // Descriptor says what a segment holds and how its owner is reached. The JSON form is that of Mooncake's "tcp" protocol.
@@ -39,7 +61,8 @@ type Descriptor struct {
 	Names          address.Names // further names that the owner goes by, where it says so; see Handlers
 	Version        uint64        // of this value among those of its key in a central store, see version.go; 0 for none
 
-	extents []extent // see BuildIndex
+	extents    []extent // see BuildIndex
+	restricted bool     // likewise: there is a buffer that peers may only read, or only write
 }
 
 // extent is a buffer's place in the order of addresses.
@@ -217,7 +240,11 @@ func (d *Descriptor) BuildIndex() {
 		}
 	}
 	d.extents = order
+	d.restricted = slices.ContainsFunc(d.Buffers, func(b Buffer) bool { return b.Access != ReadWrite })
 }
+
+// IsRestricted reports whether there is a buffer that peers may only read, or only write. It needs BuildIndex, as Contains does.
+func (d *Descriptor) IsRestricted() bool { return d.restricted }
 
 // last is the address of a buffer's last byte.
 func (d *Descriptor) last(buffer int) uint64 {

@@ -55,6 +55,32 @@ func TestADescriptorSurvivesEncodingAndParsing(t *testing.T) {
 	}
 }
 
+func TestADescriptorSaysWhatPeersMayDoWithABuffer(t *testing.T) {
+	d := sample(3)
+	d.Buffers[0].Access, d.Buffers[2].Access = ReadOnly, WriteOnly
+	encoded, _ := d.Encode(DefaultMaxLength)
+	require.Equal(t, 2, strings.Count(string(encoded), "kvferry_access"), "nothing is said of a buffer that all is allowed with")
+	got, err := ParseDescriptor(encoded)
+	require.NoError(t, err)
+	require.Equal(t, d.Buffers, got.Buffers)
+	require.True(t, got.IsRestricted())
+	for _, b := range d.Buffers {
+		found, ok := got.Contains(b.Addr+1, b.Length-1)
+		require.True(t, ok)
+		require.Equal(t, b.Access, found.Access)
+	}
+}
+
+func TestAnAccessThatIsNotKnownCountsAsAll(t *testing.T) {
+	for _, access := range []string{`""`, `"none"`, `"READ"`, `"readwrite"`, `null`, `1`, `true`, `[]`, `{"read": false}`} {
+		d, err := ParseDescriptor([]byte(`{"name":"a:1","protocol":"tcp","tcp_data_port":2,"buffers":[{"name":"cpu:0","addr":4096,` +
+			`"length":8,"kvferry_access":` + access + `}]}`))
+		require.NoError(t, err, access)
+		require.Equal(t, ReadWrite, d.Buffers[0].Access, access)
+		require.False(t, d.IsRestricted(), access)
+	}
+}
+
 func TestADescriptorTooLongKeepsItsFirstBuffers(t *testing.T) {
 	d := sample(12)
 	whole, truncated := d.Encode(math.MaxInt)
@@ -89,10 +115,10 @@ var fromMooncake = []string{
 
 func TestMooncakesDescriptorsAreRead(t *testing.T) {
 	want := []Descriptor{
-		{Name: "127.0.0.1:16524", Protocol: "tcp", DataPort: 15852, ProtoVersion: 1, Buffers: []Buffer{{"127.0.0.1:16524", 140159043498000, 1 << 31}}},
+		{Name: "127.0.0.1:16524", Protocol: "tcp", DataPort: 15852, ProtoVersion: 1, Buffers: []Buffer{{Name: "127.0.0.1:16524", Addr: 140159043498000, Length: 1 << 31}}},
 		{Name: "127.0.0.1:15646", Protocol: "tcp", DataPort: 16318, ProtoVersion: 1, Buffers: []Buffer{}},
 		{Name: "127.0.0.1:15845", Protocol: "tcp", DataPort: 15150, ProtoVersion: 2, Buffers: []Buffer{}},
-		{Name: "[::1]:16423", Protocol: "tcp", DataHost: "::1", DataPort: 15790, ProtoVersion: 2, Buffers: []Buffer{{"[::1]:16423", 140626221854736, 1 << 31}}},
+		{Name: "[::1]:16423", Protocol: "tcp", DataHost: "::1", DataPort: 15790, ProtoVersion: 2, Buffers: []Buffer{{Name: "[::1]:16423", Addr: 140626221854736, Length: 1 << 31}}},
 	}
 	for i, encoded := range fromMooncake {
 		got, err := ParseDescriptor([]byte(encoded))

@@ -62,7 +62,7 @@ func (s *session) outOfReach(h wire.Header) {
 func (s *session) grant(h wire.Header) {
 	epoch := s.server.memory.Epoch()
 	now := epoch.Load()
-	region, err := s.server.memory.PinRemote(h.Addr, h.Length)
+	region, err := s.server.memory.PinRemote(h.Addr, h.Length, core.Read)
 	if err == nil && now == 0 {
 		region.Unpin()
 		err = errClosed

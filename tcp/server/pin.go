@@ -13,7 +13,7 @@ import (
 
 // Memory is what sessions need of a core.Registry.
 type Memory interface {
-	PinRemote(addr, length uint64) (*core.Region, error)
+	PinRemote(addr, length uint64, op core.Opcode) (*core.Region, error)
 	Epoch() *atomic.Uint64
 }
 
@@ -21,7 +21,7 @@ type Memory interface {
 // A session that another goroutine has ended pins nothing more, so it does not serve requests that it has read already.
 func (s *session) pin(h wire.Header) (*core.Region, error) {
 	t := s.turn
-	if n := len(t.held); n > 0 && within(t.held[n-1], h) {
+	if n := len(t.held); n > 0 && within(t.held[n-1], h) && t.held[n-1].Access.Allows(core.Opcode(h.Op)) {
 		return t.held[n-1], nil
 	}
 	s.mu.Lock()
@@ -29,7 +29,7 @@ func (s *session) pin(h wire.Header) (*core.Region, error) {
 	if s.cause != nil {
 		return nil, errEnded
 	}
-	region, err := s.server.memory.PinRemote(h.Addr, h.Length)
+	region, err := s.server.memory.PinRemote(h.Addr, h.Length, core.Opcode(h.Op))
 	if err != nil {
 		return nil, err
 	}

@@ -695,7 +695,7 @@ func compareWithAModel(t *testing.T, seed uint64, stretches ...stretch) {
 	h := serve(t, Options{})
 	var models [][]byte
 	for _, m := range stretches {
-		h.memory.addRange(core.Range{Addr: m.addr, Length: uint64(m.length)}, true, m.on)
+		h.memory.addRange(core.Range{Addr: m.addr, Length: uint64(m.length)}, core.FullAccess, m.on)
 		models = append(models, make([]byte, m.length))
 	}
 	var stream, answers []byte

@@ -37,25 +37,38 @@ type served struct {
 func (s *served) Epoch() *atomic.Uint64 { return &s.epoch }
 
 func (s *served) add(b []byte, remote bool) *core.Region {
-	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, remote, nil)
+	access := core.NoAccess
+	if remote {
+		access = core.FullAccess
+	}
+	return s.addFor(b, access, nil)
 }
 
-func (s *served) addRange(at core.Range, remote bool, on *staging.Device) *core.Region {
+// addFor is add for memory of a device, or nil, that peers may do this with.
+func (s *served) addFor(b []byte, access core.Access, on *staging.Device) *core.Region {
+	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, access, on)
+}
+
+func (s *served) addRange(at core.Range, access core.Access, on *staging.Device) *core.Region {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &core.Region{Range: at, Remote: remote, Device: on}
+	r := &core.Region{Range: at, Access: access, Device: on}
 	s.regions = append(s.regions, r)
 	return r
 }
 
-func (s *served) PinRemote(addr, length uint64) (*core.Region, error) {
+func (s *served) PinRemote(addr, length uint64, op core.Opcode) (*core.Region, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.regions {
-		if r.Remote && within(r, wire.Header{Addr: addr, Length: length}) {
-			s.pinned++
-			return r, nil
+		if r.Access == core.NoAccess || !within(r, wire.Header{Addr: addr, Length: length}) {
+			continue
 		}
+		if !r.Access.Allows(op) {
+			return nil, fmt.Errorf("address range %#x+%d is registered, but %w %s it", addr, length, core.ErrForbidden, op.Verb())
+		}
+		s.pinned++
+		return r, nil
 	}
 	return nil, fmt.Errorf("address range %#x+%d is not registered", addr, length)
 }
@@ -202,7 +215,7 @@ func serveDevice(a *tcptest.Accelerator, o Options, memory ...[]byte) *harness {
 }
 
 func (s *served) addDevice(b []byte, on *staging.Device) *core.Region {
-	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, true, on)
+	return s.addFor(b, core.FullAccess, on)
 }
 
 // sendInParts sends a stream in parts of random lengths and ends it. It returns all that the server answers meanwhile.
