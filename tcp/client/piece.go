@@ -31,6 +31,8 @@ type piece struct {
 	round    int32  // of the peer's descriptor, when the piece became unverified
 	merged   bool   // spans several tasks
 
+	forbidden bool // the peer's last refusal said that peers may not do that with the range
+
 	// blocked is since when it waits for a former connection to be over, by clock.Now; 0 while it does not.
 	// See blocked.go.
 	blocked int64

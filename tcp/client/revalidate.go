@@ -5,15 +5,16 @@ import (
 	"fmt"
 	"slices"
 
+	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 )
 
-// What becomes of a range that the peer refused, or that its descriptor does not show:
+// What becomes of a range that the peer refused, or that its descriptor does not show, or shows as closed to such a request:
 //
 //  1. revalidate sets the piece aside as unverified.
 //  2. resolve fetches the descriptor again, once for all unverified pieces.
-//  3. judge has each task's share sent once more when the new descriptor shows it, and fails it otherwise.
+//  3. judge has each task's share sent once more when the new descriptor allows it, and fails it otherwise.
 //
 // mayGoTo ensures that a task goes to the incarnation of the engine that it was submitted to.
 
@@ -99,20 +100,46 @@ func (p *peer) judge(h piece, d *metadata.Descriptor, err error) {
 		h.settle(p.closed)
 	case err != nil:
 		h.settle(p.refused(&h, fmt.Errorf("and its descriptor cannot be fetched again: %w", err)))
+	case h.refusals >= mostRefusals && h.forbidden:
+		h.settle(p.refused(&h, forbidden(&h)))
 	case h.refusals >= mostRefusals:
 		h.settle(p.refused(&h, errors.New("the peer refused it twice")))
-	case !shows(d, &h):
-		h.settle(p.refused(&h, errors.New("its descriptor shows no buffer that holds it")))
 	default:
+		if why := refusalBy(d, &h); why != nil {
+			h.settle(p.refused(&h, why))
+			return
+		}
 		p.requeue(h)
 	}
 }
 
-// shows reports whether a descriptor has a buffer that holds a piece's range, or does not list all of its buffers.
-func shows(d *metadata.Descriptor, h *piece) bool {
-	_, ok := d.Contains(h.remote, h.length)
-	return ok || d.Truncated
+// errNotShown is why a range fails that no buffer of the descriptor holds.
+var errNotShown = errors.New("its descriptor shows no buffer that holds it")
+
+// refusalBy is why the owner of a descriptor refuses a piece, or nil. A descriptor that does not list all buffers says nothing of a
+// range that it does not show.
+func refusalBy(d *metadata.Descriptor, h *piece) error {
+	buffer, ok := d.Contains(h.remote, h.length)
+	switch {
+	case !ok && !d.Truncated:
+		return errNotShown
+	case h.op == core.Read && buffer.Access == metadata.WriteOnly, h.op == core.Write && buffer.Access == metadata.ReadOnly:
+		return forbidden(h)
+	}
+	return nil
 }
+
+// isRefused reports whether a piece is not to be sent before its owner's descriptor has been fetched again. all says that the
+// descriptor is asked about each range. Otherwise the peer is asked, except for what its descriptor says that it does not allow.
+func isRefused(d *metadata.Descriptor, h *piece, all bool) bool {
+	if !all && !d.IsRestricted() {
+		return false
+	}
+	why := refusalBy(d, h)
+	return why != nil && (all || errors.Is(why, core.ErrForbidden))
+}
+
+func forbidden(h *piece) error { return fmt.Errorf("%w %s it", core.ErrForbidden, h.op.Verb()) }
 
 func (p *peer) refused(h *piece, why error) error {
 	return status.Errorf(status.AddressNotRegistered, "segment %q: range %#x+%d rejected: %w",

@@ -29,10 +29,11 @@ func judgeStatus(segment string, frame []byte, h *piece) error {
 		h.fatal = status.Errorf(status.AddressNotRegistered,
 			"segment %q: the peer has registered memory %#x+%d, but cannot access it: it was unmapped or protected, or its file cut short",
 			segment, h.remote, h.length)
-	case code != wire.StatusRejected:
+	case code != wire.StatusRejected && code != wire.StatusForbidden:
 		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
 			segment, code, h.remote, h.length)
 	}
+	h.forbidden = code == wire.StatusForbidden
 	h.refusals++
 	return errRefused
 }

@@ -11,7 +11,7 @@ import (
 //
 //  1. take gives pieces until the carrier has enough.
 //  2. mayTakeFrom says which works the carrier may take from, and next cuts a piece from the first of them.
-//  3. A piece whose range the descriptor does not show waits for a new descriptor (revalidate.go). A WRITE to a range that a
+//  3. A piece that the owner refuses by its descriptor waits for a new descriptor (revalidate.go). A WRITE to a range that a
 //     former connection may still write to waits as well (blocked.go).
 
 // take: see source.
@@ -38,7 +38,7 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 			next.settle(err)
 			continue
 		}
-		if checked && !shows(d, &next) {
+		if isRefused(d, &next, checked) {
 			p.revalidate(next)
 			continue
 		}

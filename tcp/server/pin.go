@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"sync/atomic"
 
@@ -17,7 +18,7 @@ type Memory interface {
 	Epoch() *atomic.Uint64
 }
 
-// pin finds the region of a request, and pins it until the turn ends. Evict sees the region from the moment that it is pinned.
+// pin finds the region of a request that peers may read or write, as the request asks, and pins it until the turn ends. Evict sees the region from the moment that it is pinned.
 // A session that another goroutine has ended pins nothing more, so it does not serve requests that it has read already.
 func (s *session) pin(h wire.Header) (*core.Region, error) {
 	t := s.turn
@@ -35,6 +36,15 @@ func (s *session) pin(h wire.Header) (*core.Region, error) {
 	}
 	t.held = append(t.held, region)
 	return region, nil
+}
+
+// refusal says why a request has no region.
+func refusal(h wire.Header, reason error) error {
+	code := uint32(wire.StatusRejected)
+	if errors.Is(reason, core.ErrForbidden) {
+		code = wire.StatusForbidden
+	}
+	return &rejection{Header: h, code: code, reason: reason}
 }
 
 func within(r *core.Region, h wire.Header) bool { return r.Holds(h.Addr, h.Length) }

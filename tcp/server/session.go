@@ -149,7 +149,7 @@ func (s *session) serve() error {
 		case err == errEnded:
 			return err
 		case err != nil:
-			return &rejection{Header: h, code: wire.StatusRejected, reason: err}
+			return refusal(h, err)
 		}
 		if err := s.prove(); err != nil {
 			return err

@@ -49,7 +49,7 @@ func (o Opcode) String() string {
 // Codes of a status frame. Mooncake takes every code except StatusOK for a rejection.
 const (
 	StatusOK       = 0
-	StatusRejected = 1 // the range does not lie in one remotely accessible region of the target
+	StatusRejected = 1 // the range does not lie in one region of the target that is open to peers
 	StatusFailed   = 2 // the target could not move the bytes between its device and the network
 
 	// StatusOutOfReach answers a request by address that the initiator is to send again with its payload. Nothing else is
@@ -63,6 +63,9 @@ const (
 	StatusInaccessible = 6
 
 	StatusDemandsTLS = 7 // answers a hello without TLS, which the target demands
+
+	// StatusForbidden is for a range of one region that peers may only read, or only write.
+	StatusForbidden = 8
 )
 
 // Header is a parsed request.

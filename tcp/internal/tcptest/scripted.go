@@ -192,8 +192,11 @@ func (v *Visitor) Skip(n int64) bool {
 }
 
 // Reject answers with a rejection, and closes when the initiator has.
-func (v *Visitor) Reject() {
-	_ = v.Status(wire.StatusRejected)
+func (v *Visitor) Reject() { v.Refuse(wire.StatusRejected) }
+
+// Refuse is Reject with a code of its own.
+func (v *Visitor) Refuse(code uint32) {
+	_ = v.Status(code)
 	_ = v.Conn.CloseWrite()
 	_, _ = io.Copy(io.Discard, v.Conn)
 }
