@@ -130,6 +130,12 @@ class Served:
             "all_bytes": (len(calls) + warm) * size,
         }
 
+    def first(self, case: list[Any]) -> float:
+        """How many times as long as a later one the first transfer of a case takes."""
+        move = self._move(Case(*case), 0)
+        first, *later = [timed(move, 0)[0] for _ in range(4)]
+        return first / min(later)
+
     def beside(self, small: list[Any], bulk: list[Any], seconds: float) -> dict[str, float]:
         """One small request after the other, alone, and beside a bulk transfer to the same peer. Microseconds."""
         behind = Case(*bulk).span // Case(*small).span  # the place of a thread that bulk does not touch

@@ -25,7 +25,7 @@ IN_FLIGHT = 64  # requests on a connection of the plain C program
 
 # What belongs to this interpreter, or is set for one engine alone.
 NOT_FOR_PEERS = ("PYTHONPATH", "PYTHONHOME", "KVFERRY_")
-SETTINGS = ("MC_", "UCX_", "NIXL_", "KVFERRY_SAME_HOST", "KVFERRY_POLL_US")
+SETTINGS = ("MC_", "UCX_", "NIXL_", "KVFERRY_SAME_HOST", "KVFERRY_POLL_US", "KVFERRY_SEC", "KVFERRY_TLS_")
 
 
 class EndError(Exception):

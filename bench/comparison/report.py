@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
+from comparison import secured
 from comparison.case import MIB, Case, size_text
 from comparison.results import (
     DIRECT,
@@ -34,19 +35,20 @@ METHOD = """\
 Figures are medians of {rounds} rounds of {seconds:g} s for each engine and case, ratios medians of the rounds'
 ratios. In each round all engines run one case before any runs the next one; who is not measured is suspended. Blocks
 are scattered, every other one of the memory and in another order on the target, unless a case says that they are
-adjacent. 1 GB is 10^9 bytes. Both ends run on this machine; "no shortcut" has kvferry do as between two. Mooncake is
-taken with the better one of its settings where it is compared with others. NIXL runs over UCX TCP with segments of
-256 KiB, both ends calling it all the time, with lists that are prepared beforehand. The plain C program sends a
-header and a payload, and receives a status, for each request. Memory is the peak of resident memory, less what is
-registered, less the peak of the same process when it had imported the engine's module with its native library, and
-had no engine yet; in brackets with that. Processor time is that of both ends. Growth is that of kvferry alone. Many
-peers are not measured with NIXL, which would have to call all the time for every one of them. "load before" tells how
-many programs were running beside: other work falsifies the figures."""
+adjacent. "TLS" is with a secret, and no shortcut. 1 GB is 10^9 bytes. Both ends run on this machine; "no shortcut"
+has kvferry do as between two. Mooncake is taken with the better one of its settings where it is compared with others.
+NIXL runs over UCX TCP with segments of 256 KiB, both ends calling it all the time, with lists that are prepared
+beforehand. The plain C program sends a header and a payload, and receives a status, for each request. Memory is the
+peak of resident memory, less what is registered, less the peak of the same process when it had imported the engine's
+module with its native library, and had no engine yet; in brackets with that. Processor time is that of both ends.
+Growth is that of kvferry alone. Many peers are not measured with NIXL, which would have to call all the time for
+every one of them. "load before" tells how many programs were running beside: other work falsifies the figures."""
 
 CROSSING = "A call with so many neighbours of 8 bytes, microseconds"
 SERIES = {
     "lanes": "GB/s over lanes, WRITE 1 MiB x 32 over the loopback interface, same-host shortcut off",
     "round trip": "GB/s over the round trip in ms, WRITE 64 KiB x 64, same-host shortcut off",
+    secured.FIRST: "Round trips of the first transfer with a peer, over a round trip of so many ms",
     "peers": "GB/s over the number of peers, WRITE 64 KiB x 16 to each at once, same-host shortcut off",
     "peers, small": "Microseconds for a request over the number of peers, WRITE 4 KiB x 16 to each at once",
     "in flight": "Microseconds for a request of 64 bytes, over the number of them in one batch",
@@ -54,6 +56,12 @@ SERIES = {
     "regions, transfer": "Microseconds for a batch of 64 requests to different regions, of so many registered ones",
     "TIME_WAIT": "Sockets in TIME_WAIT, of the two ends, after so many transfers",
     "crossing": CROSSING,
+}
+NETWORKS = {
+    "loopback": "loopback interface",
+    "link": "link",
+    secured.ON_LOOPBACK: "loopback interface, with TLS and without",
+    secured.ON_LINK: "link, with TLS and without",
 }
 PLOTS = {  # file, title, across, upwards, whether upwards is logarithmic
     "lanes": ("lanes", "WRITE 1 MiB x 32 over lanes", "lanes", "GB/s", False),
@@ -100,7 +108,7 @@ def report(run: Run, plots: Iterable[str]) -> str:
     parts.append(listed("Peers that failed, and were left out from then on", results.peer_failures))
     parts += ["## Wanted and measured", table(HEADER, [each.row() for each in rows_wanted(results)])]
     for where in results.cases:
-        parts += [f"## Over the {'loopback interface' if where == 'loopback' else 'link'}", *cases(results, where)]
+        parts += [f"## Over the {NETWORKS[where]}", *cases(results, where)]
     if results.iperf:
         parts.append(f"iperf3 over the link: {statistics.median(results.iperf):.2f} GB/s")
     if results.series:
@@ -121,10 +129,11 @@ def cases(results: Results, where: str) -> Iterator[str]:
     yield engines(results, where, batches, rate, "{:.2f}")
     yield "Seconds of processor time for 1 GB, both ends"
     yield engines(results, where, batches, cpu, "{:.2f}")
-    yield "One request, p50 in microseconds"
-    yield engines(results, where, singles, p50, "{:.0f}")
-    yield "One request, p99 in microseconds"
-    yield engines(results, where, singles, lambda measured: measured.p99, "{:.0f}")
+    if singles:
+        yield "One request, p50 in microseconds"
+        yield engines(results, where, singles, p50, "{:.0f}")
+        yield "One request, p99 in microseconds"
+        yield engines(results, where, singles, lambda measured: measured.p99, "{:.0f}")
 
 
 def engines(results: Results, where: str, rows: Sequence[Case], quantity: Quantity, form: str) -> str:

@@ -13,6 +13,7 @@ from tables import median_ratio
 
 OURS = "ours"
 DIRECT = "ours, no shortcut"  # between processes of one host: as between two
+TLS = "ours, TLS"  # likewise, with a cluster secret
 POLLING = "ours, polling"
 MOONCAKE = "Mooncake"  # by default; its other settings begin with the same word
 UNPOOLED = "Mooncake, unpooled"

@@ -44,6 +44,7 @@ from comparison.running import (
     progress,
     series_in_rounds,
 )
+from comparison.secured import secured
 
 OPERATIONS = ("write", "read")
 BATCHES = {4 * KIB: 64, 64 * KIB: 64, MIB: 32, 16 * MIB: 4}  # blocks of a call by their size
@@ -385,6 +386,7 @@ def crossing_kinds(run: Run, movers: Mapping[str, Mover]) -> dict[str, tuple[str
 SECTIONS: dict[str, tuple[Callable[[Run], None], str]] = {
     "loopback": (loopback, ""),
     "link": (over_link, "delaylink"),
+    "security": (secured, ""),
     "lanes": (over_lanes, ""),
     "roundtrip": (over_round_trip, "rawtcp"),
     "peers": (over_peers, ""),

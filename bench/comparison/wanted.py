@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from comparison import secured
 from comparison.case import KIB, MIB, Case
-from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, Results, cpu, p50, rate
+from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, TLS, Results, cpu, p50, rate
 from comparison.sections import ADJACENT, BATCHES, BY_ONE, MANY, ON_LINK, OPERATIONS, THREADS, batch, one
 from tables import median_ratio
 
@@ -16,21 +17,23 @@ NO_TIME = 0.01  # seconds of processor time a second that count as none
 
 
 class Wanted(NamedTuple):
-    """A measured figure and what it should reach. None where it was not measured."""
+    """A measured figure and what it should reach. None where it was not measured, or nothing is wanted."""
 
     what: str
     measured: float | None
-    wanted: float
+    wanted: float | None
     at_most: bool = False  # else at least
     direct: float | None = None  # the same with the same-host shortcut off
 
     def row(self) -> list[str]:
-        wanted = f"{self.wanted:.2f} at {'most' if self.at_most else 'least'}"
+        wanted = "-" if self.wanted is None else f"{self.wanted:.2f} at {'most' if self.at_most else 'least'}"
         return [self.what, wanted, _text(self.measured), self.reached(self.measured), _text(self.direct)]
 
     def reached(self, value: float | None) -> str:
         if value is None:
             return "not measured"
+        if self.wanted is None:
+            return "-"
         return "yes" if (value <= self.wanted if self.at_most else value >= self.wanted) else "no"
 
 
@@ -54,6 +57,8 @@ def wanted(results: Results, processors: int) -> list[Wanted]:
             rows += processor_time(results, where)
     if processors >= MANY and "lanes" in results.series:
         rows += lanes(results)
+    if secured.ON_LOOPBACK in results.cases:
+        rows += security(results, processors)
     return [*rows, *resources(results)]
 
 
@@ -130,6 +135,22 @@ def lanes(results: Results) -> Iterator[Wanted]:
     found = results.series["lanes"].get(OURS, {})
     ratio = median_ratio(found[4], found[1]) if 4 in found and 1 in found else None
     yield Wanted("loopback, WRITE 1 MiB x 32, shortcut off: 4 lanes / 1 lane", ratio, 2.5)
+
+
+def security(results: Results, processors: int) -> Iterator[Wanted]:
+    for where, least in ((secured.ON_LOOPBACK, None), (secured.ON_LINK, 0.6)):
+        for case in secured.CASES:
+            yield Wanted(f"{where}, {case}: with / without", results.ratio(where, case, TLS, DIRECT), least)
+            if processors >= MANY and case.block == MIB and where == secured.ON_LOOPBACK:
+                yield Wanted(f"{where}, {case}: GB/s", results.median(where, case, TLS, rate), 10)
+    first = results.series.get(secured.FIRST, {})
+    trips = [
+        statistics.median(value for of in first[name].values() for value in of)
+        for name in (TLS, DIRECT)
+        if name in first
+    ]
+    more = trips[0] - trips[1] if len(trips) == 2 else None
+    yield Wanted("the first transfer with a peer, TLS: round trips more than without", more, 3, True)
 
 
 def resources(results: Results) -> Iterator[Wanted]:
