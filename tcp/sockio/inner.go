@@ -37,19 +37,28 @@ type Inner struct {
 
 	// Write. crypto/tls writes alerts and answers to key updates on the goroutine that reads.
 	sending   sync.Mutex
-	held      []byte        // sealed, and not taken by the socket
-	hold      bool          // another record follows at once: a short one is held until then
+	batch     *batch        // room for what is held; nil while nothing is
+	held      []byte        // records, and rests of records, that the socket has not taken
+	hold      bool          // another record follows at once
+	full      bool          // the socket took less than it was given the last time
+	written   uint64        // bytes of all records, since the Socket was made
+	taken     uint64        // how many of these bytes the socket has taken
 	sendErrno syscall.Errno // why nothing can be sent any more
 	message   unix.Msghdr   // of push
 	vectors   [2]Vector
 }
 
 const (
-	// shortRecord is the longest record that waits for the next one, so that one system call sends both.
-	shortRecord = 4 << 10
+	// maxBatch bounds the bytes of records that wait for the next one. One system call sends them all, and wakes the peer once.
+	maxBatch = 128 << 10
 	// maxHeld bounds what is held: records of one call, and what a peer can make crypto/tls answer while it reads nothing.
-	maxHeld = 64 << 10
+	maxHeld = maxBatch + 64<<10
 )
+
+// batch is room for the records of one system call. A connection has one only while it holds some.
+type batch [maxBatch + maxPlaintext + recordHeader + recordOverhead]byte
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
 
 // errAgain says that nothing has arrived. It is temporary, so that crypto/tls goes on later.
 var errAgain net.Error = againError{}
@@ -161,14 +170,33 @@ func (i *Inner) Write(b []byte) (int, error) {
 	if len(i.held)+len(b) > maxHeld && i.sendErrno == 0 {
 		i.sendErrno = unix.ENOBUFS
 	}
-	if !i.hold || len(b) > shortRecord {
+	i.written += uint64(length)
+	if !i.hold || len(i.held)+len(b) > maxBatch {
 		b = i.push(b)
 	}
 	if i.sendErrno != 0 {
 		return 0, i.sendErrno
 	}
-	i.held = append(i.held, b...)
+	i.keep(b)
 	return length, nil
+}
+
+// keep holds b behind what is held.
+func (i *Inner) keep(b []byte) {
+	if len(b) > 0 && i.batch == nil {
+		i.batch = batches.Get().(*batch)
+		i.held = i.batch[:0]
+	}
+	i.held = append(i.held, b...)
+}
+
+// sentHeld drops the first n bytes of what is held.
+func (i *Inner) sentHeld(n int) {
+	i.held = i.held[:copy(i.held, i.held[n:])]
+	if len(i.held) == 0 && i.batch != nil {
+		batches.Put(i.batch)
+		i.batch, i.held = nil, nil
+	}
 }
 
 // writeAll is Write before the Socket is made. It raises no SIGPIPE.
@@ -206,6 +234,7 @@ func (i *Inner) writeAll(b []byte) (int, error) {
 // push sends what is held, and b after it, and returns what the socket has not taken of b. All of it is in memory, so that the
 // call does not wait.
 func (i *Inner) push(b []byte) []byte {
+	i.full = false
 	for i.sendErrno == 0 && len(i.held)+len(b) > 0 {
 		i.vectors = [2]Vector{VectorOf(i.held), VectorOf(b)}
 		i.message.Iov = (*unix.Iovec)(unsafe.Pointer(&i.vectors))
@@ -215,10 +244,12 @@ func (i *Inner) push(b []byte) []byte {
 		switch errno {
 		case 0:
 			ofHeld := min(int(n), len(i.held))
-			i.held = i.held[:copy(i.held, i.held[ofHeld:])]
+			i.taken += uint64(n)
+			i.sentHeld(ofHeld)
 			b = b[int(n)-ofHeld:]
 		case unix.EINTR:
 		case unix.EAGAIN:
+			i.full = true
 			return b
 		default:
 			i.sendErrno = errno
@@ -243,11 +274,11 @@ func (i *Inner) setHold(on bool) {
 	i.hold = on
 }
 
-// holding reports whether something is held, and whether that is because the socket did not take it.
-func (i *Inner) holding() (something, full bool) {
+// progress says how many bytes of records there were so far, how many of them the socket has taken, and whether it takes no more.
+func (i *Inner) progress() (written, taken uint64, full bool) {
 	i.sending.Lock()
 	defer i.sending.Unlock()
-	return len(i.held) > 0, len(i.held) > 0 && !(i.hold && len(i.held) <= shortRecord)
+	return i.written, i.taken, i.full
 }
 
 // Close implements net.Conn. It ends a handshake.

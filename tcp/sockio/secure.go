@@ -14,7 +14,7 @@ import (
 // A Socket under TLS. The two directions make no system call of their own then:
 //
 //  1. encrypt makes records of the vectors. Long ones are encrypted straight from where they are; short ones are gathered
-//     first. A record is sent when the socket has taken all of it: until then its bytes do not count.
+//     first. One system call sends several records. The bytes of a record count when the socket has taken all of it.
 //  2. decrypt has crypto/tls put the plaintext straight into long vectors. For short ones a record is decrypted into a buffer,
 //     and copied from there.
 //  3. Application memory is touched by crypto/tls itself only where core/hostmem allows plain copies. Other memory is copied by
@@ -31,8 +31,8 @@ type secure struct {
 	gather  [maxPlaintext]byte
 	sealing []byte // what seal encrypts
 	seal    func()
-	sealErr error  // what seal came to
-	owed    uint64 // bytes in records that are held
+	sealErr error    // what seal came to
+	waiting []record // that the socket has not taken completely, oldest first
 
 	// The receiving direction.
 	writer    hostmem.Copier
@@ -43,6 +43,12 @@ type secure struct {
 	delivered uint64 // bytes that crypto/tls has given
 	opened    int    // what open came to
 	openErr   error
+}
+
+// record is a record that was made, by its plaintext and its place in the stream of records.
+type record struct {
+	bytes uint64
+	end   uint64
 }
 
 const (
@@ -70,34 +76,35 @@ func NewSecure(inner *Inner, conn *tls.Conn, p *Processors) (*Socket, error) {
 	return s, nil
 }
 
-// encrypt is the call of the sending direction. A record that the socket does not take counts in the next call: the caller gives
-// the same bytes again then, and they are not encrypted again.
+// encrypt is the call of the sending direction. Records that the socket does not take count in a later call: the caller gives the
+// same bytes again then, and they are not encrypted again.
 func (c *secure) encrypt() {
 	d := &c.socket.out
 	d.begin()
 	c.reader.Renew()
+	waited := len(c.waiting) > 0
 	all, errno := c.inner.flush()
+	sent := c.left()
 	switch {
 	case errno != 0:
 		d.errno = errno
 		return
-	case !all:
+	case sent > 0:
+		d.n = uintptr(sent)
+		return
+	case waited || !all:
 		d.errno = unix.EAGAIN
 		return
-	case c.owed > 0:
-		d.n, c.owed = uintptr(c.owed), 0
-		return
 	}
-	sealed, sent, err := c.sealAll(d.vectors())
-	if all, errno = c.inner.flush(); all {
-		sent = sealed
-	}
-	d.n, c.owed = uintptr(sent), sealed-sent
+	err := c.sealAll(d.vectors())
+	_, errno = c.inner.flush()
+	sent = c.left()
+	d.n = uintptr(sent)
 	switch {
 	case sent > 0:
 	case errno != 0:
 		d.errno = errno
-	case c.owed > 0:
+	case len(c.waiting) > 0:
 		d.errno = unix.EAGAIN
 	case errors.Is(err, unix.EFAULT):
 		d.errno = unix.EFAULT
@@ -106,29 +113,40 @@ func (c *secure) encrypt() {
 	}
 }
 
-// sealAll makes records of vectors until the socket takes no more. sealed bytes are in records, and sent of them are known to
-// have left.
-func (c *secure) sealAll(v []Vector) (sealed, sent uint64, err error) {
+// sealAll makes records of vectors until the socket takes no more.
+func (c *secure) sealAll(v []Vector) error {
 	at := cursor{rest: v}
+	var sealed uint64
 	for full := false; !full && sealed < maxMoved && at.more(); {
 		n, err := c.layOut(&at)
 		if err != nil {
-			return sealed, sent, err
-		}
-		c.inner.setHold(at.more() && sealed+n < maxMoved)
-		if err := hostmem.Guard(c.seal); err != nil {
-			return sealed, sent, err
-		}
-		if c.sealErr != nil {
-			return sealed, sent, c.sealErr
+			return err
 		}
 		sealed += n
-		something := false
-		if something, full = c.inner.holding(); !something {
-			sent = sealed
+		c.inner.setHold(at.more() && sealed < maxMoved)
+		if err := hostmem.Guard(c.seal); err != nil {
+			return err
 		}
+		if c.sealErr != nil {
+			return c.sealErr
+		}
+		var end uint64
+		end, _, full = c.inner.progress()
+		c.waiting = append(c.waiting, record{n, end})
 	}
-	return sealed, sent, nil
+	return nil
+}
+
+// left takes the records that the socket has taken off the list, and returns how many bytes they have.
+func (c *secure) left() (bytes uint64) {
+	_, taken, _ := c.inner.progress()
+	n := 0
+	for n < len(c.waiting) && c.waiting[n].end <= taken {
+		bytes += c.waiting[n].bytes
+		n++
+	}
+	c.waiting = c.waiting[:copy(c.waiting, c.waiting[n:])]
+	return bytes
 }
 
 // layOut finds the plaintext of the next record.
@@ -255,7 +273,7 @@ func (c *secure) buffers() bool { return len(c.spare) > 0 || c.inner.arrived.who
 
 // end ends the stream to the peer by TLS. It does nothing when the last record has not left completely.
 func (c *secure) end() error {
-	if c.owed > 0 {
+	if len(c.waiting) > 0 {
 		return nil
 	}
 	return c.conn.CloseWrite()

@@ -157,7 +157,7 @@ func TestBytesCountAsSentWhenTheSocketHasTakenTheirRecord(t *testing.T) {
 		require.NoError(t, err)
 		v, sent = Advance(v, n), sent+n
 	}
-	require.Positive(t, a.secure.owed, "the last record was taken in part")
+	require.NotEmpty(t, a.secure.waiting, "the last record was taken in part")
 	before := sent
 	to := tcptest.Mapped(t, len(memory))
 	received := 0
@@ -179,7 +179,30 @@ func TestBytesCountAsSentWhenTheSocketHasTakenTheirRecord(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, again)
 	require.Positive(t, n)
-	require.Zero(t, a.secure.owed)
+	require.Empty(t, a.secure.waiting)
+}
+
+func TestAConnectionHasABatchOnlyWhileItHoldsRecords(t *testing.T) {
+	a, b := secureSockets(t)
+	memory, to := randomBytes(t, maxMoved), tcptest.Mapped(t, maxMoved)
+	received := make(chan error, 1)
+	go func() {
+		var err error
+		for v := []Vector{VectorOf(to)}; len(v) > 0 && err == nil; {
+			var n int
+			n, err = b.Receive(v)
+			v = Advance(v, n)
+		}
+		received <- err
+	}()
+	require.NoError(t, sendAllOf(a, []Vector{VectorOf(memory)}))
+	require.NoError(t, <-received)
+	require.True(t, bytes.Equal(memory, to))
+	require.Nil(t, a.secure.inner.batch)
+	require.Nil(t, a.secure.inner.held)
+	written, taken, full := a.secure.inner.progress()
+	require.Equal(t, written, taken)
+	require.False(t, full)
 }
 
 func TestSecureSocketsHoldMemoryThatIsGoneAgainstItsVectorAlone(t *testing.T) {
