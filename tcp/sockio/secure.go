@@ -180,9 +180,11 @@ func (c *secure) layOut(at *cursor) (length uint64, err error) {
 	return length, nil
 }
 
-// isStraight reports whether crypto/tls may touch the memory itself, and it is worth a record of its own.
+// isStraight reports whether crypto/tls may touch the memory itself, and it is worth a record of its own. Where the memory was not
+// touched lately it brings in what the next records need, too.
 func (c *secure) isStraight(d *direction, copier *hostmem.Copier, base uintptr, length uint64) bool {
-	return length >= straight && (d.ours.Holds(base) || copier.MayTouch(base, min(length, maxPlaintext), d.access))
+	return length >= straight && (d.ours.Holds(base) || copier.MayTouch(base, min(length, maxPlaintext), d.access) ||
+		copier.BringIn(base, min(length, maxMoved), d.access))
 }
 
 func (c *secure) sealOne() { _, c.sealErr = c.conn.Write(c.sealing) }

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
 
 	"github.com/stretchr/testify/require"
@@ -476,11 +477,13 @@ func TestSecureSocketsAllocateNothingOfTheirOwn(t *testing.T) {
 	require.Less(t, allocated, 24.0)
 }
 
+// BenchmarkSockets moves memory that was touched a moment ago, and memory that was not.
 func BenchmarkSockets(b *testing.B) {
 	for _, kind := range []struct {
 		name string
 		make func(testing.TB) (*Socket, *Socket)
-	}{{"plain", sockets}, {"TLS", secureSockets}} {
+		cold bool
+	}{{"plain", sockets, false}, {"TLS", secureSockets, false}, {"plain, cold", sockets, true}, {"TLS, cold", secureSockets, true}} {
 		for _, length := range []int{4 << 10, 64 << 10, 1 << 20} {
 			b.Run(kind.name+"/"+sizeName(length), func(b *testing.B) {
 				x, y := kind.make(b)
@@ -490,6 +493,9 @@ func BenchmarkSockets(b *testing.B) {
 				done := make(chan error, 1)
 				go func() {
 					for range b.N {
+						if kind.cold {
+							hostmem.Forget(AddressOf(to), uint64(length))
+						}
 						for v := []Vector{VectorOf(to)}; len(v) > 0; {
 							n, err := y.Receive(v)
 							if err != nil {
@@ -503,6 +509,9 @@ func BenchmarkSockets(b *testing.B) {
 				}()
 				v := make([]Vector, 1)
 				for range b.N {
+					if kind.cold {
+						hostmem.Forget(AddressOf(from), uint64(length))
+					}
 					v[0] = VectorOf(from)
 					if err := sendAllOf(x, v); err != nil {
 						b.Fatal(err)
