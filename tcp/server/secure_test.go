@@ -141,3 +141,37 @@ func FuzzFirstBytesOfADataConnection(f *testing.F) {
 		require.Equal(t, before, memory)
 	})
 }
+
+// FuzzSessionUnderTLS has an engine with the secret send whatever it likes inside of TLS: a broken hello, or requests. Memory that is
+// not registered stays as it is, and the session ends.
+func FuzzSessionUnderTLS(f *testing.F) {
+	memory := tcptest.Mapped(f, 2*4096)
+	region, private := memory[:4096], memory[4096:]
+	secret := secretOf(f)
+	own, identity := policyOf(f, secret, "require")
+	other, _ := policyOf(f, secret, "require")
+	h := serve(f, Options{Identity: identity, Security: own}, region)
+	hello := (&wire.Hello{Number: 1, Target: identity}).Encode()
+	f.Add(hello)
+	f.Add(hello[:wire.HeaderSize+5])
+	f.Add((&wire.Hello{Number: 1, Ends: 1}).Encode())
+	for _, b := range [][]byte{region[:100], private[:100]} {
+		f.Add(tcptest.ReadV1(b))
+		f.Add(append(tcptest.WriteV2(sockio.AddressOf(b), []byte("some bytes")), tcptest.ReadV2(b)...))
+	}
+	f.Add([]byte{0x16, 3, 1, 2, 0, 1}) // TLS inside of TLS
+	zero := make([]byte, len(private))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h.t = t
+		conn, err := h.dialSecurely(other)
+		require.NoError(t, err)
+		_, _ = conn.Write(b)
+		_ = conn.CloseWrite()
+		if _, err = io.Copy(io.Discard, conn); err != nil {
+			require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
+		}
+		h.waitForSessions(0)
+		require.Equal(t, zero, private)
+		h.logs.TakeAll()
+	})
+}
