@@ -43,6 +43,7 @@ func (s *session) end(cause error) {
 	s.mu.Lock()
 	if s.cause == nil {
 		s.cause = cause
+		close(s.ending)
 	}
 	if s.staged != nil {
 		s.staged.cancel()

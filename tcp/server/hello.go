@@ -90,7 +90,7 @@ func (s *session) accept(h wire.Hello) error {
 func (s *session) endFormer(key connectionKey) bool {
 	ctx, done := context.WithTimeout(s.server.ctx, s.server.options.ProgressTimeout)
 	defer done()
-	return s.server.endSession(ctx, key)
+	return s.server.endSession(ctx, s, key)
 }
 
 // takePermit maps the permit that came with the hello, and reports whether the session copies by it.
@@ -138,8 +138,9 @@ func (v *Server) unlist(s *session) {
 	}
 }
 
-// endSession ends the session of a connection, and returns true when it has ended, or never was.
-func (v *Server) endSession(ctx context.Context, key connectionKey) bool {
+// endSession ends the session of a connection for a session that waits for that, and returns true when it has ended, or never was.
+// It returns false when the session that waits is ended itself: hellos may name each other's connections, and their own.
+func (v *Server) endSession(ctx context.Context, waiting *session, key connectionKey) bool {
 	v.mu.Lock()
 	former := v.numbered[key]
 	v.mu.Unlock()
@@ -150,6 +151,8 @@ func (v *Server) endSession(ctx context.Context, key connectionKey) bool {
 	select {
 	case <-former.over:
 		return true
+	case <-waiting.ending:
+		return false
 	case <-ctx.Done():
 		return false
 	}

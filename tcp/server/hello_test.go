@@ -90,6 +90,31 @@ func TestTheAnswerToAHelloThatEndsAConnectionComesWhenItsSessionHasEnded(t *test
 	require.EqualValues(t, wire.StatusOK, h.dial().Greet(wire.Hello{Number: 100, Ends: 55}).Code, "there was no such connection")
 }
 
+func TestHellosThatWaitForEachOtherEndAtOnce(t *testing.T) {
+	h := serve(t, Options{ProgressTimeout: time.Hour})
+	own := h.dial()
+	own.Send((&wire.Hello{Number: 1, Ends: 1}).Encode())
+	_, err := io.ReadAll(own.Conn)
+	if err != nil {
+		require.ErrorIs(t, err, unix.ECONNRESET)
+	}
+	h.waitForSessions(0)
+
+	a := tcptest.Accelerate(t, staging.Options{BlockSize: 1 << 20, PoolSize: 4 << 20})
+	device := a.Memory(1 << 20)
+	h = serveDevice(a, Options{ProgressTimeout: time.Hour}, device)
+	busy := h.dial() // its session does not end before the copy does
+	busy.Greet(wire.Hello{Number: 1})
+	release := a.HoldCopies()
+	busy.Send(tcptest.WriteV2(sockio.AddressOf(device), tcptest.Pattern(1<<20, 1)))
+	a.WaitForACopy()
+	h.dial().Send((&wire.Hello{Number: 2, Ends: 1}).Encode())
+	h.waitForSessions(2)
+	require.Eventually(t, func() bool { return h.knows(2) }, tcptest.Patience, time.Millisecond)
+	require.EqualValues(t, wire.StatusOK, h.dial().Greet(wire.Hello{Number: 3, Ends: 2}).Code, "one that waits ends at once")
+	release()
+}
+
 func TestNothingOfAnEndedConnectionIsAppliedAfterTheAnswer(t *testing.T) {
 	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, Options{}, memory)

@@ -268,7 +268,7 @@ func FuzzSession(f *testing.F) {
 		wire.PutHeaderByAddress(byAddress[wire.HeaderSize:], wire.Read, uint64(addr), 8, 0)
 		wire.PutHeaderByAddress(byAddress[2*wire.HeaderSize:], wire.Write, uint64(addr), 8, uint64(at))
 		f.Add(byAddress, true)
-		for _, hi := range []wire.Hello{{Number: 1}, {Number: 2, Ends: 1}, {Number: 3, Target: wire.Identity{9}}, {Number: 4, PermitAt: uint64(addr)}, {}} {
+		for _, hi := range []wire.Hello{{Number: 1}, {Number: 2, Ends: 1}, {Number: 2, Ends: 2}, {Number: 3, Target: wire.Identity{9}}, {Number: 4, PermitAt: uint64(addr)}, {}} {
 			greeted := append(hi.Encode(), tcptest.Request(core.Read, true, addr, 8)...)
 			f.Add(greeted, false)
 			f.Add(greeted[:len(greeted)-wire.HeaderSize-1], false)

@@ -76,8 +76,9 @@ type session struct {
 	key  connectionKey // of its hello; the number is 0 without one; under the server's lock
 	over chan struct{} // closed when the session has ended
 
-	mu    sync.Mutex // for goroutines that end the session, and for the sender
-	cause error      // why another goroutine ended it
+	mu     sync.Mutex    // for goroutines that end the session, and for the sender
+	cause  error         // why another goroutine ended it
+	ending chan struct{} // closed when it has a cause
 
 	// Whether the session, or its sender, waits for the peer in the middle of a request, or with an answer owed.
 	waiting, sending atomic.Bool
@@ -94,7 +95,7 @@ type session struct {
 
 func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 	s := &session{
-		server: v, conn: conn, drained: true, turn: newTurn(), over: make(chan struct{}),
+		server: v, conn: conn, drained: true, turn: newTurn(), over: make(chan struct{}), ending: make(chan struct{}),
 		spinner: sockio.Spinner{Contention: &v.options.Processors.Contention, Polling: v.options.Polling},
 		place:   p, began: time.Now(),
 	}

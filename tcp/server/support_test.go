@@ -145,6 +145,13 @@ func (h *harness) waitForLog(message string) observer.LoggedEntry {
 	return found[0]
 }
 
+// knows reports whether there is a session of a connection of the zero origin.
+func (h *harness) knows(number uint64) bool {
+	h.server.mu.Lock()
+	defer h.server.mu.Unlock()
+	return h.server.numbered[connectionKey{number: number}] != nil
+}
+
 // occupy has a connection stay in the middle of a request, so that it does not give way to another one.
 func (h *harness) occupy(c *tcptest.Client, memory []byte) {
 	h.t.Helper()
