@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,10 +25,14 @@ def unavailable(reason: str) -> NoReturn:
 
 
 class Peers:
-    """Starts peers, and ends them all at once: how one ends by itself is for the tests that look at that."""
+    """Starts peers, and ends them all at once: how one ends by itself is for the tests that look at that.
 
-    def __init__(self, logs: Path) -> None:
+    `enter` is a command that runs each of them in place of itself, as in a network namespace.
+    """
+
+    def __init__(self, logs: Path, enter: Sequence[str] = ()) -> None:
         self._logs = logs
+        self._enter = enter
         self._peers: list[Peer] = []
 
     def __call__(self, kind: str = "ours", **settings: str) -> Peer:
@@ -37,11 +42,11 @@ class Peers:
         try:
             if kind == "ours":
                 env = environment({**venvs.ours(), **settings}, ours=True)
-                peer = Peer(label, sys.executable, env, log)
+                peer = Peer(label, sys.executable, env, log, enter=self._enter)
             else:
                 python = venvs.mooncake(kind)
                 env = environment({"MC_FORCE_TCP": "1", **venvs.mooncake_settings(kind), **settings}, ours=False)
-                peer = Peer(label, python, env, log)
+                peer = Peer(label, python, env, log, enter=self._enter)
         except venvs.Unavailable as reason:
             unavailable(str(reason))
         self._peers.append(peer)
