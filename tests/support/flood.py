@@ -2,8 +2,8 @@
 
     python -m support.flood KIND SOURCE HOST HANDSHAKE_PORT DATA_PORT ADDRESS
 
-It connects from the address SOURCE. ADDRESS is where the engine has memory. It prints how many connections it has made, now
-and then.
+It connects from the address SOURCE. ADDRESS is where the engine has memory. It prints how many connections it has made,
+now and then.
 """
 
 from __future__ import annotations
