@@ -35,9 +35,11 @@ func (d *npu) Unbind() error {
 // aclrtMallocHost return memory that is aligned to it.
 const alignment = 64
 
-// Traits: queuing a copy between host and device takes an NPU many times as long as queuing one within the device, even in
-// a batch.
-func (d *npu) Traits() device.Traits { return device.Traits{Alignment: alignment, Gathers: true} }
+// Traits: to queue a copy between host and device is said to take an NPU many times as long as one within the device, even
+// in a batch.
+func (d *npu) Traits() device.Traits {
+	return device.Traits{Alignment: alignment, Ways: device.WaysOf(device.Single, device.Batch, device.Gather), Default: device.Gather}
+}
 
 func (d *npu) Allocate(length uint64) (uintptr, error) {
 	result := C.kvferry_acl_malloc(d.library.acl, C.size_t(length))

@@ -7,6 +7,7 @@ import (
 
 	"kvferry/core/metadata/kv"
 	"kvferry/core/security"
+	"kvferry/core/staging"
 )
 
 //go:generate go test -run ^TestConfigurationGuideIsCurrent$ . -update
@@ -61,6 +62,7 @@ type Config struct {
 	StagingPoolSize         int    // bytes
 	StagingGatherBelow      int    // bytes; 0 is off
 	StagingMinRate          int    // bytes per second; 0 is off
+	DeviceCopy              staging.Copying
 	MaxSessions             int
 	MaxHandshakes           int
 	MaxNotifications        int

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"kvferry/core/staging"
 )
 
 // The kinds of settings: what a text may be, and which field of Config it sets.
@@ -55,6 +57,13 @@ func level() kind {
 			return errors.New("it is not a level")
 		}
 		return nil
+	})
+}
+
+func copying(field func(*Config) *staging.Copying) kind {
+	return single("`auto`, `default`, `single`, `batch`, `gather`, `kernel`", func(c *Config, text string) (err error) {
+		*field(c), err = staging.ParseCopying(text)
+		return err
 	})
 }
 

@@ -12,8 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/device"
 	"kvferry/core/metadata/kv"
 	"kvferry/core/security"
+	"kvferry/core/staging"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -57,7 +59,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
 		MetadataKeepInterval: 10 * time.Second, EtcdLease: 30 * time.Second,
 		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
-		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10, StagingMinRate: 16384,
+		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10, StagingMinRate: 16384, DeviceCopy: staging.Measured,
 		SameHost: true, MaxSessions: 1024, FirstRequestTimeout: 10 * time.Second, MaxHandshakes: 128, MaxNotifications: 65536, MaxNotifyBytes: 64 << 20,
 	}, DefaultConfig())
 }
@@ -80,6 +82,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_ETCD_TLS":              "yes", "KVFERRY_ETCD_USERNAME": "root", "KVFERRY_ETCD_PASSWORD": "door", "KVFERRY_ETCD_LEASE_SECONDS": "19",
 		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0", "KVFERRY_STAGING_MIN_RATE": "21",
+		"KVFERRY_DEVICE_COPY":  "batch",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_FIRST_REQUEST_TIMEOUT_SEC": "20", "KVFERRY_MAX_HANDSHAKES": "13", "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": "14",
 		"KVFERRY_NOTIFY_BYTES":             "1048576",
 		"MC_TCP_MAX_QUEUED_BYTES_PER_PEER": "-1", "MC_NUM_TCP_IO_THREADS": "many", "MC_FORCE_SHM": "",
@@ -106,6 +109,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		MetadataKeepInterval: 18 * time.Second,
 		EtcdTLS:              true, EtcdUsername: "root", EtcdPassword: "door", EtcdLease: 19 * time.Second,
 		AscendCL: "/opt/cann/libascendcl.so", StagingBlockSize: 65536, StagingPoolSize: 262144, StagingMinRate: 21,
+		DeviceCopy:  staging.AlwaysBy(device.Batch),
 		MaxSessions: 12, FirstRequestTimeout: 20 * time.Second, MaxHandshakes: 13, MaxNotifications: 14, MaxNotifyBytes: 1 << 20, Polling: 15 * time.Microsecond,
 		Listen: "10.0.0.1,fd00::1", Allow: "10.0.0.0/8",
 		Security: security.Settings{
@@ -143,6 +147,7 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"KVFERRY_STAGING_BLOCK_SIZE":              {"0", "65535", "65537", "2147483648"},
 		"KVFERRY_STAGING_POOL_SIZE":               {"262143", "-1", "64M"},
 		"KVFERRY_STAGING_GATHER_BELOW":            {"-1", "1073741825"},
+		"KVFERRY_DEVICE_COPY":                     {"fastest", "Batch", "1"},
 		"KVFERRY_MAX_SESSIONS":                    {"0", "65537"},
 		"KVFERRY_MAX_HANDSHAKES":                  {"0"},
 		"KVFERRY_MAX_NOTIFICATIONS":               {"0", "16777217"},

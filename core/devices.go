@@ -33,6 +33,7 @@ func newDevices(runtimes []device.Runtime, name address.Name, c *Config, log *za
 		BlockSize:   uint64(c.StagingBlockSize),
 		PoolSize:    uint64(c.StagingPoolSize),
 		GatherBelow: uint64(c.StagingGatherBelow),
+		Copying:     c.DeviceCopy,
 		Timeout:     c.ProgressTimeout,
 		Log:         log,
 	}}

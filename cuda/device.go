@@ -70,7 +70,10 @@ func (d *gpu) release() error {
 
 // Traits: a batch of copies costs little more than a single one, and copies within the device are not cheaper than those
 // to and from the host.
-func (d *gpu) Traits() device.Traits { return device.Traits{Alignment: 1, Gathers: false, Asks: true} }
+func (d *gpu) Traits() device.Traits {
+	ways := device.WaysOf(device.Single, device.Batch, device.Gather)
+	return device.Traits{Alignment: 1, Ways: ways, Default: device.Batch, Asks: true}
+}
 
 func (d *gpu) Allocate(length uint64) (uintptr, error) {
 	result := C.kvferry_cuda_malloc(d.library.cuda, C.size_t(length))

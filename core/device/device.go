@@ -67,9 +67,11 @@ type Traits struct {
 	// Alignment is a power of two. Both addresses of a copy within the device must be multiples of it.
 	Alignment uintptr
 
-	// Gathers is whether many small blocks are copied faster if they are first gathered on the device, by copies within it, or
-	// scattered there. Otherwise a batch is faster, or one copy for each.
-	Gathers bool
+	// Ways are those in which the device may be able to copy many blocks. Single is always one of them. A way may turn out to be
+	// missing when it is first used: ErrNoBatches, ErrNoKernel.
+	Ways Ways
+	// Default is the way that suits most devices of this kind: it is used where nothing was measured.
+	Default Way
 
 	// Asks is whether Event.Wait with a timeout of 0 takes only microseconds.
 	Asks bool
@@ -115,6 +117,14 @@ type Stream interface {
 	Close() error
 }
 
+// KernelStream is a stream of a device that has the way Kernel.
+type KernelStream interface {
+	Stream
+	// CopyKernel queues a kernel that makes the copies, in no order. It fails with ErrNoKernel if the device cannot run it. After
+	// another error, any of them may have been queued.
+	CopyKernel(kind Kind, copies []Copy) error
+}
+
 // Event is recorded in a stream and waited for, any number of times. Wait is called after Record, perhaps on another thread.
 type Event interface {
 	// Wait sleeps until the event has happened. done is false when that takes longer than the timeout. An error means that work
@@ -126,3 +136,6 @@ type Event interface {
 
 // ErrNoBatches is the error of CopyBatch where it is not supported.
 var ErrNoBatches = errors.New("the device's library copies no batches")
+
+// ErrNoKernel is the error of CopyKernel where the device does not run the kernel.
+var ErrNoKernel = errors.New("the device does not run the copying kernel")

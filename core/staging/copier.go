@@ -66,6 +66,10 @@ func newCopier(d device.Device, name string, dir Direction, o Options) *copier {
 	c.pool = newPool(c.name, o)
 	c.pool.ask = c.ask
 	c.work.L, c.rest.L = &c.mu, &c.mu
+	if way, fixed := o.Copying.Fixed(); fixed && !d.Traits().Ways.Has(way) {
+		c.log.Warn("the device cannot copy blocks in the way that is set",
+			zap.String("device", c.name), zap.Stringer("set", way), zap.Stringer("can", d.Traits().Ways))
+	}
 	return c
 }
 

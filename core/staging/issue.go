@@ -1,7 +1,6 @@
 package staging
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -53,8 +52,7 @@ func (c *copier) issue(j *issued) (err error) {
 	}
 	j.queued = true
 	err = c.copy(j.job.Moves)
-	if errors.Is(err, device.ErrNoBatches) {
-		c.planner.batches = false
+	for err != nil && c.planner.ways.lose(err) {
 		err = c.copy(j.job.Moves)
 	}
 	if err != nil {
@@ -139,11 +137,11 @@ func (c *copier) makeGather() bool {
 }
 
 func (c *copier) call(s *step) error {
-	if s.batch {
-		if err := c.stream.CopyBatch(s.kind, s.copies); err != nil {
-			return fmt.Errorf("%s: a batch of %d copies %v: %w", c.name, len(s.copies), s.kind, err)
+	if s.way != device.Single {
+		if err := copyTogether(c.stream, s); err != nil {
+			return fmt.Errorf("%s: a %v of %d copies %v: %w", c.name, s.way, len(s.copies), s.kind, err)
 		}
-		c.counters.batches.Add(1)
+		c.counters.together[s.way].Add(1)
 		return nil
 	}
 	issued, err := c.stream.Copy(s.kind, s.copies)
@@ -153,4 +151,16 @@ func (c *copier) call(s *step) error {
 		return fmt.Errorf("%s: copying %d bytes %v, from %#x to %#x: %w", c.name, failed.Length, s.kind, failed.Src, failed.Dst, err)
 	}
 	return nil
+}
+
+// copyTogether makes the call of a step whose way is not Single.
+func copyTogether(stream device.Stream, s *step) error {
+	if s.way == device.Batch {
+		return stream.CopyBatch(s.kind, s.copies)
+	}
+	kernels, able := stream.(device.KernelStream)
+	if !able {
+		return device.ErrNoKernel
+	}
+	return kernels.CopyKernel(s.kind, s.copies)
 }

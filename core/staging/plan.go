@@ -1,43 +1,35 @@
 package staging
 
 import (
-	"math"
 	"slices"
 
 	"kvferry/core/device"
 )
 
-// planner decides how the moves of a job are copied, from their sizes and addresses alone.
-//
-// A copy between host and device takes an NPU some 10 to 20 us to queue, for any length; at 25 GB/s, 250 to 500 KB are copied in
-// that time. A copy within the device takes some 2 us. So n small moves, copied one by one, take n*15 us and the time of their
-// bytes; gathered, they take n*2 us and once 15 us: seven times less for many blocks of 4 KiB. For a GPU both kinds of copies take
-// the same time, and those of a batch a fraction of it. device.Traits describe a device. The rules:
+// planner decides how the moves of a job are copied, from their sizes and addresses, and from what is known of the device.
+// It is the one place where that is decided. The rules:
 //
 //  1. Moves that follow each other on the device and in the lease are joined.
-//  2. A move of at least `below` bytes is copied by itself, and so is a single small one. On a device that does not gather, every
-//     move counts as small.
-//  3. Small moves are gathered, on a device that gathers. Out: they are copied into the gather block, device memory as long
-//     as a staging block, and lie there as in the lease; then each group of them that has no gaps goes to the host at once.
-//     In: each group goes to the gather block at once, and is scattered from there.
-//  4. Small moves that are not gathered are copied in one batch, if the runtime has batches and there are two or more of them. The
-//     copies of a batch have no order, so there is no batch if destinations overlap. With AscendCL gathering is better than a
-//     batch, which makes its copies one by one and saves only the calls.
+//  2. Each move gets a way: see ways. A single move that is not copied by itself is copied by itself all the same.
+//  3. Gather. Out: moves are copied into the gather block, device memory as long as a staging block, and lie there as in the
+//     lease; then each group of them that has no gaps goes to the host at once. In: each group goes to the gather block at
+//     once, and is scattered from there. A move of `below` bytes or more is not gathered.
+//  4. Batch and Kernel: all moves of the way are one step. Its copies have no order, so there is no such step if destinations
+//     overlap. Moves that cannot be gathered are copied in such a step, too, if there are two or more of them.
 //  5. Copies within the device need both addresses aligned. place arranges that: an address in the lease and that on
 //     the device differ by a multiple of the alignment, and no two moves share an aligned unit of the lease. Out, the
 //     bytes before an unaligned move, up to its aligned unit, are gathered with it: allocations begin aligned, so they
 //     can be read, and they end in bytes that place has skipped. In, the device has no such unused bytes: an unaligned move is
-//     copied by itself. So is a move that was not placed in this way.
+//     not gathered. Neither is a move that was not placed in this way.
 //  6. Gaps in a group: Out, less than an aligned unit, since the gap is overwritten. In, less than `below`: to copy these bytes for
 //     nothing takes less time than another copy.
 //  7. Out, if destinations overlap, moves are copied one by one in their order. In, gathered moves and others are
 //     written in the order of the moves anyway.
 type planner struct {
 	dir       Direction
-	below     uint64
+	below     uint64  // 0: all moves are copied by themselves
 	alignment uintptr // a power of two
-	gathers   bool    // small moves
-	batches   bool    // the runtime has them
+	ways      ways
 	gather    uintptr // the gather block; 0 if there is none
 	capacity  uint64  // size of the gather block in bytes
 
@@ -55,28 +47,27 @@ type planner struct {
 }
 
 func newPlanner(dir Direction, traits device.Traits, o Options) planner {
-	p := planner{dir: dir, below: o.GatherBelow, alignment: traits.Alignment, gathers: traits.Gathers, batches: true, capacity: o.BlockSize}
-	if !p.gathers && p.below > 0 {
-		p.below = math.MaxUint64
+	return planner{
+		dir: dir, below: o.GatherBelow, alignment: traits.Alignment, ways: newWays(traits, o), capacity: o.BlockSize,
 	}
-	return p
 }
 
 // planned is a move, joined with those that follow it without a gap.
 type planned struct {
 	Move
-	group int32 // index of the group that it is gathered with, or alone or batched
+	way   device.Way
+	group int32 // index of the group that it is gathered with, or alone or together
 }
 
 const (
-	alone   = -1 // copied by itself
-	batched = -2
+	alone    = -1 // copied by itself
+	together = -2 // in a step of all moves of its way
 )
 
 // step is a call of the stream.
 type step struct {
 	kind   device.Kind
-	batch  bool
+	way    device.Way // Single, Batch or Kernel
 	copies []device.Copy
 }
 
@@ -94,13 +85,14 @@ func (p *planner) plan(moves []Move) []step {
 	p.join(moves)
 	p.groups, p.copies, p.steps = p.groups[:0], slices.Grow(p.copies[:0], 2*len(p.moves)), p.steps[:0]
 	p.wanted, p.gathered = false, 0
-	overlap := (p.dir == Out || p.batches) && p.overlap()
-	if p.countSmall() > 1 {
-		if p.gathers && (p.dir == In || !overlap) {
+	if p.assign() > 1 {
+		overlap := p.overlap()
+		if p.dir == In || !overlap {
 			p.group()
 		}
-		if p.batches && !overlap {
-			p.planBatch()
+		if !overlap {
+			p.planTogether(device.Kernel)
+			p.planTogether(device.Batch)
 		}
 	}
 	if p.dir == Out {
@@ -124,44 +116,48 @@ func (p *planner) join(moves []Move) {
 				continue
 			}
 		}
-		p.moves = append(p.moves, planned{m, alone})
+		p.moves = append(p.moves, planned{m, device.Single, alone})
 	}
 }
 
 // end is the first address after the move in the lease.
 func (m *Move) end() uintptr { return m.Block + uintptr(m.Length) }
 
-func (p *planner) small(m *planned) bool { return m.Length < p.below }
-
-func (p *planner) countSmall() int {
-	n := 0
+// assign gives each move its way, and returns how many are not to be copied by themselves.
+func (p *planner) assign() (others int) {
+	if p.below == 0 {
+		return 0
+	}
+	p.ways.begin(p.moves)
 	for i := range p.moves {
-		if p.small(&p.moves[i]) {
-			n++
+		m := &p.moves[i]
+		if m.way = p.ways.of(m.Length, m.Length < p.below); m.way != device.Single {
+			others++
 		}
 	}
-	return n
+	return others
 }
 
-// planBatch plans a batch of the small moves that are not gathered. It is the first step: if the device turns out to have no
-// batches, nothing is queued yet.
-func (p *planner) planBatch() {
+// planTogether plans a step of the moves of a way. These are the first steps: if the device turns out to lack the way,
+// nothing is queued yet but copies that may be made again.
+func (p *planner) planTogether(way device.Way) {
 	n := 0
 	for i := range p.moves {
-		if m := &p.moves[i]; p.small(m) && m.group == alone {
+		if m := &p.moves[i]; m.way == way && m.group == alone {
 			n++
 		}
 	}
 	if n < 2 {
 		return
 	}
+	first := len(p.copies)
 	for i := range p.moves {
-		if m := &p.moves[i]; p.small(m) && m.group == alone {
-			m.group = batched
-			p.add(p.dir.kind(), p.direct(m))
+		if m := &p.moves[i]; m.way == way && m.group == alone {
+			m.group = together
+			p.copies = append(p.copies, p.direct(m))
 		}
 	}
-	p.steps[0].batch = true
+	p.steps = append(p.steps, step{kind: p.dir.kind(), way: way, copies: p.copies[first:]})
 }
 
 // planOut gathers, and then copies the groups and the single moves to the host.
@@ -211,7 +207,7 @@ func (p *planner) direct(m *planned) device.Copy {
 // add adds a copy to the plan: to its last call, if that is of the same kind.
 func (p *planner) add(kind device.Kind, c device.Copy) {
 	p.copies = append(p.copies, c) // within its capacity, so that steps can hold parts of it
-	if n := len(p.steps); n > 0 && p.steps[n-1].kind == kind && !p.steps[n-1].batch {
+	if n := len(p.steps); n > 0 && p.steps[n-1].kind == kind && p.steps[n-1].way == device.Single {
 		last := &p.steps[n-1]
 		last.copies = last.copies[:len(last.copies)+1]
 		return

@@ -3,9 +3,11 @@ package staging
 import (
 	"cmp"
 	"slices"
+
+	"kvferry/core/device"
 )
 
-// Which small moves are gathered together. See planner.
+// Which moves are gathered together. See planner.
 
 // group is a stretch of the lease whose moves are gathered.
 type group struct {
@@ -45,7 +47,7 @@ func (p *planner) pad(m *planned) uintptr { return m.Block % p.alignment }
 // fits reports whether a move can be gathered. The first one that can sets the base.
 func (p *planner) fits(m *planned, before uintptr) bool {
 	pad := p.pad(m)
-	if !p.small(m) || m.Device%p.alignment != pad {
+	if m.way != device.Gather || m.Device%p.alignment != pad {
 		return false
 	}
 	if p.dir == In && pad != 0 || p.dir == Out && m.Block-pad < before {
@@ -67,11 +69,14 @@ func (p *planner) bridges(m *planned) bool {
 	return start < end || start-end < limit
 }
 
-// dissolve removes groups of one move, and all groups if there is no gather block. Their moves are copied by themselves.
+// dissolve removes groups of one move, and all groups if there is no gather block. Their moves, and those that did not fit, get
+// another way.
 func (p *planner) dissolve() {
 	for i := range p.moves {
 		m := &p.moves[i]
 		switch {
+		case m.way != device.Gather:
+			continue
 		case m.group == alone:
 		case p.groups[m.group].moves == 1:
 			m.group = alone
@@ -79,7 +84,9 @@ func (p *planner) dissolve() {
 			m.group, p.wanted = alone, true
 		default:
 			p.gathered++
+			continue
 		}
+		m.way = p.ways.instead(m.Length)
 	}
 	p.groups = slices.DeleteFunc(p.groups, func(g group) bool { return g.moves == 1 || p.gather == 0 })
 }

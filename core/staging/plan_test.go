@@ -25,18 +25,22 @@ const (
 )
 
 func testPlanner(dir Direction) *planner {
-	p := newPlanner(dir, device.Traits{Alignment: testAlignment, Gathers: true}, Options{GatherBelow: testBelow, BlockSize: testCapacity})
-	p.batches, p.gather = false, gatherAt
+	traits := device.Traits{Alignment: testAlignment, Ways: device.WaysOf(device.Single, device.Gather), Default: device.Gather}
+	p := newPlanner(dir, traits, Options{GatherBelow: testBelow, BlockSize: testCapacity})
+	p.gather = gatherAt
 	return &p
 }
+
+// with adds a way to those of the device.
+func (p *planner) with(way device.Way) { p.ways.able |= device.WaysOf(way) }
 
 // show writes a plan as its calls: "within 2" is a call for two copies within the device.
 func show(steps []step) string {
 	var calls []string
 	for _, s := range steps {
 		name := [...]string{"in", "out", "within"}[s.kind]
-		if s.batch {
-			name = "batch"
+		if s.way != device.Single {
+			name = s.way.String()
 		}
 		calls = append(calls, fmt.Sprintf("%s %d", name, len(s.copies)))
 	}
@@ -94,7 +98,8 @@ func TestPlans(t *testing.T) {
 			out, in := testPlanner(Out), testPlanner(In)
 			require.Equal(t, c.out, show(out.plan(c.moves)))
 			require.Equal(t, c.in, show(in.plan(c.moves)))
-			out.batches, in.batches = true, true
+			out.with(device.Batch)
+			in.with(device.Batch)
 			require.Equal(t, c.outBatch, show(out.plan(c.moves)))
 			require.Equal(t, c.inBatch, show(in.plan(c.moves)))
 		})
@@ -103,7 +108,8 @@ func TestPlans(t *testing.T) {
 
 // batchingPlanner is of a device that does not gather.
 func batchingPlanner(dir Direction, below uint64) *planner {
-	p := newPlanner(dir, device.Traits{Alignment: 1}, Options{GatherBelow: below, BlockSize: testCapacity})
+	traits := device.Traits{Alignment: 1, Ways: device.WaysOf(device.Single, device.Batch), Default: device.Batch}
+	p := newPlanner(dir, traits, Options{GatherBelow: below, BlockSize: testCapacity})
 	return &p
 }
 
@@ -124,7 +130,7 @@ func TestADeviceThatDoesNotGatherCopiesWholeJobsInBatches(t *testing.T) {
 			p := batchingPlanner(dir, testBelow)
 			shown := strings.ReplaceAll(show(p.plan(c.moves)), "in", "out")
 			require.Equal(t, c.want, shown, c.name)
-			p.batches = false
+			p.ways.lose(device.ErrNoBatches)
 			require.Equal(t, c.noBatches, strings.ReplaceAll(show(p.plan(c.moves)), "in", "out"), c.name)
 			require.False(t, p.wanted, "a gather block")
 		}
@@ -200,7 +206,7 @@ func (m *memories) at(addr uintptr, length uint64) []byte {
 func (m *memories) do(t *testing.T, steps []step, r *rand.Rand) {
 	for _, s := range steps {
 		copies := slices.Clone(s.copies)
-		if s.batch {
+		if s.way != device.Single {
 			r.Shuffle(len(copies), func(i, j int) { copies[i], copies[j] = copies[j], copies[i] })
 		}
 		for _, c := range copies {
@@ -290,15 +296,19 @@ func TestPlansDoWhatTheMovesSay(t *testing.T) {
 		moves := randomMoves(r)
 		for _, dir := range []Direction{Out, In} {
 			p := testPlanner(dir)
-			p.gathers = r.IntN(4) > 0
-			p.batches = r.IntN(3) == 0
+			if r.IntN(4) == 0 {
+				p.ways.prefer = device.Batch
+			}
+			if r.IntN(3) == 0 {
+				p.with(device.Batch)
+			}
 			before := newMemories(source)
 			want, got := before.clone(), before.clone()
 			want.naively(dir, moves)
 			steps := p.plan(moves)
 			got.do(t, steps, r)
 			gathered += p.gathered
-			if len(steps) > 0 && steps[0].batch {
+			if len(steps) > 0 && steps[0].way == device.Batch {
 				batches++
 			}
 			require.Equal(t, want.device, got.device, "seed %d", seed)

@@ -21,7 +21,8 @@ import (
 type Options struct {
 	BlockSize   uint64        // bytes of a staging block: a multiple of Granule
 	PoolSize    uint64        // bytes of all blocks of the device, both directions together; each direction has one block at least
-	GatherBelow uint64        // moves of fewer bytes are gathered, on devices that gather; 0 turns off gathering and batches
+	GatherBelow uint64        // moves of fewer bytes may be gathered; 0: each move is copied by itself
+	Copying     Copying       // how moves are copied
 	Timeout     time.Duration // for the copies of one job, more than 0; after that the device counts as stuck
 	Log         *zap.Logger
 }

@@ -14,6 +14,7 @@ type Stats struct {
 	Copies   uint64 // between host and device, each queued by itself
 	Within   uint64 // copies within the device
 	Batches  uint64 // calls that queued many copies at once
+	Kernels  uint64 // kernels that made many copies
 	Gathered uint64 // moves that were gathered or scattered
 	Blocks   int    // made
 	Waits    uint64 // how often an account had to wait for a lease
@@ -28,8 +29,9 @@ func (d *Device) Stats(dir Direction) Stats {
 }
 
 type counters struct {
-	jobs, failed, bytes, batches, gathered atomic.Uint64
-	copies                                 [3]atomic.Uint64 // by device.Kind
+	jobs, failed, bytes, gathered atomic.Uint64
+	copies                        [3]atomic.Uint64               // by device.Kind
+	together                      [device.WayCount]atomic.Uint64 // calls, by way
 }
 
 func (c *counters) count(j *Job) {
@@ -43,7 +45,8 @@ func (c *counters) count(j *Job) {
 
 func (c *counters) stats(dir Direction) Stats {
 	return Stats{
-		Jobs: c.jobs.Load(), Failed: c.failed.Load(), Bytes: c.bytes.Load(), Batches: c.batches.Load(),
+		Jobs: c.jobs.Load(), Failed: c.failed.Load(), Bytes: c.bytes.Load(),
+		Batches: c.together[device.Batch].Load(), Kernels: c.together[device.Kernel].Load(),
 		Copies: c.copies[dir.kind()].Load(), Within: c.copies[device.WithinDevice].Load(), Gathered: c.gathered.Load(),
 	}
 }
