@@ -119,6 +119,16 @@ int kvferry_acl_synchronize_event(const struct acl *acl, uintptr_t event, int32_
     return acl->aclrtSynchronizeEventWithTimeout((void *)event, timeout);
 }
 
+struct acl_elapsed kvferry_acl_elapsed(const struct acl *acl, uintptr_t from, uintptr_t to)
+{
+    struct acl_elapsed elapsed = {ACL_UNSUPPORTED, 0};
+
+    if (acl->aclrtEventElapsedTime != NULL) {
+        elapsed.code = acl->aclrtEventElapsedTime(&elapsed.milliseconds, (void *)from, (void *)to);
+    }
+    return elapsed;
+}
+
 struct acl_progress kvferry_acl_copy(const struct acl *acl, int kind, const struct acl_copy *copies, size_t count,
                                      uintptr_t stream)
 {
@@ -141,14 +151,19 @@ struct acl_progress kvferry_acl_copy_batch(const struct acl *acl, int kind, uint
 {
     struct acl_location host = {0, ACL_MEMORY_HOST}, own = {device, ACL_MEMORY_DEVICE};
     struct acl_batch_attributes attributes = {host, own, {0}};
-    struct acl_progress progress = {ACL_SUCCESS, SIZE_MAX};
+    struct acl_progress progress = {ACL_UNSUPPORTED, SIZE_MAX};
     size_t start = 0; /* of the only attributes: they are those of all copies */
 
     if (kind == ACL_HOST_TO_DEVICE) {
         attributes.to = own;
         attributes.from = host;
     }
-    progress.code = acl->aclrtMemcpyBatchAsync((void **)to, lengths, (void **)from, lengths, count, &attributes, &start,
-                                               1, &progress.index, (void *)stream);
+    if (acl->aclrtMemcpyBatchAsync != NULL) {
+        progress.code = acl->aclrtMemcpyBatchAsync((void **)to, lengths, (void **)from, lengths, count, &attributes,
+                                                   &start, 1, &progress.index, (void *)stream);
+    } else if (acl->aclrtMemcpyBatchAsyncV2 != NULL) {
+        progress.code = acl->aclrtMemcpyBatchAsyncV2((void **)to, lengths, (void **)from, lengths, count, &attributes,
+                                                     &start, 1, (void *)stream);
+    }
     return progress;
 }

@@ -78,10 +78,15 @@ struct acl_batch_attributes {
              (void **to, size_t *rooms, void **from, size_t *lengths, size_t count,                                   \
               struct acl_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,              \
               size_t *failed, void *stream))                                                                          \
+    OPTIONAL(int, aclrtMemcpyBatchAsyncV2,                                                                            \
+             (void **to, size_t *rooms, void **from, size_t *lengths, size_t count,                                   \
+              struct acl_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,              \
+              void *stream))                                                                                          \
     REQUIRED(int, aclrtCreateEvent, (void **out))                                                                     \
     REQUIRED(int, aclrtDestroyEvent, (void *event))                                                                   \
     REQUIRED(int, aclrtRecordEvent, (void *event, void *stream))                                                      \
-    OPTIONAL(int, aclrtSynchronizeEventWithTimeout, (void *event, int32_t timeout))
+    OPTIONAL(int, aclrtSynchronizeEventWithTimeout, (void *event, int32_t timeout))                                    \
+    OPTIONAL(int, aclrtEventElapsedTime, (float *milliseconds, void *from, void *to))
 
 /* One library's functions. An optional one that it lacks is NULL. */
 struct acl {
@@ -112,6 +117,12 @@ struct acl_result {
     uintptr_t value;
 };
 
+/* The result of asking for the time between two events. */
+struct acl_elapsed {
+    int code;
+    float milliseconds;
+};
+
 /* The result of a list of copies: an error is about the copy with that index. */
 struct acl_progress {
     int code;
@@ -140,11 +151,17 @@ int kvferry_acl_destroy_event(const struct acl *acl, uintptr_t event);
 int kvferry_acl_record_event(const struct acl *acl, uintptr_t event, uintptr_t stream);
 int kvferry_acl_synchronize_event(const struct acl *acl, uintptr_t event, int32_t timeout);
 
+/* Both events have happened, and were recorded in the same stream. ACL_UNSUPPORTED where the library cannot say. */
+struct acl_elapsed kvferry_acl_elapsed(const struct acl *acl, uintptr_t from, uintptr_t to);
+
 /* Queues the copies one by one, up to the first that fails. */
 struct acl_progress kvferry_acl_copy(const struct acl *acl, int kind, const struct acl_copy *copies, size_t count,
                                      uintptr_t stream);
 
-/* Queues count copies, at least one, in one call. index is SIZE_MAX where the error is about none of them. */
+/*
+ * Queues count copies, at least one, in one call: ACL_UNSUPPORTED where the library has no such call. index is SIZE_MAX where
+ * the error is about none of them, or AscendCL does not say.
+ */
 struct acl_progress kvferry_acl_copy_batch(const struct acl *acl, int kind, uintptr_t *to, uintptr_t *from,
                                            size_t *lengths, size_t count, uint32_t device, uintptr_t stream);
 

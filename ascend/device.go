@@ -4,8 +4,11 @@ package ascend
 import "C"
 
 import (
+	"time"
+
 	"kvferry/core/device"
 	"kvferry/core/status"
+	"kvferry/internal/driver"
 )
 
 // npu is one device. Threads that have set the same device share its default context; this package uses no other.
@@ -65,6 +68,18 @@ func (d *npu) NewStream() (device.Stream, error) {
 		return nil, err
 	}
 	return &stream{npu: d, handle: result.value}, nil
+}
+
+var _ device.Timer = (*npu)(nil)
+
+func (d *npu) Tables() *device.Tables { return d.library.tables.Of(d.index) }
+
+// NewTimedEvent: events of aclrtCreateEvent have times.
+func (d *npu) NewTimedEvent() (device.Event, error) { return d.NewEvent() }
+
+func (d *npu) Elapsed(from, to device.Event) (time.Duration, error) {
+	elapsed := C.kvferry_acl_elapsed(d.library.acl, from.(*event).handle, to.(*event).handle)
+	return driver.Milliseconds(float32(elapsed.milliseconds)), d.failed(elapsed.code, status.Context, "aclrtEventElapsedTime()")
 }
 
 func (d *npu) NewEvent() (device.Event, error) {

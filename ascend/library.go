@@ -22,6 +22,8 @@ type library struct {
 	mu    sync.Mutex
 	ready bool // initialised, and count is known
 	count int  // of devices that the process may use
+
+	tables driver.Tables
 }
 
 func use(handle dl.Library) (driver.Library, error) {

@@ -77,7 +77,7 @@ func firstUnaligned(copies []device.Copy) int {
 // CopyBatch queues the copies in one call, or in several where AscendCL takes fewer at once. After an error other than
 // ErrNoBatches, some of them may be queued: CANN queues single copies where the device has no batches.
 func (s *stream) CopyBatch(kind device.Kind, copies []device.Copy) error {
-	if s.npu.library.acl.aclrtMemcpyBatchAsync == nil || kind == device.WithinDevice {
+	if kind == device.WithinDevice {
 		return device.ErrNoBatches
 	}
 	for some := range slices.Chunk(copies, batchLimit) {

@@ -138,10 +138,10 @@ int kvferry_cuda_synchronize_stream(const struct cuda *cuda, uintptr_t stream)
     return cuda->cuStreamSynchronize((void *)stream);
 }
 
-struct cuda_result kvferry_cuda_create_event(const struct cuda *cuda)
+struct cuda_result kvferry_cuda_create_event(const struct cuda *cuda, unsigned int flags)
 {
     void *event = NULL;
-    int code = cuda->cuEventCreate(&event, CUDA_EVENT_DISABLE_TIMING);
+    int code = cuda->cuEventCreate(&event, flags);
 
     return result_of(code, event);
 }
@@ -159,6 +159,16 @@ int kvferry_cuda_record_event(const struct cuda *cuda, uintptr_t event, uintptr_
 int kvferry_cuda_query_event(const struct cuda *cuda, uintptr_t event)
 {
     return cuda->cuEventQuery((void *)event);
+}
+
+struct cuda_elapsed kvferry_cuda_elapsed(const struct cuda *cuda, uintptr_t from, uintptr_t to)
+{
+    struct cuda_elapsed elapsed = {CUDA_NOT_SUPPORTED, 0};
+
+    if (cuda->cuEventElapsedTime != NULL) {
+        elapsed.code = cuda->cuEventElapsedTime(&elapsed.milliseconds, (void *)from, (void *)to);
+    }
+    return elapsed;
 }
 
 const char *kvferry_cuda_error_name(const struct cuda *cuda, int error)

@@ -31,7 +31,7 @@ enum {
 /* Flags of cuMemHostAlloc, cuStreamCreate and cuEventCreate. */
 enum { CUDA_PINNED_PORTABLE = 1 };     /* page-locked for all contexts */
 enum { CUDA_STREAM_NON_BLOCKING = 1 }; /* has no order with the stream 0 of the application */
-enum { CUDA_EVENT_DISABLE_TIMING = 2 };
+enum { CUDA_EVENT_TIMED = 0, CUDA_EVENT_DISABLE_TIMING = 2 };
 
 /* CUstreamCaptureStatus. */
 enum { CUDA_CAPTURES_NOTHING = 0 };
@@ -102,7 +102,8 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuEventCreate, (void **out, unsigned int flags))                                                    \
     REQUIRED(int, cuEventDestroy_v2, (void *event))                                                                   \
     REQUIRED(int, cuEventRecord, (void *event, void *stream))                                                         \
-    REQUIRED(int, cuEventQuery, (void *event))
+    REQUIRED(int, cuEventQuery, (void *event))                                                                        \
+    OPTIONAL(int, cuEventElapsedTime, (float *milliseconds, void *from, void *to))
 
 /* One library's functions. An optional one that it lacks is NULL. */
 struct cuda {
@@ -139,6 +140,12 @@ struct cuda_progress {
     size_t index;
 };
 
+/* The result of asking for the time between two events. */
+struct cuda_elapsed {
+    int code;
+    float milliseconds;
+};
+
 /* CUDA's answer about an address; zeros for memory that it does not know. */
 struct cuda_attributes {
     unsigned int memory_type, managed;
@@ -167,10 +174,13 @@ int kvferry_cuda_free_host(const struct cuda *cuda, uintptr_t memory);
 struct cuda_result kvferry_cuda_create_stream(const struct cuda *cuda);
 int kvferry_cuda_destroy_stream(const struct cuda *cuda, uintptr_t stream);
 int kvferry_cuda_synchronize_stream(const struct cuda *cuda, uintptr_t stream);
-struct cuda_result kvferry_cuda_create_event(const struct cuda *cuda);
+struct cuda_result kvferry_cuda_create_event(const struct cuda *cuda, unsigned int flags);
 int kvferry_cuda_destroy_event(const struct cuda *cuda, uintptr_t event);
 int kvferry_cuda_record_event(const struct cuda *cuda, uintptr_t event, uintptr_t stream);
 int kvferry_cuda_query_event(const struct cuda *cuda, uintptr_t event);
+
+/* Both events are timed ones, and have happened. CUDA_NOT_SUPPORTED where the driver cannot say. */
+struct cuda_elapsed kvferry_cuda_elapsed(const struct cuda *cuda, uintptr_t from, uintptr_t to);
 
 /* The context of a stream, and its CUstreamCaptureStatus: CUDA_CAPTURES_NOTHING where the driver cannot say. */
 struct cuda_result kvferry_cuda_stream_context(const struct cuda *cuda, uintptr_t stream);

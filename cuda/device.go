@@ -6,9 +6,11 @@ import "C"
 import (
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"kvferry/core/device"
 	"kvferry/core/status"
+	"kvferry/internal/driver"
 )
 
 // gpu is one device. Its streams, events and memory are made in its primary context, which the application's CUDA runtime
@@ -102,7 +104,7 @@ func (d *gpu) NewStream() (device.Stream, error) {
 		return nil, errors.Join(err, d.release())
 	}
 	s := &stream{gpu: d, handle: result.value}
-	drained, err := d.newEvent()
+	drained, err := d.newEvent(C.CUDA_EVENT_DISABLE_TIMING)
 	if err != nil {
 		return nil, errors.Join(err, s.destroy())
 	}
@@ -111,15 +113,32 @@ func (d *gpu) NewStream() (device.Stream, error) {
 }
 
 func (d *gpu) NewEvent() (device.Event, error) {
-	e, err := d.newEvent()
+	e, err := d.newEvent(C.CUDA_EVENT_DISABLE_TIMING)
 	if err != nil {
 		return nil, err
 	}
 	return e, nil
 }
 
-func (d *gpu) newEvent() (*event, error) {
-	result := C.kvferry_cuda_create_event(d.library.cuda)
+var _ device.Timer = (*gpu)(nil)
+
+func (d *gpu) Tables() *device.Tables { return d.library.tables.Of(d.index) }
+
+func (d *gpu) NewTimedEvent() (device.Event, error) {
+	e, err := d.newEvent(C.CUDA_EVENT_TIMED)
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (d *gpu) Elapsed(from, to device.Event) (time.Duration, error) {
+	elapsed := C.kvferry_cuda_elapsed(d.library.cuda, from.(*event).handle, to.(*event).handle)
+	return driver.Milliseconds(float32(elapsed.milliseconds)), d.failed(elapsed.code, status.Context, "cuEventElapsedTime()")
+}
+
+func (d *gpu) newEvent(flags C.uint) (*event, error) {
+	result := C.kvferry_cuda_create_event(d.library.cuda, flags)
 	if err := d.failed(result.code, status.Context, "cuEventCreate()"); err != nil {
 		return nil, err
 	}

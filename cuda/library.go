@@ -14,7 +14,10 @@ import (
 )
 
 // library is an opened CUDA driver.
-type library struct{ cuda *C.struct_cuda }
+type library struct {
+	cuda   *C.struct_cuda
+	tables driver.Tables
+}
 
 func use(handle dl.Library) (driver.Library, error) {
 	table, err := handle.Table(C.sizeof_struct_cuda, symbols)

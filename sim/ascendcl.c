@@ -5,6 +5,7 @@
 #include "event.h"
 #include "submit.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define CALLS(CALL)                                                                                                \
@@ -14,7 +15,8 @@
     CALL(aclrtMemcpy) CALL(aclrtMemcpyAsync) CALL(aclrtMemcpyBatchAsync) CALL(aclrtCreateStream)                   \
     CALL(aclrtDestroyStream) CALL(aclrtSynchronizeStream) CALL(aclrtSynchronizeStreamWithTimeout)                  \
     CALL(aclrtCreateEvent) CALL(aclrtDestroyEvent) CALL(aclrtRecordEvent) CALL(aclrtStreamWaitEvent)               \
-    CALL(aclrtSynchronizeEvent) CALL(aclrtSynchronizeEventWithTimeout) CALL(aclrtQueryEventStatus)
+    CALL(aclrtSynchronizeEvent) CALL(aclrtSynchronizeEventWithTimeout) CALL(aclrtQueryEventStatus)                  \
+    CALL(aclrtMemcpyBatchAsyncV2) CALL(aclrtMemcpy2dAsync) CALL(aclrtEventElapsedTime)
 
 #define NUMBER_OF(name) CALL_##name,
 #define NAME_OF(name) #name,
@@ -44,6 +46,8 @@ static const int codes[SIM_REASONS] = {
     [-SIM_REGISTERED] = 107000,
     [-SIM_UNREGISTERED] = 107000,
     [-SIM_OTHER_MEMORY] = 107003,
+    [-SIM_UNTIMED] = 107006,         /* event timestamp invalid */
+    [-SIM_NOT_READY] = 107006,
 };
 
 const struct sim_api sim_api = {
@@ -57,6 +61,8 @@ const struct sim_api sim_api = {
 };
 
 enum { BATCH_MAX = 4096 }; /* elements: DEVMM_MEMCPY_BATCH_MAX_COUNT of CANN's ascend_hal_define.h */
+
+enum { HEIGHT_MAX = 5 * 1024 * 1024 }; /* rows of a matrix: CANN's page on aclrtMemcpy2dAsync */
 
 enum location { LOCATION_HOST, LOCATION_DEVICE, LOCATION_UNREGISTERED }; /* aclrtMemLocationType */
 enum status { STATUS_NOT_READY, STATUS_COMPLETE };                      /* aclrtEventRecordedStatus */
@@ -268,7 +274,7 @@ SIM_EXPORT int aclrtCreateEvent(void **event)
 {
     int result = sim_begin(CALL_aclrtCreateEvent, NEEDS_DEVICE);
 
-    return sim_end(result == SIM_OK ? sim_create_event(event) : result);
+    return sim_end(result == SIM_OK ? sim_create_event(true, event) : result);
 }
 
 SIM_EXPORT int aclrtDestroyEvent(void *event)
@@ -307,6 +313,58 @@ SIM_EXPORT int aclrtQueryEventStatus(void *event, int *status)
     if (result == SIM_OK && (result = sim_check_out(status)) == SIM_OK &&
         (result = sim_query_event(event, &complete)) == SIM_OK) {
         *status = complete ? STATUS_COMPLETE : STATUS_NOT_READY;
+    }
+    return sim_end(result);
+}
+
+SIM_EXPORT int aclrtEventElapsedTime(float *milliseconds, void *from, void *to)
+{
+    int result = sim_begin(CALL_aclrtEventElapsedTime, NEEDS_DEVICE);
+
+    if (result == SIM_OK && (result = sim_check_out(milliseconds)) == SIM_OK) {
+        result = sim_elapsed(milliseconds, from, to);
+    }
+    return sim_end(result);
+}
+
+/* The rows of a matrix, as the copies of a batch; pitches are at least as long as the rows. */
+static int copy_rows(unsigned char *to, size_t to_pitch, unsigned char *from, size_t from_pitch, size_t width,
+                     size_t height, int claimed, void *stream)
+{
+    void **ends = calloc(2 * height, sizeof *ends);
+    size_t *sizes = calloc(height, sizeof *sizes), failed, i;
+    struct batch batch = {ends, sizes, ends != NULL ? ends + height : NULL, sizes, height, NULL, true};
+    int result = SIM_NO_MEMORY;
+
+    if (ends == NULL || sizes == NULL) {
+        sim_fail(SIM_NO_MEMORY, "there is no memory for a matrix of %zu rows", height);
+    } else {
+        for (i = 0; i < height; i++) {
+            batch.to[i] = to + i * to_pitch;
+            batch.from[i] = from + i * from_pitch;
+            sizes[i] = width;
+        }
+        result = sim_copy_batch(&batch, claimed, &failed, stream);
+    }
+    free(ends);
+    free(sizes);
+    return result;
+}
+
+SIM_EXPORT int aclrtMemcpy2dAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                           size_t height, int kind, void *stream)
+{
+    int claimed = -1, result = sim_begin(CALL_aclrtMemcpy2dAsync, NEEDS_DEVICE);
+
+    if (result == SIM_OK && (result = claim(kind, &claimed)) == SIM_OK && claimed != KIND_H2D && claimed != KIND_D2H) {
+        result = sim_fail(SIM_UNSUPPORTED, "a matrix is copied between host and device only");
+    }
+    if (result == SIM_OK &&
+        (height == 0 || height > HEIGHT_MAX || width == 0 || to_pitch < width || from_pitch < width)) {
+        result = sim_fail(SIM_INVALID, "%zu rows of %zu bytes, %zu and %zu apart", height, width, to_pitch, from_pitch);
+    }
+    if (result == SIM_OK) {
+        result = copy_rows(to, to_pitch, (unsigned char *)from, from_pitch, width, height, claimed, stream);
     }
     return sim_end(result);
 }
@@ -374,22 +432,45 @@ static int batch_direction(const struct batch_attributes *attributes, const size
     return SIM_OK;
 }
 
+static int copy_batch(const struct batch *batch, const struct batch_attributes *attributes, const size_t *indexes,
+                      size_t attribute_count, size_t *failed, void *stream)
+{
+    int claimed = -1, result;
+
+    *failed = SIZE_MAX;
+    if (batch->to == NULL || batch->rooms == NULL || batch->from == NULL || batch->sizes == NULL || batch->count == 0 ||
+        batch->count > BATCH_MAX) {
+        return sim_fail(SIM_INVALID, "a batch of %zu copies, of at most %d", batch->count, BATCH_MAX);
+    }
+    result = batch_direction(attributes, indexes, attribute_count, batch->count, &claimed);
+    return result == SIM_OK ? sim_copy_batch(batch, claimed, failed, stream) : result;
+}
+
 SIM_EXPORT int aclrtMemcpyBatchAsync(void **to, size_t *rooms, void **from, size_t *sizes, size_t count,
                               struct batch_attributes *attributes, size_t *indexes, size_t attribute_count,
                               size_t *failed, void *stream)
 {
-    int claimed = -1, result = sim_begin(CALL_aclrtMemcpyBatchAsync, NEEDS_DEVICE);
-    struct batch batch = {to, rooms, from, sizes, count, NULL};
+    int result = sim_begin(CALL_aclrtMemcpyBatchAsync, NEEDS_DEVICE);
+    struct batch batch = {to, rooms, from, sizes, count, NULL, false};
 
-    if (result != SIM_OK || (result = sim_check_out(failed)) != SIM_OK) {
-        return sim_end(result);
+    if (result == SIM_OK && (result = sim_check_out(failed)) == SIM_OK) {
+        result = copy_batch(&batch, attributes, indexes, attribute_count, failed, stream);
     }
-    *failed = SIZE_MAX;
-    if (to == NULL || rooms == NULL || from == NULL || sizes == NULL || count == 0 || count > BATCH_MAX) {
-        return sim_end(sim_fail(SIM_INVALID, "a batch of %zu copies, of at most %d", count, BATCH_MAX));
+    return sim_end(result);
+}
+
+SIM_EXPORT int aclrtMemcpyBatchAsyncV2(void **to, size_t *rooms, void **from, size_t *sizes, size_t count,
+                                struct batch_attributes *attributes, size_t *indexes, size_t attribute_count,
+                                void *stream)
+{
+    int result = sim_begin(CALL_aclrtMemcpyBatchAsyncV2, NEEDS_DEVICE);
+    struct batch batch = {to, rooms, from, sizes, count, NULL, false};
+    size_t failed;
+
+    if (result == SIM_OK) {
+        result = copy_batch(&batch, attributes, indexes, attribute_count, &failed, stream);
     }
-    result = batch_direction(attributes, indexes, attribute_count, count, &claimed);
-    return sim_end(result == SIM_OK ? sim_copy_batch(&batch, claimed, failed, stream) : result);
+    return sim_end(result);
 }
 
 #endif

@@ -232,7 +232,7 @@ int sim_copy_now(void *to, size_t room, const void *from, size_t size, int claim
     }
     pageable = sim_is_pageable(&piece);
     sim_count_copy(kind, pageable, size);
-    end = sim_now() + (kind == KIND_H2H ? 0 : sim_copy_cost(kind, pageable, size, 1));
+    end = sim_now() + (kind == KIND_H2H ? 0 : sim_copy_cost(kind, pageable, (struct sim_work){size, 1, SIM_ELEMENTS}));
     pthread_mutex_unlock(&sim.lock);
     moved = sim_move(&piece);
     sleep_until(end);

@@ -4,7 +4,13 @@
 
 #include "state.h"
 
-int64_t sim_copy_cost(enum sim_kind kind, bool pageable, size_t size, size_t elements); /* nanoseconds */
+/* What an operation has of one kind: the bytes of all its elements, which are a batch's or the rows of a matrix. */
+struct sim_work {
+    size_t size, elements;
+    enum { SIM_ELEMENTS, SIM_ROWS } made_of;
+};
+
+int64_t sim_copy_cost(enum sim_kind kind, bool pageable, struct sim_work work); /* nanoseconds */
 int sim_parse_cost(const char *spec);
 
 #endif

@@ -46,6 +46,8 @@ static const int codes[SIM_REASONS] = {
     [-SIM_REGISTERED] = 712,
     [-SIM_UNREGISTERED] = 713,
     [-SIM_OTHER_MEMORY] = CUDA_ERROR_INVALID_VALUE,
+    [-SIM_UNTIMED] = 400,
+    [-SIM_NOT_READY] = CUDA_ERROR_NOT_READY,
 };
 
 const struct sim_api sim_api = {

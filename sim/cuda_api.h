@@ -20,7 +20,7 @@
     CALL(cuStreamQuery) CALL(cuStreamWaitEvent) CALL(cuStreamGetCtx) CALL(cuEventCreate) CALL(cuEventDestroy_v2)   \
     CALL(cuEventRecord) CALL(cuEventSynchronize) CALL(cuEventQuery) CALL(cuLaunchHostFunc)                         \
     CALL(cuMemAddressReserve) CALL(cuMemAddressFree) CALL(cuMemCreate) CALL(cuMemRelease) CALL(cuMemMap)           \
-    CALL(cuMemUnmap) CALL(cuMemSetAccess)
+    CALL(cuMemUnmap) CALL(cuMemSetAccess) CALL(cuEventElapsedTime)
 
 #define CUDA_NUMBER_OF(name) CALL_##name,
 enum cuda_call { CUDA_CALLS(CUDA_NUMBER_OF) CUDA_CALL_COUNT };

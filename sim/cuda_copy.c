@@ -110,7 +110,7 @@ static int read_orders(const struct attributes *attributes, const size_t *indexe
 static int copy_batch(void **to, void **from, size_t *sizes, size_t count, const struct attributes *attributes,
                       const size_t *indexes, size_t attribute_count, size_t *failed, void *stream)
 {
-    struct batch batch = {to, sizes, from, sizes, count, NULL};
+    struct batch batch = {to, sizes, from, sizes, count, NULL, false};
     bool *early;
     int result;
 

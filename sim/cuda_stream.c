@@ -7,7 +7,7 @@
 enum { STREAM_NON_BLOCKING = 1 };
 enum { CAPTURE_GLOBAL, CAPTURE_THREAD_LOCAL, CAPTURE_RELAXED }; /* CUstreamCaptureMode */
 enum { CAPTURES_NOTHING = 0 }; /* CUstreamCaptureStatus */
-enum { EVENT_FLAGS_MAX = 7 }; /* CUevent_flags, which make no difference here */
+enum { EVENT_DISABLE_TIMING = 2, EVENT_FLAGS_MAX = 7 }; /* CUevent_flags; the others make no difference here */
 
 /* Ends a query. */
 static int end_query(int result, bool complete)
@@ -82,7 +82,7 @@ SIM_EXPORT int cuEventCreate(void **event, unsigned flags)
     if (result == SIM_OK && flags > EVENT_FLAGS_MAX) {
         result = sim_fail(SIM_INVALID, "an event with flags %u", flags);
     }
-    return sim_end(result == SIM_OK ? sim_create_event(event) : result);
+    return sim_end(result == SIM_OK ? sim_create_event((flags & EVENT_DISABLE_TIMING) == 0, event) : result);
 }
 
 SIM_EXPORT int cuEventDestroy_v2(void *event)
@@ -115,6 +115,16 @@ SIM_EXPORT int cuEventQuery(void *event)
         result = sim_query_event(event, &complete);
     }
     return end_query(result, complete);
+}
+
+SIM_EXPORT int cuEventElapsedTime(float *milliseconds, void *from, void *to)
+{
+    int result = sim_begin(CALL_cuEventElapsedTime, NEEDS_DEVICE);
+
+    if (result == SIM_OK && (result = sim_check_out(milliseconds)) == SIM_OK) {
+        result = sim_elapsed(milliseconds, from, to);
+    }
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *argument)

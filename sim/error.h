@@ -28,7 +28,9 @@ enum sim_reason {
     SIM_REGISTERED = -20,    /* page-locked already */
     SIM_UNREGISTERED = -21,  /* not page-locked */
     SIM_OTHER_MEMORY = -22,  /* of another device */
-    SIM_REASONS = 23,
+    SIM_UNTIMED = -23,       /* of events: there is no time between them */
+    SIM_NOT_READY = -24,     /* of events: not complete */
+    SIM_REASONS = 25,
 };
 
 int sim_fail(int reason, const char *format, ...) __attribute__((format(printf, 2, 3)));

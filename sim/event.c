@@ -12,6 +12,8 @@ struct event {
     const void *stream; /* NULL before it is recorded */
     uint64_t place;
     int64_t time;
+    int64_t worked; /* by its stream, before its place */
+    bool timed;
 };
 
 static struct event *event_of(const void *handle, int *result)
@@ -28,12 +30,13 @@ static struct event *event_of(const void *handle, int *result)
     return *result == SIM_OK ? event : NULL;
 }
 
-int sim_create_event(void **out)
+int sim_create_event(bool timed, void **out)
 {
     struct event *event = calloc(1, sizeof *event);
 
     if (out != NULL && event != NULL) {
         event->device = sim_current();
+        event->timed = timed;
         *out = event->handle = sim_handle(OBJECT_EVENT, event);
         if (*out != NULL) {
             return SIM_OK;
@@ -70,6 +73,32 @@ int sim_record_event(void *handle, void *stream_handle)
         event->stream = stream->handle;
         event->place = stream->submitted;
         event->time = stream->complete_at;
+        event->worked = stream->worked;
+    }
+    return result;
+}
+
+int sim_elapsed(float *milliseconds, void *from_handle, void *to_handle)
+{
+    int result;
+    struct event *from = event_of(from_handle, &result);
+    struct event *to = from != NULL ? event_of(to_handle, &result) : NULL;
+    bool complete = false;
+
+    if (to == NULL) {
+        return result;
+    }
+    if (!from->timed || !to->timed || from->stream == NULL || from->stream != to->stream) {
+        return sim_fail(SIM_UNTIMED, "the two events are not timed ones that were recorded in one stream");
+    }
+    if (sim_query_event(from_handle, &complete) == SIM_OK && complete) {
+        result = sim_query_event(to_handle, &complete);
+    }
+    if (result == SIM_OK && !complete) {
+        result = sim_fail(SIM_NOT_READY, "one of the two events is not complete");
+    }
+    if (result == SIM_OK) {
+        *milliseconds = (float)(to->worked - from->worked) / 1e6f;
     }
     return result;
 }

@@ -48,8 +48,9 @@ void kvferry_sim_release_hangs(void);
 int kvferry_sim_seed(unsigned long long seed, int on);
 
 /* Sets what operations cost, as KVFERRY_SIM_COST does: "KIND=GBPS/MICROSECONDS" separated by commas, with the kinds
- * d2h, h2d, d2d and pageable, and "batch=MICROSECONDS" for each further element of a batched copy. Kinds that are not
- * named get their defaults, NULL or "" gives all of them; "0" makes everything free. 0, or -1 where spec is not
+ * d2h, h2d, d2d and pageable; "batch=MICROSECONDS" for each further element of a batched copy, "batch-h2d" for those
+ * of one kind; "row=MICROSECONDS" for each further row of a matrix; or the name of a profile, which later costs
+ * change in part. What is not named gets its default, NULL or "" gives all of them; "0" makes everything free. 0, or -1 where spec is not
  * understood: the costs are then as before. Operations that are submitted later have the new costs. */
 int kvferry_sim_cost(const char *spec);
 

@@ -46,6 +46,7 @@ void stream_submit(struct stream *stream, int64_t cost)
     int64_t now = sim_now();
 
     stream->complete_at = (stream->complete_at > now ? stream->complete_at : now) + cost;
+    stream->worked += cost;
     stream->submitted++;
     if (stream->worker == WORKER_IDLE) {
         pthread_cond_signal(&stream->work);

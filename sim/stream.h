@@ -34,6 +34,7 @@ struct stream {
     uint64_t submitted, executed;
     uint64_t awaited;    /* the last place that a thread or stream waits for */
     int64_t complete_at; /* when all submitted operations are complete, by the cost model */
+    int64_t worked;      /* what all submitted operations take together, by the cost model */
     int failure;         /* the result of the first operation that failed */
     uint64_t failed_at;  /* and its number */
     enum { WORKER_IDLE, WORKER_PAUSING, WORKER_RUNNING } worker; /* only an idle one must be woken */

@@ -28,7 +28,7 @@ static struct operation *new_copy(struct stream *stream, size_t count, int *resu
 
 /* The bytes and pieces of a copy, by kind. */
 struct parts {
-    size_t sizes[KINDS], counts[KINDS];
+    struct sim_work work[KINDS];
     bool pageable;
 };
 
@@ -52,8 +52,9 @@ static int add_piece(struct operation *operation, struct parts *parts, const str
         return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "there are no %zu bytes at %p", piece->size,
                           batch->from[i]);
     }
-    parts->sizes[kind] += piece->size;
-    parts->counts[kind]++;
+    parts->work[kind].size += piece->size;
+    parts->work[kind].elements++;
+    parts->work[kind].made_of = batch->rows ? SIM_ROWS : SIM_ELEMENTS;
     parts->pageable = parts->pageable || sim_is_pageable(piece);
     return SIM_OK;
 }
@@ -65,9 +66,9 @@ static int submit_copy(struct stream *stream, const struct parts *parts)
     enum sim_kind kind;
 
     for (kind = KIND_H2H; kind < KINDS; kind++) {
-        if (parts->counts[kind] > 0) {
-            sim_count_copy(kind, parts->pageable, parts->sizes[kind]);
-            cost += sim_copy_cost(kind, parts->pageable, parts->sizes[kind], parts->counts[kind]);
+        if (parts->work[kind].elements > 0) {
+            sim_count_copy(kind, parts->pageable, parts->work[kind].size);
+            cost += sim_copy_cost(kind, parts->pageable, parts->work[kind]);
         }
     }
     stream_submit(stream, cost);
@@ -82,7 +83,7 @@ int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void 
     int result;
     struct stream *stream = stream_find(handle, &result);
     struct operation *operation = stream != NULL ? new_copy(stream, batch->count, &result) : NULL;
-    struct parts parts = {{0}, {0}, false};
+    struct parts parts = {{{0, 0, SIM_ELEMENTS}}, false};
     size_t i;
 
     *failed = SIZE_MAX;
@@ -103,7 +104,7 @@ int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void 
 int sim_copy_async(void *to, size_t room, const void *from, size_t size, int claimed, void *stream)
 {
     void *source = (void *)from;
-    struct batch batch = {&to, &room, &source, &size, 1, NULL};
+    struct batch batch = {&to, &room, &source, &size, 1, NULL, false};
     size_t failed;
 
     return sim_copy_batch(&batch, claimed, &failed, stream);

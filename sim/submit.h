@@ -13,6 +13,7 @@ struct batch {
     size_t *sizes;
     size_t count;
     const bool *early; /* which sources are read at once; NULL: none */
+    bool rows;         /* of a matrix: they cost what rows do */
 };
 
 /* Copies in no order, all of the claimed kind unless that is -1. *failed is the element that was refused, or

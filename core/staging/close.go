@@ -18,9 +18,8 @@ func (c *copier) close() {
 		return
 	}
 	c.closing, c.asked = true, false
-	if c.threads == 0 {
-		close(c.ended)
-	}
+	close(c.stopping)
+	c.endIfIdle()
 	c.work.Broadcast()
 }
 
@@ -60,7 +59,14 @@ func (c *copier) threadEnded() {
 	case c.threads > 0:
 	case c.queue.len() > 0 || c.asked:
 		c.launch()
-	case c.closing:
+	default:
+		c.endIfIdle()
+	}
+}
+
+// endIfIdle is called with the lock held: when the copier is being closed, and when one of its threads has ended.
+func (c *copier) endIfIdle() {
+	if c.closing && c.threads == 0 && !c.calibrating {
 		close(c.ended)
 	}
 }

@@ -27,9 +27,11 @@ type copier struct {
 	name    string // of the device, and the direction
 	device  device.Device
 	timeout time.Duration
-	log     *zap.Logger
-	pool    *pool
-	asks    bool // see device.Traits
+	// For measuring the device; 0 is calibrationTime.
+	measureTime time.Duration
+	log         *zap.Logger
+	pool        *pool
+	asks        bool // see device.Traits
 
 	mu         sync.Mutex
 	work       sync.Cond // a sleeping thread may have something to do
@@ -41,31 +43,38 @@ type copier struct {
 	issuing    bool           // a thread issues a job
 	completing bool           // a thread completes a job
 	making     bool           // a thread makes a block
-	recovering bool           // a thread recovers the stream: no job is issued
-	threads    int            // launched, and not ended
-	binding    int            // threads that are not bound yet
-	serving    int            // threads that are bound
-	closing    bool
-	ended      chan struct{} // closed when a closed copier has no threads any more
-	err        error         // what could not be freed; set before ended is closed
+	// A thread of its own measures the device. It is none of threads.
+	calibrating bool
+	recovering  bool // a thread recovers the stream: no job is issued
+	threads     int  // launched, and not ended
+	binding     int  // threads that are not bound yet
+	serving     int  // threads that are bound
+	closing     bool
+	stopping    chan struct{} // closed with closing
+	ended       chan struct{} // closed when a closed copier has no threads any more
+	err         error         // what could not be freed; set before ended is closed
 
 	// Used by the thread that issues a job, or recovers the stream.
 	planner    planner
 	stream     device.Stream // nil before the first job, and after one was given up
 	gatherless time.Time     // when the gather block could not be allocated
 	abandoned  []abandoned
+	tables     *device.Tables // where the device's table is kept; nil if none is to be used
 
 	counters counters
 }
 
 func newCopier(d device.Device, name string, dir Direction, o Options) *copier {
 	c := &copier{
-		name: fmt.Sprintf("%s, %v", name, dir), device: d, timeout: o.Timeout, log: o.Log, ended: make(chan struct{}), asks: d.Traits().Asks,
+		name: fmt.Sprintf("%s, %v", name, dir), device: d, timeout: o.Timeout, measureTime: o.MeasureTime, log: o.Log, stopping: make(chan struct{}), ended: make(chan struct{}), asks: d.Traits().Asks,
 		planner: newPlanner(dir, d.Traits(), o),
 	}
 	c.pool = newPool(c.name, o)
 	c.pool.ask = c.ask
 	c.work.L, c.rest.L = &c.mu, &c.mu
+	if timer, able := d.(device.Timer); able && o.Copying == Measured && o.GatherBelow > 0 {
+		c.tables = timer.Tables()
+	}
 	if way, fixed := o.Copying.Fixed(); fixed && !d.Traits().Ways.Has(way) {
 		c.log.Warn("the device cannot copy blocks in the way that is set",
 			zap.String("device", c.name), zap.Stringer("set", way), zap.Stringer("can", d.Traits().Ways))

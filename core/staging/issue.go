@@ -1,6 +1,7 @@
 package staging
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -51,8 +52,12 @@ func (c *copier) issue(j *issued) (err error) {
 		return err
 	}
 	j.queued = true
+	c.calibrate(len(j.job.Moves))
 	err = c.copy(j.job.Moves)
 	for err != nil && c.planner.ways.lose(err) {
+		if errors.Is(err, device.ErrNoKernel) {
+			c.log.Warn("blocks are copied without a kernel", zap.String("device", c.name), zap.Error(err))
+		}
 		err = c.copy(j.job.Moves)
 	}
 	if err != nil {
@@ -137,14 +142,14 @@ func (c *copier) makeGather() bool {
 }
 
 func (c *copier) call(s *step) error {
+	issued, err := s.queue(c.stream)
 	if s.way != device.Single {
-		if err := copyTogether(c.stream, s); err != nil {
+		if err != nil {
 			return fmt.Errorf("%s: a %v of %d copies %v: %w", c.name, s.way, len(s.copies), s.kind, err)
 		}
 		c.counters.together[s.way].Add(1)
 		return nil
 	}
-	issued, err := c.stream.Copy(s.kind, s.copies)
 	c.counters.copies[s.kind].Add(uint64(issued))
 	if err != nil {
 		failed := s.copies[min(issued, len(s.copies)-1)]
@@ -153,14 +158,17 @@ func (c *copier) call(s *step) error {
 	return nil
 }
 
-// copyTogether makes the call of a step whose way is not Single.
-func copyTogether(stream device.Stream, s *step) error {
-	if s.way == device.Batch {
-		return stream.CopyBatch(s.kind, s.copies)
+// queue makes the call of a step. issued is how many copies were queued, of a step of single ones that has failed.
+func (s *step) queue(stream device.Stream) (issued int, err error) {
+	switch s.way {
+	case device.Single:
+		return stream.Copy(s.kind, s.copies)
+	case device.Batch:
+		return 0, stream.CopyBatch(s.kind, s.copies)
 	}
 	kernels, able := stream.(device.KernelStream)
 	if !able {
-		return device.ErrNoKernel
+		return 0, device.ErrNoKernel
 	}
-	return kernels.CopyKernel(s.kind, s.copies)
+	return 0, kernels.CopyKernel(s.kind, s.copies)
 }

@@ -23,6 +23,7 @@ type Options struct {
 	PoolSize    uint64        // bytes of all blocks of the device, both directions together; each direction has one block at least
 	GatherBelow uint64        // moves of fewer bytes may be gathered; 0: each move is copied by itself
 	Copying     Copying       // how moves are copied
+	MeasureTime time.Duration // for measuring how moves are copied fastest, in one direction; 0 is a quarter of a second
 	Timeout     time.Duration // for the copies of one job, more than 0; after that the device counts as stuck
 	Log         *zap.Logger
 }
@@ -86,6 +87,21 @@ func (d *Device) Name() string { return d.name }
 
 // BlockSize is the most that one lease holds, in bytes.
 func (d *Device) BlockSize() uint64 { return d.options.BlockSize }
+
+// Copying is who chooses how blocks are copied. has are the ways of the device, as far as it is known by now, and prefer is the
+// one that is used where nothing was measured.
+func (d *Device) Copying() (who Copying, has device.Ways, prefer device.Way) {
+	traits := d.copiers[Out].device.Traits()
+	return d.options.Copying, traits.Ways, newWays(traits, d.options).prefer
+}
+
+// Table is what was measured on the device in a direction, by this engine or another one of the process; nil if nothing was.
+func (d *Device) Table(dir Direction) *device.Table {
+	if tables := d.copiers[dir].tables; tables != nil {
+		return tables.Of(dir.kind())
+	}
+	return nil
+}
 
 // Close waits for the jobs that were started, and frees everything on the device. Further leases fail. Outstanding leases may be
 // released before or after, but their memory is freed when Close returns. If a job gets stuck, jobs that the device has not begun

@@ -6,10 +6,20 @@ import (
 	"kvferry/core/device"
 )
 
-// ways chooses the way of each move of a job: the one that the setting names, or the device's default.
+// ways chooses the way of each move of a job. The first of these that says something decides:
+//
+//  1. Options.Copying, if it names a way that the device has;
+//  2. the device's table, if it was measured: moves count by the lengths that the table has rows for, and the fastest way for as
+//     many blocks of that length is theirs;
+//  3. the device's default.
 type ways struct {
-	able   device.Ways // what the device has
-	prefer device.Way  // one of them
+	able   device.Ways   // what the device has
+	prefer device.Way    // one of them, unless it was lost
+	table  *device.Table // nil if there is none
+
+	// By row of the table, for the job that is being planned.
+	counts          [len(device.Lengths)]int
+	fastest, direct [len(device.Lengths)]device.Way // of all ways, and of all but Gather
 }
 
 func newWays(traits device.Traits, o Options) ways {
@@ -21,20 +31,54 @@ func newWays(traits device.Traits, o Options) ways {
 }
 
 // begin is called with all moves of a job, before their ways are asked for.
-func (w *ways) begin([]planned) {}
+func (w *ways) begin(moves []planned) {
+	if w.table == nil {
+		return
+	}
+	clear(w.counts[:])
+	for i := range moves {
+		w.counts[device.RowOf(moves[i].Length)]++
+	}
+	for row, blocks := range w.counts {
+		if blocks > 0 {
+			w.choose(row, blocks)
+		}
+	}
+}
+
+func (w *ways) choose(row, blocks int) {
+	length := device.Lengths[row]
+	w.fastest[row] = w.table.Fastest(length, blocks, w.able, w.nearest(w.prefer))
+	w.direct[row] = w.fastest[row]
+	if w.fastest[row] == device.Gather {
+		w.direct[row] = w.table.Fastest(length, blocks, w.able.Without(device.Gather), w.nearest(device.Batch))
+	}
+}
 
 // of is the way of a move. small is whether it may be gathered.
-func (w *ways) of(_ uint64, small bool) device.Way {
-	if w.prefer == device.Gather && !small {
+func (w *ways) of(length uint64, small bool) device.Way {
+	switch {
+	case w.table != nil && small:
+		return w.fastest[device.RowOf(length)]
+	case w.table != nil:
+		return w.direct[device.RowOf(length)]
+	case w.prefer == device.Gather && !small:
 		return device.Single
+	case w.prefer == device.Kernel && !small:
+		return w.nearest(device.Batch)
 	}
 	return w.nearest(w.prefer)
 }
 
 // instead is the way of a move that cannot be gathered.
-func (w *ways) instead(uint64) device.Way { return w.nearest(device.Batch) }
+func (w *ways) instead(length uint64) device.Way {
+	if w.table != nil {
+		return w.direct[device.RowOf(length)]
+	}
+	return w.nearest(device.Batch)
+}
 
-// nearest is the way, or the next simpler one that the device has.
+// nearest is a way, or the next simpler one that the device has.
 func (w *ways) nearest(way device.Way) device.Way {
 	switch {
 	case w.able.Has(way):

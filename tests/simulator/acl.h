@@ -13,6 +13,7 @@ enum {
     NO_SUCH_DEVICE = 107001,
     NO_DEVICE_SET = 107002,
     OTHER_DEVICE = 107003,
+    UNTIMED = 107006,
     UNALIGNED = 107008,
     NO_SUCH_HANDLE = 107017,
     UNSUPPORTED = 207000,
@@ -60,6 +61,11 @@ int aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, int k
 int aclrtMemcpyBatchAsync(void **to, size_t *rooms, void **from, size_t *sizes, size_t count,
                           struct direction *attributes, size_t *indexes, size_t attribute_count, size_t *failed,
                           void *stream);
+int aclrtMemcpyBatchAsyncV2(void **to, size_t *rooms, void **from, size_t *sizes, size_t count,
+                            struct direction *attributes, size_t *indexes, size_t attribute_count, void *stream);
+int aclrtMemcpy2dAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
+                       int kind, void *stream);
+int aclrtEventElapsedTime(float *milliseconds, void *from, void *to);
 int aclrtCreateStream(void **stream);
 int aclrtDestroyStream(void *stream);
 int aclrtSynchronizeStream(void *stream);

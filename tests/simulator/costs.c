@@ -88,11 +88,76 @@ static void test_pageable_memory_has_a_price_of_its_own(void)
     check_took(start, 30.9);
 }
 
+/* The time between two events, in microseconds, by the cost model: waiting for both makes no difference to it. */
+static int between(void *from, void *to)
+{
+    float milliseconds;
+
+    OK(aclrtSynchronizeEvent(to));
+    OK(aclrtEventElapsedTime(&milliseconds, from, to));
+    return (int)(milliseconds * 1e3f + 0.5f);
+}
+
+/* What two copies of 100 bytes in a list take, and one list of 11 of them in a batch. */
+static void test_elapsed_time_is_that_of_the_cost_model(void)
+{
+    void *to[BATCH], *from[BATCH], *last = new_event();
+    size_t sizes[BATCH], index = 0;
+    struct direction in = {{0, DEVICE}, {0, HOST}, {0}};
+    float milliseconds;
+    int i;
+
+    OK(kvferry_sim_cost("h2d=0.1/40,batch=1,batch-h2d=7,row=3"));
+    OK(aclrtRecordEvent(event, stream));
+    for (i = 0; i < 2; i++) {
+        OK(aclrtMemcpyAsync(device, SIZE, pinned, 100, H2D, stream));
+        OK(aclrtSynchronizeStream(stream));
+    }
+    OK(aclrtRecordEvent(last, stream));
+    CHECK_EQUAL(between(event, last), 2 * (40 + 1));
+    for (i = 0; i < BATCH; i++) {
+        to[i] = device + i * 100;
+        from[i] = pinned + i * 100;
+        sizes[i] = 100;
+    }
+    OK(aclrtRecordEvent(event, stream));
+    OK(aclrtMemcpyBatchAsyncV2(to, sizes, from, sizes, BATCH, &in, &index, 1, stream));
+    OK(aclrtRecordEvent(last, stream));
+    CHECK_EQUAL(between(event, last), 40 + 10 * 7 + BATCH);
+    OK(aclrtRecordEvent(event, stream));
+    OK(aclrtMemcpy2dAsync(device, 300, pinned, 200, 100, BATCH, H2D, stream));
+    OK(aclrtRecordEvent(last, stream));
+    CHECK_EQUAL(between(event, last), 40 + 10 * 3 + BATCH);
+    OK(aclrtRecordEvent(last, second));
+    CHECK_FAILS(aclrtEventElapsedTime(&milliseconds, event, last), UNTIMED);
+    OK(aclrtSynchronizeStream(second));
+    OK(aclrtDestroyEvent(last));
+    last = new_event();
+    CHECK_FAILS(aclrtEventElapsedTime(&milliseconds, event, last), UNTIMED);
+    OK(aclrtDestroyEvent(last));
+}
+
+/* Later costs change a profile in part. */
+static void test_profile_has_costs_of_its_own(void)
+{
+    void *last = new_event();
+
+    OK(kvferry_sim_cost("gpu-h200,h2d=1/30"));
+    OK(aclrtRecordEvent(event, stream));
+    OK(aclrtMemcpyAsync(device, SIZE, pinned, 1000, H2D, stream));
+    OK(aclrtMemcpyAsync(device, SIZE, device + 1024, 500, D2D, stream));
+    OK(aclrtRecordEvent(last, stream));
+    CHECK_EQUAL(between(event, last), 31 + 3);
+    OK(aclrtDestroyEvent(last));
+}
+
 static void test_costs_that_make_no_sense_are_refused(void)
 {
     static const char *const wrong[] = {"h2d",      "h2d=",     "h2d=25",      "h2d=25/",      "h2d=1e-5/1", "h2d=-1/1",
                                         "h2d=1/-1", "foo=25/1", "batch=",      "batch=1/2",    "h2d=1/1x", "1",
-                                        "h2d=x/1",  "batch=-1", "h2d=nan/1",   "h2d=1/1e12"};
+                                        "h2d=x/1",  "batch=-1", "h2d=nan/1",   "h2d=1/1e12",
+                                        "gpu",      "gpu-h200=1", "batch-h2h=1", "batch-x=1",  "row=x",
+                                        "npu-910b-guess,x"};
     double start;
     size_t i;
 
@@ -119,6 +184,8 @@ int main(void)
     test_waiting_stream_starts_later();
     test_batch_pays_the_latency_once();
     test_pageable_memory_has_a_price_of_its_own();
+    test_elapsed_time_is_that_of_the_cost_model();
+    test_profile_has_costs_of_its_own();
     test_costs_that_make_no_sense_are_refused();
     return 0;
 }

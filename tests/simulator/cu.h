@@ -98,6 +98,7 @@ int cuEventDestroy_v2(void *event);
 int cuEventRecord(void *event, void *stream);
 int cuEventSynchronize(void *event);
 int cuEventQuery(void *event);
+int cuEventElapsedTime(float *milliseconds, void *from, void *to);
 int cuThreadExchangeStreamCaptureMode(int *mode);
 int cuStreamIsCapturing(void *stream, int *out);
 int cuLaunchHostFunc(void *stream, void (*function)(void *), void *argument);

@@ -205,6 +205,36 @@ static void test_batches_are_copied_in_one_direction(void)
     OK(aclrtSynchronizeStream(stream));
 }
 
+/* Rows of 100 bytes, 1,000 apart on the device and 300 apart on the host; between them nothing is touched. */
+static void test_matrix_is_copied_row_by_row(void)
+{
+    enum { ROWS = 9, WIDTH = 100, FAR = 1000, NEAR = 300 };
+    int i, j;
+
+    fill(pinned, SIZE, 6);
+    OK(aclrtMemcpy(device, SIZE, pinned, SIZE, H2D));
+    fill(pinned_back, SIZE, 7);
+    memcpy(host, pinned_back, SIZE);
+    OK(aclrtMemcpy2dAsync(pinned_back, NEAR, device, FAR, WIDTH, ROWS, D2H, stream));
+    OK(aclrtSynchronizeStream(stream));
+    for (i = 0; i < ROWS; i++) {
+        CHECK(memcmp(pinned_back + i * NEAR, pinned + i * FAR, WIDTH) == 0);
+        for (j = i * NEAR + WIDTH; j < (i + 1) * NEAR; j++) {
+            CHECK_EQUAL(pinned_back[j], host[j]);
+        }
+    }
+    OK(aclrtMemcpy2dAsync(device, FAR, pinned_back, NEAR, WIDTH, ROWS, H2D, stream));
+    OK(aclrtSynchronizeStream(stream));
+    OK(aclrtMemcpy(back, SIZE, device, SIZE, D2H));
+    CHECK(memcmp(back, pinned, SIZE) == 0);
+    CHECK_FAILS(aclrtMemcpy2dAsync(device, FAR, pinned, WIDTH - 1, WIDTH, ROWS, H2D, stream), INVALID);
+    CHECK_FAILS(aclrtMemcpy2dAsync(device, FAR, pinned, NEAR, WIDTH, 0, H2D, stream), INVALID);
+    CHECK_FAILS(aclrtMemcpy2dAsync(device, FAR, pinned, NEAR, 0, ROWS, H2D, stream), INVALID);
+    CHECK_FAILS(aclrtMemcpy2dAsync(device, FAR, pinned, NEAR, WIDTH, 5 * 1024 * 1024 + 1, H2D, stream), INVALID);
+    CHECK_FAILS(aclrtMemcpy2dAsync(device, FAR, other, NEAR, WIDTH, ROWS, D2D, stream), UNSUPPORTED);
+    OK(aclrtSynchronizeStream(stream));
+}
+
 /* Destroying or freeing something that is in use is reported, and does not crash. */
 static void test_release_of_what_is_in_use_is_reported(void)
 {
@@ -250,6 +280,7 @@ int main(void)
     test_wrong_copies_are_refused();
     test_stale_handles_are_recognised();
     test_batches_are_copied_in_one_direction();
+    test_matrix_is_copied_row_by_row();
     test_release_of_what_is_in_use_is_reported();
     test_events_can_be_queried_and_recorded_again();
     return 0; /* with a stream that is busy for a minute */

@@ -22,7 +22,12 @@ PROGRAMS += ["cuda_contexts", "cuda_memory", "cuda_virtual", "cuda_streams", "cu
 # A child that was forked while another thread allocated has a leak that nobody made, and would end a second later.
 FORKING = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "atexit_sleep_ms=0"}
 NEWER = {
-    "npu": {"aclrtMemcpyBatchAsync", "aclrtPointerGetAttributes", "aclrtSynchronizeEventWithTimeout"},
+    "npu": {
+        "aclrtMemcpyBatchAsync",
+        "aclrtMemcpyBatchAsyncV2",
+        "aclrtPointerGetAttributes",
+        "aclrtSynchronizeEventWithTimeout",
+    },
     "cuda": {"cuMemcpyBatchAsync", "cuMemcpyBatchAsync_v2"},
 }
 HEADERS = {"npu": "acl.h", "cuda": "cu.h"}

@@ -1,0 +1,288 @@
+package staging_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"kvferry/core/device"
+	"kvferry/core/staging"
+	"kvferry/tests/simtest"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// These tests measure simulated devices, whose events tell the time by the costs of the copies: neither the machine nor its load
+// makes a difference.
+
+// measuring has tests measure all lengths, however slow the machine is.
+func measuring() staging.Options {
+	o := options()
+	o.Copying, o.MeasureTime, o.GatherBelow = staging.Measured, time.Hour, 256*kib
+	return o
+}
+
+// unmeasured is a device of which nothing is known yet.
+func unmeasured(t *testing.T, cost string, o staging.Options) *simulated {
+	simtest.Cost(t, cost)
+	n := newSimulated(t, 0, o)
+	tablesOf(t).Forget()
+	t.Cleanup(tablesOf(t).Forget)
+	t.Cleanup(func() { require.NoError(t, n.staging.Close()) })
+	return n
+}
+
+func tablesOf(t *testing.T) *device.Tables {
+	d, err := simtest.Runtime(t).Open(0)
+	require.NoError(t, err)
+	return d.(device.Timer).Tables()
+}
+
+// blocks does a job of so many blocks, with gaps between them on the device.
+func (n *simulated) blocks(dir staging.Direction, length, count int) { n.prepare(dir, length, count)() }
+
+// prepare allocates what blocks needs, and returns the job.
+func (n *simulated) prepare(dir staging.Direction, length, count int) (job func()) {
+	stride := length + 64
+	s := n.stretch(count * stride)
+	a := n.staging.Account(dir, staging.Initiator, nil)
+	l, err := a.Lease(n.t.Context(), uint64(length*count))
+	require.NoError(n.t, err)
+	block := memoryAt(l.Addr, l.Length)
+	fill(block)
+	var moves []staging.Move
+	for i := range count {
+		moves = append(moves, staging.Move{
+			Device: s.addr + uintptr(i*stride), Block: l.Addr + uintptr(i*length), Length: uint64(length),
+		})
+	}
+	return func() {
+		defer a.Close()
+		defer l.Release()
+		require.NoError(n.t, do(n.staging, dir, moves))
+		for i := range count {
+			on, in := s.want[i*stride:][:length], block[i*length:][:length]
+			if dir == staging.In {
+				copy(on, in)
+			} else {
+				require.True(n.t, bytes.Equal(on, in))
+			}
+		}
+		s.check(n)
+	}
+}
+
+// measured has both directions measured.
+func (n *simulated) measured() {
+	for _, dir := range []staging.Direction{staging.Out, staging.In} {
+		n.blocks(dir, 4096, 4)
+		require.Eventually(n.t, func() bool { return n.staging.Table(dir) != nil }, time.Minute, time.Millisecond)
+	}
+}
+
+// profiles are devices, and how many blocks of lengths are copied fastest on them: out and in.
+var profiles = []struct {
+	name  string
+	use   func(t testing.TB, options string)
+	older string // options for a release without batches
+	cost  string
+	want  map[[2]int][2]device.Way
+}{
+	{"an NPU as it is taken to be", simtest.Use, "", "npu-910b-guess", map[[2]int][2]device.Way{
+		{4 << 10, 64}:  {device.Gather, device.Gather},
+		{16 << 10, 15}: {device.Gather, device.Gather},
+		{64 << 10, 4}:  {device.Gather, device.Gather},
+	}},
+	{"an NPU that does not gather well", simtest.Use, "", "npu-slow-within", map[[2]int][2]device.Way{
+		{4 << 10, 60}:  {device.Single, device.Single},
+		{16 << 10, 15}: {device.Single, device.Single},
+		{64 << 10, 4}:  {device.Single, device.Single},
+		{128 << 10, 2}: {device.Single, device.Single},
+	}},
+	{"an NPU with fast batches", simtest.Use, "", "batch=0.5", map[[2]int][2]device.Way{
+		{4 << 10, 60}:  {device.Batch, device.Batch},
+		{64 << 10, 4}:  {device.Batch, device.Batch},
+		{128 << 10, 2}: {device.Batch, device.Batch},
+	}},
+	{"an NPU without batches", simtest.Use, simtest.OlderCANN, "batch=0.5", map[[2]int][2]device.Way{
+		{4 << 10, 60}: {device.Gather, device.Gather},
+	}},
+	{"an H200", simtest.UseCUDA, "", "gpu-h200", map[[2]int][2]device.Way{
+		{4 << 10, 60}: {device.Batch, device.Batch},
+		{64 << 10, 4}: {device.Batch, device.Batch},
+	}},
+	{"an older driver's H200", simtest.UseCUDA, simtest.OlderCUDA, "gpu-h200", map[[2]int][2]device.Way{
+		{4 << 10, 60}: {device.Single, device.Single},
+	}},
+	{"a GPU on which gathering is fast", simtest.UseCUDA, "", "d2h=50/20,h2d=50/20,d2d=1000/1,batch=15", map[[2]int][2]device.Way{
+		{4 << 10, 60}: {device.Gather, device.Gather},
+	}},
+	{"a GPU of which batches are slow one way", simtest.UseCUDA, "", "d2h=50/5,h2d=50/5,d2d=1000/5,batch-d2h=1,batch-h2d=20", map[[2]int][2]device.Way{
+		{4 << 10, 60}: {device.Batch, device.Single},
+	}},
+	{"a device on which nothing takes any time", simtest.Use, "", "0", map[[2]int][2]device.Way{
+		{4 << 10, 60}: {device.Gather, device.Gather},
+	}},
+}
+
+func TestBlocksAreCopiedAsTheDeviceCopiesThemFastest(t *testing.T) {
+	for _, p := range profiles {
+		t.Run(p.name, func(t *testing.T) {
+			p.use(t, p.older)
+			simtest.NoLeaks(t)
+			n := unmeasured(t, p.cost, measuring())
+			n.measured()
+			for blocks, ways := range p.want {
+				for dir, want := range ways {
+					before := n.staging.Stats(staging.Direction(dir))
+					n.blocks(staging.Direction(dir), blocks[0], blocks[1])
+					require.Equal(t, want, way(before, n.staging.Stats(staging.Direction(dir))), "%v of %v bytes, %v", blocks[1], blocks[0], staging.Direction(dir))
+				}
+			}
+		})
+	}
+}
+
+// way is that of the job between two counts.
+func way(before, after staging.Stats) device.Way {
+	switch {
+	case after.Gathered > before.Gathered:
+		return device.Gather
+	case after.Batches > before.Batches:
+		return device.Batch
+	}
+	return device.Single
+}
+
+func TestUntilTheDeviceWasMeasuredItsDefaultIsUsed(t *testing.T) {
+	simtest.NoLeaks(t)
+	n := unmeasured(t, "npu-slow-within", measuring())
+	require.True(t, tablesOf(t).Take(device.DeviceToHost), "another engine measures")
+	n.blocks(staging.Out, 4096, 4)
+	require.EqualValues(t, 4, n.staging.Stats(staging.Out).Gathered)
+	require.Nil(t, n.staging.Table(staging.Out))
+}
+
+func TestASettingIsKeptAndNothingIsMeasured(t *testing.T) {
+	for _, fixed := range []device.Way{device.Single, device.Batch, device.Gather} {
+		t.Run(fixed.String(), func(t *testing.T) {
+			simtest.NoLeaks(t)
+			o := measuring()
+			o.Copying = staging.AlwaysBy(fixed)
+			n := unmeasured(t, "npu-slow-within", o)
+			for dir := range staging.In + 1 {
+				n.blocks(dir, 4096, 60)
+				require.Equal(t, fixed, way(staging.Stats{}, n.staging.Stats(dir)))
+				require.Nil(t, n.staging.Table(dir))
+			}
+			require.Zero(t, simtest.TakeReport(t).Calls["aclrtEventElapsedTime"])
+		})
+	}
+}
+
+func TestOneEngineMeasuresForAllOfTheProcess(t *testing.T) {
+	simtest.NoLeaks(t)
+	n := unmeasured(t, "npu-slow-within", measuring())
+	n.measured()
+	calls := simtest.TakeReport(t).Calls["aclrtEventElapsedTime"]
+	require.NotZero(t, calls)
+	other := newSimulated(t, 0, measuring())
+	defer func() { require.NoError(t, other.staging.Close()) }()
+	require.Same(t, n.staging.Table(staging.Out), other.staging.Table(staging.Out))
+	other.blocks(staging.Out, 4096, 60)
+	require.Equal(t, device.Single, way(staging.Stats{}, other.staging.Stats(staging.Out)))
+	require.Equal(t, calls, simtest.TakeReport(t).Calls["aclrtEventElapsedTime"])
+}
+
+func TestADeviceThatCannotBeMeasuredKeepsItsDefault(t *testing.T) {
+	for _, fault := range []string{
+		"aclrtSetDevice:1", "aclrtCreateStream:1", "aclrtCreateEvent:2", "aclrtMalloc:1", "aclrtMallocHost:1", "aclrtEventElapsedTime:5",
+	} {
+		t.Run(fault, func(t *testing.T) {
+			simtest.NoLeaks(t)
+			o := measuring()
+			warnings := observed(&o)
+			n := unmeasured(t, "npu-slow-within", o)
+			require.True(t, tablesOf(t).Take(device.DeviceToHost))
+			n.blocks(staging.Out, 4096, 4) // makes what jobs need
+			tablesOf(t).Forget()
+			job := n.prepare(staging.Out, 4096, 4)
+			simtest.Faults(t, fault)
+			job()
+			require.Eventually(t, func() bool { return warnings.Len() > 0 }, time.Minute, time.Millisecond)
+			simtest.Faults(t, "")
+			n.blocks(staging.Out, 4096, 4)
+			require.Nil(t, n.staging.Table(staging.Out))
+			require.EqualValues(t, 12, n.staging.Stats(staging.Out).Gathered)
+			require.Len(t, warnings.All(), 1, "it is said once")
+			require.Contains(t, warnings.All()[0].Message, "could not be measured")
+		})
+	}
+}
+
+func TestClosingEndsAMeasurementWhichAnotherEngineMakesThen(t *testing.T) {
+	for blocks := 2; blocks < 10; blocks++ {
+		t.Run(fmt.Sprint(blocks), func(t *testing.T) {
+			simtest.NoLeaks(t)
+			n := unmeasured(t, "d2h=25/5000", measuring()) // a table takes seconds
+			n.blocks(staging.Out, 4096, blocks)
+			require.NoError(t, n.staging.Close())
+			require.Nil(t, n.staging.Table(staging.Out))
+			require.True(t, tablesOf(t).Take(device.DeviceToHost), "it may be measured again")
+		})
+	}
+}
+
+func TestAMeasurementThatHangsDisturbsNoJobAndEndsWithTheDevice(t *testing.T) {
+	simtest.NoLeaks(t)
+	o := measuring()
+	warnings := observed(&o)
+	n := unmeasured(t, "0", o)
+	for hangs := false; !hangs; {
+		simtest.Cost(t, "d2h=25/2000") // so that there is time to have it hang
+		tablesOf(t).Forget()
+		require.True(t, tablesOf(t).Take(device.HostToDevice), "only one direction is measured")
+		n.blocks(staging.Out, 4096, 4)
+		simtest.Faults(t, "exec:1=hang")
+		require.Eventually(t, func() bool {
+			hangs = simtest.TakeReport(t).Faults > 0
+			return hangs || n.staging.Table(staging.Out) != nil
+		}, time.Minute, time.Millisecond)
+	}
+	simtest.Cost(t, "0")
+	require.Eventually(t, func() bool { return warnings.FilterMessageSnippet("could not be measured").Len() == 1 }, time.Minute, time.Millisecond)
+	for dir := range staging.In + 1 {
+		n.blocks(dir, 4096, 60)
+	}
+	simtest.ReleaseHangs(t)
+	require.NoError(t, n.staging.Close())
+}
+
+// observed has what staging logs kept.
+func observed(o *staging.Options) *observer.ObservedLogs {
+	core, logs := observer.New(zap.WarnLevel)
+	o.Log = zap.New(core)
+	return logs
+}
+
+func TestRandomJobsWhileTheDeviceIsMeasured(t *testing.T) {
+	onReleases(t, func(t *testing.T, r release) {
+		simtest.NoLeaks(t)
+		for seed := range uint64(3) {
+			simtest.Seed(t, seed)
+			n := unmeasured(t, "", measuring())
+			random := rand.New(rand.NewPCG(seed, 3))
+			s := n.stretch(1 << 20)
+			for range 30 {
+				for dir := range staging.In + 1 {
+					require.NoError(t, n.transfer(random, dir, s), "seed %d", seed)
+				}
+			}
+			s.check(n)
+		}
+	})
+}
