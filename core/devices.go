@@ -157,3 +157,32 @@ func (d *devices) shut() []*staging.Device {
 	d.closed = true
 	return slices.Collect(maps.Values(d.staged))
 }
+
+// DeviceCopies says how the blocks of transfers are copied between a device and staging blocks, in one direction.
+type DeviceCopies struct {
+	Device    string // "npu:1"
+	Direction staging.Direction
+	Setting   staging.Copying
+	Ways      device.Ways   // that the device may have
+	Default   device.Way    // where nothing was measured, or a way is set
+	Table     *device.Table // what was measured; nil as long as nothing was
+}
+
+// DeviceCopies returns them for both directions of each device on which memory was registered so far, by name.
+func (e *Engine) DeviceCopies() []DeviceCopies {
+	d := e.devices
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var all []DeviceCopies
+	for _, name := range slices.Sorted(maps.Keys(d.staged)) {
+		for dir := range staging.In + 1 {
+			all = append(all, copiesOf(d.staged[name], dir))
+		}
+	}
+	return all
+}
+
+func copiesOf(on *staging.Device, dir staging.Direction) DeviceCopies {
+	setting, has, prefer := on.Copying()
+	return DeviceCopies{Device: on.Name(), Direction: dir, Setting: setting, Ways: has, Default: prefer, Table: on.Table(dir)}
+}

@@ -9,6 +9,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/metadata/metadatatest"
+	"kvferry/core/staging"
 	"kvferry/core/status"
 	"kvferry/core/transporttest"
 
@@ -41,7 +42,8 @@ func startWith(t *testing.T, runtimes ...device.Runtime) *core.Engine {
 func TestMemoryOfDifferentVendorsDevicesIsInOneBatch(t *testing.T) {
 	const size = 100 << 10
 	npus, gpus := device.NewHost("npu", 1), device.NewHost("cuda", 1)
-	gpus.Traits, gpus.Batches = device.Traits{Alignment: 1}, true
+	gpus.Traits = device.Traits{Alignment: 1, Ways: device.WaysOf(device.Single, device.Batch), Default: device.Batch}
+	gpus.Batches = true
 	w := &wire{memory: make([]byte, 4*size)}
 	p := startPairWith(t, &transporttest.Transport{OnSubmit: w.carry}, func(o *core.Options) { o.Runtimes = []device.Runtime{npus, gpus} })
 	fill(w.memory, 1)
@@ -109,4 +111,24 @@ func TestARangeThatEndsOnADeviceOfAnotherKindIsRefused(t *testing.T) {
 		requireCode(t, status.InvalidArgument, err)
 		require.ErrorContains(t, err, "begins and ends in memory of different kinds or devices", name)
 	}
+}
+
+func TestAnEngineSaysHowItCopiesBlocksOfEachDevice(t *testing.T) {
+	host := device.NewHost("npu", 2)
+	e := startEngine(t, metadatatest.NewDirectory(), func(o *core.Options) {
+		o.Runtimes = []device.Runtime{host}
+		o.Config.DeviceCopy = staging.AlwaysBy(device.Single)
+	})
+	require.Empty(t, e.DeviceCopies())
+	memory, err := host.Allocate(1, 4096)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, host.Free(memory)) })
+	require.NoError(t, e.Register(at(memory), 4096, "*", true))
+	want := core.DeviceCopies{
+		Device: "npu:1", Direction: staging.Out, Setting: staging.AlwaysBy(device.Single), Ways: host.Traits.Ways, Default: device.Single,
+	}
+	in := want
+	in.Direction = staging.In
+	require.Equal(t, []core.DeviceCopies{want, in}, e.DeviceCopies())
+	require.NoError(t, e.Unregister(at(memory)))
 }

@@ -2,6 +2,7 @@ package driver_test
 
 import (
 	"testing"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/device"
@@ -117,4 +118,34 @@ func TestABrokenContextFailsWhatIsOnItsDevice(t *testing.T) {
 	}
 	require.ErrorContains(t, p.initiator.closes(), "cuda:0")
 	simtest.Faults(t, "") // which the device recovers with
+}
+
+// By default an engine measures the devices whose memory it moves, beside the first transfers, and copies the right bytes all the
+// while.
+func TestAnEngineMeasuresItsDevicesBesideTransfers(t *testing.T) {
+	onAll(t, func(t *testing.T, k *kind) {
+		simtest.NoLeaks(t)
+		simtest.Seed(t, 5)
+		app := newDevice(t, 1)
+		d, err := simtest.Runtime(t).Open(1)
+		require.NoError(t, err)
+		tables := d.(device.Timer).Tables()
+		tables.Forget()
+		t.Cleanup(tables.Forget)
+		p := startPair(t, func(c *core.Config) { c.DeviceCopy = core.DefaultConfig().DeviceCopy })
+		local, remote := p.initiator.on(app, mib), p.target.onHost(mib)
+		spans := scattered(mib, 4096, 1000, 70*kib)
+		measured := func() bool {
+			for op := range ways {
+				p.initiator.transfer(op, local, p.segment, remote, spans...)
+			}
+			copies := p.initiator.DeviceCopies()
+			require.Len(t, copies, 2)
+			return copies[0].Table != nil && copies[1].Table != nil
+		}
+		require.Eventually(t, measured, time.Minute, time.Millisecond)
+		for op := range ways {
+			p.initiator.transfer(op, local, p.segment, remote, spans...)
+		}
+	})
 }

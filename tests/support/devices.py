@@ -19,7 +19,8 @@ from .peers import Peers, unavailable
 from .process import soon
 
 VARIABLES = {"npu": "KVFERRY_ASCENDCL", "cuda": "KVFERRY_CUDA"}  # by which engines find the libraries
-SIMULATED = {"KVFERRY_SIM_DEVICES": "2", "KVFERRY_SIM_COST": "0"}
+# Tests count calls and have them fail, so engines make no others to measure the devices.
+SIMULATED = {"KVFERRY_SIM_DEVICES": "2", "KVFERRY_SIM_COST": "0", "KVFERRY_DEVICE_COPY": "default"}
 NPUS = ("npu:0", "npu:1")
 GPUS = ("cuda:0", "cuda:1")
 DEVICES = (*NPUS, *GPUS)
