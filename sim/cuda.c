@@ -1,5 +1,5 @@
 /* CUDA's driver on simulated devices: the functions of cuda.h for memory, copies, streams and events. This file has
- * errors, devices and contexts; cuda_memory.c, cuda_copy.c and cuda_stream.c have the rest.
+ * errors, devices and contexts; cuda_memory.c, cuda_copy.c, cuda_stream.c and cuda_module.c have the rest.
  *
  * There are no contexts but the primary one of each device. */
 #include "cuda_api.h"
@@ -48,6 +48,8 @@ static const int codes[SIM_REASONS] = {
     [-SIM_OTHER_MEMORY] = CUDA_ERROR_INVALID_VALUE,
     [-SIM_UNTIMED] = 400,
     [-SIM_NOT_READY] = CUDA_ERROR_NOT_READY,
+    [-SIM_BAD_PROGRAM] = 218,
+    [-SIM_NOT_FOUND] = 500,
 };
 
 const struct sim_api sim_api = {
@@ -80,7 +82,10 @@ static const struct {
     {100, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {101, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {201, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {218, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
+    {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain."},
     {400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {600, "CUDA_ERROR_NOT_READY", "device not ready"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the requested memory range is already mapped"},
@@ -212,7 +217,8 @@ SIM_EXPORT int cuDevicePrimaryCtxRetain(void **context, int device)
 /* Destroys all that was made in a context. A program should have done that before. */
 static void destroy_context(int device)
 {
-    size_t left = sim_drop_streams(device) + sim_drop_events(device) + sim_drop_memory(device);
+    size_t left = sim_drop_streams(device) + sim_drop_events(device) + cuda_drop_modules(device) +
+                  sim_drop_memory(device);
 
     while (left-- > 0) {
         sim_misuse(MISUSE_left_behind, SIM_OK, "the context of device %d goes with things in it", device);

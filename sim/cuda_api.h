@@ -20,7 +20,9 @@
     CALL(cuStreamQuery) CALL(cuStreamWaitEvent) CALL(cuStreamGetCtx) CALL(cuEventCreate) CALL(cuEventDestroy_v2)   \
     CALL(cuEventRecord) CALL(cuEventSynchronize) CALL(cuEventQuery) CALL(cuLaunchHostFunc)                         \
     CALL(cuMemAddressReserve) CALL(cuMemAddressFree) CALL(cuMemCreate) CALL(cuMemRelease) CALL(cuMemMap)           \
-    CALL(cuMemUnmap) CALL(cuMemSetAccess) CALL(cuEventElapsedTime)
+    CALL(cuMemUnmap) CALL(cuMemSetAccess) CALL(cuModuleLoadData) CALL(cuModuleGetFunction) CALL(cuModuleUnload)    \
+    CALL(cuLaunchKernel) CALL(cuCtxGetStreamPriorityRange) CALL(cuStreamCreateWithPriority)                      \
+    CALL(cuEventElapsedTime)
 
 #define CUDA_NUMBER_OF(name) CALL_##name,
 enum cuda_call { CUDA_CALLS(CUDA_NUMBER_OF) CUDA_CALL_COUNT };
@@ -43,6 +45,9 @@ void *cuda_context(int device);
 
 /* The device of a context; -1 where the handle is none, or its device is not retained. */
 int cuda_device_of(const void *context);
+
+/* Unloads the modules of a device; returns how many there were. */
+size_t cuda_drop_modules(int device);
 
 /* The simulator's handle for a stream: of the two that CUDA has for the default stream, NULL. */
 void *cuda_stream(void *stream);

@@ -19,6 +19,8 @@ enum {
     ATTRIBUTE_HOST_POINTER = 4,
     ATTRIBUTE_IS_MANAGED = 8,
     ATTRIBUTE_DEVICE_ORDINAL = 9,
+    ATTRIBUTE_RANGE_START = 11,
+    ATTRIBUTE_RANGE_SIZE = 12,
 };
 
 /* CUmemAllocationProp */
@@ -95,7 +97,8 @@ SIM_EXPORT int cuMemHostUnregister(void *address)
 
 /* A pointer's attributes; all zero for the program's own memory. */
 struct pointer {
-    void *context, *device_pointer, *host_pointer;
+    void *context, *device_pointer, *host_pointer, *start;
+    size_t size;
     unsigned type, managed;
     int device;
 };
@@ -118,6 +121,8 @@ static int find_pointer(void *address, struct pointer *info)
     }
     info->device = device;
     info->device_pointer = address;
+    info->start = (void *)owner->base;
+    info->size = owner->size;
     info->host_pointer = memory == MEMORY_DEVICE || memory == MEMORY_VIRTUAL ? NULL : address;
     info->context = memory == MEMORY_VIRTUAL ? NULL : cuda_context(device); /* virtual memory is of no context */
     info->type = memory == MEMORY_HOST || memory == MEMORY_REGISTERED ? TYPE_HOST : TYPE_DEVICE;
@@ -140,6 +145,8 @@ static int write_attribute(const struct pointer *info, int attribute, void *out)
     case ATTRIBUTE_HOST_POINTER: memcpy(out, &info->host_pointer, sizeof info->host_pointer); break;
     case ATTRIBUTE_IS_MANAGED: memcpy(out, &info->managed, sizeof info->managed); break;
     case ATTRIBUTE_DEVICE_ORDINAL: memcpy(out, &info->device, sizeof info->device); break;
+    case ATTRIBUTE_RANGE_START: memcpy(out, &info->start, sizeof info->start); break;
+    case ATTRIBUTE_RANGE_SIZE: memcpy(out, &info->size, sizeof info->size); break;
     default: result = sim_fail(SIM_INVALID, "attribute %d of a pointer is not known here", attribute);
     }
     return result;

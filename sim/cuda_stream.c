@@ -5,6 +5,7 @@
 #include "submit.h"
 
 enum { STREAM_NON_BLOCKING = 1 };
+enum { PRIORITY_LEAST = 0, PRIORITY_GREATEST = -5 };
 enum { CAPTURE_GLOBAL, CAPTURE_THREAD_LOCAL, CAPTURE_RELAXED }; /* CUstreamCaptureMode */
 enum { CAPTURES_NOTHING = 0 }; /* CUstreamCaptureStatus */
 enum { EVENT_DISABLE_TIMING = 2, EVENT_FLAGS_MAX = 7 }; /* CUevent_flags; the others make no difference here */
@@ -23,6 +24,31 @@ SIM_EXPORT int cuStreamCreate(void **stream, unsigned flags)
         result = sim_fail(SIM_INVALID, "a stream with flags %u", flags);
     }
     return sim_end(result == SIM_OK ? sim_create_stream(flags != STREAM_NON_BLOCKING, stream) : result);
+}
+
+/* Priorities make no difference here. Numbers beyond the range count as its nearest end. */
+SIM_EXPORT int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority)
+{
+    int result = sim_begin(CALL_cuStreamCreateWithPriority, NEEDS_DEVICE);
+
+    (void)priority;
+    if (result == SIM_OK && flags > STREAM_NON_BLOCKING) {
+        result = sim_fail(SIM_INVALID, "a stream with flags %u", flags);
+    }
+    return sim_end(result == SIM_OK ? sim_create_stream(flags != STREAM_NON_BLOCKING, stream) : result);
+}
+
+SIM_EXPORT int cuCtxGetStreamPriorityRange(int *least, int *greatest)
+{
+    int result = sim_begin(CALL_cuCtxGetStreamPriorityRange, NEEDS_DEVICE);
+
+    if (result == SIM_OK && least != NULL) {
+        *least = PRIORITY_LEAST;
+    }
+    if (result == SIM_OK && greatest != NULL) {
+        *greatest = PRIORITY_GREATEST;
+    }
+    return sim_end(result);
 }
 
 SIM_EXPORT int cuStreamDestroy_v2(void *stream)

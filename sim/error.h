@@ -30,7 +30,9 @@ enum sim_reason {
     SIM_OTHER_MEMORY = -22,  /* of another device */
     SIM_UNTIMED = -23,       /* of events: there is no time between them */
     SIM_NOT_READY = -24,     /* of events: not complete */
-    SIM_REASONS = 25,
+    SIM_BAD_PROGRAM = -25,   /* a module that cannot be loaded */
+    SIM_NOT_FOUND = -26,     /* in a module */
+    SIM_REASONS = 27,
 };
 
 int sim_fail(int reason, const char *format, ...) __attribute__((format(printf, 2, 3)));

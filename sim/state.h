@@ -21,7 +21,7 @@
  *   submit event                    what streams are given; places in them
  *   report                          what was leaked, misused and called
  *   kvferry_sim ascendcl cuda_api   the functions for tests; AscendCL; what the files of CUDA share
- *   cuda cuda_memory cuda_copy cuda_stream
+ *   cuda cuda_memory cuda_copy cuda_stream cuda_module
  *
  * One lock, sim.lock, guards everything. Each function of the API takes it with sim_begin and releases it with sim_end.
  * All other functions here are called with the lock held. They release it while bytes are moved and a thread waits.
@@ -41,7 +41,7 @@
 
 enum {
     SIM_DEVICES_MAX = 64,
-    SIM_CALLS_MAX = 64, /* functions of an API */
+    SIM_CALLS_MAX = 80, /* functions of an API */
     SIM_MESSAGE_MAX = 256,
 };
 

@@ -14,6 +14,7 @@ struct operation {
     struct piece *pieces; /* of a copy: `one`, or an array of its own */
     struct piece one;
     size_t count;
+    int failure;        /* of a copy that is to fail when it is executed */
     const void *stream; /* of a wait: for which place of which stream */
     uint64_t place;
     void (*function)(void *); /* of a call, not before `time` */

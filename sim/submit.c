@@ -18,6 +18,7 @@ static struct operation *new_copy(struct stream *stream, size_t count, int *resu
     }
     operation->type = OPERATION_COPY;
     operation->count = 0;
+    operation->failure = SIM_OK;
     operation->pieces = count == 1 ? &operation->one : calloc(count, sizeof *operation->pieces);
     if (operation->pieces == NULL) {
         *result = sim_fail(SIM_NO_MEMORY, "there is no memory for a batch of %zu copies", count);
@@ -99,6 +100,43 @@ int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void 
     *failed = i - 1;
     operation_release(operation);
     return result;
+}
+
+/* Whether a kernel can make a copy of its list. */
+static bool is_reached(struct operation *operation, struct parts *parts, const struct batch *batch, size_t i, int device)
+{
+    if (add_piece(operation, parts, batch, i, -1, device) != SIM_OK) {
+        return false;
+    }
+    if (!parts->pageable) {
+        return true;
+    }
+    sim_release_piece(&operation->pieces[--operation->count]);
+    sim_misuse(MISUSE_wrong_pointer, SIM_DMA_ERROR, "a kernel is to copy %zu bytes from %p to %p, of pageable memory",
+               batch->sizes[i], batch->from[i], batch->to[i]);
+    return false;
+}
+
+int sim_launch(const struct batch *batch, void *handle)
+{
+    int result;
+    struct stream *stream = stream_find(handle, &result);
+    struct operation *operation = stream != NULL ? new_copy(stream, batch->count, &result) : NULL;
+    struct parts parts = {{0}, {0}, false};
+    enum sim_kind kind;
+    size_t i;
+
+    if (operation == NULL) {
+        return result;
+    }
+    for (i = 0; i < batch->count && operation->failure == SIM_OK; i++) {
+        operation->failure = is_reached(operation, &parts, batch, i, stream->device) ? SIM_OK : SIM_DMA_ERROR;
+    }
+    for (kind = KIND_H2H; kind < KINDS; kind++) {
+        parts.counts[kind] = parts.counts[kind] > 0; /* all of a kind cost as much as one copy */
+    }
+    parts.pageable = false;
+    return submit_copy(stream, &parts);
 }
 
 int sim_copy_async(void *to, size_t room, const void *from, size_t size, int claimed, void *stream)

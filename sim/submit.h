@@ -20,6 +20,10 @@ struct batch {
  * SIZE_MAX. */
 int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void *stream);
 
+/* A kernel that makes the copies, in no order. Where it cannot access memory, it fails with SIM_DMA_ERROR when it is
+ * executed, after any of the copies. */
+int sim_launch(const struct batch *batch, void *stream);
+
 int sim_call_in_stream(void *stream, void (*function)(void *), void *argument);
 
 #endif

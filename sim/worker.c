@@ -87,7 +87,7 @@ static bool move_pieces(const struct operation *operation, size_t first)
 static int execute_copy(struct stream *stream, const struct operation *operation)
 {
     int result = sim_exec_fault(stream->device);
-    size_t first = sim.adversarial ? (size_t)(random_number(stream, 5) % operation->count) : 0;
+    size_t first = sim.adversarial && operation->count > 0 ? (size_t)(random_number(stream, 5) % operation->count) : 0;
     bool moved;
 
     if (result == FAULT_HANG) {
@@ -100,6 +100,9 @@ static int execute_copy(struct stream *stream, const struct operation *operation
     pthread_mutex_unlock(&sim.lock);
     moved = move_pieces(operation, first);
     pthread_mutex_lock(&sim.lock);
+    if (operation->failure != SIM_OK) {
+        return operation->failure;
+    }
     return moved ? SIM_OK : sim_misuse(MISUSE_wrong_pointer, SIM_DMA_ERROR, "pageable memory of a copy is not there");
 }
 

@@ -83,6 +83,7 @@ func fingerprint(t testing.TB, root, options string) string {
 	sources, err := filepath.Glob(filepath.Join(root, "sim", "*.*"))
 	require.NoError(t, err)
 	slices.Sort(sources)
+	sources = append(sources, filepath.Join(root, "cuda", "kernels.h"))
 	sum := sha256.New()
 	fmt.Fprintln(sum, options)
 	for _, source := range append(sources, filepath.Join(root, builder)) {
