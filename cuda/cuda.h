@@ -13,6 +13,7 @@
 /* Results of functions: success, and the errors that are handled here. */
 enum {
     CUDA_SUCCESS = 0,
+    CUDA_INVALID_VALUE = 1,
     CUDA_NOT_INITIALIZED = 3, /* before cuInit, and in a process that was forked after it */
     CUDA_NOT_READY = 600,
     CUDA_NOT_SUPPORTED = 801,
@@ -23,13 +24,17 @@ enum { CUDA_MEMORY_HOST = 1, CUDA_MEMORY_DEVICE = 2 };
 
 /* CUpointer_attribute, each with its type. */
 enum {
+    CUDA_POINTER_CONTEXT = 1,        /* CUcontext; NULL for memory of cuMemCreate */
     CUDA_POINTER_MEMORY_TYPE = 2,    /* unsigned int */
     CUDA_POINTER_IS_MANAGED = 8,     /* unsigned int */
     CUDA_POINTER_DEVICE_ORDINAL = 9, /* int */
+    CUDA_POINTER_RANGE_START = 11,   /* CUdeviceptr: of the allocation */
+    CUDA_POINTER_RANGE_SIZE = 12,    /* size_t */
 };
 
-/* Flags of cuMemHostAlloc, cuStreamCreate and cuEventCreate. */
+/* Flags of cuMemHostAlloc, cuStreamCreateWithPriority and cuEventCreate. */
 enum { CUDA_PINNED_PORTABLE = 1 };     /* page-locked for all contexts */
+enum { CUDA_PINNED_DEVICE_MAP = 2 };   /* kernels have access, at the same address */
 enum { CUDA_STREAM_NON_BLOCKING = 1 }; /* has no order with the stream 0 of the application */
 enum { CUDA_EVENT_TIMED = 0, CUDA_EVENT_DISABLE_TIMING = 2 };
 
@@ -81,7 +86,8 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuMemFree_v2, (uintptr_t memory))                                                                   \
     REQUIRED(int, cuMemHostAlloc, (void **out, size_t length, unsigned int flags))                                    \
     REQUIRED(int, cuMemFreeHost, (void *memory))                                                                      \
-    REQUIRED(int, cuStreamCreate, (void **out, unsigned int flags))                                                   \
+    REQUIRED(int, cuCtxGetStreamPriorityRange, (int *least, int *greatest))                                           \
+    REQUIRED(int, cuStreamCreateWithPriority, (void **out, unsigned int flags, int priority))                         \
     REQUIRED(int, cuStreamDestroy_v2, (void *stream))                                                                 \
     REQUIRED(int, cuStreamSynchronize, (void *stream))                                                                \
     REQUIRED(int, cuStreamGetCtx, (void *stream, void **out))                                                         \
@@ -90,6 +96,13 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuMemcpyHtoDAsync_v2, (uintptr_t to, const void *from, size_t length, void *stream))                \
     REQUIRED(int, cuMemcpyDtoHAsync_v2, (void *to, uintptr_t from, size_t length, void *stream))                      \
     REQUIRED(int, cuMemcpyDtoDAsync_v2, (uintptr_t to, uintptr_t from, size_t length, void *stream))                  \
+    REQUIRED(int, cuModuleLoadData, (void **out, const void *image))                                                  \
+    REQUIRED(int, cuModuleGetFunction, (void **out, void *module, const char *name))                                  \
+    REQUIRED(int, cuModuleUnload, (void *module))                                                                     \
+    REQUIRED(int, cuLaunchKernel,                                                                                     \
+             (void *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z, unsigned int block_x,    \
+              unsigned int block_y, unsigned int block_z, unsigned int shared, void *stream, void **parameters,       \
+              void **extra))                                                                                          \
     OPTIONAL(int, cuStreamIsCapturing, (void *stream, int *out))                                                      \
     OPTIONAL(int, cuMemcpyBatchAsync,                                                                                 \
              (uintptr_t *to, uintptr_t *from, size_t *lengths, size_t count,                                          \
@@ -126,6 +139,14 @@ extern const struct cuda_symbol *const kvferry_cuda_symbols;
 struct cuda_copy {
     uintptr_t to, from;
     uint64_t length; /* bytes */
+};
+
+/* Runs of one length, as kernel_strided of kernels.h has them: the layout of device.Strided. */
+struct cuda_strided {
+    uintptr_t to, from;
+    uint64_t length; /* bytes */
+    uint32_t counts[4];
+    int64_t to_strides[4], from_strides[4];
 };
 
 /* The result of a call, and where it succeeded the number, address or handle that it returned. */
@@ -171,6 +192,8 @@ struct cuda_result kvferry_cuda_malloc(const struct cuda *cuda, size_t length);
 int kvferry_cuda_free(const struct cuda *cuda, uintptr_t memory);
 struct cuda_result kvferry_cuda_malloc_host(const struct cuda *cuda, size_t length);
 int kvferry_cuda_free_host(const struct cuda *cuda, uintptr_t memory);
+
+/* A stream that does not wait for those of the application, and lets their kernels go first. */
 struct cuda_result kvferry_cuda_create_stream(const struct cuda *cuda);
 int kvferry_cuda_destroy_stream(const struct cuda *cuda, uintptr_t stream);
 int kvferry_cuda_synchronize_stream(const struct cuda *cuda, uintptr_t stream);
@@ -207,5 +230,30 @@ struct cuda_progress kvferry_cuda_copy(const struct cuda *cuda, enum cuda_kind k
  */
 struct cuda_progress kvferry_cuda_copy_batch(const struct cuda *cuda, uintptr_t *to, uintptr_t *from, size_t *lengths,
                                              size_t count, uintptr_t stream);
+
+/* The kernels of kernels.h: the module of the current context, and its functions. */
+enum cuda_kernel { CUDA_KERNEL_LIST, CUDA_KERNEL_STRIDED };
+struct cuda_result kvferry_cuda_load_module(const struct cuda *cuda, const char *ptx);
+struct cuda_result kvferry_cuda_find_kernel(const struct cuda *cuda, uintptr_t module, enum cuda_kernel kernel);
+int kvferry_cuda_unload_module(const struct cuda *cuda, uintptr_t module);
+
+/*
+ * Queues kernels that make the copies, in no order, each of at most so many blocks. After an error some of the copies may
+ * be queued.
+ */
+int kvferry_cuda_launch_list(const struct cuda *cuda, uintptr_t function, const struct cuda_copy *copies, size_t count,
+                             unsigned blocks, uintptr_t stream);
+
+/* The same for runs; CUDA_INVALID_VALUE where one is longer than 1 GiB, or all are longer than 32 GiB. */
+int kvferry_cuda_launch_strided(const struct cuda *cuda, uintptr_t function, const struct cuda_strided *runs,
+                                unsigned blocks, uintptr_t stream);
+
+/*
+ * Checks that kernels of the current context can access the device's side of the copies. A kernel that touches memory
+ * that is not there breaks the context of the whole application, where a copy is refused. CUDA_NOT_SUPPORTED where
+ * memory is of another context, or was freed; index is the copy.
+ */
+struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, enum cuda_kind kind,
+                                              const struct cuda_copy *copies, size_t count);
 
 #endif

@@ -19,6 +19,7 @@ type gpu struct {
 	library *library
 	index   int
 	handle  atomic.Int32 // CUDA's handle of the device, from the first Bind on
+	kernels kernels
 }
 
 // failed is the error of a call on the device, nil where the result is success.
@@ -100,7 +101,7 @@ func (d *gpu) NewStream() (device.Stream, error) {
 		return nil, err
 	}
 	result := C.kvferry_cuda_create_stream(d.library.cuda)
-	if err := d.failed(result.code, status.Context, "cuStreamCreate()"); err != nil {
+	if err := d.failed(result.code, status.Context, "cuStreamCreateWithPriority()"); err != nil {
 		return nil, errors.Join(err, d.release())
 	}
 	s := &stream{gpu: d, handle: result.value}

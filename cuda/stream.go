@@ -36,6 +36,7 @@ type stream struct {
 	gpu     *gpu
 	handle  C.uintptr_t
 	drained *event // of Drain, recorded behind all copies
+	kernels bool   // it uses those of the gpu
 
 	batch driver.Batch[C.uintptr_t, C.size_t] // the arrays of the call in progress
 }
@@ -91,7 +92,7 @@ func (s *stream) Drain(timeout time.Duration) error {
 func (s *stream) Close() error {
 	code := C.kvferry_cuda_synchronize_stream(s.gpu.library.cuda, s.handle)
 	err := s.gpu.failed(code, status.Context, "cuStreamSynchronize()")
-	return errors.Join(err, s.drained.Close(), s.destroy())
+	return errors.Join(err, s.drained.Close(), s.releaseKernels(), s.destroy())
 }
 
 func (s *stream) destroy() error {

@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "core/transporttest": "core core/status",
     "internal/driver/drivertest": "core/device tests/simtest",
     "tcp/internal/tcptest": "core core/device core/metadata core/staging tcp/wire",
+    "tests/kerneltest": "core/device",
     "tests/simtest": "ascend core/device cuda internal/dl internal/driver",
 }
 

@@ -329,7 +329,7 @@ func (k *kind) failures() map[string]string {
 		"cuEventRecord:1":                   "cuEventRecord",
 		"cuEventQuery:1":                    "cuEventQuery",
 		"cuEventQuery:1+":                   "cuEventQuery",
-		"cuStreamCreate:1":                  "cuStreamCreate",
+		"cuStreamCreateWithPriority:1":      "cuStreamCreateWithPriority",
 		"cuEventCreate:1":                   "cuEventCreate",
 		"cuMemHostAlloc:1":                  "cuMemHostAlloc",
 		"cuDevicePrimaryCtxRetain:1+":       "cuDevicePrimaryCtxRetain",

@@ -336,7 +336,7 @@ func TestEveryCallThatFailsSaysWhatFailedAndWhy(t *testing.T) {
 			{"cuMemFreeHost", "(0x", status.Memory, allocatePinned},
 			{"cuDevicePrimaryCtxRetain", "(1)", status.Context, makeStream},
 			{"cuDevicePrimaryCtxRelease_v2", "(1)", status.Context, makeStream},
-			{"cuStreamCreate", "()", status.Context, makeStream},
+			{"cuStreamCreateWithPriority", "()", status.Context, makeStream},
 			{"cuStreamSynchronize", "()", status.Context, makeStream},
 			{"cuStreamDestroy_v2", "()", status.Context, makeStream},
 			{"cuEventCreate", "()", status.Context, makeEvent},

@@ -1,0 +1,45 @@
+package device
+
+// Dimensions is how many a Strided has.
+const Dimensions = 4
+
+// Strided is many copies of one length. The copy (i, j, k, l) goes to Dst + i*DstStrides[0] + j*DstStrides[1] + ..., from where
+// the other strides say; i is below Counts[0], and so on. A dimension that is not used has the count 1. The layout is read by C.
+type Strided struct {
+	Dst, Src               uintptr
+	Length                 uint64 // bytes of one copy
+	Counts                 [Dimensions]uint32
+	DstStrides, SrcStrides [Dimensions]int64 // bytes
+}
+
+// StridedStream is a stream of a device that makes strided copies.
+type StridedStream interface {
+	Stream
+	// CopyStrided queues a kernel that makes the copies, in no order. It fails with ErrNoKernel if the device cannot do that.
+	// After another error, any of them may have been queued.
+	CopyStrided(kind Kind, s *Strided) error
+}
+
+// Extents are the memory that the copies write, and that they read: from the first byte to the last one.
+func (s *Strided) Extents() (dst, src Copy) {
+	dst, src = Copy{Dst: s.Dst, Src: s.Src, Length: s.Length}, Copy{Dst: s.Dst, Src: s.Src, Length: s.Length}
+	for i, count := range s.Counts {
+		if count == 0 {
+			return Copy{}, Copy{}
+		}
+		dst.Dst = widened(dst.Dst, &dst.Length, s.DstStrides[i], count)
+		src.Src = widened(src.Src, &src.Length, s.SrcStrides[i], count)
+	}
+	return dst, src
+}
+
+// widened adds a dimension to a stretch of memory, and returns where the stretch begins then.
+func widened(start uintptr, length *uint64, stride int64, count uint32) uintptr {
+	distance := stride * int64(count-1)
+	if distance < 0 {
+		*length += uint64(-distance)
+		return start - uintptr(-distance)
+	}
+	*length += uint64(distance)
+	return start
+}

@@ -1,0 +1,254 @@
+package cuda_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"testing"
+	"unsafe"
+
+	"kvferry/core/device"
+	"kvferry/cuda"
+	"kvferry/internal/driver/drivertest"
+	"kvferry/tests/simtest"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+)
+
+// realGPU is the variable that has the tests of the kernels' effects use the GPU 0 of the machine, and not the simulator.
+const realGPU = "KVFERRY_TEST_REAL_GPU"
+
+// kernelBench is memory of a GPU and of the host, with a model of both.
+type kernelBench struct {
+	t              *testing.T
+	stream         device.Stream
+	memory, pinned uintptr
+	host           []byte // at pinned
+	onDevice       []byte // what memory should have
+	onHost         []byte // what host should have
+}
+
+const benchBytes = 3 << 20
+
+// onKernelBench runs f on a simulated GPU, or a real one, with random bytes in both memories.
+func onKernelBench(t *testing.T, seed uint64, f func(b *kernelBench, random *rand.Rand)) {
+	var d device.Device
+	if os.Getenv(realGPU) != "" {
+		opened, err := cuda.New("", zap.NewNop()).Open(0)
+		require.NoError(t, err)
+		d = opened
+	} else {
+		simtest.UseCUDA(t, "")
+		simtest.NoLeaks(t)
+		simtest.Cost(t, "0")
+		simtest.Seed(t, seed)
+		d = drivertest.Open(t, 0)
+	}
+	drivertest.OnThread(t, d, func() {
+		b := &kernelBench{t: t, onDevice: make([]byte, benchBytes), onHost: make([]byte, benchBytes)}
+		var err error
+		b.memory, err = d.Allocate(benchBytes)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, d.Free(b.memory)) }()
+		b.pinned, err = d.AllocatePinned(benchBytes)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, d.FreePinned(b.pinned)) }()
+		b.host = unsafe.Slice((*byte)(*(*unsafe.Pointer)(unsafe.Pointer(&b.pinned))), benchBytes)
+		b.stream, err = d.NewStream()
+		require.NoError(t, err)
+		defer func() { require.NoError(t, b.stream.Close()) }()
+		drivertest.Fill(b.onDevice, seed)
+		drivertest.Fill(b.onHost, seed+1)
+		copy(b.host, b.onDevice)
+		b.move(device.HostToDevice, b.memory, b.pinned)
+		copy(b.host, b.onHost)
+		f(b, rand.New(rand.NewPCG(seed, 2)))
+	})
+}
+
+// move makes a copy of all bytes, without a kernel.
+func (b *kernelBench) move(kind device.Kind, to, from uintptr) {
+	_, err := b.stream.Copy(kind, []device.Copy{{Dst: to, Src: from, Length: benchBytes}})
+	require.NoError(b.t, err)
+	require.NoError(b.t, b.stream.Drain(enough))
+}
+
+// check compares both memories with the model.
+func (b *kernelBench) check(text string) {
+	b.t.Helper()
+	require.NoError(b.t, b.stream.Drain(enough))
+	require.True(b.t, bytes.Equal(b.onHost, b.host), "the host's memory: %s", text)
+	b.move(device.DeviceToHost, b.pinned, b.memory)
+	require.True(b.t, bytes.Equal(b.onDevice, b.host), "the device's memory: %s", text)
+	copy(b.host, b.onHost)
+}
+
+// sides are where the copies of a kind go and come from: the addresses of both memories, and their models.
+func (b *kernelBench) sides(kind device.Kind) (to, from uintptr, toModel, fromModel []byte) {
+	switch kind {
+	case device.HostToDevice:
+		return b.memory, b.pinned, b.onDevice, b.onHost
+	case device.DeviceToHost:
+		return b.pinned, b.memory, b.onHost, b.onDevice
+	}
+	return b.memory, b.memory, b.onDevice, b.onDevice
+}
+
+// randomLength is from 1 to limit, with as many short ones as long ones.
+func randomLength(random *rand.Rand, limit int) int {
+	return min(1+random.IntN(1<<(1+random.IntN(bits.Len(uint(limit))-1))), limit)
+}
+
+// randomGap is 0, or a few bytes, or any number below a page.
+func randomGap(random *rand.Rand) int {
+	return random.IntN([]int{1, 40, 4096}[random.IntN(3)])
+}
+
+// randomCopies have destinations in the first so many bytes that do not overlap, and sources in the others.
+func randomCopies(random *rand.Rand, destinations int) []device.Copy {
+	var copies []device.Copy
+	limit := 1 << (1 + random.IntN(20))
+	for at := randomGap(random); at < destinations && len(copies) < 600; at += randomGap(random) {
+		n := min(randomLength(random, limit), destinations-at, benchBytes-destinations)
+		from := destinations + random.IntN(benchBytes-destinations-n+1)
+		if random.IntN(3) > 0 { // with addresses that agree in their last bits
+			from = max(from-(from-at)%16, destinations+(at-destinations)&15)
+			from = min(from, benchBytes-n)
+		}
+		copies = append(copies, device.Copy{Dst: uintptr(at), Src: uintptr(from), Length: uint64(n)})
+		at += n
+	}
+	random.Shuffle(len(copies), func(i, j int) { copies[i], copies[j] = copies[j], copies[i] })
+	return copies
+}
+
+var kernelKinds = []device.Kind{device.DeviceToHost, device.HostToDevice, device.WithinDevice}
+
+func TestAKernelMakesTheCopiesOfAListAndTouchesNothingElse(t *testing.T) {
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			onKernelBench(t, seed, func(b *kernelBench, random *rand.Rand) {
+				for round := range 12 {
+					for _, kind := range kernelKinds {
+						b.copyList(kind, randomCopies(random, benchBytes/2))
+						b.check(fmt.Sprintf("%v, round %d", kind, round))
+					}
+				}
+			})
+		})
+	}
+}
+
+// copyList has the kernel make copies between offsets.
+func (b *kernelBench) copyList(kind device.Kind, copies []device.Copy) {
+	to, from, toModel, fromModel := b.sides(kind)
+	placed := slices.Clone(copies)
+	for i, c := range copies {
+		placed[i].Dst, placed[i].Src = to+c.Dst, from+c.Src
+		copy(toModel[c.Dst:], fromModel[c.Src:][:c.Length])
+	}
+	require.NoError(b.t, b.stream.(device.KernelStream).CopyKernel(kind, placed))
+}
+
+func TestAKernelCopiesBetweenAllAlignments(t *testing.T) {
+	for _, kind := range kernelKinds {
+		t.Run(kind.String(), func(t *testing.T) {
+			onKernelBench(t, 9, func(b *kernelBench, _ *rand.Rand) {
+				for _, length := range []uint64{1, 7, 15, 16, 17, 31, 33, 47, 64, 127, 129, 2047, 2048, 2049, 5000} {
+					var copies []device.Copy
+					at := uintptr(0)
+					for to := range uintptr(16) {
+						for from := range uintptr(16) {
+							copies = append(copies, device.Copy{Dst: at + to, Src: benchBytes/2 + 3*at/4 + from, Length: length})
+							at = (at + to + uintptr(length) + 31) / 16 * 16
+						}
+					}
+					b.copyList(kind, copies)
+					b.check(fmt.Sprint("copies of ", length))
+				}
+			})
+		})
+	}
+}
+
+func TestAKernelMakesStridedCopies(t *testing.T) {
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			onKernelBench(t, seed, func(b *kernelBench, random *rand.Rand) {
+				for round := range 12 {
+					for _, kind := range kernelKinds {
+						b.copyStrided(kind, randomStrided(random, benchBytes/2))
+						b.check(fmt.Sprintf("%v, round %d", kind, round))
+					}
+				}
+			})
+		})
+	}
+}
+
+// randomStrided has destinations in the first so many bytes that do not overlap, and sources in the others.
+func randomStrided(random *rand.Rand, destinations int) *device.Strided {
+	s := &device.Strided{Length: uint64(randomLength(random, 1<<(1+random.IntN(14))))}
+	order := random.Perm(device.Dimensions)
+	room := int64(s.Length)
+	for n, i := range order {
+		stride := room + int64(randomGap(random)%(1<<(2*n)))
+		if random.IntN(2) == 0 {
+			stride = (stride + 15) / 16 * 16
+		}
+		s.Counts[i] = uint32(1 + random.IntN(int(max(1, min(40, int64(destinations)/stride)))))
+		s.DstStrides[i] = stride
+		if room = stride * int64(s.Counts[i]); room > int64(destinations)/2 {
+			break
+		}
+	}
+	for i := range s.Counts {
+		s.Counts[i] = max(s.Counts[i], 1)
+		if s.Counts[i] > 1 && random.IntN(4) > 0 {
+			s.SrcStrides[i] = int64(random.IntN(destinations / 5 / int(s.Counts[i])))
+		}
+		for _, side := range []struct {
+			start   *uintptr
+			strides *[device.Dimensions]int64
+		}{{&s.Dst, &s.DstStrides}, {&s.Src, &s.SrcStrides}} {
+			if random.IntN(4) == 0 { // backwards
+				*side.start += uintptr(side.strides[i] * int64(s.Counts[i]-1))
+				side.strides[i] = -side.strides[i]
+			}
+		}
+	}
+	to, from := s.Extents()
+	s.Dst += uintptr(random.IntN(destinations - int(to.Length) + 1))
+	s.Src += uintptr(destinations + random.IntN(benchBytes-destinations-int(from.Length)+1))
+	return s
+}
+
+// copyStrided has the kernel make copies between offsets.
+func (b *kernelBench) copyStrided(kind device.Kind, s *device.Strided) {
+	to, from, toModel, fromModel := b.sides(kind)
+	number := [device.Dimensions]uint32{}
+	for {
+		at, source := int64(s.Dst), int64(s.Src)
+		for i, n := range number {
+			at, source = at+int64(n)*s.DstStrides[i], source+int64(n)*s.SrcStrides[i]
+		}
+		copy(toModel[at:], fromModel[source:][:s.Length])
+		i := 0
+		for ; i < device.Dimensions; i++ {
+			if number[i]++; number[i] < s.Counts[i] {
+				break
+			}
+			number[i] = 0
+		}
+		if i == device.Dimensions {
+			break
+		}
+	}
+	placed := *s
+	placed.Dst, placed.Src = placed.Dst+to, placed.Src+from
+	require.NoError(b.t, b.stream.(device.StridedStream).CopyStrided(kind, &placed))
+}

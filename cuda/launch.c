@@ -1,0 +1,174 @@
+/* Launches of the kernels of kernels.ptx. */
+#include "cuda.h"
+#include "kernels.h"
+
+#include <string.h>
+
+struct cuda_result kvferry_cuda_load_module(const struct cuda *cuda, const char *ptx)
+{
+    void *module = NULL;
+    int code = cuda->cuModuleLoadData(&module, ptx);
+    struct cuda_result result = {code, (uintptr_t)module};
+
+    return result;
+}
+
+struct cuda_result kvferry_cuda_find_kernel(const struct cuda *cuda, uintptr_t module, enum cuda_kernel kernel)
+{
+    static const char *const names[] = {KERNEL_LIST, KERNEL_STRIDED};
+    void *function = NULL;
+    int code = cuda->cuModuleGetFunction(&function, (void *)module, names[kernel]);
+    struct cuda_result result = {code, (uintptr_t)function};
+
+    return result;
+}
+
+int kvferry_cuda_unload_module(const struct cuda *cuda, uintptr_t module)
+{
+    return cuda->cuModuleUnload((void *)module);
+}
+
+/* Launches at most so many blocks, of which each warp has something to do. */
+static int launch(const struct cuda *cuda, uintptr_t function, void *parameters, uint64_t warps, unsigned blocks,
+                  uintptr_t stream)
+{
+    const unsigned of_block = KERNEL_THREADS / KERNEL_WARP;
+    uint64_t needed = (warps + of_block - 1) / of_block;
+    unsigned grid = needed < blocks ? (unsigned)needed : blocks;
+
+    return cuda->cuLaunchKernel((void *)function, grid, 1, 1, KERNEL_THREADS, 1, 1, 0, (void *)stream, &parameters,
+                                NULL);
+}
+
+static int launch_list(const struct cuda *cuda, uintptr_t function, struct kernel_list *list, unsigned blocks,
+                       uintptr_t stream)
+{
+    int code = list->count > 0 ? launch(cuda, function, list, list->chunks, blocks, stream) : CUDA_SUCCESS;
+
+    list->count = list->chunks = 0;
+    return code;
+}
+
+static void append(struct kernel_list *list, uint64_t to, uint64_t from, uint32_t length)
+{
+    struct kernel_copy copy = {to, from, length, list->chunks};
+
+    list->copies[list->count++] = copy;
+    list->chunks += kernel_chunks(to, length);
+}
+
+int kvferry_cuda_launch_list(const struct cuda *cuda, uintptr_t function, const struct cuda_copy *copies, size_t count,
+                             unsigned blocks, uintptr_t stream)
+{
+    struct kernel_list list;
+    uint64_t done, left;
+    uint32_t length;
+    int code = CUDA_SUCCESS;
+    size_t i;
+
+    list.count = list.chunks = 0;
+    for (i = 0; i < count; i++) {
+        for (done = 0; done < copies[i].length && code == CUDA_SUCCESS; done += length) {
+            left = copies[i].length - done;
+            length = left < KERNEL_LENGTH_MAX ? (uint32_t)left : KERNEL_LENGTH_MAX;
+            append(&list, copies[i].to + done, copies[i].from + done, length);
+            if (list.count == KERNEL_COPIES) {
+                code = launch_list(cuda, function, &list, blocks, stream);
+            }
+        }
+    }
+    return code == CUDA_SUCCESS ? launch_list(cuda, function, &list, blocks, stream) : code;
+}
+
+int kvferry_cuda_launch_strided(const struct cuda *cuda, uintptr_t function, const struct cuda_strided *runs,
+                                unsigned blocks, uintptr_t stream)
+{
+    struct kernel_strided strided;
+    uint64_t total;
+    int i;
+
+    memset(&strided, 0, sizeof strided);
+    strided.to = runs->to;
+    strided.from = runs->from;
+    strided.length = runs->length;
+    memcpy(strided.to_strides, runs->to_strides, sizeof strided.to_strides);
+    memcpy(strided.from_strides, runs->from_strides, sizeof strided.from_strides);
+    if (runs->length > KERNEL_LENGTH_MAX) {
+        return CUDA_INVALID_VALUE;
+    }
+    strided.slots = kernel_slots(&strided);
+    total = runs->length > 0 ? strided.slots : 0;
+    for (i = 0; i < KERNEL_DIMENSIONS; i++) {
+        strided.counts[i] = runs->counts[i];
+        total *= runs->counts[i]; /* of 31 and 32 bits: no overflow */
+        if (total > KERNEL_SLOTS_MAX) {
+            return CUDA_INVALID_VALUE;
+        }
+    }
+    strided.total = (uint32_t)total;
+    return total > 0 ? launch(cuda, function, &strided, (total + KERNEL_WARP - 1) / KERNEL_WARP, blocks, stream) : CUDA_SUCCESS;
+}
+
+/* An allocation, to its end. */
+struct range {
+    uintptr_t start, end;
+};
+
+/* Finds the allocation of an address, which the kernels of a context must be able to reach. */
+static int find_range(const struct cuda *cuda, uintptr_t pointer, const void *context, struct range *out)
+{
+    int attributes[] = {CUDA_POINTER_CONTEXT, CUDA_POINTER_RANGE_START, CUDA_POINTER_RANGE_SIZE};
+    void *owner = NULL;
+    uintptr_t start = 0;
+    size_t size = 0;
+    void *outs[] = {&owner, &start, &size};
+    int code = cuda->cuPointerGetAttributes(sizeof attributes / sizeof *attributes, attributes, outs, pointer);
+
+    if (code == CUDA_SUCCESS && ((owner != NULL && owner != context) || pointer < start || pointer - start >= size)) {
+        code = CUDA_NOT_SUPPORTED;
+    }
+    out->start = start;
+    out->end = start + size;
+    return code;
+}
+
+static int check_end(const struct cuda *cuda, uintptr_t pointer, uint64_t length, const void *context,
+                     struct range *known)
+{
+    uintptr_t end = pointer + length;
+    int code = CUDA_SUCCESS;
+
+    while (pointer < end && code == CUDA_SUCCESS) {
+        if (pointer < known->start || pointer >= known->end) {
+            code = find_range(cuda, pointer, context, known);
+        }
+        if (code == CUDA_SUCCESS) {
+            pointer = known->end;
+        }
+    }
+    return code;
+}
+
+struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, enum cuda_kind kind,
+                                              const struct cuda_copy *copies, size_t count)
+{
+    struct range to = {0, 0}, from = {0, 0};
+    struct cuda_progress progress = {CUDA_SUCCESS, 0};
+    void *context = NULL;
+
+    progress.code = cuda->cuCtxGetCurrent(&context);
+    for (; progress.code == CUDA_SUCCESS && progress.index < count; progress.index++) {
+        const struct cuda_copy *copy = &copies[progress.index];
+
+        if (kind != CUDA_DEVICE_TO_HOST) {
+            progress.code = check_end(cuda, copy->to, copy->length, context, &to);
+        }
+        if (kind != CUDA_HOST_TO_DEVICE && progress.code == CUDA_SUCCESS) {
+            progress.code = check_end(cuda, copy->from, copy->length, context, &from);
+        }
+        if (progress.code != CUDA_SUCCESS) {
+            break;
+        }
+    }
+    return progress;
+}
