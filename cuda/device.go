@@ -71,11 +71,11 @@ func (d *gpu) release() error {
 	return d.failed(C.kvferry_cuda_release(d.library.cuda, handle), status.Context, "cuDevicePrimaryCtxRelease(%d)", handle)
 }
 
-// Traits: a batch of copies costs little more than a single one, and copies within the device are not cheaper than those
-// to and from the host.
+// Traits: a kernel makes any number of copies at the cost of a launch, where each copy of a batch costs by itself. Copies
+// within the device are not cheaper than those to and from the host. The alignment is what kernels load and store at once.
 func (d *gpu) Traits() device.Traits {
-	ways := device.WaysOf(device.Single, device.Batch, device.Gather)
-	return device.Traits{Alignment: 1, Ways: ways, Default: device.Batch, Asks: true}
+	ways := device.WaysOf(device.Single, device.Batch, device.Gather, device.Kernel)
+	return device.Traits{Alignment: 16, Ways: ways, Default: device.Kernel, Asks: true}
 }
 
 func (d *gpu) Allocate(length uint64) (uintptr, error) {
