@@ -249,11 +249,11 @@ int kvferry_cuda_launch_strided(const struct cuda *cuda, uintptr_t function, con
                                 unsigned blocks, uintptr_t stream);
 
 /*
- * Checks that kernels of the current context can access the device's side of the copies. A kernel that touches memory
+ * Checks that kernels of a context can access the device's side of the copies. A kernel that touches memory
  * that is not there breaks the context of the whole application, where a copy is refused. CUDA_NOT_SUPPORTED where
  * memory is of another context, or was freed; index is the copy.
  */
-struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, enum cuda_kind kind,
+struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, uintptr_t context, enum cuda_kind kind,
                                               const struct cuda_copy *copies, size_t count);
 
 #endif

@@ -97,14 +97,15 @@ func (d *gpu) FreePinned(addr uintptr) error {
 }
 
 func (d *gpu) NewStream() (device.Stream, error) {
-	if _, err := d.retain(); err != nil {
+	context, err := d.retain()
+	if err != nil {
 		return nil, err
 	}
 	result := C.kvferry_cuda_create_stream(d.library.cuda)
 	if err := d.failed(result.code, status.Context, "cuStreamCreateWithPriority()"); err != nil {
 		return nil, errors.Join(err, d.release())
 	}
-	s := &stream{gpu: d, handle: result.value}
+	s := &stream{gpu: d, handle: result.value, context: context}
 	drained, err := d.newEvent(C.CUDA_EVENT_DISABLE_TIMING)
 	if err != nil {
 		return nil, errors.Join(err, s.destroy())

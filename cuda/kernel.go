@@ -100,7 +100,7 @@ func (s *stream) CopyStrided(kind device.Kind, strided *device.Strided) error {
 // checkReach fails if a kernel cannot access the GPU's side of the copies.
 func (s *stream) checkReach(kind device.Kind, copies []device.Copy) error {
 	list := (*C.struct_cuda_copy)(unsafe.Pointer(unsafe.SliceData(copies)))
-	reach := C.kvferry_cuda_check_reach(s.gpu.library.cuda, kinds[kind].kind, list, C.size_t(len(copies)))
+	reach := C.kvferry_cuda_check_reach(s.gpu.library.cuda, s.context, kinds[kind].kind, list, C.size_t(len(copies)))
 	if reach.code == C.CUDA_SUCCESS {
 		return nil
 	}

@@ -149,15 +149,14 @@ static int check_end(const struct cuda *cuda, uintptr_t pointer, uint64_t length
     return code;
 }
 
-struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, enum cuda_kind kind,
+struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, uintptr_t context_handle, enum cuda_kind kind,
                                               const struct cuda_copy *copies, size_t count)
 {
+    const void *context = (const void *)context_handle;
     struct range to = {0, 0}, from = {0, 0};
     struct cuda_progress progress = {CUDA_SUCCESS, 0};
-    void *context = NULL;
 
-    progress.code = cuda->cuCtxGetCurrent(&context);
-    for (; progress.code == CUDA_SUCCESS && progress.index < count; progress.index++) {
+    for (; progress.index < count; progress.index++) {
         const struct cuda_copy *copy = &copies[progress.index];
 
         if (kind != CUDA_DEVICE_TO_HOST) {

@@ -35,6 +35,7 @@ var kinds = [...]struct {
 type stream struct {
 	gpu     *gpu
 	handle  C.uintptr_t
+	context C.uintptr_t
 	drained *event // of Drain, recorded behind all copies
 	kernels bool   // it uses those of the gpu
 

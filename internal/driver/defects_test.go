@@ -298,7 +298,7 @@ func copiesThatFailFailTheirTasks(t *testing.T, k *kind) {
 		}
 	}
 	run("READ by an initiator, of a batch", func(t *testing.T) {
-		copyFailsAtTheInitiator(t, core.Read, k.batch+":1", strings.TrimSuffix(k.batch, "_v2"))
+		copyFailsAtTheInitiator(t, core.Read, k.noKernel+k.batch+":1", strings.TrimSuffix(k.batch, "_v2"))
 	})
 	for op := range ways {
 		run(fmt.Sprintf("%v of a target", op), func(t *testing.T) { copyFailsAtTheTarget(t, k, op) })

@@ -40,6 +40,7 @@ type kind struct {
 	lost   string // of calls on a device that is lost
 
 	batch     string // the function that copies a batch
+	noKernel  string // a fault that has small blocks copied without a kernel
 	noBatches string // a fault that has small blocks copied without one
 	failsOnce string // a fault that has one job of copies fail, and no others
 	gathers   bool   // without batches
@@ -58,7 +59,7 @@ var gpus = &kind{
 	new: cuda.New, use: simtest.UseCUDA, older: simtest.OlderCUDA,
 	first: "cuInit", locate: "cuPointerGetAttributes",
 	fault: "999", broken: "700", lost: "46",
-	batch: "cuMemcpyBatchAsync_v2", noBatches: "cuMemcpyBatchAsync_v2:1=801+", failsOnce: "cuEventRecord:1",
+	batch: "cuMemcpyBatchAsync_v2", noKernel: "cuLaunchKernel:1=801+,", noBatches: "cuLaunchKernel:1=801+,cuMemcpyBatchAsync_v2:1=801+", failsOnce: "cuEventRecord:1",
 }
 
 // onAll runs a test for each kind of devices.

@@ -55,6 +55,10 @@ CUDA = (
     "cuMemcpyDtoHAsync_v2",
     "cuEventRecord",
     "cuEventQuery",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuLaunchKernel",
+    "cuModuleUnload",
     "cuStreamSynchronize",
     "cuEventDestroy_v2",
     "cuStreamDestroy_v2",
@@ -71,10 +75,11 @@ USED = {
 # Those that are made to fail: of an older CUDA the ones that a newer one uses less.
 FAILING = {**USED, ("cuda", "older"): ("cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2")}
 
-# Others that the engine uses: what is called until it has succeeded in a process, and what asks where memory is.
+# Others that the engine uses: what is called until it has succeeded in a process, what asks where memory is, and what it
+# can do without.
 ELSEWHERE = {
     "npu": ("aclInit", "aclrtGetDeviceCount", "aclrtPointerGetAttributes"),
-    "cuda": ("cuInit", "cuDeviceGetCount", "cuPointerGetAttributes"),
+    "cuda": ("cuInit", "cuDeviceGetCount", "cuPointerGetAttributes", "cuCtxGetStreamPriorityRange"),
 }
 OF_THE_TESTS = ("aclrtMemcpy", "cuMemcpyHtoD_v2", "cuMemcpyDtoH_v2")
 STAGES = [(kind, release, role) for kind, release in USED for role in ("initiator", "target")]
