@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 )
@@ -27,7 +28,6 @@ type Batch struct {
 	id       uint64
 	capacity int
 	engine   *Engine
-	made     time.Duration // by clock.Now
 
 	ending  atomic.Int64 // tasks with outstanding bytes
 	pending atomic.Int64 // tasks that have not ended. The last one ends after the notifications were sent
@@ -44,6 +44,8 @@ type Batch struct {
 	err      error                 // why the first task failed
 	notify   []pendingNotification // sent when all tasks have completed
 	waiters  map[*func()]struct{}  // see OnDone
+	began    time.Duration         // when the first of the tasks that are not counted was submitted, by clock.Now; 0 without any
+	counted  int                   // submissions whose end is counted, see count.go
 	movement movement              // see Progress
 
 	// Kept while tasks are pending.
@@ -94,6 +96,9 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	}
 	if f != nil {
 		f.rest -= uint64(len(s.tasks))
+	}
+	if b.began == 0 {
+		b.began = clock.Now()
 	}
 	s.first = b.tasks
 	b.tasks += len(s.tasks)

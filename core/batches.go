@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"kvferry/core/clock"
 	"kvferry/core/status"
 )
 
@@ -18,7 +17,7 @@ func (e *Engine) AllocateBatch(capacity int) (*Batch, error) {
 	if e.ctx.Err() != nil {
 		return nil, closedError()
 	}
-	b := &Batch{id: lastBatch.Add(1), capacity: capacity, engine: e, made: clock.Now()}
+	b := &Batch{id: lastBatch.Add(1), capacity: capacity, engine: e}
 	e.batches.Store(b.id, b)
 	return b, nil
 }

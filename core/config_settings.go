@@ -191,7 +191,7 @@ var settings = []setting{
 		"Database of a Redis metadata store."},
 
 	{one("MC_TE_METRIC", "0"), onOff(func(c *Config) *bool { return &c.Metrics }),
-		"On: the engine logs its throughput at intervals."},
+		"On: after each interval in which bytes have moved or requests have ended, the engine logs its throughput, how long batches took, and how many requests have failed since it was made."},
 	{one("MC_TE_METRIC_INTERVAL_SECONDS", "5"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.MetricsInterval }),
 		"How often it does so."},
 	{one("MC_CUSTOM_TOPO_JSON", ""), text(func(*Config) *string { return new(string) }),

@@ -19,6 +19,7 @@ import (
 	"kvferry/core/device"
 	"kvferry/core/metadata"
 	"kvferry/core/metadata/kv"
+	"kvferry/core/metrics"
 	"kvferry/core/security"
 	"kvferry/core/status"
 
@@ -53,6 +54,7 @@ type Engine struct {
 	batches  sync.Map // id -> *Batch
 	inbox    *inbox
 	started  startInfo
+	metrics  metrics.Engine
 
 	policy *security.Policy
 	store  metadata.Store

@@ -42,7 +42,7 @@ func (e *Engine) SegmentNamed(name string) (*Segment, error) {
 func (b *Batch) Age(by time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.made -= by
+	b.began -= by
 	if b.movement.since != 0 {
 		b.movement.since -= by
 	}

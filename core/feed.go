@@ -55,6 +55,9 @@ func (b *Batch) endFeed(f *feed, err error) {
 	if first {
 		b.failed, b.err = true, err
 	}
+	if err != nil {
+		b.engine.metrics.CountFailures(reasonOf(err), f.rest)
+	}
 	b.mu.Unlock()
 	if first {
 		b.engine.reportFailure(b, err)

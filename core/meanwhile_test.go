@@ -37,7 +37,7 @@ func TestNotificationStaysWhenMoreIsSubmittedAsTheLastTaskEnds(t *testing.T) {
 	task := added(t, b)
 	b.ending.Add(-1) // the task before it has ended, and asks for what is to be sent
 	b.ending.Add(1)
-	_, messages := b.takeNotifications()
+	_, messages := b.allEnded()
 	require.Empty(t, messages)
 	b.settle(task, 1, nil)
 	require.True(t, b.wait(time.Minute))

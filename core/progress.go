@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"sync/atomic"
@@ -57,7 +58,7 @@ func (b *Batch) Progress() Progress {
 	defer b.mu.Unlock()
 	switch {
 	case b.movement.since == 0 && p.Moved == 0: // what the connections have moved may belong to earlier batches
-		b.movement = movement{moved: seen, since: b.made}
+		b.movement = movement{moved: seen, since: cmp.Or(b.began, now)}
 	case seen != b.movement.moved:
 		b.movement = movement{moved: seen, since: now, seen: true}
 	}

@@ -13,7 +13,8 @@ import (
 //
 //  1. endUnmoved ends the tasks that no transport gets: those without bytes, and those that were refused.
 //  2. settle counts off the bytes of a task. An error marks the task as lost; the first one of the batch is its reason.
-//  3. end makes the state final when no byte is outstanding. The last task of the batch waits for the notifications.
+//  3. end makes the state final when no byte is outstanding. The last task of the batch counts what has ended (count.go), and waits
+//     for the notifications.
 //  4. finishAll releases what the batch held, and calls the functions that OnDone was given.
 //
 // abort gives up what has not ended: the transports look at Work.Aborted, and settle it.
@@ -52,6 +53,7 @@ func (b *Batch) lose(task *Task, err error) {
 	if !task.state.CompareAndSwap(uint32(Waiting), uint32(final)|lost) {
 		return
 	}
+	b.engine.metrics.CountFailures(reasonOf(err), 1)
 	b.mu.Lock()
 	first := !b.failed
 	if first {
@@ -79,7 +81,7 @@ func (e *Engine) reportFailure(b *Batch, reason error) {
 // end ends a task that has no outstanding bytes. The last task of the batch ends after the notifications were sent.
 func (b *Batch) end(task *Task) {
 	if b.ending.Add(-1) == 0 {
-		if ctx, messages := b.takeNotifications(); len(messages) > 0 {
+		if ctx, messages := b.allEnded(); len(messages) > 0 {
 			b.engine.deliver(ctx, messages, func() { b.finish(task) })
 			return
 		}
@@ -87,14 +89,15 @@ func (b *Batch) end(task *Task) {
 	b.finish(task)
 }
 
-// takeNotifications returns the notifications to send now that all tasks have ended, none when a task failed, and the
-// context to send them in.
-func (b *Batch) takeNotifications() (context.Context, []pendingNotification) {
+// allEnded counts what has ended. It returns the notifications to send now, none when a task failed, and the context to send them
+// in.
+func (b *Batch) allEnded() (context.Context, []pendingNotification) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ending.Load() != 0 {
 		return nil, nil // more was submitted meanwhile
 	}
+	b.countEnded()
 	messages := b.notify
 	b.notify = nil
 	if b.failed || len(messages) == 0 {

@@ -20,6 +20,9 @@ const (
 // ErrSliceTimeout is why a task is TimedOut: it took longer than MC_SLICE_TIMEOUT.
 var ErrSliceTimeout = errors.New("given up after MC_SLICE_TIMEOUT")
 
+// ErrStalled is why tasks fail whose bytes have not moved for too long.
+var ErrStalled = errors.New("no progress")
+
 // ErrDiscarded is why tasks fail when the owner of their batch has given it up.
 var ErrDiscarded = errors.New("given up by the caller")
 

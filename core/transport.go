@@ -56,11 +56,17 @@ type Transport interface {
 	Close() error
 }
 
+// Which side of a link an engine is.
+const (
+	AsInitiator = "initiator"
+	AsTarget    = "target"
+)
+
 // Link is one peer as its transport sees it.
 type Link struct {
 	Peer        string `json:"peer"` // segment name, or the address of a peer that connected to us
 	Transport   string `json:"transport"`
-	Direction   string `json:"direction"` // "initiator" or "target": which side this engine is
+	Direction   string `json:"direction"` // AsInitiator or AsTarget: which side this engine is
 	Connections int    `json:"connections"`
 	BytesOut    uint64 `json:"bytes_out"` // payload that left this process
 	BytesIn     uint64 `json:"bytes_in"`  // payload that came in

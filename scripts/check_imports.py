@@ -16,8 +16,8 @@ MODULE = "kvferry/"
 
 MAY_IMPORT = {
     # The engine: it sees transports, stores and devices through interfaces.
-    "core": "core/address core/clock core/device core/fair core/hostmem core/metadata core/metadata/kv core/security"
-    " core/staging core/status",
+    "core": "core/address core/clock core/device core/fair core/hostmem core/metadata core/metadata/kv core/metrics"
+    " core/security core/staging core/status",
     "core/address": "core/shut core/status",
     "core/clock": "",
     "core/device": "",
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "core/metadata/etcd": "core/metadata/kv",
     "core/metadata/kv": "core/status",
     "core/metadata/redis": "core/metadata/kv",
+    "core/metrics": "",
     "core/reload": "core/status",
     "core/security": "core/reload core/status",
     "core/shut": "",

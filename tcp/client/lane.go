@@ -45,7 +45,7 @@ var (
 	errRefused    = errors.New("the peer refused a request before this one")
 	errAborted    = errors.New("a request on the same connection was given up")
 	errBadLocal   = errors.New("local memory cannot be accessed")
-	errStalled    = errors.New("no progress")
+	errStalled    = core.ErrStalled
 	errRetired    = errors.New("the peer closed an idle connection")
 	errPeerClosed = errors.New("the peer closed the connection")
 	errOutdated   = errors.New("the peer takes no pipelined requests any more")

@@ -131,7 +131,7 @@ func (p *peer) close(reason error) {
 // link describes the peer.
 func (p *peer) link() core.Link {
 	return core.Link{
-		Peer: p.segment.Name, Transport: "tcp", Direction: "initiator", Connections: len(p.listed().all),
+		Peer: p.segment.Name, Transport: "tcp", Direction: core.AsInitiator, Connections: len(p.listed().all),
 		BytesOut: p.bytesOut.Load(), BytesIn: p.bytesIn.Load(), Errors: p.errors.Load(),
 	}
 }

@@ -13,7 +13,7 @@ import (
 const maxFormerPeers = 256
 
 func newLink(host string) *core.Link {
-	return &core.Link{Peer: host, Transport: "tcp", Direction: "target"}
+	return &core.Link{Peer: host, Transport: "tcp", Direction: core.AsTarget}
 }
 
 // Links describes the hosts that are or have been served.
