@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "core/device": "",
     "core/fair": "",
     "core/hostmem": "core/clock core/threads",
+    "core/layout": "",
     "core/metadata": "core/address core/fair core/metadata/kv core/security core/shut core/status",
     "core/metadata/etcd": "core/metadata/kv",
     "core/metadata/kv": "core/status",
