@@ -16,8 +16,8 @@ MODULE = "kvferry/"
 
 MAY_IMPORT = {
     # The engine: it sees transports, stores and devices through interfaces.
-    "core": "core/address core/clock core/device core/fair core/hostmem core/metadata core/metadata/kv core/metrics"
-    " core/security core/staging core/status",
+    "core": "core/address core/clock core/device core/fair core/hostmem core/layout core/metadata core/metadata/kv"
+    " core/metrics core/security core/staging core/status",
     "core/address": "core/shut core/status",
     "core/clock": "",
     "core/device": "",
