@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 )
 
 // The way of a request:
@@ -318,7 +319,10 @@ func (s *Server) answer(conn *served) error {
 	if !isSecure(over) {
 		return nil
 	}
-	return conn.CloseWrite()
+	if err := conn.CloseWrite(); !errors.Is(err, unix.ENOTCONN) { // the peer has closed it already, after the answer
+		return err
+	}
+	return nil
 }
 
 // caller is the peer of a connection.

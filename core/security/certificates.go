@@ -134,7 +134,7 @@ func (c *certified) check(certificates []*x509.Certificate, use x509.ExtKeyUsage
 		return Peer{}, refusalOf(certificates[0], err)
 	}
 	own := certificates[0]
-	peer := Peer{Names: namesIn(own)}
+	peer := Peer{Names: namesIn(own), until: own.NotAfter}
 	if len(c.patterns) > 0 && !slices.ContainsFunc(c.patterns, func(p pattern) bool { return p.fits(own) }) {
 		return Peer{}, refuse(nil, "presents a certificate of %s, and KVFERRY_TLS_PEERS names none of these", strings.Join(peer.Names, ", "))
 	}

@@ -21,8 +21,12 @@ func TestEnginesWithCertificatesOfOneAuthorityAcceptEachOther(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server, client := newEngine(t, ca.issue(nil, "prefill.kv")), newEngine(t, ca.issue(nil, "decode.kv", "10.0.0.7"))
 			atServer, atClient := requireMeet(t, through, server, client)
-			assert.Equal(t, Peer{Names: []string{"decode.kv", "10.0.0.7"}}, atServer)
-			assert.Equal(t, Peer{Names: []string{"prefill.kv"}}, atClient)
+			assert.Equal(t, []string{"decode.kv", "10.0.0.7"}, atServer.Names)
+			assert.Equal(t, []string{"prefill.kv"}, atClient.Names)
+			assert.Empty(t, atServer.Identity+atClient.Identity)
+			for _, peer := range []Peer{atServer, atClient} {
+				assert.True(t, peer.until.After(time.Now()))
+			}
 			assert.Zero(t, server.log.FilterLevelExact(zap.WarnLevel).Len())
 		})
 	}

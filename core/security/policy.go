@@ -24,6 +24,7 @@ import (
 	"regexp"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"kvferry/core/reload"
 	"kvferry/core/status"
@@ -74,6 +75,9 @@ type Peer struct {
 	Names []string
 	// Older says that the peer was accepted by another secret than the first one of this engine's file.
 	Older bool
+
+	until      time.Time // when its certificate expires; zero: never
+	generation uint64    // of this engine's files, when the handshake began
 }
 
 // Counters are what a Policy has done.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"time"
 
 	"kvferry/core/status"
 )
@@ -101,30 +102,50 @@ func (p *Policy) check(state tls.ConnectionState, peersUse x509.ExtKeyUsage, ide
 	return peer, nil
 }
 
-// Recheck reports why a connection that is up would be refused if it began now, with the secrets or certificates that are
-// in force by now; nil where it would not.
-func (p *Policy) Recheck(state tls.ConnectionState) error {
-	_, err := p.check(state, x509.ExtKeyUsageAny, "")
-	return err
+// RecheckInterval is how often the owners of long connections ask for Generation and IsCurrent.
+const RecheckInterval = 2 * time.Second
+
+// IsCurrent reports whether a connection with a peer began by the files that were in force at the last Generation, and the peer's
+// certificate has not expired since. Otherwise a new connection may be refused.
+func (p *Policy) IsCurrent(peer Peer) bool {
+	return peer.generation == p.files.Changes() && (peer.until.IsZero() || time.Now().Before(peer.until))
+}
+
+// Recheck says who is at the other end of a connection that is up, by the secrets or certificates that are in force by now. An error
+// is why the connection would be refused if it began now.
+func (p *Policy) Recheck(state tls.ConnectionState) (Peer, error) {
+	generation := p.files.Changes()
+	peer, err := p.check(state, x509.ExtKeyUsageAny, "")
+	peer.generation = generation
+	return peer, err
+}
+
+func (p *Policy) generation() uint64 {
+	if p.files == nil {
+		return 0
+	}
+	return p.files.Changes()
 }
 
 // Accept runs the server's side of the handshake. ctx bounds it. When it fails the caller closes conn, and the error names
 // the peer.
 func (p *Policy) Accept(ctx context.Context, conn net.Conn) (*tls.Conn, Peer, error) {
-	var client Peer
+	client, generation := Peer{}, p.generation()
 	c := tls.Server(conn, p.server(&client))
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, Peer{}, Explain(conn.RemoteAddr(), err)
 	}
+	client.generation = generation
 	return c, client, nil
 }
 
 // Connect runs the client's side of the handshake, as Client says. Otherwise it is as Accept.
 func (p *Policy) Connect(ctx context.Context, conn net.Conn, identity string) (*tls.Conn, Peer, error) {
-	var server Peer
+	server, generation := Peer{}, p.generation()
 	c := tls.Client(conn, p.client(identity, &server))
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, Peer{}, Explain(conn.RemoteAddr(), err)
 	}
+	server.generation = generation
 	return c, server, nil
 }

@@ -310,11 +310,24 @@ func TestAConnectionOfASecretThatWasTakenOutIsFoundOut(t *testing.T) {
 	defer c.Close()
 	defer s.Close()
 	go func() { _, _, _ = client.Connect(context.Background(), c, "") }()
-	conn, _, err := server.Accept(context.Background(), s)
+	conn, peer, err := server.Accept(context.Background(), s)
 	require.NoError(t, err)
-	assert.NoError(t, server.Recheck(conn.ConnectionState()))
+	assert.True(t, server.IsCurrent(peer))
+	write(t, path, oldSecret+"\n"+newSecret)
+	assert.EqualValues(t, 1, server.Generation())
+	assert.False(t, server.IsCurrent(peer))
+	peer, err = server.Recheck(conn.ConnectionState())
+	require.NoError(t, err)
+	assert.True(t, server.IsCurrent(peer), "it would be accepted again")
 	write(t, path, newSecret)
-	assert.ErrorContains(t, server.Recheck(conn.ConnectionState()), "another cluster secret")
+	_, err = server.Recheck(conn.ConnectionState())
+	assert.ErrorContains(t, err, "another cluster secret")
+}
+
+func TestAConnectionOfACertificateThatHasExpiredIsFoundOut(t *testing.T) {
+	e := newEngine(t, newCA(t, "cluster").issue(nil, "decode.kv"))
+	assert.True(t, e.IsCurrent(Peer{until: time.Now().Add(time.Hour)}))
+	assert.False(t, e.IsCurrent(Peer{until: time.Now().Add(-time.Second)}))
 }
 
 func TestAFloodOfCertificatesIsRefusedUnread(t *testing.T) {
