@@ -27,8 +27,9 @@ type Inner struct {
 	conn Conn
 	fd   int // of the Socket, valid while one of its readinesses is held; -1 in the first state
 
-	offered int  // a descriptor to send along with the next bytes; -1 for none
-	file    int  // a descriptor that came from a process of this host; -1 for none
+	offered int // a descriptor to send along with the next bytes; -1 for none
+	file    int // a descriptor that came from a process of this host; -1 for none
+	wear    wear
 	expects bool // a descriptor may come with the next bytes
 
 	// Read: how far the records that were read have been understood by crypto/tls.
@@ -37,6 +38,7 @@ type Inner struct {
 
 	// Write. crypto/tls writes alerts and answers to key updates on the goroutine that reads.
 	sending   sync.Mutex
+	sealed    uint64        // calls of Write, each of one record
 	batch     *batch        // room for what is held; nil while nothing is
 	held      []byte        // records, and rests of records, that the socket has not taken
 	hold      bool          // another record follows at once
@@ -73,7 +75,9 @@ func (againError) Temporary() bool { return true }
 var ErrCutOff = errors.New("the connection was closed without the end that TLS has for it")
 
 // NewInner is for a connection on which TLS is about to begin.
-func NewInner(conn Conn) *Inner { return &Inner{conn: conn, fd: -1, offered: -1, file: -1} }
+func NewInner(conn Conn) *Inner {
+	return &Inner{conn: conn, fd: -1, offered: -1, file: -1, wear: wear{limit: MaxRecords}}
+}
 
 // ExpectFile takes a descriptor that comes from a process of this host with the hello. The kernel drops it otherwise.
 func (i *Inner) ExpectFile() { _, i.expects = i.conn.(*net.UnixConn) }
@@ -92,6 +96,7 @@ func (i *Inner) Read(b []byte) (n int, err error) {
 		n, err = i.conn.Read(b)
 	}
 	i.arrived.note(b[:max(n, 0)])
+	i.wear.note(i.arrived.count)
 	return n, err
 }
 
@@ -162,6 +167,8 @@ func receiveRaw(fd int, b []byte) (int, syscall.Errno) {
 // Write implements net.Conn.
 func (i *Inner) Write(b []byte) (int, error) {
 	length := len(b)
+	i.sealed++
+	i.wear.note(i.sealed)
 	if i.fd < 0 {
 		return i.writeAll(b)
 	}
@@ -340,6 +347,7 @@ type records struct {
 	have   int    // bytes of the header
 	body   int    // bytes of the record that are still to come
 	length int    // of the record's body
+	count  uint64 // records of data, and of what follows a handshake
 	whole  uint64 // bytes of plaintext in records that have come completely, at most
 }
 
@@ -369,6 +377,7 @@ func (r *records) note(b []byte) {
 		if r.body == 0 {
 			r.have = 0
 			if r.header[0] == recordData {
+				r.count++
 				r.whole += uint64(max(r.length-recordOverhead, 0))
 			}
 		}
