@@ -55,6 +55,7 @@ type Config struct {
 	LogDir                  string // "" is standard error
 	Metrics                 bool
 	MetricsInterval         time.Duration
+	MetricsPeers            int
 	MetadataHTTPToken       Secret
 	AscendCL                string // "" for where the loader finds it
 	CUDA                    string // "" for where the loader finds it

@@ -194,6 +194,8 @@ var settings = []setting{
 		"On: after each interval in which bytes have moved or requests have ended, the engine logs its throughput, how long batches took, and how many requests have failed since it was made."},
 	{one("MC_TE_METRIC_INTERVAL_SECONDS", "5"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.MetricsInterval }),
 		"How often it does so."},
+	{one("KVFERRY_METRICS_PEERS", "64"), integer("peers", 0, 65536, func(c *Config) *int { return &c.MetricsPeers }),
+		"Maximum number of peers that metrics show by their names, as the initiator and as the target. The others are shown together, as `other`. A peer that was not in use for ten minutes makes room for a new one."},
 	{one("MC_CUSTOM_TOPO_JSON", ""), text(func(*Config) *string { return new(string) }),
 		"File with the topology that `get_local_topology` of the Python package returns. A missing or empty file is ignored."},
 

@@ -58,7 +58,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		SliceSize: 1 << 20, ConnectionPool: true, LanesPerPeer: 4, LanesPerLink: 2,
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
 		MetadataKeepInterval: 10 * time.Second, EtcdLease: 30 * time.Second,
-		LogLevel: "WARNING", MetricsInterval: 5 * time.Second,
+		LogLevel: "WARNING", MetricsInterval: 5 * time.Second, MetricsPeers: 64,
 		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10, StagingMinRate: 16384, DeviceCopy: staging.Measured,
 		SameHost: true, MaxSessions: 1024, FirstRequestTimeout: 10 * time.Second, MaxHandshakes: 128, MaxNotifications: 65536, MaxNotifyBytes: 64 << 20,
 	}, DefaultConfig())
@@ -74,7 +74,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"MC_SLICE_TIMEOUT": "8", "MC_RETRY_CNT": "127", "MC_DISABLE_METACACHE": "1",
 		"MC_TE_METADATA_REFRESH_INTERVAL_SECONDS": "9", "MC_METADATA_CLUSTER_ID": "blue",
 		"MC_REDIS_USERNAME": "kv", "MC_REDIS_PASSWORD": "cache", "MC_REDIS_DB_INDEX": "255", "MC_USE_IPV6": "1",
-		"MC_LOG_LEVEL": "trace", "MC_LOG_DIR": "/var/log", "MC_TE_METRIC": "yes", "MC_TE_METRIC_INTERVAL_SECONDS": "11",
+		"MC_LOG_LEVEL": "trace", "MC_LOG_DIR": "/var/log", "MC_TE_METRIC": "yes", "MC_TE_METRIC_INTERVAL_SECONDS": "11", "KVFERRY_METRICS_PEERS": "23",
 		"MC_CUSTOM_TOPO_JSON": "/etc/topology.json", "MC_METADATA_HTTP_TOKEN": "token",
 		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS": "16", "KVFERRY_METADATA_TIMEOUT_MS": "17", "KVFERRY_METADATA_CA": "/ca.pem",
 		"KVFERRY_METADATA_CERT": "/cert.pem", "KVFERRY_METADATA_KEY": "/key.pem", "KVFERRY_METADATA_INSECURE": "on",
@@ -100,7 +100,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		SliceTimeout: 8 * time.Second, RetryCount: 127, DisableMetaCache: true,
 		MetaRefreshInterval: 9 * time.Second, ClusterID: "blue",
 		RedisUsername: "kv", RedisPassword: "cache", RedisDB: 255, UseIPv6: true,
-		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second,
+		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second, MetricsPeers: 23,
 		MetadataHTTPToken: "token",
 		Metadata: kv.Connection{
 			ConnectTimeout: 16 * time.Millisecond, ReplyTimeout: 17 * time.Millisecond,

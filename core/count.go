@@ -2,6 +2,8 @@ package core
 
 import (
 	"errors"
+	"sync/atomic"
+	"time"
 
 	"kvferry/core/clock"
 	"kvferry/core/metrics"
@@ -15,21 +17,76 @@ func (b *Batch) countEnded() {
 	if b.counted == len(all) {
 		return
 	}
-	ended := metrics.Batch{Number: b.id, Took: clock.Now() - b.began}
+	now := clock.Now()
+	ended := metrics.Batch{Number: b.id, Took: now - b.began}
 	for _, s := range all[b.counted:] {
-		for i := range s.tasks {
-			task := &s.tasks[i]
+		s.countEnded(&ended, now)
+	}
+	b.began, b.counted = 0, len(all)
+	b.engine.metrics.CountBatch(&ended)
+}
+
+// countEnded counts the tasks of a submission, those with one target together.
+func (s *submission) countEnded(ended *metrics.Batch, now time.Duration) {
+	for first := 0; first < len(s.tasks); {
+		target := s.tasks[first].Target
+		completed := [2]uint64{}
+		at := first
+		for ; at < len(s.tasks) && s.tasks[at].Target == target; at++ {
+			task := &s.tasks[at]
 			ended.Operations[task.Opcode] = true
 			if state := task.state.Load(); state != uint32(Waiting) && state != uint32(Completed) {
 				ended.Failed = true
 				continue
 			}
-			ended.Requests[task.Opcode]++
+			completed[task.Opcode]++
 			ended.Bytes[task.Opcode] += task.Length
 		}
+		s.countCompleted(target, completed, now)
+		for op, n := range completed {
+			ended.Requests[op] += n
+		}
+		first = at
 	}
-	b.began, b.counted = 0, len(all)
-	b.engine.metrics.CountBatch(&ended)
+}
+
+// countCompleted counts tasks with one target, by operation.
+func (s *submission) countCompleted(target SegmentID, completed [2]uint64, now time.Duration) {
+	for _, w := range s.works { // one for each target
+		if w.Segment == nil || w.Segment.ID != target {
+			continue
+		}
+		peer := w.Segment.Counters()
+		peer.Use(now)
+		for op, n := range completed {
+			if n > 0 {
+				peer.Add(metrics.RequestsOf(metrics.Operation(op)), n)
+			}
+		}
+		return
+	}
+}
+
+// countFailure counts a task that fails.
+func (e *Engine) countFailure(target SegmentID, reason metrics.Reason) {
+	e.metrics.CountFailures(reason, 1)
+	segment := e.local.segment
+	if target != LocalSegment {
+		segment = e.segments.numbered(target)
+	}
+	if segment != nil { // it was not removed
+		segment.Counters().Add(metrics.FailuresOf(reason), 1)
+	}
+}
+
+// bytesOutstanding is how many bytes of tasks that have not ended are not settled.
+func (b *Batch) bytesOutstanding() (bytes uint64) {
+	for _, s := range b.all() {
+		for i := range s.tasks {
+			bytes += atomic.LoadUint64(&s.tasks[i].outstanding)
+		}
+	}
+	return bytes
 }
 
 // reasonOf is why a task fails, for the metrics.
@@ -37,7 +94,7 @@ func reasonOf(err error) metrics.Reason {
 	for _, known := range []struct {
 		err    error
 		reason metrics.Reason
-	}{{ErrSliceTimeout, metrics.TimedOut}, {ErrDiscarded, metrics.Cancelled}, {ErrClosed, metrics.Closed}, {ErrStalled, metrics.Stalled}} {
+	}{{ErrSliceTimeout, metrics.TimedOut}, {ErrDiscarded, metrics.Cancelled}, {errRemoved, metrics.Cancelled}, {ErrClosed, metrics.Closed}, {ErrStalled, metrics.Stalled}} {
 		if errors.Is(err, known.err) {
 			return known.reason
 		}
@@ -52,9 +109,9 @@ func reasonOf(err error) metrics.Reason {
 	case status.InvalidArgument:
 		return metrics.LocalMemory
 	case status.RejectHandshake:
-		return metrics.Security
+		return metrics.Untrusted
 	case status.Metadata, status.DNS, status.MalformedJSON:
-		return metrics.Metadata
+		return metrics.NoMetadata
 	}
 	return metrics.Other
 }

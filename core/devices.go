@@ -11,6 +11,7 @@ import (
 	"kvferry/core/address"
 	"kvferry/core/device"
 	"kvferry/core/hostmem"
+	"kvferry/core/metrics"
 	"kvferry/core/staging"
 	"kvferry/core/status"
 
@@ -124,6 +125,23 @@ func (d *devices) keep(name string, made *staging.Device) (*staging.Device, erro
 		d.staged[name] = made
 	}
 	return on, nil
+}
+
+// describe says what the staging of each device does.
+func (d *devices) describe() (all []metrics.Staging) {
+	d.mu.Lock()
+	names, staged := slices.Sorted(maps.Keys(d.staged)), maps.Clone(d.staged)
+	d.mu.Unlock()
+	for _, name := range names {
+		for _, dir := range []staging.Direction{staging.Out, staging.In} {
+			s := staged[name].Stats(dir)
+			all = append(all, metrics.Staging{
+				Device: name, Direction: dir.String(), Pool: uint64(s.Blocks) * staged[name].BlockSize(), Leased: s.Leased,
+				Waits: s.Waits, Jobs: s.Jobs, Failed: s.Failed, Bytes: s.Bytes, Copying: s.Copying.Seconds(),
+			})
+		}
+	}
+	return all
 }
 
 // close ends the staging of every device, and waits for a limited time. No job is started any more. If transfers are stuck,

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"kvferry/core/address"
+	"kvferry/core/clock"
 	"kvferry/core/device"
 	"kvferry/core/metadata"
 	"kvferry/core/metadata/kv"
@@ -54,7 +56,9 @@ type Engine struct {
 	batches  sync.Map // id -> *Batch
 	inbox    *inbox
 	started  startInfo
-	metrics  metrics.Engine
+	metrics  *metrics.Engine
+	version  string
+	made     time.Duration // by clock.Now
 
 	policy *security.Policy
 	store  metadata.Store
@@ -144,15 +148,17 @@ func newSelf(o Options) (s self, err error) {
 // start is New with an open store, which it closes when it fails.
 func start(o Options, name address.Name, self self, store metadata.Store) (*Engine, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	memory := newRegistry()
+	memory, counters := newRegistry(), metrics.NewEngine(o.Config.MetricsPeers)
+	store = &measuredStore{Store: store, counters: counters}
 	e := &Engine{
+		metrics: counters, version: o.Version, made: clock.Now(),
 		config: o.Config, log: o.Log, central: o.Metadata != metadata.P2P, name: o.Name, identity: self.identity, policy: self.policy,
-		memory: memory, segments: newSegments(), inbox: newInbox(&o.Config, o.Log),
+		memory: memory, segments: newSegments(counters.Peers), inbox: newInbox(&o.Config, counters, o.Log),
 		started: startInfo{version: o.Version, metadata: metadata.Shown(o.Metadata), changed: o.Changed},
 		store:   store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength, Security: self.policy,
 		},
-		local: newLocalTransport(ctx, memory), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: unregisterGrace, ending: EndingTime,
+		local: newLocalTransport(ctx, memory, &counters.Own), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: unregisterGrace, ending: EndingTime,
 		ctx: ctx, cancel: cancel,
 	}
 	e.transports.Store(&[]installedTransport{})
@@ -335,6 +341,45 @@ func (e *Engine) publish() error {
 		return status.Errorf(status.Metadata, "publishing the descriptor of %s: %w", e.name, err)
 	}
 	return nil
+}
+
+// Stats describes the engine now.
+func (e *Engine) Stats() *metrics.Stats {
+	s := &metrics.Stats{Version: e.version, Engine: e.name, Identity: e.identity, Uptime: (clock.Now() - e.made).Seconds()}
+	e.metrics.Describe(s)
+	e.describeBatches(s)
+	states := map[*metrics.Peer]metrics.PeerState{}
+	for _, t := range e.installed() {
+		all := t.Stats()
+		maps.Copy(states, all.Initiator)
+		s.Target = append(s.Target, all.Target...)
+		s.Sessions.Plus(&all.Sessions)
+	}
+	s.Initiator = e.metrics.DescribePeers(states)
+	s.Handshakes = e.server.Stats()
+	messages, bytes := e.inbox.waiting()
+	s.Notifications.Waiting, s.Notifications.WaitingBytes = uint64(messages), uint64(bytes)
+	c := e.policy.Counters()
+	s.Security = metrics.Security{
+		Mode: e.policy.Mode().String(), Refused: c.Refused, Older: c.Older, Reloads: c.Reloads, FailedReloads: c.FailedReloads,
+	}
+	s.Staging = e.devices.describe()
+	s.Process = metrics.ReadProcess()
+	s.Process.DroppedLogLines = droppedLogLines.Load()
+	return s
+}
+
+// describeBatches counts what has not ended.
+func (e *Engine) describeBatches(s *metrics.Stats) {
+	e.batches.Range(func(_, value any) bool {
+		b := value.(*Batch)
+		if requests := b.ending.Load(); requests > 0 {
+			s.Unfinished.Batches++
+			s.Unfinished.Requests += uint64(requests)
+			s.Unfinished.Bytes += b.bytesOutstanding()
+		}
+		return true
+	})
 }
 
 // Links describes the peers.

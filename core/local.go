@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kvferry/core/hostmem"
+	"kvferry/core/metrics"
 	"kvferry/core/staging"
 	"kvferry/core/status"
 )
@@ -43,9 +44,9 @@ const (
 // localRoute is which devices the two sides of a copy are on; nil for host memory.
 type localRoute struct{ local, remote *staging.Device }
 
-func newLocalTransport(ctx context.Context, memory *Registry) *localTransport {
+func newLocalTransport(ctx context.Context, memory *Registry, counters *metrics.Peer) *localTransport {
 	return &localTransport{
-		segment: &Segment{ID: LocalSegment}, memory: memory, queues: map[localRoute][]func(){},
+		segment: &Segment{ID: LocalSegment, counters: counters}, memory: memory, queues: map[localRoute][]func(){},
 		leases: localLeases{ctx: ctx, accounts: map[localAccount]*staging.Account{}},
 	}
 }
@@ -155,6 +156,9 @@ func (t *localTransport) copyOne(w *Work, i int32, route localRoute) {
 		}
 		err = t.copyTask(w, r, region)
 		region.Unpin()
+	}
+	if err == nil {
+		t.segment.counters.Add(metrics.BytesOf(metrics.Operation(r.Opcode), metrics.Local), r.Length)
 	}
 	w.Settle(i, 0, r.Length, err)
 }

@@ -80,6 +80,9 @@ var outputs = struct {
 // unwritten is UnwrittenLogLines.
 var unwritten atomic.Uint32
 
+// droppedLogLines is how many of the process's log lines did not fit a queue, or could not be written.
+var droppedLogLines atomic.Uint64
+
 // UnwrittenLogLines is the number of the process's log lines that are queued or being written. A process that is about to
 // end waits, for a bounded time, until it is 0.
 func UnwrittenLogLines() *atomic.Uint32 { return &unwritten }
@@ -132,8 +135,10 @@ func (w *lineWriter) Write(line []byte) (int, error) {
 		w.put(logEntry{line: kept})
 	case last >= 0 && w.queue[last].dropped > 0:
 		w.queue[last].dropped++
+		droppedLogLines.Add(1)
 	default:
 		w.put(logEntry{dropped: 1})
+		droppedLogLines.Add(1)
 	}
 	return len(line), nil
 }
@@ -241,6 +246,7 @@ func (w *lineWriter) write(e logEntry) {
 	}
 	if (!reported || !w.try(e.line)) && len(e.line) > 0 {
 		w.lost++
+		droppedLogLines.Add(1)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"kvferry/core/fair"
 	"kvferry/core/metadata"
+	"kvferry/core/metrics"
 	"kvferry/core/security"
 	"kvferry/core/status"
 
@@ -27,6 +28,7 @@ type inbox struct {
 	limit int        // messages
 	bytes *fair.Gate // shares the memory between the senders' addresses
 	log   *zap.Logger
+	count *metrics.Engine
 
 	mu       sync.Mutex
 	messages []metadata.Notification
@@ -35,9 +37,9 @@ type inbox struct {
 	refused fair.Tally
 }
 
-func newInbox(c *Config, log *zap.Logger) *inbox {
+func newInbox(c *Config, count *metrics.Engine, log *zap.Logger) *inbox {
 	return &inbox{
-		limit: c.MaxNotifications, bytes: fair.New(fair.Options{Limit: int64(c.MaxNotifyBytes)}), log: log,
+		limit: c.MaxNotifications, bytes: fair.New(fair.Options{Limit: int64(c.MaxNotifyBytes)}), log: log, count: count,
 		refused: fair.Tally{Period: refusalPeriod},
 	}
 }
@@ -46,8 +48,10 @@ func newInbox(c *Config, log *zap.Logger) *inbox {
 func (b *inbox) receive(n metadata.Notification, from netip.Addr) error {
 	err := b.put(n, from)
 	if err == nil {
+		b.count.NotificationsReceived.Add(1)
 		return nil
 	}
+	b.count.NotificationsRefused.Add(1)
 	if count, report := b.refused.Add(); report {
 		b.log.Warn("a peer's notification was refused", zap.Stringer("peer", from), zap.String("name", fmt.Sprintf("%.80q", n.Name)),
 			zap.Int("notifications refused since the last such message", count), zap.Error(err))
@@ -82,6 +86,13 @@ func (b *inbox) drain() []metadata.Notification {
 	return messages
 }
 
+// waiting is how many messages wait to be fetched, and the memory that they take.
+func (b *inbox) waiting() (messages int, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.messages), b.bytes.Held()
+}
+
 // Notifications returns the messages received since the last call, in order.
 func (e *Engine) Notifications() []metadata.Notification { return e.inbox.drain() }
 
@@ -92,6 +103,16 @@ func (e *Engine) notify(ctx context.Context, id SegmentID, n metadata.Notificati
 	if e.ctx.Err() != nil {
 		return closedError()
 	}
+	err := e.send(ctx, id, n)
+	if err != nil {
+		e.metrics.NotificationsNotSent.Add(1)
+	} else {
+		e.metrics.NotificationsSent.Add(1)
+	}
+	return err
+}
+
+func (e *Engine) send(ctx context.Context, id SegmentID, n metadata.Notification) error {
 	if id == LocalSegment {
 		n = metadata.Notification{Name: characters(n.Name), Text: characters(n.Text)}
 		if err := e.inbox.put(n, netip.Addr{}); err != nil {

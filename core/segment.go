@@ -2,12 +2,14 @@ package core
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
 
 	"kvferry/core/address"
 	"kvferry/core/metadata"
+	"kvferry/core/metrics"
 	"kvferry/core/status"
 )
 
@@ -21,6 +23,7 @@ type Segment struct {
 	descriptor atomic.Pointer[metadata.Descriptor]
 	proof      proof
 	removed    atomic.Bool
+	counters   *metrics.Peer
 
 	mu       sync.Mutex
 	fetching *fetch // the fetch that is under way, or nil
@@ -29,10 +32,21 @@ type Segment struct {
 // Descriptor is the cached descriptor of the segment. It is shared, and never changed.
 func (s *Segment) Descriptor() *metadata.Descriptor { return s.descriptor.Load() }
 
+// Counters are those of the segment's owner, also after the segment was removed.
+func (s *Segment) Counters() *metrics.Peer {
+	if s.counters == nil { // of a test
+		return &metrics.Peer{}
+	}
+	return s.counters
+}
+
+// errRemoved is in the error of Removed.
+var errRemoved = errors.New("was removed")
+
 // Removed is why no transport takes work for the segment any more; nil while it is open.
 func (s *Segment) Removed() error {
 	if s.removed.Load() {
-		return status.Errorf(status.InvalidArgument, "segment %q was removed", s.Name)
+		return status.Errorf(status.InvalidArgument, "segment %q %w", s.Name, errRemoved)
 	}
 	return nil
 }

@@ -5,12 +5,16 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"kvferry/core/clock"
 	"kvferry/core/metadata"
+	"kvferry/core/metrics"
 	"kvferry/core/status"
 )
 
 // segments are the peers' segments that an engine has opened, one for each name.
 type segments struct {
+	peers *metrics.Peers
+
 	mu     sync.RWMutex
 	byName map[string]*Segment
 	byID   map[SegmentID]*Segment
@@ -20,8 +24,8 @@ type segments struct {
 // engine never names a segment of another engine.
 var lastSegment atomic.Int64
 
-func newSegments() *segments {
-	return &segments{byName: map[string]*Segment{}, byID: map[SegmentID]*Segment{}}
+func newSegments(peers *metrics.Peers) *segments {
+	return &segments{peers: peers, byName: map[string]*Segment{}, byID: map[SegmentID]*Segment{}}
 }
 
 func (t *segments) named(name string) *Segment {
@@ -57,7 +61,7 @@ func (t *segments) add(name string, store metadata.Store, central bool, d *metad
 	if id > math.MaxInt32 {
 		return nil, status.Errorf(status.Context, "segment %q: this process has opened as many segments as there are ids", name)
 	}
-	s := &Segment{ID: SegmentID(id), Name: name, store: store, central: central}
+	s := &Segment{ID: SegmentID(id), Name: name, store: store, central: central, counters: t.peers.Add(name, clock.Now())}
 	s.descriptor.Store(d)
 	s.confirm()
 	t.byName[name], t.byID[s.ID] = s, s
@@ -72,6 +76,7 @@ func (t *segments) remove(name string) *Segment {
 		s.removed.Store(true)
 		delete(t.byName, name)
 		delete(t.byID, s.ID)
+		t.peers.Remove(s.counters)
 	}
 	return s
 }

@@ -53,7 +53,7 @@ func (b *Batch) lose(task *Task, err error) {
 	if !task.state.CompareAndSwap(uint32(Waiting), uint32(final)|lost) {
 		return
 	}
-	b.engine.metrics.CountFailures(reasonOf(err), 1)
+	b.engine.countFailure(task.Target, reasonOf(err))
 	b.mu.Lock()
 	first := !b.failed
 	if first {

@@ -1,5 +1,7 @@
 package core
 
+import "kvferry/core/metrics"
+
 // Endpoint is the address of a transport's data port, and the protocol that it understands. The segment descriptor has it.
 type Endpoint struct {
 	Host           string // without brackets
@@ -45,6 +47,9 @@ type Transport interface {
 	// Forget closes the connections to a segment's owner. Ranges that are held for it fail, and so does work that a call of
 	// Submit brings later. Segment.Removed has the reason.
 	Forget(s *Segment)
+
+	// Stats describes the transport.
+	Stats() metrics.Transport
 
 	// Links describes the peers of the transport.
 	Links() []Link

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "core/fair": "",
     "core/hostmem": "core/clock core/threads",
     "core/layout": "",
-    "core/metadata": "core/address core/fair core/metadata/kv core/security core/shut core/status",
+    "core/metadata": "core/address core/fair core/metadata/kv core/metrics core/security core/shut core/status",
     "core/metadata/etcd": "core/metadata/kv",
     "core/metadata/kv": "core/status",
     "core/metadata/redis": "core/metadata/kv",
@@ -36,11 +36,11 @@ MAY_IMPORT = {
     "core/status": "",
     "core/threads": "",
     # The transport.
-    "tcp": "core core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
-    "tcp/client": "core core/clock core/hostmem core/metadata core/security core/status"
+    "tcp": "core core/metrics core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
+    "tcp/client": "core core/clock core/hostmem core/metadata core/metrics core/security core/status"
     " tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
-    "tcp/server": "core core/clock core/fair core/hostmem core/security core/shut core/staging core/status tcp/samehost"
+    "tcp/server": "core core/clock core/fair core/hostmem core/metrics core/security core/shut core/staging core/status tcp/samehost"
     " tcp/sockio tcp/wire",
     "tcp/sockio": "core/clock core/hostmem core/shut core/threads",
     "tcp/wire": "",
@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "core/hostmem/hostmemtest": "",
     "core/metadata/kv/kvtest": "core/metadata/kv core/status",
     "core/metadata/metadatatest": "core/metadata core/status",
-    "core/transporttest": "core core/status",
+    "core/transporttest": "core core/metrics core/status",
     "internal/driver/drivertest": "core/device tests/simtest",
     "tcp/internal/tcptest": "core core/device core/metadata core/staging tcp/wire",
     "tests/kerneltest": "core/device",

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/metrics"
 	"kvferry/core/status"
 	"kvferry/tcp/client"
 	"kvferry/tcp/samehost"
@@ -82,7 +83,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 	})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{
 		Identity: self, MaxSessions: config.MaxSessions, FirstRequest: config.FirstRequestTimeout, Idle: idleTime, ProgressTimeout: config.ProgressTimeout,
-		StagingRate: config.StagingMinRate, Polling: config.Polling,
+		StagingRate: config.StagingMinRate, Polling: config.Polling, MetricsPeers: config.MetricsPeers,
 		Security: e.Security(), Processors: processors, Limiter: limiter, Descriptors: sessionDescriptors(),
 	})
 	return t, nil
@@ -126,6 +127,13 @@ func (t *Transport) Holders(r *core.Region) []string { return t.server.Holders(r
 
 // Links describes the peers on either side.
 func (t *Transport) Links() []core.Link { return append(t.client.Links(), t.server.Links()...) }
+
+// Stats describes both sides.
+func (t *Transport) Stats() metrics.Transport {
+	s := metrics.Transport{Initiator: t.client.States()}
+	s.Target, s.Sessions = t.server.Stats()
+	return s
+}
 
 // Close ends every connection, settles what is held, and waits for the goroutines. The error names those that are stuck in
 // a system call or with a device.

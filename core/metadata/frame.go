@@ -25,6 +25,7 @@ const (
 	kindMetadata   frameKind = 1 // segment descriptor
 	kindNotify     frameKind = 2
 	kindProbe      frameKind = 3
+	unknownKind    frameKind = 4 // and above
 )
 
 func (k frameKind) String() string {

@@ -14,6 +14,7 @@ import (
 
 	"kvferry/core/address"
 	"kvferry/core/fair"
+	"kvferry/core/metrics"
 	"kvferry/core/security"
 	"kvferry/core/shut"
 	"kvferry/core/status"
@@ -96,6 +97,7 @@ type Server struct {
 	receiving *fair.Gate // the bytes of notifications that are arriving
 	door      *fair.Door // one unit for each open connection
 	refused   fair.Tally
+	counts    serverCounts
 	closed    chan struct{}
 	ended     sync.WaitGroup // goroutines
 
@@ -130,6 +132,25 @@ func sampled(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(c, time.Second, 3, 0)
 	}))
+}
+
+// serverCounts are counters of a Server.
+type serverCounts struct {
+	answered      [unknownKind]atomic.Uint64 // requests, by kind
+	plain, failed atomic.Uint64
+}
+
+// Stats describes the server now.
+func (s *Server) Stats() metrics.Handshakes {
+	gate := s.door.Gate.Stats()
+	h := metrics.Handshakes{
+		Open: gate.Held, Limit: int64(s.options.MaxConnections), Refused: gate.Refused, GaveWay: gate.Evicted,
+		Answered: map[string]uint64{}, Plain: s.counts.plain.Load(), Failed: s.counts.failed.Load(),
+	}
+	for kind := range unknownKind {
+		h.Answered[kind.String()] = s.counts.answered[kind].Load()
+	}
+	return h
 }
 
 // Close closes the listener and every connection, and returns when the goroutines of the server have ended. Peers see the
@@ -280,6 +301,7 @@ func (s *Server) report(conn *net.TCPConn, err error) {
 		s.log.Debug("a connection without a handshake", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
 		return
 	}
+	s.counts.failed.Add(1)
 	s.log.Warn("handshake failed", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
 }
 
@@ -298,6 +320,7 @@ func (s *Server) answer(conn *served) error {
 	}
 	var body []byte
 	if refuse {
+		s.counts.plain.Add(1)
 		s.log.Warn("a handshake was refused", zap.Stringer("peer", conn.RemoteAddr()), zap.Stringer("request", request.kind), zap.Error(security.ErrPlain))
 		body, err = s.refuse(request)
 	} else {
@@ -305,6 +328,9 @@ func (s *Server) answer(conn *served) error {
 	}
 	if err != nil {
 		return err
+	}
+	if !refuse {
+		s.counts.answered[request.kind].Add(1)
 	}
 	conn.place.SetRank(fair.Spared)
 	if err := conn.SetWriteDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {

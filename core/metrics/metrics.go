@@ -39,8 +39,8 @@ const (
 	Stalled                   // nothing moved for KVFERRY_PROGRESS_TIMEOUT_SEC or MC_TCP_STATUS_TIMEOUT_SEC
 	PeerFailed                // the peer said that it could not move the bytes
 	LocalMemory               // the request is impossible, or local memory cannot be accessed
-	Security                  // one side refused the other
-	Metadata                  // the peer's descriptor or address could not be had
+	Untrusted                 // one side refused the other
+	NoMetadata                // the peer's descriptor or address could not be had
 	TimedOut                  // given up after MC_SLICE_TIMEOUT
 	Cancelled                 // given up by the caller
 	Closed                    // the engine was closed
@@ -64,8 +64,39 @@ func (r Reason) String() string {
 
 // Engine has the counters of one engine.
 type Engine struct {
+	Peers *Peers // whose memory the engine reads and writes
+	Own   Peer   // the engine itself, for its own memory
+
+	Fetches, Publications, Addresses Call // requests for descriptors, to publish its own, and for addresses
+
+	NotificationsSent, NotificationsNotSent     atomic.Uint64
+	NotificationsReceived, NotificationsRefused atomic.Uint64
+
 	stripes  [4]stripe
 	failures [reasons]atomic.Uint64
+}
+
+// NewEngine makes counters that are 0. So many peers are shown by their names.
+func NewEngine(peers int) *Engine { return &Engine{Peers: NewPeers(peers)} }
+
+// Call counts requests of one kind to others.
+type Call struct {
+	took   Histogram
+	failed atomic.Uint64
+}
+
+// Observe counts a request that took so long, and err is how it ended.
+func (c *Call) Observe(took time.Duration, err error) {
+	c.took.Observe(took)
+	if err != nil {
+		c.failed.Add(1)
+	}
+}
+
+// Calls are the counts so far.
+func (c *Call) Calls() Calls {
+	took := c.took.Distribution()
+	return Calls{Durations: took.Durations(), Failures: c.failed.Load()}
 }
 
 // stripe is a part of the counters of batches. Batches that end on several processors at once count in different ones.
@@ -116,6 +147,52 @@ func (e *Engine) CountBatch(b *Batch) {
 
 // CountFailures counts requests that fail.
 func (e *Engine) CountFailures(r Reason, requests uint64) { e.failures[r].Add(requests) }
+
+// Describe sets the parts of a description that these counters know.
+func (e *Engine) Describe(s *Stats) {
+	t := e.Totals()
+	s.Batches, s.Requests, s.Bytes, s.Failures = map[string]Durations{}, map[string]uint64{}, map[string]uint64{}, map[string]uint64{}
+	for op := range operations {
+		s.Batches[op.String()] = t.Durations[op].Durations()
+	}
+	for _, op := range Operations {
+		s.Requests[op.String()], s.Bytes[op.String()] = t.Requests[op], t.Bytes[op]
+	}
+	for _, r := range Reasons() {
+		s.Failures[r.String()] = t.Failures[r]
+	}
+	s.FailedBatches = t.FailedBatches
+	s.Metadata = map[string]Calls{"fetch": e.Fetches.Calls(), "publish": e.Publications.Calls(), "address": e.Addresses.Calls()}
+	s.Notifications = Notifications{
+		Sent: e.NotificationsSent.Load(), SendFailures: e.NotificationsNotSent.Load(),
+		Received: e.NotificationsReceived.Load(), Refused: e.NotificationsRefused.Load(),
+	}
+}
+
+// DescribePeers describes the peers, and what state they are in. The engine's own memory is among them if it was used.
+func (e *Engine) DescribePeers(states map[*Peer]PeerState) []InitiatorPeer {
+	byName := map[string]PeerState{}
+	for p, state := range states {
+		name := e.Peers.NameOf(p)
+		sum := byName[name]
+		sum.Plus(state)
+		byName[name] = sum
+	}
+	shown := e.Peers.Values(nil)
+	if own := e.Own.Counts(); own != (PeerCounts{}) {
+		shown = append(shown, Shown{OwnMemory, own})
+	}
+	all := make([]InitiatorPeer, 0, len(shown))
+	for _, peer := range shown {
+		c, state := &peer.Counts, byName[peer.Name]
+		all = append(all, InitiatorPeer{
+			Peer: peer.Name, Read: c.MovedOf(Read), Write: c.MovedOf(Write), Failures: c.Failures(), Retries: c[Retries],
+			Refusals: c[Refusals], Connected: c[Connected], Lost: c[Lost], Unreachable: c[Unreachable],
+			Connections: state.Connections, Queued: state.Queued, InFlight: state.InFlight,
+		})
+	}
+	return all
+}
 
 // Totals are the counts of an engine at one moment.
 type Totals struct {

@@ -2,6 +2,7 @@ package staging
 
 import (
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -18,6 +19,9 @@ func (c *copier) completeNext() {
 		others, err = c.complete(&next)
 	}
 	c.recycle(next.event)
+	if err == nil {
+		c.counters.copying.Add(int64(time.Since(next.begun)))
+	}
 	c.report(next.job, err)
 	for _, f := range others {
 		c.report(f.job, f.err)

@@ -16,6 +16,7 @@ import (
 // issued is a job that is under way.
 type issued struct {
 	job    *Job
+	begun  time.Time
 	event  device.Event // happens when the job's copies are done
 	err    error        // why some of its copies could not be queued
 	queued bool         // some of its copies may be on the stream
@@ -30,7 +31,7 @@ func (c *copier) issueNext() {
 	if c.flight.len() > 0 && !c.completing && !c.asks {
 		c.work.Signal() // the other thread can complete a job meanwhile
 	}
-	next := issued{job: c.queue.pop()}
+	next := issued{job: c.queue.pop(), begun: time.Now()}
 	c.issuing = true
 	c.mu.Unlock()
 	err := status.Guard(func() error { return c.issue(&next) })

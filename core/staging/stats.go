@@ -2,6 +2,7 @@ package staging
 
 import (
 	"sync/atomic"
+	"time"
 
 	"kvferry/core/device"
 )
@@ -18,6 +19,9 @@ type Stats struct {
 	Gathered uint64 // moves that were gathered or scattered
 	Blocks   int    // made
 	Waits    uint64 // how often an account had to wait for a lease
+	Leased   uint64 // bytes that are leased or offered
+
+	Copying time.Duration // from the first copy of a job to its end, of all jobs together
 }
 
 // Stats returns the counts of a direction.
@@ -25,6 +29,7 @@ func (d *Device) Stats(dir Direction) Stats {
 	c := d.copiers[dir]
 	s := c.counters.stats(dir)
 	s.Blocks, s.Waits = c.pool.stats()
+	s.Leased = c.pool.leased()
 	return s
 }
 
@@ -32,6 +37,7 @@ type counters struct {
 	jobs, failed, bytes, gathered atomic.Uint64
 	copies                        [3]atomic.Uint64               // by device.Kind
 	together                      [device.WayCount]atomic.Uint64 // calls, by way
+	copying                       atomic.Int64                   // nanoseconds
 }
 
 func (c *counters) count(j *Job) {
@@ -47,6 +53,7 @@ func (c *counters) stats(dir Direction) Stats {
 	return Stats{
 		Jobs: c.jobs.Load(), Failed: c.failed.Load(), Bytes: c.bytes.Load(),
 		Batches: c.together[device.Batch].Load(), Kernels: c.together[device.Kernel].Load(),
-		Copies: c.copies[dir.kind()].Load(), Within: c.copies[device.WithinDevice].Load(), Gathered: c.gathered.Load(),
+		Copying: time.Duration(c.copying.Load()),
+		Copies:  c.copies[dir.kind()].Load(), Within: c.copies[device.WithinDevice].Load(), Gathered: c.gathered.Load(),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/metrics"
 	"kvferry/core/status"
 )
 
@@ -164,6 +165,9 @@ func (t *Transport) Forget(s *core.Segment) {
 		}
 	}
 }
+
+// Stats implements core.Transport; it says nothing.
+func (t *Transport) Stats() (s metrics.Transport) { return s }
 
 // Links implements core.Transport.
 func (t *Transport) Links() []core.Link {

@@ -7,6 +7,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/metadata"
+	"kvferry/core/metrics"
 	"kvferry/tcp/samehost"
 )
 
@@ -16,6 +17,8 @@ type carrier interface {
 	traffic() uint64
 	// carriesAborted reports whether it holds a piece of an aborted work.
 	carriesAborted() bool
+	// describe adds its state to that of its peer.
+	describe(*metrics.PeerState)
 	// quit makes it end: it stops moving bytes, and gives back what it holds with that reason.
 	quit(reason error)
 }

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"syscall"
+
+	"kvferry/core"
+	"kvferry/core/metrics"
 )
 
 // How a carrier ends, and what becomes of the pieces that were in flight on it:
@@ -49,6 +52,7 @@ func (p *peer) ended(c carrier, e ending) {
 	p.overtaken = slices.DeleteFunc(p.overtaken, func(other carrier) bool { return other == c })
 	lost := isLoss(e.reason)
 	if lost {
+		p.countLoss(e)
 		p.unconfirmed = true
 		p.segment.MarkUnverified()
 	}
@@ -138,7 +142,17 @@ func (p *peer) giveBack(h piece, reason error, lost bool) {
 	case h.refusals > 0 && errors.Is(reason, errRefused):
 		p.revalidate(h)
 	default:
+		if lost {
+			p.Add(metrics.Retries, 1)
+		}
 		p.requeue(h)
+	}
+}
+
+// countLoss counts a connection that was lost, unless its end was to be expected.
+func (p *peer) countLoss(e ending) {
+	if e.conn != nil && !errors.Is(e.reason, errRetired) && !errors.Is(e.reason, core.ErrClosed) {
+		p.Add(metrics.Lost, 1)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
+	"kvferry/core/metrics"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/wire"
 )
@@ -113,7 +114,7 @@ func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time) []piece 
 			r.note(now)
 		}
 		for i := range r.chosen {
-			l.count(&r.chosen[i])
+			l.count(&r.chosen[i], metrics.Host)
 			r.chosen[i].settle(nil)
 		}
 	} else {

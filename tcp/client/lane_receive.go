@@ -208,7 +208,7 @@ func (l *lane) keepStatus(slot int) {
 func (l *lane) checkStatus(frame []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return judgeStatus(l.segment.Name, frame, l.flight.at(0))
+	return l.answered(judgeStatus(l.segment.Name, frame, l.flight.at(0)))
 }
 
 // settleOldest ends the oldest piece in flight, whose answer is complete. An answer may come before the sender has noted that all
@@ -236,7 +236,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	if p.byAddress { // the peer has read its memory
 		now.Note(p.local, p.length, hostmem.Reading)
 	}
-	l.count(&p)
+	l.count(&p, p.way())
 	p.settle(nil)
 	return nil
 }

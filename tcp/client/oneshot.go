@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/metrics"
 	"kvferry/core/status"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -81,7 +82,7 @@ func (o *oneShot) run() {
 		}
 		_ = conn.Close()
 		conn.release()
-		o.count(p)
+		o.count(p, metrics.TCP)
 		o.release()
 		p.settle(nil)
 	}
@@ -207,7 +208,7 @@ func (o *oneShot) receiveStatus(conn *connection, p *piece) error {
 	if err := o.move(conn, p, []sockio.Vector{sockio.VectorOf(o.answer[:])}, conn.Receive, limit); err != nil {
 		return err
 	}
-	return judgeStatus(o.segment.Name, o.answer[:], p)
+	return o.answered(judgeStatus(o.segment.Name, o.answer[:], p))
 }
 
 // confirm makes sure that a WRITE without an acknowledgement has arrived.

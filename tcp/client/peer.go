@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/metrics"
 	"kvferry/tcp/sockio"
 )
 
@@ -62,7 +63,7 @@ func newPeer(c *Client, s *core.Segment) *peer {
 	return &peer{
 		client:      c,
 		fence:       &c.fence,
-		environment: environment{ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter},
+		environment: environment{ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter, counters: counters{Peer: s.Counters()}},
 		answers:     sockio.Spinner{Contention: &c.Processors.Contention, Polling: c.Config.Polling},
 	}
 }
@@ -132,7 +133,7 @@ func (p *peer) close(reason error) {
 func (p *peer) link() core.Link {
 	return core.Link{
 		Peer: p.segment.Name, Transport: "tcp", Direction: core.AsInitiator, Connections: len(p.listed().all),
-		BytesOut: p.bytesOut.Load(), BytesIn: p.bytesIn.Load(), Errors: p.errors.Load(),
+		BytesOut: p.Bytes(metrics.Write), BytesIn: p.Bytes(metrics.Read), Errors: p.errors.Load(),
 	}
 }
 
@@ -161,9 +162,13 @@ func (p *peer) connect(ctx context.Context, onLane bool) (*connection, error) {
 	conn, err := p.dial(ctx)
 	if err != nil {
 		free()
+		if ctx.Err() == nil {
+			p.Add(metrics.Unreachable, 1)
+		}
 		return nil, err
 	}
 	conn.free = free
+	p.Add(metrics.Connected, 1)
 	if onLane && !p.pipelined(conn.owner) {
 		_ = conn.Close()
 		conn.release()

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/metrics"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/server"
@@ -55,7 +56,12 @@ func openForTest(e *core.Engine) (core.Transport, error) {
 func (t *testTransport) Endpoint() core.Endpoint         { return t.endpoint }
 func (t *testTransport) Evict(r *core.Region)            { t.server.Evict(r) }
 func (t *testTransport) Holders(r *core.Region) []string { return t.server.Holders(r) }
-func (t *testTransport) Links() []core.Link              { return append(t.Client.Links(), t.server.Links()...) }
+func (t *testTransport) Stats() metrics.Transport {
+	s := metrics.Transport{Initiator: t.States()}
+	s.Target, s.Sessions = t.server.Stats()
+	return s
+}
+func (t *testTransport) Links() []core.Link { return append(t.Client.Links(), t.server.Links()...) }
 
 func (t *testTransport) Close() error {
 	t.Refuse()

@@ -72,6 +72,7 @@ func (v *Server) acceptLocal() (sockio.Conn, error) {
 			return conn, nil
 		}
 		_ = shut.Abandon(conn)
+		v.counts.foreign.Add(1)
 		v.log.Warn("refused a connection on this host", zap.Error(err))
 	}
 }
@@ -156,5 +157,6 @@ var errOvertaken = errors.New("too many wait for a place, most of them from its 
 // refuse resets a connection that can neither be served nor wait.
 func (v *Server) refuse(conn sockio.Conn, full error) {
 	_ = shut.Abandon(conn)
+	v.counts.refused.Add(1)
 	v.log.Info("refused a data connection", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(full))
 }

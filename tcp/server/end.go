@@ -153,9 +153,3 @@ func (s *session) report(err error) {
 		log.Info("data connection lost", zap.Error(err))
 	}
 }
-
-// addTo adds the payload that the session has moved.
-func (s *session) addTo(link *core.Link) {
-	link.BytesIn += s.bytesIn.Load()
-	link.BytesOut += s.bytesOut.Load()
-}

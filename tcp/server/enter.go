@@ -58,6 +58,7 @@ func (s *session) refusesPlain() bool {
 
 // reportRefused logs why a connection has no session.
 func (v *Server) reportRefused(conn sockio.Conn, err error) {
+	v.counts.failed.Add(1)
 	log := v.log.Info
 	if status.Of(err, status.OK) == status.RejectHandshake {
 		log = v.log.Warn

@@ -114,7 +114,8 @@ func (s *session) fetch() error {
 	err := f.Run(s.process, s.permit, s.permit.Proof())
 	switch {
 	case err == nil:
-		s.bytesIn.Add(f.Bytes)
+		s.fetched.Add(f.Bytes)
+		s.written.Add(uint64(len(f.statuses)))
 	case errors.Is(err, samehost.ErrOutOfReach):
 		err = s.fetchEach(f)
 	default:
@@ -136,7 +137,8 @@ func (s *session) fetchEach(f *fetchList) (ended error) {
 		one.Add(f.To[i].Base, f.From[i].Base, f.To[i].Length)
 		switch err := one.Run(s.process, s.permit, s.permit.Proof()); {
 		case err == nil:
-			s.bytesIn.Add(one.Bytes)
+			s.fetched.Add(one.Bytes)
+			s.written.Add(1)
 		case errors.Is(err, samehost.ErrOutOfReach):
 			wire.PutStatus(s.turn.statuses[at:], wire.StatusOutOfReach)
 		default:

@@ -53,6 +53,7 @@ func (s *session) apply(h wire.Header) error {
 		}
 	}
 	s.bytesIn.Add(h.Length)
+	s.written.Add(1)
 	if h.V2 {
 		s.turn.oweStatus(wire.StatusOK)
 	}

@@ -7,36 +7,65 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/clock"
+	"kvferry/core/metrics"
 )
 
 // maxFormerPeers bounds the hosts whose counters are kept after their sessions have ended.
 const maxFormerPeers = 256
 
-func newLink(host string) *core.Link {
-	return &core.Link{Peer: host, Transport: "tcp", Direction: core.AsTarget}
+// host is a host that is or was served.
+type host struct {
+	counters *metrics.Peer // without the sessions that have not ended
+	sessions int           // that have not ended
+}
+
+// hostOf finds or makes the counters of a host. If there are too many, hosts are forgotten that are not served. The lock is held.
+func (v *Server) hostOf(name string) *host {
+	if h := v.hosts[name]; h != nil {
+		return h
+	}
+	for other, h := range v.hosts {
+		if len(v.hosts) < maxFormerPeers {
+			break
+		}
+		if h.sessions <= 0 {
+			v.shown.Remove(h.counters)
+			delete(v.hosts, other)
+		}
+	}
+	h := &host{counters: v.shown.Add(name, clock.Now())}
+	v.hosts[name] = h
+	return h
 }
 
 // Links describes the hosts that are or have been served.
 func (v *Server) Links() []core.Link {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	byHost := make(map[string]*core.Link, len(v.former))
-	for host, link := range v.former {
-		sum := *link
-		byHost[host] = &sum
-	}
-	for s := range v.sessions {
-		if byHost[s.host] == nil {
-			byHost[s.host] = newLink(s.host)
-		}
-		s.addTo(byHost[s.host])
-		byHost[s.host].Connections++
-	}
-	links := make([]core.Link, 0, len(byHost))
-	for _, host := range slices.Sorted(maps.Keys(byHost)) {
-		links = append(links, *byHost[host])
+	open := v.openCounts()
+	links := make([]core.Link, 0, len(v.hosts))
+	for _, name := range slices.Sorted(maps.Keys(v.hosts)) {
+		h := v.hosts[name]
+		counts, more := h.counters.Counts(), open[h.counters]
+		counts.Plus(&more)
+		links = append(links, core.Link{
+			Peer: name, Transport: "tcp", Direction: core.AsTarget, Connections: h.sessions,
+			BytesOut: counts.Bytes(metrics.Read), BytesIn: counts.Bytes(metrics.Write), Errors: counts[metrics.Lost],
+		})
 	}
 	return links
+}
+
+// openCounts are the counts of the sessions that have not ended, by host. The lock is held.
+func (v *Server) openCounts() map[*metrics.Peer]metrics.PeerCounts {
+	open := map[*metrics.Peer]metrics.PeerCounts{}
+	for s := range v.sessions {
+		counters := v.hosts[s.host].counters
+		sum, counts := open[counters], s.countsNow()
+		sum.Plus(&counts)
+		open[counters] = sum
+	}
+	return open
 }
 
 // loss is the loss of connections of a host.

@@ -35,11 +35,19 @@ func (s *session) flush() error {
 		}
 		return err
 	}
-	s.bytesOut.Add(t.readBytes)
+	s.countReads(t)
 	t.reset()
 	s.noteCaughtUp()
 	s.unpin()
 	return nil
+}
+
+// countReads counts what a turn owed, which is sent. Of a READ that several turns have sent, the last one has the end.
+func (s *session) countReads(t *turn) {
+	if t.readBytes > 0 {
+		s.bytesOut.Add(t.readBytes)
+		s.read.Add(t.reads)
+	}
 }
 
 // send sends the vectors, on behalf of the session or of its sender.

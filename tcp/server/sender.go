@@ -109,7 +109,7 @@ func (s *session) answer(t *turn) error {
 	if err := s.send(t.owed[sent:t.vectors], &s.sending); err != nil {
 		return err
 	}
-	s.bytesOut.Add(t.readBytes)
+	s.countReads(t)
 	return nil
 }
 

@@ -9,9 +9,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"kvferry/core"
 	"kvferry/core/clock"
 	"kvferry/core/fair"
+	"kvferry/core/metrics"
 	"kvferry/core/security"
 	"kvferry/core/shut"
 	"kvferry/core/status"
@@ -44,6 +44,8 @@ type Options struct {
 	Limiter    *samehost.CopyLimiter
 
 	Descriptors *sockio.Descriptors // for the sessions of the process; nil for no limit
+
+	MetricsPeers int // hosts that metrics show by their names
 }
 
 // Listener accepts the connections of the data port.
@@ -79,8 +81,11 @@ type Server struct {
 	closed   bool
 	sessions map[*session]struct{}
 	numbered map[connectionKey]*session // those that began with a hello
-	former   map[string]*core.Link      // counters of ended sessions, by host
+	hosts    map[string]*host           // that are or were served
 	lastLoss loss                       // the last one that was logged as a warning
+
+	shown  *metrics.Peers // of hosts
+	counts serverCounts
 
 	polled   atomic.Uint64 // how often sessions that poll have received something
 	watching atomic.Bool   // the timer is set
@@ -104,7 +109,8 @@ func New(log *zap.Logger, memory Memory, listener Listener, local *net.UnixListe
 		closing:     make(chan struct{}),
 		sessions:    make(map[*session]struct{}),
 		numbered:    make(map[connectionKey]*session),
-		former:      make(map[string]*core.Link),
+		hosts:       make(map[string]*host),
+		shown:       metrics.NewPeers(o.MetricsPeers),
 	}
 	v.gate, v.limit = newGate(o)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
@@ -180,6 +186,8 @@ func (v *Server) begin(conn sockio.Conn, p *place) *session {
 		return nil
 	}
 	v.sessions[s] = struct{}{}
+	v.hostOf(s.host).sessions++
+	v.counts.served.Add(1)
 	v.setTimer()
 	p.session.Store(s)
 	if !p.SetRank(fair.Silent) { // it has given way before there was a session to end
@@ -196,19 +204,15 @@ func (v *Server) forget(s *session, err error) {
 	v.unlist(s)
 	close(s.over)
 	v.vacate(s.place)
-	link := v.former[s.host]
-	if link == nil {
-		for host := range v.former {
-			if len(v.former) < maxFormerPeers {
-				break
-			}
-			delete(v.former, host)
-		}
-		link = newLink(s.host)
-		v.former[s.host] = link
-	}
-	s.addTo(link)
+	h := v.hostOf(s.host)
+	h.sessions--
+	counts := s.countsNow()
+	h.counters.AddAll(&counts)
 	if err != nil {
-		link.Errors++
+		h.counters.Add(metrics.Lost, 1)
+	}
+	var rejected *rejection
+	if errors.As(err, &rejected) {
+		h.counters.Add(metrics.Refusals, 1)
 	}
 }

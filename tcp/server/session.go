@@ -86,6 +86,9 @@ type session struct {
 	progress atomic.Uint64 // bytes moved
 	bytesIn  atomic.Uint64 // payload
 	bytesOut atomic.Uint64
+	fetched  atomic.Uint64 // payload that was copied from the peer's process
+	written  atomic.Uint64 // WRITEs whose payload has come
+	read     atomic.Uint64 // READs whose payload was sent
 
 	stalledSince time.Time // of Server.check: when it first saw the session wait
 	stalledAt    uint64    // with this progress
@@ -196,6 +199,9 @@ func (s *session) move(h wire.Header, region *core.Region) (err error) {
 	}
 	if err == nil {
 		s.serving = nil
+		if h.Op == wire.Read && !h.ByAddress {
+			s.turn.reads++
+		}
 	}
 	return err
 }

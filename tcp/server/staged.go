@@ -159,6 +159,7 @@ func (s *session) stageIn(h wire.Header, to route) error {
 		}
 	}
 	s.bytesIn.Add(h.Length)
+	s.written.Add(1)
 	if h.V2 {
 		s.turn.oweStatus(wire.StatusOK)
 	}

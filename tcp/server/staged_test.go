@@ -666,7 +666,8 @@ func TestBytesOfADeviceAreCounted(t *testing.T) {
 	c.Expect(memory)
 	require.Eventually(t, func() bool {
 		link := h.server.Links()[0]
-		return link.BytesIn == 1000+1<<20 && link.BytesOut == uint64(len(memory))
+		hosts, _ := h.server.Stats()
+		return link.BytesIn == 1000+1<<20 && link.BytesOut == uint64(len(memory)) && hosts[0].Write.Requests == 2 && hosts[0].Read.Requests == 1
 	}, tcptest.Patience, time.Millisecond)
 }
 

@@ -18,6 +18,7 @@ type turn struct {
 	statusesEnd int
 	grants      []byte // never beyond its capacity: what is owed points into it
 	readBytes   uint64 // READ payload owed
+	reads       uint64 // READs that end with that payload
 
 	held []*core.Region // pinned; for others than the session's goroutine under its lock
 	load *load          // nil in a session that was never asked for device memory
@@ -53,7 +54,7 @@ func (t *turn) owe(base uintptr, length uint64) {
 }
 
 func (t *turn) reset() {
-	t.requests, t.bytes, t.vectors, t.sealed, t.statusesEnd, t.readBytes = 0, 0, 0, 0, 0, 0
+	t.requests, t.bytes, t.vectors, t.sealed, t.statusesEnd, t.readBytes, t.reads = 0, 0, 0, 0, 0, 0, 0
 	t.grants = t.grants[:0]
 }
 
