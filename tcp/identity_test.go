@@ -3,6 +3,7 @@ package tcp
 import (
 	"io"
 	"net"
+	"os"
 	"sync/atomic"
 	"testing"
 
@@ -100,4 +101,27 @@ func TestANotificationIsNotTakenByAnotherEngineOfTheCluster(t *testing.T) {
 	to.Store(leadingTo(wrong).Load())
 	require.ErrorIs(t, e.Notify(id, metadata.Notification{Name: "a", Text: "b"}), security.ErrOtherEngine)
 	require.Empty(t, wrong.Notifications())
+}
+
+func TestSessionsOfASecretThatWasTakenOutEnd(t *testing.T) {
+	for name, change := range map[string]func(*core.Config){"tcp": func(*core.Config) {}, "one host": tcptest.OnOneHost} {
+		t.Run(name, func(t *testing.T) {
+			former, next := newSecret(), newSecret()
+			path := secretFile(t, next, former)
+			target := newWatched(t, withSecret(path, ""), change)
+			honest := newWatched(t, withSecret(secretFile(t, next, former), ""), change)
+			thief := newWatched(t, withSecret(secretFile(t, former), ""), change)
+			local := tcptest.Mapped(t, 4096)
+			read := func(e watched) error {
+				return move(t, e.Engine, tcptest.Ask(core.Read, local, tcptest.OpenSegment(t, e.Engine, target.Name()), target.memory[:4096]))
+			}
+			require.NoError(t, read(honest))
+			require.NoError(t, read(thief))
+			require.NoError(t, os.WriteFile(path, []byte(next), 0o600))
+			target.said(t, "not accepted any more: the peer presents a certificate of another cluster secret")
+			require.ErrorContains(t, read(thief), "presents a certificate of another cluster secret")
+			require.NoError(t, read(honest))
+			require.Len(t, target.log.FilterMessage("data connection ended").All(), 1, "nobody else's")
+		})
+	}
 }

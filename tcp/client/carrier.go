@@ -8,6 +8,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/metrics"
+	"kvferry/core/security"
 	"kvferry/tcp/samehost"
 )
 
@@ -38,6 +39,8 @@ type pipelined interface {
 	writeIfIdle() bool
 	// waitsForPage reports whether it receives into memory that may have to be brought in first.
 	waitsForPage() bool
+	// renewIfStale renews it if its connection has not begun by what is in force now.
+	renewIfStale(by *security.Policy)
 	// assist has the calling goroutine receive what has come, without waiting. The carrier holds something.
 	assist()
 	// setSpinning says whether another goroutine assists again and again, so that its own need not wake up.
@@ -64,6 +67,8 @@ type source interface {
 	mayCarry(conn *connection, h *piece) bool
 	// overtake has a carrier take nothing more, and others take over, because it waits for a page.
 	overtake(c carrier)
+	// replace has a carrier take nothing more, and others take over, because it is renewed.
+	replace(c carrier)
 	// holdStuck holds the local memory of pieces that a system call may still touch, which does not end.
 	holdStuck(conn *connection, held []piece) *stuck
 	// ended takes a carrier off the list, ends its connection, and queues its pieces again or fails them.

@@ -34,6 +34,7 @@ type Options struct {
 	Limiter    *samehost.CopyLimiter
 
 	Descriptors *sockio.Descriptors // for the connections of the process to peers; nil for no limit
+	MaxRecords  uint64              // of a connection under TLS in each direction; 0 for sockio.MaxRecords
 }
 
 // Memory is what the client needs of a core.Registry.
@@ -54,6 +55,8 @@ type Client struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup // every goroutine of the client
+
+	renewing sync.Once // starts keepRenewed
 
 	mu     sync.Mutex
 	peers  map[*core.Segment]*peer
@@ -90,6 +93,9 @@ func (c *Client) peer(s *core.Segment) (*peer, error) {
 	}
 	p := c.peers[s]
 	if p == nil {
+		if c.Security.Mode() != security.Off {
+			c.renewing.Do(func() { c.running.Go(c.keepRenewed) })
+		}
 		p = newPeer(c, s)
 		c.peers[s] = p
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata"
+	"kvferry/core/security"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 )
@@ -20,6 +21,7 @@ type connection struct {
 	there   time.Duration     // the other engine is there since then at the latest, by clock.SinceBoot
 	process *samehost.Process // of the other engine, on one host; nil where its memory is out of reach
 	permit  *samehost.Permit  // for the target to copy from this process; nil for none
+	proven  security.Peer     // who is at the other end, under TLS
 	free    func()            // gives its descriptors back; nil for a connection that claims none
 }
 

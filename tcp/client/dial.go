@@ -84,10 +84,10 @@ func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metada
 }
 
 // newConnection is a connection with the engine of a descriptor. h and answer are zero where there was no hello.
-func (p *peer) newConnection(s *sockio.Socket, d *metadata.Descriptor, h wire.Hello, answer wire.Answer) *connection {
+func (p *peer) newConnection(s *sockio.Socket, l *link, d *metadata.Descriptor, h wire.Hello, answer wire.Answer) *connection {
 	return &connection{
 		Socket: s, owner: d, target: targetKey(d, s.Remote.String()), acknowledged: p.acknowledges(d),
-		number: h.Number, there: clock.SinceBoot() - answer.Age,
+		number: h.Number, there: clock.SinceBoot() - answer.Age, proven: l.peer,
 	}
 }
 
@@ -136,7 +136,7 @@ func (p *peer) meetOnHost(ctx context.Context, conn *net.UnixConn, owner *sameho
 	if err != nil {
 		return nil, errors.Join(status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, err), owner.Close(), permit.Close())
 	}
-	s := p.newConnection(made, d, h, answer)
+	s := p.newConnection(made, l, d, h, answer)
 	s.process = owner
 	if answer.Flags&wire.AnswerPermit != 0 {
 		s.permit = permit

@@ -24,13 +24,14 @@ import (
 //	errRefused                                            no     has come in order
 //	errRetired, errPeerClosed                             yes    has come in order
 //	errAborted, errBadLocal, errOutdated, errOvertaken    no     comes when the connection is read to its end
+//	errRenewed                                            no     comes when the connection is read to its end
 //	errStalled, core.ErrClosed                            yes    comes when the connection is read to its end
 //	errIdle                                               no     nothing was in flight
 //	any other, as a reset                                 yes    unknown for ever
 
 // isLoss distinguishes a connection that was lost from one that this side gave up.
 func isLoss(reason error) bool {
-	return !slices.ContainsFunc([]error{errRefused, errAborted, errBadLocal, errOutdated, errOvertaken, errIdle}, func(other error) bool {
+	return !slices.ContainsFunc([]error{errRefused, errAborted, errBadLocal, errOutdated, errOvertaken, errIdle, errRenewed}, func(other error) bool {
 		return errors.Is(reason, other)
 	})
 }

@@ -108,5 +108,5 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 	if err != nil {
 		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}
-	return p.newConnection(made, d, h, answer), false, nil
+	return p.newConnection(made, l, d, h, answer), false, nil
 }

@@ -98,6 +98,9 @@ type lane struct {
 	stuck           *stuck        // set when the lane was given up while a system call used its memory
 	givenUp         chan struct{} // closed when giveUpStuck has done with the lane
 
+	renewing   atomic.Bool // it takes nothing more, see renew.go; changed under the lock
+	renewTimer *time.Timer
+
 	watching bool // the watchdog is armed
 	watchdog *time.Timer
 
@@ -171,7 +174,7 @@ func (l *lane) connect() error {
 func (l *lane) idle() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.conn != nil && l.broken == nil && l.flight.len() == 0
+	return l.conn != nil && l.broken == nil && l.flight.len() == 0 && !l.renewing.Load()
 }
 
 func (l *lane) lastUsed() (when time.Time, idle bool) {
@@ -248,6 +251,9 @@ func (l *lane) retire() (held, unanswered []piece, reason error) {
 	l.retired = true
 	if l.stuckTimer != nil {
 		l.stuckTimer.Stop()
+	}
+	if l.renewTimer != nil {
+		l.renewTimer.Stop()
 	}
 	held, unanswered = l.empty()
 	l.unsent = nil

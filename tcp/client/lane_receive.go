@@ -102,6 +102,12 @@ func (l *lane) receiveOnce() bool {
 	default:
 		l.moved.Add(uint64(n))
 		l.failure = l.consume(uint64(n))
+		switch {
+		case l.renewing.Load():
+			l.endIfDone()
+		case l.conn.Worn():
+			l.renew()
+		}
 	}
 	return true
 }

@@ -117,7 +117,7 @@ func (l *lane) fill(mayWait bool) bool {
 	pieces, flying, broken := windowPieces-l.flight.len(), l.load(), l.broken
 	l.mu.Unlock()
 	bytes := int64(min(windowBytes, l.source.share())) - int64(flying)
-	if broken != nil || pieces <= 0 || bytes <= 0 || l.waitsForPage() { // no piece is to wait behind a page that may not come
+	if broken != nil || pieces <= 0 || bytes <= 0 || l.renewing.Load() || l.waitsForPage() { // no piece is to wait behind a page that may not come
 		return false
 	}
 	l.taken = l.source.take(l, l.conn.destination(), l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -46,6 +47,7 @@ type link struct {
 	sockio.Conn
 	inner *sockio.Inner // nil without TLS
 	tls   *tls.Conn
+	peer  security.Peer
 }
 
 // secure runs the TLS handshake, where the descriptor and the mode ask for one. When it fails the caller closes the connection.
@@ -58,8 +60,9 @@ func (p *peer) secure(ctx context.Context, conn sockio.Conn, d *metadata.Descrip
 	ctx, done := context.WithTimeout(ctx, limit.after)
 	defer done()
 	l.inner = sockio.NewInner(conn)
+	l.inner.LimitRecords(cmp.Or(p.client.MaxRecords, sockio.MaxRecords))
 	err := status.Guard(func() (err error) {
-		l.tls, _, err = p.client.Security.Connect(ctx, l.inner, d.Identity)
+		l.tls, l.peer, err = p.client.Security.Connect(ctx, l.inner, d.Identity)
 		return err
 	})
 	if errors.Is(err, security.ErrOtherEngine) {

@@ -21,6 +21,7 @@ var (
 	testProcessors = sockio.NewProcessors(runtime.GOMAXPROCS(0))
 	testLimiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0)/2, &testProcessors.Contention)
 
+	testMaxRecords  uint64              // of connections under TLS; 0 for the limit of sockio
 	testDescriptors *sockio.Descriptors // of the engines that a test makes; no limit unless it sets one
 )
 
@@ -47,9 +48,10 @@ func openForTest(e *core.Engine) (core.Transport, error) {
 		}
 	}
 	t.Client = New(Options{Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port,
-		SameHost: sameHost, Processors: testProcessors, Limiter: testLimiter, Descriptors: testDescriptors})
+		SameHost: sameHost, Security: e.Security(), Processors: testProcessors, Limiter: testLimiter, Descriptors: testDescriptors,
+		MaxRecords: testMaxRecords})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{Identity: self, MaxSessions: config.MaxSessions,
-		FirstRequest: config.FirstRequestTimeout, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling, Processors: testProcessors, Limiter: testLimiter})
+		FirstRequest: config.FirstRequestTimeout, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling, Security: e.Security(), Processors: testProcessors, Limiter: testLimiter})
 	return t, nil
 }
 

@@ -145,6 +145,8 @@ func (s *session) report(err error) {
 		log.Log(level, message, zap.Stringer("operation", rejected.Op),
 			zap.String("address", fmt.Sprintf("%#x", rejected.Addr)), zap.Uint64("length", rejected.Length),
 			zap.NamedError("reason", rejected.reason))
+	case errors.Is(err, errNotAccepted):
+		log.Warn("data connection ended", zap.Error(err))
 	case errors.Is(err, errInaccessible):
 		log.Warn("data request failed", zap.Error(err))
 	case errors.Is(err, errCutShort) && s.server.shouldWarn(s.host):

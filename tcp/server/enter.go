@@ -21,10 +21,10 @@ import (
 //     or hello, so that the peer learns why (greet, serve).
 
 // enter makes the stream of a connection, and says who the peer has proven to be. When it fails it has closed the connection.
-func (v *Server) enter(conn sockio.Conn, p *place) (*sockio.Socket, security.Peer, error) {
+func (v *Server) enter(conn sockio.Conn, p *place) (*sockio.Socket, proven, error) {
 	if v.options.Security.Mode() == security.Off {
 		s, err := sockio.New(conn, v.options.Processors)
-		return s, security.Peer{}, err
+		return s, proven{}, err
 	}
 	ctx, done := context.WithTimeout(p.entering, min(v.options.FirstRequest, v.options.ProgressTimeout))
 	defer done()
@@ -34,21 +34,21 @@ func (v *Server) enter(conn sockio.Conn, p *place) (*sockio.Socket, security.Pee
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, security.Peer{}, errors.Join(err, shut.Abandon(conn))
+		return nil, proven{}, errors.Join(err, shut.Abandon(conn))
 	}
 	if !begins {
 		s, err := sockio.New(conn, v.options.Processors)
-		return s, security.Peer{}, err
+		return s, proven{}, err
 	}
 	inner := sockio.NewInner(conn)
 	inner.ExpectFile()
 	secure, peer, err := v.options.Security.Accept(ctx, inner)
 	if err != nil {
 		inner.Abandon()
-		return nil, peer, err
+		return nil, proven{}, err
 	}
 	s, err := sockio.NewSecure(inner, secure, v.options.Processors)
-	return s, peer, err
+	return s, proven{conn: secure, peer: peer}, err
 }
 
 // refusesPlain reports whether the session is to refuse whatever its peer asks for, because it comes without TLS.

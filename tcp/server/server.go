@@ -121,6 +121,9 @@ func New(log *zap.Logger, memory Memory, listener Listener, local *net.UnixListe
 	if local != nil {
 		v.running.Go(func() { v.accept(func() (sockio.Conn, error) { return v.acceptLocal() }) })
 	}
+	if o.Security.Mode() != security.Off {
+		v.running.Go(v.keepRechecking)
+	}
 	return v
 }
 
@@ -167,9 +170,9 @@ func (v *Server) start(conn sockio.Conn, p *place) {
 // begin makes the session of a connection; nil where there is to be none.
 func (v *Server) begin(conn sockio.Conn, p *place) *session {
 	var stream *sockio.Socket
-	var peer security.Peer
+	var by proven
 	err := status.Guard(func() (err error) {
-		stream, peer, err = v.enter(conn, p)
+		stream, by, err = v.enter(conn, p)
 		return err
 	})
 	if err != nil {
@@ -177,7 +180,7 @@ func (v *Server) begin(conn sockio.Conn, p *place) *session {
 		return nil
 	}
 	s := newSession(v, stream, p)
-	s.identity = peer.Identity
+	s.identity, s.proven = by.peer.Identity, by
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {

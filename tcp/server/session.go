@@ -72,6 +72,7 @@ type session struct {
 	resting  time.Time   // since when it waits for the next request; zero when it does not; under its lock
 	offered  bool        // it may give way meanwhile; under its lock
 	identity string      // of the peer's engine, as its certificate proves; "" where it does not
+	proven   proven      // see recheck.go
 
 	key  connectionKey // of its hello; the number is 0 without one; under the server's lock
 	over chan struct{} // closed when the session has ended
