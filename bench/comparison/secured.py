@@ -19,7 +19,7 @@ CASES = [Case(op, block, blocks) for block, blocks in ((64 * KIB, 64), (MIB, 32)
 DELAY = 250  # microseconds each way, as in the section "link"
 FIRST = "first transfer"
 FIRST_CASE = Case("write", 4 * KIB, 1)
-FIRST_DELAY = 10_000  # microseconds each way: a handshake takes the processors a small part of that
+FIRST_DELAY = 50_000  # microseconds each way: a handshake takes the processors a small part of that
 
 
 def secured(run: Run) -> None:
@@ -56,11 +56,16 @@ def measured(run: Run, where: str, setups: dict[str, Setup], network: Network) -
 
 
 def first_transfers(run: Run, setups: dict[str, Setup], network: Network) -> None:
-    """Round trips of the first transfer with a peer, between new engines in each round."""
+    """Round trips of the first transfer with a peer: the fewest of the rounds, since other work only adds to them."""
     progress(f"  the {FIRST} with a peer")
+    trips: dict[str, list[float]] = {}
     for _ in run.rounds():
         for name, setup in setups.items():
-            with attempt(run, f"{FIRST}, {name}"), contextlib.closing(pair(run, setup, network, MIB)) as ends:
-                with ends.awake():
-                    trips = ends.initiator.ask("first", FIRST_CASE)
-                run.results.add_to_series(FIRST, name, 2 * FIRST_DELAY / 1e3, trips)
+            with (
+                attempt(run, f"{FIRST}, {name}"),
+                contextlib.closing(pair(run, setup, network, MIB)) as ends,
+                ends.awake(),
+            ):
+                trips.setdefault(name, []).append(ends.initiator.ask("first", FIRST_CASE))
+    for name, found in trips.items():
+        run.results.add_to_series(FIRST, name, 2 * FIRST_DELAY / 1e3, min(found))

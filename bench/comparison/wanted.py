@@ -144,11 +144,7 @@ def security(results: Results, processors: int) -> Iterator[Wanted]:
             if processors >= MANY and case.block == MIB and where == secured.ON_LOOPBACK:
                 yield Wanted(f"{where}, {case}: GB/s", results.median(where, case, TLS, rate), 10)
     first = results.series.get(secured.FIRST, {})
-    trips = [
-        statistics.median(value for of in first[name].values() for value in of)
-        for name in (TLS, DIRECT)
-        if name in first
-    ]
+    trips = [value for name in (TLS, DIRECT) for values in first.get(name, {}).values() for value in values]
     more = trips[0] - trips[1] if len(trips) == 2 else None
     yield Wanted("the first transfer with a peer, TLS: round trips more than without", more, 3, True)
 
