@@ -317,3 +317,60 @@ int kvferry_metadata_server_stop(kvferry_metadata_server_t server)
     ENTER(KVFERRY_ERR_FORKED);
     return kvferry_go_stop_metadata_server(server, kvferry_reason());
 }
+
+kvferry_layout_t kvferry_layout_parse(const char *text, size_t length)
+{
+    ENTER(NULL);
+    return kvferry_go_parse_layout(text, length, kvferry_reason());
+}
+
+int kvferry_layout_free(kvferry_layout_t layout)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_free_layout(layout, kvferry_reason());
+}
+
+kvferry_plan_t kvferry_plan_make(const kvferry_place_t *sources, size_t source_count, const kvferry_place_t *destinations,
+                                 size_t destination_count, uint64_t tokens, int partial)
+{
+    ENTER(NULL);
+    return kvferry_go_make_plan(sources, source_count, destinations, destination_count, tokens, partial, kvferry_reason());
+}
+
+int kvferry_plan_free(kvferry_plan_t plan)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_free_plan(plan, kvferry_reason());
+}
+
+int kvferry_plan_transfers(kvferry_plan_t plan)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_plan_transfers(plan, kvferry_reason());
+}
+
+int kvferry_plan_transfer(kvferry_plan_t plan, size_t index, kvferry_plan_transfer_t *transfer_out)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_plan_transfer(plan, index, transfer_out, kvferry_reason());
+}
+
+int kvferry_submit_plan(transfer_engine_t engine, int opcode, segment_id_t target, kvferry_plan_t plan, size_t index,
+                        size_t max_batch, batch_id_t *batch_out)
+{
+    ENTER_WITH_BATCH(batch_out);
+    return kvferry_go_submit_plan(engine, opcode, target, plan, index, max_batch, batch_out, kvferry_reason());
+}
+
+int kvferry_transfer_plan(transfer_engine_t engine, int opcode, segment_id_t target, kvferry_plan_t plan, size_t index,
+                          size_t max_batch, int64_t timeout_ms, batch_id_t *batch_out)
+{
+    uint32_t word = 0;
+    void *watch = NULL;
+    int result;
+
+    ENTER_WITH_BATCH(batch_out);
+    result = kvferry_go_submit_plan_and_watch(engine, opcode, target, plan, index, max_batch, batch_out, &word, &watch,
+                                              kvferry_reason());
+    return finish_transfer(result, watch, &word, timeout_ms, batch_out);
+}

@@ -31,7 +31,7 @@ type engineHandle struct {
 // transportHandle is an installed transport. No function takes its handle; one that is passed as an engine's is refused.
 type transportHandle struct{ name string }
 
-// handles are the handles of engines, transports, metadata servers and calls that C callers have. A handle is a number that is used
+// handles are the handles of engines, transports, metadata servers, calls, layouts and plans that C callers have. A handle is a number that is used
 // once: a caller that uses a handle after its end gets an error, and never reaches another engine. Callers take it for a pointer.
 // The numbers are addresses at which no process of amd64 or arm64 has memory. So no pointer is mistaken for a handle, and Go's
 // collector does not take a handle for a pointer into the heap. They begin at random, so that another copy of the library, in
@@ -89,6 +89,30 @@ func (t *handleTable) end(handle unsafe.Pointer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.live, uint64(uintptr(handle)))
+}
+
+// found finds what a handle of that kind stands for. kind is the word for it in errors.
+func found[T any](handle unsafe.Pointer, kind string) (T, error) {
+	what, ended := handles.find(handle)
+	thing, ok := what.(T)
+	switch {
+	case ok:
+		return thing, nil
+	case handle == nil:
+		return thing, status.Errorf(status.InvalidArgument, "the handle of the %s is NULL", kind)
+	case ended:
+		return thing, status.Errorf(status.InvalidArgument, "the %s %p was freed", kind, handle)
+	}
+	return thing, status.Errorf(status.InvalidArgument, "%p is not the handle of a %s of this library", handle, kind)
+}
+
+// endOf ends a handle of that kind.
+func endOf[T any](handle unsafe.Pointer, kind string) error {
+	_, err := found[T](handle, kind)
+	if err == nil {
+		handles.end(handle)
+	}
+	return err
 }
 
 // handleOf finds what an engine's handle stands for.

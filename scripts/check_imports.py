@@ -50,8 +50,8 @@ MAY_IMPORT = {
     "internal/dl": "",
     "internal/driver": "core/device core/status internal/dl",
     # Products.
-    "capi": "ascend core core/device core/metadata core/metadata/etcd core/metadata/redis core/status core/threads cuda"
-    " metaserver tcp",
+    "capi": "ascend core core/device core/layout core/metadata core/metadata/etcd core/metadata/redis core/status"
+    " core/threads cuda metaserver tcp",
     "metaserver": "core/address core/fair core/reload core/shut core/status",
     # What tests, benchmarks and the demo use; nothing else imports these.
     "bench": "",

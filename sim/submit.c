@@ -122,7 +122,7 @@ int sim_launch(const struct batch *batch, void *handle)
     int result;
     struct stream *stream = stream_find(handle, &result);
     struct operation *operation = stream != NULL ? new_copy(stream, batch->count, &result) : NULL;
-    struct parts parts = {{0}, {0}, false};
+    struct parts parts = {{{0, 0, SIM_ELEMENTS}}, false};
     enum sim_kind kind;
     size_t i;
 
@@ -133,7 +133,9 @@ int sim_launch(const struct batch *batch, void *handle)
         operation->failure = is_reached(operation, &parts, batch, i, stream->device) ? SIM_OK : SIM_DMA_ERROR;
     }
     for (kind = KIND_H2H; kind < KINDS; kind++) {
-        parts.counts[kind] = parts.counts[kind] > 0; /* all of a kind cost as much as one copy */
+        if (parts.work[kind].elements > 0) {
+            parts.work[kind].elements = 1; /* all of a kind cost as much as one copy */
+        }
     }
     parts.pageable = false;
     return submit_copy(stream, &parts);

@@ -274,6 +274,85 @@ int kvferry_metadata_server_stop(kvferry_metadata_server_t server);
 /* Copies length bytes between two addresses of this process; -1 when either is not mapped. */
 int kvferry_copy(void *dst, const void *src, size_t length);
 
+/*
+ * Layouts and plans: where the elements of a KV cache lie on both sides, and what has to move from one side to the other. See
+ * docs/layouts.md for the terms and for the text of a layout. No engine is needed to make a plan.
+ *
+ * A layout is where one process holds its part of a cache. It does not change. The handle belongs to the caller until
+ * kvferry_layout_free; plans do not need it any more once they are made.
+ */
+typedef void *kvferry_layout_t;
+
+/*
+ * Reads a layout from length bytes of JSON, which are not kept. The text may come from anybody: NULL for text that is no layout,
+ * of more than 1 MiB, or with sizes, strides and addresses that no memory has, or that overlap.
+ */
+kvferry_layout_t kvferry_layout_parse(const char *text, size_t length);
+
+/* Ends the handle of a layout. 0, or a negated Status code. */
+int kvferry_layout_free(kvferry_layout_t layout);
+
+/* What the numbers of a place are. */
+#define KVFERRY_BLOCKS 0
+#define KVFERRY_SLOTS 1 /* slot s is token s % block_tokens of block s / block_tokens */
+
+/*
+ * Where the tokens of a plan lie in a layout. The token that moves first is at position first, the next one at the position
+ * behind it. Position p is token p % block_tokens of block numbers[p / block_tokens], or it is slot numbers[p].
+ */
+typedef struct kvferry_place {
+    kvferry_layout_t layout;
+    const uint64_t *numbers; /* of blocks or slots, count of them */
+    size_t count;
+    uint64_t first;
+    int kind;                /* KVFERRY_BLOCKS or KVFERRY_SLOTS */
+} kvferry_place_t;
+
+/* A plan. It does not change. The handle belongs to the caller until kvferry_plan_free; a batch does not need it. */
+typedef void *kvferry_plan_t;
+
+/*
+ * Finds out what has to move for so many tokens, from the processes that have their elements to those that need them. Each
+ * element of a destination comes from one source, also where several have it. partial: elements that no source has stay as
+ * they are, where they would be an error otherwise. The arrays are not kept. NULL for places that do not match: another
+ * element type or model, a table without room for the tokens or with numbers that the layout does not have, a number that is
+ * twice in the table of a destination. Takes microseconds, and memory for the tables, not for each range that moves.
+ */
+kvferry_plan_t kvferry_plan_make(const kvferry_place_t *sources, size_t source_count, const kvferry_place_t *destinations,
+                                 size_t destination_count, uint64_t tokens, int partial);
+
+/* Ends the handle of a plan. Its batches go on. 0, or a negated Status code. */
+int kvferry_plan_free(kvferry_plan_t plan);
+
+/* What moves from one source to one destination. */
+typedef struct kvferry_plan_transfer {
+    uint64_t source;      /* index into the sources */
+    uint64_t destination; /* index into the destinations */
+    uint64_t ranges;      /* each contiguous on both sides */
+    uint64_t bytes;
+} kvferry_plan_transfer_t;
+
+/* How many transfers a plan has: one for each source and destination that have elements in common. Or a negated Status code. */
+int kvferry_plan_transfers(kvferry_plan_t plan);
+
+/* Fills *transfer_out for a transfer, by its index. 0, or a negated Status code. */
+int kvferry_plan_transfer(kvferry_plan_t plan, size_t index, kvferry_plan_transfer_t *transfer_out);
+
+/*
+ * Allocates a batch and submits one transfer of a plan, as one request for each range. With OPCODE_WRITE this process is the
+ * source of the transfer, and the owner of the segment its destination; with OPCODE_READ it is the other way round. max_batch
+ * is the most requests that the engine submits at a time; 0 is 65536. The engine submits the next ones when these have
+ * completed, and no more when a request has failed or the batch is given up. A plan may have 2^31-1 ranges. The batch keeps
+ * some 70 bytes for each until it is freed. Otherwise as kvferry_submit: a batch id in *batch_out and 0; on failure a negated
+ * Status code, and no batch.
+ */
+int kvferry_submit_plan(transfer_engine_t engine, int opcode, segment_id_t target, kvferry_plan_t plan, size_t index,
+                        size_t max_batch, batch_id_t *batch_out);
+
+/* kvferry_transfer_sync of the requests that kvferry_submit_plan makes. */
+int kvferry_transfer_plan(transfer_engine_t engine, int opcode, segment_id_t target, kvferry_plan_t plan, size_t index,
+                          size_t max_batch, int64_t timeout_ms, batch_id_t *batch_out);
+
 #ifdef __cplusplus
 }
 #endif

@@ -35,6 +35,8 @@ KVFERRY_LOG_TRACE = 0
 KVFERRY_LOG_INFO = 1
 KVFERRY_LOG_WARNING = 2
 KVFERRY_LOG_ERROR = 3
+KVFERRY_BLOCKS = 0
+KVFERRY_SLOTS = 1
 
 
 class transfer_request_t(ctypes.Structure):
@@ -176,6 +178,34 @@ class kvferry_metadata_server_options_t(ctypes.Structure):
     ]
 
 
+class kvferry_place_t(ctypes.Structure):
+    layout: int | None
+    numbers: int | None
+    count: int
+    first: int
+    kind: int
+    _fields_: ClassVar = [
+        ("layout", ctypes.c_void_p),
+        ("numbers", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+        ("first", ctypes.c_uint64),
+        ("kind", ctypes.c_int),
+    ]
+
+
+class kvferry_plan_transfer_t(ctypes.Structure):
+    source: int
+    destination: int
+    ranges: int
+    bytes: int
+    _fields_: ClassVar = [
+        ("source", ctypes.c_uint64),
+        ("destination", ctypes.c_uint64),
+        ("ranges", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+    ]
+
+
 class Functions:
     """Every function of the headers, as one loaded copy of the library has it."""
 
@@ -237,6 +267,14 @@ class Functions:
     kvferry_metadata_server_start_mutual: Callable[[Any, Text, Text, int], int | None]
     kvferry_metadata_server_stop: Callable[[Address], int]
     kvferry_copy: Callable[[Address, Address, int], int]
+    kvferry_layout_parse: Callable[[Text, int], int | None]
+    kvferry_layout_free: Callable[[Address], int]
+    kvferry_plan_make: Callable[[Any, int, Any, int, int, int], int | None]
+    kvferry_plan_free: Callable[[Address], int]
+    kvferry_plan_transfers: Callable[[Address], int]
+    kvferry_plan_transfer: Callable[[Address, int, Any], int]
+    kvferry_submit_plan: Callable[[Address, int, int, Address, int, int, Any], int]
+    kvferry_transfer_plan: Callable[[Address, int, int, Address, int, int, int, Any], int]
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Bind the functions of library. AttributeError when it lacks one."""
@@ -306,4 +344,12 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_metadata_server_start_mutual": (ctypes.c_void_p, [ctypes.POINTER(kvferry_metadata_server_options_t), ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_metadata_server_stop": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_copy": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
+    "kvferry_layout_parse": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_layout_free": (ctypes.c_int, [ctypes.c_void_p]),
+    "kvferry_plan_make": (ctypes.c_void_p, [ctypes.POINTER(kvferry_place_t), ctypes.c_size_t, ctypes.POINTER(kvferry_place_t), ctypes.c_size_t, ctypes.c_uint64, ctypes.c_int]),
+    "kvferry_plan_free": (ctypes.c_int, [ctypes.c_void_p]),
+    "kvferry_plan_transfers": (ctypes.c_int, [ctypes.c_void_p]),
+    "kvferry_plan_transfer": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(kvferry_plan_transfer_t)]),
+    "kvferry_submit_plan": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_transfer_plan": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
 }

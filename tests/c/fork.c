@@ -77,6 +77,14 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK(kvferry_metadata_server_start(&options, text, sizeof text) == NULL);
     CHECK_FORKED(kvferry_metadata_server_stop(server), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_log(KVFERRY_LOG_ERROR, "x"), KVFERRY_ERR_FORKED);
+    CHECK(kvferry_layout_parse("{}", 2) == NULL);
+    CHECK_FORKED(kvferry_layout_free(engine), KVFERRY_ERR_FORKED);
+    CHECK(kvferry_plan_make(NULL, 0, NULL, 0, 0, 0) == NULL);
+    CHECK_FORKED(kvferry_plan_free(engine), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_plan_transfers(engine), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_plan_transfer(engine, 0, NULL), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_submit_plan(engine, 1, 0, engine, 0, 0, &made), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_transfer_plan(engine, 1, 0, engine, 0, 0, 10, &made), KVFERRY_ERR_FORKED);
     CHECK(strlen(kvferry_version()) >= 5);
 }
 

@@ -65,6 +65,13 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     made = 5;
     CHECK_EQUAL(kvferry_submit_scatter(engine, 1, "x", row, 1, &number, &number, &number, 1, &made), -1);
     CHECK_EQUAL(made, INVALID_BATCH);
+    made = 5;
+    CHECK_EQUAL(kvferry_submit_plan(engine, 1, 0, engine, 0, 0, &made), -1);
+    CHECK_EQUAL(made, INVALID_BATCH);
+    CHECK_EQUAL(kvferry_transfer_plan(engine, 1, 0, engine, 0, 0, 10, &made), -1);
+    CHECK_EQUAL(kvferry_plan_transfers(engine), -1);
+    CHECK_EQUAL(kvferry_plan_free(engine), -1);
+    CHECK_EQUAL(kvferry_layout_free(engine), -1);
     CHECK_EQUAL(kvferry_batch_bytes(engine, batch), 0);
     CHECK_EQUAL(kvferry_batch_cancel(engine, batch), -1);
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 10), -1);

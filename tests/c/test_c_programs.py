@@ -30,7 +30,9 @@ def check(
 
 @pytest.mark.each_path
 @KINDS
-@pytest.mark.parametrize("name", ["engine", "handles", "transfers", "stuck", "fork", "signals", "handlers", "threads"])
+@pytest.mark.parametrize(
+    "name", ["engine", "handles", "transfers", "plans", "stuck", "fork", "signals", "handlers", "threads"]
+)
 def test_program_finds_what_the_interface_promises(installed: Installed, name: str, kind: str) -> None:
     check(installed, kind, name)
 
