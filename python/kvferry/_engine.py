@@ -123,6 +123,10 @@ class Engine(Managed):
         self._functions.getLocalIpAndPort(self.handle, text, len(text))
         return python_string(text.value)
 
+    def timeout(self) -> float:
+        """The time limit of a blocking call without the time for its bytes, in seconds."""
+        return self._functions.kvferry_transfer_timeout_ms(self.handle) / 1000
+
     def rpc_port(self) -> int:
         """The port on which peers ask for this engine's memory, or a negative number."""
         return self._functions.kvferry_rpc_port(self.handle)
@@ -259,6 +263,13 @@ class Engine(Managed):
             self.handle, opcode, segment, *pages.arguments(), max_batch, byref(batch)
         )
         return self.batches.add(batch.value, timeout + per_byte * pages.bytes) if code == 0 else 0
+
+    def submit_plan(self, opcode: int, segment: int, plan: int, index: int, timeout: float) -> int:
+        """submit() of all ranges of one transfer of a plan, given by its handle and the transfer's index. timeout is
+        all of its time limit."""
+        batch = c_uint64(INVALID_BATCH)
+        code = self._functions.kvferry_submit_plan(self.handle, opcode, segment, plan, index, 0, byref(batch))
+        return self.batches.add(batch.value, timeout) if code == 0 else 0
 
     def submit_scatter(self, opcode: int, name: str, blocks: Blocks) -> int:
         """Start moving blocks of regions with the peer of that name, which is opened in the background. The id of a

@@ -1,0 +1,182 @@
+"""Plans: what has to move between two or more layouts, and moving it. docs/layouts.md has examples.
+
+The native library computes a plan and expands it into requests. Nothing here takes time for each range that moves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import weakref
+from collections.abc import Sequence
+from ctypes import byref
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
+
+from kvferry._bindings import (
+    KVFERRY_ERR_TIMED_OUT,
+    OPCODE_READ,
+    OPCODE_WRITE,
+    kvferry_place_t,
+    kvferry_plan_transfer_t,
+)
+from kvferry._engine import Engine
+from kvferry._ffi import last_error
+from kvferry._layouts import Place
+from kvferry._library import load
+from kvferry._waiting import given_up
+
+if TYPE_CHECKING:
+    from mooncake.engine import TransferEngine
+
+GIB = 1 << 30
+Places = Union[Place, Sequence[Place]]
+Peers = Union[str, Sequence[str]]
+
+
+class TransferError(RuntimeError):
+    """Bytes could not be moved; the text says which peer's, and why. Nothing touches the memory any more, unless the
+    log says that something is stuck."""
+
+
+class Moved(NamedTuple):
+    """What moves from one source to one destination."""
+
+    source: int  # index into the sources
+    destination: int  # index into the destinations
+    ranges: int  # each contiguous on both sides
+    bytes: int
+
+
+class Plan:
+    """What has to move. A plan does not change; any thread may use it, as often as it likes."""
+
+    def __init__(self, sources: Sequence[Place], destinations: Sequence[Place], tokens: int, partial: bool) -> None:
+        self._functions = functions = load()
+        lists = self._array(sources), len(sources), self._array(destinations), len(destinations)
+        handle = functions.kvferry_plan_make(*lists, tokens, int(partial))
+        if not handle:
+            raise ValueError(last_error(functions))
+        self._handle = handle
+        weakref.finalize(self, functions.kvferry_plan_free, handle).atexit = False  # type: ignore[misc]
+        self.transfers = tuple(map(self._transfer, range(functions.kvferry_plan_transfers(handle))))
+
+    def _array(self, places: Sequence[Place]) -> Any:
+        array = (kvferry_place_t * len(places))()
+        for entry, place in zip(array, places):
+            entry.layout = place.layout.handle(self._functions)
+            entry.numbers = _pointer(place)
+            entry.count, entry.first, entry.kind = place.table.length, place.first, place.kind
+        return array
+
+    def _transfer(self, index: int) -> Moved:
+        t = kvferry_plan_transfer_t()
+        self._functions.kvferry_plan_transfer(self._handle, index, byref(t))
+        return Moved(t.source, t.destination, t.ranges, t.bytes)
+
+    @property
+    def ranges(self) -> int:
+        """How many ranges move, each contiguous on both sides."""
+        return sum(t.ranges for t in self.transfers)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes move."""
+        return sum(t.bytes for t in self.transfers)
+
+    def write(
+        self, engine: TransferEngine | Engine, peers: Peers, *, source: int = 0, timeout: float | None = None
+    ) -> None:
+        """Move what this process has as one of the sources to the destinations, and wait.
+
+        peers are the destinations' names, in the plan's order; source is this process's index in the sources. The rest
+        is as for read().
+        """
+        mine = [(i, t.destination) for i, t in enumerate(self.transfers) if t.source == source]
+        self._move(engine, OPCODE_WRITE, mine, peers, timeout)
+
+    def read(
+        self, engine: TransferEngine | Engine, peers: Peers, *, destination: int = 0, timeout: float | None = None
+    ) -> None:
+        """Move what this process needs as one of the destinations from the sources, and wait.
+
+        engine is a mooncake.engine.TransferEngine that was initialized. peers are the sources' names, in the plan's
+        order; destination is this process's index in the destinations. The time limit is timeout, in seconds, and a
+        second for each GiB; None is the engine's. TransferError says why not all bytes have moved.
+        """
+        mine = [(i, t.source) for i, t in enumerate(self.transfers) if t.destination == destination]
+        self._move(engine, OPCODE_READ, mine, peers, timeout)
+
+    def _move(
+        self,
+        of: TransferEngine | Engine,
+        opcode: int,
+        transfers: Sequence[tuple[int, int]],
+        peers: Peers,
+        timeout: float | None,
+    ) -> None:
+        """Move some transfers, each given by its index and its peer's."""
+        engine, limit = _engine(of, timeout)
+        names = [peers] if isinstance(peers, str) else peers
+        for _, peer in transfers:
+            if peer >= len(names):
+                raise ValueError(f"the plan needs peer {peer}, and {len(names)} are named")
+        deadline = time.monotonic() + limit
+        batches: list[int] = []
+        try:
+            for index, peer in transfers:
+                segment = engine.segment(names[peer], deadline - time.monotonic())
+                if segment < 0:
+                    raise _failure(engine, segment, limit, names[peer])
+                left = deadline - time.monotonic() + self.transfers[index].bytes / GIB
+                batch = engine.submit_plan(opcode, segment, self._handle, index, left)
+                if not batch:
+                    raise _failure(engine, -1, limit, names[peer])
+                batches.append(batch)
+        except BaseException:
+            for batch in batches:
+                engine.batches.free(batch)
+            raise
+        code = engine.batches.wait(batches)
+        if code != 0:
+            raise _failure(engine, code, limit, ", ".join(names[peer] for _, peer in transfers))
+
+    def __repr__(self) -> str:
+        return f"<Plan of {self.bytes} bytes in {self.ranges} ranges, {len(self.transfers)} transfers>"
+
+
+def plan(source: Places, destination: Places, tokens: int, *, partial: bool = False) -> Plan:
+    """Find out what has to move for so many tokens, from processes that have a cache to processes that need it.
+
+    source and destination are Layout.blocks() or Layout.slots(), or a list of these: one for each process, for example
+    of tensor or pipeline parallelism. Each element of a destination comes from one source, also where several have it.
+    partial: elements that no source has stay as they are, where they are an error otherwise.
+
+    ValueError says what does not match: element types, sizes of the model, tables without room for the tokens or with
+    numbers out of range, a place that two tokens would have, layers or heads that no source has. Takes microseconds.
+    """
+    return Plan(_places(source), _places(destination), tokens, partial)
+
+
+def _places(given: Places) -> Sequence[Place]:
+    return [given] if isinstance(given, Place) else list(given)
+
+
+def _pointer(place: Place) -> int | None:
+    """The address of a place's table, which the place keeps."""
+    address = place.table.address
+    return address if isinstance(address, int) else ctypes.cast(ctypes.c_char_p(address), ctypes.c_void_p).value
+
+
+def _engine(of: TransferEngine | Engine, timeout: float | None) -> tuple[Engine, float]:
+    """The native engine, and the time limit in seconds without the time for the bytes."""
+    engine: Engine | None = of if isinstance(of, Engine) else getattr(of, "_engine", None)
+    if engine is None:
+        raise ValueError("the engine is not initialized")
+    return engine, engine.timeout() if timeout is None else timeout
+
+
+def _failure(engine: Engine, code: int, limit: float, peers: str) -> TransferError:
+    reason = engine.last_error()
+    if code == KVFERRY_ERR_TIMED_OUT:
+        reason = f"{given_up(limit)}: {reason}"
+    return TransferError(f"{peers}: {reason}")
