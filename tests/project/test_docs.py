@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from kvferry import Layout
 from support import venvs
 from support.readme import DOCS, example, programs
 from support.venvs import REPOSITORY
@@ -94,6 +96,21 @@ def test_first_program_in_python_runs(tmp_path: Path) -> None:
     program.write_text(example("python"))
     done = run(str(program))
     assert done.returncode == 0, done.stderr
+
+
+def test_programs_of_the_page_on_layouts_run(tmp_path: Path) -> None:
+    found = programs(text(DOCS / "layouts.md"), "python")
+    assert len(found) == 3
+    for source in found:
+        program = tmp_path / "example.py"
+        program.write_text(source)
+        done = run(str(program))
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_text_of_a_layout_on_the_page_is_one() -> None:
+    (written,) = programs(text(DOCS / "layouts.md"), "json")
+    assert json.loads(Layout.from_json(written).json())["block_tokens"] == 16
 
 
 @pytest.fixture
