@@ -1,18 +1,22 @@
 package tcp
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 
 	"kvferry/core"
 	"kvferry/core/metadata"
 	"kvferry/core/security"
+	"kvferry/metaserver"
 	"kvferry/tcp/internal/tcptest"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 )
 
 // divert has an address of this host lead to another one, which may change, and returns it.
@@ -124,4 +128,43 @@ func TestSessionsOfASecretThatWasTakenOutEnd(t *testing.T) {
 			require.Len(t, target.log.FilterMessage("data connection ended").All(), 1, "nobody else's")
 		})
 	}
+}
+
+// Whoever can write the store can put an entry back that a former engine has signed, whose ports are another engine's by now.
+func TestAFormerEntryOfACentralStoreLeadsNothingToAnotherEngine(t *testing.T) {
+	store, err := metaserver.Start(metaserver.Options{Host: "127.0.0.1"})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, store.Close()) }()
+	path := secretFile(t, newSecret())
+	wrong := newWatched(t, withSecret(path, ""))
+	before := bytes.Clone(wrong.memory)
+
+	former := *wrong.Descriptor()
+	former.Name, former.Identity = "node1", strings.Repeat("0f", 16)
+	policy, err := security.New(security.Settings{SecretFile: path}, former.Identity, zap.NewNop())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, policy.Close()) }()
+	replayed, err := metadata.Open(store.Address(), metadata.Options{Security: policy})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, replayed.Close()) }()
+	require.NoError(t, replayed.Publish(t.Context(), wrong.Name(), func() *metadata.Descriptor { return &former }))
+
+	c := core.DefaultConfig()
+	c.BindAddress = "127.0.0.1"
+	withSecret(path, "")(&c)
+	tcptest.FewRetries(&c)
+	e, err := core.New(core.Options{Name: "node2", Metadata: store.Address(), Config: c, Log: zap.NewNop()})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, e.Close()) }()
+	_, err = e.Install("tcp", Open)
+	require.NoError(t, err)
+	id := tcptest.OpenSegment(t, e, "node1")
+	local := tcptest.Mapped(t, 4096)
+	for _, op := range tcptest.Opcodes {
+		err = move(t, e, tcptest.Ask(op, local, id, wrong.memory[:4096]))
+		require.ErrorContains(t, err, "is engine "+wrong.Identity()+", and the connection is meant for engine "+former.Identity)
+	}
+	require.ErrorIs(t, e.Notify(id, metadata.Notification{Name: "a", Text: "b"}), security.ErrOtherEngine)
+	require.Equal(t, before, wrong.memory)
+	require.Empty(t, wrong.Notifications())
 }
