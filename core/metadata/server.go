@@ -260,13 +260,18 @@ func (s *Server) serve(c *served) {
 	go func() {
 		defer s.ended.Done()
 		defer s.leave(c)
-		if err := status.Guard(func() error { return s.answer(c) }); err != nil {
+		var over stream
+		err := status.Guard(func() (err error) {
+			over, err = s.answer(c)
+			return err
+		})
+		if err != nil {
 			s.report(c.TCPConn, err)
 			return
 		}
 		c.answered.Store(true)
 		c.place.SetRank(fair.Idle)
-		s.awaitClose(c.TCPConn)
+		_ = status.Guard(func() error { return s.awaitClose(c.TCPConn, over) })
 	}()
 }
 
@@ -305,18 +310,18 @@ func (s *Server) report(conn *net.TCPConn, err error) {
 	s.log.Warn("handshake failed", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
 }
 
-// answer reads a request and replies to it.
-func (s *Server) answer(conn *served) error {
+// answer reads a request and replies to it. It returns what the request came through.
+func (s *Server) answer(conn *served) (stream, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
-		return err
+		return nil, err
 	}
 	over, refuse, err := s.secure(context.Background(), conn.TCPConn)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	request, err := readFrame(over, s.options.MaxLength)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var body []byte
 	if refuse {
@@ -327,28 +332,28 @@ func (s *Server) answer(conn *served) error {
 		body, err = s.reply(request, caller{fair.AddrOf(conn.RemoteAddr()), conn.LocalAddr(), isSecure(over)})
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !refuse {
 		s.counts.answered[request.kind].Add(1)
 	}
 	conn.place.SetRank(fair.Spared)
 	if err := conn.SetWriteDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := over.Write(encodeFrame(request.kind, request.old, body)); err != nil {
-		return err
+		return nil, err
 	}
 	if err := over.CloseWrite(); err != nil {
-		return err
+		return nil, err
 	}
 	if !isSecure(over) {
-		return nil
+		return over, nil
 	}
 	if err := conn.CloseWrite(); !errors.Is(err, unix.ENOTCONN) { // the peer has closed it already, after the answer
-		return err
+		return over, err
 	}
-	return nil
+	return over, nil
 }
 
 // caller is the peer of a connection.
@@ -460,10 +465,15 @@ func (s *Server) descriptor(by caller) []byte {
 	return encoded
 }
 
-// awaitClose returns when the peer has closed the connection, or when its time is over.
-func (s *Server) awaitClose(conn *net.TCPConn) {
+// awaitClose returns when the peer has closed the connection, or when its time is over. A peer that finds the reply altered says
+// so.
+func (s *Server) awaitClose(conn *net.TCPConn, over stream) error {
 	if err := conn.SetReadDeadline(time.Now().Add(s.options.StepTimeout)); err != nil {
-		return
+		return err
 	}
-	_, _ = conn.Read(make([]byte, 1))
+	_, err := over.Read(make([]byte, 1))
+	if security.IsOfTLS(err) {
+		s.log.Warn("a peer has not believed the answer to its handshake", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))
+	}
+	return err
 }

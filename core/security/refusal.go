@@ -84,6 +84,10 @@ func IsOfEngine(err error) bool {
 	return err != nil && isOfCertificate(err.Error())
 }
 
+// IsOfTLS reports whether it was TLS itself that failed: what came was not what the other side sends so. Somebody on the way has
+// altered it, it was recorded on another connection, or the peer is no kvferry engine. A lost connection is no such failure.
+func IsOfTLS(err error) bool { return err != nil && strings.Contains(err.Error(), "tls: ") }
+
 // isOfCertificate reports whether the text of an error is that of an alert by which the peer refuses this engine's certificate.
 func isOfCertificate(text string) bool {
 	return strings.Contains(text, "remote error") && (strings.Contains(text, "certificate") || strings.Contains(text, "access denied"))
@@ -102,6 +106,9 @@ func explained(err error) (status.Code, string) {
 		return status.Socket, "has not ended the TLS handshake in time"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
 		return status.RejectHandshake, fmt.Sprintf("has closed the connection amid the TLS handshake (%v): it has no secret or certificate, is no kvferry engine, or has refused this one, as its log then says", err)
+	}
+	if strings.Contains(err.Error(), "didn't provide a certificate") {
+		return status.RejectHandshake, "is refused: it presents no certificate"
 	}
 	if reason := alert(err); reason != "" {
 		return status.RejectHandshake, reason

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/security"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
@@ -149,7 +150,7 @@ func (s *session) report(err error) {
 		log.Warn("data connection ended", zap.Error(err))
 	case errors.Is(err, errInaccessible):
 		log.Warn("data request failed", zap.Error(err))
-	case errors.Is(err, errCutShort) && s.server.shouldWarn(s.host):
+	case errors.Is(err, errCutShort) && s.server.shouldWarn(s.host), security.IsOfTLS(err):
 		log.Warn("data connection lost", zap.Error(err))
 	default:
 		log.Info("data connection lost", zap.Error(err))

@@ -60,7 +60,7 @@ func (s *session) refusesPlain() bool {
 func (v *Server) reportRefused(conn sockio.Conn, err error) {
 	v.counts.failed.Add(1)
 	log := v.log.Info
-	if status.Of(err, status.OK) == status.RejectHandshake {
+	if status.Of(err, status.OK) == status.RejectHandshake || security.IsOfTLS(err) {
 		log = v.log.Warn
 	}
 	log("a data connection failed before its session began", zap.Stringer("peer", conn.RemoteAddr()), zap.Error(err))

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -101,6 +102,22 @@ func TestAHandshakeThatIsNotFinishedEndsInTime(t *testing.T) {
 		require.Error(t, err)
 	}
 	require.Eventually(t, func() bool { return h.sessions() == 0 }, tcptest.Patience, time.Millisecond)
+}
+
+func TestAHandshakeOfAStrangerIsAWarningAndThatOfASilentPeerIsNone(t *testing.T) {
+	const failed = "a data connection failed before its session began"
+	own, identity := policyOf(t, secretOf(t), "")
+	h := serve(t, Options{Identity: identity, Security: own, FirstRequest: 50 * time.Millisecond})
+	h.dial().Send([]byte{0x16, 3, 1, 0, 1, 1})
+	require.Equal(t, zap.InfoLevel, h.waitForLog(failed).Level)
+	h.logs.TakeAll()
+	conn := tls.Client(h.dial().Conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"kvferry/1"}})
+	require.NoError(t, conn.Handshake(), "of TLS 1.3 it ends before the server has seen that there is no certificate")
+	_, err := conn.Read(make([]byte, 1))
+	require.Error(t, err)
+	line := h.waitForLog(failed)
+	require.Equal(t, zap.WarnLevel, line.Level)
+	require.Contains(t, fmt.Sprint(line.ContextMap()["error"]), "it presents no certificate")
 }
 
 func TestCloseEndsHandshakesOfTLS(t *testing.T) {

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import secrets
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Callable
 
 import pytest
 
 from support import devices, wire
+from support.authority import Authority
 from support.peer import Peer
-from support.peers import Peers, unavailable
+from support.peers import Peers
 from support.process import until
 from support.venvs import VERSIONS
 
@@ -34,36 +33,6 @@ def secret_file(tmp_path: Path) -> SecretFile:
         return str(file)
 
     return make
-
-
-class Authority:
-    """A certificate authority of openssl's."""
-
-    def __init__(self, folder: Path) -> None:
-        if shutil.which("openssl") is None:
-            unavailable("this needs openssl")
-        self.folder = folder
-        folder.mkdir()
-        self._run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-                  "-subj", f"/CN={folder.name}", "-keyout", "ca.key", "-out", "ca.crt")  # fmt: skip
-
-    def _run(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True)
-
-    def issue(self, name: str) -> dict[str, str]:
-        """Return the settings of an engine with a certificate for a DNS name."""
-        (self.folder / f"{name}.ext").write_text(
-            f"subjectAltName=DNS:{name}\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\n"
-        )
-        self._run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
-                  "-keyout", f"{name}.key", "-out", f"{name}.csr")  # fmt: skip
-        self._run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-                  "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.crt")  # fmt: skip
-        return {
-            "KVFERRY_TLS_CERT": str(self.folder / f"{name}.crt"),
-            "KVFERRY_TLS_KEY": str(self.folder / f"{name}.key"),
-            "KVFERRY_TLS_CA": str(self.folder / "ca.crt"),
-        }
 
 
 def engine(start_peer: Peers, **settings: str) -> Peer:
@@ -188,6 +157,7 @@ def wait_for_secrets(near: Peer, far: Peer, changes: int) -> None:
     until(lambda: takes(near, far, changes) and takes(far, near, changes), 30, "both have taken the changed file")
 
 
+@pytest.mark.each_path
 def test_a_secret_is_replaced_while_engines_work(start_peer: Peers, secret_file: SecretFile) -> None:
     before, after = secrets.token_hex(32), secrets.token_hex(32)
     files = [Path(secret_file(before)), Path(secret_file(before))]
@@ -206,3 +176,5 @@ def test_a_secret_is_replaced_while_engines_work(start_peer: Peers, secret_file:
         exchange(peer, late, "host")
     old = engine(start_peer, KVFERRY_SECRET_FILE=secret_file(before))
     refused(old, far)
+    assert old.logs("another cluster secret"), old.log()
+    assert far.logs("refuses this engine's certificate"), far.log()
