@@ -4,7 +4,7 @@ import "time"
 
 // search looks for the holding that gives way to an address.
 type search struct {
-	own   *node         // the address
+	own   *node         // the address; nil for all
 	grace time.Duration // of its holdings
 	now   time.Duration // since start
 	retry time.Duration // when the first of its holdings comes out of its grace, from now; 0: none is in it
@@ -74,7 +74,7 @@ func (s *search) givesWay(p *Place) bool {
 	if p.seenRank >= Busy {
 		return false
 	}
-	if p.node != s.own || p.seenRank == Idle {
+	if s.own != nil && p.node != s.own || p.seenRank == Idle {
 		return true
 	}
 	left := s.grace - (s.now - time.Duration(p.since.Load()))

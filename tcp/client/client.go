@@ -48,6 +48,7 @@ type Client struct {
 	Options
 
 	origin      wire.Identity // how targets know this initiator; nobody else learns it
+	claimed     atomic.Int64  // connections that have descriptors
 	warned      atomic.Int64  // when warnNoDescriptors has logged, by clock.SinceBoot
 	connections atomic.Uint64 // numbers the connections that begin with a hello
 	fence       fence
@@ -68,6 +69,7 @@ func New(o Options) *Client {
 	c := &Client{Options: o, peers: map[*core.Segment]*peer{}}
 	_, _ = rand.Read(c.origin[:]) // never fails: see crypto/rand
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	o.Descriptors.Join(c)
 	c.fence = fence{ctx: c.ctx, running: &c.running, log: o.Log, memory: o.Memory, freed: c.recheck}
 	return c
 }
@@ -184,7 +186,10 @@ func (c *Client) End() {
 }
 
 // Wait returns when no goroutine of the client is left. It comes after End.
-func (c *Client) Wait() { c.running.Wait() }
+func (c *Client) Wait() {
+	c.running.Wait()
+	c.Descriptors.Leave(c)
+}
 
 // Stuck names the connections that have not ended.
 func (c *Client) Stuck() (names []string) {

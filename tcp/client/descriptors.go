@@ -17,7 +17,7 @@ import (
 //
 //  1. A peer that has a carrier gets more only while there is room for them (startCarriers).
 //  2. claim takes the descriptors of a connection before it is made. Where none are left it ends a lane of another peer that has
-//     been idle for longest, and waits.
+//     been idle for longest, or has another engine of the process do so, and waits.
 //  3. The connection gives them back when it is closed.
 
 // errNoDescriptors is why a peer that has no connection gets none.
@@ -35,18 +35,30 @@ func (c *Client) claim(ctx context.Context, p *peer) (free func(), err error) {
 	defer done()
 	for !c.Descriptors.Take(connectionDescriptors) {
 		c.warnNoDescriptors()
-		c.endIdleLane(p)
+		if !c.endIdleLane(p) {
+			c.Descriptors.MakeRoom()
+		}
 		select {
 		case <-time.After(claimPause):
 		case <-ctx.Done():
 			return nil, status.Errorf(status.Socket, "segment %q: %w", p.segment.Name, errNoDescriptors)
 		}
 	}
-	return sync.OnceFunc(func() { c.Descriptors.Give(connectionDescriptors) }), nil
+	c.claimed.Add(1)
+	return sync.OnceFunc(func() {
+		c.Descriptors.Give(connectionDescriptors)
+		c.claimed.Add(-1)
+	}), nil
 }
 
-// endIdleLane ends the lane that has been idle for longest, but for those of a peer.
-func (c *Client) endIdleLane(but *peer) {
+// Connections is the number of connections to peers. None of them is known to end soon.
+func (c *Client) Connections() (all, ending int) { return int(c.claimed.Load()), 0 }
+
+// GiveWay ends the lane that has been idle for longest, for a connection of another engine of the process.
+func (c *Client) GiveWay() bool { return c.endIdleLane(nil) }
+
+// endIdleLane ends the lane that has been idle for longest, but for those of a peer. It returns false where there is none.
+func (c *Client) endIdleLane(but *peer) bool {
 	var oldest pipelined
 	var since time.Time
 	for _, p := range c.allPeers() {
@@ -62,6 +74,7 @@ func (c *Client) endIdleLane(but *peer) {
 	if oldest != nil {
 		oldest.quit(errIdle)
 	}
+	return oldest != nil
 }
 
 // warnNoDescriptors logs, once in a while, that connections are too many.

@@ -47,6 +47,28 @@ func TestConnectionsToPeersTakeNoMoreDescriptorsThanTheyMay(t *testing.T) {
 	require.True(t, allowed.Take(connections*connectionDescriptors), "all of them were given back")
 }
 
+func TestIdleLanesOfOneEngineLeaveDescriptorsForTheOthersOfTheProcess(t *testing.T) {
+	allowed := sockio.NewDescriptors(connectionDescriptors)
+	testDescriptors = allowed
+	t.Cleanup(func() { testDescriptors = nil })
+	engines := []*core.Engine{newEngine(t), newEngine(t), newEngine(t)}
+	testDescriptors = nil
+	target := newEngine(t)
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+	for round := range 3 {
+		for _, e := range engines {
+			tcptest.Fill(near, byte(round))
+			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, target.Name()), far)))
+			require.Equal(t, near, far)
+		}
+	}
+	for _, e := range engines {
+		require.NoError(t, e.Close())
+	}
+	require.True(t, allowed.Take(connectionDescriptors), "all of them were given back")
+}
+
 func TestATransferFailsThatFindsNoDescriptors(t *testing.T) {
 	testDescriptors = sockio.NewDescriptors(connectionDescriptors - 1)
 	t.Cleanup(func() { testDescriptors = nil })

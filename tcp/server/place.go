@@ -24,7 +24,9 @@ import (
 //  3. Where a newcomer finds no place, offerIdle lets the sessions give way that have been waiting for their next request for a
 //     while. A kvferry engine connects again when it needs to. Mooncake's initiators fail the transfer that finds its connection
 //     closed, so theirs go last.
-//  4. A session that gives way ends between two requests. A peer that speaks version 2 sees an orderly end.
+//  4. All engines of the process share its descriptors. Where these are used up, the engine with the most sessions lets one give way
+//     (GiveWay), and the connection waits.
+//  5. A session that gives way ends between two requests. A peer that speaks version 2 sees an orderly end.
 const (
 	// greetedTime is how long a kvferry engine may take from its hello to its first request, before its session gives way.
 	// So each connection carries a request at least, and engines that push each other out all get on.
@@ -44,7 +46,7 @@ const (
 var errGaveWay = errors.New("it gave way to another connection")
 
 // errNoDescriptors is why there is no session although there may be more of them.
-var errNoDescriptors = errors.New("the process has no descriptors left for data connections: raise RLIMIT_NOFILE")
+var errNoDescriptors = errors.New("the engines of the process have no descriptors left for data connections: raise RLIMIT_NOFILE")
 
 // place is what a session takes of the server's limits.
 type place struct {
@@ -97,8 +99,10 @@ func (v *Server) seat(conn sockio.Conn, insist bool) error {
 	if !v.options.Descriptors.Take(sockio.PerConnection) { // perhaps those of a session that gave way are not free yet
 		p.leave(errNoDescriptors)
 		p.Leave()
+		v.options.Descriptors.MakeRoom()
 		return errNoDescriptors
 	}
+	v.seated.Add(1)
 	v.start(conn, p)
 	return nil
 }
@@ -108,7 +112,20 @@ func (v *Server) vacate(p *place) {
 	p.leave(nil)
 	p.Leave()
 	v.options.Descriptors.Give(sockio.PerConnection)
+	v.seated.Add(-1)
 	v.notePlaceFree()
+}
+
+// Connections is the number of sessions. Those that have given way are about to end.
+func (v *Server) Connections() (all, ending int) {
+	all = int(v.seated.Load())
+	return all, all - int(v.gate.Held())
+}
+
+// GiveWay has a silent or an idle session give way to a connection with another engine of the process.
+func (v *Server) GiveWay() bool {
+	v.offerIdle(v.options.Idle)
+	return v.gate.GiveWay()
 }
 
 // notePlaceFree has the connections that wait try again.

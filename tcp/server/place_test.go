@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"net"
 	"testing"
 	"time"
@@ -149,6 +150,30 @@ func TestSessionsTakeNoMoreDescriptorsThanTheyMay(t *testing.T) {
 	}
 	h.server.Close()
 	require.True(t, allowed.Take(most), "all of them were given back")
+}
+
+func TestIdleConnectionsWithOneEngineLeaveDescriptorsForTheOthersOfTheProcess(t *testing.T) {
+	const most = 4
+	allowed := sockio.NewDescriptors(most * sockio.PerConnection)
+	memory := tcptest.Mapped(t, 4096)
+	full, empty := serve(t, Options{Descriptors: allowed}, memory), serve(t, Options{Descriptors: allowed}, memory)
+	for i := range most {
+		requireServed(full.dialFrom(fmt.Sprintf("127.0.0.%d", 2+i)), memory)
+	}
+	full.waitForRest(most)
+	requireServed(empty.dial(), memory)
+	full.waitForSessions(most - 1)
+	for range 2 * most { // each finds a place, whichever engine it is with
+		requireServed(full.dial(), memory)
+		requireServed(empty.dial(), memory)
+	}
+	for i := range 2 * most { // silent ones of a stranger, too
+		full.dialFrom("127.0.0.99")
+		requireServed(empty.dialFrom(fmt.Sprintf("127.0.1.%d", i+1)), memory)
+	}
+	full.server.Close()
+	empty.server.Close()
+	require.True(t, allowed.Take(most*sockio.PerConnection), "all of them were given back")
 }
 
 func TestIdleConnectionsOnOneHostLeaveDescriptorsForOthers(t *testing.T) {

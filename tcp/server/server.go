@@ -65,9 +65,10 @@ type Server struct {
 	began    time.Duration // by clock.SinceBoot
 
 	accepted    chan sockio.Conn
-	gate        *fair.Gate // of the sessions
-	limit       int        // of gate
-	waitingRoom *fair.Gate // of accepted connections that have no place
+	gate        *fair.Gate   // of the sessions
+	limit       int          // of gate
+	seated      atomic.Int64 // sessions that have descriptors
+	waitingRoom *fair.Gate   // of accepted connections that have no place
 	someWait    atomic.Bool
 	placeFree   chan struct{} // has an item when those that wait should try again
 	warned      atomic.Int64  // when warnFull has logged, by clock.SinceBoot
@@ -116,6 +117,7 @@ func New(log *zap.Logger, memory Memory, listener Listener, local *net.UnixListe
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	v.timer = time.AfterFunc(time.Hour, v.check)
 	v.timer.Stop()
+	o.Descriptors.Join(v)
 	v.running.Go(v.admit)
 	v.running.Go(func() { v.accept(func() (sockio.Conn, error) { return listener.AcceptTCP() }) })
 	if local != nil {
@@ -146,6 +148,7 @@ func (v *Server) Close() {
 		_ = shut.Listener(v.local)
 	}
 	v.running.Wait()
+	v.options.Descriptors.Leave(v)
 }
 
 func (v *Server) isClosed() bool {
