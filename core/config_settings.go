@@ -224,7 +224,7 @@ var settings = []setting{
 	{one("KVFERRY_FIRST_REQUEST_TIMEOUT_SEC", "10"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.FirstRequestTimeout }),
 		"How long a data connection may take to send its first valid request. The engine closes it then."},
 	{one("KVFERRY_MAX_HANDSHAKES", "128"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxHandshakes }),
-		"Maximum number of handshake connections that are open at once. One address has at most half of them. When they are taken, a further one takes the place of an older one: of the address with the most connections, and of one without a request first."},
+		"Maximum number of handshake connections that are open at once; fewer where the limit of open files is below eight times as many. One address has at most half of them. When they are taken, a further one takes the place of an older one: of the address with the most connections, and of one without a request first."},
 	{[]variable{{"MC_HANDSHAKE_MAX_NOTIFY_ENTRIES", "KVFERRY_MAX_NOTIFICATIONS", "65536"}}, integer("messages", 1, 1<<24, func(c *Config) *int { return &c.MaxNotifications }),
 		"Maximum number of notifications that the engine keeps until the program fetches them. It refuses further ones, and their senders get an error. Mooncake drops the oldest ones."},
 	{one("KVFERRY_NOTIFY_BYTES", "67108864"), integer("bytes", 1<<20, 1<<40, func(c *Config) *int { return &c.MaxNotifyBytes }),

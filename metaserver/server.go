@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"kvferry/core/address"
+	"kvferry/core/fair"
 	"kvferry/core/reload"
 	"kvferry/core/status"
 
@@ -75,7 +76,7 @@ type Options struct {
 	MaxValue int64 // bytes of one value; DefaultMaxValue
 	MaxBytes int64 // bytes of all keys and values together; DefaultMaxBytes
 
-	MaxConnections int64 // open at once; DefaultMaxConnections
+	MaxConnections int64 // open at once, and half of the process's descriptors at most; DefaultMaxConnections
 
 	Log *zap.Logger // nil: none
 
@@ -195,7 +196,7 @@ func (o *Options) listen() (*net.TCPListener, error) {
 // serve starts the goroutine that accepts connections.
 func (s *Server) serve(listener *net.TCPListener) {
 	s.address = s.options.address(listener.Addr().(*net.TCPAddr))
-	s.slots = newSlots(listener, int(s.options.MaxConnections), patience, s.log)
+	s.slots = newSlots(listener, min(int(s.options.MaxConnections), fair.ShareOfDescriptors(2)), patience, s.log)
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	step := s.options.stepTimeout

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "core/status": "",
     "core/threads": "",
     # The transport.
-    "tcp": "core core/metrics core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
+    "tcp": "core core/fair core/metrics core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
     "tcp/client": "core core/clock core/hostmem core/metadata core/metrics core/security core/status"
     " tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",

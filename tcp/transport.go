@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/fair"
 	"kvferry/core/metrics"
 	"kvferry/core/status"
 	"kvferry/tcp/client"
@@ -42,7 +43,7 @@ var (
 )
 
 func quarterOfDescriptors() *sockio.Descriptors {
-	return sockio.NewDescriptors(sockio.ShareOfDescriptors(4))
+	return sockio.NewDescriptors(fair.ShareOfDescriptors(4))
 }
 
 // idleTime is how long a session is idle before it gives way to a newcomer. A peer that makes one request after the other mostly

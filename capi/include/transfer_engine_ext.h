@@ -242,7 +242,7 @@ typedef struct kvferry_metadata_server_options {
     uint64_t max_keys;        /* entries; 100000 */
     uint64_t max_value;       /* bytes of one value; 1 MiB */
     uint64_t max_bytes;       /* bytes of all keys and values together; 1 GiB */
-    uint64_t max_connections; /* open at once; 1024 */
+    uint64_t max_connections; /* open at once, half of RLIMIT_NOFILE at most; 1024 */
     int port;                 /* any free port */
 } kvferry_metadata_server_options_t;
 

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 )
 
 // tick is a step time-out that tests wait for.
@@ -321,6 +322,21 @@ func TestAPeerWhosePlaceIsTakenIsLoggedOnceInAWhile(t *testing.T) {
 	}
 	require.Equal(t, 1, logs.Len())
 	require.Contains(t, fmt.Sprint(logs.All()[0].ContextMap()["peer"]), "127.0.0.2:")
+}
+
+func TestConnectionsLeaveDescriptorsForOthers(t *testing.T) {
+	var before unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	lowered := before
+	lowered.Cur = 320
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &lowered))
+	s, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{})
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+	for i := range 100 {
+		sendFrom(t, fmt.Sprintf("127.0.1.%d", i+1), peer, nil)
+	}
+	require.NoError(t, Client{}.Probe(context.Background(), peer))
+	require.LessOrEqual(t, s.door.Gate.Held(), int64(320/descriptorsPart))
 }
 
 func TestCloseEndsConnectionsAtOnce(t *testing.T) {

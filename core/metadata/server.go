@@ -41,6 +41,9 @@ const (
 	DefaultPatience       = 250 * time.Millisecond
 )
 
+// descriptorsPart is the part of the process's file descriptors that the connections of a server take at most, as a divisor.
+const descriptorsPart = 8
+
 // requestGrace is how long a connection has to send its request before another one from its address may take its place
 // without having waited.
 const requestGrace = time.Second
@@ -68,7 +71,7 @@ type Handlers struct {
 // HandshakeOptions bound a handshake server. Zero fields have defaults.
 type HandshakeOptions struct {
 	MaxLength      int           // longest frame that is taken or sent, in bytes; DefaultMaxLength
-	MaxConnections int           // open at once, of which one address has at most half; DefaultMaxConnections
+	MaxConnections int           // open at once, of which one address has at most half; DefaultMaxConnections. Fewer where the process may have few descriptors
 	StepTimeout    time.Duration // for a request to arrive, a reply to leave, a peer to close; DefaultStepTimeout each
 	MaxReceiving   int64         // bytes of notifications that are arriving, of which one address has at most half; DefaultMaxReceiving
 	Log            *zap.Logger   // nil: none
@@ -108,7 +111,7 @@ type Server struct {
 // Serve starts a server on a listener, which it closes in the end.
 func Serve(l Listener, h Handlers, o HandshakeOptions) *Server {
 	o.MaxLength = orDefault(o.MaxLength, DefaultMaxLength)
-	o.MaxConnections = orDefault(o.MaxConnections, DefaultMaxConnections)
+	o.MaxConnections = min(orDefault(o.MaxConnections, DefaultMaxConnections), fair.ShareOfDescriptors(descriptorsPart))
 	o.StepTimeout = orDefault(o.StepTimeout, DefaultStepTimeout)
 	o.MaxReceiving = max(orDefault(o.MaxReceiving, DefaultMaxReceiving), 2*int64(o.MaxLength)) // the longest is half at most
 	o.Patience = orDefault(o.Patience, DefaultPatience)

@@ -118,7 +118,7 @@ def add_command(commands: Any) -> None:
         type=positive,
         default=1024,
         metavar="N",
-        help="maximum number of open connections (%(default)s)",
+        help="maximum number of open connections, and half of the limit of open files at most (%(default)s)",
     )
     option(
         "--snapshot", metavar="FILE", help="also keep the entries in this file, and start with the entries that it has"

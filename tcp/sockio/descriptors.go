@@ -4,8 +4,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 )
 
 // Descriptors are the file descriptors that connections of one kind may take, of those of the process. All engines of a process
@@ -81,16 +79,6 @@ func (d *Descriptors) MakeRoom() {
 
 // NewDescriptors allows so many descriptors.
 func NewDescriptors(limit int) *Descriptors { return &Descriptors{limit: int64(limit)} }
-
-// ShareOfDescriptors is one of so many parts of the descriptors that the process may have open now: the soft limit
-// RLIMIT_NOFILE.
-func ShareOfDescriptors(parts int) int {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 1024 / parts // Linux's default
-	}
-	return int(min(limit.Cur, 1<<30) / uint64(parts))
-}
 
 // PerConnection is how many descriptors a connection takes at most while it is up: the socket, an epoll set for each direction
 // (see readiness), and the pidfd of a process on this host.
