@@ -77,7 +77,6 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuDevicePrimaryCtxRelease_v2, (int device))                                                         \
     REQUIRED(int, cuCtxPushCurrent_v2, (void *context))                                                               \
     REQUIRED(int, cuCtxPopCurrent_v2, (void **out))                                                                   \
-    REQUIRED(int, cuCtxGetCurrent, (void **out))                                                                      \
     REQUIRED(int, cuCtxGetDevice, (int *out))                                                                         \
     REQUIRED(int, cuThreadExchangeStreamCaptureMode, (int *mode))                                                     \
     REQUIRED(int, cuPointerGetAttributes,                                                                             \

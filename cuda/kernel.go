@@ -30,17 +30,7 @@ import (
 // product of bf16 matrices of 8192, 4 blocks carry 38 GB/s out of the GPU for blocks of 4 KiB and 51 for blocks of 64 KiB,
 // and the product keeps 0.99 of its rate or more, where 16 leave it 0.75 to 0.87. Into the GPU, 8 carry 21 and 42 GB/s and
 // 16 carry 40 and 51, and the product keeps 0.98 or more.
-const (
-	blocksOut = 4
-	blocksIn  = 16 // and within
-)
-
-func blocks(kind device.Kind) C.uint {
-	if kind == device.DeviceToHost {
-		return blocksOut
-	}
-	return blocksIn
-}
+var blocks = [...]uint{device.DeviceToHost: 4, device.HostToDevice: 16, device.WithinDevice: 16}
 
 //go:embed kernels.ptx
 var ptx string
@@ -69,7 +59,7 @@ func (s *stream) CopyKernel(kind device.Kind, copies []device.Copy) error {
 		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
 	}
 	list := (*C.struct_cuda_copy)(unsafe.Pointer(unsafe.SliceData(copies)))
-	code := C.kvferry_cuda_launch_list(s.gpu.library.cuda, s.gpu.kernels.list, list, C.size_t(len(copies)), blocks(kind), s.handle)
+	code := C.kvferry_cuda_launch_list(s.gpu.library.cuda, s.gpu.kernels.list, list, C.size_t(len(copies)), C.uint(blocks[kind]), s.handle)
 	if err := s.gpu.failed(code, status.Context, "cuLaunchKernel(%d copies, %v)", len(copies), kind); err != nil {
 		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
 	}
@@ -90,7 +80,7 @@ func (s *stream) CopyStrided(kind device.Kind, strided *device.Strided) error {
 		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
 	}
 	runs := (*C.struct_cuda_strided)(unsafe.Pointer(strided))
-	code := C.kvferry_cuda_launch_strided(s.gpu.library.cuda, s.gpu.kernels.strided, runs, blocks(kind), s.handle)
+	code := C.kvferry_cuda_launch_strided(s.gpu.library.cuda, s.gpu.kernels.strided, runs, C.uint(blocks[kind]), s.handle)
 	if err := s.gpu.failed(code, status.Context, "cuLaunchKernel(strided, %v)", kind); err != nil {
 		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
 	}

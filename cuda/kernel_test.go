@@ -34,20 +34,23 @@ type kernelBench struct {
 
 const benchBytes = 3 << 20
 
-// onKernelBench runs f on a simulated GPU, or a real one, with random bytes in both memories.
-func onKernelBench(t *testing.T, seed uint64, f func(b *kernelBench, random *rand.Rand)) {
-	var d device.Device
+// openKernelDevice is a simulated GPU, or a real one.
+func openKernelDevice(t testing.TB, seed uint64) device.Device {
 	if os.Getenv(realGPU) != "" {
-		opened, err := cuda.New("", zap.NewNop()).Open(0)
+		d, err := cuda.New("", zap.NewNop()).Open(0)
 		require.NoError(t, err)
-		d = opened
-	} else {
-		simtest.UseCUDA(t, "")
-		simtest.NoLeaks(t)
-		simtest.Cost(t, "0")
-		simtest.Seed(t, seed)
-		d = drivertest.Open(t, 0)
+		return d
 	}
+	simtest.UseCUDA(t, "")
+	simtest.NoLeaks(t)
+	simtest.Cost(t, "0")
+	simtest.Seed(t, seed)
+	return drivertest.Open(t, 0)
+}
+
+// onKernelBench runs f on a device with random bytes in both memories.
+func onKernelBench(t *testing.T, seed uint64, f func(b *kernelBench, random *rand.Rand)) {
+	d := openKernelDevice(t, seed)
 	drivertest.OnThread(t, d, func() {
 		b := &kernelBench{t: t, onDevice: make([]byte, benchBytes), onHost: make([]byte, benchBytes)}
 		var err error
@@ -251,4 +254,72 @@ func (b *kernelBench) copyStrided(kind device.Kind, s *device.Strided) {
 	placed := *s
 	placed.Dst, placed.Src = placed.Dst+to, placed.Src+from
 	require.NoError(b.t, b.stream.(device.StridedStream).CopyStrided(kind, &placed))
+}
+
+// BenchmarkCopies measures how long a list of blocks takes in each way, from the call until the stream has come to rest: on
+// the simulator the costs that were set, so that the GPU of realGPU is what it is for.
+func BenchmarkCopies(b *testing.B) {
+	for _, kind := range []device.Kind{device.DeviceToHost, device.HostToDevice} {
+		for _, shape := range []struct{ length, blocks int }{{4 << 10, 1}, {4 << 10, 64}, {4 << 10, 256}, {16 << 10, 128}, {64 << 10, 32}, {256 << 10, 8}, {2 << 20, 1}} {
+			for _, way := range []device.Way{device.Single, device.Batch, device.Kernel} {
+				b.Run(fmt.Sprintf("%v/%dKiBx%d/%v", kind, shape.length>>10, shape.blocks, way), func(b *testing.B) {
+					benchmarkCopies(b, kind, way, shape.length, shape.blocks)
+				})
+			}
+		}
+	}
+}
+
+func benchmarkCopies(b *testing.B, kind device.Kind, way device.Way, length, blocks int) {
+	d := openKernelDevice(b, 1)
+	drivertest.OnThread(b, d, func() {
+		memory, err := d.Allocate(uint64(2 * length * blocks))
+		require.NoError(b, err)
+		defer func() { require.NoError(b, d.Free(memory)) }()
+		pinned, err := d.AllocatePinned(uint64(length * blocks))
+		require.NoError(b, err)
+		defer func() { require.NoError(b, d.FreePinned(pinned)) }()
+		s, err := d.NewStream()
+		require.NoError(b, err)
+		defer func() { require.NoError(b, s.Close()) }()
+		var copies []device.Copy
+		for i, place := range rand.New(rand.NewPCG(1, 1)).Perm(blocks) {
+			c := device.Copy{Dst: pinned + uintptr(i*length), Src: memory + uintptr(2*place*length), Length: uint64(length)}
+			if kind == device.HostToDevice {
+				c.Dst, c.Src = c.Src, c.Dst
+			}
+			copies = append(copies, c)
+		}
+		queue := map[device.Way]func() error{
+			device.Single: func() error { _, err := s.Copy(kind, copies); return err },
+			device.Batch:  func() error { return s.CopyBatch(kind, copies) },
+			device.Kernel: func() error { return s.(device.KernelStream).CopyKernel(kind, copies) },
+		}[way]
+		require.NoError(b, queue())
+		require.NoError(b, s.Drain(enough))
+		b.SetBytes(int64(length * blocks))
+		b.ResetTimer()
+		for b.Loop() {
+			if err := queue(); err != nil {
+				b.Fatal(err)
+			}
+			if err := s.Drain(enough); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkBlocks measures kernels of other numbers of blocks than those of kernel.go.
+func BenchmarkBlocks(b *testing.B) {
+	for _, kind := range []device.Kind{device.DeviceToHost, device.HostToDevice} {
+		for _, shape := range []struct{ length, blocks int }{{4 << 10, 256}, {64 << 10, 32}} {
+			for _, number := range []uint{2, 4, 8, 16, 32} {
+				b.Run(fmt.Sprintf("%v/%dKiBx%d/%d", kind, shape.length>>10, shape.blocks, number), func(b *testing.B) {
+					cuda.SetBlocks(b, kind, number)
+					benchmarkCopies(b, kind, device.Kernel, shape.length, shape.blocks)
+				})
+			}
+		}
+	}
 }

@@ -55,10 +55,6 @@ CUDA = (
     "cuMemcpyDtoHAsync_v2",
     "cuEventRecord",
     "cuEventQuery",
-    "cuModuleLoadData",
-    "cuModuleGetFunction",
-    "cuLaunchKernel",
-    "cuModuleUnload",
     "cuStreamSynchronize",
     "cuEventDestroy_v2",
     "cuStreamDestroy_v2",
@@ -66,12 +62,15 @@ CUDA = (
     "cuCtxPopCurrent_v2",
     "cuDevicePrimaryCtxRelease_v2",
 )
+KERNELS = ("cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel", "cuModuleUnload")
 USED = {
     ("npu", "newer"): (*ASCENDCL, "aclrtMemcpyBatchAsync", "aclrtSynchronizeEventWithTimeout"),
     ("npu", "older"): (*ASCENDCL, "aclrtSynchronizeStreamWithTimeout"),
-    ("cuda", "newer"): (*CUDA, "cuMemcpyBatchAsync_v2"),
+    ("cuda", "newer"): (*CUDA, *KERNELS),
     ("cuda", "older"): CUDA,
 }
+# An older CUDA is to copy in batches, which it lacks: so it copies each block by itself.
+COPY = {("cuda", "older"): {"KVFERRY_DEVICE_COPY": "batch"}}
 # Those that are made to fail: of an older CUDA the ones that a newer one uses less.
 FAILING = {**USED, ("cuda", "older"): ("cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2")}
 
@@ -108,7 +107,8 @@ class Stage:
     """
 
     def __init__(self, peers: Peers, kind: str, release: Release, initiating: bool) -> None:
-        settings = {**release.settings, **QUICK, "KVFERRY_STAGING_BLOCK_SIZE": str(BLOCK_SIZE)}
+        copy = COPY.get((kind, "older" if release.older else "newer"), {})
+        settings = {**release.settings, **QUICK, **copy, "KVFERRY_STAGING_BLOCK_SIZE": str(BLOCK_SIZE)}
         self.faulty = peers("ours", **{**settings, "KVFERRY_SIM_COST": COPIES_THAT_ARE_WAITED_FOR})
         self.healthy = peers("ours", **QUICK).create()
         self.far = self.healthy.memory(SIZE)
@@ -282,7 +282,11 @@ def test_device_memory_is_never_taken_for_host_memory(start_peer: Peers, kind: s
         ("cuda", "cuMemHostAlloc:1+", "cuMemHostAlloc"),
         ("cuda", "cuStreamCreateWithPriority:1+", "cuStreamCreateWithPriority"),
         ("cuda", "cuEventCreate:1+", "cuEventCreate"),
-        ("cuda", "cuMemcpyBatchAsync_v2:1+,cuMemcpyHtoDAsync_v2:1+,cuMemcpyDtoHAsync_v2:1+", ON_PURPOSE["cuda"]),
+        (
+            "cuda",
+            "cuLaunchKernel:1+,cuMemcpyBatchAsync_v2:1+,cuMemcpyHtoDAsync_v2:1+,cuMemcpyDtoHAsync_v2:1+",
+            ON_PURPOSE["cuda"],
+        ),
         ("cuda", "cuEventRecord:1+", "cuEventRecord"),
         ("cuda", "cuEventQuery:1+", "cuEventQuery"),
         ("cuda", "exec:1+", "CUDA_ERROR_ILLEGAL_ADDRESS"),
