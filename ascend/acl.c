@@ -146,6 +146,15 @@ struct acl_progress kvferry_acl_copy(const struct acl *acl, int kind, const stru
     return progress;
 }
 
+int kvferry_acl_copy_rows(const struct acl *acl, int kind, const struct acl_rows *rows, uintptr_t stream)
+{
+    if (acl->aclrtMemcpy2dAsync == NULL) {
+        return ACL_UNSUPPORTED;
+    }
+    return acl->aclrtMemcpy2dAsync((void *)rows->to, rows->to_pitch, (const void *)rows->from, rows->from_pitch,
+                                   rows->length, rows->count, kind, (void *)stream);
+}
+
 struct acl_progress kvferry_acl_copy_batch(const struct acl *acl, int kind, uintptr_t *to, uintptr_t *from,
                                            size_t *lengths, size_t count, uint32_t device, uintptr_t stream)
 {

@@ -78,6 +78,9 @@ struct acl_batch_attributes {
              (void **to, size_t *rooms, void **from, size_t *lengths, size_t count,                                   \
               struct acl_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,              \
               size_t *failed, void *stream))                                                                          \
+    OPTIONAL(int, aclrtMemcpy2dAsync,                                                                                 \
+             (void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, int kind,  \
+              void *stream))                                                                                          \
     OPTIONAL(int, aclrtMemcpyBatchAsyncV2,                                                                            \
              (void **to, size_t *rooms, void **from, size_t *lengths, size_t count,                                   \
               struct acl_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,              \
@@ -109,6 +112,12 @@ extern const struct acl_symbol *const kvferry_acl_symbols;
 struct acl_copy {
     uintptr_t to, from;
     uint64_t length; /* bytes */
+};
+
+/* Rows of a matrix: the layout of device.Rows. */
+struct acl_rows {
+    uintptr_t to, from;
+    uint64_t to_pitch, from_pitch, length /* bytes */, count;
 };
 
 /* The result of a call, and where it succeeded the address or handle that it returned. */
@@ -157,6 +166,9 @@ struct acl_elapsed kvferry_acl_elapsed(const struct acl *acl, uintptr_t from, ui
 /* Queues the copies one by one, up to the first that fails. */
 struct acl_progress kvferry_acl_copy(const struct acl *acl, int kind, const struct acl_copy *copies, size_t count,
                                      uintptr_t stream);
+
+/* Queues the copies of all rows: ACL_UNSUPPORTED where the library has no such call. */
+int kvferry_acl_copy_rows(const struct acl *acl, int kind, const struct acl_rows *rows, uintptr_t stream);
 
 /*
  * Queues count copies, at least one, in one call: ACL_UNSUPPORTED where the library has no such call. index is SIZE_MAX where

@@ -41,7 +41,8 @@ const alignment = 64
 // Traits: to queue a copy between host and device is said to take an NPU many times as long as one within the device, even
 // in a batch.
 func (d *npu) Traits() device.Traits {
-	return device.Traits{Alignment: alignment, Ways: device.WaysOf(device.Single, device.Batch, device.Gather), Default: device.Gather}
+	ways := device.WaysOf(device.Single, device.Batch, device.Gather, device.Matrix)
+	return device.Traits{Alignment: alignment, Ways: ways, Default: device.Gather}
 }
 
 func (d *npu) Allocate(length uint64) (uintptr, error) {

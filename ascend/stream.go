@@ -96,6 +96,25 @@ func (s *stream) copySome(kind device.Kind, copies []device.Copy) error {
 	return driver.BatchFailure(err, C.ACL_UNSUPPORTED, copies, uint64(progress.index))
 }
 
+// rowsLimit is how many rows one call of aclrtMemcpy2dAsync may have: its page in CANN's API reference.
+const rowsLimit = 5 << 20
+
+// C takes device.Rows as they are.
+var _ = [1]struct{}{}[unsafe.Sizeof(device.Rows{})-C.sizeof_struct_acl_rows]
+
+// CopyMatrix queues the copies of rows in one call.
+func (s *stream) CopyMatrix(kind device.Kind, rows device.Rows) error {
+	if kind == device.WithinDevice || rows.Count > rowsLimit {
+		return device.ErrNoMatrix
+	}
+	code := C.kvferry_acl_copy_rows(s.npu.library.acl, kinds[kind], (*C.struct_acl_rows)(unsafe.Pointer(&rows)), s.handle)
+	if code == C.ACL_UNSUPPORTED {
+		return device.ErrNoMatrix
+	}
+	return s.npu.failed(code, status.Context, "aclrtMemcpy2dAsync(%d rows of %d bytes from %#x to %#x, %v)",
+		rows.Count, rows.Length, rows.Src, rows.Dst, kind)
+}
+
 // Record queues an event.
 func (s *stream) Record(e device.Event) error {
 	own := e.(*event)

@@ -61,7 +61,7 @@ func level() kind {
 }
 
 func copying(field func(*Config) *staging.Copying) kind {
-	return single("`auto`, `default`, `single`, `batch`, `gather`, `kernel`", func(c *Config, text string) (err error) {
+	return single("`auto`, `default`, `single`, `batch`, `gather`, `kernel`, `matrix`", func(c *Config, text string) (err error) {
 		*field(c), err = staging.ParseCopying(text)
 		return err
 	})

@@ -125,6 +125,22 @@ type KernelStream interface {
 	CopyKernel(kind Kind, copies []Copy) error
 }
 
+// Rows are blocks of one length, at one distance from each other on each side.
+type Rows struct {
+	Dst, Src           uintptr // of the first block
+	DstPitch, SrcPitch uint64  // bytes from one block to the next, not less than Length
+	Length             uint64  // bytes of a block
+	Count              uint64  // blocks
+}
+
+// MatrixStream is a stream of a device that has the way Matrix.
+type MatrixStream interface {
+	Stream
+	// CopyMatrix queues the copies of rows between host and device in one call, in no order. It fails with ErrNoMatrix if the
+	// device has no such call.
+	CopyMatrix(kind Kind, rows Rows) error
+}
+
 // Event is recorded in a stream and waited for, any number of times. Wait is called after Record, perhaps on another thread.
 type Event interface {
 	// Wait sleeps until the event has happened. done is false when that takes longer than the timeout. An error means that work
@@ -139,3 +155,6 @@ var ErrNoBatches = errors.New("the device's library copies no batches")
 
 // ErrNoKernel is the error of CopyKernel where the device does not run the kernel.
 var ErrNoKernel = errors.New("the device does not run the copying kernel")
+
+// ErrNoMatrix is the error of CopyMatrix where it is not supported.
+var ErrNoMatrix = errors.New("the device's library copies no matrices")

@@ -24,7 +24,7 @@ type Host struct {
 
 // NewHost returns a runtime with so many devices.
 func NewHost(name string, devices int) *Host {
-	h := &Host{name: name, bound: map[int]*hostDevice{}, Traits: Traits{Alignment: 64, Ways: WaysOf(Single, Batch, Gather), Default: Gather}}
+	h := &Host{name: name, bound: map[int]*hostDevice{}, Traits: Traits{Alignment: 64, Ways: WaysOf(Single, Batch, Gather, Matrix), Default: Gather}}
 	for i := range devices {
 		h.devices = append(h.devices, &hostDevice{host: h, name: fmt.Sprintf("%s:%d", name, i)})
 	}

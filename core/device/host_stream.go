@@ -47,6 +47,18 @@ func (s *hostStream) CopyBatch(kind Kind, copies []Copy) error {
 	return err
 }
 
+func (s *hostStream) CopyMatrix(kind Kind, rows Rows) error {
+	if !s.device.host.Batches || kind == WithinDevice {
+		return ErrNoMatrix
+	}
+	var copies []Copy
+	for i := range uintptr(rows.Count) {
+		copies = append(copies, Copy{rows.Dst + i*uintptr(rows.DstPitch), rows.Src + i*uintptr(rows.SrcPitch), rows.Length})
+	}
+	_, err := s.Copy(kind, copies)
+	return err
+}
+
 func (s *hostStream) accept(kind Kind, c Copy) error {
 	s.device.mu.RLock()
 	_, _, err := s.device.resolve(kind, c)

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var all = device.WaysOf(device.Single, device.Batch, device.Gather, device.Kernel)
+var all = device.WaysOf(device.Single, device.Batch, device.Gather, device.Kernel, device.Matrix)
 
 // randomTable has two times for each of some ways and lengths.
 func randomTable(r *rand.Rand) *device.Table {
@@ -122,7 +122,8 @@ func TestTheNumberOfBlocksMayDecide(t *testing.T) {
 	table := new(device.Table)
 	table.Rows[0] = device.Row{Few: 2, Many: 64, Measured: all}
 	table.Rows[0].Times = [device.WayCount]device.Times{
-		device.Single: {Few: 20, Many: 640}, device.Batch: {Few: 60, Many: 310}, device.Gather: {Few: 130, Many: 131}, device.Kernel: {Few: 500, Many: 500},
+		device.Single: {Few: 20, Many: 640}, device.Batch: {Few: 60, Many: 310}, device.Gather: {Few: 130, Many: 131},
+		device.Kernel: {Few: 500, Many: 500}, device.Matrix: {Few: 600, Many: 600},
 	}
 	for blocks, want := range map[int]device.Way{2: device.Single, 4: device.Single, 15: device.Batch, 64: device.Gather, 500: device.Gather} {
 		require.Equal(t, want, table.Fastest(4096, blocks, all, device.Single), blocks)
@@ -163,6 +164,6 @@ func TestWaysAreParsedAsTheyAreShown(t *testing.T) {
 		require.Equal(t, w, parsed)
 	}
 	_, err := device.ParseWay("fast")
-	require.EqualError(t, err, `"fast" is none of single, batch, gather, kernel`)
+	require.EqualError(t, err, `"fast" is none of single, batch, gather, kernel, matrix`)
 	require.Equal(t, "single, gather", device.WaysOf(device.Gather, device.Single).String())
 }

@@ -14,11 +14,12 @@ const (
 	Batch             // all blocks in one call: Stream.CopyBatch
 	Gather            // copies within the device to or from a gather block, and one copy between that and the host
 	Kernel            // one kernel of the device that reads and writes the host's memory: KernelStream.CopyKernel
+	Matrix            // blocks at one distance from each other, as the rows of a matrix: MatrixStream.CopyMatrix
 
 	WayCount // how many ways there are
 )
 
-var wayNames = [WayCount]string{"single", "batch", "gather", "kernel"}
+var wayNames = [WayCount]string{"single", "batch", "gather", "kernel", "matrix"}
 
 func (w Way) String() string { return wayNames[w] }
 

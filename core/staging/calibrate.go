@@ -155,7 +155,7 @@ func (m *calibration) allocate() (err error) {
 		m.planners[way] = newPlanner(m.dir, m.device.Traits(), Options{
 			GatherBelow: math.MaxUint64, BlockSize: calibrationSpan, Copying: AlwaysBy(way),
 		})
-		m.planners[way].gather = m.memory
+		m.planners[way].gather, m.planners[way].least = m.memory, 2
 	}
 	return nil
 }

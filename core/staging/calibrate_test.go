@@ -42,13 +42,15 @@ func tablesOf(t *testing.T) *device.Tables {
 	return d.(device.Timer).Tables()
 }
 
-// blocks does a job of so many blocks, with gaps between them on the device.
-func (n *simulated) blocks(dir staging.Direction, length, count int) { n.prepare(dir, length, count)() }
+// blocks does a job of so many blocks, with gaps of different lengths between them on the device.
+func (n *simulated) blocks(dir staging.Direction, length, count int) {
+	n.prepare(dir, length, count, 1)()
+}
 
-// prepare allocates what blocks needs, and returns the job.
-func (n *simulated) prepare(dir staging.Direction, length, count int) (job func()) {
-	stride := length + 64
-	s := n.stretch(count * stride)
+// prepare allocates what blocks needs, and returns the job. With uneven 0 all gaps are of one length.
+func (n *simulated) prepare(dir staging.Direction, length, count, uneven int) (job func()) {
+	offset := func(i int) int { return i*(length+256) + i*7%3*64*uneven }
+	s := n.stretch(offset(count) + 64)
 	a := n.staging.Account(dir, staging.Initiator, nil)
 	l, err := a.Lease(n.t.Context(), uint64(length*count))
 	require.NoError(n.t, err)
@@ -57,7 +59,7 @@ func (n *simulated) prepare(dir staging.Direction, length, count int) (job func(
 	var moves []staging.Move
 	for i := range count {
 		moves = append(moves, staging.Move{
-			Device: s.addr + uintptr(i*stride), Block: l.Addr + uintptr(i*length), Length: uint64(length),
+			Device: s.addr + uintptr(offset(i)), Block: l.Addr + uintptr(i*length), Length: uint64(length),
 		})
 	}
 	return func() {
@@ -65,7 +67,7 @@ func (n *simulated) prepare(dir staging.Direction, length, count int) (job func(
 		defer l.Release()
 		require.NoError(n.t, do(n.staging, dir, moves))
 		for i := range count {
-			on, in := s.want[i*stride:][:length], block[i*length:][:length]
+			on, in := s.want[offset(i):][:length], block[i*length:][:length]
 			if dir == staging.In {
 				copy(on, in)
 			} else {
@@ -154,8 +156,25 @@ func way(before, after staging.Stats) device.Way {
 		return device.Gather
 	case after.Batches > before.Batches:
 		return device.Batch
+	case after.Matrices > before.Matrices:
+		return device.Matrix
 	}
 	return device.Single
+}
+
+func TestBlocksAtOneDistanceAreCopiedAsAMatrixWhereThatIsFaster(t *testing.T) {
+	for cost, want := range map[string]device.Way{"npu-910b-guess": device.Matrix, "npu-910b-guess,row=14": device.Gather} {
+		t.Run(cost, func(t *testing.T) {
+			simtest.NoLeaks(t)
+			n := unmeasured(t, cost, measuring())
+			n.measured()
+			for dir := range staging.In + 1 {
+				before := n.staging.Stats(dir)
+				n.prepare(dir, 4096, 60, 0)()
+				require.Equal(t, want, way(before, n.staging.Stats(dir)), dir)
+			}
+		})
+	}
 }
 
 func TestUntilTheDeviceWasMeasuredItsDefaultIsUsed(t *testing.T) {
@@ -210,7 +229,7 @@ func TestADeviceThatCannotBeMeasuredKeepsItsDefault(t *testing.T) {
 			require.True(t, tablesOf(t).Take(device.DeviceToHost))
 			n.blocks(staging.Out, 4096, 4) // makes what jobs need
 			tablesOf(t).Forget()
-			job := n.prepare(staging.Out, 4096, 4)
+			job := n.prepare(staging.Out, 4096, 4, 1)
 			simtest.Faults(t, fault)
 			job()
 			require.Eventually(t, func() bool { return warnings.Len() > 0 }, time.Minute, time.Millisecond)

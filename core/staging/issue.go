@@ -146,7 +146,7 @@ func (c *copier) call(s *step) error {
 	issued, err := s.queue(c.stream)
 	if s.way != device.Single {
 		if err != nil {
-			return fmt.Errorf("%s: a %v of %d copies %v: %w", c.name, s.way, len(s.copies), s.kind, err)
+			return fmt.Errorf("%s: a %v of %d copies %v: %w", c.name, s.way, max(uint64(len(s.copies)), s.rows.Count), s.kind, err)
 		}
 		c.counters.together[s.way].Add(1)
 		return nil
@@ -166,6 +166,12 @@ func (s *step) queue(stream device.Stream) (issued int, err error) {
 		return stream.Copy(s.kind, s.copies)
 	case device.Batch:
 		return 0, stream.CopyBatch(s.kind, s.copies)
+	case device.Matrix:
+		matrices, able := stream.(device.MatrixStream)
+		if !able {
+			return 0, device.ErrNoMatrix
+		}
+		return 0, matrices.CopyMatrix(s.kind, s.rows)
 	}
 	kernels, able := stream.(device.KernelStream)
 	if !able {

@@ -16,14 +16,16 @@ import (
 //     once, and is scattered from there. A move of `below` bytes or more is not gathered.
 //  4. Batch and Kernel: all moves of the way are one step. Its copies have no order, so there is no such step if destinations
 //     overlap. Moves that cannot be gathered are copied in such a step, too, if there are two or more of them.
-//  5. Copies within the device need both addresses aligned. place arranges that: an address in the lease and that on
+//  5. Matrix: moves of one length that follow each other at one distance on either side are the rows of one copy, where that is
+//     faster; see runs. Not if destinations overlap.
+//  6. Copies within the device need both addresses aligned. place arranges that: an address in the lease and that on
 //     the device differ by a multiple of the alignment, and no two moves share an aligned unit of the lease. Out, the
 //     bytes before an unaligned move, up to its aligned unit, are gathered with it: allocations begin aligned, so they
 //     can be read, and they end in bytes that place has skipped. In, the device has no such unused bytes: an unaligned move is
 //     not gathered. Neither is a move that was not placed in this way.
-//  6. Gaps in a group: Out, less than an aligned unit, since the gap is overwritten. In, less than `below`: to copy these bytes for
+//  7. Gaps in a group: Out, less than an aligned unit, since the gap is overwritten. In, less than `below`: to copy these bytes for
 //     nothing takes less time than another copy.
-//  7. Out, if destinations overlap, moves are copied one by one in their order. In, gathered moves and others are
+//  8. Out, if destinations overlap, moves are copied one by one in their order. In, gathered moves and others are
 //     written in the order of the moves anyway.
 type planner struct {
 	dir       Direction
@@ -32,6 +34,7 @@ type planner struct {
 	ways      ways
 	gather    uintptr // the gather block; 0 if there is none
 	capacity  uint64  // size of the gather block in bytes
+	least     int     // moves of a run
 
 	// Results of the last plan.
 	wanted   bool // it would have gathered, had there been a gather block
@@ -44,11 +47,12 @@ type planner struct {
 	base   uintptr // the address in the lease that lies at the beginning of the gather block
 	copies []device.Copy
 	steps  []step
+	runs   []run
 }
 
 func newPlanner(dir Direction, traits device.Traits, o Options) planner {
 	return planner{
-		dir: dir, below: o.GatherBelow, alignment: traits.Alignment, ways: newWays(traits, o), capacity: o.BlockSize,
+		dir: dir, below: o.GatherBelow, alignment: traits.Alignment, ways: newWays(traits, o), capacity: o.BlockSize, least: runLeast,
 	}
 }
 
@@ -61,14 +65,15 @@ type planned struct {
 
 const (
 	alone    = -1 // copied by itself
-	together = -2 // in a step of all moves of its way
+	together = -2 // in a step of all moves of its way, or of the rows of a matrix
 )
 
 // step is a call of the stream.
 type step struct {
 	kind   device.Kind
-	way    device.Way // Single, Batch or Kernel
+	way    device.Way // not Gather
 	copies []device.Copy
+	rows   device.Rows // of a Matrix, in place of copies
 }
 
 // place is Device.Place. A big move is aligned to a line of the processor's cache.
@@ -91,6 +96,7 @@ func (p *planner) plan(moves []Move) []step {
 			p.group()
 		}
 		if !overlap {
+			p.planMatrices()
 			p.planTogether(device.Kernel)
 			p.planTogether(device.Batch)
 		}
@@ -128,10 +134,13 @@ func (p *planner) assign() (others int) {
 	if p.below == 0 {
 		return 0
 	}
+	p.findRuns()
 	p.ways.begin(p.moves)
 	for i := range p.moves {
 		m := &p.moves[i]
-		if m.way = p.ways.of(m.Length, m.Length < p.below); m.way != device.Single {
+		if m.way == device.Matrix {
+			others++
+		} else if m.way = p.ways.of(m.Length, m.Length < p.below); m.way != device.Single {
 			others++
 		}
 	}

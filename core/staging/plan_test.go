@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"kvferry/core/device"
 
@@ -42,7 +43,7 @@ func show(steps []step) string {
 		if s.way != device.Single {
 			name = s.way.String()
 		}
-		calls = append(calls, fmt.Sprintf("%s %d", name, len(s.copies)))
+		calls = append(calls, fmt.Sprintf("%s %d", name, len(copiesOf(s))))
 	}
 	return strings.Join(calls, ", ")
 }
@@ -202,10 +203,20 @@ func (m *memories) at(addr uintptr, length uint64) []byte {
 	return m.device[addr-deviceAt:][:length]
 }
 
-// do executes a plan. The copies of a batch are done in any order.
+// copiesOf are the copies of a step, as a device makes them.
+func copiesOf(s step) []device.Copy {
+	copies := slices.Clone(s.copies)
+	for i := range uintptr(s.rows.Count) {
+		to, from := s.rows.Dst+i*uintptr(s.rows.DstPitch), s.rows.Src+i*uintptr(s.rows.SrcPitch)
+		copies = append(copies, device.Copy{Dst: to, Src: from, Length: s.rows.Length})
+	}
+	return copies
+}
+
+// do executes a plan. The copies of a step that is not Single are done in any order.
 func (m *memories) do(t *testing.T, steps []step, r *rand.Rand) {
 	for _, s := range steps {
-		copies := slices.Clone(s.copies)
+		copies := copiesOf(s)
 		if s.way != device.Single {
 			r.Shuffle(len(copies), func(i, j int) { copies[i], copies[j] = copies[j], copies[i] })
 		}
@@ -289,15 +300,28 @@ func TestPlansDoWhatTheMovesSay(t *testing.T) {
 	if testing.Short() {
 		t.Skip("one goroutine, whatever processors there are")
 	}
-	var gathered, batches int
+	var gathered int
+	made := map[device.Way]int{} // steps
 	for seed := range uint64(400) {
 		source := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
 		r := rand.New(source)
 		moves := randomMoves(r)
 		for _, dir := range []Direction{Out, In} {
 			p := testPlanner(dir)
-			if r.IntN(4) == 0 {
+			switch r.IntN(6) {
+			case 0:
 				p.ways.prefer = device.Batch
+			case 1:
+				p.with(device.Kernel)
+				p.ways.prefer = device.Kernel
+			case 2:
+				p.with(device.Matrix)
+				p.ways.prefer, p.least = device.Matrix, 2
+				moves = append(moves, randomRows(r)...)
+			case 3:
+				p.with(device.Kernel)
+				p.with(device.Matrix)
+				p.ways.table, p.least = randomTable(r), 2
 			}
 			if r.IntN(3) == 0 {
 				p.with(device.Batch)
@@ -308,8 +332,8 @@ func TestPlansDoWhatTheMovesSay(t *testing.T) {
 			steps := p.plan(moves)
 			got.do(t, steps, r)
 			gathered += p.gathered
-			if len(steps) > 0 && steps[0].way == device.Batch {
-				batches++
+			for _, s := range steps {
+				made[s.way]++
 			}
 			require.Equal(t, want.device, got.device, "seed %d", seed)
 			may := skipped(moves)
@@ -321,5 +345,74 @@ func TestPlansDoWhatTheMovesSay(t *testing.T) {
 		}
 	}
 	require.Greater(t, gathered, 200, "the test gathers")
-	require.Greater(t, batches, 20, "and uses batches")
+	for _, way := range []device.Way{device.Single, device.Batch, device.Kernel, device.Matrix} {
+		require.Greater(t, made[way], 20, "and makes steps of the way %v", way)
+	}
+}
+
+// randomRows are moves at one distance.
+func randomRows(r *rand.Rand) []Move {
+	length := 1 + r.Uint64N(300)
+	return rows(2+r.IntN(30), length, uintptr(length+r.Uint64N(400)), uintptr(length+r.Uint64N(100)))
+}
+
+// randomTable has a random fastest way for each length.
+func randomTable(r *rand.Rand) *device.Table {
+	table := new(device.Table)
+	for i := range table.Rows {
+		row := &table.Rows[i]
+		row.Few, row.Many, row.Measured = 2, 64, 1<<device.WayCount-1
+		for way := range row.Times {
+			few := time.Duration(r.IntN(1000))
+			row.Times[way] = device.Times{Few: few, Many: few + time.Duration(r.IntN(10000))}
+		}
+	}
+	return table
+}
+
+// rows are moves of one length, so far apart on the device and in the lease.
+func rows(count int, length uint64, onDevice, inLease uintptr) []Move {
+	var moves []Move
+	for i := range uintptr(count) {
+		moves = append(moves, Move{deviceAt + i*onDevice, leaseAt + i*inLease, length})
+	}
+	return moves
+}
+
+func TestMovesAtOneDistanceAreTheRowsOfAMatrix(t *testing.T) {
+	even := rows(12, 100, 512, 128)
+	shorter := slices.Clone(even)
+	shorter[11].Length--
+	backwards := slices.Clone(even)
+	slices.Reverse(backwards)
+	late := append([]Move{{deviceAt + 20000, leaseAt + 20000, 100}}, even...)
+	broken := slices.Clone(even)
+	broken[6].Device += 64
+	for name, c := range map[string]struct {
+		moves []Move
+		want  string
+	}{
+		"all":                       {even, "matrix 12"},
+		"all but the last":          {shorter, "matrix 11, out 1"},
+		"all but the first":         {late, "matrix 12, out 1"},
+		"none, in the wrong order":  {backwards, "batch 12"},
+		"none, since there are few": {rows(7, 100, 512, 128), "batch 7"},
+		"none, since runs are few":  {broken, "batch 12"},
+		"none, that overlap":        {rows(12, 100, 512, 64), "batch 12"},
+		"all, of one block":         {rows(1, 100, 512, 128), "out 1"},
+	} {
+		for _, dir := range []Direction{Out, In} {
+			p := batchingPlanner(dir, testBelow)
+			p.with(device.Matrix)
+			p.ways.prefer = device.Matrix
+			want := c.want
+			if dir == In {
+				want = strings.ReplaceAll(want, "out", "in")
+			}
+			if name == "none, that overlap" {
+				want = map[Direction]string{Out: "out 12", In: "batch 12"}[dir]
+			}
+			require.Equal(t, want, show(p.plan(c.moves)), name)
+		}
+	}
 }

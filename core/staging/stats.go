@@ -16,6 +16,7 @@ type Stats struct {
 	Within   uint64 // copies within the device
 	Batches  uint64 // calls that queued many copies at once
 	Kernels  uint64 // kernels that made many copies
+	Matrices uint64 // calls that queued the rows of a matrix
 	Gathered uint64 // moves that were gathered or scattered
 	Blocks   int    // made
 	Waits    uint64 // how often an account had to wait for a lease
@@ -53,7 +54,8 @@ func (c *counters) stats(dir Direction) Stats {
 	return Stats{
 		Jobs: c.jobs.Load(), Failed: c.failed.Load(), Bytes: c.bytes.Load(),
 		Batches: c.together[device.Batch].Load(), Kernels: c.together[device.Kernel].Load(),
-		Copying: time.Duration(c.copying.Load()),
-		Copies:  c.copies[dir.kind()].Load(), Within: c.copies[device.WithinDevice].Load(), Gathered: c.gathered.Load(),
+		Copying:  time.Duration(c.copying.Load()),
+		Matrices: c.together[device.Matrix].Load(),
+		Copies:   c.copies[dir.kind()].Load(), Within: c.copies[device.WithinDevice].Load(), Gathered: c.gathered.Load(),
 	}
 }

@@ -37,7 +37,9 @@ func (w *ways) begin(moves []planned) {
 	}
 	clear(w.counts[:])
 	for i := range moves {
-		w.counts[device.RowOf(moves[i].Length)]++
+		if moves[i].way != device.Matrix {
+			w.counts[device.RowOf(moves[i].Length)]++
+		}
 	}
 	for row, blocks := range w.counts {
 		if blocks > 0 {
@@ -48,11 +50,20 @@ func (w *ways) begin(moves []planned) {
 
 func (w *ways) choose(row, blocks int) {
 	length := device.Lengths[row]
-	w.fastest[row] = w.table.Fastest(length, blocks, w.able, w.nearest(w.prefer))
+	able := w.able.Without(device.Matrix)
+	w.fastest[row] = w.table.Fastest(length, blocks, able, w.nearest(w.prefer))
 	w.direct[row] = w.fastest[row]
 	if w.fastest[row] == device.Gather {
-		w.direct[row] = w.table.Fastest(length, blocks, w.able.Without(device.Gather), w.nearest(device.Batch))
+		w.direct[row] = w.table.Fastest(length, blocks, able.Without(device.Gather), w.nearest(device.Batch))
 	}
+}
+
+// matrices reports whether any moves may be the rows of a matrix.
+func (w *ways) matrices() bool { return w.table != nil || w.prefer == device.Matrix }
+
+// matrix reports whether so many moves of a length are copied fastest as the rows of one.
+func (w *ways) matrix(length uint64, count int) bool {
+	return w.prefer == device.Matrix || w.table.Fastest(length, count, w.able, w.nearest(w.prefer)) == device.Matrix
 }
 
 // of is the way of a move. small is whether it may be gathered.
@@ -81,7 +92,7 @@ func (w *ways) instead(length uint64) device.Way {
 // nearest is a way, or the next simpler one that the device has.
 func (w *ways) nearest(way device.Way) device.Way {
 	switch {
-	case w.able.Has(way):
+	case w.able.Has(way) && way != device.Matrix:
 		return way
 	case w.able.Has(device.Batch):
 		return device.Batch
@@ -96,6 +107,8 @@ func (w *ways) lose(err error) bool {
 	case errors.Is(err, device.ErrNoBatches):
 	case errors.Is(err, device.ErrNoKernel):
 		lost = device.Kernel
+	case errors.Is(err, device.ErrNoMatrix):
+		lost = device.Matrix
 	default:
 		return false
 	}

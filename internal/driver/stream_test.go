@@ -416,3 +416,33 @@ func queue(s device.Stream, kind device.Kind, copies []device.Copy, batched bool
 	_, err := s.Copy(kind, copies)
 	return err
 }
+
+func TestTimedEventsTellWhatCopiesTakeOnTheDevice(t *testing.T) {
+	onAll(t, func(t *testing.T, k *kind) {
+		simtest.NoLeaks(t)
+		simtest.Cost(t, "d2h=1/30")
+		d := drivertest.Open(t, 0)
+		timer := d.(device.Timer)
+		require.Same(t, timer.Tables(), drivertest.Open(t, 0).(device.Timer).Tables(), "they are the device's, not this opening's")
+		require.NotSame(t, timer.Tables(), drivertest.Open(t, 1).(device.Timer).Tables())
+		drivertest.OnBench(t, d, func(b *drivertest.Bench) {
+			from, err := timer.NewTimedEvent()
+			require.NoError(t, err)
+			defer func() { require.NoError(t, from.Close()) }()
+			to, err := timer.NewTimedEvent()
+			require.NoError(t, err)
+			defer func() { require.NoError(t, to.Close()) }()
+			_, err = timer.Elapsed(from, to)
+			require.Error(t, err, "they were not recorded")
+			require.NoError(t, b.Stream.Record(from))
+			b.Copy(t, device.DeviceToHost, b.Out(0, 1000), b.Out(1000, 9000))
+			require.NoError(t, b.Stream.Record(to))
+			done, err := to.Wait(enough)
+			require.True(t, done)
+			require.NoError(t, err)
+			takes, err := timer.Elapsed(from, to)
+			require.NoError(t, err)
+			require.InDelta(t, 70_000, takes.Nanoseconds(), 10, "two copies, and their bytes")
+		})
+	})
+}
