@@ -171,8 +171,8 @@ struct acl_progress kvferry_acl_copy(const struct acl *acl, int kind, const stru
 int kvferry_acl_copy_rows(const struct acl *acl, int kind, const struct acl_rows *rows, uintptr_t stream);
 
 /*
- * Queues count copies, at least one, in one call: ACL_UNSUPPORTED where the library has no such call. index is SIZE_MAX where
- * the error is about none of them, or AscendCL does not say.
+ * Queues count copies, at least one, in one call: ACL_UNSUPPORTED where the library has no such call. index is SIZE_MAX
+ * where the error is about none of them, or AscendCL does not say.
  */
 struct acl_progress kvferry_acl_copy_batch(const struct acl *acl, int kind, uintptr_t *to, uintptr_t *from,
                                            size_t *lengths, size_t count, uint32_t device, uintptr_t stream);

@@ -19,9 +19,9 @@ MEMORY = 2 * WORKING_SET  # bytes of a node: behind each block as much again is 
 POOL = 64 * MIB  # bytes of staging blocks
 LINK = 10  # Gbit/s
 
-# How small blocks are copied, and the settings for that: gathered is what the engine does by itself.
+# How small blocks are copied, and the settings for that. bench/staging.py compares what the engine chooses by itself.
 GATHERED, ONE_BY_ONE = "gathered", "one by one"
-SETTINGS = {GATHERED: {}, ONE_BY_ONE: {"KVFERRY_STAGING_GATHER_BELOW": "0"}}
+SETTINGS = {GATHERED: {"KVFERRY_DEVICE_COPY": "gather"}, ONE_BY_ONE: {"KVFERRY_DEVICE_COPY": "single"}}
 
 # What a copy between a simulated NPU and the host costs: the simulator's default, in seconds and GB/s.
 LATENCY, RATE = 15e-6, 25.0

@@ -83,6 +83,7 @@ struct device {
 struct counters {
     uint64_t calls[SIM_CALLS_MAX], misuses[MISUSES];
     uint64_t copies[KINDS], copied_bytes[KINDS], pageable_copies, executed, faults;
+    int64_t worked; /* nanoseconds that all copies of streams take, by the cost model */
 };
 
 struct sim {

@@ -72,6 +72,7 @@ static int submit_copy(struct stream *stream, const struct parts *parts)
             cost += sim_copy_cost(kind, parts->pageable, parts->work[kind]);
         }
     }
+    sim.counters.worked += cost;
     stream_submit(stream, cost);
     if (!parts->pageable) {
         return SIM_OK;

@@ -3,6 +3,7 @@ package staging_test
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -160,6 +161,46 @@ func way(before, after staging.Stats) device.Way {
 		return device.Matrix
 	}
 	return device.Single
+}
+
+// shapes are lengths of blocks, and how many of them a transfer has.
+var shapes = [][2]int{{4 << 10, 64}, {4 << 10, 256}, {16 << 10, 256}, {64 << 10, 64}, {64 << 10, 256}, {1 << 20, 32}}
+
+// work is what the device does for the blocks of a transfer, in jobs as large as a staging block.
+func (n *simulated) work(dir staging.Direction, length, count int) time.Duration {
+	before := simtest.TakeReport(n.t).WorkedNs
+	for size := int(n.staging.BlockSize()) / length; count > 0; count -= size {
+		n.blocks(dir, length, min(size, count))
+	}
+	return time.Duration(simtest.TakeReport(n.t).WorkedNs - before)
+}
+
+func TestWhatWasMeasuredIsAsFastAsTheBestFixedWay(t *testing.T) {
+	for _, cost := range []string{"npu-910b-guess", "npu-slow-within", "gpu-h200", ""} {
+		t.Run(cost, func(t *testing.T) {
+			simtest.NoLeaks(t)
+			o := measuring()
+			o.BlockSize, o.PoolSize = 2*mib, 8*mib
+			n := unmeasured(t, cost, o)
+			n.measured()
+			var fixed []*simulated
+			for _, way := range []device.Way{device.Single, device.Batch, device.Gather} {
+				o.Copying = staging.AlwaysBy(way)
+				other := newSimulated(t, 0, o)
+				defer func() { require.NoError(t, other.staging.Close()) }()
+				fixed = append(fixed, other)
+			}
+			for dir := range staging.In + 1 {
+				for _, shape := range shapes {
+					least := time.Duration(math.MaxInt64)
+					for _, other := range fixed {
+						least = min(least, other.work(dir, shape[0], shape[1]))
+					}
+					require.LessOrEqual(t, n.work(dir, shape[0], shape[1])*9/10, least, "%d of %d bytes, %v", shape[1], shape[0], dir)
+				}
+			}
+		})
+	}
 }
 
 func TestBlocksAtOneDistanceAreCopiedAsAMatrixWhereThatIsFaster(t *testing.T) {

@@ -176,10 +176,11 @@ type Report struct {
 	Copies      map[string]uint64 `json:"copies"`       // by kind: "d2h"
 	CopiedBytes map[string]uint64 `json:"copied_bytes"` // by kind
 	Pageable    uint64            `json:"pageable_copies"`
-	Executed    uint64            `json:"executed"` // operations of streams
-	Faults      uint64            `json:"faults"`   // that have happened
-	Calls       map[string]uint64 `json:"calls"`    // by function
-	Devices     []DeviceUse       `json:"devices"`  // by number
+	Executed    uint64            `json:"executed"`  // operations of streams
+	WorkedNs    int64             `json:"worked_ns"` // that they take by the cost model
+	Faults      uint64            `json:"faults"`    // that have happened
+	Calls       map[string]uint64 `json:"calls"`     // by function
+	Devices     []DeviceUse       `json:"devices"`   // by number
 }
 
 // DeviceUse is what was done with one device.
