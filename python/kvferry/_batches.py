@@ -11,7 +11,7 @@ from ctypes import byref
 
 from kvferry import _log
 from kvferry._bindings import KVFERRY_ERR_IN_USE, KVFERRY_ERR_TIMED_OUT, Functions, kvferry_batch_status_t
-from kvferry._ffi import last_error, u64_array
+from kvferry._ffi import U64Array, last_error, u64_array
 from kvferry._waiting import wait_in_steps
 
 COMPLETED = 1
@@ -60,7 +60,8 @@ class Batches:
 
     def _wait(self, deadlines: dict[int, float]) -> int:
         while deadlines:
-            code = self._wait_for_all(list(deadlines), min(deadlines.values()) - time.monotonic())
+            ids = u64_array(list(deadlines), "batch ids")
+            code = self.wait_for_all(ids, min(deadlines.values()) - time.monotonic())
             if code != KVFERRY_ERR_TIMED_OUT:
                 return code
             # A batch that completed in time has no deadline any more.
@@ -69,8 +70,9 @@ class Batches:
                 return code
         return 0
 
-    def _wait_for_all(self, batches: list[int], timeout: float) -> int:
-        ids = u64_array(batches, "batch ids")
+    def wait_for_all(self, ids: U64Array, timeout: float) -> int:
+        """Wait for any batches of the engine, until all have completed or one has failed; the code of
+        kvferry_batches_wait."""
         return wait_in_steps(
             timeout, lambda ms: self._functions.kvferry_batches_wait(self._engine, ids.address, ids.length, ms)
         )

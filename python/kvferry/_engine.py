@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from ctypes import byref, c_uint64, c_void_p, create_string_buffer
 from typing import Any, Callable, Protocol
 
@@ -22,7 +23,7 @@ from kvferry._batches import Batches
 from kvferry._bindings import INVALID_BATCH, KVFERRY_ERR_TIMED_OUT, buffer_entry_t, notify_msg_t
 from kvferry._calls import background_call
 from kvferry._ending import Ending
-from kvferry._ffi import U64Array, c_string, last_error, python_string
+from kvferry._ffi import U64Array, c_string, last_error, python_string, u64_array
 from kvferry._library import load
 from kvferry._managed import Managed
 from kvferry._messages import take_notifications
@@ -216,6 +217,30 @@ class Engine(Managed):
         arguments = self.handle, opcode, segment, *pages.arguments(), max_batch
         return self._complete(self._functions.kvferry_transfer_pages, arguments, timeout, extra)
 
+    def transfer_plan(
+        self, opcode: int, plan: int, transfers: Sequence[tuple[int, int]], timeout: float, extra: ExtraTime = no_time
+    ) -> int:
+        """transfer() of all ranges of some transfers of a plan, given by its handle. They run at the same time. Each is
+        a segment and the index of a transfer."""
+        if len(transfers) == 1:
+            ((segment, index),) = transfers
+            only = self.handle, opcode, segment, plan, index, 0
+            return self._complete(self._functions.kvferry_transfer_plan, only, timeout, extra)
+        batches = [c_uint64(INVALID_BATCH) for _ in transfers]
+        deadline = time.monotonic() + timeout + extra()
+        try:
+            for (segment, index), batch in zip(transfers, batches):
+                arguments = self.handle, opcode, segment, plan, index, 0, byref(batch)
+                code = self._functions.kvferry_submit_plan(*arguments)
+                if code != 0:
+                    return code
+            ids = u64_array([batch.value for batch in batches], "batch ids")
+            return self.batches.wait_for_all(ids, deadline - time.monotonic())
+        finally:
+            for batch in batches:
+                if batch.value != INVALID_BATCH:
+                    self.batches.discard(batch.value)
+
     def _complete(
         self, transfer: Callable[..., int], arguments: tuple[Any, ...], timeout: float, extra: ExtraTime
     ) -> int:
@@ -263,13 +288,6 @@ class Engine(Managed):
             self.handle, opcode, segment, *pages.arguments(), max_batch, byref(batch)
         )
         return self.batches.add(batch.value, timeout + per_byte * pages.bytes) if code == 0 else 0
-
-    def submit_plan(self, opcode: int, segment: int, plan: int, index: int, timeout: float) -> int:
-        """submit() of all ranges of one transfer of a plan, given by its handle and the transfer's index. timeout is
-        all of its time limit."""
-        batch = c_uint64(INVALID_BATCH)
-        code = self._functions.kvferry_submit_plan(self.handle, opcode, segment, plan, index, 0, byref(batch))
-        return self.batches.add(batch.value, timeout) if code == 0 else 0
 
     def submit_scatter(self, opcode: int, name: str, blocks: Blocks) -> int:
         """Start moving blocks of regions with the peer of that name, which is opened in the background. The id of a

@@ -121,24 +121,18 @@ class Plan:
             if peer >= len(names):
                 raise ValueError(f"the plan needs peer {peer}, and {len(names)} are named")
         deadline = time.monotonic() + limit
-        batches: list[int] = []
-        try:
-            for index, peer in transfers:
-                segment = engine.segment(names[peer], deadline - time.monotonic())
-                if segment < 0:
-                    raise _failure(engine, segment, limit, names[peer])
-                left = deadline - time.monotonic() + self.transfers[index].bytes / GIB
-                batch = engine.submit_plan(opcode, segment, self._handle, index, left)
-                if not batch:
-                    raise _failure(engine, -1, limit, names[peer])
-                batches.append(batch)
-        except BaseException:
-            for batch in batches:
-                engine.batches.free(batch)
-            raise
-        code = engine.batches.wait(batches)
+        segments = []
+        for index, peer in transfers:
+            segment = engine.segment(names[peer], deadline - time.monotonic())
+            if segment < 0:
+                raise _failure(engine, segment, limit, names[peer])
+            segments.append((segment, index))
+        if not segments:
+            return
+        extra = sum(self.transfers[index].bytes for index, _ in transfers) / GIB
+        code = engine.transfer_plan(opcode, self._handle, segments, deadline - time.monotonic(), lambda: extra)
         if code != 0:
-            raise _failure(engine, code, limit, ", ".join(names[peer] for _, peer in transfers))
+            raise _failure(engine, code, limit + extra, ", ".join(sorted({names[peer] for _, peer in transfers})))
 
     def __repr__(self) -> str:
         return f"<Plan of {self.bytes} bytes in {self.ranges} ranges, {len(self.transfers)} transfers>"

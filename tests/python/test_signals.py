@@ -12,6 +12,8 @@ BLOCK = "peer.name, m.address, peer.address, peer.length"
 WAITS = {
     "sync write": f"e.transfer_sync_write({BLOCK})",
     "batch read": "e.batch_transfer_sync_read(peer.name, [m.address], [peer.address], [peer.length])",
+    "plan with one transfer": "plan(blocks(peer, 1), blocks(m, 0), 16).read(e, peer.name)",
+    "plan with two transfers": "plan(blocks(m, 1), [blocks(peer, 0), blocks(peer, 1)], 16).write(e, 2 * [peer.name])",
     "wait for batches": f"e.get_batch_transfer_status([e.transfer_submit_write({BLOCK})])",
 }
 

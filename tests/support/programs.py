@@ -11,15 +11,18 @@ import time
 import traceback
 from typing import Any, Callable, Union
 
+from kvferry import Layout, Place, plan
 from kvferry._memory import Mapping
 
 __all__ = [
     "Mapping",
     "StuckPeer",
+    "blocks",
     "child",
     "interrupt_soon",
     "name",
     "os",
+    "plan",
     "signal",
     "start",
     "sys",
@@ -42,6 +45,18 @@ def start() -> Any:
 
 def name(engine: Any) -> str:
     return f"127.0.0.1:{engine.get_rpc_port()}"
+
+
+class Tokens:
+    """Memory at an address as an array of two blocks of 16 tokens, of 1 MiB each."""
+
+    def __init__(self, address: int) -> None:
+        self.__array_interface__ = {"data": (address, False), "shape": (2, 16, MIB), "typestr": "|u1"}
+
+
+def blocks(memory: Any, *numbers: int) -> Place:
+    """Blocks of Tokens in memory with an address."""
+    return Layout(Tokens(memory.address), "block token dim").blocks(numbers)
 
 
 def works() -> None:
