@@ -128,6 +128,17 @@ class Worker:
         """Move blocks of [local address, peer address, length] in the way `how` names; see MOVES."""
         return timed(lambda: MOVES[how](self._engines[engine], opcode, target, blocks, notify))
 
+    def plan(self, engine: str, opcode: str, target: str, sides: list[tuple[str, list[int], int]], tokens: int) -> None:
+        """Move tokens as a plan says. sides are the local one and the peer's: a layout's text, a table of blocks, and
+        the position of the first token. Only engines of ours have this."""
+        import kvferry
+
+        here, there = [kvferry.Layout.from_json(text).blocks(table, first) for text, table, first in sides]
+        if opcode == "write":
+            kvferry.plan(here, there, tokens).write(self._engines[engine], target)
+        else:
+            kvferry.plan(there, here, tokens).read(self._engines[engine], target)
+
     def grid(
         self, engine: str, opcode: str, target: str, local: int, peer: int, length: int, count: int
     ) -> dict[str, Any]:
