@@ -42,6 +42,12 @@ int64_t kvferry_transfer_timeout_ms(transfer_engine_t engine)
     return kvferry_go_transfer_timeout_ms(engine, kvferry_reason());
 }
 
+int kvferry_register(transfer_engine_t engine, const buffer_entry_t *ranges, size_t count, const char *location, int access)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_register_for(engine, ranges, count, location, access, kvferry_reason());
+}
+
 /* How a function starts that stores a batch id. */
 #define ENTER_WITH_BATCH(batch_out)                                  \
     do {                                                             \

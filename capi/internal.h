@@ -35,6 +35,7 @@
 typedef const char *text_t;
 typedef const uint64_t *numbers_t;
 typedef const notify_msg_t *message_t;
+typedef const buffer_entry_t *ranges_t;
 typedef const kvferry_metadata_server_options_t *server_options_t;
 typedef const kvferry_place_t *places_t;
 

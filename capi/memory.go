@@ -20,6 +20,21 @@ func kvferry_go_register(engine, addr unsafe.Pointer, length C.size_t, location 
 	})
 }
 
+//export kvferry_go_register_for
+func kvferry_go_register_for(engine unsafe.Pointer, list C.ranges_t, count C.size_t, location C.text_t, access C.int, reason *C.char) C.int {
+	return negated(reason, func() error {
+		e, err := engineOf(engine)
+		if err != nil {
+			return err
+		}
+		ranges, err := rangesOf(list, count)
+		if err != nil {
+			return err
+		}
+		return e.RegisterFor(ranges, C.GoString(location), core.Access(access))
+	})
+}
+
 //export kvferry_go_unregister
 func kvferry_go_unregister(engine, addr unsafe.Pointer, reason *C.char) C.int {
 	return negatedLogged("unregisterLocalMemory", engine, reason, func() error {
@@ -38,8 +53,7 @@ func kvferry_go_register_batch(engine unsafe.Pointer, list *C.buffer_entry_t, co
 		if err != nil {
 			return err
 		}
-		// buffer_entry_t has the layout of core.Range.
-		ranges, err := entries("the buffer list", (*core.Range)(unsafe.Pointer(list)), count)
+		ranges, err := rangesOf(list, count)
 		if err != nil || len(ranges) == 0 {
 			return err
 		}
@@ -60,4 +74,9 @@ func kvferry_go_unregister_batch(engine unsafe.Pointer, list *unsafe.Pointer, co
 		}
 		return e.UnregisterBatch(addrs)
 	})
+}
+
+// rangesOf is a list from C, in place: buffer_entry_t has the layout of core.Range.
+func rangesOf(list C.ranges_t, count C.size_t) ([]core.Range, error) {
+	return entries("the buffer list", (*core.Range)(unsafe.Pointer(list)), count)
 }

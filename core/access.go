@@ -9,7 +9,7 @@ import (
 
 // Access is a set of what peers may do with a region. The zero value is nothing: only transfers that this engine starts use the
 // region then, as their local memory. The values are those of the C interface.
-type Access uint8
+type Access uint32
 
 const (
 	RemoteRead  Access = 1 << Read
@@ -28,7 +28,7 @@ func (a Access) Allows(op Opcode) bool { return a>>op&1 != 0 }
 func (a Access) check() error {
 	if a&^FullAccess != 0 {
 		return status.Errorf(status.InvalidArgument, "access %#x has flags that do not exist: remote read is %#x, remote write %#x",
-			uint8(a), uint8(RemoteRead), uint8(RemoteWrite))
+			uint32(a), uint32(RemoteRead), uint32(RemoteWrite))
 	}
 	return nil
 }

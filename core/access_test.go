@@ -38,7 +38,7 @@ func TestADescriptorSaysWhatPeersMayDoAndLeavesOutWhatTheyMayNotTouch(t *testing
 func TestFlagsThatDoNotExistRegisterNothing(t *testing.T) {
 	e := startEngine(t, metadatatest.NewDirectory(), nil)
 	memory := pages(t, 4096)
-	for _, access := range []core.Access{4, 7, 0x80, 0xff} {
+	for _, access := range []core.Access{4, 7, 0x80, 0x100, 1<<32 - 1} {
 		err := registerFor(e, memory, access)
 		requireCode(t, status.InvalidArgument, err)
 		require.ErrorContains(t, err, "flags that do not exist")

@@ -35,6 +35,9 @@ KVFERRY_LOG_TRACE = 0
 KVFERRY_LOG_INFO = 1
 KVFERRY_LOG_WARNING = 2
 KVFERRY_LOG_ERROR = 3
+KVFERRY_ACCESS_NONE = 0
+KVFERRY_ACCESS_REMOTE_READ = 1
+KVFERRY_ACCESS_REMOTE_WRITE = 2
 KVFERRY_BLOCKS = 0
 KVFERRY_SLOTS = 1
 
@@ -242,6 +245,7 @@ class Functions:
     kvferry_destroy: Callable[[Address], int]
     kvferry_rpc_port: Callable[[Address], int]
     kvferry_transfer_timeout_ms: Callable[[Address], int]
+    kvferry_register: Callable[[Address, Any, int, Text, int], int]
     kvferry_submit: Callable[[Address, int, int, Address, Address, Address, int, Any, Any], int]
     kvferry_batch_wait: Callable[[Address, int, int], int]
     kvferry_batches_wait: Callable[[Address, Address, int, int], int]
@@ -319,6 +323,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_destroy": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_rpc_port": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_transfer_timeout_ms": (ctypes.c_int64, [ctypes.c_void_p]),
+    "kvferry_register": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(buffer_entry_t), ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int]),
     "kvferry_submit": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(notify_msg_t), ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_batch_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]),
     "kvferry_batches_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]),

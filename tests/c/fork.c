@@ -58,6 +58,7 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
 
     CHECK_FORKED(kvferry_destroy(engine), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_rpc_port(engine), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_register(engine, &entry, 1, "*", KVFERRY_ACCESS_REMOTE_READ), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_transfer_timeout_ms(engine), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_submit(engine, 1, 0, &number, &number, &number, 1, NULL, &made), KVFERRY_ERR_FORKED);
     CHECK_EQUAL(made, INVALID_BATCH);

@@ -49,6 +49,7 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
 
     CHECK_EQUAL(kvferry_destroy(engine), -1);
     CHECK_EQUAL(kvferry_rpc_port(engine), -1);
+    CHECK_EQUAL(kvferry_register(engine, &entry, 1, "*", KVFERRY_ACCESS_REMOTE_READ), -1);
     CHECK_EQUAL(kvferry_transfer_timeout_ms(engine), -1);
     CHECK_EQUAL(kvferry_submit(engine, 1, 0, &number, &number, &number, 1, NULL, &made), -1);
     CHECK_EQUAL(made, INVALID_BATCH);
@@ -185,6 +186,8 @@ static void test_null_arguments_are_refused(void)
     CHECK_EQUAL(unregisterLocalMemory(engine, NULL), -3);
     CHECK_EQUAL(registerLocalMemoryBatch(engine, NULL, 2, "*"), -1);
     CHECK_EQUAL(registerLocalMemoryBatch(engine, NULL, 0, "*"), 0);
+    CHECK_EQUAL(kvferry_register(engine, NULL, 2, "*", KVFERRY_ACCESS_NONE), -1);
+    CHECK_EQUAL(kvferry_register(engine, NULL, 0, NULL, KVFERRY_ACCESS_NONE), 0);
     CHECK_EQUAL(unregisterLocalMemoryBatch(engine, NULL, 2), -1);
     CHECK_EQUAL(unregisterLocalMemoryBatch(engine, NULL, 0), 0);
     CHECK_EQUAL(submitTransfer(engine, batch, NULL, 2), 1);
