@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from ctypes import byref, c_uint64, c_void_p, create_string_buffer
 from typing import Any, Callable, Protocol
 
+from kvferry._access import READ_WRITE
 from kvferry._arrays import Array, Blocks, Pages
 from kvferry._batches import Batches
 from kvferry._bindings import INVALID_BATCH, KVFERRY_ERR_TIMED_OUT, buffer_entry_t, notify_msg_t
@@ -134,21 +135,24 @@ class Engine(Managed):
 
     # Memory
 
-    def register(self, address: int, length: int, location: str = "*", remote: bool = True) -> int:
-        """Register memory. remote is whether peers may read and write it."""
-        place = c_string(location, "location")
-        return self._functions.registerLocalMemory(self.handle, address, length, place, int(remote))
+    def register(self, address: int, length: int, location: str = "*", access: int = READ_WRITE) -> int:
+        """Register memory. access is what peers may do with it, as flags of kvferry_register."""
+        return self._register((buffer_entry_t * 1)(buffer_entry_t(address, length)), location, access)
 
     def unregister(self, address: int) -> int:
         """End the registration that starts at an address."""
         return self._functions.unregisterLocalMemory(self.handle, address)
 
-    def register_batch(self, addresses: U64Array, lengths: U64Array, location: str) -> int:
-        """Register all of the ranges or none."""
+    def register_batch(
+        self, addresses: U64Array, lengths: U64Array, location: str = "*", access: int = READ_WRITE
+    ) -> int:
+        """Register all of the ranges or none. access as for register()."""
         pairs = map(buffer_entry_t, addresses.items(), lengths.items())
-        entries = (buffer_entry_t * addresses.length)(*pairs)
+        return self._register((buffer_entry_t * addresses.length)(*pairs), location, access)
+
+    def _register(self, ranges: Any, location: str, access: int) -> int:
         place = c_string(location, "location")
-        return self._functions.registerLocalMemoryBatch(self.handle, entries, addresses.length, place)
+        return self._functions.kvferry_register(self.handle, ranges, len(ranges), place, access)
 
     def unregister_batch(self, addresses: U64Array) -> int:
         """End the registrations that start at these addresses, as many as there are."""

@@ -263,6 +263,28 @@ def test_memory_that_is_not_remote_accessible_serves_only_the_engines_own_transf
     assert ours.call("unregister_memory", hidden.address) == 0
 
 
+@pytest.mark.parametrize(
+    ("named", "error", "reason"),
+    [
+        ({"access": "READ"}, ValueError, "one of 'none', 'read', 'write', 'read-write', not 'READ'"),
+        ({"access": ""}, ValueError, "one of"),
+        ({"access": 1}, TypeError, "access must be a str, not int"),
+        ({"access": True}, TypeError, "access must be a str, not bool"),
+        ({"access": "read", "remote_accessible": False}, ValueError, "only one may say it"),
+        ({"access": "none", "remote_accessible": False}, ValueError, "only one may say it"),
+    ],
+    ids=shown,
+)
+def test_an_access_that_does_not_exist_registers_nothing(
+    near: Node, named: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        near.engine.register_memory(near.address, 1, **named)
+    if "remote_accessible" not in named:
+        with pytest.raises(error, match=reason):
+            near.engine.batch_register_memory([near.address], [1], **named)
+
+
 @pytest.mark.parametrize("bad", ("False", b"", []), ids=shown)
 def test_remote_accessible_takes_only_a_bool(near: Node, bad: Any) -> None:
     with pytest.raises(TypeError):

@@ -121,9 +121,9 @@ class Peer:
         """Send a request and wait for its result."""
         return self.start(op, **arguments).result(limit)
 
-    def call(self, method: str, *arguments: Any, limit: float = LIMIT, engine: str = "main") -> Any:
+    def call(self, method: str, *arguments: Any, limit: float = LIMIT, engine: str = "main", **named: Any) -> Any:
         """Call a method of the engine."""
-        return self.ask("call", limit, engine=engine, method=method, arguments=arguments)
+        return self.ask("call", limit, engine=engine, method=method, arguments=arguments, named=named)
 
     def try_create(
         self,

@@ -50,9 +50,9 @@ class Worker:
         del self._engines[engine]
         gc.collect()
 
-    def call(self, engine: str, method: str, arguments: list[Any]) -> Any:
+    def call(self, engine: str, method: str, arguments: list[Any], named: dict[str, Any]) -> Any:
         """Call any method of the engine whose arguments and result JSON can hold."""
-        return getattr(self._engines[engine], method)(*arguments)
+        return getattr(self._engines[engine], method)(*arguments, **named)
 
     def notifies(self, engine: str) -> list[tuple[str, str]]:
         """Drain the notifications the engine has received."""

@@ -1,15 +1,16 @@
 # What type checkers see of mooncake.engine: the names, parameters and defaults of Mooncake 0.3.14's own stubs.
-# Parameters have the types that kvferry takes, which may be more than Mooncake's. The docstrings are in the modules
-# that implement the calls.
+# Parameters have the types that kvferry takes, which may be more than Mooncake's. kvferry's own parameters stand behind
+# a *. The docstrings are in the modules that implement the calls.
 
 from collections.abc import Iterable
-from typing import ClassVar, SupportsIndex, overload
+from typing import ClassVar, Literal, SupportsIndex, overload
 
 from typing_extensions import Buffer
 
 from kvferry._engine import Engine
 
 Integers = Iterable[SupportsIndex]
+Access = Literal["none", "read", "write", "read-write"]
 
 SUPPORT_CUDA: bool
 SUPPORT_EFA: bool
@@ -353,9 +354,18 @@ class TransferEngine:
         capacity: SupportsIndex,
         location: str = "*",
         remote_accessible: bool = True,
+        *,
+        access: Access | None = None,
     ) -> int: ...
     def unregister_memory(self, buffer_addr: SupportsIndex, /) -> int: ...
-    def batch_register_memory(self, buffer_addresses: Integers, capacities: Integers, location: str = "*") -> int: ...
+    def batch_register_memory(
+        self,
+        buffer_addresses: Integers,
+        capacities: Integers,
+        location: str = "*",
+        *,
+        access: Access | None = None,
+    ) -> int: ...
     def batch_unregister_memory(self, buffer_addresses: Integers, /) -> int: ...
     def get_local_topology(self, device_name: str | None = None) -> str: ...
     def get_first_buffer_address(self, segment_name: str, /) -> int: ...

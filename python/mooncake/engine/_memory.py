@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex
 
+from kvferry._access import flags
+from kvferry._bindings import KVFERRY_ACCESS_NONE
 from kvferry._ffi import Integers, address_of, flag, u64, u64_array
 from mooncake.engine._base import Calls, checked
 from mooncake.engine._refusals import Refused, fails_as
@@ -19,18 +21,28 @@ class MemoryCalls(Calls):
         capacity: SupportsIndex,
         location: str = "*",
         remote_accessible: bool = True,
+        *,
+        access: str | None = None,
     ) -> int:
         """Let peers read and write memory, which must stay mapped until it is unregistered; 0 or negative.
 
-        With remote_accessible False peers do not learn of the memory, and their transfers of it are refused: only
-        transfers that this engine starts may use it. The memory may be the host's, a GPU's or an NPU's. The CUDA driver
-        and AscendCL recognise a device's memory by its address where they can; otherwise location "cuda:N" or "npu:N"
-        says which device it is on.
+        access, which Mooncake does not have, is what peers may do with the memory: "read", "write", "read-write" or
+        "none". None leaves it to remote_accessible: everything or nothing. With "none" peers do not learn of the
+        memory. access binds the transfers of peers, and those of this engine to its own segment. It does not bind the
+        local memory of this engine's transfers. A ValueError for another text, and for remote_accessible False beside
+        access.
+
+        The memory may be the host's, a GPU's or an NPU's. The CUDA driver and AscendCL recognise a device's memory by
+        its address where they can; otherwise location "cuda:N" or "npu:N" says which device it is on.
         """
         address, length = u64(buffer_addr, "buffer_addr"), u64(capacity, "capacity")
-        remote = flag(remote_accessible, "remote_accessible")
+        granted = flags(access)
+        if not flag(remote_accessible, "remote_accessible"):
+            if access is not None:
+                raise ValueError(f"remote_accessible is False, and access is {access!r}: only one may say it")
+            granted = KVFERRY_ACCESS_NONE
         engine = self._initialized()
-        return checked(engine, engine.register(address, length, location, remote))
+        return checked(engine, engine.register(address, length, location, granted))
 
     @fails_as(-1)
     def unregister_memory(self, buffer_addr: SupportsIndex) -> int:
@@ -45,14 +57,17 @@ class MemoryCalls(Calls):
         return checked(engine, engine.unregister(address))
 
     @fails_as(-1)
-    def batch_register_memory(self, buffer_addresses: Integers, capacities: Integers, location: str = "*") -> int:
-        """Register all of the ranges or none; 0 or negative."""
+    def batch_register_memory(
+        self, buffer_addresses: Integers, capacities: Integers, location: str = "*", *, access: str | None = None
+    ) -> int:
+        """Register all of the ranges or none; 0 or negative. access as for register_memory()."""
         addresses = u64_array(buffer_addresses, "buffer_addresses")
         lengths = u64_array(capacities, "capacities")
+        granted = flags(access)
         engine = self._initialized()
         if addresses.length != lengths.length:
             raise Refused(f"{addresses.length} addresses and {lengths.length} capacities do not match")
-        return checked(engine, engine.register_batch(addresses, lengths, location))
+        return checked(engine, engine.register_batch(addresses, lengths, location, granted))
 
     @fails_as(-1)
     def batch_unregister_memory(self, buffer_addresses: Integers) -> int:
