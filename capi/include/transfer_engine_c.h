@@ -175,9 +175,9 @@ int warmupEfaSegment(transfer_engine_t engine, const char *segment_name);
 int removeLocalSegment(transfer_engine_t engine, const char *segment_name);
 
 /*
- * Lets transfers reach [addr, addr+length); with remote_accessible 0 no peer may. location names the memory's place, as
- * "cpu:0", "npu:1" or "cuda:1", or "*" for any. The memory stays the caller's and must stay mapped until it is
- * unregistered. It may be an NPU's or a GPU's, whatever the installed transport is: AscendCL and the CUDA driver are asked
+ * Registers [addr, addr+length) for peers to read and write; with remote_accessible 0 no peer may. location names the
+ * memory's place, as "cpu:0", "npu:1" or "cuda:1", or "*" for any. The memory stays the caller's and must stay mapped until
+ * it is unregistered. It may be an NPU's or a GPU's, whatever the installed transport is: AscendCL and the CUDA driver are asked
  * by the address, and where that is not possible location is believed. The calling thread's current device and context
  * stay as they are.
  * -1 for NULL, length 0, a range that wraps, and one that is on a device in part; -6 when location names a device that is

@@ -66,16 +66,17 @@ int64_t kvferry_transfer_timeout_ms(transfer_engine_t engine);
 #define KVFERRY_ACCESS_REMOTE_WRITE 2
 
 /*
- * Registers all of the ranges, count of them, or none, for peers to do with them what access says. They are unregistered by
- * unregisterLocalMemory. registerLocalMemory says what else holds for location and for the memory, and which codes there are.
- * The ranges are not kept; count 0 is 0. -1 also for a flag that does not exist.
+ * Registers all of the ranges, count of them, or none, for peers to do with them what access says. They are unregistered
+ * by unregisterLocalMemory. registerLocalMemory says what else holds for location and for the memory, and which codes there
+ * are. The ranges are not kept; count 0 is 0. -1 also for a flag that does not exist.
  *
- * access binds the transfers of peers, and those of this engine to its own segment. It does not bind the local memory of this
- * engine's transfers. A transfer that it does not allow fails, and writes nothing into the registered memory. Peers do not see
- * memory of KVFERRY_ACCESS_NONE. The access of registered memory cannot be changed: unregister it, which ends the transfers of
- * it, and register it again.
+ * access binds the transfers of peers, and those of this engine to its own segment. It does not bind the local memory of
+ * this engine's transfers. A transfer that it does not allow fails, and writes nothing into the registered memory. Peers do
+ * not see memory of KVFERRY_ACCESS_NONE. The access of registered memory cannot be changed: unregister it, which ends the
+ * transfers of it, and register it again.
  */
-int kvferry_register(transfer_engine_t engine, const buffer_entry_t *ranges, size_t count, const char *location, int access);
+int kvferry_register(transfer_engine_t engine, const buffer_entry_t *ranges, size_t count, const char *location,
+                     int access);
 
 /*
  * Allocates a batch and submits count requests of one kind to one segment: request i moves lengths[i] bytes between
