@@ -72,7 +72,7 @@ func (s *site) admission(c *Config) (err error) {
 // further are the names by which peers may ask for the engine beside its own: those of the setting, and the host's name.
 func (s *site) further(port int) address.Names {
 	names := slices.Clone(s.names)
-	if host, err := os.Hostname(); err == nil && address.CheckHost(host) == nil {
+	if host, err := os.Hostname(); err == nil && address.CheckHost(host) == nil && address.IsElsewhere(host) {
 		names = append(names, address.Name{Host: host, Port: port}.HostPort())
 	}
 	return names

@@ -35,14 +35,14 @@ func ParseNames(text string) (Names, error) {
 }
 
 // Has reports whether a name is one of these. Names are compared as they are: nothing is resolved. An entry that cannot be parsed is
-// no name.
+// no name, and neither is 0.0.0.0 or ::, which every machine has.
 func (n Names) Has(asked Name) bool {
 	for _, entry := range n {
 		if entry == "*" {
 			return true
 		}
 		name, err := Parse(entry, 0)
-		if err == nil && (name.Port == 0 || name.Port == asked.Port) && sameHost(name.Host, asked.Host) {
+		if err == nil && !IsUnspecified(name.Host) && (name.Port == 0 || name.Port == asked.Port) && sameHost(name.Host, asked.Host) {
 			return true
 		}
 	}

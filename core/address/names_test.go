@@ -30,6 +30,7 @@ func TestNamesHaveWhatTheyList(t *testing.T) {
 			}
 		}
 	}
+	require.False(t, Names{"0.0.0.0:1", "[::]:1"}.Has(Name{Host: "0.0.0.0", Port: 1}))
 	require.False(t, Names{"", "a b", "[::"}.Has(Name{Host: "a", Port: 1}), "what a peer says may be anything")
 }
 
