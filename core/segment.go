@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -72,6 +73,20 @@ func (s *Segment) DataHosts(ctx context.Context, d *metadata.Descriptor) ([]stri
 		return []string{d.DataHost, handshake}, nil
 	}
 	return []string{handshake, d.DataHost}, nil
+}
+
+// AskedAt is where the owner was asked for its descriptor; ok is false where nobody was asked, because it comes from a store.
+func (s *Segment) AskedAt(ctx context.Context) (host string, port int, ok bool) {
+	if s.central {
+		return "", 0, false
+	}
+	peer, err := s.store.HandshakeAddress(ctx, s.Name)
+	if err != nil {
+		return "", 0, false
+	}
+	host, text, _ := net.SplitHostPort(peer)
+	port, err = strconv.Atoi(text)
+	return host, port, err == nil
 }
 
 // handshakeHost is the host of the owner's handshake port.

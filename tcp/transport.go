@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/address"
 	"kvferry/core/fair"
 	"kvferry/core/metrics"
 	"kvferry/core/status"
@@ -64,6 +65,11 @@ type Transport struct {
 // Open starts the data port of an engine, and returns the transport. It is a factory for core.Engine.Install.
 func Open(e *core.Engine) (core.Transport, error) {
 	config, log, self := e.Config(), e.Log(), wire.ParseIdentity(e.Identity())
+	host, _, _ := net.SplitHostPort(e.Address())
+	allow, err := address.ParseNetworks(config.Allow)
+	if err != nil {
+		return nil, err
+	}
 	listener, err := e.Listen(config.MinPort, config.MaxPort, 0)
 	if err != nil {
 		return nil, err
@@ -78,7 +84,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 		}
 	}
 	t.client = client.New(client.Options{
-		Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port, SameHost: sameHost,
+		Config: config, Log: log, Memory: e.Memory(), Identity: self, Host: host, Allow: allow, Port: t.endpoint.Port, SameHost: sameHost,
 		Security: e.Security(), Congestion: congestionOf(config, listener, log), Processors: processors, Limiter: limiter,
 		Descriptors: laneDescriptors(),
 	})

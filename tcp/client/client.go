@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"kvferry/core"
+	"kvferry/core/address"
 	"kvferry/core/metadata"
 	"kvferry/core/security"
 	"kvferry/core/status"
@@ -27,6 +28,8 @@ type Options struct {
 	Memory     Memory
 	Identity   wire.Identity    // of the engine
 	Port       int              // of the engine's own data port
+	Host       string           // by which peers reach the engine
+	Allow      address.Networks // where descriptors may lead; none: anywhere
 	SameHost   bool             // peers on this host are reached by their Unix-domain sockets
 	Security   *security.Policy // who may be connected to, and by what; nil: everybody
 	Congestion sockio.Congestion

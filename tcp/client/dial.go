@@ -5,8 +5,10 @@ import (
 	"errors"
 	"net"
 
+	"kvferry/core/address"
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
+	"kvferry/core/security"
 	"kvferry/core/status"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
@@ -19,7 +21,7 @@ import (
 //
 //  1. dial takes the cached descriptor. Where a connection was lost before, or nothing proves that the owner lives, it is
 //     fetched again first (current); once more when the data port cannot be reached.
-//  2. dialData connects to the Unix-domain socket of an engine on this host, or else to the data port: at the host that the
+//  2. dialData connects to the Unix-domain socket of an engine on this host, if that gave the descriptor (gaveDescriptor), or else to the data port: at the host that the
 //     descriptor names, and at that of the handshake port (hosts.go).
 //  3. An engine with an identity is greeted (greet.go). A descriptor without one, Mooncake's, must have been confirmed.
 
@@ -108,7 +110,32 @@ func (p *peer) dialSameHost(ctx context.Context, d *metadata.Descriptor) (*net.U
 		_ = conn.Close()
 		return nil, nil
 	}
+	if !p.gaveDescriptor(ctx, owner, d) {
+		p.client.Log.Info("the descriptor of a peer names the socket of another engine of this host, which is not used",
+			zap.String("segment", p.segment.Name), zap.Stringer("owner of the socket", owner))
+		_ = errors.Join(conn.Close(), owner.Close())
+		return nil, nil
+	}
 	return conn, owner
+}
+
+// gaveDescriptor reports whether a process on this host is the one that was asked for a descriptor, and not one that somebody else
+// has named: it listens at the port that was asked, and the host that was asked is this one. Under TLS, and in a store, engines
+// vouch for their descriptors in other ways.
+func (p *peer) gaveDescriptor(ctx context.Context, owner *samehost.Process, d *metadata.Descriptor) bool {
+	host, port, asked := p.segment.AskedAt(ctx)
+	if !asked || d.TLS > 0 && p.client.Security.Mode() != security.Off {
+		return true
+	}
+	if last := p.onHost.Load(); last != nil && *last == d.Identity {
+		return true
+	}
+	listens, known := owner.ListensOn(port)
+	if known && !listens || host != p.client.Host && !address.IsHere(ctx, host) {
+		return false
+	}
+	p.onHost.Store(&d.Identity)
+	return true
 }
 
 // meetOnHost greets an engine on this host, whose process is owner, and gives it the permit to copy from this process. Where

@@ -66,6 +66,40 @@ func TestADescriptorThatNamesThisEnginesOwnDataPortIsRefused(t *testing.T) {
 	}
 }
 
+func TestADescriptorLeadsNowhereButWhereItWasAskedForAndWhereTheOperatorAllows(t *testing.T) {
+	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
+	for allow, led := range map[string]bool{"": true, "127.0.0.96/29,10.0.0.0/8": true, "10.0.0.0/8": false} {
+		third, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 99)})
+		require.NoError(t, err)
+		came := make(chan struct{}, 64)
+		go func() {
+			for {
+				conn, err := third.Accept()
+				if err != nil {
+					close(came)
+					return
+				}
+				came <- struct{}{}
+				_ = conn.Close()
+			}
+		}()
+		p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+		p.Mu.Lock()
+		p.Shown.DataHost, p.Shown.DataPort = "127.0.0.99", third.Addr().(*net.TCPAddr).Port
+		p.Mu.Unlock()
+		e := newEngine(t, tcptest.OneLane, tcptest.FewRetries, func(c *core.Config) { c.Allow = allow })
+		b := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, p.Name), far))
+		tcptest.FailsOnly(t, b, 0)
+		require.NoError(t, third.Close())
+		if _, ok := <-came; led {
+			require.True(t, ok, allow)
+		} else {
+			require.False(t, ok, allow)
+			require.ErrorContains(t, b.Err(), "KVFERRY_ALLOW")
+		}
+	}
+}
+
 func TestATaskDoesNotMoveToTheNextIncarnationAndANewCallByNameFindsIt(t *testing.T) {
 	for _, way := range tcptest.Ways {
 		t.Run(way.Name, func(t *testing.T) {

@@ -3,7 +3,9 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -78,7 +80,12 @@ const shortConnectTimeout = 2 * time.Second
 // dialHost connects to the data port at a host. more says that there is another host to try; elsewhere, that the engine may
 // be there.
 func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string, ends uint64, more bool) (s *connection, elsewhere bool, err error) {
-	dialer := net.Dialer{Timeout: p.config.HandshakeConnectTimeout, Control: p.client.Congestion.Control}
+	dialer := net.Dialer{Timeout: p.config.HandshakeConnectTimeout, Control: func(network, at string, socket syscall.RawConn) error {
+		if err := p.checkWhere(ctx, host, at); err != nil {
+			return err
+		}
+		return p.client.Congestion.Control(network, at, socket)
+	}}
 	if more {
 		dialer.Timeout = min(dialer.Timeout, shortConnectTimeout)
 	}
@@ -109,4 +116,21 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 		return nil, false, status.Errorf(status.Socket, "segment %q: data connection to %v: %w", p.segment.Name, conn.RemoteAddr(), err)
 	}
 	return p.newConnection(made, l, d, h, answer), false, nil
+}
+
+// checkWhere refuses to connect to an address of a host that is neither the one that was asked for the descriptor nor in
+// KVFERRY_ALLOW, if that is set: a peer could have this engine send bytes to whatever it likes.
+func (p *peer) checkWhere(ctx context.Context, host, at string) error {
+	if len(p.client.Allow) == 0 {
+		return nil
+	}
+	asked, _, ok := p.segment.AskedAt(ctx)
+	if !ok || host == asked {
+		return nil
+	}
+	to, err := netip.ParseAddrPort(at)
+	if err != nil || !p.client.Allow.Contain(to.Addr()) {
+		return fmt.Errorf("its descriptor leads to %s, which is neither where it was asked for nor in KVFERRY_ALLOW", at)
+	}
+	return nil
 }

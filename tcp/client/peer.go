@@ -55,6 +55,7 @@ type peer struct {
 
 	carriers atomic.Pointer[carriers] // replaced under the lock
 	lastHost atomic.Pointer[string]   // the host at which the data port was found the last time
+	onHost   atomic.Pointer[string]   // the identity of the engine on this host that is known to have given its descriptor
 	answers  sockio.Spinner
 }
 

@@ -29,7 +29,7 @@ func FuzzAnswersOfAStranger(f *testing.F) {
 	require.NoError(f, err)
 	f.Cleanup(func() { require.NoError(f, policy.Close()) })
 	config := core.DefaultConfig()
-	p := newPeer(New(Options{Config: &config, Log: zap.NewNop(), Security: policy}), &core.Segment{Name: "target"})
+	p := newPeer(New(Options{Config: &config, Log: zap.NewNop(), Security: policy, Processors: testProcessors, Limiter: testLimiter}), &core.Segment{Name: "target"})
 	d := &metadata.Descriptor{Identity: target.String(), IsKvferry: true, TLS: 1}
 
 	f.Add([]byte{})

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/address"
 	"kvferry/core/metrics"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/samehost"
@@ -47,7 +48,11 @@ func openForTest(e *core.Engine) (core.Transport, error) {
 			return nil, err
 		}
 	}
-	t.Client = New(Options{Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port,
+	allow, err := address.ParseNetworks(config.Allow)
+	if err != nil {
+		return nil, err
+	}
+	t.Client = New(Options{Allow: allow, Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port,
 		SameHost: sameHost, Security: e.Security(), Processors: testProcessors, Limiter: testLimiter, Descriptors: testDescriptors,
 		MaxRecords: testMaxRecords})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{Identity: self, MaxSessions: config.MaxSessions,
