@@ -12,7 +12,9 @@ enum {
     NO_DEVICE = 100,
     NO_SUCH_DEVICE = 101,
     NO_CONTEXT = 201,
+    INVALID_PTX = 218,
     NO_SUCH_HANDLE = 400,
+    NOT_FOUND = 500,
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     REGISTERED = 712,
@@ -101,6 +103,13 @@ int cuEventQuery(void *event);
 int cuEventElapsedTime(float *milliseconds, void *from, void *to);
 int cuThreadExchangeStreamCaptureMode(int *mode);
 int cuStreamIsCapturing(void *stream, int *out);
+int cuCtxGetStreamPriorityRange(int *least, int *greatest);
+int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority);
+int cuModuleLoadData(void **module, const void *image);
+int cuModuleGetFunction(void **function, void *module, const char *name);
+int cuModuleUnload(void *module);
+int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                   unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **parameters, void **extra);
 int cuLaunchHostFunc(void *stream, void (*function)(void *), void *argument);
 int cuMemAddressReserve(CUdeviceptr *address, size_t size, size_t alignment, CUdeviceptr wished,
                         unsigned long long flags);
