@@ -1,0 +1,115 @@
+package cuda_test
+
+import (
+	"testing"
+
+	"kvferry/core/device"
+	"kvferry/internal/driver"
+	"kvferry/internal/driver/drivertest"
+	"kvferry/tests/simtest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// copyKernel has the kernel copy 64 bytes out of a device.
+func copyKernel(b *drivertest.Bench, src uintptr) error {
+	return b.Stream.(device.KernelStream).CopyKernel(device.DeviceToHost,
+		[]device.Copy{{Dst: drivertest.AddressOf(b.Host), Src: src, Length: 64}})
+}
+
+func TestWhereKernelsCannotBeUsedTheErrorSaysSoAndTheReason(t *testing.T) {
+	for function, shown := range map[string]string{
+		"cuModuleLoadData": "cuModuleLoadData()", "cuModuleGetFunction": "cuModuleGetFunction()",
+		"cuLaunchKernel": "cuLaunchKernel(1 copies, device to host)", "cuPointerGetAttributes": "cuPointerGetAttributes()",
+	} {
+		t.Run(function, func(t *testing.T) {
+			simulated(t)
+			drivertest.OnBench(t, drivertest.Open(t, 0), func(b *drivertest.Bench) {
+				simtest.Faults(t, function+":1=222")
+				err := copyKernel(b, b.Memory)
+				require.ErrorIs(t, err, device.ErrNoKernel)
+				require.ErrorContains(t, err, "cuda:0: "+shown+" failed with 222: CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+				require.True(t, driver.FailedWith(err, 222))
+				b.Copy(t, device.DeviceToHost, b.Out(0, 64))
+			})
+		})
+	}
+}
+
+func TestKernelsThatCannotBeLoadedAreNotTriedAgain(t *testing.T) {
+	simulated(t)
+	drivertest.OnBench(t, drivertest.Open(t, 0), func(b *drivertest.Bench) {
+		simtest.Faults(t, "cuModuleLoadData:1=222")
+		first := copyKernel(b, b.Memory)
+		require.ErrorIs(t, first, device.ErrNoKernel)
+		require.EqualError(t, copyKernel(b, b.Memory), first.Error())
+		require.EqualValues(t, 1, simtest.TakeReport(t).Calls["cuModuleLoadData"])
+	})
+}
+
+// A kernel that touched this memory would break the context of the whole application, where a copy is refused.
+func TestAKernelIsNotLaunchedOnMemoryThatItCannotReach(t *testing.T) {
+	simulated(t)
+	other := simtest.NewDevice(t, 1)
+	foreign := other.Alloc(4096)
+	drivertest.OnBench(t, drivertest.Open(t, 0), func(b *drivertest.Bench) {
+		require.NoError(t, copyKernel(b, b.Memory))
+		short, err := b.Device.Allocate(4096)
+		require.NoError(t, err)
+		for name, src := range map[string]uintptr{
+			"of another context": foreign, "beyond its allocation": short + 4096 - 63, "of nobody": 4096,
+		} {
+			err := copyKernel(b, src)
+			require.ErrorIs(t, err, device.ErrNoKernel, name)
+			require.ErrorContains(t, err, "is of memory of another context, or that was freed", name)
+		}
+		require.NoError(t, b.Device.Free(short))
+		require.ErrorIs(t, copyKernel(b, short), device.ErrNoKernel, "freed memory")
+		require.NoError(t, b.Stream.Drain(enough))
+		require.EqualValues(t, 1, simtest.TakeReport(t).Calls["cuLaunchKernel"])
+	})
+	simtest.ResetCounters(t) // of the use of freed memory
+}
+
+func TestAKernelReachesMemoryThatIsMappedPieceByPiece(t *testing.T) {
+	simulated(t)
+	memory := simtest.NewDevice(t, 0).AllocVirtual(simtest.VirtualPiece, simtest.VirtualPiece)
+	drivertest.OnBench(t, drivertest.Open(t, 0), func(b *drivertest.Bench) {
+		require.NoError(t, copyKernel(b, memory+simtest.VirtualPiece-32))
+		require.NoError(t, b.Stream.Drain(enough))
+	})
+}
+
+func TestStreamsShareTheKernelsAndTheLastOneUnloadsThem(t *testing.T) {
+	simulated(t)
+	d := drivertest.Open(t, 0)
+	drivertest.OnBench(t, d, func(b *drivertest.Bench) {
+		other, err := d.NewStream()
+		require.NoError(t, err)
+		require.NoError(t, copyKernel(b, b.Memory))
+		require.NoError(t, copyKernel(&drivertest.Bench{Device: d, Host: b.Host, Memory: b.Memory, Stream: other}, b.Memory))
+		require.NoError(t, other.Drain(enough))
+		require.NoError(t, other.Close())
+		require.NoError(t, b.Stream.Drain(enough))
+		calls := simtest.TakeReport(t).Calls
+		require.EqualValues(t, 1, calls["cuModuleLoadData"])
+		require.Zero(t, calls["cuModuleUnload"])
+	})
+	require.EqualValues(t, 1, simtest.TakeReport(t).Calls["cuModuleUnload"])
+}
+
+func TestStridedCopiesThatAreTooLongAreRefused(t *testing.T) {
+	simulated(t)
+	drivertest.OnBench(t, drivertest.Open(t, 0), func(b *drivertest.Bench) {
+		for name, s := range map[string]device.Strided{
+			"a run":    {Length: 1<<30 + 1, Counts: [device.Dimensions]uint32{1, 1, 1, 1}},
+			"all runs": {Length: 1 << 10, Counts: [device.Dimensions]uint32{1 << 10, 1 << 8, 1 << 8, 1}},
+		} {
+			s.Dst, s.Src = drivertest.AddressOf(b.Host), b.Memory
+			require.ErrorIs(t, b.Stream.(device.StridedStream).CopyStrided(device.DeviceToHost, &s), device.ErrNoKernel, name)
+		}
+		none := device.Strided{Dst: drivertest.AddressOf(b.Host), Src: b.Memory, Length: 16}
+		require.NoError(t, b.Stream.(device.StridedStream).CopyStrided(device.DeviceToHost, &none))
+		require.Zero(t, simtest.TakeReport(t).Calls["cuLaunchKernel"])
+	})
+}
