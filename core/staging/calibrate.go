@@ -107,6 +107,9 @@ func (m *calibration) measure() error {
 	if err := m.allocate(); err != nil {
 		return err
 	}
+	if err := m.warmUp(); err != nil {
+		return err
+	}
 	table, over := new(device.Table), time.Now().Add(cmp.Or(m.measureTime, calibrationTime))
 	for i := range table.Rows {
 		row, err := m.row(device.Lengths[i])
@@ -156,6 +159,21 @@ func (m *calibration) allocate() (err error) {
 			GatherBelow: math.MaxUint64, BlockSize: calibrationSpan, Copying: AlwaysBy(way),
 		})
 		m.planners[way].gather, m.planners[way].least = m.memory, 2
+	}
+	return nil
+}
+
+// warmUp uses each way once: a library may load or compile what it needs then.
+func (m *calibration) warmUp() error {
+	for way := range device.WayCount {
+		if !m.able.Has(way) {
+			continue
+		}
+		if _, _, err := m.time(way, device.Lengths[0], calibrationMost); err != nil {
+			if err := m.lost(way, err); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -115,16 +116,20 @@ var profiles = []struct {
 		{4 << 10, 60}: {device.Gather, device.Gather},
 	}},
 	{"an H200", simtest.UseCUDA, "", "gpu-h200", map[[2]int][2]device.Way{
+		{4 << 10, 60}: {device.Kernel, device.Kernel},
+		{64 << 10, 4}: {device.Kernel, device.Kernel},
+	}},
+	{"an H200" + withoutKernels, simtest.UseCUDA, "", "gpu-h200", map[[2]int][2]device.Way{
 		{4 << 10, 60}: {device.Batch, device.Batch},
 		{64 << 10, 4}: {device.Batch, device.Batch},
 	}},
-	{"an older driver's H200", simtest.UseCUDA, simtest.OlderCUDA, "gpu-h200", map[[2]int][2]device.Way{
+	{"an older driver's H200" + withoutKernels, simtest.UseCUDA, simtest.OlderCUDA, "gpu-h200", map[[2]int][2]device.Way{
 		{4 << 10, 60}: {device.Single, device.Single},
 	}},
-	{"a GPU on which gathering is fast", simtest.UseCUDA, "", "d2h=50/20,h2d=50/20,d2d=1000/1,batch=15", map[[2]int][2]device.Way{
+	{"a GPU" + withoutKernels + ", on which gathering is fast", simtest.UseCUDA, "", "d2h=50/20,h2d=50/20,d2d=1000/1,batch=15", map[[2]int][2]device.Way{
 		{4 << 10, 60}: {device.Gather, device.Gather},
 	}},
-	{"a GPU of which batches are slow one way", simtest.UseCUDA, "", "d2h=50/5,h2d=50/5,d2d=1000/5,batch-d2h=1,batch-h2d=20", map[[2]int][2]device.Way{
+	{"a GPU" + withoutKernels + ", of which batches are slow one way", simtest.UseCUDA, "", "d2h=50/5,h2d=50/5,d2d=1000/5,batch-d2h=1,batch-h2d=20", map[[2]int][2]device.Way{
 		{4 << 10, 60}: {device.Batch, device.Single},
 	}},
 	{"a device on which nothing takes any time", simtest.Use, "", "0", map[[2]int][2]device.Way{
@@ -132,12 +137,18 @@ var profiles = []struct {
 	}},
 }
 
+// withoutKernels is in the names of GPUs that load no kernels.
+const withoutKernels = " without kernels"
+
 func TestBlocksAreCopiedAsTheDeviceCopiesThemFastest(t *testing.T) {
 	for _, p := range profiles {
 		t.Run(p.name, func(t *testing.T) {
 			p.use(t, p.older)
 			simtest.NoLeaks(t)
 			n := unmeasured(t, p.cost, measuring())
+			if strings.Contains(p.name, withoutKernels) {
+				simtest.Faults(t, "cuModuleLoadData:1+")
+			}
 			n.measured()
 			for blocks, ways := range p.want {
 				for dir, want := range ways {
@@ -157,6 +168,8 @@ func way(before, after staging.Stats) device.Way {
 		return device.Gather
 	case after.Batches > before.Batches:
 		return device.Batch
+	case after.Kernels > before.Kernels:
+		return device.Kernel
 	case after.Matrices > before.Matrices:
 		return device.Matrix
 	}
