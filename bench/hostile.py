@@ -53,7 +53,7 @@ def main() -> int:
             rows = [
                 [kind, *measured(namespace, settings, kind, options.rounds, options.seconds)] for kind in chosen
             ]
-            print(f"\nWRITE beside a flood {how}, and its ratio to WRITE without one".replace("  ", " "))
+            print(f"\nWRITE beside a flood{how and f', {how}'}: GB/s, and the ratio to WRITE without one")
             print(table(["flood", *(f"{case}, {what}" for case in CASES for what in ("GB/s", "ratio")), "connections"], rows))
     return 0
 
