@@ -24,7 +24,10 @@ from support import flood, network
 from tables import table
 
 KIB = 1 << 10
-CASES = {"1 MiB x 32": Work("write", 1024 * KIB, 32, 32, 1, 1024 * KIB), "64 KiB x 64": Work("write", 64 * KIB, 64, 64, 1, 64 * KIB)}
+CASES = {
+    "1 MiB x 32": Work("write", 1024 * KIB, 32, 32, 1, 1024 * KIB),
+    "64 KiB x 64": Work("write", 64 * KIB, 64, 64, 1, 64 * KIB),
+}
 SIZE = max(work.span for work in CASES.values())
 PORTS = {"MC_MIN_RPC_PORT": "17001", "MC_MAX_RPC_PORT": "17002"}
 BEFORE = 400  # connections that the stranger makes before anything is measured: more than the engine serves
@@ -54,7 +57,8 @@ def main() -> int:
                 [kind, *measured(namespace, settings, kind, options.rounds, options.seconds)] for kind in chosen
             ]
             print(f"\nWRITE beside a flood{how and f', {how}'}: GB/s, and the ratio to WRITE without one")
-            print(table(["flood", *(f"{case}, {what}" for case in CASES for what in ("GB/s", "ratio")), "connections"], rows))
+            columns = [f"{case}, {what}" for case in CASES for what in ("GB/s", "ratio")]
+            print(table(["flood", *columns, "connections"], rows))
     return 0
 
 

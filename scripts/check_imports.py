@@ -36,12 +36,13 @@ MAY_IMPORT = {
     "core/status": "",
     "core/threads": "",
     # The transport.
-    "tcp": "core core/address core/fair core/metrics core/status tcp/client tcp/samehost tcp/server tcp/sockio tcp/wire",
+    "tcp": "core core/address core/fair core/metrics core/status tcp/client tcp/samehost tcp/server tcp/sockio"
+    " tcp/wire",
     "tcp/client": "core core/address core/clock core/hostmem core/metadata core/metrics core/security core/status"
     " tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
-    "tcp/server": "core core/clock core/fair core/hostmem core/metrics core/security core/shut core/staging core/status tcp/samehost"
-    " tcp/sockio tcp/wire",
+    "tcp/server": "core core/clock core/fair core/hostmem core/metrics core/security core/shut core/staging"
+    " core/status tcp/samehost tcp/sockio tcp/wire",
     "tcp/sockio": "core/clock core/hostmem core/shut core/threads",
     "tcp/wire": "",
     # Devices.

@@ -18,8 +18,10 @@ LIMIT = 10.0  # seconds that a program may take to end after its standard input 
 
 
 class Network:
-    """The namespace, as long as the process `keeper` runs. `enter` is a command that runs another one in it, in place of
-    itself."""
+    """The namespace, as long as the process `keeper` runs.
+
+    `enter` is a command that runs another one in it, in place of itself.
+    """
 
     def __init__(self, keeper: int) -> None:
         self.keeper = keeper

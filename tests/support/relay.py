@@ -1,4 +1,4 @@
-"""A middle man: takes the connections that were meant for an engine, passes them on, records them and may alter a byte."""
+"""A middle man: takes connections that were meant for an engine, passes them on, records them, may alter a byte."""
 
 from __future__ import annotations
 
