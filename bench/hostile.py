@@ -53,18 +53,14 @@ def main() -> int:
         for how, kinds in KINDS.items():
             settings = {"KVFERRY_SECRET_FILE": str(secret)} if how else {}
             chosen = [kind for kind in kinds if not options.only or kind in options.only]
-            rows = [
-                [kind, *measured(namespace, settings, kind, options.rounds, options.seconds)] for kind in chosen
-            ]
+            rows = [[kind, *measured(namespace, settings, kind, options.rounds, options.seconds)] for kind in chosen]
             print(f"\nWRITE beside a flood{how and f', {how}'}: GB/s, and the ratio to WRITE without one")
             columns = [f"{case}, {what}" for case in CASES for what in ("GB/s", "ratio")]
             print(table(["flood", *columns, "connections"], rows))
     return 0
 
 
-def measured(
-    namespace: network.Network, settings: dict[str, str], kind: str, rounds: int, seconds: float
-) -> list[str]:
+def measured(namespace: network.Network, settings: dict[str, str], kind: str, rounds: int, seconds: float) -> list[str]:
     """Return the figures of a kind: for each case the rate and the ratio, and the connections that were made."""
     cells: list[str] = []
     with nodes(namespace, settings) as (initiator, target):
