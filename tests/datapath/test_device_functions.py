@@ -74,8 +74,8 @@ COPY = {("cuda", "older"): {"KVFERRY_DEVICE_COPY": "batch"}}
 # Those that are made to fail: of an older CUDA the ones that a newer one uses less.
 FAILING = {**USED, ("cuda", "older"): ("cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2")}
 
-# Others that the engine uses: calls that are made until one has succeeded in a process, look-ups of where memory is, and
-# calls that it can do without.
+# Others that the engine uses: calls that are made until one has succeeded in a process, look-ups of where memory is,
+# and calls that it can do without.
 ELSEWHERE = {
     "npu": ("aclInit", "aclrtGetDeviceCount", "aclrtPointerGetAttributes"),
     "cuda": ("cuInit", "cuDeviceGetCount", "cuPointerGetAttributes", "cuCtxGetStreamPriorityRange"),
