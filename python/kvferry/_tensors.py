@@ -34,6 +34,8 @@ def _torch(array: Any) -> Tensor:
 
 def _interface(array: Any, interface: dict[str, Any]) -> Tensor:
     shape, kind = tuple(interface["shape"]), str(interface["typestr"])
+    if kind[1] not in "biufcV":  # of others the number is not a size in bytes, or the elements are elsewhere
+        raise TypeError(f"an array of numbers is needed, not one of {kind}")
     size = int(kind[2:])
     strides = interface.get("strides") or _contiguous(shape, size)
     name = str(getattr(getattr(array, "dtype", None), "name", ""))

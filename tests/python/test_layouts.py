@@ -134,6 +134,9 @@ def test_tensors_that_are_no_layout_are_refused(tensors: Any, axes: str, more: d
 def test_objects_that_are_no_tensors_are_a_type_error() -> None:
     with pytest.raises(TypeError, match="not bytes"):
         Layout(bytes(100), "block token dim")
+    for kind in (object, "U7"):
+        with pytest.raises(TypeError, match="an array of numbers"):
+            Layout(np.zeros((3, 4, 5), kind), "block token dim")
 
 
 def test_layouts_that_do_not_belong_together_are_not_joined() -> None:
@@ -146,7 +149,9 @@ def test_layouts_that_do_not_belong_together_are_not_joined() -> None:
         k + k
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", "null", "\ud800", '{"kvferry_layout": 2}', "x" * 2_000_000])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", "null", "\ud800", '{"kvferry_layout": 2}', pytest.param("x" * 2**21, id="long")]
+)
 def test_text_that_is_no_layout_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         Layout.from_json(text)
@@ -177,6 +182,15 @@ def test_a_type_without_a_name_matches_any() -> None:
     layout = Layout(CACHE, "kv block token head dim")
     other = Layout(CACHE.view(np.int16), "kv block token head dim", dtype="")
     assert plan(layout.blocks([1]), other.blocks([2]), 16).bytes == 16 * 2 * 4 * 8 * 2
+
+
+def test_a_partial_plan_moves_what_the_sources_have() -> None:
+    half = Layout(np.zeros((2, 10, 16, 2, 8), np.float16), "kv block token head dim", heads=(2, 4))
+    whole = Layout(CACHE, "kv block token head dim")
+    with pytest.raises(ValueError, match="no source has layer 0, K/V 0 to 1, head 0 to 1, dim 0 to 7"):
+        plan(half.blocks([1]), whole.blocks([2]), 16)
+    assert plan(half.blocks([1]), whole.blocks([2]), 16, partial=True).bytes == 16 * 2 * 2 * 8 * 2
+    assert plan(whole.blocks([1]), half.blocks([2]), 16).bytes == 16 * 2 * 2 * 8 * 2
 
 
 def test_a_layout_can_be_used_in_a_child_that_was_forked_after_it_was_made() -> None:

@@ -16,7 +16,7 @@ from kvferry._device import Runtime
 from kvferry.gpu import CUDA
 from kvferry.npu import AscendCL
 from mooncake.engine import TransferEngine
-from support.inprocess import HOST
+from support.inprocess import HOST, run_python
 
 AXES = ("layer", "kv", "block", "token", "head", "dim")
 DTYPES = (np.uint8, np.float16, np.float32, np.complex128)
@@ -243,6 +243,24 @@ def test_mistakes_of_the_caller_are_errors_that_say_so(engines: list[TransferEng
         made.read(engines[0], [])
     with pytest.raises(ValueError, match="not initialized"):
         made.read(TransferEngine(), "x")
+
+
+@pytest.mark.parametrize("peers", (1, 2))
+def test_a_peer_that_does_not_answer_in_time_is_an_error_that_says_so(peers: int) -> None:
+    done = run_python(f"""
+from kvferry import TransferError
+peer = StuckPeer()
+e, m = start(), Mapping(peer.length)
+assert e.transfer_sync_write(peer.name, m.address, peer.address, 1) == 0
+peer.stop()
+try:
+    plan(blocks(m, 1), [blocks(peer, i) for i in range({peers})], 16).write(e, [peer.name] * {peers}, timeout=0.3)
+except TransferError as error:
+    print(error)
+peer.kill()
+""")
+    assert done.returncode == 0, done.stderr
+    assert "given up after 0.3 s" in done.stdout
 
 
 def test_a_plan_says_what_it_moves() -> None:
