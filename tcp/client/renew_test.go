@@ -142,3 +142,25 @@ func TestASecretIsReplacedWithoutAFailedTransfer(t *testing.T) {
 		})
 	}
 }
+
+// A peer that is never idle gets no further than others.
+func TestAPeerWithAFormerSecretThatIsAlwaysBusyIsCutOff(t *testing.T) {
+	former, next := newSecret(), newSecret()
+	targetFile := secretFile(t, next+former)
+	target, e := newEngine(t, withSecret(targetFile)), newEngine(t, withSecret(secretFile(t, former)))
+	memory, local := tcptest.Mapped(t, 2<<20), tcptest.Mapped(t, 2<<20)
+	require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+	id := tcptest.OpenSegment(t, e, target.Name())
+	ask := func() *core.Batch {
+		b := tcptest.Submit(t, e, tcptest.Ask(core.Write, local, id, memory))
+		tcptest.Wait(t, b)
+		return b
+	}
+	tcptest.Completes(t, ask())
+	replace(t, targetFile, next)
+	var err error
+	for until := time.Now().Add(time.Minute); err == nil && time.Now().Before(until); {
+		err = ask().Err()
+	}
+	require.ErrorContains(t, err, "a certificate of another cluster secret")
+}

@@ -20,7 +20,7 @@ import (
 
 // endGrace is how long a session that is to end may go on with its requests. An initiator replaces its connections by itself when
 // its own secret changes and when their keys are worn, and needs less time for that.
-const endGrace = 6 * time.Second
+const endGrace = 5 * time.Second
 
 // errNotAccepted is in the reason why a session ends whose peer would be refused by now.
 var errNotAccepted = errors.New("it has begun by a secret or a certificate that is not accepted any more")
