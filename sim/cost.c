@@ -16,10 +16,11 @@ struct price {
 
 struct cost {
     struct price kinds[KINDS], pageable;
-    int64_t row; /* each further row of a matrix */
+    int64_t row;    /* each further row of a matrix */
+    int64_t kernel; /* the latency of a kernel, however much it copies */
 };
 
-static const char defaults[] = "d2h=25/15,h2d=25/15,d2d=1000/2,pageable=3/15,batch=1,row=1";
+static const char defaults[] = "d2h=25/15,h2d=25/15,d2d=1000/2,pageable=3/15,batch=1,row=1,kernel=15";
 
 /* Costs of some devices, by name. What they leave out has its default. */
 static const struct profile {
@@ -30,7 +31,7 @@ static const struct profile {
     /* A device on which copies within it are no cheaper to start than others: gathering halves the rate. */
     {"npu-slow-within", "d2h=25/2.1,h2d=25/2.1,d2d=1000/4.2,batch=2.2,row=2.2"},
     /* Measured on an H200 with page-locked memory. */
-    {"gpu-h200", "d2h=53/2.8,h2d=53/2.8,d2d=1500/2.8,batch-d2h=0.4,batch-h2d=1.4,row=0.5"},
+    {"gpu-h200", "d2h=53/2.8,h2d=53/2.8,d2d=1500/2.8,batch-d2h=0.4,batch-h2d=1.4,row=0.5,kernel=8"},
 };
 static const struct cost free_of_charge;
 static struct cost current; /* free before the variables are read */
@@ -39,8 +40,12 @@ int64_t sim_copy_cost(enum sim_kind kind, bool pageable, struct sim_work work)
 {
     const struct price *price = pageable ? &current.pageable : &current.kinds[kind];
     int64_t further = work.made_of == SIM_ROWS ? current.row : current.kinds[kind].further;
+    int64_t bytes = (int64_t)((double)work.size * price->per_byte);
 
-    return price->latency + (int64_t)(work.elements - 1) * further + (int64_t)((double)work.size * price->per_byte);
+    if (work.made_of == SIM_KERNEL) {
+        return current.kernel + bytes;
+    }
+    return price->latency + (int64_t)(work.elements - 1) * further + bytes;
 }
 
 static bool parse_microseconds(const char *text, int64_t *nanoseconds)
@@ -96,6 +101,9 @@ static bool parse_part(struct cost *cost, const char *name, const char *value)
     }
     if (strcmp(name, "row") == 0) {
         return parse_microseconds(value, &cost->row);
+    }
+    if (strcmp(name, "kernel") == 0) {
+        return parse_microseconds(value, &cost->kernel);
     }
     if (strcmp(name, "pageable") == 0) {
         return parse_price(value, &cost->pageable);

@@ -49,10 +49,10 @@ int kvferry_sim_seed(unsigned long long seed, int on);
 
 /* Sets what operations cost, as KVFERRY_SIM_COST does: "KIND=GBPS/MICROSECONDS" separated by commas, with the kinds
  * d2h, h2d, d2d and pageable; "batch=MICROSECONDS" for each further element of a batched copy, "batch-h2d" for those
- * of one kind; "row=MICROSECONDS" for each further row of a matrix; or the name of a profile, which later costs
- * change in part. What is not named gets its default, NULL or "" gives all of them; "0" makes everything free. 0, or
- * -1 where spec is not understood: the costs are then as before. Operations that are submitted later have the new
- * costs. */
+ * of one kind; "row=MICROSECONDS" for each further row of a matrix; "kernel=MICROSECONDS" for a kernel that copies; or
+ * the name of a profile, which later costs change in part. What is not named gets its default, NULL or "" gives all of
+ * them; "0" makes everything free. 0, or -1 where spec is not understood: the costs are then as before. Operations that
+ * are submitted later have the new costs. */
 int kvferry_sim_cost(const char *spec);
 
 /* Returns the text of the last call that failed on this thread, of the runtime or of these functions, and forgets it.

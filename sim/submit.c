@@ -135,7 +135,7 @@ int sim_launch(const struct batch *batch, void *handle)
     }
     for (kind = KIND_H2H; kind < KINDS; kind++) {
         if (parts.work[kind].elements > 0) {
-            parts.work[kind].elements = 1; /* all of a kind cost as much as one copy */
+            parts.work[kind].made_of = SIM_KERNEL;
         }
     }
     parts.pageable = false;

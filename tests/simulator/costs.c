@@ -156,7 +156,7 @@ static void test_costs_that_make_no_sense_are_refused(void)
     static const char *const wrong[] = {"h2d",      "h2d=",     "h2d=25",      "h2d=25/",      "h2d=1e-5/1", "h2d=-1/1",
                                         "h2d=1/-1", "foo=25/1", "batch=",      "batch=1/2",    "h2d=1/1x", "1",
                                         "h2d=x/1",  "batch=-1", "h2d=nan/1",   "h2d=1/1e12",
-                                        "gpu",      "gpu-h200=1", "batch-h2h=1", "batch-x=1",  "row=x",
+                                        "gpu",      "gpu-h200=1", "batch-h2h=1", "batch-x=1",  "row=x",      "kernel=1/1",
                                         "npu-910b-guess,x"};
     double start;
     size_t i;
