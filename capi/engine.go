@@ -62,6 +62,7 @@ func create(env environment, o core.Options, install, asks bool) (unsafe.Pointer
 		}
 	}
 	h := &engineHandle{ended: make(chan struct{}), closeLog: closeLog, asks: asks, transports: map[string]unsafe.Pointer{}}
+	h.hideMetrics = showMetrics(e)
 	h.engine.Store(e)
 	return handles.add(h), nil
 }

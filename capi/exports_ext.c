@@ -48,6 +48,18 @@ int kvferry_register(transfer_engine_t engine, const buffer_entry_t *ranges, siz
     return kvferry_go_register_for(engine, ranges, count, location, access, kvferry_reason());
 }
 
+int kvferry_stats(transfer_engine_t engine, kvferry_stats_t *stats, size_t size)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_stats(engine, stats, size, kvferry_reason());
+}
+
+int64_t kvferry_stats_json(transfer_engine_t engine, char *buf_out, size_t buf_len)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_stats_json(engine, buf_out, buf_len, kvferry_reason());
+}
+
 /* How a function starts that stores a batch id. */
 #define ENTER_WITH_BATCH(batch_out)                                  \
     do {                                                             \

@@ -22,6 +22,8 @@ type engineHandle struct {
 	asks     bool        // the owner calls kvferry_last_error for each call that fails: reasons need not be logged
 	graceful atomic.Bool // see shutdown.go
 
+	hideMetrics func() // ends what showMetrics began
+
 	noRDMAOnce sync.Once // for the log line that there is no RDMA
 
 	mu         sync.Mutex
@@ -187,6 +189,7 @@ func (h *engineHandle) end(handle unsafe.Pointer) error {
 		return destroyedError(handle)
 	}
 	defer close(h.ended)
+	h.hideMetrics()
 	err := e.Close()
 	if err != nil {
 		e.Log().Error("an engine was closed with errors", zap.String("engine", e.Name()), zap.Error(err))

@@ -56,6 +56,7 @@ type Config struct {
 	Metrics                 bool
 	MetricsInterval         time.Duration
 	MetricsPeers            int
+	MetricsListen           string // see exporter.Attach; "" for nowhere
 	MetadataHTTPToken       Secret
 	AscendCL                string // "" for where the loader finds it
 	CUDA                    string // "" for where the loader finds it

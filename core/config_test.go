@@ -74,7 +74,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"MC_SLICE_TIMEOUT": "8", "MC_RETRY_CNT": "127", "MC_DISABLE_METACACHE": "1",
 		"MC_TE_METADATA_REFRESH_INTERVAL_SECONDS": "9", "MC_METADATA_CLUSTER_ID": "blue",
 		"MC_REDIS_USERNAME": "kv", "MC_REDIS_PASSWORD": "cache", "MC_REDIS_DB_INDEX": "255", "MC_USE_IPV6": "1",
-		"MC_LOG_LEVEL": "trace", "MC_LOG_DIR": "/var/log", "MC_TE_METRIC": "yes", "MC_TE_METRIC_INTERVAL_SECONDS": "11", "KVFERRY_METRICS_PEERS": "23",
+		"MC_LOG_LEVEL": "trace", "MC_LOG_DIR": "/var/log", "MC_TE_METRIC": "yes", "MC_TE_METRIC_INTERVAL_SECONDS": "11", "KVFERRY_METRICS_PEERS": "23", "KVFERRY_METRICS_LISTEN": "unix:/run/kvferry.sock",
 		"MC_CUSTOM_TOPO_JSON": "/etc/topology.json", "MC_METADATA_HTTP_TOKEN": "token",
 		"KVFERRY_METADATA_CONNECT_TIMEOUT_MS": "16", "KVFERRY_METADATA_TIMEOUT_MS": "17", "KVFERRY_METADATA_CA": "/ca.pem",
 		"KVFERRY_METADATA_CERT": "/cert.pem", "KVFERRY_METADATA_KEY": "/key.pem", "KVFERRY_METADATA_INSECURE": "on",
@@ -100,7 +100,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		SliceTimeout: 8 * time.Second, RetryCount: 127, DisableMetaCache: true,
 		MetaRefreshInterval: 9 * time.Second, ClusterID: "blue",
 		RedisUsername: "kv", RedisPassword: "cache", RedisDB: 255, UseIPv6: true,
-		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second, MetricsPeers: 23,
+		LogLevel: "TRACE", LogDir: "/var/log", Metrics: true, MetricsInterval: 11 * time.Second, MetricsPeers: 23, MetricsListen: "unix:/run/kvferry.sock",
 		MetadataHTTPToken: "token",
 		Metadata: kv.Connection{
 			ConnectTimeout: 16 * time.Millisecond, ReplyTimeout: 17 * time.Millisecond,
@@ -143,6 +143,8 @@ func TestBadValueGivesTheDefaultAndOneWarningThatNamesIt(t *testing.T) {
 		"MC_LOG_DIR":                              {"/var/\nlog"},
 		"MC_TE_METRIC":                            {"2"},
 		"MC_TE_METRIC_INTERVAL_SECONDS":           {"0"},
+		"KVFERRY_METRICS_PEERS":                   {"-1", "65537", "all"},
+		"KVFERRY_METRICS_LISTEN":                  {"a\nb"},
 		"KVFERRY_ASCENDCL":                        {"a\nb"},
 		"KVFERRY_STAGING_BLOCK_SIZE":              {"0", "65535", "65537", "2147483648"},
 		"KVFERRY_STAGING_POOL_SIZE":               {"262143", "-1", "64M"},
@@ -294,6 +296,7 @@ func requireInRange(t *testing.T, c Config) {
 	inRange("RedisDB", c.RedisDB, 0, 255)
 	require.Contains(t, logLevels, c.LogLevel)
 	inSeconds("MetricsInterval", c.MetricsInterval, 1, math.MaxInt32)
+	inRange("MetricsPeers", c.MetricsPeers, 0, 65536)
 	inRange("StagingBlockSize", c.StagingBlockSize, 1<<16, 1<<30)
 	inRange("StagingPoolSize", c.StagingPoolSize, 1<<18, 1<<40)
 	inRange("StagingGatherBelow", c.StagingGatherBelow, 0, 1<<30)

@@ -128,7 +128,8 @@ func (d *devices) keep(name string, made *staging.Device) (*staging.Device, erro
 }
 
 // describe says what the staging of each device does.
-func (d *devices) describe() (all []metrics.Staging) {
+func (d *devices) describe() []metrics.Staging {
+	all := []metrics.Staging{}
 	d.mu.Lock()
 	names, staged := slices.Sorted(maps.Keys(d.staged)), maps.Clone(d.staged)
 	d.mu.Unlock()

@@ -345,7 +345,9 @@ func (e *Engine) publish() error {
 
 // Stats describes the engine now.
 func (e *Engine) Stats() *metrics.Stats {
-	s := &metrics.Stats{Version: e.version, Engine: e.name, Identity: e.identity, Uptime: (clock.Now() - e.made).Seconds()}
+	s := &metrics.Stats{
+		Version: e.version, Engine: e.name, Identity: e.identity, Uptime: (clock.Now() - e.made).Seconds(), Target: []metrics.TargetPeer{},
+	}
 	e.metrics.Describe(s)
 	e.describeBatches(s)
 	states := map[*metrics.Peer]metrics.PeerState{}

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "core/metadata/kv": "core/status",
     "core/metadata/redis": "core/metadata/kv",
     "core/metrics": "",
+    "core/metrics/exporter": "core/metrics core/shut core/status",
     "core/reload": "core/status",
     "core/security": "core/reload core/status",
     "core/shut": "",
@@ -51,8 +52,8 @@ MAY_IMPORT = {
     "internal/dl": "",
     "internal/driver": "core/device core/status internal/dl",
     # Products.
-    "capi": "ascend core core/device core/layout core/metadata core/metadata/etcd core/metadata/redis core/status"
-    " core/threads cuda metaserver tcp",
+    "capi": "ascend core core/device core/layout core/metadata core/metadata/etcd core/metadata/redis core/metrics"
+    " core/metrics/exporter core/status core/threads cuda metaserver tcp",
     "metaserver": "core/address core/fair core/reload core/shut core/status",
     # What tests, benchmarks and the demo use; nothing else imports these.
     "bench": "",

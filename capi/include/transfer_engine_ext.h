@@ -79,6 +79,45 @@ int kvferry_register(transfer_engine_t engine, const buffer_entry_t *ranges, siz
                      int access);
 
 /*
+ * What an engine has done since it was made, and does now. As the initiator it reads and writes the memory of peers; as the
+ * target it serves theirs. Requests and their bytes are counted when their batch ends, before a wait for it returns.
+ */
+typedef struct kvferry_stats {
+    uint64_t read_requests;         /* initiator: requests that have completed */
+    uint64_t write_requests;
+    uint64_t read_bytes;            /* their payload */
+    uint64_t write_bytes;
+    uint64_t failed_requests;       /* initiator: requests that have failed */
+    uint64_t batches;               /* initiator: batches that have ended, failed ones included */
+    uint64_t failed_batches;        /* those in which a request failed */
+    uint64_t batch_nanoseconds;     /* sum of the times from the submission of a batch to its end */
+    uint64_t requests_in_flight;    /* initiator, now: requests that have not ended */
+    uint64_t bytes_in_flight;       /* their bytes that have not arrived */
+    uint64_t served_read_requests;  /* target: requests of the hosts that are remembered, 256 or more. READs of a process on
+                                       the same host are not seen */
+    uint64_t served_write_requests;
+    uint64_t served_read_bytes;
+    uint64_t served_write_bytes;
+    uint64_t sessions;              /* target, now: data connections of peers */
+    uint64_t refused_connections;   /* of peers, at either port: no place, not accepted, or not allowed */
+    uint64_t dropped_log_lines;     /* of the process: lines of the library's log that could not be written */
+} kvferry_stats_t;
+
+/*
+ * Fills *stats. size is sizeof(kvferry_stats_t): a later library may know more members, and leaves out what does not fit; an
+ * earlier one sets to 0 what it does not know. Takes microseconds. 0, or a negated Status code.
+ */
+int kvferry_stats(transfer_engine_t engine, kvferry_stats_t *stats, size_t size);
+
+/*
+ * All that an engine knows of itself, by peer and by reason too, as a JSON object in UTF-8; docs/operations.md describes it.
+ * Writes the text to buf_out, NUL-terminated and cut to buf_len, and returns its length without the NUL: if that is buf_len or
+ * more, the text was cut, and a further call needs more room; the text may have grown meanwhile. buf_out may be NULL with buf_len
+ * 0. A negated Status code on failure. Takes some hundred microseconds.
+ */
+int64_t kvferry_stats_json(transfer_engine_t engine, char *buf_out, size_t buf_len);
+
+/*
  * Allocates a batch and submits count requests of one kind to one segment: request i moves lengths[i] bytes between
  * local[i], an address of this process, and remote[i], an address of the segment's owner. The arrays are not kept.
  * notify may be NULL; else the message is delivered to the segment's owner after all completed, as

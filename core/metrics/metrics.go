@@ -36,7 +36,7 @@ type Reason int
 const (
 	Rejected    Reason = iota // the peer has no such memory registered, or its descriptor does not show it
 	Connection                // the connection was lost, or there is none
-	Stalled                   // nothing moved for KVFERRY_PROGRESS_TIMEOUT_SEC or MC_TCP_STATUS_TIMEOUT_SEC
+	Stalled                   // nothing moved for MC_TCP_PROGRESS_TIMEOUT_SEC, or no answer came for MC_TCP_STATUS_TIMEOUT_SEC
 	PeerFailed                // the peer said that it could not move the bytes
 	LocalMemory               // the request is impossible, or local memory cannot be accessed
 	Untrusted                 // one side refused the other

@@ -64,6 +64,14 @@ type Moved struct {
 	Bytes    map[string]uint64 `json:"bytes"` // payload by path: tcp, host, or local
 }
 
+// All is the payload, whatever its path.
+func (m *Moved) All() (bytes uint64) {
+	for _, n := range m.Bytes {
+		bytes += n
+	}
+	return bytes
+}
+
 // InitiatorPeer is a peer whose memory this engine reads and writes. The name "local" is the engine's own memory, and OtherPeers those
 // beyond KVFERRY_METRICS_PEERS.
 type InitiatorPeer struct {

@@ -139,6 +139,45 @@ class nic_load_stat_t(ctypes.Structure):
     ]
 
 
+class kvferry_stats_t(ctypes.Structure):
+    read_requests: int
+    write_requests: int
+    read_bytes: int
+    write_bytes: int
+    failed_requests: int
+    batches: int
+    failed_batches: int
+    batch_nanoseconds: int
+    requests_in_flight: int
+    bytes_in_flight: int
+    served_read_requests: int
+    served_write_requests: int
+    served_read_bytes: int
+    served_write_bytes: int
+    sessions: int
+    refused_connections: int
+    dropped_log_lines: int
+    _fields_: ClassVar = [
+        ("read_requests", ctypes.c_uint64),
+        ("write_requests", ctypes.c_uint64),
+        ("read_bytes", ctypes.c_uint64),
+        ("write_bytes", ctypes.c_uint64),
+        ("failed_requests", ctypes.c_uint64),
+        ("batches", ctypes.c_uint64),
+        ("failed_batches", ctypes.c_uint64),
+        ("batch_nanoseconds", ctypes.c_uint64),
+        ("requests_in_flight", ctypes.c_uint64),
+        ("bytes_in_flight", ctypes.c_uint64),
+        ("served_read_requests", ctypes.c_uint64),
+        ("served_write_requests", ctypes.c_uint64),
+        ("served_read_bytes", ctypes.c_uint64),
+        ("served_write_bytes", ctypes.c_uint64),
+        ("sessions", ctypes.c_uint64),
+        ("refused_connections", ctypes.c_uint64),
+        ("dropped_log_lines", ctypes.c_uint64),
+    ]
+
+
 class kvferry_batch_status_t(ctypes.Structure):
     tasks: int
     completed: int
@@ -246,6 +285,8 @@ class Functions:
     kvferry_rpc_port: Callable[[Address], int]
     kvferry_transfer_timeout_ms: Callable[[Address], int]
     kvferry_register: Callable[[Address, Any, int, Text, int], int]
+    kvferry_stats: Callable[[Address, Any, int], int]
+    kvferry_stats_json: Callable[[Address, Text, int], int]
     kvferry_submit: Callable[[Address, int, int, Address, Address, Address, int, Any, Any], int]
     kvferry_batch_wait: Callable[[Address, int, int], int]
     kvferry_batches_wait: Callable[[Address, Address, int, int], int]
@@ -324,6 +365,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_rpc_port": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_transfer_timeout_ms": (ctypes.c_int64, [ctypes.c_void_p]),
     "kvferry_register": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(buffer_entry_t), ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int]),
+    "kvferry_stats": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(kvferry_stats_t), ctypes.c_size_t]),
+    "kvferry_stats_json": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_submit": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(notify_msg_t), ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_batch_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]),
     "kvferry_batches_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]),

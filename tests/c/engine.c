@@ -253,6 +253,52 @@ static void test_links_show_the_peer(void)
     destroyTransferEngine(peer);
 }
 
+static void test_statistics_count_what_was_moved(void)
+{
+    transfer_engine_t engine = make_engine(), peer = make_engine();
+    kvferry_stats_t stats, whole[2];
+    char text[1 << 16], cut[64];
+    int64_t length;
+
+    CHECK_EQUAL(registerLocalMemory(peer, far, SIZE, "*", 1), 0);
+    CHECK_EQUAL(move(engine, OPCODE_WRITE, near, open_peer(engine, peer), far, 777), STATUS_COMPLETED);
+    CHECK_EQUAL(move(engine, OPCODE_READ, near, open_peer(engine, peer), far, 70), STATUS_COMPLETED);
+    CHECK_EQUAL(move(engine, OPCODE_READ, near, open_peer(engine, peer), far + SIZE, 70), STATUS_FAILED);
+    CHECK_EQUAL(kvferry_stats(engine, &stats, sizeof stats), 0);
+    CHECK_EQUAL(stats.write_requests, 1);
+    CHECK_EQUAL(stats.write_bytes, 777);
+    CHECK_EQUAL(stats.read_requests, 1);
+    CHECK_EQUAL(stats.read_bytes, 70);
+    CHECK_EQUAL(stats.failed_requests, 1);
+    CHECK_EQUAL(stats.batches, 3);
+    CHECK_EQUAL(stats.failed_batches, 1);
+    CHECK(stats.batch_nanoseconds > 0 && stats.requests_in_flight == 0 && stats.served_write_bytes == 0);
+    CHECK_EQUAL(kvferry_stats(peer, &stats, sizeof stats), 0);
+    CHECK_EQUAL(stats.served_write_requests, 1);
+    CHECK_EQUAL(stats.served_write_bytes, 777);
+    CHECK_EQUAL(stats.batches, 0);
+
+    memset(whole, 'x', sizeof whole);
+    CHECK_EQUAL(kvferry_stats(engine, whole, sizeof whole), 0);
+    CHECK_EQUAL(whole[1].read_requests, 0); /* what a library does not know is 0 */
+    memset(whole, 'x', sizeof whole);
+    CHECK_EQUAL(kvferry_stats(engine, whole, 2 * sizeof(uint64_t)), 0);
+    CHECK(whole[0].write_requests == 1 && whole[0].read_bytes == 0x7878787878787878u);
+    CHECK_EQUAL(kvferry_stats(engine, NULL, sizeof stats), -1);
+
+    length = kvferry_stats_json(engine, text, sizeof text);
+    CHECK(length > 0 && length == (int64_t)strlen(text));
+    CHECK(text[0] == '{' && strstr(text, "\"write\":{\"requests\":1,\"bytes\":{") != NULL);
+    memset(cut, 'x', sizeof cut);
+    CHECK(kvferry_stats_json(engine, cut, 10) > 10);
+    CHECK(strncmp(cut, text, 9) == 0 && cut[9] == 0 && cut[10] == 'x');
+    CHECK(kvferry_stats_json(engine, NULL, 0) > 10);
+    destroyTransferEngine(engine);
+    CHECK_EQUAL(kvferry_stats(engine, &stats, sizeof stats), -1);
+    CHECK_EQUAL(kvferry_stats_json(engine, text, sizeof text), -1);
+    destroyTransferEngine(peer);
+}
+
 static void test_copy_survives_what_is_not_mapped(void)
 {
     unsigned char *page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -283,6 +329,7 @@ int main(void)
     test_notifications_arrive_in_order_and_once();
     test_notification_follows_its_batch_and_no_failed_one();
     test_links_show_the_peer();
+    test_statistics_count_what_was_moved();
     test_copy_survives_what_is_not_mapped();
     return 0;
 }

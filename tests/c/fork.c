@@ -24,6 +24,7 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     size_t count = 1;
     transfer_status_t status;
     kvferry_batch_status_t all;
+    kvferry_stats_t stats;
     batch_id_t made = 5;
     kvferry_metadata_server_options_t options = {0};
     int size = 3;
@@ -60,6 +61,8 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_FORKED(kvferry_rpc_port(engine), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_register(engine, &entry, 1, "*", KVFERRY_ACCESS_REMOTE_READ), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_transfer_timeout_ms(engine), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_stats(engine, &stats, sizeof stats), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_stats_json(engine, text, sizeof text), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_submit(engine, 1, 0, &number, &number, &number, 1, NULL, &made), KVFERRY_ERR_FORKED);
     CHECK_EQUAL(made, INVALID_BATCH);
     CHECK_FORKED(kvferry_transfer_sync(engine, 1, 0, &number, &number, &number, 1, NULL, 10, &made),

@@ -15,6 +15,7 @@ FAILURES: list[tuple[str, tuple[Any, ...], Any]] = [
     ("get_rpc_port", (), -1),
     ("get_engine", (), None),
     ("get_engine_ptr", (), 0),
+    ("stats", (), None),
     ("get_notifies", (), []),
     ("get_first_buffer_address", ("127.0.0.1:1",), 0),
     ("send_probe", ("127.0.0.1:1",), -1),

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, SupportsIndex, overload
 from typing_extensions import Buffer
 
 from kvferry._engine import Engine
+from kvferry.stats import Stats
 
 Integers = Iterable[SupportsIndex]
 Access = Literal["none", "read", "write", "read-write"]
@@ -101,6 +102,7 @@ class TransferEngine:
         /,
     ) -> int: ...
     def get_rpc_port(self) -> int: ...
+    def stats(self) -> Stats | None: ...  # kvferry's own
     def allocate_managed_buffer(self, length: SupportsIndex, /) -> int: ...
     def free_managed_buffer(self, user_tensor: SupportsIndex, length: SupportsIndex, /) -> int: ...
     def transfer_sync_write(

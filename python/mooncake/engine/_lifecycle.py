@@ -7,6 +7,7 @@ import threading
 from kvferry import _log
 from kvferry._engine import Engine, EngineError
 from kvferry._topology import topology
+from kvferry.stats import Stats
 from mooncake.engine import _notices
 from mooncake.engine._base import Calls
 from mooncake.engine._refusals import fails_as
@@ -72,6 +73,14 @@ class LifeCycle(Calls):
     def get_rpc_port(self) -> int:
         """The port on which peers find this engine; -1 before initialize()."""
         return self._initialized().rpc_port()
+
+    @fails_as(None)
+    def stats(self) -> Stats | None:
+        """What the engine has done since initialize(), and does now. None before initialize().
+
+        kvferry.stats has the type, and docs/operations.md what the entries mean. Mooncake has no such call.
+        """
+        return self._initialized().stats()
 
     def get_engine(self) -> Engine | None:
         """The inner engine, or None before initialize(). It ends with this object, or with the next initialize().

@@ -1,0 +1,104 @@
+"""What an engine says of itself: stats(), and the text for Prometheus."""
+
+from __future__ import annotations
+
+import socket
+import typing
+from typing import Any
+
+import pytest
+
+from kvferry import stats
+from kvferry._engine import Engine
+from mooncake.engine import TransferEngine
+from support.inprocess import run_python
+
+
+def started() -> TransferEngine:
+    engine = TransferEngine()
+    assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
+    return engine
+
+
+def fits(value: Any, kind: Any) -> None:
+    """Check that a value is of a type, with the entries that a TypedDict has, and no other ones."""
+    if hasattr(kind, "__total__"):  # a TypedDict
+        hints = typing.get_type_hints(kind)
+        assert set(value) == set(hints), kind
+        for key, of in hints.items():
+            fits(value[key], of)
+    elif typing.get_origin(kind) is list:
+        assert isinstance(value, list)
+        for one in value:
+            fits(one, typing.get_args(kind)[0])
+    elif typing.get_origin(kind) is dict:
+        assert isinstance(value, dict)
+        for one in value.values():
+            fits(one, typing.get_args(kind)[1])
+    else:
+        assert isinstance(value, (int, float) if kind is float else kind), (value, kind)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_stats_have_the_entries_of_their_type() -> None:
+    target, engine = started(), started()
+    memory, block = target.allocate_managed_buffer(4096), engine.allocate_managed_buffer(4096)
+    name = f"127.0.0.1:{target.get_rpc_port()}"
+    assert engine.transfer_sync_write(name, block, memory, 4096) == 0
+    assert engine.transfer_sync_read(name, block, memory + (1 << 40), 100) != 0
+    of_engine, of_target = engine.stats(), target.stats()
+    assert of_engine is not None and of_target is not None
+    fits(of_engine, stats.Stats)
+    fits(of_target, stats.Stats)
+    (peer,) = of_engine["initiator"]
+    assert peer["peer"] == name
+    assert peer["write"]["requests"] == 1
+    assert sum(peer["write"]["bytes"].values()) == 4096
+    assert peer["failures"] == {"rejected": 1}
+    assert of_engine["failed_batches"] == 1
+    (host,) = of_target["target"]
+    assert host["write"]["requests"] == 1
+
+
+def test_an_engine_that_is_closed_has_none() -> None:
+    engine = Engine("127.0.0.1", "P2PHANDSHAKE", None, None)
+    assert engine.stats()["engine"] == engine.name()
+    engine.close()
+    with pytest.raises(RuntimeError, match="was destroyed"):
+        engine.stats()
+
+
+def test_a_long_description_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = started()
+    monkeypatch.setattr(stats, "_ROOM", 10)
+    found = engine.stats()
+    assert found is not None and found["process"]["threads"] > 0
+
+
+PROGRAM = """
+import os, urllib.request
+from mooncake.engine import TransferEngine
+engines = [TransferEngine(), TransferEngine()]
+for engine in engines:
+    assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
+address = os.environ["KVFERRY_METRICS_LISTEN"]
+text = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
+for engine in engines:
+    assert f'kvferry_sessions{{engine="127.0.0.1:{engine.get_rpc_port()}"}} 0' in text, text
+del engine, engines
+try:
+    urllib.request.urlopen(f"http://{address}/metrics")
+except OSError:
+    print("ended")
+"""
+
+
+def test_the_engines_of_a_process_are_shown_until_they_end() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    done = run_python(PROGRAM, KVFERRY_METRICS_LISTEN=address)
+    assert done.stdout == "ended\n", done.stderr
