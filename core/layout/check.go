@@ -22,7 +22,8 @@ const (
 	MaxAddresses   = 1 << 14 // of all tensors
 )
 
-// maxComparisons is how many pairs of interleaved tensors are compared before a layout is refused.
+// maxComparisons is how many comparisons of interleaved tensors, axis by axis, are made before a layout is refused. They
+// take less than a second.
 const maxComparisons = 1 << 20
 
 // Check says what is wrong with a layout: a size beyond its limit, memory beyond the end of the address space,
@@ -181,14 +182,11 @@ func (l *Layout) checkMemory() error {
 		}
 	}
 	slices.SortFunc(pieces, func(a, b piece) int { return cmp.Compare(a.address, b.address) })
-	comparisons := 0
+	compare := comparison{elementSize: l.ElementSize, left: maxComparisons}
 	for i := range pieces {
 		for j := i + 1; j < len(pieces) && pieces[j].address < pieces[i].end; j++ {
-			if comparisons++; comparisons > maxComparisons {
-				return errors.New("too many tensors lie between each other's elements")
-			}
 			a, b := &pieces[i], &pieces[j]
-			if err := disjoint(b.address-a.address, a.axes, b.axes, l.ElementSize); err != nil {
+			if err := compare.disjoint(b.address-a.address, a.axes, b.axes); err != nil {
 				return fmt.Errorf("layer %d of tensor %d and layer %d of tensor %d: %w", a.layer, a.tensor, b.layer, b.tensor, err)
 			}
 		}
@@ -199,12 +197,22 @@ func (l *Layout) checkMemory() error {
 var (
 	errShared  = errors.New("their elements share bytes")
 	errUnknown = errors.New("they lie between each other's elements with different strides, and cannot be told apart")
+	errTooMany = errors.New("too many tensors lie between each other's elements")
 )
 
+// comparison is the comparison of all tensors of a layout.
+type comparison struct {
+	elementSize uint64
+	left        int // how many steps it may still take
+}
+
 // disjoint says that elements share bytes: those of axes a, and those of axes b that begin delta bytes later. At each
-// level, at most two elements of b are near one of a: the recursion is short.
-func disjoint(delta int64, a, b []axis, elementSize uint64) error {
-	if delta >= extent(a, elementSize) || -delta >= extent(b, elementSize) {
+// level, at most two elements of b are near one of a.
+func (c *comparison) disjoint(delta int64, a, b []axis) error {
+	if c.left--; c.left < 0 {
+		return errTooMany
+	}
+	if delta >= extent(a, c.elementSize) || -delta >= extent(b, c.elementSize) {
 		return nil
 	}
 	if len(a) == 0 && len(b) == 0 {
@@ -222,7 +230,7 @@ func disjoint(delta int64, a, b []axis, elementSize uint64) error {
 		if steps < -int64(a[0].count-1) || steps > int64(b[0].count-1) {
 			continue
 		}
-		if err := disjoint(delta+steps*stride, a[1:], b[1:], elementSize); err != nil {
+		if err := c.disjoint(delta+steps*stride, a[1:], b[1:]); err != nil {
 			return err
 		}
 	}

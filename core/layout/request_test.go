@@ -2,6 +2,7 @@ package layout
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -138,4 +139,55 @@ func TestTablesAndTensorsThatAreIrregularBeyondUseAreRefused(t *testing.T) {
 	}
 	_, err := request.NewPlan()
 	require.ErrorContains(t, err, "300 kinds of tensors")
+}
+
+func FuzzRequestsOfAnybodyStayWithinTheirLayouts(f *testing.F) {
+	for seed := range uint64(10) {
+		r := rand.New(rand.NewPCG(seed, 8))
+		m := randomModel(r)
+		text := func() []byte { return randomProcess(r, m, Span{0, m.layers}, Span{0, m.heads}, 3).Layout.JSON() }
+		f.Add(text(), text(), []byte{0, 1}, []byte{1, 0}, uint64(3), uint64(0), uint8(seed))
+	}
+	f.Fuzz(func(t *testing.T, source, destination, from, to []byte, tokens, first uint64, how uint8) {
+		a, err := Parse(source)
+		if err != nil {
+			return
+		}
+		b, err := Parse(destination)
+		if err != nil || tokens > 1<<12 {
+			return
+		}
+		request := Request{
+			Sources:      []Place{tableOf(a, from, first, how&1 != 0), tableOf(a, from, 0, how&2 != 0)},
+			Destinations: []Place{tableOf(b, to, first, how&4 != 0)}, Tokens: tokens, Partial: how&8 != 0,
+		}
+		plan, err := request.NewPlan()
+		if err != nil {
+			return
+		}
+		for _, transfer := range plan.Transfers {
+			checked := 0
+			for pattern := range transfer.Patterns() {
+				source, destination := pattern.Bounds()
+				require.True(t, holds(a, source), "%v", source)
+				require.True(t, holds(b, destination), "%v", destination)
+				if checked++; checked > 1000 {
+					break
+				}
+			}
+		}
+	})
+}
+
+// tableOf is a place with a table of small numbers, of blocks or of slots.
+func tableOf(l *Layout, numbers []byte, first uint64, slots bool) Place {
+	p := Place{Layout: l, First: first}
+	for _, n := range numbers {
+		if slots {
+			p.Slots = append(p.Slots, uint64(n))
+		} else {
+			p.Blocks = append(p.Blocks, uint64(n))
+		}
+	}
+	return p
 }
