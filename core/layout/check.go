@@ -22,8 +22,8 @@ const (
 	MaxAddresses   = 1 << 14 // of all tensors
 )
 
-// maxComparisons is how many comparisons of interleaved tensors, axis by axis, are made before a layout is refused. They
-// take less than a second.
+// maxComparisons is how many comparisons of interleaved tensors, axis by axis, are made before a layout is refused.
+// They take less than a second.
 const maxComparisons = 1 << 20
 
 // Check says what is wrong with a layout: a size beyond its limit, memory beyond the end of the address space,

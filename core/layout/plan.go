@@ -32,6 +32,13 @@ type Transfer struct {
 // MaxPlaces is how many sources a request may have, and how many destinations.
 const MaxPlaces = 1024
 
+// maxBoxes is how many boxes of coordinates are compared before a request is refused, where a pair of tensors that is
+// found counts as pairBoxes. That takes about a second. 16 processes on either side with 160 tensors each need a third.
+const (
+	maxBoxes  = 1 << 25
+	pairBoxes = 64
+)
+
 // maxForms limits the memory of a transfer whose tables and tensors are irregular beyond use.
 const maxForms = 1 << 16
 
@@ -68,8 +75,9 @@ func (r *Request) NewPlan() (*Plan, error) {
 	if r.Tokens == 0 {
 		return p, nil
 	}
+	left := maxBoxes
 	for d := range r.Destinations {
-		if err := r.planDestination(p, d); err != nil {
+		if err := r.planDestination(p, d, &left); err != nil {
 			return nil, fmt.Errorf("destination %d: %w", d, err)
 		}
 	}
@@ -122,8 +130,9 @@ func (l *Layout) matches(other *Layout) error {
 	return nil
 }
 
-// planDestination finds a source for each element of a destination, and adds the transfers.
-func (r *Request) planDestination(p *Plan, d int) error {
+// planDestination finds a source for each element of a destination, and adds the transfers. left is how many boxes may
+// still be compared.
+func (r *Request) planDestination(p *Plan, d int, left *int) error {
 	to := r.Destinations[d].Layout
 	builders := make([]builder, len(r.Sources))
 	for i := range to.Tensors {
@@ -132,7 +141,10 @@ func (r *Request) planDestination(p *Plan, d int) error {
 		for n := range r.Sources {
 			// Where several sources have the same elements, destinations prefer different ones.
 			s := (d*len(r.Sources)/len(r.Destinations) + n) % len(r.Sources)
-			missing = builders[s].take(r.Sources[s].Layout, to, t, missing)
+			missing = builders[s].take(r.Sources[s].Layout, to, t, missing, left)
+			if *left < 0 {
+				return errors.New("there are too many combinations of tensors")
+			}
 			if len(missing) == 0 {
 				break
 			}
@@ -167,9 +179,13 @@ type builder struct {
 	elementSize uint64
 }
 
-// take takes what the source has of the missing boxes of a destination's tensor, and returns what is still missing.
-func (b *builder) take(source, to *Layout, t *Tensor, missing []box) []box {
+// take takes what the source has of the missing boxes of a destination's tensor, and returns what is still missing. It
+// stops when no more boxes may be compared.
+func (b *builder) take(source, to *Layout, t *Tensor, missing []box, left *int) []box {
 	for i := range source.Tensors {
+		if *left -= len(missing); *left < 0 {
+			break
+		}
 		from := &source.Tensors[i]
 		has := source.box(from)
 		var rest []box
@@ -185,7 +201,7 @@ func (b *builder) take(source, to *Layout, t *Tensor, missing []box) []box {
 				rest = append(make([]box, 0, len(missing)+2*boxAxes), missing[:n]...)
 			}
 			rest = want.without(both, rest)
-			b.addPairs(source, to, from, t, both)
+			b.addPairs(source, to, from, t, both, left)
 		}
 		if rest != nil {
 			missing = rest
@@ -199,7 +215,7 @@ func (b *builder) take(source, to *Layout, t *Tensor, missing []box) []box {
 
 // addPairs adds the part of two tensors that both have: as one pair where its layers are at regular addresses on both
 // sides.
-func (b *builder) addPairs(source, to *Layout, from, t *Tensor, both box) {
+func (b *builder) addPairs(source, to *Layout, from, t *Tensor, both box, left *int) {
 	b.elementSize = to.ElementSize
 	heads, dims, kv := both[headAxis], both[dimAxis], both[kvAxis]
 	key := kindKey{
@@ -222,6 +238,7 @@ func (b *builder) addPairs(source, to *Layout, from, t *Tensor, both box) {
 			axis = Axis{Count: 1} // two places always have a regular distance
 		}
 		key.fixed[layerAxis] = axis
+		*left -= pairBoxes
 		b.pairs = append(b.pairs, pair{sources[first] + sourceOffset, destinations[first] + destinationOffset, b.kind(key)})
 		first += int(axis.Count)
 	}

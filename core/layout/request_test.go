@@ -141,6 +141,32 @@ func TestTablesAndTensorsThatAreIrregularBeyondUseAreRefused(t *testing.T) {
 	require.ErrorContains(t, err, "300 kinds of tensors")
 }
 
+func TestThePlanOfTensorsInCountlessPiecesIsRefused(t *testing.T) {
+	// Each tensor has another part of the heads' elements, and at the destination another layer.
+	source := &Layout{
+		ElementSize: 1, Blocks: 1, BlockTokens: 1, Layers: 1024, KV: 1, Dim: 2048, HeadsOf: 1, Heads: Span{0, 1},
+	}
+	destination := *source
+	for i := range uint64(1024) {
+		address := 1<<40 - i<<24
+		source.Tensors = append(source.Tensors, Tensor{
+			FirstLayer: i % 2, Addresses: []uint64{address}, KV: Span{0, 1}, Dims: Span{2 * i, 1}, Strides: Strides{Dim: 1},
+		})
+		destination.Tensors = append(destination.Tensors, Tensor{
+			FirstLayer: i, Addresses: []uint64{address}, KV: Span{0, 1}, Dims: Span{0, 2048}, Strides: Strides{Dim: 1},
+		})
+	}
+	require.NoError(t, source.Check())
+	require.NoError(t, destination.Check())
+	place := func(l *Layout) Place { return Place{Layout: l, Blocks: []uint64{0}} }
+	request := Request{Destinations: []Place{place(&destination)}, Tokens: 1, Partial: true}
+	for range 200 {
+		request.Sources = append(request.Sources, place(source))
+	}
+	_, err := request.NewPlan()
+	require.ErrorContains(t, err, "too many combinations of tensors")
+}
+
 func FuzzRequestsOfAnybodyStayWithinTheirLayouts(f *testing.F) {
 	for seed := range uint64(10) {
 		r := rand.New(rand.NewPCG(seed, 8))
