@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import secrets
 import signal
 import subprocess
 import sys
@@ -126,6 +127,26 @@ def test_peers_that_find_each_other_by_name_send_messages_and_probes(pair: Pair,
     assert local.peer.call("send_probe", remote.peer.name) == 0
     first = local.peer.call("get_first_buffer_address", remote.peer.name)
     assert first in (remote.address, remote.address + remote.size)
+
+
+@kinds
+def test_mooncake_reads_the_signed_entries_of_an_engine_that_prefers_security(
+    start_peer: Peers, server: Server, kind: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    file.touch(0o600)
+    file.write_text(secrets.token_hex(32) + "\n")
+    settings = {"KVFERRY_SECRET_FILE": str(file), "KVFERRY_SECURITY": "prefer"}
+    pair = paired(start_peer, kind, server, (unused(), unused()), **settings)
+    check_moves(pair)
+    for direction in DIRECTIONS:
+        local, remote = pair.sides(direction)
+        block = [[local.address, remote.address, 100]]
+        assert local.peer.move(remote.peer.name, "read", block, "sync_opcode", notify=("a", "b"))["code"] == 0
+        assert remote.peer.ask("notifies", engine="main") == [["a", "b"]]
+    for entry in (segment_of(server, pair.ours.peer.name), address_of(server, pair.ours.peer.name)):
+        assert entry is not None
+        assert "kvferry_signature" in entry
 
 
 @kinds
