@@ -40,6 +40,7 @@ type peer struct {
 	lastReading  bool      // the work that was queued last is a READ
 	turn         uint64    // bytes that the first cursor has given since it is first
 	distance     distance
+	encrypted    bool      // payload is encrypted on the way
 	reserved     time.Time // until when the first lane is for short works
 	unverified   []piece   // wait for the descriptor
 	resolving    bool      // a goroutine runs resolve

@@ -67,8 +67,18 @@ func TestThereAreFewerLanesOverALink(t *testing.T) {
 
 func TestAPeerIsAsFarAsItsLastLane(t *testing.T) {
 	p := &peer{distance: near}
-	p.connected(farAway)
+	p.connected(farAway, false)
 	require.Equal(t, far, p.distance)
-	p.connected(farAway - 1)
+	p.connected(farAway-1, false)
 	require.Equal(t, near, p.distance)
+}
+
+func TestEncryptedBytesAreWorthMoreLanes(t *testing.T) {
+	p := newPeer(&Client{Options: Options{Config: &core.Config{}, Processors: testProcessors}}, &core.Segment{})
+	p.distance = near
+	require.EqualValues(t, 4, p.worth(4<<20))
+	p.connected(0, true)
+	require.EqualValues(t, 8, p.worth(4<<20))
+	p.connected(0, false)
+	require.EqualValues(t, 4, p.worth(4<<20), "over another connection")
 }
