@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BringIn has the kernel touch a range, in a system call that Go's scheduler knows of, and reports whether code of Go may access
-// the range itself, within Guard: see MayTouch. It may wait for a page. It changes no byte. It fails for memory that is not mapped
-// or is a driver's, with a kernel older than 5.14, and where the signal handlers are not Go's.
+// BringIn has the kernel touch a range, in a system call that Go's scheduler knows of, and reports whether code of Go may
+// access the range itself, within Guard: see MayTouch. It may wait for a page. It changes no byte. It fails for memory
+// that is not mapped or is a driver's, with a kernel older than 5.14, and where the signal handlers are not Go's.
 func (c *Copier) BringIn(addr uintptr, length uint64, a Access) bool {
 	if c.renewed(); !c.trusted || length == 0 {
 		return false

@@ -32,8 +32,8 @@ const (
 	// stagedSize is that for a work that comes in parts, as it is staged: all lanes begin soon, and have all of a part before
 	// they have the next one.
 	stagedSize = 256 << 10
-	// encryptedSize is that for bytes that both ends encrypt and decrypt: most of the time goes into that, and each lane has a
-	// thread for it at either end.
+	// encryptedSize is that for bytes that are encrypted on the way: most of the time goes into that, and each lane has
+	// a thread for it at either end.
 	encryptedSize = 512 << 10
 	// mooncakeSize is that for bytes that Mooncake sends. It sends from one thread, so more lanes only divide that thread.
 	mooncakeSize = 4 << 20
@@ -154,8 +154,8 @@ const (
 // farAway is the round trip from which on a peer is far. In a rack a round trip takes some tens of microseconds.
 const farAway = 300 * time.Microsecond
 
-// connected notes how far away the peer is, and whether payload is encrypted on the way, when a lane is connected. The queue may
-// be worth more lanes then.
+// connected notes how far away the peer is, and whether payload is encrypted on the way, when a lane is connected. The
+// queue may be worth more lanes then.
 func (p *peer) connected(roundTrip time.Duration, encrypted bool) {
 	p.mu.Lock()
 	first := p.distance == unknown

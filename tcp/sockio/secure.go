@@ -76,8 +76,8 @@ func NewSecure(inner *Inner, conn *tls.Conn, p *Processors) (*Socket, error) {
 	return s, nil
 }
 
-// encrypt is the call of the sending direction. Records that the socket does not take count in a later call: the caller gives the
-// same bytes again then, and they are not encrypted again.
+// encrypt is the call of the sending direction. Records that the socket does not take count in a later call: the caller
+// gives the same bytes again then, and they are not encrypted again.
 func (c *secure) encrypt() {
 	d := &c.socket.out
 	d.begin()
@@ -180,8 +180,8 @@ func (c *secure) layOut(at *cursor) (length uint64, err error) {
 	return length, nil
 }
 
-// isStraight reports whether crypto/tls may touch the memory itself, and it is worth a record of its own. Where the memory was not
-// touched lately it brings in what the next records need, too.
+// isStraight reports whether crypto/tls may touch the memory itself, and it is worth a record of its own. Where the
+// memory was not touched lately it brings in what the next records need, too.
 func (c *secure) isStraight(d *direction, copier *hostmem.Copier, base uintptr, length uint64) bool {
 	return length >= straight && (d.ours.Holds(base) || copier.MayTouch(base, min(length, maxPlaintext), d.access) ||
 		copier.BringIn(base, min(length, maxMoved), d.access))
