@@ -62,6 +62,14 @@ func TestEntryOfALiveEngineIsReplacedOnlyAfterItWasDeleted(t *testing.T) {
 	c.holds(key, "second")
 }
 
+func TestADescriptorIsReplacedWhateverItsEngineIsCalled(t *testing.T) {
+	_, c := start(t, Options{})
+	for _, value := range []string{"first", "second"} {
+		c.put("mooncake/ram/my-rpc_meta-1", value)
+		c.holds("mooncake/ram/my-rpc_meta-1", value)
+	}
+}
+
 func TestBadRequestsAreRefused(t *testing.T) {
 	s, c := start(t, Options{Path: "/m"})
 	root := strings.TrimSuffix(s.Address(), "/m")

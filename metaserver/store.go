@@ -68,9 +68,9 @@ func checkKey(key string) error {
 	return nil
 }
 
-// isUnique reports whether a key holds the address of an engine. Such an entry is not replaced: an engine that has found the
-// owner dead removes it first.
-func isUnique(key string) bool { return strings.Contains(key, "rpc_meta") }
+// isUnique reports whether a key holds the address of an engine: PREFIX/rpc_meta/NAME. Such an entry is not replaced: an engine
+// that has found the owner dead removes it first. The name of an engine may have rpc_meta in it, too.
+func isUnique(key string) bool { return strings.Contains("/"+key, "/rpc_meta/") }
 
 func (s *store) get(key string) ([]byte, error) {
 	s.mu.Lock()
