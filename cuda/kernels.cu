@@ -6,8 +6,8 @@
  * A destination consists of slots: 16 bytes that begin at a multiple of 16. One thread copies one slot.
  *
  *  1. Of a list, a warp takes chunks of 2 KiB: it finds the copy that the chunk belongs to, and each thread copies four
- *     slots of it. The chunks of all copies have one numbering, and each warp takes every n-th, so that a few long copies
- *     and many short ones occupy all warps alike.
+ *     slots of it. The chunks of all copies have one numbering, and each warp takes every n-th, so that a few long
+ *     copies and many short ones occupy all warps alike.
  *  2. Of strided runs, a thread takes every n-th slot of all runs.
  *  3. A thread loads all its slots before it stores the first one: the way to the host's memory is long.
  *  4. A slot that lies in its copy is stored at once. If source and destination agree in their last four bits, one load
@@ -39,7 +39,7 @@ struct words {
     uint64_t low, high;
 };
 
-/* Loads 16 bytes if the condition holds. They are used once, and should not displace what the model has in the caches. */
+/* Loads 16 bytes if the condition holds. They are used once, and should leave the caches to the model's kernels. */
 KERNEL_FUNCTION struct words load16(bool condition, uint64_t at)
 {
     struct words v = {0, 0};

@@ -105,8 +105,11 @@ int kvferry_cuda_launch_strided(const struct cuda *cuda, uintptr_t function, con
             return CUDA_INVALID_VALUE;
         }
     }
+    if (total == 0) {
+        return CUDA_SUCCESS;
+    }
     strided.total = (uint32_t)total;
-    return total > 0 ? launch(cuda, function, &strided, (total + KERNEL_WARP - 1) / KERNEL_WARP, blocks, stream) : CUDA_SUCCESS;
+    return launch(cuda, function, &strided, (total + KERNEL_WARP - 1) / KERNEL_WARP, blocks, stream);
 }
 
 /* An allocation, to its end. */

@@ -1,8 +1,8 @@
 /* CUDA's API: modules, and launches of kvferry's kernels.
  *
- * A module is the text of cuda/kernels.ptx. Its code is not executed: the simulator knows the kernels by their names, and
- * makes the copies that their parameters stand for. The text must be that of cuda/kernels.h, so that parameters of
- * another layout are not taken for these. */
+ * A module is the text of cuda/kernels.ptx. Its code is not executed: the simulator knows the kernels by their names,
+ * and makes the copies that their parameters stand for. The text must declare the parameters of cuda/kernels.h, so that
+ * those of another layout are not taken for them. */
 #include "cuda_api.h"
 
 #include "handle.h"
@@ -240,8 +240,8 @@ static int read_list(const struct kernel_list *list, struct work *work)
         const struct kernel_copy *copy = &list->copies[i];
 
         if (copy->length == 0 || copy->length > KERNEL_LENGTH_MAX || copy->first != chunks) {
-            return sim_misuse(MISUSE_out_of_bounds, SIM_INVALID, "copy %u of a list has %u bytes from chunk %u, not %u", i,
-                              copy->length, copy->first, chunks);
+            return sim_misuse(MISUSE_out_of_bounds, SIM_INVALID, "copy %u of a list has %u bytes from chunk %u, not %u",
+                              i, copy->length, copy->first, chunks);
         }
         chunks += kernel_chunks(copy->to, copy->length);
         add(work, copy->to, copy->from, copy->length);
@@ -316,8 +316,8 @@ SIM_EXPORT int cuLaunchKernel(void *handle, unsigned grid_x, unsigned grid_y, un
     } else if (grid_x == 0 || grid_x > GRID_MAX || grid_y != 1 || grid_z != 1 || block_x != KERNEL_THREADS ||
                block_y != 1 || block_z != 1 || shared != 0 || parameters == NULL || *parameters == NULL ||
                extra != NULL) {
-        result = sim_fail(SIM_INVALID, "a launch of %u blocks of %u threads, which the kernels are not made for", grid_x,
-                          block_x);
+        result = sim_fail(SIM_INVALID, "a launch of %u blocks of %u threads, which the kernels are not made for",
+                          grid_x, block_x);
     } else {
         result = launch(function, *parameters, cuda_stream(stream));
     }

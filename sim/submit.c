@@ -104,7 +104,8 @@ int sim_copy_batch(const struct batch *batch, int claimed, size_t *failed, void 
 }
 
 /* Whether a kernel can make a copy of its list. */
-static bool is_reached(struct operation *operation, struct parts *parts, const struct batch *batch, size_t i, int device)
+static bool is_reached(struct operation *operation, struct parts *parts, const struct batch *batch, size_t i,
+                       int device)
 {
     if (add_piece(operation, parts, batch, i, -1, device) != SIM_OK) {
         return false;

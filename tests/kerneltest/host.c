@@ -102,7 +102,8 @@ static char list_function, strided_function;
 
 /* A driver's launch, which runs the kernel at once. */
 static int launch_here(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                       unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **parameters, void **extra)
+                       unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **parameters,
+                       void **extra)
 {
     if (grid_y != 1 || grid_z != 1 || block_x != KERNEL_THREADS || block_y != 1 || block_z != 1 || shared != 0 ||
         stream != NULL || extra != NULL) {

@@ -1,5 +1,5 @@
-/* Modules, and launches of kvferry's kernels: their copies are made later, and what they must not touch breaks the context
- * as an illegal access does. */
+/* Modules, and launches of kvferry's kernels: their copies are made later, and what they must not touch breaks the
+ * context as an illegal access does. */
 #include "cu.h"
 
 #include "../../cuda/kernels.h"
@@ -69,14 +69,12 @@ static struct kernel_list one(uint64_t to, uint64_t from, uint32_t length)
 
 static void test_only_the_kernels_of_this_layout_are_loaded(void)
 {
+    const size_t list = sizeof(struct kernel_list), strided = sizeof(struct kernel_strided);
     void *made;
 
-    CHECK_FAILS(cuModuleLoadData(&made, text_of("kvferry kernels 0", sizeof(struct kernel_list), sizeof(struct kernel_strided))),
-                INVALID_PTX);
-    CHECK_FAILS(cuModuleLoadData(&made, text_of(KERNELS_MARK, sizeof(struct kernel_list) + 8, sizeof(struct kernel_strided))),
-                INVALID_PTX);
-    CHECK_FAILS(cuModuleLoadData(&made, text_of(KERNELS_MARK, sizeof(struct kernel_list), sizeof(struct kernel_strided) - 8)),
-                INVALID_PTX);
+    CHECK_FAILS(cuModuleLoadData(&made, text_of("kvferry kernels 0", list, strided)), INVALID_PTX);
+    CHECK_FAILS(cuModuleLoadData(&made, text_of(KERNELS_MARK, list + 8, strided)), INVALID_PTX);
+    CHECK_FAILS(cuModuleLoadData(&made, text_of(KERNELS_MARK, list, strided - 8)), INVALID_PTX);
     CHECK_FAILS(cuModuleLoadData(&made, "// " KERNELS_MARK "\n"), INVALID_PTX);
     CHECK_FAILS(cuModuleLoadData(NULL, right_text()), INVALID);
     CHECK_FAILS(cuModuleGetFunction(&made, module, "kvferry_copy"), NOT_FOUND);
