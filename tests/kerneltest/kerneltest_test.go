@@ -52,6 +52,12 @@ func TestAListWithoutBytesLaunchesNothing(t *testing.T) {
 	require.NoError(t, kerneltest.CopyList(dst, src, []device.Copy{{Dst: to, Src: from}}, 4))
 }
 
+func TestARunThatIsTooLongIsNotLaunched(t *testing.T) {
+	dst, src, _ := sides(rand.New(rand.NewPCG(1, 1)))
+	s := &device.Strided{Dst: to, Src: from, Length: 1<<30 + 1, Counts: [device.Dimensions]uint32{1, 1, 1, 1}}
+	require.EqualError(t, kerneltest.CopyStrided(dst, src, s, nil, 1), "the launch failed")
+}
+
 func TestTheStridedKernelAccessesTheBytesOfItsCopiesAndNoOthers(t *testing.T) {
 	for length := uint64(1); length < 5000; length += 1 + length/4 {
 		for _, skew := range []uintptr{0, 1, 8, 13} {
