@@ -1,6 +1,7 @@
-/* The kernels, compiled for the processor: their threads run one after the other, and each access is checked. */
+/* The kernels, compiled for the processor: their threads run one after the other, and each access is checked.
+ *
+ * The files of the package cuda are links here, since Go builds a package again only after a change in its own folder. */
 #include "host.h"
-
 
 #include <stdbool.h>
 #include <string.h>
@@ -20,7 +21,7 @@ struct words {
     uint64_t low, high;
 };
 
-#include "../../cuda/kernels.h"
+#include "kernels.h"
 
 static const struct kerneltest_side *source, *destination; /* of the copies that are made */
 static unsigned char *touched;                             /* how often each byte of the destination was written */
@@ -94,9 +95,9 @@ static uint64_t joined(uint64_t low, uint64_t high, uint32_t bits)
     return low >> bits | (bits > 0 ? high << (64 - bits) : 0);
 }
 
-#include "../../cuda/kernels.cu"
+#include "kernels_cu.h"
 
-#include "../../cuda/launch.c"
+#include "launch_c.h"
 
 static char list_function, strided_function;
 

@@ -1,7 +1,7 @@
 #ifndef KERNELTEST_HOST_H
 #define KERNELTEST_HOST_H
 
-#include "../../cuda/cuda.h"
+#include "cuda.h"
 
 /* Memory as a kernel sees it: at an address that the test chose. */
 struct kerneltest_side {
