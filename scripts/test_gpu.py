@@ -5,8 +5,9 @@
 3. tests of GPU memory, with PyTorch's tensors where it is installed, and with Mooncake's build for CUDA as the peer
    where KVFERRY_MOONCAKE_CUDA names a folder with it;
 4. the tests of device memory that do not need simulated devices;
-5. compute-sanitizer, where it is installed, over moves of GPU memory;
-6. the benchmark.
+5. the kernels of the package cuda on GPU 0, where Go is installed;
+6. compute-sanitizer, where it is installed, over moves of GPU memory;
+7. the benchmark.
 
 All of them run, whatever the others come to, each for a limited time. What they print goes to standard output and to
 build/gpu-report.txt, and what is known of each to build/gpu-report.json: files to be sent to the developers of kvferry.
@@ -57,13 +58,15 @@ def parts(options: argparse.Namespace, library: str) -> dict[str, Part]:
         "heterogeneous": Part(pytest(*shlex.split(options.pytest), *DEVICE_TESTS), 900, tests),
         "benchmark": Part(python("bench/gpu.py", *shlex.split(options.bench)), 420),
     }
+    if go := shutil.which("go"):
+        found["kernels"] = Part((go, "test", "./cuda", "-count=1", "-run", "Kernel"), 240, {"KVFERRY_TEST_REAL_GPU": "1"})
     if sanitizer := shutil.which(SANITIZER) or shutil.which(SANITIZER, path=os.pathsep.join(SANITIZER_PLACES)):
         program = python("tests/gpu/moves.py")
         found["sanitizer"] = Part((sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *program), 240)
     return found
 
 
-NAMES = ("demo", "tests", "heterogeneous", "sanitizer", "benchmark")
+NAMES = ("demo", "tests", "heterogeneous", "kernels", "sanitizer", "benchmark")
 
 
 def machine() -> Iterator[str]:

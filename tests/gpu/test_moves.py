@@ -24,6 +24,8 @@ WAYS = {
     "tcp": TCP,
     "same-host": SAME_HOST,
     "expandable-segments": {**TCP, ALLOCATOR: EXPANDABLE},
+    "by-the-kernel": {**TCP, "KVFERRY_DEVICE_COPY": "kernel"},
+    "in-batches": {**TCP, "KVFERRY_DEVICE_COPY": "batch"},
     "blocks-one-by-one": {**TCP, "KVFERRY_STAGING_GATHER_BELOW": "0"},
 }
 PINNED = "cuda-pinned:0" if machine.why_no_torch() else "torch:pinned"
