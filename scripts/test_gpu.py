@@ -59,7 +59,8 @@ def parts(options: argparse.Namespace, library: str) -> dict[str, Part]:
         "benchmark": Part(python("bench/gpu.py", *shlex.split(options.bench)), 420),
     }
     if go := shutil.which("go"):
-        found["kernels"] = Part((go, "test", "./cuda", "-count=1", "-run", "Kernel"), 240, {"KVFERRY_TEST_REAL_GPU": "1"})
+        command = (go, "test", "./cuda", "-count=1", "-run", "AKernel(Makes|Copies)")
+        found["kernels"] = Part(command, 240, {"KVFERRY_TEST_REAL_GPU": "1"})
     if sanitizer := shutil.which(SANITIZER) or shutil.which(SANITIZER, path=os.pathsep.join(SANITIZER_PLACES)):
         program = python("tests/gpu/moves.py")
         found["sanitizer"] = Part((sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *program), 240)
