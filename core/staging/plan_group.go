@@ -86,7 +86,7 @@ func (p *planner) dissolve() {
 			p.gathered++
 			continue
 		}
-		m.way = p.ways.instead(m.Length)
+		m.way = p.ways.otherwise(m.Length)
 	}
 	p.groups = slices.DeleteFunc(p.groups, func(g group) bool { return g.moves == 1 || p.gather == 0 })
 }

@@ -17,9 +17,10 @@ type ways struct {
 	prefer device.Way    // one of them, unless it was lost
 	table  *device.Table // nil if there is none
 
-	// By row of the table, for the job that is being planned.
-	counts          [len(device.Lengths)]int
-	fastest, direct [len(device.Lengths)]device.Way // of all ways, and of all but Gather
+	// By row of the table, for the job that is being planned: the fastest way of short moves, of those that are too long to be
+	// gathered, and of those that cannot be gathered for another reason.
+	counts               [len(device.Lengths)]int
+	short, long, instead [len(device.Lengths)]device.Way
 }
 
 func newWays(traits device.Traits, o Options) ways {
@@ -49,13 +50,11 @@ func (w *ways) begin(moves []planned) {
 }
 
 func (w *ways) choose(row, blocks int) {
-	length := device.Lengths[row]
-	able := w.able.Without(device.Matrix)
-	w.fastest[row] = w.table.Fastest(length, blocks, able, w.nearest(w.prefer))
-	w.direct[row] = w.fastest[row]
-	if w.fastest[row] == device.Gather {
-		w.direct[row] = w.table.Fastest(length, blocks, able.Without(device.Gather), w.nearest(device.Batch))
-	}
+	length, able := device.Lengths[row], w.able.Without(device.Matrix)
+	w.short[row] = w.table.Fastest(length, blocks, able, w.byDefault(true))
+	able = able.Without(device.Gather)
+	w.long[row] = w.table.Fastest(length, blocks, able, w.byDefault(false))
+	w.instead[row] = w.table.Fastest(length, blocks, able, w.nearest(device.Batch))
 }
 
 // matrices reports whether any moves may be the rows of a matrix.
@@ -66,27 +65,35 @@ func (w *ways) matrix(length uint64, count int) bool {
 	return w.prefer == device.Matrix || w.table.Fastest(length, count, w.able, w.nearest(w.prefer)) == device.Matrix
 }
 
-// of is the way of a move. small is whether it may be gathered.
-func (w *ways) of(length uint64, small bool) device.Way {
+// of is the way of a move. short is whether it may be gathered.
+func (w *ways) of(length uint64, short bool) device.Way {
+	row := device.RowOf(length)
 	switch {
-	case w.table != nil && small:
-		return w.fastest[device.RowOf(length)]
-	case w.table != nil:
-		return w.direct[device.RowOf(length)]
-	case w.prefer == device.Gather && !small:
+	case w.table == nil:
+		return w.byDefault(short)
+	case short:
+		return w.short[row]
+	}
+	return w.long[row]
+}
+
+// byDefault is the way of a move if nothing was measured.
+func (w *ways) byDefault(short bool) device.Way {
+	switch {
+	case w.prefer == device.Gather && !short:
 		return device.Single
-	case w.prefer == device.Kernel && !small:
+	case w.prefer == device.Kernel && !short:
 		return w.nearest(device.Batch)
 	}
 	return w.nearest(w.prefer)
 }
 
-// instead is the way of a move that cannot be gathered.
-func (w *ways) instead(length uint64) device.Way {
-	if w.table != nil {
-		return w.direct[device.RowOf(length)]
+// otherwise is the way of a short move that cannot be gathered.
+func (w *ways) otherwise(length uint64) device.Way {
+	if w.table == nil {
+		return w.nearest(device.Batch)
 	}
-	return w.nearest(device.Batch)
+	return w.instead[device.RowOf(length)]
 }
 
 // nearest is a way, or the next simpler one that the device has.
