@@ -45,6 +45,7 @@ type calibration struct {
 	memory   uintptr // of the device: the gather block, and behind it the blocks
 	planners [device.WayCount]planner
 	able     device.Ways
+	below    uint64 // of the copier's planner
 	moves    []Move
 }
 
@@ -68,7 +69,7 @@ func (c *copier) calibrate(moves int) {
 		return
 	}
 	c.calibrating = true
-	go c.measureOnThread(&calibration{copier: c, dir: c.planner.dir, timer: c.device.(device.Timer), able: c.device.Traits().Ways})
+	go c.measureOnThread(&calibration{copier: c, dir: c.planner.dir, timer: c.device.(device.Timer), able: c.device.Traits().Ways, below: c.planner.below})
 }
 
 // errStopped is why a measurement has ended that another copier may make.
@@ -123,16 +124,18 @@ func (m *calibration) measure() error {
 	}
 	m.tables.Keep(m.dir.kind(), table)
 	m.log.Info("it was measured how blocks are copied fastest", zap.String("device", m.name),
-		zap.String("ways", summary(table, m.able, m.device.Traits().Default)))
+		zap.String("ways", m.summary(table)))
 	return nil
 }
 
-// summary is the way of many blocks of each length.
-func summary(table *device.Table, able device.Ways, prefer device.Way) string {
+// summary is the way of many blocks of each length, which may not be at one distance from each other.
+func (m *calibration) summary(table *device.Table) string {
+	w := newWays(m.device.Traits(), Options{})
+	w.able, w.table = m.able, table
 	var parts []string
 	for i, length := range device.Lengths {
-		way := table.Fastest(length, max(2, table.Rows[i].Many), able, prefer)
-		parts = append(parts, fmt.Sprintf("%d KiB %v", length>>10, way))
+		w.choose(i, max(2, table.Rows[i].Many))
+		parts = append(parts, fmt.Sprintf("%d KiB %v", length>>10, w.of(length, length < m.below)))
 	}
 	return strings.Join(parts, ", ")
 }
