@@ -52,11 +52,14 @@ var (
 // C takes a device.Strided as it is.
 var _ = [1]struct{}{}[unsafe.Sizeof(device.Strided{})-C.sizeof_struct_cuda_strided]
 
-// CopyKernel queues the copies in one or more kernels. Any failure is a device.ErrNoKernel: copies can take the place of
-// the kernel. A part of the kernels may have been queued.
+// CopyKernel queues the copies in one or more kernels. Any failure is a device.ErrNoKernel or device.ErrOutOfReach: copies can
+// take the place of the kernel. A part of the kernels may have been queued.
 func (s *stream) CopyKernel(kind device.Kind, copies []device.Copy) error {
-	if err := errors.Join(s.useKernels(), s.checkReach(kind, copies)); err != nil {
+	if err := s.useKernels(); err != nil {
 		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
+	}
+	if err := s.checkReach(kind, copies); err != nil {
+		return err
 	}
 	list := (*C.struct_cuda_copy)(unsafe.Pointer(unsafe.SliceData(copies)))
 	code := C.kvferry_cuda_launch_list(s.gpu.library.cuda, s.gpu.kernels.list, list, C.size_t(len(copies)), C.uint(blocks[kind]), s.handle)
@@ -68,16 +71,19 @@ func (s *stream) CopyKernel(kind device.Kind, copies []device.Copy) error {
 
 // CopyStrided is CopyKernel for copies of one length.
 func (s *stream) CopyStrided(kind device.Kind, strided *device.Strided) error {
+	if err := s.useKernels(); err != nil {
+		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
+	}
 	to, from := strided.Extents()
-	var toErr, fromErr error
 	if kind != device.DeviceToHost {
-		toErr = s.checkReach(device.HostToDevice, []device.Copy{to})
+		if err := s.checkReach(device.HostToDevice, []device.Copy{to}); err != nil {
+			return err
+		}
 	}
 	if kind != device.HostToDevice {
-		fromErr = s.checkReach(device.DeviceToHost, []device.Copy{from})
-	}
-	if err := errors.Join(s.useKernels(), toErr, fromErr); err != nil {
-		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
+		if err := s.checkReach(device.DeviceToHost, []device.Copy{from}); err != nil {
+			return err
+		}
 	}
 	runs := (*C.struct_cuda_strided)(unsafe.Pointer(strided))
 	code := C.kvferry_cuda_launch_strided(s.gpu.library.cuda, s.gpu.kernels.strided, runs, C.uint(blocks[kind]), s.handle)
@@ -87,19 +93,19 @@ func (s *stream) CopyStrided(kind device.Kind, strided *device.Strided) error {
 	return nil
 }
 
-// checkReach fails if a kernel cannot access the GPU's side of the copies.
+// checkReach fails with device.ErrOutOfReach if a kernel cannot access the GPU's side of the copies.
 func (s *stream) checkReach(kind device.Kind, copies []device.Copy) error {
 	list := (*C.struct_cuda_copy)(unsafe.Pointer(unsafe.SliceData(copies)))
 	reach := C.kvferry_cuda_check_reach(s.gpu.library.cuda, s.context, kinds[kind].kind, list, C.size_t(len(copies)))
 	if reach.code == C.CUDA_SUCCESS {
 		return nil
 	}
-	if reach.code == C.CUDA_NOT_SUPPORTED {
+	if reach.code == C.CUDA_NOT_SUPPORTED || reach.code == C.CUDA_INVALID_VALUE { // the latter for an address of nobody
 		refused := copies[reach.index]
-		return status.Errorf(status.Memory, "%s: a copy from %#x to %#x is of memory of another context, or that was freed",
-			gpus.NameOf(s.gpu.index), refused.Src, refused.Dst)
+		return status.Errorf(status.Memory, "%s: a copy from %#x to %#x is of memory of another context, or that was freed: %w",
+			gpus.NameOf(s.gpu.index), refused.Src, refused.Dst, device.ErrOutOfReach)
 	}
-	return s.gpu.failed(reach.code, status.Context, "cuPointerGetAttributes()")
+	return fmt.Errorf("%w: %w", device.ErrNoKernel, s.gpu.failed(reach.code, status.Context, "cuPointerGetAttributes()"))
 }
 
 // useKernels loads the kernels if no other stream has them loaded.

@@ -120,8 +120,8 @@ type Stream interface {
 // KernelStream is a stream of a device that has the way Kernel.
 type KernelStream interface {
 	Stream
-	// CopyKernel queues a kernel that makes the copies, in no order. It fails with ErrNoKernel if the device cannot run it. After
-	// another error, any of them may have been queued.
+	// CopyKernel queues a kernel that makes the copies, in no order. It fails with ErrNoKernel if the device cannot run it, and
+	// with ErrOutOfReach for these copies alone. After another error, any of them may have been queued.
 	CopyKernel(kind Kind, copies []Copy) error
 }
 
@@ -155,6 +155,9 @@ var ErrNoBatches = errors.New("the device's library copies no batches")
 
 // ErrNoKernel is the error of CopyKernel where the device does not run the kernel.
 var ErrNoKernel = errors.New("the device does not run the copying kernel")
+
+// ErrOutOfReach is the error of CopyKernel for memory that copies of the driver may reach, but no kernel.
+var ErrOutOfReach = errors.New("a kernel cannot reach the memory")
 
 // ErrNoMatrix is the error of CopyMatrix where it is not supported.
 var ErrNoMatrix = errors.New("the device's library copies no matrices")

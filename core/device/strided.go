@@ -15,7 +15,8 @@ type Strided struct {
 // StridedStream is a stream of a device that makes strided copies.
 type StridedStream interface {
 	Stream
-	// CopyStrided queues a kernel that makes the copies, in no order. It fails with ErrNoKernel if the device cannot do that.
+	// CopyStrided queues a kernel that makes the copies, in no order. It fails with ErrNoKernel if the device cannot do that,
+	// and with ErrOutOfReach for these copies alone.
 	// After another error, any of them may have been queued.
 	CopyStrided(kind Kind, s *Strided) error
 }

@@ -61,6 +61,10 @@ func (c *copier) issue(j *issued) (err error) {
 		}
 		err = c.copy(j.job.Moves)
 	}
+	if errors.Is(err, device.ErrOutOfReach) {
+		c.log.Warn("these blocks are copied without a kernel", zap.String("device", c.name), zap.Error(err))
+		err = c.planner.ways.without(device.Kernel, func() error { return c.copy(j.job.Moves) })
+	}
 	if err != nil {
 		return err
 	}

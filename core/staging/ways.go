@@ -123,3 +123,11 @@ func (w *ways) lose(err error) bool {
 	w.able = w.able.Without(lost)
 	return had
 }
+
+// without calls copy as if the device lacked a way.
+func (w *ways) without(way device.Way, copy func() error) error {
+	able := w.able
+	defer func() { w.able = able }()
+	w.able = able.Without(way)
+	return copy()
+}
