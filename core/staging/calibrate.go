@@ -22,7 +22,8 @@ import (
 //  2. The thread has a stream, events, a page-locked block and device memory of its own. For each length of block and each way
 //     it plans a job as the copier would, queues it between two events, and asks the device for the time between them.
 //  3. Of several times it keeps the shortest: other work on the device only makes a time longer.
-//  4. It keeps the table, which later jobs of every engine use, and frees what it had.
+//  4. It keeps the table, which later jobs of every engine use, and closes its stream. Its memory is freed when the copier is
+//     closed: CUDA's calls that free memory wait for all streams of the application, and copies wait for these calls.
 //  5. It ends early when the copier is closed, or its time is over. If something fails, the default stays, and that is logged once.
 
 const (
@@ -282,8 +283,8 @@ func (m *calibration) queue(steps []step) error {
 	return m.stream.Record(m.to)
 }
 
-// free releases everything. If the stream does not come to rest, that waits until the copier is closed, and what is still stuck
-// then is left as it is.
+// free releases everything but the memory, which the copier frees. If the stream does not come to rest, that waits until the
+// copier is closed, and what is still stuck then is left as it is.
 func (m *calibration) free() {
 	if m.stream != nil {
 		stuck, _ := drain(m.stream, min(m.timeout, calibrationWait))
@@ -302,10 +303,39 @@ func (m *calibration) free() {
 			m.failedTo("close an event", e.Close())
 		}
 	}
-	if m.block != 0 {
-		m.failedTo("free the block of a measurement", m.device.FreePinned(m.block))
+	m.leave(m.block, m.memory)
+}
+
+// leave leaves memory to the copier until that is closed. If it is being closed, the memory is freed at once.
+func (m *calibration) leave(block, memory uintptr) {
+	m.mu.Lock()
+	late := m.closing
+	if !late {
+		m.leftover = leftover{block, memory}
 	}
-	if m.memory != 0 {
-		m.failedTo("free the device memory of a measurement", m.device.Free(m.memory))
+	m.mu.Unlock()
+	if late {
+		m.freeLeftover(leftover{block, memory})
+	}
+}
+
+// leftover is memory of a measurement that has ended: page-locked memory, and memory of the device; 0 for none.
+type leftover struct{ block, memory uintptr }
+
+// takeLeftover returns the memory, which is the caller's to free.
+func (c *copier) takeLeftover() leftover {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	left := c.leftover
+	c.leftover = leftover{}
+	return left
+}
+
+func (c *copier) freeLeftover(left leftover) {
+	if left.block != 0 {
+		c.failedTo("free the block of a measurement", c.device.FreePinned(left.block))
+	}
+	if left.memory != 0 {
+		c.failedTo("free the device memory of a measurement", c.device.Free(left.memory))
 	}
 }

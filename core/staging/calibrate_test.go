@@ -310,6 +310,24 @@ func TestClosingEndsAMeasurementWhichAnotherEngineMakesThen(t *testing.T) {
 	}
 }
 
+// CUDA's calls that free memory wait for the streams of the application, one of which may wait for a transfer.
+func TestWhatAMeasurementHadIsFreedOnlyWhenTheDeviceIsClosed(t *testing.T) {
+	simtest.UseCUDA(t, "")
+	simtest.NoLeaks(t)
+	n := unmeasured(t, "gpu-h200", measuring())
+	n.measured()
+	for dir := range staging.In + 1 {
+		require.Eventually(t, func() bool { return !n.staging.Measures(dir) }, time.Minute, time.Millisecond)
+	}
+	freed := func() uint64 {
+		calls := simtest.TakeReport(t).Calls
+		return calls["cuMemFree_v2"] + calls["cuMemFreeHost"]
+	}
+	require.Zero(t, freed())
+	require.NoError(t, n.staging.Close())
+	require.GreaterOrEqual(t, freed(), uint64(4))
+}
+
 func TestAMeasurementThatHangsDisturbsNoJobAndEndsWithTheDevice(t *testing.T) {
 	simtest.NoLeaks(t)
 	o := measuring()

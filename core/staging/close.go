@@ -83,6 +83,7 @@ func (c *copier) free() {
 	}
 	c.closeEvents(c.events)
 	c.freeGather(c.planner.gather)
+	c.freeLeftover(c.takeLeftover())
 	blocks, givenUp := c.pool.drain()
 	if !stuck {
 		blocks = append(blocks, givenUp...)

@@ -45,6 +45,7 @@ type copier struct {
 	making     bool           // a thread makes a block
 	// A thread of its own measures the device. It is none of threads.
 	calibrating bool
+	leftover    leftover
 	recovering  bool // a thread recovers the stream: no job is issued
 	threads     int  // launched, and not ended
 	binding     int  // threads that are not bound yet

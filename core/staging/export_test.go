@@ -7,3 +7,11 @@ func (d *Device) Recovers(dir Direction) bool {
 	defer c.mu.Unlock()
 	return c.recovering
 }
+
+// Measures reports whether a measurement of the direction is under way.
+func (d *Device) Measures(dir Direction) bool {
+	c := d.copiers[dir]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.calibrating
+}
