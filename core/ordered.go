@@ -1,7 +1,9 @@
 package core
 
 import (
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,7 +15,7 @@ import (
 
 // A transfer in the order of a stream of the application:
 //
-//  1. Order copies the requests, and queues a callback in the stream.
+//  1. Order has the devices prepared, copies the requests, and queues a callback in the stream.
 //  2. The stream's library calls runOrdered on one of its threads when the stream has come to the callback. runOrdered submits the
 //     requests and waits for their end. The stream waits until it returns.
 //  3. A failure is logged, and the next call of Order returns it. The stream goes on: it has no way to report the failure.
@@ -29,7 +31,8 @@ type ordered struct {
 }
 
 // Order starts a transfer in the order of a stream of the application: after the work that is in the stream now, and before work
-// that is queued later. It does not wait. runtime is the library of the stream, "cuda", and stream that library's handle, 0 for
+// that is queued later. It does not wait for the stream. The first call
+// waits until the devices are prepared. runtime is the library of the stream, "cuda", and stream that library's handle, 0 for
 // its default stream. The arrays are not kept; the memory that they name is in use until the stream has gone on. The transfer is
 // given up after Config.TransferTimeout and a second for each GiB.
 //
@@ -57,6 +60,7 @@ func (e *Engine) Order(runtime string, stream uintptr, a *Arrays) error {
 	}
 	own := *a
 	own.Local, own.Remote, own.Lengths = slices.Clone(a.Local), slices.Clone(a.Remote), slices.Clone(a.Lengths)
+	e.devices.prepare(runtime)
 	return library.Call(stream, func() { e.runOrdered(&own) })
 }
 
@@ -68,6 +72,18 @@ func (d *devices) ordering(name string) (device.Ordering, error) {
 		}
 	}
 	return nil, status.Errorf(status.NotSupportedTransport, "this engine has no streams of %q", name)
+}
+
+// prepare prepares the devices of a runtime for jobs. Afterwards their first jobs wait for no stream of the application.
+func (d *devices) prepare(runtime string) {
+	d.mu.Lock()
+	staged := maps.Clone(d.staged)
+	d.mu.Unlock()
+	for name, on := range staged {
+		if strings.HasPrefix(name, runtime+":") {
+			on.Prepare()
+		}
+	}
 }
 
 // runOrdered makes a transfer, when the stream has come to it.

@@ -2,6 +2,7 @@ package core_test
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ type streams struct {
 	device.Runtime
 	queued []func()
 	refuse error
+	made   atomic.Int32 // streams of its devices
 }
 
 const streamHandle = 0x5000
@@ -54,6 +56,22 @@ func startOrdered(t *testing.T, configure func(*core.Config)) (*pair, *streams) 
 	}), s
 }
 
+// Open returns a device that counts its streams.
+func (s *streams) Open(index int) (device.Device, error) {
+	d, err := s.Runtime.Open(index)
+	return counting{d, &s.made}, err
+}
+
+type counting struct {
+	device.Device
+	made *atomic.Int32
+}
+
+func (c counting) NewStream() (device.Stream, error) {
+	c.made.Add(1)
+	return c.Device.NewStream()
+}
+
 func (p *pair) arrays(lengths ...uint64) *core.Arrays {
 	a := &core.Arrays{Opcode: core.Write, Target: p.segment, Lengths: lengths}
 	for range lengths {
@@ -80,6 +98,25 @@ func TestNothingIsMovedBeforeTheStreamHasComeToThePlace(t *testing.T) {
 	p.transport.SettleAll(nil)
 	receive(t, gone)
 	require.NoError(t, p.Order("cuda", streamHandle, p.arrays()))
+}
+
+// What a device needs for its first copies may have to wait for the streams of the application.
+func TestDevicesArePreparedBeforeTheStreamComesToThePlace(t *testing.T) {
+	p, s := startOrdered(t, nil)
+	memory, err := s.Runtime.(*device.Host).Allocate(0, 1<<16)
+	require.NoError(t, err)
+	require.NoError(t, p.Register(at(memory), 1<<16, "*", true))
+	require.Zero(t, s.made.Load())
+	for range 2 {
+		require.NoError(t, p.Order("cuda", streamHandle, p.arrays(10)))
+		require.EqualValues(t, 2, s.made.Load(), "one for each direction")
+	}
+	for range 2 {
+		gone := s.reach()
+		p.hold(t)
+		p.transport.SettleAll(nil)
+		receive(t, gone)
+	}
 }
 
 func TestTheStreamWaitsForTheTransfer(t *testing.T) {

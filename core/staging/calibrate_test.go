@@ -328,6 +328,39 @@ func TestWhatAMeasurementHadIsFreedOnlyWhenTheDeviceIsClosed(t *testing.T) {
 	require.GreaterOrEqual(t, freed(), uint64(4))
 }
 
+// CUDA loads kernels only when the streams of the application have come to rest, and one of them may wait for a transfer.
+func TestAPreparedDeviceHasItsKernelsBeforeTheFirstJob(t *testing.T) {
+	simtest.UseCUDA(t, "")
+	simtest.NoLeaks(t)
+	n := newSimulated(t, 0, options())
+	defer func() { require.NoError(t, n.staging.Close()) }()
+	loads := func() uint64 { return simtest.TakeReport(t).Calls["cuModuleLoadData"] }
+	n.staging.Prepare()
+	n.staging.Prepare()
+	require.EqualValues(t, 1, loads())
+	for dir := range staging.In + 1 {
+		require.Zero(t, n.staging.Stats(dir).Jobs)
+		n.blocks(dir, 4096, 4)
+		require.EqualValues(t, 1, n.staging.Stats(dir).Kernels)
+	}
+	require.EqualValues(t, 1, loads())
+}
+
+func TestADeviceThatCannotBePreparedIsUsedAllTheSame(t *testing.T) {
+	for _, fault := range []string{"cuModuleLoadData:1+", "cuStreamCreateWithPriority:1+", "cuEventCreate:1"} {
+		t.Run(fault, func(t *testing.T) {
+			simtest.UseCUDA(t, "")
+			simtest.NoLeaks(t)
+			n := newSimulated(t, 0, options())
+			defer func() { require.NoError(t, n.staging.Close()) }()
+			simtest.Faults(t, fault)
+			n.staging.Prepare()
+			simtest.Faults(t, "")
+			n.blocks(staging.Out, 4096, 4)
+		})
+	}
+}
+
 func TestAMeasurementThatHangsDisturbsNoJobAndEndsWithTheDevice(t *testing.T) {
 	simtest.NoLeaks(t)
 	o := measuring()

@@ -53,6 +53,9 @@ func (c *copier) issue(j *issued) (err error) {
 		return err
 	}
 	j.queued = true
+	if len(j.job.Moves) == 0 {
+		c.loadKernels()
+	}
 	c.calibrate(len(j.job.Moves))
 	err = c.copy(j.job.Moves)
 	for err != nil && c.planner.ways.lose(err) {
@@ -72,6 +75,15 @@ func (c *copier) issue(j *issued) (err error) {
 		return fmt.Errorf("%s: recording an event: %w", c.name, err)
 	}
 	return nil
+}
+
+// loadKernels loads what the stream needs for copies by kernels, with a list without copies. Where that fails, so does the first
+// use, which copies in another way.
+func (c *copier) loadKernels() {
+	kernels, able := c.stream.(device.KernelStream)
+	if able && c.planner.below > 0 && (c.planner.ways.prefer == device.Kernel || c.tables != nil) {
+		_ = kernels.CopyKernel(c.planner.dir.kind(), nil)
+	}
 }
 
 func (c *copier) newStream() (device.Stream, error) {

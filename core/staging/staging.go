@@ -9,6 +9,7 @@ package staging
 
 import (
 	"errors"
+	"sync"
 	"time"
 
 	"kvferry/core/device"
@@ -66,6 +67,7 @@ type Device struct {
 	options   Options
 	alignment uint64
 	copiers   [2]*copier // by direction
+	prepare   sync.Once
 }
 
 // New returns the staging of a device. Threads, streams and blocks are made when they are first needed. name is for logs
@@ -150,6 +152,27 @@ func (d *Device) CloseWithin(limit time.Duration) (ended bool, err error) {
 // everything of this package except Device.Close. Until then the job, its moves and its memory belong to the device. Jobs of a
 // direction are done in the order in which they are started.
 func (d *Device) Start(dir Direction, j *Job) { d.copiers[dir].start(j) }
+
+// Prepare makes what the first jobs would make: threads, streams, and the kernels that copy. It waits until that is done, at most
+// for the time limit of one job, and does it once. CUDA loads kernels only when all streams of the application have come to rest.
+// So this is called before one of them waits for a transfer. A device that cannot be prepared fails its first job.
+func (d *Device) Prepare() {
+	d.prepare.Do(func() {
+		done := make(chan struct{}, len(d.copiers))
+		for _, c := range d.copiers {
+			c.start(&Job{Done: func(error) { done <- struct{}{} }})
+		}
+		over := time.NewTimer(d.options.Timeout)
+		defer over.Stop()
+		for range d.copiers {
+			select {
+			case <-done:
+			case <-over.C:
+				return
+			}
+		}
+	})
+}
 
 // Job is a set of moves between device memory and leased blocks.
 type Job struct {

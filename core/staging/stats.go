@@ -42,6 +42,9 @@ type counters struct {
 }
 
 func (c *counters) count(j *Job) {
+	if len(j.Moves) == 0 {
+		return
+	}
 	bytes := uint64(0)
 	for i := range j.Moves {
 		bytes += j.Moves[i].Length
