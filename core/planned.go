@@ -20,13 +20,17 @@ type Planned struct {
 // mostPlanned is how many requests of a plan are under way at a time, where the caller sets no limit.
 const mostPlanned = 1 << 16
 
+// maxPlanned is how many requests one transfer of a plan has at most. The tasks of a batch stay in memory until it is
+// freed, about 70 bytes for each. A peer's layout decides how many there are: in the worst case one for each element.
+const maxPlanned = 1 << 26
+
 // SubmitPlanned makes a batch and submits all requests to it; on an error there is no batch. At most limit requests,
 // or mostPlanned for a limit of 0, are submitted at a time: the next ones when these have completed, and none when
 // one of them has failed.
 func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
-	if p.Transfer.Runs > math.MaxInt32 {
-		return nil, status.Errorf(status.InvalidArgument, "the plan has %d ranges, where one call takes %d",
-			p.Transfer.Runs, math.MaxInt32)
+	if p.Transfer.Runs > maxPlanned {
+		return nil, status.Errorf(status.InvalidArgument,
+			"the transfer of the plan has %d ranges, where one call takes %d: plan fewer tokens", p.Transfer.Runs, maxPlanned)
 	}
 	count := int(p.Transfer.Runs)
 	b, err := e.AllocateBatch(count)

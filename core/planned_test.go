@@ -128,6 +128,16 @@ func TestPlannedRequestsThatCannotBeSubmittedLeaveNoBatch(t *testing.T) {
 	require.Zero(t, p.transport.Calls().Submit)
 }
 
+func TestATransferInCountlessRangesIsRefusedBeforeItTakesMemory(t *testing.T) {
+	p := startPair(t, nil)
+	for _, runs := range []uint64{1<<26 + 1, 1 << 31, 1 << 63} {
+		planned := core.Planned{Opcode: core.Read, Target: p.segment, Transfer: &layout.Transfer{Runs: runs}}
+		_, err := p.SubmitPlanned(planned, 0)
+		requireCode(t, status.InvalidArgument, err)
+		require.ErrorContains(t, err, "67108864: plan fewer tokens")
+	}
+}
+
 func BenchmarkSubmitPlanned(b *testing.B) {
 	directory := metadatatest.NewDirectory()
 	e := startEngine(b, directory, nil)

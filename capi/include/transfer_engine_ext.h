@@ -399,7 +399,7 @@ int kvferry_plan_transfer(kvferry_plan_t plan, size_t index, kvferry_plan_transf
  * Allocates a batch and submits one transfer of a plan, as one request for each range. With OPCODE_WRITE this process is the
  * source of the transfer, and the owner of the segment its destination; with OPCODE_READ it is the other way round. max_batch
  * is the most requests that the engine submits at a time; 0 is 65536. The engine submits the next ones when these have
- * completed, and no more when a request has failed or the batch is given up. A plan may have 2^31-1 ranges. The batch keeps
+ * completed, and no more when a request has failed or the batch is given up. A transfer may have 2^26 ranges. The batch keeps
  * some 70 bytes for each until it is freed. Otherwise as kvferry_submit: a batch id in *batch_out and 0; on failure a negated
  * Status code, and no batch.
  */
