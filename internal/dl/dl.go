@@ -11,7 +11,9 @@ import "C"
 import (
 	"errors"
 	"iter"
+	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"unsafe"
 )
@@ -41,6 +43,9 @@ func Loaded(name string) (Library, bool) {
 }
 
 func open(name string, flags C.int) (Library, error) {
+	if err := checkRegular(name); err != nil {
+		return Library{}, err
+	}
 	runtime.LockOSThread() // dlerror is about the last call of its thread
 	defer runtime.UnlockOSThread()
 	path := C.CString(name)
@@ -53,6 +58,17 @@ func open(name string, flags C.int) (Library, error) {
 		return Library{}, errors.New(C.GoString(reason))
 	}
 	return Library{}, errors.New(name + " is not loaded")
+}
+
+// checkRegular refuses a path to what is no file. The loader would wait for the other end of a pipe.
+func checkRegular(name string) error {
+	if !strings.Contains(name, "/") {
+		return nil // the loader searches for it
+	}
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		return errors.New(name + ": it is not a regular file")
+	}
+	return nil
 }
 
 // Symbol returns the address of a function or variable, nil where the library has none of that name.

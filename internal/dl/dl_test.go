@@ -1,11 +1,13 @@
 package dl_test
 
 import (
+	"path/filepath"
 	"testing"
 
 	"kvferry/internal/dl"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // notLoaded is a library of glibc's that nothing here uses.
@@ -14,6 +16,18 @@ const notLoaded = "libBrokenLocale.so.1"
 func TestOpenSaysWhatTheLoaderSays(t *testing.T) {
 	_, err := dl.Open("/nowhere/libnone.so")
 	require.EqualError(t, err, "/nowhere/libnone.so: cannot open shared object file: No such file or directory")
+}
+
+func TestAPipeOrAFolderIsRefusedAndNotWaitedFor(t *testing.T) {
+	folder := t.TempDir()
+	pipe := filepath.Join(folder, "pipe")
+	require.NoError(t, unix.Mkfifo(pipe, 0o600))
+	for _, path := range []string{pipe, folder} {
+		_, err := dl.Open(path)
+		require.EqualError(t, err, path+": it is not a regular file")
+		_, loaded := dl.Loaded(path)
+		require.False(t, loaded)
+	}
 }
 
 func TestSymbolsAreFoundByName(t *testing.T) {
