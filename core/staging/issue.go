@@ -57,16 +57,10 @@ func (c *copier) issue(j *issued) (err error) {
 		c.loadKernels()
 	}
 	c.calibrate(len(j.job.Moves))
-	err = c.copy(j.job.Moves)
-	for err != nil && c.planner.ways.lose(err) {
-		if errors.Is(err, device.ErrNoKernel) {
-			c.log.Warn("blocks are copied without a kernel", zap.String("device", c.name), zap.Error(err))
-		}
-		err = c.copy(j.job.Moves)
-	}
+	err = c.copyInSomeWay(j.job.Moves)
 	if errors.Is(err, device.ErrOutOfReach) {
 		c.log.Warn("these blocks are copied without a kernel", zap.String("device", c.name), zap.Error(err))
-		err = c.planner.ways.without(device.Kernel, func() error { return c.copy(j.job.Moves) })
+		err = c.planner.ways.without(device.Kernel, func() error { return c.copyInSomeWay(j.job.Moves) })
 	}
 	if err != nil {
 		return err
@@ -75,6 +69,18 @@ func (c *copier) issue(j *issued) (err error) {
 		return fmt.Errorf("%s: recording an event: %w", c.name, err)
 	}
 	return nil
+}
+
+// copyInSomeWay is copy, again for each way that the device turns out to lack.
+func (c *copier) copyInSomeWay(moves []Move) error {
+	err := c.copy(moves)
+	for err != nil && c.planner.ways.lose(err) {
+		if errors.Is(err, device.ErrNoKernel) {
+			c.log.Warn("blocks are copied without a kernel", zap.String("device", c.name), zap.Error(err))
+		}
+		err = c.copy(moves)
+	}
+	return err
 }
 
 // loadKernels loads what the stream needs for copies by kernels, with a list without copies. Where that fails, so does the first

@@ -35,3 +35,21 @@ func TestBlocksThatAKernelCannotReachLeaveTheKernelToOtherJobs(t *testing.T) {
 	require.NoError(t, n.staging.Close())
 	simtest.ResetCounters(t) // of the use of freed memory
 }
+
+// An older driver has no batches, which are the next way after the kernel.
+func TestBlocksThatAKernelCannotReachAreCopiedWithAnOlderDriver(t *testing.T) {
+	simtest.UseCUDA(t, simtest.OlderCUDA)
+	simtest.NoLeaks(t)
+	n := newSimulated(t, 0, options())
+	defer func() { require.NoError(t, n.staging.Close()) }()
+	for dir := range staging.In + 1 {
+		for range 2 {
+			job := n.prepare(dir, 4096, 4, 1)
+			simtest.Faults(t, "cuPointerGetAttributes:1=1")
+			job()
+			simtest.Faults(t, "")
+		}
+		n.blocks(dir, 4096, 4)
+		require.EqualValues(t, 1, n.staging.Stats(dir).Kernels)
+	}
+}

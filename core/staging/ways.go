@@ -124,10 +124,10 @@ func (w *ways) lose(err error) bool {
 	return had
 }
 
-// without calls copy as if the device lacked a way.
+// without calls copy as if the device lacked a way. Other ways may be lost meanwhile.
 func (w *ways) without(way device.Way, copy func() error) error {
-	able := w.able
-	defer func() { w.able = able }()
-	w.able = able.Without(way)
+	has := w.able & device.WaysOf(way)
+	defer func() { w.able |= has }()
+	w.able = w.able.Without(way)
 	return copy()
 }
