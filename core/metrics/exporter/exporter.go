@@ -35,9 +35,9 @@ const (
 const (
 	// maxConnections is how many connections a server has open. Further ones wait in the kernel's queue until one has ended.
 	maxConnections = 16
-	// requestTimeout is how long a request and its answer may take each, and idleTimeout how long a connection is kept between two.
+	// requestTimeout is how long a request and its answer may take each, and how long a connection is kept between two. It is
+	// short, so that connections without requests do not keep others out for long.
 	requestTimeout = 5 * time.Second
-	idleTimeout    = 60 * time.Second
 	// closeTimeout is how long the end of a server waits for answers that are being sent.
 	closeTimeout = time.Second
 	maxHeader    = 16 << 10 // bytes
@@ -111,7 +111,7 @@ func start(address string, out *zap.Logger) (*server, error) {
 	protocols.SetHTTP1(true)
 	s.http = &http.Server{
 		Handler: s, Protocols: &protocols, MaxHeaderBytes: maxHeader, ErrorLog: log.New(io.Discard, "", 0),
-		ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, IdleTimeout: idleTimeout,
+		ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, IdleTimeout: requestTimeout,
 	}
 	tell(l.Addr(), out)
 	s.serving.Go(func() { _ = s.http.Serve(bounded(l)) })
