@@ -177,8 +177,8 @@ type Summary struct {
 // Summary counts the tasks by state. Requests that are still to be submitted count as tasks, and as failed tasks once it is
 // known that they will not be submitted.
 func (b *Batch) Summary() Summary {
-	sum := b.unsubmitted()
-	for _, s := range b.all() {
+	sum, submissions := b.unsubmitted()
+	for _, s := range submissions {
 		for i := range s.tasks {
 			state, bytes := s.tasks[i].result()
 			sum.Tasks++
@@ -197,11 +197,11 @@ func (b *Batch) Summary() Summary {
 	return sum
 }
 
-// unsubmitted counts the requests of a fed batch that were not submitted.
-func (b *Batch) unsubmitted() (sum Summary) {
+// unsubmitted counts the requests of a fed batch that were not submitted, and returns the submissions with the others.
+func (b *Batch) unsubmitted() (sum Summary, submissions []*submission) {
 	f := b.feed.Load()
 	if f == nil {
-		return sum
+		return sum, b.all()
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -209,7 +209,7 @@ func (b *Batch) unsubmitted() (sum Summary) {
 	if f.ended {
 		sum.Failed = f.rest
 	}
-	return sum
+	return sum, b.all()
 }
 
 // Bytes is the sum of the lengths of all tasks submitted so far.

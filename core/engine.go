@@ -147,7 +147,8 @@ func newSelf(o Options) (s self, err error) {
 
 // start is New with an open store, which it closes when it fails.
 func start(o Options, name address.Name, self self, store metadata.Store) (*Engine, error) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, end := context.WithCancelCause(context.Background())
+	cancel := func() { end(closedError()) }
 	memory, counters := newRegistry(), metrics.NewEngine(o.Config.MetricsPeers)
 	store = &measuredStore{Store: store, counters: counters}
 	e := &Engine{
