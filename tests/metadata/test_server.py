@@ -193,7 +193,8 @@ def test_engines_show_the_certificate_that_the_server_demands(start_peer: Peers,
         register(start_peer, "ours", server, "with-one", **trust, **shown)
         stranger = start_peer("ours", **LOCAL, **trust)
         assert stranger.try_create("without", server.address) != 0
-        assert "403 Forbidden" in stranger.log() and "client certificate" in stranger.log()
+        assert stranger.logs("403 Forbidden")
+        assert stranger.logs("client certificate")
 
 
 def test_a_second_server_on_one_snapshot_is_told(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ import inspect
 from mooncake.engine import TransferEngine
 engines = [start(), TransferEngine()]
 methods = [n for n, _ in inspect.getmembers(TransferEngine, inspect.isfunction) if not n.startswith("_")]
-assert len(methods) == 40
+assert len(methods) == 41
 def refuses():
     for engine in engines:
         assert isinstance(engine, TransferEngine)
