@@ -172,7 +172,9 @@ def test_a_middle_man_who_alters_a_byte_gets_no_payload_through_and_both_sides_s
         relay.alteration = None
         assert result["code"] != 0, what
         target.memory.check()
-        for peer in (near.peer, target.peer):
+        # The target ends a connection to the handshake port with its answer, and may not be there to hear of that one.
+        answered = door == HANDSHAKES and direction == TO_INITIATOR and what == "what is said first"
+        for peer in (near.peer,) if answered else (near.peer, target.peer):
             assert peer.logs(ALTERED), f"{what}: {peer}: {peer.log()}"
         near.peer.kill()
 
