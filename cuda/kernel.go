@@ -56,7 +56,7 @@ var _ = [1]struct{}{}[unsafe.Sizeof(device.Strided{})-C.sizeof_struct_cuda_strid
 // take the place of the kernel. A part of the kernels may have been queued.
 func (s *stream) CopyKernel(kind device.Kind, copies []device.Copy) error {
 	if err := s.useKernels(); err != nil {
-		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
+		return err
 	}
 	if err := s.checkReach(kind, copies); err != nil {
 		return err
@@ -72,7 +72,7 @@ func (s *stream) CopyKernel(kind device.Kind, copies []device.Copy) error {
 // CopyStrided is CopyKernel for copies of one length.
 func (s *stream) CopyStrided(kind device.Kind, strided *device.Strided) error {
 	if err := s.useKernels(); err != nil {
-		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
+		return err
 	}
 	to, from := strided.Extents()
 	if kind != device.DeviceToHost {
@@ -108,7 +108,7 @@ func (s *stream) checkReach(kind device.Kind, copies []device.Copy) error {
 	return fmt.Errorf("%w: %w", device.ErrNoKernel, s.gpu.failed(reach.code, status.Context, "cuPointerGetAttributes()"))
 }
 
-// useKernels loads the kernels if no other stream has them loaded.
+// useKernels loads the kernels if no other stream has them loaded. It fails with device.ErrNoKernel.
 func (s *stream) useKernels() error {
 	if s.kernels {
 		return nil
@@ -120,7 +120,7 @@ func (s *stream) useKernels() error {
 		k.failed = s.gpu.loadKernels()
 	}
 	if k.failed != nil {
-		return k.failed
+		return fmt.Errorf("%w: %w", device.ErrNoKernel, k.failed)
 	}
 	k.users++
 	s.kernels = true
