@@ -85,10 +85,7 @@ func TestAReadOfMemoryThatPeersMayOnlyWriteIsNotAnswered(t *testing.T) {
 	onHostAndDevice(t, func(t *testing.T, h *halves) {
 		c := h.dial()
 		c.Send(tcptest.ReadV2(h.writable))
-		c.ExpectStatus(wire.StatusForbidden)
-		c.ExpectEnd()
-		require.NoError(t, c.Conn.Close())
-		h.unchanged("READ")
+		h.forbids(c, "READ")
 	})
 	onHostAndDevice(t, func(t *testing.T, h *halves) {
 		c := h.dial()
@@ -106,20 +103,14 @@ func TestARequestBehindOneThatIsAllowedIsCheckedByItself(t *testing.T) {
 			tcptest.ReadV2(h.readable[:100]))
 		c.ExpectStatus(wire.StatusOK)
 		c.Expect(h.before[:100])
-		c.ExpectStatus(wire.StatusForbidden)
-		c.ExpectEnd()
-		require.NoError(t, c.Conn.Close())
-		h.unchanged("WRITE")
+		h.forbids(c, "WRITE")
 	})
 	onHostAndDevice(t, func(t *testing.T, h *halves) {
 		c := h.dial()
 		c.Send(tcptest.WriteV2(sockio.AddressOf(h.writable), h.before[half:half+100]), tcptest.ReadV2(h.writable[:100]),
 			tcptest.WriteV2(sockio.AddressOf(h.writable), tcptest.Pattern(100, 9)))
 		c.ExpectStatus(wire.StatusOK)
-		c.ExpectStatus(wire.StatusForbidden)
-		c.ExpectEnd()
-		require.NoError(t, c.Conn.Close())
-		h.unchanged("READ")
+		h.forbids(c, "READ")
 	})
 }
 
@@ -138,16 +129,22 @@ func TestARangeAcrossRegionsOfDifferentAccessIsRejectedAsAWhole(t *testing.T) {
 	})
 }
 
+// forbids expects that the session ends with a refusal, and that no byte was changed.
+func (h *halves) forbids(c *tcptest.Client, operation string) {
+	h.t.Helper()
+	c.ExpectStatus(wire.StatusForbidden)
+	c.ExpectEnd()
+	require.NoError(h.t, c.Conn.Close())
+	h.unchanged(operation)
+}
+
 func TestAPayloadForMemoryThatPeersMayOnlyReadIsNotFetched(t *testing.T) {
 	onHostAndDevice(t, func(t *testing.T, h *halves) {
 		c := h.dialSameHost()
 		payload := tcptest.Mapped(t, 4096)
 		tcptest.Fill(payload, 9)
 		c.Send(tcptest.WriteByAddress(sockio.AddressOf(h.readable), payload))
-		c.ExpectStatus(wire.StatusForbidden)
-		c.ExpectEnd()
-		require.NoError(t, c.Conn.Close())
-		h.unchanged("WRITE")
+		h.forbids(c, "WRITE")
 	})
 }
 
@@ -155,10 +152,7 @@ func TestMemoryThatPeersMayOnlyWriteIsNotGranted(t *testing.T) {
 	onHostAndDevice(t, func(t *testing.T, h *halves) {
 		c := h.dialSameHost()
 		c.Send(tcptest.ReadByAddress(h.writable[:10]))
-		c.ExpectStatus(wire.StatusForbidden)
-		c.ExpectEnd()
-		require.NoError(t, c.Conn.Close())
-		h.unchanged("READ")
+		h.forbids(c, "READ")
 	})
 }
 
