@@ -138,7 +138,7 @@ func TestSlotsOneByOneBecomePatterns(t *testing.T) {
 func TestRandomBlocksAreOnePatternEach(t *testing.T) {
 	scattered := func(first uint64) (all []uint64) {
 		for i := range uint64(100) {
-			all = append(all, (first+i*37)%101) // never a neighbour
+			all = append(all, (first+i*37)%101) // no number after the one before
 		}
 		return all
 	}
