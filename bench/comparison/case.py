@@ -6,6 +6,7 @@ import random
 from typing import NamedTuple
 
 KIB, MIB = 1 << 10, 1 << 20
+MANY = 16  # processors from which on a machine is taken for a large one: it has other cases
 
 
 class Case(NamedTuple):

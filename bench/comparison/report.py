@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
-from comparison import secured
+from comparison import busy, secured
 from comparison.case import MIB, Case, size_text
 from comparison.results import (
     DIRECT,
@@ -24,6 +24,7 @@ from comparison.results import (
     cpu,
     medians,
     p50,
+    p99,
     rate,
 )
 from comparison.running import Run
@@ -59,6 +60,7 @@ SERIES = {
 }
 NETWORKS = {
     "loopback": "loopback interface",
+    **{busy.where(count): f"loopback interface, beside {count} processes that compute" for count in busy.counts()},
     "link": "link",
     secured.ON_LOOPBACK: "loopback interface, with TLS and without",
     secured.ON_LINK: "link, with TLS and without",
@@ -133,7 +135,7 @@ def cases(results: Results, where: str) -> Iterator[str]:
         yield "One request, p50 in microseconds"
         yield engines(results, where, singles, p50, "{:.0f}")
         yield "One request, p99 in microseconds"
-        yield engines(results, where, singles, lambda measured: measured.p99, "{:.0f}")
+        yield engines(results, where, singles, p99, "{:.0f}")
 
 
 def engines(results: Results, where: str, rows: Sequence[Case], quantity: Quantity, form: str) -> str:

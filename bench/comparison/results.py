@@ -36,6 +36,11 @@ def p50(measured: Measured) -> float:
     return measured.p50
 
 
+def p99(measured: Measured) -> float:
+    """Microseconds."""
+    return measured.p99
+
+
 def cpu(measured: Measured) -> float:
     """Seconds of processor time for a GB, of both ends."""
     return measured.cpu

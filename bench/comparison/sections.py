@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from comparison.case import KIB, MIB, Case
+from comparison.busy import busy
+from comparison.case import KIB, MANY, MIB, Case
 from comparison.pairs import LOOPBACK, EndError, Mover, Network, Pair, PlainC, Setup, Star
 from comparison.results import (
     DIRECT,
@@ -50,7 +51,6 @@ OPERATIONS = ("write", "read")
 BATCHES = {4 * KIB: 64, 64 * KIB: 64, MIB: 32, 16 * MIB: 4}  # blocks of a call by their size
 SWEEP = {**BATCHES, 16 * KIB: 64, 256 * KIB: 64, 4 * MIB: 8}  # for plots over the block size
 ON_LINK = (4 * KIB, 64 * KIB, MIB)
-MANY = 16  # processors from which on 16 MiB x 8 is measured, too
 
 DELAYS = (0, 250, 925)  # microseconds each way, beside the link's own
 DELAY = 250  # for a round trip of about 0.65 ms
@@ -385,6 +385,7 @@ def crossing_kinds(run: Run, movers: Mapping[str, Mover]) -> dict[str, tuple[str
 # What each section needs beside the engines: "rawtcp" or "delaylink" of the machine.
 SECTIONS: dict[str, tuple[Callable[[Run], None], str]] = {
     "loopback": (loopback, ""),
+    "busy": (busy, ""),
     "link": (over_link, "delaylink"),
     "security": (secured, ""),
     "lanes": (over_lanes, ""),

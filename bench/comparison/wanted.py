@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from comparison import secured
-from comparison.case import KIB, MIB, Case
-from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, TLS, Results, cpu, p50, rate
-from comparison.sections import ADJACENT, BATCHES, BY_ONE, MANY, ON_LINK, OPERATIONS, THREADS, batch, one
+from comparison import busy, secured
+from comparison.case import KIB, MANY, MIB, Case
+from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, TLS, Results, cpu, p50, p99, rate
+from comparison.sections import ADJACENT, BATCHES, BY_ONE, ON_LINK, OPERATIONS, THREADS, batch, one
 from tables import median_ratio
 
 LOOPBACK, LINK = "loopback", "link"
@@ -57,6 +57,9 @@ def wanted(results: Results, processors: int) -> list[Wanted]:
             rows += processor_time(results, where)
     if processors >= MANY and "lanes" in results.series:
         rows += lanes(results)
+    for where in map(busy.where, busy.counts()):
+        if where in results.cases:
+            rows += beside_busy(results, where)
     if secured.ON_LOOPBACK in results.cases:
         rows += security(results, processors)
     return [*rows, *resources(results)]
@@ -108,6 +111,16 @@ def over_link(results: Results) -> Iterator[Wanted]:
                 ours = results.median(LINK, case, OURS, rate)
                 reference = ours / statistics.median(results.iperf) if ours and results.iperf else None
                 yield Wanted(f"{LINK}, {case}: ours / iperf3", reference, 0.9)
+
+
+def beside_busy(results: Results, where: str) -> Iterator[Wanted]:
+    for case in busy.CASES:
+        yield faster(results, where, case, MOONCAKE, 1.2)
+        yield Wanted(f"{where}, {case}: one host / shortcut off", results.ratio(where, case, OURS, DIRECT), 1)
+        if case.blocks == 1:
+            base = results.best(where, case, MOONCAKE)
+            ratios = [results.ratio(where, case, name, base, p99) for name in (OURS, DIRECT)]
+            yield Wanted(f"{where}, {case}, p99: ours / Mooncake", ratios[0], 1, True, ratios[1])
 
 
 def mixed(results: Results, where: str, least: float) -> Iterator[Wanted]:
