@@ -108,6 +108,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python scripts/generate_bindings.py --check
 	$(VENV)/bin/python scripts/generate_notices.py --check
+	$(PYTHON) scripts/generate_manual.py --check
 	$(VENV)/bin/python scripts/check_ascendcl.py
 	$(VENV)/bin/python scripts/check_simulator.py
 	$(VENV)/bin/python scripts/generate_kernels.py --check
@@ -168,6 +169,7 @@ generate-kernels: $(VENV)/installed
 generate: $(VENV)/wheel-tools
 	$(PYTHON) scripts/generate_bindings.py
 	$(VENV)/bin/python scripts/generate_notices.py
+	$(PYTHON) scripts/generate_manual.py
 	$(PYTHON) scripts/throughput_chart.py
 	go generate ./...
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from kvferry._cli import main
+from kvferry._command.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

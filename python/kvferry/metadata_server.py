@@ -12,10 +12,11 @@ import ctypes
 import functools
 import os
 import signal
-import sys
-from typing import Any, Callable
 
 from kvferry._bindings import Functions, kvferry_metadata_server_options_t
+from kvferry._command import status
+from kvferry._command.declaration import Command, CommandError, option
+from kvferry._command.output import Output
 from kvferry._ffi import c_string, last_error, python_string
 from kvferry._library import LibraryError, load
 from kvferry._managed import Managed
@@ -69,23 +70,23 @@ def options(arguments: argparse.Namespace) -> kvferry_metadata_server_options_t:
 TEXTS = ("host", "path", "snapshot", "token", "tls_cert", "tls_key")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command: 0 when a signal ended it, 1 when it cannot run or has lost changes."""
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """The command. It has failed when it cannot run or has lost changes, not when a signal ended it."""
     # Blocked signals wait for sigwait(): one that comes early is not lost, and none interrupts the start or the end.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         server = Server(options(arguments), c_string(arguments.tls_client_ca or "", "tls_client_ca"))
         try:
-            print(server.address, flush=True)
+            out.text(server.address)
+            out.result({"address": server.address})
             signal.sigwait(ENDING)
         finally:
             server.stop()
     except (LibraryError, ServerError, OSError, ValueError) as e:
-        print(f"kvferry metadata-server failed: {e}", file=sys.stderr)
-        return 1
+        raise CommandError(str(e)) from e
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return 0
+    return status.OK
 
 
 def port(text: str) -> int:
@@ -96,45 +97,54 @@ def port(text: str) -> int:
     return number
 
 
-def add_command(commands: Any) -> None:
-    """Add the command to argparse's subparsers."""
-    parser = commands.add_parser(
-        "metadata-server",
-        help="run the metadata server of a cluster",
-        description="Run an HTTP metadata server, compatible with Mooncake's, and print the connection string that"
-        " engines are initialized with. SIGTERM and SIGINT end it. /health and /metrics show its state.",
-    )
-    option: Callable[..., Any] = parser.add_argument
-    option("--host", default="", help="address to listen on (all addresses)")
-    option("--port", type=port, default=8080, help="port to listen on; 0 for any free port (%(default)s)")
-    option("--path", default="/metadata", help="path of requests for metadata (%(default)s)")
-    option("--max-keys", type=positive, default=100_000, metavar="N", help="maximum number of entries (%(default)s)")
-    option("--max-value", type=positive, default="1M", metavar="BYTES", help="maximum size of a value (%(default)s)")
-    option(
-        "--max-bytes", type=positive, default="1G", metavar="BYTES", help="maximum size of all entries (%(default)s)"
-    )
-    option(
-        "--max-connections",
-        type=positive,
-        default=1024,
-        metavar="N",
-        help="maximum number of open connections, and half of the limit of open files at most (%(default)s)",
-    )
-    option(
-        "--snapshot", metavar="FILE", help="also keep the entries in this file, and start with the entries that it has"
-    )
-    option(
-        "--token",
-        default=os.environ.get(TOKEN),
-        help=f"bearer token that requests for metadata must have. The variable {TOKEN} is safer: other users of the"
-        " machine can see the arguments of a command",
-    )
-    option("--tls-cert", metavar="FILE", help="PEM file with the certificates; the server then speaks HTTPS")
-    option("--tls-key", metavar="FILE", help="PEM file with the private key of the certificate")
-    option(
-        "--tls-client-ca",
-        metavar="FILE",
-        help="PEM file with certificates; requests for metadata must then have a client certificate that one of them"
-        " vouches for",
-    )
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    name="metadata-server",
+    help="run the metadata server of a cluster",
+    description="Run an HTTP metadata server, compatible with Mooncake's, and print the connection string that engines"
+    " are initialized with. SIGTERM and SIGINT end it. /health and /metrics show its state.",
+    run=run,
+    options=(
+        option("--host", default="", help="address to listen on (all addresses)"),
+        option("--port", type=port, default=8080, help="port to listen on; 0 for any free port (%(default)s)"),
+        option("--path", default="/metadata", help="path of requests for metadata (%(default)s)"),
+        option(
+            "--max-keys", type=positive, default=100_000, metavar="N", help="maximum number of entries (%(default)s)"
+        ),
+        option(
+            "--max-value", type=positive, default="1M", metavar="BYTES", help="maximum size of a value (%(default)s)"
+        ),
+        option(
+            "--max-bytes",
+            type=positive,
+            default="1G",
+            metavar="BYTES",
+            help="maximum size of all entries (%(default)s)",
+        ),
+        option(
+            "--max-connections",
+            type=positive,
+            default=1024,
+            metavar="N",
+            help="maximum number of open connections, and half of the limit of open files at most (%(default)s)",
+        ),
+        option(
+            "--snapshot",
+            metavar="FILE",
+            help="also keep the entries in this file, and start with the entries that it has",
+        ),
+        option(
+            "--token",
+            default=os.environ.get(TOKEN),
+            help=f"bearer token that requests for metadata must have. The variable {TOKEN} is safer: other users of"
+            " the machine can see the arguments of a command",
+        ),
+        option("--tls-cert", metavar="FILE", help="PEM file with the certificates; the server then speaks HTTPS"),
+        option("--tls-key", metavar="FILE", help="PEM file with the private key of the certificate"),
+        option(
+            "--tls-client-ca",
+            metavar="FILE",
+            help="PEM file with certificates; requests for metadata must then have a client certificate that one of"
+            " them vouches for",
+        ),
+    ),
+)

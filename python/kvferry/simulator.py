@@ -9,10 +9,11 @@ that finds the libraries by these variables.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import Any
 
+from kvferry._command import status
+from kvferry._command.declaration import Command, CommandError, Example, option
+from kvferry._command.output import Output
 from kvferry._library import LibraryError
 
 FOLDER = Path(__file__).resolve().parent / "_lib" / "sim"
@@ -35,23 +36,26 @@ def library(kind: str = "npu") -> str:
     return str(file)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command: print the path. Returns 0, or 1 where the library is missing."""
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """The command: print the path."""
     try:
-        print(library(arguments.kind))
+        file = library(arguments.kind)
     except LibraryError as e:
-        print(f"kvferry simulator failed: {e}", file=sys.stderr)
-        return 1
-    return 0
+        raise CommandError(str(e)) from e
+    out.text(file)
+    out.result({"kind": arguments.kind, "library": file})
+    return status.OK
 
 
-def add_command(commands: Any) -> None:
-    """Add the command to argparse's subparsers."""
-    parser = commands.add_parser(
-        "simulator",
-        help="print the path of the simulated devices",
-        description="Print the path of the simulated devices: export KVFERRY_ASCENDCL=$(kvferry simulator), and"
-        " KVFERRY_CUDA=$(kvferry simulator cuda).",
-    )
-    parser.add_argument("kind", nargs="?", choices=FILES, default="npu", help="the kind of device (default: npu)")
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    name="simulator",
+    help="print the path of the simulated devices",
+    description="Print the path of a library that simulates NPUs or GPUs, for the variables KVFERRY_ASCENDCL and"
+    " KVFERRY_CUDA.",
+    run=run,
+    options=(option("kind", nargs="?", choices=tuple(FILES), default="npu", help="the kind of device (%(default)s)"),),
+    examples=(
+        Example("export KVFERRY_ASCENDCL=$(kvferry simulator)", "simulate NPUs"),
+        Example("export KVFERRY_CUDA=$(kvferry simulator cuda)", "simulate GPUs"),
+    ),
+)

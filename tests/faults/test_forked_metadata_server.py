@@ -8,10 +8,10 @@ from support.inprocess import run_python
 def test_a_metadata_server_that_was_stopped_refuses_and_a_new_one_gets_its_port() -> None:
     done = run_python(
         """
-import argparse, socket
-from kvferry.metadata_server import Server, add_command, options
-parser = argparse.ArgumentParser()
-add_command(parser.add_subparsers())
+import socket
+from kvferry._command.main import make_parser
+from kvferry.metadata_server import COMMAND, Server, options
+parser = make_parser([COMMAND])
 def serve(port):
     return Server(options(parser.parse_args(["metadata-server", "--host=127.0.0.1", f"--port={port}"])))
 server = serve(0)

@@ -53,12 +53,6 @@ def test_the_version_is_printed() -> None:
     assert run("--version") == (0, f"kvferry {kvferry.__version__}\n", "")
 
 
-def test_without_a_command_the_usage_is_shown() -> None:
-    status, _, err = run()
-    assert status == 2
-    assert err.startswith("usage: kvferry")
-
-
 SIMULATED = {
     "KVFERRY_ASCENDCL": simulator.library("npu"),
     "KVFERRY_CUDA": simulator.library("cuda"),

@@ -169,7 +169,7 @@ def test_mooncake_is_a_namespace_package_that_has_no_store() -> None:
 
 def test_importing_loads_no_native_library_and_starts_no_thread() -> None:
     done = run_python("""
-import kvferry, kvferry._cli, mooncake.engine
+import kvferry, kvferry._command.main, mooncake.engine
 maps = open("/proc/self/maps").read()
 assert not any(library in maps for library in ("libtransfer_engine", "libcuda", "libascendcl"))
 assert len(os.listdir("/proc/self/task")) == 1

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import socket
 from typing import Callable
 
 import pytest
 
 from kvferry import simulator
+from kvferry._command.main import make_parser
 from kvferry._device import Runtime
 from kvferry._engine import Engine
 from kvferry._managed import Managed
 from kvferry.gpu import CUDA
-from kvferry.metadata_server import Server, add_command, options
+from kvferry.metadata_server import COMMAND, Server, options
 from kvferry.npu import AscendCL
 
 
@@ -65,9 +65,7 @@ def listens(address: str) -> bool:
 
 
 def test_a_metadata_server_ends_when_it_is_dropped_and_may_be_stopped_twice() -> None:
-    parser = argparse.ArgumentParser()
-    add_command(parser.add_subparsers())
-    chosen = options(parser.parse_args(["metadata-server", "--host=127.0.0.1", "--port=0"]))
+    chosen = options(make_parser([COMMAND]).parse_args(["metadata-server", "--host=127.0.0.1", "--port=0"]))
     dropped, stopped = Server(chosen), Server(chosen)
     addresses = dropped.address, stopped.address
     assert all(listens(address) for address in addresses)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvferry import simulator
-from kvferry._cli import main
+from kvferry._command.main import main
 from kvferry._library import LibraryError
 from support.inprocess import environment
 

@@ -16,55 +16,58 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from typing import Any, Callable
+from typing import Any
 
 from kvferry import __version__
 from kvferry._bindings import OPCODE_READ, OPCODE_WRITE
+from kvferry._command import status
+from kvferry._command.declaration import Command, CommandError, option
+from kvferry._command.output import Output
 from kvferry._options import positive
 from kvferry.demo.cache import Shape, compare, size_text
 from kvferry.demo.devices import DemoError, Devices, find_gpus, find_npus
 from kvferry.demo.nodes import DecodeProcess, Prefill
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command: 0 when every byte was right, 1 when one was not or something failed."""
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """The command. It has failed when a byte was wrong or something failed."""
     shape = Shape(arguments.layers, arguments.blocks, arguments.block_size)
     os.environ["KVFERRY_SAME_HOST"] = "0"  # the processes stand for two hosts, and use TCP
     decode = DecodeProcess(arguments.host, shape)
     try:
         npus, gpus = find_npus(), find_gpus(arguments.decode)
         decode.start()
-        move_and_check(arguments.host, shape, arguments.batch or 2 * shape.blocks, npus, gpus, decode)
+        move_and_check(arguments.host, shape, arguments.batch or 2 * shape.blocks, npus, gpus, decode, out)
     except DemoError as e:
-        print(f"kvferry demo failed: {e}", file=sys.stderr)
-        return 1
+        raise CommandError(str(e)) from e
     except KeyboardInterrupt:
         decode.kill()
-        print("kvferry demo was interrupted", file=sys.stderr)
-        return 130
+        raise
     finally:
         decode.end()
-    return 0
+    return status.OK
 
 
 def move_and_check(
-    host: str, shape: Shape, batch: int, npus: Devices, gpus: Devices | None, decode: DecodeProcess
+    host: str, shape: Shape, batch: int, npus: Devices, gpus: Devices | None, decode: DecodeProcess, out: Output
 ) -> None:
     """Move the cache between all pairs of places, check it, and print what is done."""
-    print(f"kvferry {__version__}: a KV cache of {shape}, {size_text(shape.bytes)} in all")
+    out.text(f"kvferry {__version__}: a KV cache of {shape}, {size_text(shape.bytes)} in all")
     for devices in filter(None, (npus, gpus)):
-        print(devices.told)
-    print(f"prefill (process {os.getpid()}) writes it over TCP to decode (process {decode.pid}), {batch} scattered")
-    print("blocks at a time, and reads it back\n")
-    print("prefill   decode             bytes   blocks  batches    time    GB/s  p50/batch  p99/batch", flush=True)
+        out.text(devices.told)
+    out.text(f"prefill (process {os.getpid()}) writes it over TCP to decode (process {decode.pid}), {batch} scattered")
+    out.text("blocks at a time, and reads it back\n")
+    out.text("prefill   decode             bytes   blocks  batches    time    GB/s  p50/batch  p99/batch")
+    rows = []
     for here, there in pairs(npus, gpus):
         prefill = Prefill(host, shape, here, batch, decode.serve(there))
         written, read = both_ways(prefill, decode)
         prefill.close()
-        print(table_row(f"{here:6} -> {there:6} write", shape, written))
-        print(table_row(f"{here:6} <- {there:6} read ", shape, read), flush=True)
-    print(f"\nevery byte checked: the digests of all {shape.layers} layers agree on both sides, in each row")
+        out.text(table_row(f"{here:6} -> {there:6} write", shape, written))
+        out.text(table_row(f"{here:6} <- {there:6} read ", shape, read))
+        rows += [row(here, there, "write", written), row(here, there, "read", read)]
+    out.text(f"\nevery byte checked: the digests of all {shape.layers} layers agree on both sides, in each row")
+    out.result({"version": __version__, "bytes": shape.bytes, "checked": True, "transfers": rows})
 
 
 def pairs(npus: Devices, gpus: Devices | None) -> list[tuple[str, str]]:
@@ -86,6 +89,11 @@ def both_ways(prefill: Prefill, decode: DecodeProcess) -> tuple[list[float], lis
     return written, read
 
 
+def row(here: str, there: str, direction: str, times: list[float]) -> dict[str, Any]:
+    """What --json has of a transfer."""
+    return {"prefill": here, "decode": there, "direction": direction, "batch_seconds": times}
+
+
 def table_row(name: str, shape: Shape, times: list[float]) -> str:
     """A line of the table: how many bytes, how fast, and how long a batch took."""
     total, ordered = sum(times), sorted(times)
@@ -97,20 +105,27 @@ def table_row(name: str, shape: Shape, times: list[float]) -> str:
     )
 
 
-def add_command(commands: Any) -> None:
-    """Add the command to argparse's subparsers."""
-    parser = commands.add_parser("demo", help="move KV cache between two processes and check every byte")
-    option: Callable[..., Any] = parser.add_argument
-    option("--layers", type=positive, default=32, metavar="N", help="layers of the model (%(default)s)")
-    option("--blocks", type=positive, default=256, metavar="N", help="blocks of each layer's K and V (%(default)s)")
-    option("--block-size", type=positive, default="16K", metavar="BYTES", help="bytes of a block (%(default)s)")
-    option("--batch", type=positive, metavar="N", help="blocks in one call (those of a layer)")
-    option(
-        "--decode",
-        choices=("auto", "gpu", "host"),
-        default="auto",
-        help="where decode keeps its cache. auto: in a GPU where the machine has one, otherwise in host and NPU memory;"
-        " gpu: in a GPU, which is simulated where the machine has none; host: in host and NPU memory (%(default)s)",
-    )
-    option("--host", default="127.0.0.1", help="address of this machine to use (%(default)s)")
-    parser.set_defaults(run=run)
+COMMAND = Command(
+    name="demo",
+    help="move KV cache between two processes and check every byte",
+    description="Move a KV cache between two processes of this machine over TCP, between host memory, NPUs and GPUs,"
+    " and check every byte. Devices that the machine does not have are simulated.",
+    run=run,
+    options=(
+        option("--layers", type=positive, default=32, metavar="N", help="layers of the model (%(default)s)"),
+        option(
+            "--blocks", type=positive, default=256, metavar="N", help="blocks of each layer's K and V (%(default)s)"
+        ),
+        option("--block-size", type=positive, default="16K", metavar="BYTES", help="bytes of a block (%(default)s)"),
+        option("--batch", type=positive, metavar="N", help="blocks in one call (those of a layer)"),
+        option(
+            "--decode",
+            choices=("auto", "gpu", "host"),
+            default="auto",
+            help="where decode keeps its cache. auto: in a GPU where the machine has one, otherwise in host and NPU"
+            " memory; gpu: in a GPU, which is simulated where the machine has none; host: in host and NPU memory"
+            " (%(default)s)",
+        ),
+        option("--host", default="127.0.0.1", help="address of this machine to use (%(default)s)"),
+    ),
+)

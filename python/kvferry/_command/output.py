@@ -1,0 +1,83 @@
+"""What the command prints: text for people, or one JSON value for programs.
+
+A subcommand says everything twice at most: text by text(), table() and so on, which print nothing with --json, and its
+result by result(), which prints nothing without. There are no colours.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+
+class Output:
+    """Where a subcommand prints. stream and errors are standard output and standard error where not given."""
+
+    def __init__(
+        self,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        stream: TextIO | None = None,
+        errors: TextIO | None = None,
+    ) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+        self._stream = stream or sys.stdout
+        self._errors = errors or sys.stderr
+
+    @property
+    def terminal(self) -> bool:
+        """Whether text goes to a terminal, on which a line can be written over."""
+        return not self.as_json and self._stream.isatty()
+
+    def text(self, text: str = "") -> None:
+        """A line of what was asked for."""
+        if not self.as_json:
+            print(text, file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line around what was asked for; not with --quiet."""
+        if not self.quiet:
+            self.text(text)
+
+    def detail(self, text: str) -> None:
+        """A line that only --verbose shows."""
+        if self.verbose:
+            self.text(text)
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> None:
+        """A table, of which the columns with these indices are aligned to the right. With --quiet without headings."""
+        for line in table_lines(headings, rows, right)[1 if self.quiet else 0 :]:
+            self.text(line)
+
+    def result(self, value: Any) -> None:
+        """All that was asked for, as one value that JSON has; only with --json."""
+        if self.as_json:
+            print(json.dumps(value, indent=2), file=self._stream, flush=True)
+
+    def error(self, text: str) -> None:
+        """A failure, on standard error; with --json also {"error": text} as the result."""
+        self.result({"error": text})
+        print(text, file=self._errors, flush=True)
+
+    def warning(self, text: str) -> None:
+        """What the user should know beside the result, on standard error."""
+        print(text, file=self._errors, flush=True)
+
+
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> list[str]:
+    """The lines of a table, its headings first."""
+    cells = [list(headings), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    aligned = set(right)
+    return [
+        "  ".join(
+            cell.rjust(width) if index in aligned else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in cells
+    ]

@@ -1,0 +1,14 @@
+"""The subcommands, in the order of the help."""
+
+from __future__ import annotations
+
+from kvferry import demo, metadata_server, simulator
+from kvferry._command import completion
+from kvferry._command.declaration import Command
+
+COMMANDS: tuple[Command, ...] = (
+    demo.COMMAND,
+    metadata_server.COMMAND,
+    simulator.COMMAND,
+    completion.COMMAND,
+)
