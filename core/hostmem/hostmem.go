@@ -36,6 +36,7 @@ type Copier struct {
 	trusted bool // the signal handlers are Go's
 	used    bool // something was copied since Prepare
 	now     Time
+	slow    *slowRuns // scratch of Gather and Scatter
 }
 
 // Renew makes the next copy check the time and the signal handlers again. The owner calls it when a new request has come.

@@ -1,0 +1,348 @@
+package hostmem
+
+import (
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"kvferry/core/threads"
+
+	"golang.org/x/sys/unix"
+)
+
+// Strided memory, such as the heads of one rank in the cache of another, is packed into a buffer of the library, and
+// unpacked from one:
+//
+//  1. Gather and Scatter go through the memory row by row (stream). A row is the runs along the innermost axis.
+//  2. A row whose pages may be touched is copied by a plain loop. Pages that were not touched within the last second are
+//     brought in first, a row at a time (mayTouchRow).
+//  3. Other runs are collected, and one system call copies up to mostSlow of them (slowRuns).
+
+// MaxAxes is how many axes strided memory has at most.
+const MaxAxes = 5
+
+// Axis is how often memory repeats in one direction, and the bytes from one time to the next.
+type Axis struct {
+	Count  uint64
+	Stride int64
+}
+
+// Strided is runs of bytes of one length at regular places: one for each combination of indices of the axes, the
+// outermost axis first. In this order the bytes of the runs are its stream. The owner has checked that no address
+// wraps around.
+type Strided struct {
+	Base  uintptr // of the first run
+	Run   uint64  // bytes
+	Axes  [MaxAxes]Axis
+	Count int // of the axes
+}
+
+// Bytes is how many bytes the stream has.
+func (s *Strided) Bytes() uint64 {
+	bytes := s.Run
+	for _, a := range s.Axes[:s.Count] {
+		bytes *= a.Count
+	}
+	return bytes
+}
+
+// Bounds are the first address of the memory, and the number of bytes from there to its end, gaps included.
+func (s *Strided) Bounds() (addr uintptr, length uint64) {
+	addr, length = s.Base, s.Run
+	for _, a := range s.Axes[:s.Count] {
+		span := (a.Count - 1) * magnitude(a.Stride)
+		length += span
+		if a.Stride < 0 {
+			addr -= uintptr(span)
+		}
+	}
+	return addr, length
+}
+
+func magnitude(stride int64) uint64 {
+	if stride < 0 {
+		return -uint64(stride)
+	}
+	return uint64(stride)
+}
+
+// Gather copies the bytes from position from on of a stream into to, which is memory of the Go heap. Where memory cannot
+// be read, an error wraps EFAULT.
+func (c *Copier) Gather(to []byte, s *Strided, from uint64) error {
+	return c.stream(s, from, to, Reading)
+}
+
+// Scatter copies bytes of the Go heap to the position to of a stream. Where memory cannot be written, an error wraps EFAULT,
+// and some of the bytes may have been copied.
+func (c *Copier) Scatter(s *Strided, to uint64, bytes []byte) error {
+	return c.stream(s, to, bytes, Writing)
+}
+
+// row is runs at regular places of strided memory, and where their bytes are in a buffer.
+type row struct {
+	addr   uintptr
+	stride int64
+	run    uint64
+	count  uint64
+	buffer uintptr
+}
+
+// stream copies between a buffer and the stream from position at on.
+func (c *Copier) stream(s *Strided, at uint64, buffer []byte, a Access) (err error) {
+	if len(buffer) == 0 {
+		return nil
+	}
+	c.Renew()
+	c.renewed()
+	if c.slow == nil {
+		c.slow = &slowRuns{}
+	}
+	slow := c.slow
+	slow.access, slow.now, slow.count, slow.bytes = a, c.now, 0, 0
+	fault := Guard(func() { err = c.rows(s, at, buffer, slow) })
+	if err == nil {
+		err = fault
+	}
+	if err == nil {
+		err = slow.copy()
+	}
+	runtime.KeepAlive(buffer)
+	return err
+}
+
+// rows cuts a part of the stream into rows, and copies each. The part may begin and end within a run.
+func (c *Copier) rows(s *Strided, at uint64, buffer []byte, slow *slowRuns) error {
+	place := uintptr(unsafe.Pointer(unsafe.SliceData(buffer)))
+	left := uint64(len(buffer))
+	index, skip := at/s.Run, at%s.Run
+	for left > 0 {
+		addr, rest, stride := s.find(index)
+		r := row{addr: addr, stride: stride, run: s.Run, count: min(rest, left/s.Run), buffer: place}
+		if skip > 0 || r.count == 0 { // a part of one run
+			r.addr += uintptr(skip)
+			r.run, r.count = min(s.Run-skip, left), 1
+			skip = 0
+		}
+		if err := c.row(&r, slow); err != nil {
+			return err
+		}
+		index += r.count
+		place += uintptr(r.run * r.count)
+		left -= r.run * r.count
+	}
+	return nil
+}
+
+// find is where a run lies, and how many runs follow along the innermost axis, itself included.
+func (s *Strided) find(index uint64) (addr uintptr, rest uint64, stride int64) {
+	addr, rest = s.Base, 1
+	for i := s.Count - 1; i >= 0; i-- {
+		axis := s.Axes[i]
+		step := index % axis.Count
+		index /= axis.Count
+		addr += uintptr(step * uint64(axis.Stride))
+		if i == s.Count-1 {
+			rest, stride = axis.Count-step, axis.Stride
+		}
+	}
+	return addr, rest, stride
+}
+
+// row copies a row, or adds its runs to those for system calls.
+func (c *Copier) row(r *row, slow *slowRuns) error {
+	if r.count > 1 && magnitude(r.stride) > r.run+uint64(pageSize) { // pages between the runs are none of ours
+		for i := range r.count {
+			one := row{r.addr + uintptr(i*uint64(r.stride)), 0, r.run, 1, r.buffer + uintptr(i*r.run)}
+			if err := c.row(&one, slow); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if !c.mayTouchRow(r, slow.access) {
+		return slow.add(r)
+	}
+	if slow.access == Reading {
+		pack(r.buffer, r.addr, uintptr(r.stride), uintptr(r.run), r.count)
+	} else {
+		unpack(r.addr, r.buffer, uintptr(r.stride), uintptr(r.run), r.count)
+	}
+	return nil
+}
+
+// mayTouchRow reports whether a row may be touched. It touches every page from its first to its last byte.
+func (c *Copier) mayTouchRow(r *row, a Access) bool {
+	if !c.trusted {
+		return false
+	}
+	addr, length := r.addr, r.run
+	if r.count > 1 {
+		length += (r.count - 1) * magnitude(r.stride)
+		if r.stride < 0 {
+			addr -= uintptr(length - r.run)
+		}
+	}
+	return c.now.Seen(addr, length, a) || c.BringIn(addr, length, a)
+}
+
+// pack copies runs that are stride bytes apart to consecutive places.
+func pack(dst, src, stride, run uintptr, count uint64) {
+	switch run {
+	case 8:
+		for ; count > 0; count-- {
+			*(*[8]byte)(pointer(dst)) = *(*[8]byte)(pointer(src))
+			dst, src = dst+run, src+stride
+		}
+	case 16:
+		for ; count > 0; count-- {
+			*(*[16]byte)(pointer(dst)) = *(*[16]byte)(pointer(src))
+			dst, src = dst+run, src+stride
+		}
+	case 32:
+		for ; count > 0; count-- {
+			*(*[32]byte)(pointer(dst)) = *(*[32]byte)(pointer(src))
+			dst, src = dst+run, src+stride
+		}
+	case 64:
+		for ; count > 0; count-- {
+			*(*[64]byte)(pointer(dst)) = *(*[64]byte)(pointer(src))
+			dst, src = dst+run, src+stride
+		}
+	default:
+		for ; count > 0; count-- {
+			copy(At(dst, uint64(run)), At(src, uint64(run)))
+			dst, src = dst+run, src+stride
+		}
+	}
+}
+
+// unpack copies consecutive runs to places that are stride bytes apart.
+func unpack(dst, src, stride, run uintptr, count uint64) {
+	switch run {
+	case 8:
+		for ; count > 0; count-- {
+			*(*[8]byte)(pointer(dst)) = *(*[8]byte)(pointer(src))
+			dst, src = dst+stride, src+run
+		}
+	case 16:
+		for ; count > 0; count-- {
+			*(*[16]byte)(pointer(dst)) = *(*[16]byte)(pointer(src))
+			dst, src = dst+stride, src+run
+		}
+	case 32:
+		for ; count > 0; count-- {
+			*(*[32]byte)(pointer(dst)) = *(*[32]byte)(pointer(src))
+			dst, src = dst+stride, src+run
+		}
+	case 64:
+		for ; count > 0; count-- {
+			*(*[64]byte)(pointer(dst)) = *(*[64]byte)(pointer(src))
+			dst, src = dst+stride, src+run
+		}
+	default:
+		for ; count > 0; count-- {
+			copy(At(dst, uint64(run)), At(src, uint64(run)))
+			dst, src = dst+stride, src+run
+		}
+	}
+}
+
+// pointer is an address of memory that the collector neither keeps nor moves, or that its owner keeps alive.
+func pointer(addr uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&addr)) }
+
+// mostSlow is how many runs one system call copies.
+const mostSlow = 256
+
+// slowRuns are runs that system calls copy. Their bytes are consecutive in the buffer.
+type slowRuns struct {
+	access  Access
+	now     Time
+	buffer  uintptr // of the first run
+	bytes   uint64  // of all runs
+	vectors [mostSlow]vector
+	count   int
+}
+
+// add adds the runs of a row, and copies what does not fit any more.
+func (r *slowRuns) add(more *row) error {
+	for i := range more.count {
+		place := more.buffer + uintptr(i*more.run)
+		if r.count == mostSlow || r.count > 0 && r.buffer+uintptr(r.bytes) != place {
+			if err := r.copy(); err != nil {
+				return err
+			}
+		}
+		if r.count == 0 {
+			r.buffer = place
+		}
+		r.vectors[r.count] = vector{more.addr + uintptr(i*uint64(more.stride)), more.run}
+		r.count++
+		r.bytes += more.run
+	}
+	return nil
+}
+
+// copy copies the runs.
+func (r *slowRuns) copy() error {
+	runs := r.vectors[:r.count]
+	if len(runs) > 1 && r.copyAtOnce() {
+		for _, v := range runs {
+			r.now.Note(v.base, v.length, r.access)
+		}
+	} else if err := r.copyOneByOne(); err != nil {
+		return err
+	}
+	r.count, r.bytes = 0, 0
+	return nil
+}
+
+// copyAtOnce copies all runs by one system call. It returns false if that was not possible, and some were copied.
+func (r *slowRuns) copyAtOnce() bool {
+	if forbidden.Load() {
+		return false
+	}
+	threads.Enter()
+	defer threads.Leave()
+	call := uintptr(unix.SYS_PROCESS_VM_WRITEV)
+	if r.access == Writing {
+		call = unix.SYS_PROCESS_VM_READV
+	}
+	buffer := vector{r.buffer, r.bytes}
+	n, _, errno := unix.Syscall6(call, uintptr(unix.Getpid()), uintptr(unsafe.Pointer(&r.vectors)), uintptr(r.count),
+		uintptr(unsafe.Pointer(&buffer)), 1, 0)
+	if errno == unix.EPERM || errno == unix.ENOSYS {
+		forbidden.Store(true)
+	}
+	return errno == 0 && uint64(n) == r.bytes
+}
+
+// copyOneByOne copies each run by itself.
+func (r *slowRuns) copyOneByOne() error {
+	place := r.buffer
+	for _, v := range r.vectors[:r.count] {
+		dst, src := place, v.base
+		if r.access == Writing {
+			dst, src = src, dst
+		}
+		if err := copyBySyscalls(dst, src, v.length); err != nil {
+			return fmt.Errorf("at %#x+%d: %w", v.base, v.length, err)
+		}
+		r.now.Note(v.base, v.length, r.access)
+		place += uintptr(v.length)
+	}
+	return nil
+}
+
+// There is Time.There for strided memory. It looks at some places of memory that has many.
+func (s *Strided) There(now Time, a Access) bool {
+	const most = 16
+	runs := s.Bytes() / s.Run
+	step := (runs + most - 1) / most
+	for index := uint64(0); index < runs; index += step {
+		addr, _, _ := s.find(index)
+		if !now.There(addr, s.Run, a) {
+			return false
+		}
+	}
+	return true
+}

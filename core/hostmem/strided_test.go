@@ -1,0 +1,166 @@
+package hostmem
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// randomStrided is strided memory within the first size bytes from base on, the runs of which do not overlap.
+func randomStrided(base uintptr, size uint64) Strided {
+	s := Strided{Run: []uint64{1, 3, 8, 16, 32, 64, 100, 256, 5000}[rand.IntN(9)], Count: rand.IntN(MaxAxes + 1)}
+	extent := s.Run
+	offset := uintptr(0)
+	for i := s.Count - 1; i >= 0; i-- {
+		stride := extent + uint64(rand.IntN(300))<<rand.IntN(6)
+		most := (size - extent) / stride
+		count := 1 + rand.Uint64N(min(most, 6)+1)
+		s.Axes[i] = Axis{Count: count, Stride: int64(stride)}
+		extent += (count - 1) * stride
+		if rand.IntN(3) == 0 {
+			offset += uintptr((count - 1) * stride)
+			s.Axes[i].Stride = -int64(stride)
+		}
+	}
+	s.Base = base + uintptr(rand.Uint64N(size-extent+1)) + offset
+	return s
+}
+
+// places are the offsets of the bytes of a stream from base on, by the definition of Strided.
+func (s *Strided) places(base uintptr) (all []int) {
+	var walk func(axis int, at uintptr)
+	walk = func(axis int, at uintptr) {
+		if axis == s.Count {
+			for i := range s.Run {
+				all = append(all, int(at-base)+int(i))
+			}
+			return
+		}
+		for range s.Axes[axis].Count {
+			walk(axis+1, at)
+			at += uintptr(s.Axes[axis].Stride)
+		}
+	}
+	walk(0, s.Base)
+	return all
+}
+
+// stridedWays are what leads to each way in which runs are copied.
+var stridedWays = map[string]func(*testing.T, []byte){
+	"seen":        func(*testing.T, []byte) {},
+	"first":       func(_ *testing.T, memory []byte) { Forget(addressOf(memory), uint64(len(memory))) },
+	"no handlers": func(t *testing.T, _ []byte) { withHandler(t, 1) },
+	"forbidden": func(t *testing.T, _ []byte) {
+		withHandler(t, 1)
+		forbidden.Store(true)
+		t.Cleanup(func() { forbidden.Store(false) })
+	},
+}
+
+func TestStridedMemoryIsGatheredAndScatteredByteForByte(t *testing.T) {
+	for name, prepare := range stridedWays {
+		t.Run(name, func(t *testing.T) {
+			memory := mapped(t, 256<<10)
+			fill(memory, 3)
+			rounds := 150
+			if name == "forbidden" {
+				rounds = 10
+			}
+			prepare(t, memory)
+			var c Copier
+			for range rounds {
+				if name == "first" {
+					prepare(t, memory)
+				}
+				s := randomStrided(addressOf(memory), uint64(len(memory)))
+				places := s.places(addressOf(memory))
+				require.EqualValues(t, len(places), s.Bytes())
+				low, length := s.Bounds()
+				require.EqualValues(t, slices.Min(places), low-addressOf(memory))
+				require.EqualValues(t, slices.Max(places)+1, uint64(low-addressOf(memory))+length)
+				from := rand.IntN(len(places))
+				until := from + 1 + rand.IntN(len(places)-from)
+
+				got, want := make([]byte, until-from), make([]byte, until-from)
+				for i, p := range places[from:until] {
+					want[i] = memory[p]
+				}
+				require.NoError(t, c.Gather(got, &s, uint64(from)))
+				require.True(t, bytes.Equal(want, got), "%+v from %d to %d", s, from, until)
+
+				after := slices.Clone(memory)
+				for i, p := range places[from:until] {
+					got[i] = byte(rand.Uint32())
+					after[p] = got[i]
+				}
+				require.NoError(t, c.Scatter(&s, uint64(from), got))
+				require.True(t, bytes.Equal(after, memory), "%+v from %d to %d", s, from, until)
+			}
+		})
+	}
+}
+
+func TestStridedMemoryThatIsGoneIsAnError(t *testing.T) {
+	memory := mapped(t, 8*page)
+	s := Strided{Base: addressOf(memory), Run: 16, Axes: [MaxAxes]Axis{{Count: 8, Stride: page}, {Count: 4, Stride: 64}}, Count: 2}
+	buffer := make([]byte, s.Bytes())
+	var c Copier
+	require.NoError(t, c.Scatter(&s, 0, buffer))
+	protect(t, memory[6*page:7*page], unix.PROT_NONE)
+	require.ErrorIs(t, c.Scatter(&s, 0, buffer), syscall.EFAULT, "it was there a moment ago")
+	require.ErrorIs(t, c.Gather(buffer, &s, 0), syscall.EFAULT)
+	Forget(addressOf(memory), uint64(len(memory)))
+	require.ErrorIs(t, c.Scatter(&s, 0, buffer), syscall.EFAULT)
+	require.NoError(t, c.Scatter(&s, 0, buffer[:6*64]), "what is there may be touched")
+}
+
+func TestStridedMemoryIsThereWhenItsPagesAre(t *testing.T) {
+	memory := mapped(t, 64*page)
+	Forget(addressOf(memory), uint64(len(memory)))
+	s := Strided{Base: addressOf(memory), Run: 16, Axes: [MaxAxes]Axis{{Count: 64, Stride: page}}, Count: 1}
+	require.False(t, s.There(Now(), Writing))
+	var c Copier
+	require.NoError(t, c.Scatter(&s, 0, make([]byte, s.Bytes())))
+	require.True(t, s.There(Now(), Writing))
+}
+
+func BenchmarkStrided(b *testing.B) {
+	for _, run := range []uint64{64, 256, 2048} {
+		const bytes = 64 << 10
+		memory := mapped(b, 8*bytes)
+		s := Strided{Base: addressOf(memory), Run: run, Axes: [MaxAxes]Axis{{Count: bytes / run, Stride: int64(8 * run)}}, Count: 1}
+		buffer := make([]byte, bytes)
+		var c Copier
+		for name, f := range map[string]func() error{
+			"gather":  func() error { return c.Gather(buffer, &s, 0) },
+			"scatter": func() error { return c.Scatter(&s, 0, buffer) },
+			"syscall": func() error {
+				c.Renew()
+				c.renewed()
+				c.fresh, c.trusted = true, false
+				slow := c.slow
+				slow.access, slow.now, slow.count, slow.bytes = Writing, c.now, 0, 0
+				if err := c.rows(&s, 0, buffer, slow); err != nil {
+					return err
+				}
+				return slow.copy()
+			},
+		} {
+			b.Run(fmt.Sprintf("%s/run=%d", name, run), func(b *testing.B) {
+				require.NoError(b, c.Gather(buffer, &s, 0))
+				b.SetBytes(bytes)
+				for b.Loop() {
+					if err := f(); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
