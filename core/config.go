@@ -57,6 +57,7 @@ type Config struct {
 	MetricsInterval         time.Duration
 	MetricsPeers            int
 	MetricsListen           string // see exporter.Attach; "" for nowhere
+	SocketDir               string // see exporter.AttachPrivately
 	MetadataHTTPToken       Secret
 	AscendCL                string // "" for where the loader finds it
 	CUDA                    string // "" for where the loader finds it

@@ -74,6 +74,17 @@ func text(field func(*Config) *string) kind {
 	})
 }
 
+// ownFolder is the folder of exporter.AttachPrivately.
+func ownFolder(field func(*Config) *string) kind {
+	return single("`auto`, `off`, an absolute path", func(c *Config, text string) error {
+		*field(c) = text
+		if text != "auto" && text != "off" && !strings.HasPrefix(text, "/") {
+			return errors.New("it is no absolute path")
+		}
+		return printable(text)
+	})
+}
+
 // strict is text that an engine checks when it starts. It does not start with a wrong one: with a default in its place, peers that
 // the setting keeps out could connect.
 func strict(accepts string, field func(*Config) *string) kind {

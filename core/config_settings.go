@@ -198,6 +198,8 @@ var settings = []setting{
 		"Maximum number of peers that metrics show by their names, as the initiator and as the target. The others are shown together, as `other`. A peer that was not in use for ten minutes makes room for a new one."},
 	{one("KVFERRY_METRICS_LISTEN", ""), text(func(c *Config) *string { return &c.MetricsListen }),
 		"Where the engines of the process show their [metrics](operations.md): `HOST:PORT`, `HOST:FIRST-LAST` for the first free port of a range, or `unix:PATH`, in which `%p` is the process's number. If that is in use or invalid, a warning says so, and the engines work without it."},
+	{one("KVFERRY_SOCKET_DIR", "auto"), ownFolder(func(c *Config) *string { return &c.SocketDir }),
+		"Folder of this user alone, in which each process has a socket by which `kvferry top` finds its engines. `auto`: `kvferry-UID` in `/tmp`. `off`: none. If the socket cannot be made, the engines work without it."},
 	{one("MC_CUSTOM_TOPO_JSON", ""), text(func(*Config) *string { return new(string) }),
 		"File with the topology that `get_local_topology` of the Python package returns. A missing or empty file is ignored."},
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,4 +102,35 @@ except OSError:
 def test_the_engines_of_a_process_are_shown_until_they_end() -> None:
     address = f"127.0.0.1:{free_port()}"
     done = run_python(PROGRAM, KVFERRY_METRICS_LISTEN=address)
+    assert done.stdout == "ended\n", done.stderr
+
+
+FOUND = """
+import glob, json, os, socket
+from mooncake.engine import TransferEngine
+engine = TransferEngine()
+assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
+folder = os.environ["KVFERRY_SOCKET_DIR"]
+(path,) = glob.glob(f"{folder}/{os.getpid()}-*.sock")
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect(path)
+    s.sendall(b"GET /stats HTTP/1.0\\r\\n\\r\\n")
+    answer = b"".join(iter(lambda: s.recv(65536), b""))
+(found,) = json.loads(answer.partition(b"\\r\\n\\r\\n")[2])
+assert found["engine"] == f"127.0.0.1:{engine.get_rpc_port()}", found
+del engine
+print(os.listdir(folder))
+"""
+
+
+def test_a_process_has_a_socket_for_commands_of_its_user(tmp_path: Path) -> None:
+    done = run_python(FOUND, KVFERRY_SOCKET_DIR=str(tmp_path / "sockets"))
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_engines_work_where_no_socket_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_python(
+        PROGRAM, KVFERRY_SOCKET_DIR=str(tmp_path / "file"), KVFERRY_METRICS_LISTEN=f"127.0.0.1:{free_port()}"
+    )
     assert done.stdout == "ended\n", done.stderr

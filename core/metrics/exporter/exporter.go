@@ -1,7 +1,8 @@
 // Package exporter shows the metrics of the engines of a process: as text for Prometheus, and as JSON.
 //
 //  1. Attach adds an engine to the server of an address. The first engine with that address starts the server, and the last one
-//     that is detached ends it: all engines of a process are shown at one place.
+//     that is detached ends it: all engines of a process are shown at one place. AttachPrivately does the same with a socket for
+//     the command `kvferry top`.
 //  2. The server asks each engine when it is asked. families.go is the table of what is shown, text.go writes it.
 package exporter
 
@@ -46,7 +47,7 @@ const (
 // Source describes an engine. It is called for each request, from any goroutine.
 type Source func() *metrics.Stats
 
-// servers are those of the process, by what Attach was given.
+// servers are those of the process, by what attach was given.
 var servers = struct {
 	sync.Mutex
 	open map[string]*server
@@ -72,23 +73,35 @@ type listener interface {
 // either is the process's number. log is the engine's: it says where the metrics are, and warns if other machines can read them.
 // The caller calls detach before the engine ends; it returns soon, and the engine is not asked any more.
 func Attach(address string, source Source, log *zap.Logger) (detach func(), err error) {
-	servers.Lock()
-	defer servers.Unlock()
-	s := servers.open[address]
-	if s == nil {
-		if s, err = start(address, log); err != nil {
+	return attach("at "+address, source, func() (*server, error) {
+		l, err := listen(address)
+		if err != nil {
 			return nil, err
 		}
-		servers.open[address] = s
+		tell(l.Addr(), log)
+		return serve(l), nil
+	})
+}
+
+// attach adds an engine to the server with a key. start makes that server.
+func attach(key string, source Source, start func() (*server, error)) (detach func(), err error) {
+	servers.Lock()
+	defer servers.Unlock()
+	s := servers.open[key]
+	if s == nil {
+		if s, err = start(); err != nil {
+			return nil, err
+		}
+		servers.open[key] = s
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sources = append(s.sources, &source)
-	return sync.OnceFunc(func() { detachFrom(address, s, &source) }), nil
+	return sync.OnceFunc(func() { detachFrom(key, s, &source) }), nil
 }
 
-// detachFrom undoes Attach. It waits for a request that asks the engine.
-func detachFrom(address string, s *server, source *Source) {
+// detachFrom undoes attach. It waits for a request that asks the engine.
+func detachFrom(key string, s *server, source *Source) {
 	servers.Lock()
 	defer servers.Unlock()
 	s.mu.Lock()
@@ -96,16 +109,13 @@ func detachFrom(address string, s *server, source *Source) {
 	last := len(s.sources) == 0
 	s.mu.Unlock()
 	if last {
-		delete(servers.open, address)
+		delete(servers.open, key)
 		s.close()
 	}
 }
 
-func start(address string, out *zap.Logger) (*server, error) {
-	l, err := listen(address)
-	if err != nil {
-		return nil, err
-	}
+// serve starts a server.
+func serve(l listener) *server {
 	s := &server{listener: l}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -113,9 +123,8 @@ func start(address string, out *zap.Logger) (*server, error) {
 		Handler: s, Protocols: &protocols, MaxHeaderBytes: maxHeader, ErrorLog: log.New(io.Discard, "", 0),
 		ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, IdleTimeout: requestTimeout,
 	}
-	tell(l.Addr(), out)
 	s.serving.Go(func() { _ = s.http.Serve(bounded(l)) })
-	return s, nil
+	return s
 }
 
 // tell says where the metrics are.

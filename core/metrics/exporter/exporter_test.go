@@ -52,8 +52,8 @@ func stats(name string) *metrics.Stats {
 	}
 }
 
-// attach shows an engine until the test ends, or detach is called.
-func attach(t *testing.T, address string, source Source) (detach func()) {
+// attachAt shows an engine until the test ends, or detach is called.
+func attachAt(t *testing.T, address string, source Source) (detach func()) {
 	t.Helper()
 	detach, err := Attach(address, source, zap.NewNop())
 	require.NoError(t, err)
@@ -171,9 +171,9 @@ func TestPromtoolFindsNothingWrong(t *testing.T) {
 func TestEnginesOfAProcessAreShownAtOnePlaceUntilTheyEnd(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	one := attach(t, address, func() *metrics.Stats { return stats("one") })
-	two := attach(t, address, func() *metrics.Stats { return stats("two") })
-	again := attach(t, address, func() *metrics.Stats { return stats("two") })
+	one := attachAt(t, address, func() *metrics.Stats { return stats("one") })
+	two := attachAt(t, address, func() *metrics.Stats { return stats("two") })
+	again := attachAt(t, address, func() *metrics.Stats { return stats("two") })
 	c := client("tcp", address)
 
 	code, kind, body := get(t, c, "/metrics")
@@ -206,14 +206,14 @@ func TestEnginesOfAProcessAreShownAtOnePlaceUntilTheyEnd(t *testing.T) {
 	two()
 	_, err = c.Get("http://x/metrics")
 	require.Error(t, err)
-	attach(t, address, func() *metrics.Stats { return stats("three") })()
+	attachAt(t, address, func() *metrics.Stats { return stats("three") })()
 }
 
 func TestAnEngineIsNotAskedOnceItIsDetached(t *testing.T) {
 	address := "unix:" + filepath.Join(t.TempDir(), "socket")
-	attach(t, address, func() *metrics.Stats { return stats("other") })
+	attachAt(t, address, func() *metrics.Stats { return stats("other") })
 	var ended, late atomic.Bool
-	detach := attach(t, address, func() *metrics.Stats {
+	detach := attachAt(t, address, func() *metrics.Stats {
 		late.Store(late.Load() || ended.Load())
 		return stats("one")
 	})
@@ -268,7 +268,7 @@ func TestASocketThatWasLeftBehindIsReplacedAndALivingOneIsNot(t *testing.T) {
 	l.SetUnlinkOnClose(false)
 	require.NoError(t, l.Close())
 
-	detach := attach(t, "unix:"+path, func() *metrics.Stats { return stats("one") })
+	detach := attachAt(t, "unix:"+path, func() *metrics.Stats { return stats("one") })
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm(), "the socket is this user's alone")
@@ -288,13 +288,13 @@ func TestASocketThatWasLeftBehindIsReplacedAndALivingOneIsNot(t *testing.T) {
 
 func TestAPathMayHaveTheNumberOfTheProcess(t *testing.T) {
 	folder := t.TempDir()
-	attach(t, "unix:"+folder+"/%p.socket", func() *metrics.Stats { return stats("one") })
+	attachAt(t, "unix:"+folder+"/%p.socket", func() *metrics.Stats { return stats("one") })
 	require.FileExists(t, fmt.Sprintf("%s/%d.socket", folder, os.Getpid()))
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
-	detach := attach(t, "unix:"+path, func() *metrics.Stats { return stats("one") })
+	detach := attachAt(t, "unix:"+path, func() *metrics.Stats { return stats("one") })
 	var open []net.Conn
 	for range maxConnections {
 		conn, err := net.Dial("unix", path)

@@ -3,8 +3,6 @@ package exporter
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"strconv"
@@ -15,7 +13,7 @@ import (
 	"kvferry/core/status"
 )
 
-// resolveTimeout is how long the name of the host may take to be resolved, and an owner of a socket to accept a connection.
+// resolveTimeout is how long the name of the host may take to be resolved.
 const resolveTimeout = 5 * time.Second
 
 // listen listens at an address of Attach.
@@ -64,68 +62,4 @@ func listenTCP(host string, port int) (listener, error) {
 		return nil, status.Errorf(status.Socket, "%w", err)
 	}
 	return l.(*net.TCPListener), nil
-}
-
-// listenUnix makes a socket that only processes of this user can open. One that a process has left behind is replaced.
-func listenUnix(path string) (listener, error) {
-	if path == "" {
-		return nil, status.Errorf(status.InvalidArgument, "unix: needs a path")
-	}
-	l, err := listenPrivately(path)
-	if errors.Is(err, syscall.EADDRINUSE) && isLeftBehind(path) {
-		if err = os.Remove(path); err == nil {
-			l, err = listenPrivately(path)
-		}
-	}
-	if err != nil {
-		return nil, status.Errorf(status.Socket, "%w", err)
-	}
-	return l, nil
-}
-
-// listenPrivately makes the socket under another name first: nobody can connect before it has its permissions.
-func listenPrivately(path string) (*unixListener, error) {
-	hidden := path + "." + strconv.Itoa(os.Getpid())
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false) // of the hidden name
-	if err = os.Chmod(hidden, 0o600); err == nil {
-		err = os.Link(hidden, path)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		err = fmt.Errorf("listen unix %s: %w", path, syscall.EADDRINUSE)
-	}
-	if err = errors.Join(err, os.Remove(hidden)); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return &unixListener{l, path}, nil
-}
-
-// unixListener removes its socket when it is closed.
-type unixListener struct {
-	*net.UnixListener
-	path string
-}
-
-func (l *unixListener) Close() error {
-	err := l.UnixListener.Close()
-	if err == nil {
-		err = os.Remove(l.path)
-	}
-	return err
-}
-
-// isLeftBehind reports whether a path is a socket that nobody listens at.
-func isLeftBehind(path string) bool {
-	info, err := os.Lstat(path)
-	if err != nil || info.Mode().Type() != fs.ModeSocket {
-		return false
-	}
-	conn, err := net.DialTimeout("unix", path, resolveTimeout)
-	if err == nil {
-		_ = conn.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED)
 }
