@@ -66,6 +66,11 @@ const (
 
 	// StatusForbidden is for a range of one region that peers may only read, or only write.
 	StatusForbidden = 8
+
+	// The offer that a strided request names by its key: the target has none with that key any more, or it does not cover the
+	// request.
+	StatusRevoked    = 9
+	StatusNotOffered = 10
 )
 
 // Header is a parsed request.
@@ -77,6 +82,9 @@ type Header struct {
 
 	ByAddress bool
 	Source    uint64 // address of the payload of a WRITE by address, in the initiator's address space
+
+	Strided bool // a body follows, see ParseStrided
+	Axes    int  // of a strided request
 }
 
 // PutHeader writes a request into the first HeaderSize bytes of b.
@@ -112,6 +120,13 @@ func ParseHeader(b []byte, sameHost bool) (Header, error) {
 	if sameHost && h.V2 && code&byAddress != 0 {
 		h.ByAddress, h.Source = true, binary.LittleEndian.Uint64(b[16:])>>8
 		code &^= byAddress
+	}
+	if h.V2 && !h.ByAddress && code&strided != 0 {
+		h.Strided, h.Axes = true, int(b[17])
+		code &^= strided
+		if h.Axes > MaxAxes {
+			return Header{}, fmt.Errorf("a strided request with %d axes, where %d is the most", h.Axes, MaxAxes)
+		}
 	}
 	h.Op = code &^ ProtoV2
 	if h.Op != Read && h.Op != Write {

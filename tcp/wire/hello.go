@@ -43,6 +43,8 @@ const (
 
 	// AnswerPermit is set in the flags of an answer when the target copies by the permit.
 	AnswerPermit = 1
+	// AnswerStrided is set in the flags of an answer of a target that takes strided requests.
+	AnswerStrided = 2
 )
 
 // Identity is 16 random bytes that stand for one incarnation of an engine.
