@@ -291,6 +291,36 @@ kvferry_call_t kvferry_start_probe(transfer_engine_t engine, const char *segment
     return kvferry_go_start_probe(engine, segment_name, kvferry_reason());
 }
 
+kvferry_call_t kvferry_start_describe(transfer_engine_t engine, const char *segment_name)
+{
+    ENTER(NULL);
+    return kvferry_go_start_describe(engine, segment_name, kvferry_reason());
+}
+
+kvferry_call_t kvferry_start_members(const char *metadata_conn_string, const char *name, int64_t timeout_ms)
+{
+    ENTER(NULL);
+    return kvferry_go_start_members(metadata_conn_string, name, timeout_ms, kvferry_reason());
+}
+
+kvferry_call_t kvferry_start_forget(const char *metadata_conn_string, const char *name, int force)
+{
+    ENTER(NULL);
+    return kvferry_go_start_forget(metadata_conn_string, name, force, kvferry_reason());
+}
+
+int64_t kvferry_text(kvferry_text_t text, char *buf_out, size_t buf_len)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_text(text, buf_out, buf_len, kvferry_reason());
+}
+
+int kvferry_text_free(kvferry_text_t text)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_free_text(text, kvferry_reason());
+}
+
 int kvferry_call_wait(kvferry_call_t call, int64_t timeout_ms, uint64_t *result_out)
 {
     uint32_t word = 0;

@@ -107,8 +107,17 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := metadata.Open(o.Metadata, metadata.Options{
-		Security:       self.policy,
+	store, err := metadata.Open(o.Metadata, self.storeOptions(o))
+	if err != nil {
+		return nil, errors.Join(err, self.policy.Close())
+	}
+	return start(o, name, self, store)
+}
+
+// storeOptions are the settings of the store of an engine.
+func (s self) storeOptions(o Options) metadata.Options {
+	return metadata.Options{
+		Security:       s.policy,
 		ConnectTimeout: o.Config.HandshakeConnectTimeout,
 		MaxLength:      o.Config.HandshakeMaxLength,
 		DefaultPort:    o.Config.HandshakePort,
@@ -125,11 +134,7 @@ func New(o Options) (*Engine, error) {
 			},
 			Log: o.Log,
 		},
-	})
-	if err != nil {
-		return nil, errors.Join(err, self.policy.Close())
 	}
-	return start(o, name, self, store)
 }
 
 // self is what an engine proves who it is by.

@@ -2,6 +2,7 @@ package metaserver
 
 import (
 	"crypto/subtle"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -116,7 +117,14 @@ func notAllowed(methods string) reply {
 
 // metadata answers a request for an entry.
 func (s *Server) metadata(w http.ResponseWriter, r *http.Request) reply {
-	key, err := keyOf(r.URL.RawQuery)
+	query, err := queryOf(r.URL.RawQuery)
+	if err != nil {
+		return refused(err)
+	}
+	if query.Has("prefix") {
+		return s.list(r, query)
+	}
+	key, err := keyOf(query)
 	if err != nil {
 		return refused(err)
 	}
@@ -141,13 +149,34 @@ func (s *Server) metadata(w http.ResponseWriter, r *http.Request) reply {
 	return say(http.StatusOK, done)
 }
 
-// keyOf finds the key in a URL's query. Space around it does not count.
-func keyOf(query string) (string, error) {
-	values, err := url.ParseQuery(query)
-	if err != nil {
-		return "", refuse(http.StatusBadRequest, "the query cannot be read: %v", err)
+// list answers a request for the keys that begin with a prefix: a page of them, after a key.
+func (s *Server) list(r *http.Request, query url.Values) reply {
+	if r.Method != http.MethodGet {
+		return notAllowed("GET")
 	}
-	key := strings.TrimSpace(values.Get("key"))
+	var page struct {
+		Keys []string `json:"keys"`
+		More bool     `json:"more"` // there are keys after the last one of these
+	}
+	page.Keys, page.More = s.store.list(query.Get("prefix"), query.Get("after"))
+	body, err := json.Marshal(page)
+	if err != nil {
+		return refused(err)
+	}
+	return reply{status: http.StatusOK, kind: jsonKind, body: body}
+}
+
+func queryOf(text string) (url.Values, error) {
+	query, err := url.ParseQuery(text)
+	if err != nil {
+		err = refuse(http.StatusBadRequest, "the query cannot be read: %v", err)
+	}
+	return query, err
+}
+
+// keyOf finds the key in a query. Space around it does not count.
+func keyOf(query url.Values) (string, error) {
+	key := strings.TrimSpace(query.Get("key"))
 	return key, checkKey(key)
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -610,15 +612,65 @@ func FuzzKeyOf(f *testing.F) {
 	for _, query := range []string{"key=a", "key=%20a%2Fb+", "key=a&key=b", "a=%zz", ";", "key=%ff", "key"} {
 		f.Add(query)
 	}
+	find := func(text string) (string, error) {
+		query, err := queryOf(text)
+		if err != nil {
+			return "", err
+		}
+		return keyOf(query)
+	}
 	f.Fuzz(func(t *testing.T, query string) {
-		key, err := keyOf(query)
+		key, err := find(query)
 		if err != nil {
 			require.GreaterOrEqual(t, refused(err).status, 400)
 			require.Less(t, refused(err).status, 500, "a client's mistake")
 			return
 		}
-		again, err := keyOf("key=" + url.QueryEscape(key))
+		again, err := find("key=" + url.QueryEscape(key))
 		require.NoError(t, err)
 		require.Equal(t, key, again)
 	})
+}
+
+func TestKeysAreListedInPages(t *testing.T) {
+	_, c := start(t, Options{})
+	list := func(query string) (keys []string, more bool) {
+		code, body := c.send("GET", c.url+"?"+query, nil, nil)
+		require.Equal(t, 200, code, body)
+		var page struct {
+			Keys []string
+			More bool
+		}
+		require.NoError(t, json.Unmarshal([]byte(body), &page))
+		return page.Keys, page.More
+	}
+	none, more := list("prefix=")
+	require.Empty(t, none)
+	require.False(t, more)
+	long := strings.Repeat("x", 900)
+	const count = pageKeys + 5
+	for i := range count {
+		c.put(fmt.Sprintf("a/%04d", i), "1")
+	}
+	for i := range 200 {
+		c.put(fmt.Sprintf("b/%s%03d", long, i), "1")
+	}
+	keys, more := list("prefix=a/")
+	require.Len(t, keys, pageKeys)
+	require.True(t, more)
+	require.True(t, slices.IsSorted(keys))
+	rest, more := list("prefix=a/&after=" + keys[pageKeys-1])
+	require.Equal(t, []string{"a/1000", "a/1001", "a/1002", "a/1003", "a/1004"}, rest)
+	require.False(t, more)
+	keys, more = list("prefix=b/")
+	require.True(t, more)
+	require.Less(t, len(keys), 200, "a page has a limit in bytes, too")
+	code, _ := c.send("DELETE", c.url+"?prefix=a/", nil, nil)
+	require.Equal(t, 405, code)
+}
+
+func TestKeysAreListedForThoseWithTheTokenOnly(t *testing.T) {
+	_, c := start(t, Options{Token: "secret"})
+	code, _ := c.send("GET", c.url+"?prefix=", nil, nil)
+	require.Equal(t, 401, code)
 }

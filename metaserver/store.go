@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -80,6 +81,30 @@ func (s *store) get(key string) ([]byte, error) {
 		return nil, refuse(http.StatusNotFound, "metadata not found")
 	}
 	return r.value, nil
+}
+
+// pageKeys and pageBytes are how many keys list returns, and of how many bytes. In JSON a byte takes six at most, and so a page
+// less than the 1 MiB that clients read.
+const pageKeys, pageBytes = 1000, 128 << 10
+
+// list returns the first keys that begin with a prefix and come after a key, in their order. more says that there are further
+// ones.
+func (s *store) list(prefix, after string) (keys []string, more bool) {
+	s.mu.Lock()
+	all := make([]string, 0, len(s.entries))
+	for key := range s.entries {
+		if key > after && strings.HasPrefix(key, prefix) {
+			all = append(all, key)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(all)
+	count, size := 0, 0
+	for count < min(len(all), pageKeys) && size+len(all[count]) <= pageBytes {
+		size += len(all[count])
+		count++
+	}
+	return all[:count], count < len(all)
 }
 
 // put creates or replaces an entry of an address, and keeps the value. Entries of the zero address have no share but the

@@ -271,6 +271,37 @@ kvferry_call_t kvferry_start_first_buffer(transfer_engine_t engine, const char *
 kvferry_call_t kvferry_start_probe(transfer_engine_t engine, const char *segment_name);
 
 /*
+ * What engines and metadata stores say of themselves, as JSON. The result of these calls is a text, of which kvferry_text copies
+ * the bytes. It belongs to the caller until kvferry_text_free.
+ */
+typedef void *kvferry_text_t;
+
+/* The descriptor of a segment as it is now, with its buffers: an object. The segment is opened. */
+kvferry_call_t kvferry_start_describe(transfer_engine_t engine, const char *segment_name);
+
+/*
+ * The engines that a metadata store knows, or the one of that name where name is not NULL or "": an array. Each engine is asked
+ * whether it lives, many at once; those that have not answered after timeout_ms count as unclear. timeout_ms < 0 is no limit but
+ * that of each request. No engine is made. With P2PHANDSHAKE a name is needed. The environment has the settings, as for an engine.
+ */
+kvferry_call_t kvferry_start_members(const char *metadata_conn_string, const char *name, int64_t timeout_ms);
+
+/*
+ * Removes what a metadata store has of an engine that has ended without doing so itself. It fails where an engine of that name
+ * answers, or may live, unless force is not 0. The result is 0.
+ */
+kvferry_call_t kvferry_start_forget(const char *metadata_conn_string, const char *name, int force);
+
+/*
+ * Copies a text, which has no NUL in it, as kvferry_stats_json does: it returns the length, and writes as much as fits and a NUL to
+ * buf_out, which may be NULL with buf_len 0. A negated Status code for a handle that has ended.
+ */
+int64_t kvferry_text(kvferry_text_t text, char *buf_out, size_t buf_len);
+
+/* Ends the handle of a text. 0, or a negated Status code for one that has ended. */
+int kvferry_text_free(kvferry_text_t text);
+
+/*
  * Waits until a call has ended, using no CPU. timeout_ms < 0 waits without a limit, 0 does not wait. 0 and the call's
  * result in *result_out, or the code that the call failed with: the handle has ended. KVFERRY_ERR_TIMED_OUT, or
  * KVFERRY_ERR_INTERRUPTED when a signal handler ran on this thread while it waited: the call goes on, and can be waited for

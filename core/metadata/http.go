@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,7 +33,7 @@ const (
 // httpStore is a kv.Store on a server of Mooncake's metadata protocol: GET, PUT and DELETE of <base>?key=<key>. It follows no
 // redirects, so that what it sends goes nowhere else, and uses no proxy.
 type httpStore struct {
-	base    string // with what separates the query's key from it
+	base    string // with what separates the query from it
 	shown   string
 	user    *url.Userinfo
 	token   string
@@ -61,7 +62,7 @@ func newHTTP(connection string, o kv.Options) (*httpStore, error) {
 		separator = "&"
 	}
 	base.User, base.Fragment = nil, ""
-	s.base = base.String() + separator + "key="
+	s.base = base.String() + separator
 	dialer := net.Dialer{Timeout: cmp.Or(o.Connection.ConnectTimeout, defaultHTTPConnectTimeout)}
 	s.client = http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -108,7 +109,7 @@ func (s *httpStore) Get(ctx context.Context, key string) (value []byte, found bo
 	case code == http.StatusNotFound:
 		return nil, false, nil
 	case code != http.StatusOK:
-		return nil, false, s.refused(http.MethodGet, key, code, body)
+		return nil, false, s.refused(http.MethodGet+" "+key, code, body)
 	}
 	return body, true, nil
 }
@@ -124,7 +125,7 @@ func (s *httpStore) Put(ctx context.Context, key string, value []byte) error {
 			return nil
 		}
 	}
-	return s.refused(http.MethodPut, key, code, body)
+	return s.refused(http.MethodPut+" "+key, code, body)
 }
 
 func (s *httpStore) Remove(ctx context.Context, key string, value []byte) error {
@@ -136,18 +137,60 @@ func (s *httpStore) Remove(ctx context.Context, key string, value []byte) error 
 	if err != nil || isSuccess(code) || code == http.StatusNotFound {
 		return err
 	}
-	return s.refused(http.MethodDelete, key, code, body)
+	return s.refused(http.MethodDelete+" "+key, code, body)
+}
+
+// Keys asks for pages of keys, as kvferry's server gives them. Mooncake's protocol has no such request.
+func (s *httpStore) Keys(ctx context.Context, prefix string, limit int) (keys []string, err error) {
+	after := ""
+	for {
+		code, body, err := s.ask(ctx, http.MethodGet, "listing "+prefix, s.query("prefix", prefix)+"&after="+escaped(after), nil)
+		if err != nil {
+			return nil, err
+		}
+		if code == http.StatusBadRequest {
+			return nil, s.failed("listing "+prefix, errors.New("this server cannot list its keys, as Mooncake's: name the engines"))
+		}
+		if code != http.StatusOK {
+			return nil, s.refused("listing "+prefix, code, body)
+		}
+		var page struct {
+			Keys []string `json:"keys"`
+			More bool     `json:"more"`
+		}
+		if err := json.Unmarshal(body, &page); err != nil {
+			return nil, s.failed("listing "+prefix, jsonError("the answer", err))
+		}
+		keys = append(keys, page.Keys...)
+		if err := kv.CheckCount(keys, limit); err != nil {
+			return nil, s.failed("listing "+prefix, err)
+		}
+		if !page.More || len(page.Keys) == 0 {
+			return keys, nil
+		}
+		after = page.Keys[len(page.Keys)-1]
+	}
 }
 
 func isSuccess(code int) bool { return code/100 == 2 }
 
-// do makes a request, and reads the answer.
+// do makes a request for a key, and reads the answer.
 func (s *httpStore) do(ctx context.Context, method, key string, value []byte) (code int, body []byte, err error) {
+	return s.ask(ctx, method, method+" "+key, s.query("key", key), value)
+}
+
+// query is the URL with a parameter.
+func (s *httpStore) query(name, value string) string { return s.base + name + "=" + escaped(value) }
+
+func escaped(value string) string { return strings.ReplaceAll(url.QueryEscape(value), "+", "%20") }
+
+// ask makes a request, and reads the answer. what is the request, for errors.
+func (s *httpStore) ask(ctx context.Context, method, what, target string, value []byte) (code int, body []byte, err error) {
 	ctx, done := kv.Within(ctx, s.timeout)
 	defer done()
-	request, err := http.NewRequestWithContext(ctx, method, s.base+strings.ReplaceAll(url.QueryEscape(key), "+", "%20"), bytes.NewReader(value))
+	request, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(value))
 	if err != nil {
-		return 0, nil, s.failed(method, key, err)
+		return 0, nil, s.failed(what, err)
 	}
 	s.authorize(request)
 	request.Header["Idempotency-Key"] = nil // not sent; it has net/http try again where the server has closed a kept connection
@@ -162,11 +205,11 @@ func (s *httpStore) do(ctx context.Context, method, key string, value []byte) (c
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return 0, nil, s.failed(method, key, context.Cause(ctx))
+		return 0, nil, s.failed(what, context.Cause(ctx))
 	case err != nil:
-		return 0, nil, s.failed(method, key, withoutURL(err))
+		return 0, nil, s.failed(what, withoutURL(err))
 	case len(body) > kv.MaxValue:
-		return 0, nil, s.failed(method, key, fmt.Errorf("the answer is longer than %d bytes", kv.MaxValue))
+		return 0, nil, s.failed(what, fmt.Errorf("the answer is longer than %d bytes", kv.MaxValue))
 	}
 	return code, body, nil
 }
@@ -190,12 +233,12 @@ func withoutURL(err error) error {
 	return err
 }
 
-func (s *httpStore) failed(method, key string, err error) error {
-	return status.Errorf(status.Metadata, "metadata store %s: %s %s: %w", s.shown, method, key, err)
+func (s *httpStore) failed(what string, err error) error {
+	return status.Errorf(status.Metadata, "metadata store %s: %s: %w", s.shown, what, err)
 }
 
 // refused is the error of an answer without success.
-func (s *httpStore) refused(method, key string, code int, body []byte) error {
+func (s *httpStore) refused(what string, code int, body []byte) error {
 	hint := ""
 	switch code {
 	case http.StatusUnauthorized, http.StatusForbidden:
@@ -203,6 +246,6 @@ func (s *httpStore) refused(method, key string, code int, body []byte) error {
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		hint = "; redirects are not followed"
 	}
-	return s.failed(method, key, fmt.Errorf("the server answers %d %s, %q%s", code, http.StatusText(code),
+	return s.failed(what, fmt.Errorf("the server answers %d %s, %q%s", code, http.StatusText(code),
 		bytes.TrimSpace(body[:min(len(body), maxQuoted)]), hint))
 }

@@ -42,6 +42,8 @@ func (s *mooncakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.asked = append(s.asked, r.Method+" "+key)
 	value, found := s.values[key]
 	switch {
+	case key == "":
+		http.Error(w, "metadata key is required", http.StatusBadRequest)
 	case r.Method == http.MethodPut:
 		body, err := io.ReadAll(r.Body)
 		if err != nil || len(body) > 1<<20 {

@@ -306,6 +306,11 @@ class Functions:
     kvferry_start_engine: Callable[[Text, Text, Text], int | None]
     kvferry_start_first_buffer: Callable[[Address, Text], int | None]
     kvferry_start_probe: Callable[[Address, Text], int | None]
+    kvferry_start_describe: Callable[[Address, Text], int | None]
+    kvferry_start_members: Callable[[Text, Text, int], int | None]
+    kvferry_start_forget: Callable[[Text, Text, int], int | None]
+    kvferry_text: Callable[[Address, Text, int], int]
+    kvferry_text_free: Callable[[Address], int]
     kvferry_call_wait: Callable[[Address, int, Any], int]
     kvferry_call_abandon: Callable[[Address], int]
     kvferry_metadata_server_start: Callable[[Any, Text, int], int | None]
@@ -386,6 +391,11 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_start_engine": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p]),
     "kvferry_start_first_buffer": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
     "kvferry_start_probe": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
+    "kvferry_start_describe": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
+    "kvferry_start_members": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64]),
+    "kvferry_start_forget": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]),
+    "kvferry_text": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_text_free": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_call_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_call_abandon": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_metadata_server_start": (ctypes.c_void_p, [ctypes.POINTER(kvferry_metadata_server_options_t), ctypes.c_char_p, ctypes.c_size_t]),

@@ -97,6 +97,15 @@ func (c *client) get(ctx context.Context, key string) (e entry, found bool, err 
 	return rangeReply(reply)
 }
 
+// keys returns the first keys from one key on and before another, in their order. more says that there are further ones.
+func (c *client) keys(ctx context.Context, from, end string, limit int) (keys []string, more bool, err error) {
+	reply, err := c.call(ctx, methodRange, keysRequest(from, end, limit), true)
+	if err != nil {
+		return nil, false, err
+	}
+	return keysReply(reply)
+}
+
 // put puts a key on a lease; on none, where that is 0.
 func (c *client) put(ctx context.Context, key, value string, lease int64) error {
 	_, err := c.call(ctx, methodPut, putRequest(key, value, lease), false)

@@ -144,6 +144,40 @@ func (s *store) Remove(ctx context.Context, key string, value []byte) error {
 	})
 }
 
+func (s *store) Keys(ctx context.Context, prefix string, limit int) (keys []string, err error) {
+	err = s.request(ctx, "listing", prefix, func(ctx context.Context) error {
+		from, end := prefix, afterPrefix(prefix)
+		for {
+			page, more, err := s.client.keys(ctx, from, end, kv.PageKeys)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, page...)
+			if err := kv.CheckCount(keys, limit); err != nil || !more || len(page) == 0 {
+				return err
+			}
+			from = page[len(page)-1] + "\x00"
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return keys, nil
+}
+
+// afterPrefix is the first key after all those that begin with a prefix: the end of a range in etcd's API. A zero byte, which
+// stands for no end, where there is no such key.
+func afterPrefix(prefix string) string {
+	end := []byte(prefix)
+	for i := len(end) - 1; i >= 0; i-- {
+		if end[i] < 0xff {
+			end[i]++
+			return string(end[:i+1])
+		}
+	}
+	return "\x00"
+}
+
 // request calls f with ctx, which ends with the time for a request and with the store, and puts
 // before an error what it is about.
 func (s *store) request(ctx context.Context, what, key string, f func(context.Context) error) error {

@@ -12,6 +12,9 @@ import (
 // Fields of requests.
 const (
 	rangeKey       protowire.Number = 1
+	rangeEnd       protowire.Number = 2 // the first key that is not asked for
+	rangeLimit     protowire.Number = 3
+	rangeKeysOnly  protowire.Number = 8
 	rangeCountOnly protowire.Number = 9
 
 	putKey   protowire.Number = 1
@@ -40,7 +43,9 @@ const (
 // Fields of replies.
 const (
 	rangeReplyEntry protowire.Number = 2
+	rangeReplyMore  protowire.Number = 3
 
+	entryKey         protowire.Number = 1
 	entryModRevision protowire.Number = 3
 	entryValue       protowire.Number = 5
 
@@ -69,6 +74,12 @@ func rangeRequest(key string) []byte { return appendBytes(nil, rangeKey, key) }
 
 // countRequest asks whether a key is there.
 func countRequest(key string) []byte { return appendInt(rangeRequest(key), rangeCountOnly, 1) }
+
+// keysRequest asks for the first keys from one key on and before another.
+func keysRequest(from, end string, limit int) []byte {
+	message := appendBytes(rangeRequest(from), rangeEnd, end)
+	return appendInt(appendInt(message, rangeLimit, int64(limit)), rangeKeysOnly, 1)
+}
 
 func putRequest(key, value string, lease int64) []byte {
 	message := appendBytes(appendBytes(nil, putKey, key), putValue, value)
@@ -119,6 +130,25 @@ func rangeReply(message []byte) (e entry, found bool, err error) {
 		})
 	})
 	return e, found, err
+}
+
+// keysReply are the keys of a reply, in their order. more says that there are further ones.
+func keysReply(message []byte) (keys []string, more bool, err error) {
+	err = fields(message, func(field protowire.Number, number uint64, text []byte) error {
+		switch {
+		case field == rangeReplyMore:
+			more = number != 0
+		case field == rangeReplyEntry && text != nil:
+			return fields(text, func(field protowire.Number, _ uint64, text []byte) error {
+				if field == entryKey && text != nil {
+					keys = append(keys, string(text))
+				}
+				return nil
+			})
+		}
+		return nil
+	})
+	return keys, more, err
 }
 
 // txnReply reports whether the condition was met.

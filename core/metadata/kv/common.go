@@ -16,6 +16,9 @@ import (
 // otherwise.
 const DefaultTimeout = 5 * time.Second
 
+// PageKeys is how many keys a store asks its server for at once.
+const PageKeys = 1000
+
 var (
 	ErrTooLong = fmt.Errorf("the value is longer than %d bytes", MaxValue)
 	ErrClosed  = errors.New("the store is closed")
@@ -54,6 +57,14 @@ func Failed(ctx context.Context, store Store, what, key string, err error) error
 		err = context.Cause(ctx)
 	}
 	return status.Errorf(status.Metadata, "metadata store %s: %s %.300s: %w", store.Name(), what, key, err)
+}
+
+// CheckCount is the error for more keys than a caller of Keys takes.
+func CheckCount(keys []string, limit int) error {
+	if len(keys) > limit {
+		return fmt.Errorf("there are more than %d keys", limit)
+	}
+	return nil
 }
 
 // WithNewline is a value as Mooncake writes it to etcd: with one newline at its end.

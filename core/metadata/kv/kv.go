@@ -23,6 +23,8 @@ type Store interface {
 	Put(ctx context.Context, key string, value []byte) error
 	// Remove removes a key as long as it holds that value. A missing key is no error.
 	Remove(ctx context.Context, key string, value []byte) error
+	// Keys are those that begin with a prefix, in no order. It fails where there are more than limit.
+	Keys(ctx context.Context, prefix string, limit int) ([]string, error)
 	Name() string // for errors: "http://10.0.0.1:8080/metadata"; never a password
 	Close() error
 }

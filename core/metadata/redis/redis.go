@@ -140,6 +140,43 @@ func (s *store) Remove(ctx context.Context, key string, value []byte) error {
 	})
 }
 
+// Keys may leave out keys that come or go while the server is asked.
+func (s *store) Keys(ctx context.Context, prefix string, limit int) ([]string, error) {
+	var keys []string
+	err := s.request(ctx, "listing", prefix, func(ctx context.Context) error {
+		found := map[string]struct{}{} // the server may give a key twice
+		var listed []string
+		for cursor := uint64(0); ; {
+			page, next, err := s.client.Scan(ctx, cursor, asPattern(prefix)+"*", kv.PageKeys).Result()
+			if err != nil {
+				return err
+			}
+			for _, key := range page {
+				if _, twice := found[key]; !twice {
+					found[key] = struct{}{}
+					listed = append(listed, key)
+				}
+			}
+			if err := kv.CheckCount(listed, limit); err != nil {
+				return err
+			}
+			if cursor = next; cursor == 0 {
+				keys = listed
+				return nil
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return keys, nil
+}
+
+// asPattern is text as a pattern of Redis, in which some characters have a meaning.
+func asPattern(text string) string { return special.Replace(text) }
+
+var special = strings.NewReplacer("\\", "\\\\", "*", "\\*", "?", "\\?", "[", "\\[", "]", "\\]")
+
 // request calls f with a ctx that ends with the time for a request and with the store, and adds store, operation and key to
 // an error. It returns when ctx ends. f may end later, by its deadline, since the client does not notice a cancellation.
 func (s *store) request(ctx context.Context, what, key string, f func(context.Context) error) error {

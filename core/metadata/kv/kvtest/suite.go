@@ -63,6 +63,8 @@ var suite = []struct {
 }{
 	{"AStoreHoldsWhatWasPutLast", aStoreHoldsWhatWasPutLast},
 	{"AKeyIsRemovedOnlyWhileItHoldsTheValue", aKeyIsRemovedOnlyWhileItHoldsTheValue},
+	{"KeysAreThoseThatBeginWithAPrefix", keysAreThoseThatBeginWithAPrefix},
+	{"KeysBeyondALimitAreAnError", keysBeyondALimitAreAnError},
 	{"ValuesOfOthersMayEndInANewline", valuesOfOthersMayEndInANewline},
 	{"AStoreTakesAndGivesWhateverBytesThereAre", aStoreTakesAndGivesWhateverBytesThereAre},
 	{"AValueMayBeAsLongAsTheLimitAndNoLonger", aValueMayBeAsLongAsTheLimitAndNoLonger},
@@ -142,6 +144,44 @@ func aKeyIsRemovedOnlyWhileItHoldsTheValue(t *testing.T, kind Kind) {
 	}
 	require.NoError(t, store.Remove(t.Context(), key, []byte("theirs")))
 	RequireAbsent(t, store, key)
+}
+
+func keysAreThoseThatBeginWithAPrefix(t *testing.T, kind Kind) {
+	server := kind.Start(t, Serving{})
+	store := kind.Open(t, server.Address, Access{})
+	list := func(prefix string) []string {
+		keys, err := store.Keys(t.Context(), prefix, 10)
+		require.NoError(t, err)
+		return keys
+	}
+	require.Empty(t, list("mooncake/"))
+	for _, key := range []string{"mooncake/ram/a", "mooncake/ram/b*c", "mooncake/ram/b*", "mooncake/ram/bc", "mooncake/ran", "other"} {
+		kind.Raw(t, server.Address, key, []byte("{}"))
+	}
+	require.ElementsMatch(t, []string{"mooncake/ram/a", "mooncake/ram/b*c", "mooncake/ram/b*", "mooncake/ram/bc"}, list("mooncake/ram/"))
+	require.ElementsMatch(t, []string{"mooncake/ram/b*c", "mooncake/ram/b*"}, list("mooncake/ram/b*"), "the star is a character as any")
+	require.Empty(t, list("mooncake/ram/?"))
+	require.Empty(t, list("mooncake/[a-z]"))
+}
+
+func keysBeyondALimitAreAnError(t *testing.T, kind Kind) {
+	const keys = 2*kv.PageKeys + 1 // what takes several requests
+	server := kind.Start(t, Serving{})
+	store := kind.Open(t, server.Address, Access{})
+	var writers sync.WaitGroup
+	for first := range 20 {
+		writers.Go(func() {
+			for i := first; i < keys; i += 20 {
+				assert.NoError(t, store.Put(t.Context(), fmt.Sprintf("mooncake/ram/%d", i), []byte("{}")))
+			}
+		})
+	}
+	writers.Wait()
+	found, err := store.Keys(t.Context(), "mooncake/ram/", keys)
+	require.NoError(t, err)
+	require.Len(t, found, keys)
+	_, err = store.Keys(t.Context(), "mooncake/ram/", keys-1)
+	require.Contains(t, RequireFailure(t, store, "mooncake/ram/", err), fmt.Sprint("more than ", keys-1))
 }
 
 func valuesOfOthersMayEndInANewline(t *testing.T, kind Kind) {
