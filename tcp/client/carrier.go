@@ -61,9 +61,8 @@ type source interface {
 
 	// connect makes a connection. onLane says that requests are to be pipelined on it.
 	connect(ctx context.Context, onLane bool) (*connection, error)
-	// connected says that a lane's connection is up, how long a round trip takes on it, and whether payload is
-	// encrypted there.
-	connected(roundTrip time.Duration, encrypted bool)
+	// connected says that a lane's connection is up, how far away the peer is, and whether payload is encrypted there.
+	connected(away distance, encrypted bool)
 	// mayCarry reports whether a piece may go over a connection that was made for it alone. Otherwise the piece is done with.
 	mayCarry(conn *connection, h *piece) bool
 	// overtake has a carrier take nothing more, and others take over, because it waits for a page.

@@ -35,6 +35,9 @@ const (
 	// encryptedSize is that for bytes that are encrypted on the way: most of the time goes into that, and each lane has
 	// a thread for it at either end.
 	encryptedSize = 512 << 10
+	// spreadSize is that where there are processors for more lanes: a batch of some MiB is over sooner when more of them
+	// share it.
+	spreadSize = 512 << 10
 	// mooncakeSize is that for bytes that Mooncake sends. It sends from one thread, so more lanes only divide that thread.
 	mooncakeSize = 4 << 20
 	// shortWork bounds a work that does not queue behind longer ones. When it finds more than busyBytes in flight on every
@@ -133,7 +136,7 @@ func (p *peer) wanted(pipelined bool) int {
 func (p *peer) mostCarriers(pipelined bool) int {
 	config := p.config
 	most := config.LanesPerPeer
-	if pipelined && p.distance != near {
+	if pipelined && (p.distance == unknown || p.distance == far) {
 		most = min(most, config.LanesPerLink)
 		if time.Now().Before(p.reserved) {
 			most = min(most+1, config.LanesPerPeer)
@@ -142,11 +145,12 @@ func (p *peer) mostCarriers(pipelined bool) int {
 	return most
 }
 
-// distance says whether a peer is in the same rack, or at the other end of a longer link.
+// distance says whether a peer is on this host, in the same rack, or at the other end of a longer link.
 type distance int
 
 const (
 	unknown distance = iota // no lane was ever connected
+	onHost
 	near
 	far
 )
@@ -154,15 +158,24 @@ const (
 // farAway is the round trip from which on a peer is far. In a rack a round trip takes some tens of microseconds.
 const farAway = 300 * time.Microsecond
 
+// distanceOf is the distance of the peer at the other end of a connection, of which a round trip takes so long. local says
+// that it does not leave the host.
+func distanceOf(roundTrip time.Duration, local bool) distance {
+	switch {
+	case local:
+		return onHost
+	case roundTrip >= farAway:
+		return far
+	}
+	return near
+}
+
 // connected notes how far away the peer is, and whether payload is encrypted on the way, when a lane is connected. The
 // queue may be worth more lanes then.
-func (p *peer) connected(roundTrip time.Duration, encrypted bool) {
+func (p *peer) connected(away distance, encrypted bool) {
 	p.mu.Lock()
 	first := p.distance == unknown
-	p.encrypted = encrypted
-	if p.distance = near; roundTrip >= farAway {
-		p.distance = far
-	}
+	p.distance, p.encrypted = away, encrypted
 	p.mu.Unlock()
 	if first {
 		p.dispatch(false)
@@ -231,6 +244,13 @@ func (p *peer) worth(bytes uint64) uint64 {
 		each = stagedSize
 	case p.encrypted:
 		each = encryptedSize
+	case p.spreads():
+		each = spreadSize
 	}
 	return (bytes + each - 1) / each
+}
+
+// spreads reports whether there are processors for more lanes than the bytes are worth otherwise. The lock is held.
+func (p *peer) spreads() bool {
+	return p.distance == near && p.config.LanesPerPeer > 1 && p.client.Processors.Abound()
 }

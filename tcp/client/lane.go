@@ -167,7 +167,7 @@ func (l *lane) connect() error {
 	conn.SetLibraryMemory(sockio.VectorOf(l.statuses[:]), sockio.VectorOf(l.headers[:cap(l.headers)]))
 	l.mu.Unlock()
 	l.segment.Connected()
-	l.source.connected(conn.RoundTrip(), conn.IsSecure() && !conn.IsLocal())
+	l.source.connected(distanceOf(conn.RoundTrip(), conn.IsLocal()), conn.IsSecure() && !conn.IsLocal())
 	return nil
 }
 

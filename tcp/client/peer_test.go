@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -67,18 +68,38 @@ func TestThereAreFewerLanesOverALink(t *testing.T) {
 
 func TestAPeerIsAsFarAsItsLastLane(t *testing.T) {
 	p := &peer{distance: near}
-	p.connected(farAway, false)
+	p.connected(distanceOf(farAway, false), false)
 	require.Equal(t, far, p.distance)
-	p.connected(farAway-1, false)
+	p.connected(distanceOf(farAway-1, false), false)
 	require.Equal(t, near, p.distance)
+	p.connected(distanceOf(farAway, true), false)
+	require.Equal(t, onHost, p.distance)
+}
+
+func TestTheSameBytesAreWorthMoreLanesWhereProcessorsAbound(t *testing.T) {
+	many := sockio.NewProcessors(16)
+	config := &core.Config{LanesPerPeer: 8}
+	p := newPeer(&Client{Options: Options{Config: config, Processors: many}}, &core.Segment{})
+	require.EqualValues(t, 4, p.worth(4<<20), "no lane is connected yet")
+	p.distance = near
+	require.EqualValues(t, 8, p.worth(4<<20))
+	p.distance = far
+	require.EqualValues(t, 4, p.worth(4<<20), "the link is what they would share")
+	p.distance = onHost
+	require.EqualValues(t, 4, p.worth(4<<20), "one processor copies faster than a connection carries")
+	p.distance = near
+	config.LanesPerPeer = 1
+	require.EqualValues(t, 4, p.worth(4<<20), "there is one lane only")
+	config.LanesPerPeer, p.client.Processors = 8, sockio.NewProcessors(2)
+	require.EqualValues(t, 4, p.worth(4<<20))
 }
 
 func TestEncryptedBytesAreWorthMoreLanes(t *testing.T) {
 	p := newPeer(&Client{Options: Options{Config: &core.Config{}, Processors: testProcessors}}, &core.Segment{})
 	p.distance = near
 	require.EqualValues(t, 4, p.worth(4<<20))
-	p.connected(0, true)
+	p.connected(near, true)
 	require.EqualValues(t, 8, p.worth(4<<20))
-	p.connected(0, false)
+	p.connected(near, false)
 	require.EqualValues(t, 4, p.worth(4<<20), "over another connection")
 }

@@ -25,6 +25,9 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 		return taken
 	}
 	limit := uint64(p.config.SliceSize)
+	if p.spreads() {
+		limit = min(limit, spreadSize)
+	}
 	if !p.pipelined(d) {
 		limit = oneShotSize
 	}

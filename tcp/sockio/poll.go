@@ -5,6 +5,8 @@ import (
 	"time"
 	"unsafe"
 
+	"kvferry/core/clock"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +21,8 @@ const (
 	// pollTime is longer than a peer pauses in the middle of a transfer, and short enough that a deadline or Close may
 	// wait for its end.
 	pollTime = time.Millisecond
-	// manyProcessors is the number of processors from which on a poll is worth its thread.
+	// manyProcessors is the number of processors from which on a poll is worth its thread, and so is another lane for
+	// fewer bytes.
 	manyProcessors = 8
 )
 
@@ -33,6 +36,9 @@ type Processors struct {
 
 // NewProcessors is for a machine, or a share of one, with so many processors.
 func NewProcessors(count int) *Processors { return &Processors{count: count} }
+
+// Abound reports whether there are processors for more threads: many of them, which no other program wants.
+func (p *Processors) Abound() bool { return p.count >= manyProcessors && !p.Holds(clock.Now()) }
 
 // pollBriefly sleeps until the socket may be ready, and reports whether it may. It returns false at once where there are too
 // few processors, or too many threads that poll.
