@@ -97,8 +97,12 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	if f != nil {
 		f.rest -= uint64(len(s.tasks))
 	}
+	now, sinceBoot := clock.NowAndAtMostSinceBoot()
 	if b.began == 0 {
-		b.began = clock.Now()
+		b.began = now
+	}
+	for _, w := range s.works {
+		w.own.since = sinceBoot
 	}
 	s.first = b.tasks
 	b.tasks += len(s.tasks)

@@ -26,10 +26,10 @@ const verifiedFor = 5 * time.Second
 type binding struct {
 	identity atomic.Pointer[string]
 	known    *string       // the identity in the descriptor when the work was submitted; nil if the work was bound then
-	since    time.Duration // when it was submitted, by clock.SinceBoot
+	since    time.Duration // when it was submitted, by clock.AtMostSinceBoot: too early a time only binds the work more strictly
 }
 
-// begin binds a work that is being submitted, if a connection proves the segment's descriptor.
+// begin binds a work that is being submitted, if a connection proves the segment's descriptor. Batch.add sets since.
 func (b *binding) begin(s *Segment) {
 	connected := s.proof.connections.Load() > 0 // read before the descriptor, which is then not older than the connection
 	d := s.Descriptor()
@@ -38,7 +38,7 @@ func (b *binding) begin(s *Segment) {
 	case connected:
 		b.bind(&d.Identity)
 	default:
-		b.known, b.since = &d.Identity, clock.SinceBoot()
+		b.known = &d.Identity
 	}
 }
 
@@ -82,7 +82,7 @@ func (w *Work) BoundTo() string {
 // proof says whether the descriptor of a segment is known to be that of a running owner.
 type proof struct {
 	connections atomic.Int64 // connections to the owner that are up
-	failed      atomic.Int64 // when an attempt to reach the owner failed last, by clock.SinceBoot
+	failed      atomic.Int64 // when an attempt to reach the owner failed last, by clock.AtMostSinceBoot
 	seen        atomic.Int64 // when the owner was last known to run, by clock.Now; 0 while the descriptor is unverified
 }
 
@@ -100,7 +100,7 @@ func (s *Segment) Disconnected() { s.proof.connections.Add(-1) }
 func (s *Segment) MarkUnverified() { s.proof.seen.Store(0) }
 
 // NoteUnreachable notes that an attempt to reach the owner has failed.
-func (s *Segment) NoteUnreachable() { s.proof.failed.Store(int64(clock.SinceBoot())) }
+func (s *Segment) NoteUnreachable() { s.proof.failed.Store(int64(clock.AtMostSinceBoot())) }
 
 // confirm notes that the owner is running.
 func (s *Segment) confirm() { s.proof.seen.Store(int64(clock.Now())) }

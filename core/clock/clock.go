@@ -2,12 +2,18 @@
 package clock
 
 import (
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 var start = time.Now()
+
+// ahead is how far SinceBoot is ahead of Now, as SinceBoot found it last. It grows while the machine is suspended.
+var ahead atomic.Int64
+
+func init() { SinceBoot() }
 
 // Now is the time since this process started. It stands still while the machine is suspended, and takes some 40 ns. It is
 // for all that begins and ends in this process. It is never 0.
@@ -17,9 +23,34 @@ func Now() time.Duration { return max(1, time.Since(start)) }
 // differences of it: while one machine is suspended, a process on another one may end and be started again. It takes a
 // system call.
 func SinceBoot() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+	var boot unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
 		return Now()
 	}
-	return time.Duration(now.Nano())
+	noteAhead(boot.Nano() - int64(Now())) // Now is read second: the difference is never too large
+	return time.Duration(boot.Nano())
+}
+
+// AtMostSinceBoot is SinceBoot without its system call, or an earlier time: it leaves out for how long the machine was suspended
+// since SinceBoot was called last. It never goes back.
+func AtMostSinceBoot() time.Duration {
+	_, sinceBoot := NowAndAtMostSinceBoot()
+	return sinceBoot
+}
+
+// NowAndAtMostSinceBoot is one moment by both clocks.
+func NowAndAtMostSinceBoot() (now, sinceBoot time.Duration) {
+	by := time.Duration(ahead.Load()) // first: it may grow meanwhile
+	now = Now()
+	return now, now + by
+}
+
+// noteAhead keeps the largest difference, which is the most exact one.
+func noteAhead(by int64) {
+	for {
+		last := ahead.Load()
+		if by <= last || ahead.CompareAndSwap(last, by) {
+			return
+		}
+	}
 }

@@ -8,8 +8,9 @@ import (
 
 func TestClocksNeverGoBack(t *testing.T) {
 	for name, read := range map[string]func() int64{
-		"Now":       func() int64 { return int64(Now()) },
-		"SinceBoot": func() int64 { return int64(SinceBoot()) },
+		"Now":             func() int64 { return int64(Now()) },
+		"SinceBoot":       func() int64 { return int64(SinceBoot()) },
+		"AtMostSinceBoot": func() int64 { return int64(AtMostSinceBoot()) },
 	} {
 		last := int64(1)
 		for range 1000 {
@@ -18,4 +19,19 @@ func TestClocksNeverGoBack(t *testing.T) {
 			last = now
 		}
 	}
+}
+
+func TestTheTimeSinceBootWithoutASystemCallIsNeverTooLate(t *testing.T) {
+	for range 1000 {
+		exact := SinceBoot()
+		cheap := AtMostSinceBoot()
+		require.GreaterOrEqual(t, cheap, exact, "the machine was not suspended meanwhile")
+		require.LessOrEqual(t, cheap, SinceBoot())
+	}
+}
+
+func TestALessExactDifferenceOfTheClocksIsNotKept(t *testing.T) {
+	before := ahead.Load()
+	noteAhead(before - 1)
+	require.GreaterOrEqual(t, ahead.Load(), before)
 }
