@@ -156,6 +156,51 @@ func TestAPageThatIsMissingHoldsUpNoOtherCopyWithinTheProcess(t *testing.T) {
 	}
 }
 
+func TestSmallWorkIsCopiedAtOnceUpToAMissingPage(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), nil)
+	const length = 100
+	missing, good := hostmemtest.New(t, length), pages(t, 4096)
+	fill(good, 1)
+	require.NoError(t, e.Register(at(good), 4096, "cpu:0", true))
+	b, err := e.AllocateBatch(3)
+	require.NoError(t, err)
+	write := func(from []byte, to int) core.Request {
+		return core.Request{Opcode: core.Write, Local: at(from), Remote: uint64(at(good[to:])), Length: length}
+	}
+	require.NoError(t, e.Submit(b, []core.Request{write(good, 1000), write(missing.Memory, 2000), write(good, 3000)}, nil))
+	require.Equal(t, []core.State{completed, core.Waiting, core.Waiting}, states(t, b))
+	require.Equal(t, good[:length], good[1000:][:length])
+	missing.AwaitFault(t)
+	missing.Collect()
+	missing.Release(t)
+	wait(t, b)
+	require.Equal(t, core.Summary{Tasks: 3, Completed: 3, Bytes: 3 * length}, b.Summary())
+	require.Equal(t, good[:length], good[3000:][:length])
+	require.NoError(t, e.Unregister(at(good)), "no pin is left")
+}
+
+// Tasks that follow each other in a region share a pin. A READ and a WRITE do not.
+func TestATaskOfTheOwnSegmentIsRefusedAlthoughThePinOfTheTaskBeforeItsLasts(t *testing.T) {
+	e := startEngine(t, metadatatest.NewDirectory(), nil)
+	const length = 100
+	readable, both, local := pages(t, 4096), pages(t, 4096), pages(t, 4096)
+	fill(local, 1)
+	for _, memory := range [][]byte{readable, both} {
+		clear(memory)
+	}
+	require.NoError(t, e.RegisterFor([]core.Range{{Addr: at(readable), Length: 4096}}, "cpu:0", core.RemoteRead))
+	require.NoError(t, e.Register(at(both), 4096, "cpu:0", true))
+	request := func(op core.Opcode, remote []byte) core.Request {
+		return core.Request{Opcode: op, Local: at(local), Remote: uint64(at(remote)), Length: length}
+	}
+	b := onItself(t, e,
+		request(core.Read, readable), request(core.Write, readable), request(core.Read, readable), request(core.Write, both),
+		core.Request{Opcode: core.Write, Local: at(local), Remote: uint64(at(both[4000:])), Length: length},
+	)
+	require.Equal(t, []core.State{completed, failed, completed, completed, failed}, states(t, b))
+	require.NoError(t, e.UnregisterBatch([]uintptr{at(readable), at(both)}), "no pin is left")
+}
+
 func TestRegisteringMemoryWhosePagesAreMissingHoldsNobodyElseUp(t *testing.T) {
 	e := startEngine(t, metadatatest.NewDirectory(), nil)
 	missing, memory := hostmemtest.New(t, 4096), pages(t, 4096)

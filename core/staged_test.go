@@ -10,6 +10,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 	"kvferry/core/status"
 	"kvferry/core/transporttest"
 
@@ -60,7 +61,7 @@ func (w *wire) carry(h *transporttest.Held) {
 	w.mu.Lock()
 	for i := h.Head; i >= 0; i = h.Tasks[i].Next {
 		task := &h.Tasks[i]
-		local, remote := core.MemoryAt(task.Local, task.Length), w.memory[task.Remote:][:task.Length]
+		local, remote := hostmem.At(task.Local, task.Length), w.memory[task.Remote:][:task.Length]
 		if task.Opcode == core.Write {
 			copy(remote, local)
 		} else {

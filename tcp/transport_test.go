@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
 
@@ -33,7 +34,7 @@ func TestScatteredBlocksArriveInBothDirections(t *testing.T) {
 		tcptest.Wait(t, b)
 		require.NoError(t, b.Err())
 		for _, r := range reqs {
-			require.Equal(t, core.MemoryAt(r.Local, block), core.MemoryAt(uintptr(r.Remote), block))
+			require.Equal(t, hostmem.At(r.Local, block), hostmem.At(uintptr(r.Remote), block))
 		}
 		for i := range near {
 			near[i] = byte(rand.Uint32())

@@ -56,9 +56,32 @@ func (c *Copier) Prepare() {
 // runtime.Error, and some of the bytes may have been copied.
 func (c *Copier) Copy(dst, src uintptr, length uint64) error {
 	c.renewed()
-	if c.trusted && c.now.Seen(src, length, Reading) && c.now.Seen(dst, length, Writing) {
+	if c.trusted && c.seen(dst, src, length) {
 		return plainCopy(dst, src, length)
 	}
+	return c.copyAndNote(dst, src, length)
+}
+
+// CopyPresent is Copy, if all of the memory was touched a short while ago or is resident: the copy then most likely does not wait.
+// Otherwise it returns false, and copies nothing.
+func (c *Copier) CopyPresent(dst, src uintptr, length uint64) (copied bool, err error) {
+	c.renewed()
+	seen := c.seen(dst, src, length)
+	switch {
+	case seen && c.trusted:
+		return true, plainCopy(dst, src, length)
+	case seen, c.now.There(src, length, Reading) && c.now.There(dst, length, Writing):
+		return true, c.copyAndNote(dst, src, length)
+	}
+	return false, nil
+}
+
+// seen reports whether both sides of a copy were touched a short while ago.
+func (c *Copier) seen(dst, src uintptr, length uint64) bool {
+	return c.now.Seen(src, length, Reading) && c.now.Seen(dst, length, Writing)
+}
+
+func (c *Copier) copyAndNote(dst, src uintptr, length uint64) error {
 	if err := copyBySyscalls(dst, src, length); err != nil {
 		return err
 	}

@@ -183,3 +183,31 @@ func TestAPageThatDoesNotComeHoldsOnlyItsCopyUp(t *testing.T) {
 		}
 	}
 }
+
+func TestOnlyMemoryThatIsPresentIsCopiedAtOnce(t *testing.T) {
+	const length = 64
+	missing, good, gone := hostmemtest.New(t, length), mapped(t, page), mapped(t, page)
+	fill(good, 1)
+	protect(t, gone, unix.PROT_NONE)
+	Forget(addressOf(gone), page) // other memory may have been there a moment ago
+	for name, absent := range map[string][]byte{"page that does not come": missing.Memory, "page without access": gone} {
+		var c Copier
+		for _, copies := range [][2][]byte{{absent, good}, {good, absent}} {
+			copied, err := c.CopyPresent(addressOf(copies[0]), addressOf(copies[1]), length)
+			require.NoError(t, err, name)
+			require.False(t, copied, name)
+		}
+	}
+	var c Copier
+	for _, how := range []string{"resident", "seen"} {
+		copied, err := c.CopyPresent(addressOf(good[length:]), addressOf(good), length)
+		require.NoError(t, err, how)
+		require.True(t, copied, how)
+		require.Equal(t, good[:length], good[length:2*length], how)
+	}
+	withHandler(t, 0)
+	c.Renew()
+	copied, err := c.CopyPresent(addressOf(good[2*length:]), addressOf(good), length)
+	require.NoError(t, err)
+	require.True(t, copied, "by a system call")
+}

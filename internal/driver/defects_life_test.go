@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/core/status"
 	"kvferry/internal/driver/drivertest"
@@ -526,7 +527,7 @@ func allKindsOfMemoryAreKnown(t *testing.T, k *kind) {
 			p := startPair(t, nil)
 			managed, mapped, pinned := app.AllocManaged(length), app.AllocVirtual(simtest.VirtualPiece), app.AllocPinned(length)
 			for _, local := range []*memory{
-				{managed, length, app, nil}, {mapped, length, app, nil}, {pinned, length, nil, core.MemoryAt(pinned, length)},
+				{managed, length, app, nil}, {mapped, length, app, nil}, {pinned, length, nil, hostmem.At(pinned, length)},
 			} {
 				require.NoError(t, p.initiator.Register(local.addr, length, "*", true))
 				both(p, local, p.target.onHost(length))

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/core/transporttest"
 	"kvferry/tests/simtest"
@@ -135,7 +136,7 @@ func leaseFromManyThreads(t *testing.T) {
 					return
 				}
 				marks := bytes.Repeat([]byte{byte(i)}, 1000)
-				block := core.MemoryAt(l.Addr, l.Length)
+				block := hostmem.At(l.Addr, l.Length)
 				copy(block, marks)
 				runtime.Gosched()
 				assert.True(t, bytes.Equal(marks, block[:len(marks)]), "somebody else has the block as well")
@@ -469,7 +470,7 @@ func longRequest(t *testing.T) {
 			for at, bytes := range found {
 				from, to := max(at, task.Remote), min(at+mark, next)
 				if from < to {
-					copy(bytes[from-at:], core.MemoryAt(task.Local+uintptr(from-task.Remote), to-from))
+					copy(bytes[from-at:], hostmem.At(task.Local+uintptr(from-task.Remote), to-from))
 				}
 			}
 		}

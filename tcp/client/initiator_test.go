@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/shut"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
@@ -79,7 +80,7 @@ func TestWhatABrokenConnectionLeftUnacknowledgedIsSentAgain(t *testing.T) {
 					tcptest.Fill(far, 2)
 					tcptest.Completes(t, tcptest.Submit(t, e, reqs...))
 					for _, r := range reqs {
-						require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
+						require.Equal(t, hostmem.At(r.Local, size), hostmem.At(uintptr(r.Remote), size))
 					}
 				})
 			}
@@ -127,7 +128,7 @@ func TestAV1PeerThatBreaksOffFailsOrIsAskedAgain(t *testing.T) {
 				tcptest.Fill(far, 2)
 				tcptest.Completes(t, tcptest.Submit(t, e, reqs...))
 				for _, r := range reqs {
-					require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
+					require.Equal(t, hostmem.At(r.Local, size), hostmem.At(uintptr(r.Remote), size))
 				}
 				require.Equal(t, blocks+3, p.Connections())
 			})
@@ -255,7 +256,7 @@ func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
 		var h wire.Header
 		var answers []byte
 		for i := 0; v.Header(&h); i++ {
-			place := core.MemoryAt(uintptr(h.Addr), h.Length)
+			place := hostmem.At(uintptr(h.Addr), h.Length)
 			if h.Op == wire.Write {
 				v.Skip(0)
 				if _, err := readFull(v, place); err != nil {
@@ -290,7 +291,7 @@ func TestAnswersMayComeInPiecesOfAnySize(t *testing.T) {
 	}
 	tcptest.Completes(t, tcptest.Submit(t, e, reqs...))
 	for _, r := range reqs {
-		require.Equal(t, core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size))
+		require.Equal(t, hostmem.At(r.Local, size), hostmem.At(uintptr(r.Remote), size))
 	}
 	require.Equal(t, 1, p.Connections())
 }
@@ -588,7 +589,7 @@ func TestLocalMemoryThatCannotBeAccessedFailsItsTaskAlone(t *testing.T) {
 					require.NoError(t, unix.Mprotect(hole, unix.PROT_READ|unix.PROT_WRITE))
 					for i, r := range reqs {
 						if i != bad {
-							require.Equal(t, core.MemoryAt(r.Local, r.Length), core.MemoryAt(uintptr(r.Remote), r.Length))
+							require.Equal(t, hostmem.At(r.Local, r.Length), hostmem.At(uintptr(r.Remote), r.Length))
 						}
 					}
 				})
@@ -643,7 +644,7 @@ func TestAHundredThousandRequestsTakeBoundedMemoryAndConnections(t *testing.T) {
 	require.Less(t, int64(most)-int64(before), int64(blocks*perTask+16<<20))
 	require.LessOrEqual(t, mostGoroutines-goroutines, 4*e.Config().LanesPerPeer)
 	for _, r := range reqs {
-		if !bytes.Equal(core.MemoryAt(r.Local, size), core.MemoryAt(uintptr(r.Remote), size)) {
+		if !bytes.Equal(hostmem.At(r.Local, size), hostmem.At(uintptr(r.Remote), size)) {
 			t.Fatalf("%#x differs", r.Remote)
 		}
 	}
@@ -713,7 +714,7 @@ func TestEveryLaneGetsAShareOfWhatIsQueued(t *testing.T) {
 			if !v.Header(&h) {
 				return
 			}
-			_, _ = io.ReadFull(v.Conn, core.MemoryAt(uintptr(h.Addr), h.Length))
+			_, _ = io.ReadFull(v.Conn, hostmem.At(uintptr(h.Addr), h.Length))
 		}
 		came.Done()
 		came.Wait()

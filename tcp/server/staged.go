@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"sync"
 
-	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -168,7 +168,7 @@ func (s *session) stageIn(h wire.Header, to route) error {
 
 // takeAhead copies what was read ahead of a payload into its place in a block.
 func (s *session) takeAhead(place sockio.Vector) uint64 {
-	n := copy(core.MemoryAt(place.Base, place.Length), s.ahead[s.parsed:s.filled])
+	n := copy(hostmem.At(place.Base, place.Length), s.ahead[s.parsed:s.filled])
 	s.parsed += n
 	return uint64(n)
 }

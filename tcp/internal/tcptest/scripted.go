@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
 	"kvferry/tcp/wire"
 
@@ -209,7 +210,7 @@ func (v *Visitor) Obey(h wire.Header) bool {
 		}
 		return false
 	}
-	place := core.MemoryAt(uintptr(h.Addr), h.Length)
+	place := hostmem.At(uintptr(h.Addr), h.Length)
 	if h.Op == wire.Write {
 		_, err := io.ReadFull(v.Conn, place)
 		return err == nil && (!h.V2 || v.Status(wire.StatusOK))
