@@ -31,7 +31,7 @@ func clutch(t *testing.T, c carrier) (release func()) {
 	}, tcptest.Patience, time.Millisecond)
 	held, over := make(chan struct{}), make(chan struct{})
 	go func() {
-		_ = conn.Hold(func(uintptr) {
+		_ = conn.Hold(func() {
 			close(held)
 			<-over
 		})

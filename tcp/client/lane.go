@@ -111,7 +111,7 @@ type lane struct {
 
 	receiving  sync.Mutex // held by the goroutine that receives: the receiver, or one that assists
 	onReadable func() bool
-	onAssist   func(uintptr)
+	onAssist   func()
 	failure    error // why nothing can be received any more
 	statuses   [receivePieces * wire.StatusSize]byte
 	got        uint64 // bytes that have come of the oldest piece's answer

@@ -58,7 +58,7 @@ func (l *lane) assist() {
 }
 
 // assistHeld is assist while the stream is held.
-func (l *lane) assistHeld(uintptr) {
+func (l *lane) assistHeld() {
 	received := l.receiveOnce()
 	for received && l.failure == nil && l.conn.Buffers() { // nobody else is woken for it
 		if !l.receiveOnce() {

@@ -54,8 +54,12 @@ func TestEnginesOnOneHostMoveBlocksInBothDirections(t *testing.T) {
 			at := i * (size + 1)
 			require.True(t, bytes.Equal(memory[at:at+size], local[at:at+size]), "block %d of %d bytes", i, size)
 		}
-		for _, l := range lanes(t, e) {
-			require.NotNil(t, l.peerMemory.Process)
+		for _, l := range lanes(t, e) { // also of those that are still being connected
+			require.Eventually(t, func() bool {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				return l.peerMemory.Process != nil
+			}, tcptest.Patience, time.Millisecond)
 		}
 		link := e.Links()[0]
 		require.EqualValues(t, 2*n*size, link.BytesIn)

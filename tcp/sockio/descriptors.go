@@ -80,9 +80,9 @@ func (d *Descriptors) MakeRoom() {
 // NewDescriptors allows so many descriptors.
 func NewDescriptors(limit int) *Descriptors { return &Descriptors{limit: int64(limit)} }
 
-// PerConnection is how many descriptors a connection takes at most while it is up: the socket, an epoll set for each direction
-// (see readiness), and the pidfd of a process on this host.
-const PerConnection = 4
+// PerConnection is how many descriptors a connection takes at most: the socket, and for a moment as it is made a second one for it
+// (duplicate), or the pidfd of a process on this host.
+const PerConnection = 2
 
 // Connections is how many connections there are descriptors for.
 func (d *Descriptors) Connections() int { return int(max(1, d.limit/PerConnection)) }

@@ -17,15 +17,16 @@ import (
 type direction struct {
 	memoryCalls
 	readiness  *readiness
+	socket     int // valid while the readiness is held
 	processors *Processors
 	name       string // of the system call
 	number     uintptr
 	flags      uintptr
 	events     int16 // of poll(2) that make the socket ready
 
-	attempt   func(set uintptr) bool // tryStep, bound when the socket is made: binding allocates
-	callReady func() bool            // ready, likewise
-	step      func() bool            // callReady, or the argument of until
+	attempt   func() bool // tryStep, bound when the socket is made: binding allocates
+	callReady func() bool // ready, likewise
+	step      func() bool // callReady, or the argument of until
 	message   unix.Msghdr
 	file      int    // descriptor that came, or -1
 	control   []byte // room for a file descriptor that comes with the first bytes; nil where none is expected any more
@@ -37,8 +38,8 @@ type direction struct {
 	err       error // of TLS, where errno is 0
 }
 
-func (d *direction) init(r *readiness, name string, number, flags uintptr, events int16) {
-	d.readiness, d.name, d.number, d.flags, d.events, d.file = r, name, number, flags, events, -1
+func (d *direction) init(r *readiness, socket int, name string, number, flags uintptr, events int16) {
+	d.readiness, d.socket, d.name, d.number, d.flags, d.events, d.file = r, socket, name, number, flags, events, -1
 	d.attempt = d.tryStep
 	d.callReady = d.ready
 }
@@ -70,20 +71,17 @@ func (d *direction) wait() error {
 	return err
 }
 
-// tryStep takes a step. Where the step finds the socket not ready, it arms the readiness, and is called again.
-func (d *direction) tryStep(set uintptr) bool {
+// tryStep takes a step. Where the step finds the socket not ready, it says that it waits, and is called again.
+func (d *direction) tryStep() bool {
 	for !d.step() {
 		if !d.block {
 			return true
 		}
 		if !d.pollBriefly() {
 			d.waited = true
-			d.readiness.await(set)
+			d.readiness.await()
 			return false
 		}
-	}
-	if !d.waited {
-		d.readiness.noteReady(set)
 	}
 	return true
 }

@@ -40,7 +40,7 @@ func (d *direction) callRaw() bool {
 	if !known && !d.inMemory() || !d.enterRaw() {
 		return false
 	}
-	d.n, _, d.errno = unix.RawSyscall(d.number, uintptr(d.readiness.socket), uintptr(unsafe.Pointer(&d.message)), d.flags)
+	d.n, _, d.errno = unix.RawSyscall(d.number, uintptr(d.socket), uintptr(unsafe.Pointer(&d.message)), d.flags)
 	d.leaveRaw()
 	return true
 }
@@ -50,7 +50,7 @@ func (d *direction) callAnnounced() {
 	threads.Enter()
 	defer threads.Leave()
 	d.enterAnnounced()
-	d.n, _, d.errno = unix.Syscall(d.number, uintptr(d.readiness.socket), uintptr(unsafe.Pointer(&d.message)), d.flags)
+	d.n, _, d.errno = unix.Syscall(d.number, uintptr(d.socket), uintptr(unsafe.Pointer(&d.message)), d.flags)
 	d.inAnnounced.Store(false)
 	if d.errno == 0 {
 		d.note(uint64(d.n))

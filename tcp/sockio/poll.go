@@ -32,6 +32,7 @@ type Processors struct {
 	Contention
 	count   int
 	polling atomic.Int32
+	sockets pollset // for sockets whose threads do not poll
 }
 
 // NewProcessors is for a machine, or a share of one, with so many processors.
@@ -50,7 +51,7 @@ func (d *direction) pollBriefly() bool {
 	if int(d.processors.polling.Add(1)) > d.processors.count/2 {
 		return false
 	}
-	which := unix.PollFd{Fd: int32(d.readiness.socket), Events: d.events}
+	which := unix.PollFd{Fd: int32(d.socket), Events: d.events}
 	left := unix.NsecToTimespec(int64(pollTime))
 	n, _, _ := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&which)), 1, uintptr(unsafe.Pointer(&left)), 0, 0, 0)
 	return n == 1

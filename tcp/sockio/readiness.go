@@ -1,85 +1,123 @@
 package sockio
 
 import (
-	"errors"
-	"fmt"
+	"math"
 	"net"
 	"os"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Go's poller wakes a thread for every event of a socket, even when no goroutine waits for it. Where a goroutine receives
 // bytes as they come, or spins on the socket, such a wake-up costs more than the receive. So a socket is not registered with
-// Go's poller. It is the only member of an epoll set of its own, and Go's poller waits for that set:
+// Go's poller, but is a member of an epoll set (pollset.go), and Go's poller waits for that set:
 //
-//  1. A goroutine that would have to wait arms the set (await), and waits until Go's poller finds the set ready.
-//  2. The set stays armed for the next wait, until a call succeeds without a wait (noteReady).
-//  3. While a goroutine spins on the socket, the set is disarmed (beginSpin, endSpin).
+//  1. A goroutine that would have to wait has the set listen for one event of the socket (await), and sleeps until there is one
+//     (wake).
+//  2. While a goroutine spins on the socket, the set does not listen (beginSpin, endSpin).
 //
 // One goroutine at a time waits for one readiness. Any goroutine may spin.
 type readiness struct {
-	socket int
-	events uint32 // that make the socket ready
-	file   *os.File
-	raw    syscall.RawConn
+	events uint32        // that make the socket ready
+	member *member       // of the socket, from before the first use to after the last
+	signal chan struct{} // has an element when the socket may be ready, the deadline is over, or the readiness is closed
 
-	mu         sync.Mutex
-	armed      bool
-	waiting    bool // a goroutine waits, or is about to
-	spinners   int
-	disarmHeld func(set uintptr) // disarm and arm, bound when the readiness is made: binding allocates
-	armHeld    func(set uintptr)
+	uses    atomic.Int64 // holders, and closed
+	unused  chan struct{}
+	expired atomic.Bool // the deadline is over
+
+	mu       sync.Mutex
+	waiting  bool // a goroutine waits, or is about to
+	spinners int
+	deadline time.Time
+	timer    *time.Timer // nil before the first deadline in the future
 }
 
-func newReadiness(socket int, events uint32) (*readiness, error) {
-	set, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("epoll_create", err)
-	}
-	r := &readiness{socket: socket, events: events}
-	if err := errors.Join(unix.SetNonblock(set, true), r.control(set, unix.EPOLL_CTL_ADD, 0)); err != nil {
-		_ = unix.Close(set)
-		return nil, err
-	}
-	r.file = os.NewFile(uintptr(set), "the readiness of a socket")
-	r.raw, err = r.file.SyscallConn()
-	r.disarmHeld, r.armHeld = r.disarm, r.arm
-	return r, err
+// closed is added to the uses when the readiness is closed.
+const closed = math.MinInt64
+
+func newReadiness(events uint32) *readiness {
+	return &readiness{events: events, signal: make(chan struct{}, 1), unused: make(chan struct{}, 1)}
 }
 
-func (r *readiness) control(set, operation int, events uint32) error {
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(set, operation, r.socket, &unix.EpollEvent{Events: events}))
-}
-
-// whenReady calls attempt at once, and again each time that the set is ready, until attempt returns true. Before attempt
-// returns false it calls await with its argument. whenReady fails at the deadline, and when the readiness is closed. Read only
-// waits for the epoll set; sending uses it, too.
-func (r *readiness) whenReady(attempt func(set uintptr) bool) error {
-	return closedError(r.raw.Read(attempt))
-}
-
-// hold calls use. The set and the socket stay open until use has returned.
-func (r *readiness) hold(use func(set uintptr)) error { return closedError(r.raw.Control(use)) }
-
-// closedError makes the error of a closed file the one that package net has.
-func closedError(err error) error {
-	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+// whenReady calls attempt at once, and again each time that the socket may be ready, until attempt returns true. Before attempt
+// returns false it calls await. whenReady fails at the deadline, and when the readiness is closed.
+func (r *readiness) whenReady(attempt func() bool) error {
+	if err := r.enter(); err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %w", net.ErrClosed, err)
+	defer r.leave()
+	for {
+		select {
+		case <-r.signal: // what it says is seen now
+		default:
+		}
+		if err := r.ended(); err != nil {
+			r.wake() // another goroutine that might wait
+			return err
+		}
+		if attempt() {
+			return nil
+		}
+		<-r.signal
+	}
 }
 
-// await arms the set for the calling goroutine, which is about to wait.
-func (r *readiness) await(set uintptr) {
+// ended is why no goroutine waits any more, or nil.
+func (r *readiness) ended() error {
+	switch {
+	case r.uses.Load() < 0:
+		return net.ErrClosed
+	case r.expired.Load():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// enter keeps the socket open until leave. It fails when the readiness is closed.
+func (r *readiness) enter() error {
+	if r.uses.Add(1) < 0 {
+		r.leave()
+		return net.ErrClosed
+	}
+	return nil
+}
+
+func (r *readiness) leave() {
+	if r.uses.Add(-1) == closed {
+		select {
+		case r.unused <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// hold calls use. The socket stays open until use has returned.
+func (r *readiness) hold(use func()) error {
+	if err := r.enter(); err != nil {
+		return err
+	}
+	defer r.leave()
+	use()
+	return nil
+}
+
+// wake has the goroutine that waits, or the next one, try again.
+func (r *readiness) wake() {
+	select {
+	case r.signal <- struct{}{}:
+	default: // it has been signalled already
+	}
+}
+
+// await is called by a goroutine that is about to wait.
+func (r *readiness) await() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.waiting = true
 	if r.spinners == 0 {
-		r.arm(set)
+		r.member.listen(r.events, true)
 	}
 }
 
@@ -90,19 +128,13 @@ func (r *readiness) endAwait() {
 	r.waiting = false
 }
 
-// noteReady is called by a goroutine whose call succeeded without a wait.
-func (r *readiness) noteReady(set uintptr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.disarm(set)
-}
-
 func (r *readiness) beginSpin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.spinners++
-	if r.spinners == 1 {
-		_ = r.hold(r.disarmHeld) // fails when closed
+	if r.spinners == 1 && r.enter() == nil {
+		r.member.listen(r.events, false)
+		r.leave()
 	}
 }
 
@@ -110,28 +142,9 @@ func (r *readiness) endSpin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.spinners--
-	if r.spinners == 0 && r.waiting {
-		_ = r.hold(r.armHeld)
-	}
-}
-
-// arm makes the set ready as soon as the socket is, at once if it is already. An old event that is left in the set is taken
-// out first: with it, the set would not become ready again for the same socket.
-func (r *readiness) arm(set uintptr) {
-	if r.armed {
-		return
-	}
-	r.armed = true
-	var old [1]unix.EpollEvent
-	_, _ = unix.EpollWait(int(set), old[:], 0)
-	_ = r.control(int(set), unix.EPOLL_CTL_MOD, r.events|unix.EPOLLET)
-}
-
-// disarm makes the set ready for nothing but the end of the connection.
-func (r *readiness) disarm(set uintptr) {
-	if r.armed {
-		r.armed = false
-		_ = r.control(int(set), unix.EPOLL_CTL_MOD, 0)
+	if r.spinners == 0 && r.waiting && r.enter() == nil {
+		r.member.listen(r.events, true)
+		r.leave()
 	}
 }
 
@@ -142,7 +155,56 @@ func (r *readiness) isAwaited() bool {
 	return r.waiting
 }
 
-func (r *readiness) setDeadline(t time.Time) error { return r.file.SetReadDeadline(t) }
+// setDeadline ends waits at a time, and those that begin later; the zero time ends none.
+func (r *readiness) setDeadline(t time.Time) error {
+	if err := r.enter(); err != nil {
+		return err
+	}
+	defer r.leave()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	r.deadline = t
+	left := time.Until(t)
+	switch {
+	case t.IsZero():
+		r.expired.Store(false)
+	case left <= 0:
+		r.expired.Store(true)
+		r.wake()
+	default:
+		r.expired.Store(false)
+		if r.timer == nil {
+			r.timer = time.AfterFunc(left, r.expire)
+		} else {
+			r.timer.Reset(left)
+		}
+	}
+	return nil
+}
 
-// close wakes the goroutine that waits, and returns when no goroutine holds the readiness any more.
-func (r *readiness) close() error { return r.file.Close() }
+// expire is called by the timer, and perhaps once more after the deadline was changed.
+func (r *readiness) expire() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.deadline.IsZero() && time.Until(r.deadline) <= 0 {
+		r.expired.Store(true)
+		r.wake()
+	}
+}
+
+// close wakes the goroutine that waits, and returns when no goroutine holds the readiness any more. It is called once.
+func (r *readiness) close() {
+	n := r.uses.Add(closed)
+	r.wake()
+	for ; n != closed; n = r.uses.Load() {
+		<-r.unused
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+}

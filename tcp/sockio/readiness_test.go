@@ -1,8 +1,10 @@
 package sockio
 
 import (
+	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -39,15 +41,19 @@ func connOf(t *testing.T, fd int) *net.UnixConn {
 	return conn.(*net.UnixConn)
 }
 
-// isReady reports whether Go's poller has something to find. To ask takes what is old out of the epoll set.
-func (r *readiness) isReady(t *testing.T) (ready bool) {
+// isArmed reports whether the kernel is to tell the epoll set of the readiness's events.
+func (r *readiness) isArmed(t *testing.T) bool {
 	t.Helper()
-	require.NoError(t, r.hold(func(set uintptr) {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(set), Events: unix.POLLIN}}, 0)
+	var armed uint32
+	require.NoError(t, r.hold(func() {
+		set, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", r.member.set.fd))
 		require.NoError(t, err)
-		ready = n > 0
+		_, rest, found := strings.Cut(string(set), fmt.Sprintf("tfd: %8d events: ", r.member.socket))
+		require.True(t, found, string(set))
+		_, err = fmt.Sscanf(rest, "%x", &armed)
+		require.NoError(t, err)
 	}))
-	return ready
+	return armed&r.events == r.events
 }
 
 func (r *readiness) waitUntilAwaited(t *testing.T) {
@@ -84,22 +90,23 @@ func (x *text) receive() <-chan string {
 	return came
 }
 
-func TestASetIsReadyOnlyForAGoroutineThatWaits(t *testing.T) {
+func TestTheSetListensOnlyForAGoroutineThatWaits(t *testing.T) {
 	eachKind(t, func(t *testing.T, a, b *Socket) {
 		far, near := textOf(t, a), textOf(t, b)
 		far.send("early")
-		require.False(t, b.in.readiness.isReady(t), "for nobody")
+		require.False(t, b.in.readiness.isArmed(t), "for nobody")
 		require.Equal(t, "early", <-near.receive())
 
 		came := near.receive()
 		b.in.readiness.waitUntilAwaited(t)
+		require.True(t, b.in.readiness.isArmed(t))
 		far.send("awaited")
 		require.Equal(t, "awaited", <-came)
 		far.send("there")
 		require.Equal(t, "there", <-near.receive(), "without waiting")
 		far.send("more")
-		require.False(t, b.in.readiness.isReady(t), "for who is awake")
-		require.False(t, a.out.readiness.isReady(t), "for nobody, though there is room")
+		require.False(t, b.in.readiness.isArmed(t), "for who is awake")
+		require.False(t, a.out.readiness.isArmed(t), "for nobody, though there is room")
 	})
 }
 
@@ -134,7 +141,7 @@ func TestAGoroutineThatWaitsWhenASpinBeginsIsWokenAfterIt(t *testing.T) {
 		b.in.readiness.waitUntilAwaited(t)
 		b.BeginSpin()
 		far.send("meanwhile")
-		require.False(t, b.in.readiness.isReady(t))
+		require.False(t, b.in.readiness.isArmed(t))
 		b.EndSpin()
 		require.Equal(t, "meanwhile", <-came)
 	})

@@ -344,7 +344,7 @@ func TestASecureSocketSaysThatItBuffersAWholeRecord(t *testing.T) {
 		_, err := b.Receive([]Vector{VectorOf(to[:10])})
 		require.NoError(t, err)
 		got := 10
-		require.NoError(t, b.Hold(func(uintptr) {
+		require.NoError(t, b.Hold(func() {
 			for b.Buffers() {
 				n, again, err := b.ReceiveNow([]Vector{VectorOf(to[got:min(got+777, length)])}, false)
 				require.NoError(t, err)

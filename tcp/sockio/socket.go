@@ -80,20 +80,20 @@ func newSocket(conn Conn, p *Processors) (made *Socket, err error) {
 		return nil, err
 	}
 	s := &Socket{socket: socket, Remote: conn.RemoteAddr()}
-	in, err := newReadiness(socket, unix.EPOLLIN|unix.EPOLLRDHUP)
+	in, out := newReadiness(unix.EPOLLIN|unix.EPOLLRDHUP), newReadiness(unix.EPOLLOUT)
+	m, err := p.sockets.join(socket, in, out)
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(socket))
 	}
-	out, err := newReadiness(socket, unix.EPOLLOUT)
-	if err != nil {
-		return nil, errors.Join(err, in.close(), unix.Close(socket))
-	}
-	s.in.init(in, "recvmsg", unix.SYS_RECVMSG, 0, unix.POLLIN)
-	s.out.init(out, "sendmsg", unix.SYS_SENDMSG, unix.MSG_NOSIGNAL, unix.POLLOUT)
+	in.member, out.member = m, m
+	s.in.init(in, socket, "recvmsg", unix.SYS_RECVMSG, 0, unix.POLLIN)
+	s.out.init(out, socket, "sendmsg", unix.SYS_SENDMSG, unix.MSG_NOSIGNAL, unix.POLLOUT)
 	s.in.processors, s.out.processors = p, p
 	s.closeAll = sync.OnceValue(func() error {
 		defer s.forgetFile()
-		return errors.Join(in.close(), out.close(), s.end(), unix.Close(socket))
+		in.close()
+		out.close()
+		return errors.Join(s.end(), m.leave(), unix.Close(socket))
 	})
 	s.in.access, s.out.access = hostmem.Writing, hostmem.Reading
 	if !s.IsLocal() {
@@ -186,7 +186,7 @@ func (s *Socket) ReceiveNow(v []Vector, touched bool) (n int, again bool, err er
 }
 
 // Hold calls use, which may call ReceiveNow.
-func (s *Socket) Hold(use func(uintptr)) error { return s.in.readiness.hold(use) }
+func (s *Socket) Hold(use func()) error { return s.in.readiness.hold(use) }
 
 // BeginSpin says that the calling goroutine is going to call ReceiveNow again and again. What arrives until EndSpin does not
 // wake the goroutine that waits to receive. What has arrived by EndSpin does.
@@ -251,7 +251,7 @@ func (s *Socket) RoundTrip() (took time.Duration) {
 
 // Control calls f with the socket's descriptor, which stays open until f has returned.
 func (s *Socket) Control(f func(socket int) error) (err error) {
-	held := s.out.readiness.hold(func(uintptr) { err = f(s.socket) })
+	held := s.out.readiness.hold(func() { err = f(s.socket) })
 	return errors.Join(held, err)
 }
 
