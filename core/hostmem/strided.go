@@ -2,6 +2,7 @@ package hostmem
 
 import (
 	"fmt"
+	"iter"
 	"runtime"
 	"unsafe"
 
@@ -64,6 +65,21 @@ func magnitude(stride int64) uint64 {
 		return -uint64(stride)
 	}
 	return uint64(stride)
+}
+
+// Runs are the addresses of the runs, in the order of the stream.
+func (s *Strided) Runs() iter.Seq[uintptr] {
+	return func(yield func(uintptr) bool) {
+		for index, runs := uint64(0), s.Bytes()/s.Run; index < runs; {
+			addr, rest, stride := s.find(index)
+			for i := range min(rest, runs-index) {
+				if !yield(addr + uintptr(i*uint64(stride))) {
+					return
+				}
+			}
+			index += rest
+		}
+	}
 }
 
 // Gather copies the bytes from position from on of a stream into to, which is memory of the Go heap. Where memory cannot

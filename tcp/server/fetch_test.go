@@ -125,7 +125,7 @@ func TestNothingIsCopiedForAPeerThatSentNoPermit(t *testing.T) {
 	for _, greets := range []bool{false, true} {
 		c := h.dialSocket()
 		if greets {
-			require.Equal(t, wire.Answer{}, c.Greet(wire.Hello{Number: 1}))
+			require.Equal(t, wire.Answer{Flags: wire.AnswerStrided}, c.Greet(wire.Hello{Number: 1}))
 		}
 		c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory), payload))
 		c.ExpectStatus(wire.StatusOutOfReach)

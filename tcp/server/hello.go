@@ -75,6 +75,9 @@ func (s *session) accept(h wire.Hello) error {
 		answer.Code = wire.StatusNotEnded
 		refusal = fmt.Errorf("the session of the connection %d has not ended yet", h.Ends)
 	}
+	if refusal == nil {
+		answer.Flags = wire.AnswerStrided
+	}
 	if refusal == nil && s.takePermit(h.PermitAt) {
 		answer.Flags |= wire.AnswerPermit
 	}

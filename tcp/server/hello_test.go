@@ -23,7 +23,7 @@ func TestALaterVersionMayAddToAHelloAndToItsAnswer(t *testing.T) {
 	b[17], b[20] = 9, wire.HelloBody+100
 	c.Send(b, tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
 	answer := c.Answer()
-	require.Equal(t, wire.Answer{Target: wire.Identity{1}}, answer)
+	require.Equal(t, wire.Answer{Target: wire.Identity{1}, Flags: wire.AnswerStrided}, answer)
 	c.ExpectStatus(wire.StatusOK)
 
 	longer := answer.Encode()
@@ -47,7 +47,7 @@ func TestABadHelloEndsItsConnectionAlone(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{}, memory)
 	good := h.dial()
-	require.Equal(t, wire.Answer{}, good.Greet(wire.Hello{Number: 7}))
+	require.Equal(t, wire.Answer{Flags: wire.AnswerStrided}, good.Greet(wire.Hello{Number: 7}))
 	twice := h.dial()
 	require.EqualValues(t, wire.StatusRejected, twice.Greet(wire.Hello{Number: 7}).Code)
 	twice.ExpectReset()

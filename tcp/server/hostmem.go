@@ -22,15 +22,8 @@ import (
 
 // apply moves the payload of a WRITE into its region.
 func (s *session) apply(h wire.Header) error {
-	if s.reads.meets(h) {
-		if err := s.catchUp(); err != nil { // the READ came first, and gets what was there before
-			return err
-		}
-	}
-	if s.fetchList != nil && s.fetchList.meets(h) {
-		if err := s.fetch(); err != nil {
-			return err
-		}
+	if err := s.finishBefore(h); err != nil {
+		return err
 	}
 	s.bulk = h.Length >= bulkLength
 	left := sockio.Vector{Base: uintptr(h.Addr), Length: h.Length}
@@ -56,6 +49,19 @@ func (s *session) apply(h wire.Header) error {
 	s.written.Add(1)
 	if h.V2 {
 		s.turn.oweStatus(wire.StatusOK)
+	}
+	return nil
+}
+
+// finishBefore finishes the requests before a WRITE that move bytes of the same memory.
+func (s *session) finishBefore(h wire.Header) error {
+	if s.reads.meets(h) {
+		if err := s.catchUp(); err != nil { // the READ came first, and gets what was there before
+			return err
+		}
+	}
+	if s.fetchList != nil && s.fetchList.meets(h) {
+		return s.fetch()
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -272,6 +273,18 @@ func FuzzSession(f *testing.F) {
 			greeted := append(hi.Encode(), tcptest.Request(core.Read, true, addr, 8)...)
 			f.Add(greeted, false)
 			f.Add(greeted[:len(greeted)-wire.HeaderSize-1], false)
+		}
+	}
+	for _, addr := range []uintptr{at + page - 64, at + page, at + page + 100, at + 2*page - 8} {
+		for _, stride := range []int64{16, -16, 1 << 11, -1 << 62} {
+			b := slices.Clone(greeting)
+			for _, op := range []wire.Opcode{wire.Write, wire.Read} {
+				frame, length := stridedRequest(op, addr, 8, wire.Axis{Count: 2, Stride: stride}, wire.Axis{Count: 3, Stride: 8})
+				if b = append(b, frame...); op == wire.Write {
+					b = append(b, make([]byte, length)...)
+				}
+			}
+			f.Add(b, false)
 		}
 	}
 	zero := make([]byte, page)

@@ -25,6 +25,7 @@ import (
 //  3. pin checks the range against the registered regions, and keeps the region from going away (pin.go).
 //  4. move moves the payload of a WRITE, and owes the answer: apply and readOut for host memory (hostmem.go), stage for
 //     device memory (staged.go), serveByAddress for a request by address (fetch.go). A turn has what is owed (turn.go).
+//     moveStrided does so for strided requests (strided.go).
 //  5. flush ends the turn: it sends what is owed in one system call, and ends the pins (send.go). That happens when the turn
 //     is full, and before the session waits for the peer, so that no answer is withheld.
 //  6. finish ends the connection. A rejected peer gets its status first (end.go).
@@ -56,6 +57,7 @@ type session struct {
 	bulk           bool             // the last payload was long
 	in             [2]sockio.Vector // for receive
 	copier         hostmem.Copier
+	strided        strided // the last strided request
 
 	turn      *turn
 	reads     span         // of the READ payloads owed from host memory
@@ -149,18 +151,11 @@ func (s *session) serve() error {
 			return err
 		}
 		s.v2 = h.V2
-		region, err := s.pin(h)
-		switch {
-		case err == errEnded:
-			return err
-		case err != nil:
-			return refusal(h, err)
+		serve := s.serveRequest
+		if h.Strided {
+			serve = s.serveStrided
 		}
-		if err := s.prove(); err != nil {
-			return err
-		}
-		s.asked = true
-		if err := s.move(h, region); err != nil {
+		if err := serve(h); err != nil {
 			return err
 		}
 		t := s.turn
@@ -173,6 +168,43 @@ func (s *session) serve() error {
 			}
 		}
 	}
+}
+
+// serveRequest serves a request that is not strided.
+func (s *session) serveRequest(h wire.Header) error {
+	region, err := s.admit(h)
+	if err != nil {
+		return err
+	}
+	return s.move(h, region)
+}
+
+// serveStrided serves a strided request.
+func (s *session) serveStrided(h wire.Header) error {
+	if err := s.nextStrided(h); err != nil {
+		return err
+	}
+	region, err := s.admit(s.strided.bounds)
+	if err != nil {
+		return err
+	}
+	return s.moveStrided(&s.strided, region)
+}
+
+// admit finds the region of a request, and pins it.
+func (s *session) admit(h wire.Header) (*core.Region, error) {
+	region, err := s.pin(h)
+	switch {
+	case err == errEnded:
+		return nil, err
+	case err != nil:
+		return nil, refusal(h, err)
+	}
+	if err := s.prove(); err != nil {
+		return nil, err
+	}
+	s.asked = true
+	return region, nil
 }
 
 // refusePlain has the first request refused.

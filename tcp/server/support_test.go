@@ -206,7 +206,7 @@ func (h *harness) dialWithPermit() (*tcptest.Client, *samehost.Permit) {
 	require.NoError(h.t, err)
 	answer, err := wire.ReadAnswer(c.Conn)
 	require.NoError(h.t, err)
-	require.EqualValues(h.t, wire.AnswerPermit, answer.Flags)
+	require.EqualValues(h.t, wire.AnswerPermit|wire.AnswerStrided, answer.Flags)
 	require.EqualValues(h.t, wire.StatusOK, answer.Code)
 	return c, p
 }

@@ -17,6 +17,7 @@ type turn struct {
 	statuses    [turnRequests * wire.StatusSize]byte
 	statusesEnd int
 	grants      []byte // never beyond its capacity: what is owed points into it
+	packed      []byte // likewise; of the READs that are strided
 	readBytes   uint64 // READ payload owed
 	reads       uint64 // READs that end with that payload
 
@@ -48,6 +49,19 @@ func (t *turn) oweGrant(g wire.Grant) {
 	t.owe(sockio.AddressOf(t.grants[end:]), wire.GrantSize)
 }
 
+// room is memory for the payload of a READ that is strided; nil where the turn has no more of it.
+func (t *turn) room(length uint64) []byte {
+	if t.packed == nil {
+		t.packed = make([]byte, 0, wire.MaxStrided)
+	}
+	end := len(t.packed)
+	if uint64(cap(t.packed)-end) < length {
+		return nil
+	}
+	t.packed = t.packed[:end+int(length)]
+	return t.packed[end:]
+}
+
 func (t *turn) owe(base uintptr, length uint64) {
 	// In place: a turn owes no more than there is room for.
 	t.vectors = t.sealed + len(sockio.Extend(t.owed[t.sealed:t.vectors], base, length))
@@ -55,7 +69,7 @@ func (t *turn) owe(base uintptr, length uint64) {
 
 func (t *turn) reset() {
 	t.requests, t.bytes, t.vectors, t.sealed, t.statusesEnd, t.readBytes, t.reads = 0, 0, 0, 0, 0, 0, 0
-	t.grants = t.grants[:0]
+	t.grants, t.packed = t.grants[:0], t.packed[:0]
 }
 
 // hasLoad reports whether the turn has a load.

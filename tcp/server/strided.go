@@ -1,0 +1,202 @@
+package server
+
+import (
+	"errors"
+
+	"kvferry/core"
+	"kvferry/core/hostmem"
+	"kvferry/core/staging"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+)
+
+// Strided requests (wire/strided.go):
+//
+//  1. nextStrided takes the body, which says where the runs of bytes lie, and checks it.
+//  2. The smallest range that holds all runs is pinned, like that of any other request: it lies in one region. Gaps between
+//     the runs are not touched.
+//  3. WRITE: applyStrided copies the payload from the read-ahead buffer to its places.
+//  4. READ: readOutStrided packs the runs into memory of the turn, and owes them from there.
+//  5. stageStrided takes their place for device memory: each run is one of the moves of a load (staged.go).
+//
+// A request whose runs lie together is served as any other.
+
+var _ = [1]struct{}{}[wire.MaxAxes-hostmem.MaxAxes]
+
+// strided is a strided request.
+type strided struct {
+	wire.Header                 // its size is that of the payload
+	bounds      wire.Header     // the same request for the range that holds all runs
+	key         wire.Key        // of the offer that it is for; zero for none
+	memory      hostmem.Strided // its runs
+}
+
+// mostRuns bounds the moves of a load.
+const mostRuns = 4096
+
+var errNotGreeted = errors.New("a strided request on a connection that did not begin with a hello")
+
+// nextStrided takes the body of a strided request.
+func (s *session) nextStrided(h wire.Header) error {
+	if !s.greeted {
+		return errNotGreeted
+	}
+	if err := s.fillTo(wire.StridedBody(h.Axes)); err != nil {
+		return err
+	}
+	body, low, span, err := h.ParseStrided(s.ahead[s.parsed:])
+	s.parsed += wire.StridedBody(h.Axes)
+	if err != nil {
+		return &rejection{Header: h, code: wire.StatusRejected, reason: err}
+	}
+	r := &s.strided
+	*r = strided{Header: h, bounds: h, key: body.Key, memory: hostmem.Strided{Base: uintptr(h.Addr), Run: body.Run, Count: h.Axes}}
+	r.bounds.Addr, r.bounds.Length = low, span
+	for i, a := range body.Axes[:h.Axes] {
+		r.memory.Axes[i] = hostmem.Axis{Count: a.Count, Stride: a.Stride}
+	}
+	return nil
+}
+
+// moveStrided moves the payload of a WRITE, and owes the answer to a request.
+func (s *session) moveStrided(r *strided, region *core.Region) error {
+	s.serving = region
+	var err error
+	switch {
+	case r.Axes == 0:
+		return s.move(r.Header, region)
+	case region.Device != nil:
+		err = s.stageStrided(r, region.Device)
+	case r.Op == wire.Read:
+		err = s.readOutStrided(r)
+	default:
+		err = s.applyStrided(r)
+	}
+	if err == nil {
+		s.serving = nil
+		if r.Op == wire.Read {
+			s.turn.reads++
+		}
+	}
+	return err
+}
+
+// applyStrided moves the payload of a WRITE to its places.
+func (s *session) applyStrided(r *strided) error {
+	if err := s.finishBefore(r.bounds); err != nil {
+		return err
+	}
+	s.bulk = false
+	for done := uint64(0); done < r.Length; {
+		if s.parsed == s.filled {
+			s.parsed, s.filled = 0, 0
+			if _, err := s.receive(sockio.Vector{}); err != nil {
+				return cutShort(r.Header, r.Length-done, err)
+			}
+		}
+		payload := s.ahead[s.parsed:s.filled]
+		payload = payload[:min(uint64(len(payload)), r.Length-done)]
+		if err := s.copier.Scatter(&r.memory, done, payload); err != nil {
+			return inaccessible(r.Header, s.serving, err)
+		}
+		s.parsed += len(payload)
+		done += uint64(len(payload))
+	}
+	s.bytesIn.Add(r.Length)
+	s.written.Add(1)
+	s.turn.oweStatus(wire.StatusOK)
+	return nil
+}
+
+// readOutStrided owes the answer to a READ, from a copy of the runs.
+func (s *session) readOutStrided(r *strided) error {
+	s.bulk = false
+	if s.fetchList != nil && s.fetchList.meets(r.bounds) { // a WRITE came first
+		if err := s.fetch(); err != nil {
+			return err
+		}
+	}
+	packed := s.turn.room(r.Length)
+	if packed == nil {
+		if err := s.flush(); err != nil {
+			return err
+		}
+		packed = s.turn.room(r.Length)
+	}
+	if err := s.copier.Gather(packed, &r.memory, 0); err != nil {
+		return inaccessible(r.Header, s.serving, err)
+	}
+	s.turn.oweStatus(wire.StatusOK)
+	s.turn.owePayload(sockio.AddressOf(packed), r.Length)
+	return nil
+}
+
+// stageStrided moves or owes the payload of a request for device memory.
+func (s *session) stageStrided(r *strided, device *staging.Device) error {
+	if s.staged == nil {
+		s.startStaging()
+	}
+	to, opposite, step := route{device, staging.In}, staging.Out, s.stageRunIn
+	if r.Op == wire.Read {
+		to, opposite, step = route{device, staging.Out}, staging.In, s.stageRunOut
+	}
+	if s.staged.touched[opposite].meets(r.bounds) {
+		if err := s.catchUp(); err != nil {
+			return err
+		}
+	}
+	s.bulk = false
+	rest := r.Header
+	for run := range r.memory.Runs() {
+		rest.Addr = uint64(run)
+		for left := r.memory.Run; left > 0; {
+			if t := s.turn; len(t.load.moves) == mostRuns || t.vectors+2 > len(t.owed) {
+				if err := s.flush(); err != nil {
+					return err
+				}
+			}
+			place, err := s.room(r.Header, rest, to)
+			if err != nil {
+				return err
+			}
+			s.staged.touched[to.way].add(r.bounds)
+			place.Length = min(place.Length, left)
+			n, err := step(r, &rest, place)
+			if err != nil {
+				return err
+			}
+			left -= n
+		}
+		s.turn.load.growing = false
+	}
+	if r.Op == wire.Write {
+		s.bytesIn.Add(r.Length)
+		s.written.Add(1)
+		s.turn.oweStatus(wire.StatusOK)
+	}
+	return nil
+}
+
+// stageRunIn receives bytes of a run into their place in a block, and returns how many.
+func (s *session) stageRunIn(r *strided, rest *wire.Header, place sockio.Vector) (n uint64, err error) {
+	if n = s.takeAhead(place); n == 0 {
+		n, err = s.receiveStaged(place)
+	}
+	switch {
+	case err != nil:
+		return 0, cutShort(r.Header, rest.Length, err)
+	case n > 0:
+		s.turn.load.grow(rest, n)
+	}
+	return n, nil
+}
+
+// stageRunOut owes bytes of a run, from a block that a job is going to fill.
+func (s *session) stageRunOut(r *strided, rest *wire.Header, place sockio.Vector) (uint64, error) {
+	if rest.Length == r.Length {
+		s.turn.oweStatus(wire.StatusOK)
+	}
+	s.turn.owePayload(place.Base, place.Length)
+	s.turn.load.grow(rest, place.Length)
+	return place.Length, nil
+}

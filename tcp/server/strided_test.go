@@ -1,0 +1,242 @@
+package server
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"kvferry/core"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// stridedRequest is the frame of a strided request without payload.
+func stridedRequest(op wire.Opcode, addr uintptr, run uint64, axes ...wire.Axis) (frame []byte, length uint64) {
+	s := wire.Strided{Run: run}
+	length = run
+	for i, a := range axes {
+		s.Axes[i] = a
+		length *= a.Count
+	}
+	frame = make([]byte, wire.HeaderSize+wire.StridedBody(len(axes)))
+	wire.PutStrided(frame, op, uint64(addr), length, &s, len(axes))
+	return frame, length
+}
+
+// randomRuns are runs within size bytes that do not overlap: the offset of the first, and the offsets of all bytes in the
+// order of the payload.
+func randomRuns(random *rand.Rand, size int) (first int, run uint64, axes []wire.Axis, places []int) {
+	run = uint64(1 + random.IntN([]int{8, 64, 2000}[random.IntN(3)]))
+	extent, length := run, run
+	axes = make([]wire.Axis, random.IntN(wire.MaxAxes+1))
+	for i := len(axes) - 1; i >= 0; i-- {
+		stride := extent + uint64(random.IntN(100))
+		count := 1 + random.Uint64N(min(4, (uint64(size)-extent)/stride, wire.MaxStrided/length-1)+1)
+		length *= count
+		axes[i] = wire.Axis{Count: count, Stride: int64(stride)}
+		extent += (count - 1) * stride
+	}
+	first = random.IntN(size - int(extent) + 1)
+	for i := range axes {
+		if random.IntN(3) == 0 {
+			first += int(axes[i].Count-1) * int(axes[i].Stride)
+			axes[i].Stride = -axes[i].Stride
+		}
+	}
+	return first, run, axes, appendPlaces(nil, first, run, axes)
+}
+
+func appendPlaces(places []int, at int, run uint64, axes []wire.Axis) []int {
+	if len(axes) == 0 {
+		for i := range int(run) {
+			places = append(places, at+i)
+		}
+		return places
+	}
+	for range axes[0].Count {
+		places = appendPlaces(places, at, run, axes[1:])
+		at += int(axes[0].Stride)
+	}
+	return places
+}
+
+var greeting = (&wire.Hello{Origin: wire.Identity{7}, Number: 1}).Encode()
+
+// TestRandomStridedRequestsMatchAModelOfMemory sends strided requests among others, pipelined and cut into random pieces, and
+// compares answers and memory with what a plain slice says.
+func TestRandomStridedRequestsMatchAModelOfMemory(t *testing.T) {
+	for seed := range uint64(12) {
+		random := rand.New(rand.NewPCG(seed, 2))
+		var h *harness
+		var memory []byte
+		if seed%3 == 2 {
+			a := tcptest.Accelerate(t, tcptest.Blocks(4, 512<<10))
+			memory = a.Memory(1 << 20)
+			h = serveDevice(a, Options{}, memory)
+		} else {
+			memory = tcptest.Mapped(t, 1<<20)
+			h = serve(t, Options{}, memory)
+		}
+		base := sockio.AddressOf(memory)
+		dial := h.dial
+		var stream, answers []byte
+		if seed%3 == 1 {
+			dial = h.dialSameHost
+		} else {
+			stream = append(stream, greeting...)
+		}
+		model := make([]byte, len(memory))
+		ok := make([]byte, wire.StatusSize)
+		wire.PutStatus(ok, wire.StatusOK)
+		for range 400 {
+			op := core.Opcode(random.IntN(2))
+			first, run, axes, places := randomRuns(random, len(memory))
+			frame, length := stridedRequest(wire.Opcode(op), base+uintptr(first), run, axes...)
+			if random.IntN(4) == 0 { // a range
+				first = random.IntN(len(memory) - len(places))
+				places = appendPlaces(nil, first, length, nil)
+				frame = tcptest.Request(op, true, base+uintptr(first), length)
+				if payload := tcptest.Mapped(t, int(length)); seed%3 == 1 && op == core.Write {
+					copy(payload, tcptest.Pattern(int(length), byte(random.Uint32())))
+					stream = append(stream, tcptest.WriteByAddress(base+uintptr(first), payload)...)
+					answers = append(answers, ok...)
+					copy(model[first:], payload)
+					continue
+				}
+			}
+			stream, answers = append(stream, frame...), append(answers, ok...)
+			if op == core.Read {
+				for _, p := range places {
+					answers = append(answers, model[p])
+				}
+				continue
+			}
+			payload := tcptest.Pattern(len(places), byte(random.Uint32()))
+			stream = append(stream, payload...)
+			for i, p := range places {
+				model[p] = payload[i]
+			}
+		}
+		got := sendInParts(t, dial(), stream, random)
+		if seed%3 != 1 {
+			answer, err := wire.ReadAnswer(bytes.NewReader(got))
+			require.NoError(t, err)
+			require.EqualValues(t, wire.AnswerStrided, answer.Flags)
+			got = got[len(answer.Encode()):]
+		}
+		require.True(t, bytes.Equal(answers, got), "seed %d", seed)
+		require.True(t, bytes.Equal(model, memory), "seed %d", seed)
+	}
+}
+
+func TestAStridedRequestMustLieInOneRegion(t *testing.T) {
+	memory := tcptest.Mapped(t, 4*4096)
+	region, constant := memory[4096:2*4096], memory[3*4096:]
+	h := serve(t, Options{}, region)
+	h.memory.addFor(constant, core.RemoteRead, nil)
+	at := sockio.AddressOf(region)
+	number := uint64(0)
+	for name, test := range map[string]struct {
+		want  uint32
+		frame func() ([]byte, uint64)
+	}{
+		"the last run ends behind it": {wire.StatusRejected, func() ([]byte, uint64) {
+			return stridedRequest(wire.Write, at+8, 64, wire.Axis{Count: 2, Stride: 4096 - 71})
+		}},
+		"the last run begins before it": {wire.StatusRejected, func() ([]byte, uint64) {
+			return stridedRequest(wire.Write, at+64, 64, wire.Axis{Count: 2, Stride: -65})
+		}},
+		"runs in two regions": {wire.StatusRejected, func() ([]byte, uint64) {
+			return stridedRequest(wire.Read, at, 64, wire.Axis{Count: 2, Stride: 2 * 4096})
+		}},
+		"a region that may only be read": {wire.StatusForbidden, func() ([]byte, uint64) {
+			return stridedRequest(wire.Write, sockio.AddressOf(constant), 64, wire.Axis{Count: 2, Stride: 128})
+		}},
+		"no runs": {wire.StatusRejected, func() ([]byte, uint64) {
+			return stridedRequest(wire.Write, at, 64, wire.Axis{Count: 0, Stride: 128})
+		}},
+		"too much": {wire.StatusRejected, func() ([]byte, uint64) {
+			return stridedRequest(wire.Read, at, 64, wire.Axis{Count: wire.MaxStrided, Stride: 0})
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h.t = t
+			c := h.dial()
+			number++
+			require.EqualValues(t, wire.StatusOK, c.Greet(wire.Hello{Number: number}).Code)
+			frame, _ := test.frame()
+			c.Send(frame)
+			c.ExpectStatus(test.want)
+			require.Equal(t, make([]byte, 4*4096), memory)
+		})
+	}
+}
+
+func TestAStridedRequestWithoutAHelloEndsTheConnection(t *testing.T) {
+	memory := tcptest.Mapped(t, 4096)
+	c := serve(t, Options{}, memory).dial()
+	frame, length := stridedRequest(wire.Write, sockio.AddressOf(memory), 8, wire.Axis{Count: 2, Stride: 16})
+	c.Send(frame, make([]byte, length))
+	c.ExpectReset()
+}
+
+func TestAStridedRequestForMemoryThatIsGoneFailsAlone(t *testing.T) {
+	for _, op := range []wire.Opcode{wire.Read, wire.Write} {
+		memory := tcptest.Mapped(t, 4*4096)
+		h := serve(t, Options{}, memory)
+		require.NoError(t, unix.Mprotect(memory[2*4096:3*4096], unix.PROT_NONE))
+		c := h.dial()
+		c.Greet(wire.Hello{Number: 1})
+		frame, length := stridedRequest(op, sockio.AddressOf(memory), 8, wire.Axis{Count: 4, Stride: 4096})
+		if op == wire.Write {
+			frame = append(frame, make([]byte, length)...)
+		}
+		c.Send(frame)
+		c.ExpectStatus(wire.StatusInaccessible)
+		c.ExpectEnd()
+	}
+}
+
+func TestAStridedRequestKeepsItsRegionPinnedUntilItIsServed(t *testing.T) {
+	memory := tcptest.Mapped(t, 4096)
+	h := serve(t, Options{})
+	region := h.memory.add(memory, true)
+	c := h.dial()
+	c.Greet(wire.Hello{Number: 1})
+	frame, _ := stridedRequest(wire.Write, sockio.AddressOf(memory), 8, wire.Axis{Count: 4, Stride: 16})
+	c.Send(frame, make([]byte, 9))
+	s := h.only()
+	require.Eventually(t, func() bool { return s.waiting.Load() }, tcptest.Patience, time.Millisecond)
+	require.True(t, s.uses(region))
+	c.Send(make([]byte, 32-9))
+	c.ExpectStatus(wire.StatusOK)
+	require.Eventually(t, func() bool { return !s.uses(region) }, tcptest.Patience, time.Millisecond)
+}
+
+func TestServingStridedRequestsDoesNotAllocate(t *testing.T) {
+	memory := tcptest.Mapped(t, 1<<20)
+	c := serve(t, Options{}, memory).dial()
+	c.Greet(wire.Hello{Number: 1})
+	axes := []wire.Axis{{Count: 4, Stride: 4096}, {Count: 4, Stride: 256}}
+	write, length := stridedRequest(wire.Write, sockio.AddressOf(memory), 64, axes...)
+	read, _ := stridedRequest(wire.Read, sockio.AddressOf(memory), 64, axes...)
+	requests := bytes.Repeat(append(append(write, make([]byte, length)...), read...), 20)
+	answers := make([]byte, 20*(2*wire.StatusSize+length))
+	require.Zero(t, testing.AllocsPerRun(50, func() {
+		if _, err := c.Conn.Write(requests); err != nil {
+			t.Error(err)
+		}
+		for got := 0; got < len(answers); {
+			n, err := c.Conn.Read(answers[got:])
+			if got += n; err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}))
+}
