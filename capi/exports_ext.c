@@ -60,6 +60,12 @@ int64_t kvferry_stats_json(transfer_engine_t engine, char *buf_out, size_t buf_l
     return kvferry_go_stats_json(engine, buf_out, buf_len, kvferry_reason());
 }
 
+int64_t kvferry_settings_json(char *buf_out, size_t buf_len)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_settings_json(buf_out, buf_len, kvferry_reason());
+}
+
 /* How a function starts that stores a batch id. */
 #define ENTER_WITH_BATCH(batch_out)                                  \
     do {                                                             \

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"unsafe"
 
+	"kvferry/core"
 	"kvferry/core/metrics"
 	"kvferry/core/status"
 )
@@ -58,12 +59,31 @@ func mainStats(s *metrics.Stats) (c C.kvferry_stats_t) {
 
 //export kvferry_go_stats_json
 func kvferry_go_stats_json(engine unsafe.Pointer, out *C.char, size C.size_t, reason *C.char) (length C.int64_t) {
-	code := negated(reason, func() error {
+	return writeJSON(out, size, reason, func() (any, error) {
 		e, err := engineOf(engine)
+		if err != nil {
+			return nil, err
+		}
+		return e.Stats(), nil
+	})
+}
+
+//export kvferry_go_settings_json
+func kvferry_go_settings_json(out *C.char, size C.size_t, reason *C.char) C.int64_t {
+	return writeJSON(out, size, reason, func() (any, error) {
+		env, err := readEnvironment()
+		return core.Describe(env), err
+	})
+}
+
+// writeJSON writes what describe returns to a buffer of size bytes, which may be nil, and returns the length of the whole text.
+func writeJSON(out *C.char, size C.size_t, reason *C.char, describe func() (any, error)) (length C.int64_t) {
+	code := negated(reason, func() error {
+		described, err := describe()
 		if err != nil {
 			return err
 		}
-		text, err := json.Marshal(e.Stats())
+		text, err := json.Marshal(described)
 		if err != nil {
 			return status.Errorf(status.Context, "%w", err)
 		}

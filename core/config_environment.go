@@ -56,17 +56,29 @@ func UnknownVariable(name string) string {
 			return ""
 		}
 	}
-	known := knownVariables()
-	if slices.Contains(known, name) {
+	if isKnown(name) {
 		return ""
 	}
 	text := fmt.Sprintf("%.100s is no setting of kvferry and has no effect", name)
-	if nearest := nearestTo(name, known); nearest != "" {
+	if nearest := nearestTo(name); nearest != "" {
 		text += ": did you mean " + nearest + "?"
 	}
 	return text
 }
 
+// isKnown reports whether a variable is a setting, in its present or in its older spelling.
+func isKnown(name string) bool {
+	for _, s := range settings {
+		for _, v := range s.variables {
+			if v.older != "" && v.older == name {
+				return true
+			}
+		}
+	}
+	return slices.Contains(knownVariables(), name)
+}
+
+// knownVariables are the settings in their present spelling.
 func knownVariables() []string {
 	known := []string{"KVFERRY_LIBRARY"}
 	for _, s := range settings {
@@ -77,12 +89,12 @@ func knownVariables() []string {
 	return known
 }
 
-// nearestTo returns the known name with the fewest edits between it and another one, without their prefixes; "" if that takes
+// nearestTo returns the setting with the fewest edits between its name and another one, without their prefixes; "" if that takes
 // edits of more than a third of the letters.
-func nearestTo(name string, known []string) string {
+func nearestTo(name string) string {
 	name = withoutPrefix(name)
 	nearest, fewest := "", len(name)/3+1
-	for _, k := range known {
+	for _, k := range knownVariables() {
 		if edits := editDistance(name, withoutPrefix(k)); edits < fewest {
 			nearest, fewest = k, edits
 		}

@@ -40,6 +40,7 @@ func TestSettingsAndVariablesOfOthersAreNotTakenForMistakes(t *testing.T) {
 	for _, s := range settings {
 		for _, v := range s.variables {
 			assert.Empty(t, UnknownVariable(v.name))
+			assert.Empty(t, UnknownVariable(v.older))
 		}
 	}
 	for _, name := range []string{

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
     "tcp/server": "core core/clock core/fair core/hostmem core/metrics core/security core/shut core/staging"
     " core/status tcp/samehost tcp/sockio tcp/wire",
-    "tcp/sockio": "core/clock core/hostmem core/shut core/threads",
+    "tcp/sockio": "core/clock core/hostmem core/metrics core/shut core/threads",
     "tcp/wire": "",
     # Devices.
     "ascend": "core/device core/status internal/dl internal/driver",

@@ -29,6 +29,27 @@ func served(t *testing.T, target *core.Engine, reads uint64) metrics.TargetPeer 
 	return target.Stats().Target[0]
 }
 
+func TestBothSidesShowWhatTheKernelKnowsOfTheirConnections(t *testing.T) {
+	const size = 1 << 20
+	target, e := newEngine(t), newEngine(t)
+	memory, local := tcptest.Mapped(t, size), tcptest.Mapped(t, size)
+	require.NoError(t, target.Register(tcptest.AddressOf(memory), size, "cpu:0", true))
+	id := tcptest.OpenSegment(t, e, target.Name())
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Scattered(core.Write, local, id, memory, 1, size)...))
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Scattered(core.Read, local, id, memory, 1, size)...))
+
+	p := e.Stats().Initiator[0]
+	require.Positive(t, p.Connections.Idle)
+	require.Equal(t, p.Connections.Idle, p.Flow.Connections)
+	require.GreaterOrEqual(t, p.Flow.Sent, uint64(size))
+	require.GreaterOrEqual(t, p.Flow.Received, uint64(size))
+	require.Positive(t, p.Flow.RoundTrip)
+	require.Positive(t, p.Flow.Window)
+	at := target.Stats().Target[0]
+	require.Equal(t, p.Flow.Connections, at.Flow.Connections)
+	require.Equal(t, p.Flow.Sent, at.Flow.Received)
+}
+
 func TestCountsAreExactAfterAKnownSeriesOfTransfers(t *testing.T) {
 	const block, blocks, batches = 5000, 40, 6
 	for _, path := range []struct {

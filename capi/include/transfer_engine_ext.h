@@ -118,6 +118,15 @@ int kvferry_stats(transfer_engine_t engine, kvferry_stats_t *stats, size_t size)
 int64_t kvferry_stats_json(transfer_engine_t engine, char *buf_out, size_t buf_len);
 
 /*
+ * Describes the settings that an engine made now would have, as a JSON object. "settings" has one object for each variable of
+ * docs/configuration.md: "name", "value" (asterisks for a secret), "default", "source" ("environment" or "default") and "problem"
+ * (why the value in the environment is not in effect, or ""). "unknown" has the variables that look like settings and are none:
+ * "name", "nearest" (the setting that was probably meant, or "") and "own" (the name begins with KVFERRY_, and not with MC_). The
+ * result and the text are as for kvferry_stats_json. createTransferEngine says when other threads may not change the environment.
+ */
+int64_t kvferry_settings_json(char *buf_out, size_t buf_len);
+
+/*
  * Allocates a batch and submits count requests of one kind to one segment: request i moves lengths[i] bytes between
  * local[i], an address of this process, and remote[i], an address of the segment's owner. The arrays are not kept.
  * notify may be NULL; else the message is delivered to the segment's owner after all completed, as

@@ -188,7 +188,7 @@ func (e *Engine) DescribePeers(states map[*Peer]PeerState) []InitiatorPeer {
 		all = append(all, InitiatorPeer{
 			Peer: peer.Name, Read: c.MovedOf(Read), Write: c.MovedOf(Write), Failures: c.Failures(), Retries: c[Retries],
 			Refusals: c[Refusals], Connected: c[Connected], Lost: c[Lost], Unreachable: c[Unreachable],
-			Connections: state.Connections, Queued: state.Queued, InFlight: state.InFlight,
+			Connections: state.Connections, Queued: state.Queued, InFlight: state.InFlight, Flow: state.Flow,
 		})
 	}
 	return all

@@ -87,6 +87,7 @@ type InitiatorPeer struct {
 	Connections Connections       `json:"connections"`
 	Queued      uint64            `json:"queued_bytes"`    // not sent yet
 	InFlight    uint64            `json:"in_flight_bytes"` // sent, and not acknowledged yet
+	Flow        Flow              `json:"tcp"`             // the connections over the network
 }
 
 // Connections are the connections to a peer, by state.
@@ -108,6 +109,7 @@ type Transport struct {
 type PeerState struct {
 	Connections
 	Queued, InFlight uint64 // bytes
+	Flow             Flow
 }
 
 // Plus adds another state.
@@ -118,6 +120,7 @@ func (s *PeerState) Plus(other PeerState) {
 	s.Ending += other.Ending
 	s.Queued += other.Queued
 	s.InFlight += other.InFlight
+	s.Flow.Plus(&other.Flow)
 }
 
 // TargetPeer is a host that reads and writes this engine's memory. A READ by a process on the same host is not seen.
@@ -128,6 +131,7 @@ type TargetPeer struct {
 	Refusals    uint64 `json:"refusals"`    // connections that ended with a request that was refused
 	Lost        uint64 `json:"lost"`        // connections that ended in an error, those with refused requests included
 	Connections int    `json:"connections"` // now
+	Flow        Flow   `json:"tcp"`         // those over the network
 }
 
 // Sessions are the data connections of peers.

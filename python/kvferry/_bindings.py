@@ -287,6 +287,7 @@ class Functions:
     kvferry_register: Callable[[Address, Any, int, Text, int], int]
     kvferry_stats: Callable[[Address, Any, int], int]
     kvferry_stats_json: Callable[[Address, Text, int], int]
+    kvferry_settings_json: Callable[[Text, int], int]
     kvferry_submit: Callable[[Address, int, int, Address, Address, Address, int, Any, Any], int]
     kvferry_batch_wait: Callable[[Address, int, int], int]
     kvferry_batches_wait: Callable[[Address, Address, int, int], int]
@@ -372,6 +373,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_register": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(buffer_entry_t), ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int]),
     "kvferry_stats": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(kvferry_stats_t), ctypes.c_size_t]),
     "kvferry_stats_json": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_settings_json": (ctypes.c_int64, [ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_submit": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(notify_msg_t), ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_batch_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]),
     "kvferry_batches_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]),

@@ -62,6 +62,25 @@ class Connections(TypedDict):
     ending: int
 
 
+class Flow(TypedDict):
+    """What the kernel knows of TCP connections that are up, all together."""
+
+    connections: int
+    round_trip_seconds: float
+    min_round_trip_seconds: float
+    congestion_window_bytes: int
+    segment_bytes: int
+    delivery_bytes_per_second: int
+    sent_bytes: int
+    retransmitted_bytes: int
+    received_bytes: int
+    received_segments: int
+    out_of_order_segments: int
+    busy_seconds: float
+    peer_limited_seconds: float
+    send_buffer_limited_seconds: float
+
+
 class InitiatorPeer(TypedDict):
     """A peer whose memory this engine reads and writes."""
 
@@ -77,6 +96,7 @@ class InitiatorPeer(TypedDict):
     connections: Connections
     queued_bytes: int
     in_flight_bytes: int
+    tcp: Flow
 
 
 class TargetPeer(TypedDict):
@@ -88,6 +108,7 @@ class TargetPeer(TypedDict):
     refusals: int
     lost: int
     connections: int
+    tcp: Flow
 
 
 class Sessions(TypedDict):

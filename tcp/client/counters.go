@@ -41,7 +41,11 @@ func (p *peer) state() (s metrics.PeerState) {
 // describe: see carrier.
 func (l *lane) describe(s *metrics.PeerState) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	conn := l.conn
+	defer func() {
+		l.mu.Unlock()
+		addFlow(s, conn)
+	}()
 	s.InFlight += l.flying.Load()
 	switch {
 	case l.broken != nil:
@@ -58,7 +62,11 @@ func (l *lane) describe(s *metrics.PeerState) {
 // describe: see carrier.
 func (o *oneShot) describe(s *metrics.PeerState) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	conn := o.conn
+	defer func() {
+		o.mu.Unlock()
+		addFlow(s, conn)
+	}()
 	for i := range o.held {
 		s.InFlight += o.held[i].length
 	}
@@ -69,6 +77,14 @@ func (o *oneShot) describe(s *metrics.PeerState) {
 		s.Connecting++
 	default:
 		s.Busy++
+	}
+}
+
+// addFlow adds what the kernel knows of a connection, which may be nil. No lock of the data path is held: the kernel may be busy.
+func addFlow(s *metrics.PeerState, conn *connection) {
+	if conn != nil {
+		flow := conn.Flow()
+		s.Flow.Plus(&flow)
 	}
 }
 

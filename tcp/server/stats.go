@@ -5,6 +5,7 @@ import (
 
 	"kvferry/core/clock"
 	"kvferry/core/metrics"
+	"kvferry/tcp/sockio"
 )
 
 // serverCounts are counters of a Server.
@@ -20,6 +21,7 @@ func (v *Server) Stats() ([]metrics.TargetPeer, metrics.Sessions) {
 }
 
 func (v *Server) hostStats() (all []metrics.TargetPeer) {
+	flows := v.flows()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	open := v.openCounts()
@@ -35,10 +37,31 @@ func (v *Server) hostStats() (all []metrics.TargetPeer) {
 		c := &host.Counts
 		all = append(all, metrics.TargetPeer{
 			Peer: host.Name, Read: c.MovedOf(metrics.Read), Write: c.MovedOf(metrics.Write), Refusals: c[metrics.Refusals],
-			Lost: c[metrics.Lost], Connections: sessions[host.Name],
+			Lost: c[metrics.Lost], Connections: sessions[host.Name], Flow: flows[host.Name],
 		})
 	}
 	return all
+}
+
+// flows are what the kernel knows of the connections of hosts, by the names that are shown. It is asked without the lock.
+func (v *Server) flows() map[string]metrics.Flow {
+	conns := map[string][]*sockio.Socket{}
+	v.mu.Lock()
+	for s := range v.sessions {
+		name := v.shown.NameOf(v.hosts[s.host].counters)
+		conns[name] = append(conns[name], s.conn)
+	}
+	v.mu.Unlock()
+	flows := make(map[string]metrics.Flow, len(conns))
+	for name, all := range conns {
+		var sum metrics.Flow
+		for _, conn := range all {
+			flow := conn.Flow()
+			sum.Plus(&flow)
+		}
+		flows[name] = sum
+	}
+	return flows
 }
 
 // countsNow are the counts of a session so far.

@@ -25,6 +25,7 @@ type memoryCalls struct {
 	access      hostmem.Access // to the application's memory
 	ours        Vector         // memory of the library, always in memory; a call may touch less of it than it is given
 	other       *memoryCalls   // of the other direction, over TCP
+	asking      *atomic.Bool   // see flow; over TCP
 	touched     []Vector       // a list whose memory was touched within the last second, if the next call uses it
 	inRaw       atomic.Bool    // a raw call is under way, or about to be
 	inAnnounced atomic.Bool
@@ -83,10 +84,10 @@ func (c *memoryCalls) leaveRaw() {
 	}
 }
 
-// enterAnnounced waits for a raw call of the other direction that has not seen this call. A raw call ends soon.
+// enterAnnounced waits for a raw call of the other direction, and for Socket.Flow, that have not seen this call. They end soon.
 func (c *memoryCalls) enterAnnounced() {
 	c.inAnnounced.Store(true)
-	for c.other != nil && c.other.inRaw.Load() {
+	for c.other != nil && (c.other.inRaw.Load() || c.asking.Load()) {
 		runtime.Gosched()
 	}
 }

@@ -29,7 +29,8 @@ import (
 //     (readiness.go).
 //  3. A system call that may have to wait for a page of memory is announced to Go's scheduler (memory.go).
 //  4. Under TLS, encrypt and decrypt take the place of the system calls (secure.go).
-//  5. Close shuts the connection down for every process that has it. Reset does that without an orderly end.
+//  5. Flow asks the kernel how the connection does (flow.go).
+//  6. Close shuts the connection down for every process that has it. Reset does that without an orderly end.
 type Socket struct {
 	Remote net.Addr
 
@@ -37,6 +38,7 @@ type Socket struct {
 	out, in      direction
 	resetOnClose atomic.Bool
 	closeAll     func() error
+	flow         flow
 	secure       *secure // nil without TLS
 }
 
@@ -98,6 +100,7 @@ func newSocket(conn Conn, p *Processors) (made *Socket, err error) {
 	s.in.access, s.out.access = hostmem.Writing, hostmem.Reading
 	if !s.IsLocal() {
 		s.in.other, s.out.other = &s.out.memoryCalls, &s.in.memoryCalls
+		s.in.asking, s.out.asking = &s.flow.asking, &s.flow.asking
 	}
 	return s, nil
 }

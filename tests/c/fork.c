@@ -63,6 +63,7 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_FORKED(kvferry_transfer_timeout_ms(engine), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_stats(engine, &stats, sizeof stats), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_stats_json(engine, text, sizeof text), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_settings_json(text, sizeof text), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_submit(engine, 1, 0, &number, &number, &number, 1, NULL, &made), KVFERRY_ERR_FORKED);
     CHECK_EQUAL(made, INVALID_BATCH);
     CHECK_FORKED(kvferry_transfer_sync(engine, 1, 0, &number, &number, &number, 1, NULL, 10, &made),

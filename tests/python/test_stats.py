@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import typing
+from ctypes import create_string_buffer
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
 from kvferry import stats
 from kvferry._engine import Engine
+from kvferry._library import load
 from mooncake.engine import TransferEngine
 from support.inprocess import run_python
 
@@ -134,3 +137,28 @@ def test_engines_work_where_no_socket_can_be_made(tmp_path: Path) -> None:
         PROGRAM, KVFERRY_SOCKET_DIR=str(tmp_path / "file"), KVFERRY_METRICS_LISTEN=f"127.0.0.1:{free_port()}"
     )
     assert done.stdout == "ended\n", done.stderr
+
+
+def read_json(call: Callable[..., int], *arguments: object) -> Any:
+    """What a function says that writes JSON; it must say as much of what does not fit."""
+    length = call(*arguments, None, 0)
+    assert length > 0
+    text = create_string_buffer(length + 1)
+    assert call(*arguments, text, length + 1) == length
+    cut = create_string_buffer(10)
+    assert call(*arguments, cut, 10) == length
+    assert cut.value == text.value[:9]
+    return json.loads(text.value)
+
+
+def test_the_settings_are_described_as_the_environment_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MC_RETRY_CNT", "4")
+    monkeypatch.setenv("MC_METADATA_HTTP_TOKEN", "hunter2")
+    monkeypatch.setenv("KVFERRY_LISTN", "::")
+    found = read_json(load().kvferry_settings_json)
+    by_name = {setting["name"]: setting for setting in found["settings"]}
+    assert by_name["MC_RETRY_CNT"] == {
+        "name": "MC_RETRY_CNT", "value": "4", "default": "9", "source": "environment", "problem": ""
+    }  # fmt: skip
+    assert by_name["MC_METADATA_HTTP_TOKEN"]["value"] == "***"
+    assert {"name": "KVFERRY_LISTN", "nearest": "KVFERRY_LISTEN", "own": True} in found["unknown"]
