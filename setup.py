@@ -45,9 +45,27 @@ class PackagesAndLibrary(build_py):
                 build(kind, libraries / "sim" / name, wheel.portable_machine)
         except (BuildError, FetchError) as error:
             raise ExecError(str(error)) from error  # which setuptools tells without a traceback
+        commit = source_commit()
+        if commit and not self.editable_mode:
+            (libraries / "commit").write_text(f"{commit}\n", encoding="ascii")
         super().run()
         if not self.editable_mode:
             shutil.copy(REPOSITORY / "python" / "kvferry.pth", packages)
+
+
+def source_commit() -> str:
+    """The commit of these sources, for `kvferry info`; "" where they are in no git repository."""
+    states = []
+    for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
+        try:
+            done = subprocess.run(["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        except OSError:
+            return ""
+        if done.returncode != 0:
+            return ""
+        states.append(done.stdout.strip())
+    commit, changes = states
+    return f"{commit} and changes" if changes else commit
 
 
 class PlatformWheel(bdist_wheel):

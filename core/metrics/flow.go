@@ -7,6 +7,7 @@ type Flow struct {
 	RoundTrip     float64 `json:"round_trip_seconds"`          // mean of the smoothed ones
 	MinRoundTrip  float64 `json:"min_round_trip_seconds"`      // shortest that was measured lately
 	Window        uint64  `json:"congestion_window_bytes"`     // sum
+	PeerWindow    uint64  `json:"peer_window_bytes"`           // sum of what the peers have room for
 	Segment       uint64  `json:"segment_bytes"`               // payload of a segment, the largest
 	Delivery      uint64  `json:"delivery_bytes_per_second"`   // sum of the latest rates at which the peers' kernels have acknowledged bytes
 	Sent          uint64  `json:"sent_bytes"`                  // retransmitted bytes included
@@ -29,6 +30,7 @@ func (f *Flow) Plus(other *Flow) {
 	}
 	f.Connections += other.Connections
 	f.Window += other.Window
+	f.PeerWindow += other.PeerWindow
 	f.Segment = max(f.Segment, other.Segment)
 	f.Delivery += other.Delivery
 	f.Sent += other.Sent

@@ -69,6 +69,7 @@ class Flow(TypedDict):
     round_trip_seconds: float
     min_round_trip_seconds: float
     congestion_window_bytes: int
+    peer_window_bytes: int
     segment_bytes: int
     delivery_bytes_per_second: int
     sent_bytes: int

@@ -46,7 +46,7 @@ func (s *Socket) Flow() metrics.Flow {
 func flowOf(info *unix.TCPInfo) metrics.Flow {
 	return metrics.Flow{
 		Connections: 1, RoundTrip: seconds(info.Rtt), MinRoundTrip: seconds(info.Min_rtt),
-		Window: uint64(info.Snd_cwnd) * uint64(info.Snd_mss), Segment: uint64(info.Snd_mss), Delivery: info.Delivery_rate,
+		Window: uint64(info.Snd_cwnd) * uint64(info.Snd_mss), PeerWindow: uint64(info.Snd_wnd), Segment: uint64(info.Snd_mss), Delivery: info.Delivery_rate,
 		Sent: info.Bytes_sent, Retransmitted: info.Bytes_retrans, Received: info.Bytes_received,
 		Segments: uint64(info.Data_segs_in), OutOfOrder: uint64(info.Rcv_ooopack),
 		Busy: float64(info.Busy_time) / 1e6, PeerLimited: float64(info.Rwnd_limited) / 1e6, BufferLimited: float64(info.Sndbuf_limited) / 1e6,
