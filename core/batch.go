@@ -10,6 +10,7 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 )
 
 // A transfer passes these states:
@@ -45,6 +46,7 @@ type Batch struct {
 	notify   []pendingNotification // sent when all tasks have completed
 	waiters  map[*func()]struct{}  // see OnDone
 	began    time.Duration         // when the first of the tasks that are not counted was submitted, by clock.Now; 0 without any
+	trace    *trace.Batch          // of the tasks that are not counted; nil without any, and while tracing is off
 	counted  int                   // submissions whose end is counted, see count.go
 	movement movement              // see Progress
 
@@ -100,9 +102,10 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	now, sinceBoot := clock.NowAndAtMostSinceBoot()
 	if b.began == 0 {
 		b.began = now
+		b.trace = b.engine.trace.Begin(b.id, now)
 	}
 	for _, w := range s.works {
-		w.own.since = sinceBoot
+		w.own.since, w.trace = sinceBoot, b.trace
 	}
 	s.first = b.tasks
 	b.tasks += len(s.tasks)

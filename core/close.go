@@ -13,7 +13,7 @@ import (
 //
 //  1. Close gives up all batches, withdraws the metadata, and closes the handshake server.
 //  2. endTransfers closes the transports with their connections, and waits until no transfer is under way.
-//  3. Devices, the metadata store and the engine's own goroutines end.
+//  3. Devices, the metadata store, the trace and the engine's own goroutines end.
 //
 // Each wait is limited. A transfer that is stuck in a system call or on a device keeps the memory that it may touch, and its
 // staging blocks: the error names it, everything else is released, and closeLater waits for it.
@@ -47,6 +47,7 @@ func (e *Engine) close() error {
 		go e.closeLater()
 	}
 	stored, policy := e.store.Close(), e.policy.Close()
+	e.trace.Close()
 	var calls error
 	if !e.running.join(e.ending) {
 		calls = status.Errorf(status.BatchBusy, "calls that were under way are %w", ErrInUse)

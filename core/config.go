@@ -58,6 +58,9 @@ type Config struct {
 	MetricsPeers            int
 	MetricsListen           string // see exporter.Attach; "" for nowhere
 	SocketDir               string // see exporter.AttachPrivately
+	TraceFile               string // see trace.Options; "" for none
+	TraceBatches            int
+	TraceSlower             time.Duration
 	MetadataHTTPToken       Secret
 	AscendCL                string // "" for where the loader finds it
 	CUDA                    string // "" for where the loader finds it

@@ -200,6 +200,12 @@ var settings = []setting{
 		"Where the engines of the process show their [metrics](operations.md): `HOST:PORT`, `HOST:FIRST-LAST` for the first free port of a range, or `unix:PATH`, in which `%p` is the process's number. If that is in use or invalid, a warning says so, and the engines work without it."},
 	{one("KVFERRY_SOCKET_DIR", "auto"), ownFolder(func(c *Config) *string { return &c.SocketDir }),
 		"Folder of this user alone, in which each process has a socket by which `kvferry top` finds its engines. `auto`: `kvferry-UID` in `/tmp`. `off`: none. If the socket cannot be made, the engines work without it."},
+	{one("KVFERRY_TRACE_FILE", ""), text(func(c *Config) *string { return &c.TraceFile }),
+		"File for [traces](operations.md#traces) of the process's engines: where the time of each batch went. `%p` in it is the process's number. If it is not set, nothing is recorded."},
+	{one("KVFERRY_TRACE_BATCHES", "256"), integer("batches", 1, 65536, func(c *Config) *int { return &c.TraceBatches }),
+		"How many batches the trace has, the last ones of each engine, and sixteen times as many requests of peers."},
+	{one("KVFERRY_TRACE_SLOWER_US", "0"), microseconds(0, 3600000000, func(c *Config) *time.Duration { return &c.TraceSlower }),
+		"The trace has only batches that took as long as this, or longer."},
 	{one("MC_CUSTOM_TOPO_JSON", ""), text(func(*Config) *string { return new(string) }),
 		"File with the topology that `get_local_topology` of the Python package returns. A missing or empty file is ignored."},
 

@@ -8,6 +8,7 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/metrics"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 )
 
 // countEnded counts the tasks that have ended since the last call. No task of the batch is outstanding, but the states of some may
@@ -22,8 +23,21 @@ func (b *Batch) countEnded() {
 	for _, s := range all[b.counted:] {
 		s.countEnded(&ended, now)
 	}
-	b.began, b.counted = 0, len(all)
+	if b.trace != nil {
+		b.endTrace(&ended, all[b.counted:], now)
+	}
+	b.began, b.trace, b.counted = 0, nil, len(all)
 	b.engine.metrics.CountBatch(&ended)
+}
+
+// endTrace ends the record of what has ended. The lock is held.
+func (b *Batch) endTrace(ended *metrics.Batch, submissions []*submission, now time.Duration) {
+	o := trace.Outcome{Operation: ended.Operation().String(), Bytes: ended.Bytes[Read] + ended.Bytes[Write], Error: b.err}
+	for _, s := range submissions {
+		o.Requests += uint64(len(s.tasks))
+	}
+	o.Failed = o.Requests - ended.Requests[Read] - ended.Requests[Write]
+	b.trace.End(now, o)
 }
 
 // countEnded counts the tasks of a submission, those with one target together.

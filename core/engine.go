@@ -24,6 +24,7 @@ import (
 	"kvferry/core/metrics"
 	"kvferry/core/security"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 
 	"go.uber.org/zap"
 )
@@ -57,6 +58,7 @@ type Engine struct {
 	inbox    *inbox
 	started  startInfo
 	metrics  *metrics.Engine
+	trace    *trace.Recorder // nil while tracing is off
 	version  string
 	made     time.Duration // by clock.Now
 
@@ -172,6 +174,9 @@ func start(o Options, name address.Name, self self, store metadata.Store) (*Engi
 		cancel()
 		return nil, errors.Join(err, store.Close(), self.policy.Close())
 	}
+	e.trace = trace.Open(e.name, e.identity, trace.Options{
+		File: o.Config.TraceFile, Batches: o.Config.TraceBatches, Slower: o.Config.TraceSlower, Log: o.Log,
+	})
 	e.running.Go(e.keepSynced)
 	if o.Config.Metrics {
 		e.running.Go(e.logThroughput)
@@ -243,6 +248,9 @@ func (e *Engine) Config() *Config { return &e.config }
 
 // Log is the engine's log.
 func (e *Engine) Log() *zap.Logger { return e.log }
+
+// Trace records what transports do; nil while tracing is off.
+func (e *Engine) Trace() *trace.Recorder { return e.trace }
 
 // Security says who the engine's peers are, and encrypts what passes between them. The engine closes it.
 func (e *Engine) Security() *security.Policy { return e.policy }

@@ -6,6 +6,7 @@ import (
 	"kvferry/core/hostmem"
 	"kvferry/core/metrics"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 )
 
 // localWork copies tasks of one work one after the other. Consecutive tasks often lie in one region: up to a limit, they share a
@@ -71,10 +72,12 @@ func (c *localWork) copyOne(i int32) bool {
 			c.unpin()
 			return true
 		}
+		began := w.trace.Now()
 		var done bool
 		if done, err = c.copyTask(r); !done {
 			return false
 		}
+		w.trace.Copied(trace.Local, "", r.Length, began)
 	}
 	if err == nil {
 		t.segment.counters.Add(metrics.BytesOf(metrics.Operation(r.Opcode), metrics.Local), r.Length)

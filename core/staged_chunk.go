@@ -3,7 +3,9 @@ package core
 import (
 	"sync"
 
+	"kvferry/core/clock"
 	"kvferry/core/staging"
+	"kvferry/core/trace"
 )
 
 // chunk is a lease, and the part of a work that passes through it. The chunk makes a work of its own of that part for the
@@ -41,7 +43,7 @@ func (s *share) complete() bool { return s.arrived == s.move.Length }
 // cut makes a chunk of the next bytes of a work. The queue's lock is held.
 func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *chunk {
 	p := &chunk{queue: q, parent: c.work, lease: lease}
-	p.work = Work{Segment: c.work.Segment, Head: -1, owner: p, shared: &c.work.own}
+	p.work = Work{Segment: c.work.Segment, Head: -1, owner: p, shared: &c.work.own, trace: c.work.trace}
 	expected := min(lease.Length/c.work.Tasks[c.task].Length+1, uint64(len(c.work.Tasks)))
 	p.work.Tasks, p.shares = make([]Task, 0, expected), make([]share, 0, expected)
 	for end := uint64(0); c.left > 0; {
@@ -85,8 +87,29 @@ func (p *chunk) copy(then func(error)) {
 			p.job.Moves = append(p.job.Moves, s.move)
 		}
 	}
-	p.job.Done = then
+	p.job.Done = p.recorded(then)
 	route.device.Start(directionOf(route.opcode), &p.job)
+}
+
+// recorded has the copies of a job that is about to start recorded, before then is called.
+func (p *chunk) recorded(then func(error)) func(error) {
+	t := p.work.trace
+	if t == nil {
+		return then
+	}
+	kind := trace.CopyIn
+	if p.queue.route.opcode == Write {
+		kind = trace.CopyOut
+	}
+	bytes := uint64(0)
+	for i := range p.job.Moves {
+		bytes += p.job.Moves[i].Length
+	}
+	began := clock.Now()
+	return func(err error) {
+		t.Copied(kind, p.queue.route.device.Name(), bytes, began)
+		then(err)
+	}
 }
 
 // forward gives the chunk to the transport. err is why the copy before it has failed. If other chunks are under way, the calling

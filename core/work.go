@@ -1,6 +1,9 @@
 package core
 
-import "kvferry/core/staging"
+import (
+	"kvferry/core/staging"
+	"kvferry/core/trace"
+)
 
 // Work is the part of one submission that goes to one segment: the tasks from Head on, linked by Task.Next. Their local
 // memory is host memory, or else all of it is on one device and they all go the same way.
@@ -18,6 +21,7 @@ type Work struct {
 	device *staging.Device // the device that the local memory is on; nil for host memory
 	own    binding         // see Bind
 	shared *binding        // for a chunk: the binding of the whole work
+	trace  *trace.Batch    // nil while tracing is off
 }
 
 // owner is told what became of the ranges of a work: a submission, or a chunk that carries a part of one. Tasks are named by
@@ -47,6 +51,9 @@ func (w *Work) Aborted() error { return w.owner.aborted() }
 
 // WillFail reports whether a part of a task has failed. The rest of it need not be moved. It takes a few nanoseconds.
 func (w *Work) WillFail(task int32) bool { return w.owner.willFail(task) }
+
+// Trace is the record of the work's batch; nil while tracing is off.
+func (w *Work) Trace() *trace.Batch { return w.trace }
 
 // settleAll ends all of a work. No part of it has ended yet.
 func (w *Work) settleAll(err error) { w.Settle(w.Head, 0, w.Bytes, err) }

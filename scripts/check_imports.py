@@ -17,7 +17,7 @@ MODULE = "kvferry/"
 MAY_IMPORT = {
     # The engine: it sees transports, stores and devices through interfaces.
     "core": "core/address core/clock core/device core/fair core/hostmem core/layout core/metadata core/metadata/kv"
-    " core/metrics core/security core/staging core/status",
+    " core/metrics core/security core/staging core/status core/trace",
     "core/address": "core/shut core/status",
     "core/clock": "",
     "core/device": "",
@@ -36,14 +36,15 @@ MAY_IMPORT = {
     "core/staging": "core/device core/status",
     "core/status": "",
     "core/threads": "",
+    "core/trace": "core/clock",
     # The transport.
     "tcp": "core core/address core/fair core/metrics core/status tcp/client tcp/samehost tcp/server tcp/sockio"
     " tcp/wire",
     "tcp/client": "core core/address core/clock core/hostmem core/metadata core/metrics core/security core/status"
-    " tcp/samehost tcp/sockio tcp/wire",
+    " core/trace tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
     "tcp/server": "core core/clock core/fair core/hostmem core/metrics core/security core/shut core/staging"
-    " core/status tcp/samehost tcp/sockio tcp/wire",
+    " core/status core/trace tcp/samehost tcp/sockio tcp/wire",
     "tcp/sockio": "core/clock core/hostmem core/metrics core/shut core/threads",
     "tcp/wire": "",
     # Devices.

@@ -86,12 +86,12 @@ func Open(e *core.Engine) (core.Transport, error) {
 	t.client = client.New(client.Options{
 		Config: config, Log: log, Memory: e.Memory(), Identity: self, Host: host, Allow: allow, Port: t.endpoint.Port, SameHost: sameHost,
 		Security: e.Security(), Congestion: congestionOf(config, listener, log), Processors: processors, Limiter: limiter,
-		Descriptors: laneDescriptors(),
+		Descriptors: laneDescriptors(), Trace: e.Trace(),
 	})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{
 		Identity: self, MaxSessions: config.MaxSessions, FirstRequest: config.FirstRequestTimeout, Idle: idleTime, ProgressTimeout: config.ProgressTimeout,
 		StagingRate: config.StagingMinRate, Polling: config.Polling, MetricsPeers: config.MetricsPeers,
-		Security: e.Security(), Processors: processors, Limiter: limiter, Descriptors: sessionDescriptors(),
+		Security: e.Security(), Processors: processors, Limiter: limiter, Descriptors: sessionDescriptors(), Trace: e.Trace(),
 	})
 	return t, nil
 }

@@ -119,8 +119,8 @@ type Batch struct {
 	Operations [2]bool // which there were
 }
 
-// operation is that of all requests of the batch.
-func (b *Batch) operation() Operation {
+// Operation is that of all requests of the batch.
+func (b *Batch) Operation() Operation {
 	switch b.Operations {
 	case [2]bool{true, false}:
 		return Read
@@ -133,7 +133,7 @@ func (b *Batch) operation() Operation {
 // CountBatch counts a batch that has ended.
 func (e *Engine) CountBatch(b *Batch) {
 	s := &e.stripes[b.Number%uint64(len(e.stripes))]
-	s.durations[b.operation()].Observe(b.Took)
+	s.durations[b.Operation()].Observe(b.Took)
 	if b.Failed {
 		s.failed.Add(1)
 	}

@@ -9,6 +9,7 @@ import (
 	"kvferry/core/metadata"
 	"kvferry/core/metrics"
 	"kvferry/core/security"
+	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
 )
 
@@ -91,6 +92,7 @@ type environment struct {
 	config  *core.Config
 	segment *core.Segment
 	limiter *samehost.CopyLimiter
+	trace   *trace.Recorder // nil for none
 	counters
 }
 

@@ -14,6 +14,7 @@ import (
 	"kvferry/core/metadata"
 	"kvferry/core/security"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -37,6 +38,7 @@ type Options struct {
 	Limiter    *samehost.CopyLimiter
 
 	Descriptors *sockio.Descriptors // for the connections of the process to peers; nil for no limit
+	Trace       *trace.Recorder     // nil for none
 	MaxRecords  uint64              // of a connection under TLS in each direction; 0 for sockio.MaxRecords
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"kvferry/core/metadata"
 	"kvferry/core/security"
+	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 )
@@ -22,6 +23,7 @@ type connection struct {
 	process *samehost.Process // of the other engine, on one host; nil where its memory is out of reach
 	permit  *samehost.Permit  // for the target to copy from this process; nil for none
 	proven  security.Peer     // who is at the other end, under TLS
+	trace   *trace.Connection // records its requests; nil for none
 	free    func()            // gives its descriptors back; nil for a connection that claims none
 }
 

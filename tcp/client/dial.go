@@ -90,6 +90,7 @@ func (p *peer) newConnection(s *sockio.Socket, l *link, d *metadata.Descriptor, 
 	return &connection{
 		Socket: s, owner: d, target: targetKey(d, s.Remote.String()), acknowledged: p.acknowledges(d),
 		number: h.Number, there: clock.SinceBoot() - answer.Age, proven: l.peer,
+		trace: p.client.Trace.Connection(p.segment.Name, h.Origin, h.Number),
 	}
 }
 

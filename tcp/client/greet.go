@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"kvferry/core/clock"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 	"kvferry/tcp/sockio"
@@ -26,7 +27,9 @@ func (p *peer) greet(ctx context.Context, conn *link, d *metadata.Descriptor, h 
 	limit := answerLimit(p.config)
 	_ = conn.SetDeadline(time.Now().Add(limit.after))
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(sockio.Past) })
+	asked := clock.SinceBoot()
 	a, err := conn.exchangeHello(h, permitFile)
+	answered := clock.SinceBoot()
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -46,6 +49,7 @@ func (p *peer) greet(ctx context.Context, conn *link, d *metadata.Descriptor, h 
 	case a.Code != wire.StatusOK:
 		err = fmt.Errorf("engine %s refused the hello with status %d", d.Identity, a.Code)
 	default:
+		p.client.Trace.Met(p.segment.Name, d.Identity, asked, answered, a.Age)
 		return a, nil
 	}
 	return a, status.Errorf(status.Socket, "segment %q (%v): %w", p.segment.Name, conn.RemoteAddr(), err)

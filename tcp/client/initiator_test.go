@@ -195,7 +195,7 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 					dirtyStack()
 					return s.Send(v)
 				}
-				one := piece{op: core.Write, local: sockio.AddressOf(local), remote: uint64(sockio.AddressOf(memory)), length: 4096}
+				one := piece{work: &core.Work{}, op: core.Write, local: sockio.AddressOf(local), remote: uint64(sockio.AddressOf(memory)), length: 4096}
 				err = o.exchange(conn, &one)
 				_ = conn.Close()
 			}

@@ -273,6 +273,7 @@ func (l *lane) empty() (held, unanswered []piece) {
 		if h.op == core.Write && h.end-h.frame() < l.sent {
 			unanswered = append(unanswered, h)
 		}
+		h.work.Trace().Lost(h.step)
 		held = append(held, h)
 	}
 	l.flying.Store(0)

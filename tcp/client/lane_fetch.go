@@ -4,11 +4,13 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
 	"kvferry/core/metrics"
+	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/wire"
 )
@@ -60,12 +62,13 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	l.leaveToWriter(later)
 	if len(r.chosen) > 0 {
 		var err error
+		began := l.trace.Now()
 		l.overtakable(r.unsure, func() { err = r.copies.Run(r.Process, nil, by) })
 		if l.endCopying(rest, err == nil) {
 			r.copies.Reset()
 			return nil
 		}
-		rest = l.settleFetched(rest, err, now)
+		rest = l.settleFetched(rest, err, now, began)
 	}
 	clear(pieces[len(rest):]) // for the collector
 	return rest
@@ -106,16 +109,19 @@ func (l *lane) endCopying(rest []piece, valid bool) (stuck bool) {
 	return l.stuck != nil
 }
 
-// settleFetched settles the chosen pieces if their bytes are valid, and otherwise adds them to the rest.
-func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time) []piece {
+// settleFetched settles the chosen pieces if their bytes are valid, and otherwise adds them to the rest. began is when they began
+// to be copied, for the trace.
+func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time, began time.Duration) []piece {
 	r := &l.peerMemory
 	if err == nil {
 		if r.unsure {
 			r.note(now)
 		}
 		for i := range r.chosen {
-			l.count(&r.chosen[i], metrics.Host)
-			r.chosen[i].settle(nil)
+			p := &r.chosen[i]
+			l.count(p, metrics.Host)
+			p.work.Trace().Copied(trace.Fetch, l.segment.Name, p.length, began)
+			p.settle(nil)
 		}
 	} else {
 		rest = append(rest, r.chosen...)

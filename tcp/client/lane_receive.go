@@ -214,7 +214,9 @@ func (l *lane) keepStatus(slot int) {
 func (l *lane) checkStatus(frame []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.answered(judgeStatus(l.segment.Name, frame, l.flight.at(0)))
+	p := l.flight.at(0)
+	p.work.Trace().Answered(p.step)
+	return l.answered(judgeStatus(l.segment.Name, frame, p))
 }
 
 // settleOldest ends the oldest piece in flight, whose answer is complete. An answer may come before the sender has noted that all
@@ -236,6 +238,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	}
 	l.mu.Unlock()
 	if p.unmoved() {
+		p.work.Trace().Lost(p.step)
 		l.comeBack(p)
 		return nil
 	}
@@ -243,6 +246,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 		now.Note(p.local, p.length, hostmem.Reading)
 	}
 	l.count(&p, p.way())
+	p.work.Trace().Ended(p.step)
 	p.settle(nil)
 	return nil
 }

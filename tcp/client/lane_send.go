@@ -105,9 +105,22 @@ func (l *lane) noteSent(n int) {
 	l.moved.Add(uint64(n))
 	l.unsent = sockio.Advance(l.unsent, n)
 	l.mu.Lock()
+	before := l.sent
 	l.sent += uint64(n)
+	if l.conn.trace != nil {
+		l.recordSent(before)
+	}
 	l.mu.Unlock()
 	l.sending.Signal()
+}
+
+// recordSent records the requests whose last bytes were sent after a position in the stream. The lock is held.
+func (l *lane) recordSent(after uint64) {
+	for i := l.flight.len() - 1; i >= 0 && l.flight.at(i).end > after; i-- {
+		if p := l.flight.at(i); p.end <= l.sent {
+			p.work.Trace().Sent(p.step)
+		}
+	}
 }
 
 // fill takes pieces from the queue, and lays their frames out in unsent. They are in flight from then on. It reports whether there
@@ -184,6 +197,9 @@ func (l *lane) layOut(p *piece, now hostmem.Time) {
 		l.laidOut += p.length
 	}
 	p.end = l.laidOut
+	if l.conn.trace != nil {
+		p.step = l.conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length)
+	}
 }
 
 // blameSender explains why sending ended. Memory that could not be read belongs to the first piece not sent, which fails alone.

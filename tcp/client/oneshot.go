@@ -74,8 +74,10 @@ func (o *oneShot) run() {
 			conn.discard()
 			continue
 		}
+		p.step = conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length)
 		if err = o.exchange(conn, p); err != nil {
 			reason := o.reason(err)
+			p.work.Trace().Lost(p.step)
 			o.release()
 			o.source.ended(o, ending{reason: reason, held: []piece{*p}, conn: conn, unanswered: writesOf(p)})
 			return
@@ -83,6 +85,7 @@ func (o *oneShot) run() {
 		_ = conn.Close()
 		conn.release()
 		o.count(p, metrics.TCP)
+		p.work.Trace().Ended(p.step)
 		o.release()
 		p.settle(nil)
 	}
@@ -145,6 +148,9 @@ func (o *oneShot) exchange(conn *connection, p *piece) error {
 		frame = append(frame, sockio.Vector{Base: p.local, Length: p.length})
 	}
 	sendErr := o.move(conn, p, frame, func(v []sockio.Vector) (int, error) { return o.send(conn.Socket, v) }, progressLimit(o.config))
+	if sendErr == nil {
+		p.work.Trace().Sent(p.step)
+	}
 	if acknowledged && p.fatal == nil {
 		// What the peer said of the request before it stopped reading is still there.
 		if err := o.receiveStatus(conn, p); err != nil {
@@ -208,6 +214,7 @@ func (o *oneShot) receiveStatus(conn *connection, p *piece) error {
 	if err := o.move(conn, p, []sockio.Vector{sockio.VectorOf(o.answer[:])}, conn.Receive, limit); err != nil {
 		return err
 	}
+	p.work.Trace().Answered(p.step)
 	return o.answered(judgeStatus(o.segment.Name, o.answer[:], p))
 }
 

@@ -65,7 +65,7 @@ func newPeer(c *Client, s *core.Segment) *peer {
 	return &peer{
 		client:      c,
 		fence:       &c.fence,
-		environment: environment{ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter, counters: counters{Peer: s.Counters()}},
+		environment: environment{ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter, trace: c.Trace, counters: counters{Peer: s.Counters()}},
 		answers:     sockio.Spinner{Contention: &c.Processors.Contention, Polling: c.Config.Polling},
 	}
 }

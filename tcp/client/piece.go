@@ -40,6 +40,8 @@ type piece struct {
 	touched hostmem.Time // when a READ's memory was looked at and had been touched within the last second; 0 for not
 	cold    bool         // a READ into memory that may have to be brought in first: a goroutine that assists leaves it alone
 
+	step int32 // in the record of its batch, once a carrier has taken it; 0 for none
+
 	byAddress bool // sent without its payload
 	plain     bool // not to be sent by address: it was out of reach
 }

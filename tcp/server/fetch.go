@@ -111,7 +111,9 @@ func (s *session) fetch() error {
 	if f == nil || len(f.statuses) == 0 {
 		return nil
 	}
+	s.turn.copying = s.trace.Now()
 	err := f.Run(s.process, s.permit, s.permit.Proof())
+	s.turn.copied = s.trace.Now()
 	switch {
 	case err == nil:
 		s.fetched.Add(f.Bytes)

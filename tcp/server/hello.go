@@ -60,6 +60,7 @@ func (s *session) accept(h wire.Hello) error {
 			return err
 		}
 		s.greeted = true
+		s.trace.Greeted(h.Origin, h.Number)
 	}
 	switch {
 	case s.refusesPlain():

@@ -36,6 +36,7 @@ func (s *session) flush() error {
 		return err
 	}
 	s.countReads(t)
+	s.trace.Answered(t.served, t.copying, t.copied)
 	t.reset()
 	s.noteCaughtUp()
 	s.unpin()

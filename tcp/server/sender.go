@@ -26,6 +26,7 @@ const turnsAhead = 3
 func (s *session) handOver() error {
 	d, t := s.staged, s.turn
 	t.load.launch()
+	t.copying = s.trace.Now()
 	s.waiting.Store(false) // we wait for the device now: the watchdog must not blame the peer
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,7 +103,9 @@ func (s *session) answer(t *turn) error {
 		if err := s.send(t.owed[:sent], &s.sending); err != nil {
 			return err
 		}
-		if done, reason := l.outcome(); reason != nil {
+		done, reason := l.outcome()
+		t.copied = s.trace.Now()
+		if reason != nil {
 			return s.answerSome(t, sent, done, reason)
 		}
 	}
@@ -110,6 +113,7 @@ func (s *session) answer(t *turn) error {
 		return err
 	}
 	s.countReads(t)
+	s.trace.Answered(t.served, t.copying, t.copied)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"kvferry/core/security"
 	"kvferry/core/shut"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -45,7 +46,8 @@ type Options struct {
 
 	Descriptors *sockio.Descriptors // for the sessions of the process; nil for no limit
 
-	MetricsPeers int // hosts that metrics show by their names
+	MetricsPeers int             // hosts that metrics show by their names
+	Trace        *trace.Recorder // nil for none
 }
 
 // Listener accepts the connections of the data port.
@@ -113,6 +115,7 @@ func New(log *zap.Logger, memory Memory, listener Listener, local *net.UnixListe
 		hosts:       make(map[string]*host),
 		shown:       metrics.NewPeers(o.MetricsPeers),
 	}
+	o.Trace.Listening(v.began)
 	v.gate, v.limit = newGate(o)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	v.timer = time.AfterFunc(time.Hour, v.check)

@@ -11,6 +11,7 @@ import (
 	"kvferry/core/hostmem"
 	"kvferry/core/security"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -66,6 +67,9 @@ type session struct {
 	staged    *staged      // nil before the first request for device memory
 	fetchList *fetchList   // nil before the first WRITE by address
 
+	trace    *trace.Session // nil for none
+	onDevice bool           // for it: the memory of the request that is being served is a device's
+
 	place    *place
 	began    time.Time
 	silent   atomic.Bool // the peer has sent nothing valid
@@ -120,6 +124,7 @@ func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 		}
 		s.peer, s.host = s.process.String(), "localhost"
 	}
+	s.trace = v.options.Trace.Session(s.peer)
 	return s
 }
 
@@ -155,10 +160,14 @@ func (s *session) serve() error {
 		if h.Strided {
 			serve = s.serveStrided
 		}
+		began := s.trace.Now()
 		if err := serve(h); err != nil {
 			return err
 		}
 		t := s.turn
+		if s.trace != nil {
+			t.record(s.trace, h, s.onDevice, began)
+		}
 		t.requests++
 		t.bytes += h.Length
 		s.burst += h.Length
@@ -203,7 +212,7 @@ func (s *session) admit(h wire.Header) (*core.Region, error) {
 	if err := s.prove(); err != nil {
 		return nil, err
 	}
-	s.asked = true
+	s.asked, s.onDevice = true, region.Device != nil
 	return region, nil
 }
 

@@ -1,7 +1,10 @@
 package server
 
 import (
+	"time"
+
 	"kvferry/core"
+	"kvferry/core/trace"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
@@ -23,6 +26,10 @@ type turn struct {
 
 	held []*core.Region // pinned; for others than the session's goroutine under its lock
 	load *load          // nil in a session that was never asked for device memory
+
+	// For the trace, by clock.Now; see trace.Session.Answered.
+	served          []trace.Served
+	copying, copied time.Duration
 }
 
 func newTurn() *turn { return &turn{held: make([]*core.Region, 0, turnRequests+1)} }
@@ -70,6 +77,16 @@ func (t *turn) owe(base uintptr, length uint64) {
 func (t *turn) reset() {
 	t.requests, t.bytes, t.vectors, t.sealed, t.statusesEnd, t.readBytes, t.reads = 0, 0, 0, 0, 0, 0, 0
 	t.grants, t.packed = t.grants[:0], t.packed[:0]
+	t.served, t.copying, t.copied = t.served[:0], 0, 0
+}
+
+// record notes a request whose payload has come, or is owed. began is when its header was read.
+func (t *turn) record(s *trace.Session, h wire.Header, onDevice bool, began time.Duration) {
+	one := trace.Served{Write: h.Op == wire.Write, ByAddress: h.ByAddress, OnDevice: onDevice, Bytes: h.Length, Began: began}
+	if one.Write {
+		one.Received = s.Now()
+	}
+	t.served = append(t.served, s.Next(one))
 }
 
 // hasLoad reports whether the turn has a load.
