@@ -50,28 +50,18 @@ type pipelined interface {
 
 // source is all that a carrier knows of its peer.
 type source interface {
-	// take moves pieces from the queue to the end of taken: at most so many, and no more once they have that many bytes. to is
-	// the engine that the carrier is connected to.
+	// take moves pieces from the queue to the end of taken: at most so many, and no more once they have that many bytes, or
+	// the carrier has its share of the bytes in flight. to is the engine that the carrier is connected to.
 	take(c carrier, to destination, taken []piece, pieces int, bytes uint64) []piece
 	// putBack queues pieces again that were taken, or answered, but not moved.
 	putBack(pieces []piece)
 	// hasQueued reports whether there is something to take.
 	hasQueued() bool
-	// share is how many bytes a lane may have in flight.
-	share() uint64
-
-	// connect makes a connection. onLane says that requests are to be pipelined on it.
-	connect(ctx context.Context, onLane bool) (*connection, error)
-	// connected says that a lane's connection is up, how far away the peer is, and whether payload is encrypted there.
-	connected(away distance, encrypted bool)
-	// mayCarry reports whether a piece may go over a connection that was made for it alone. Otherwise the piece is done with.
-	mayCarry(conn *connection, h *piece) bool
-	// overtake has a carrier take nothing more, and others take over, because it waits for a page.
-	overtake(c carrier)
-	// replace has a carrier take nothing more, and others take over, because it is renewed.
-	replace(c carrier)
-	// holdStuck holds the local memory of pieces that a system call may still touch, which does not end.
-	holdStuck(conn *connection, held []piece) *stuck
+	// connect makes a connection for one piece, or, if that is nil, for requests that are pipelined on it. If the piece may not go
+	// to the engine that answers, the error is errNotCarried: the peer has settled or blocked the piece, and the carrier drops it.
+	connect(ctx context.Context, only *piece) (*connection, error)
+	// overtake has others take over from a carrier that takes nothing more: it waits for a page, or it is renewed.
+	overtake(c carrier, renewed bool)
 	// ended takes a carrier off the list, ends its connection, and queues its pieces again or fails them.
 	ended(c carrier, e ending)
 }
@@ -92,6 +82,7 @@ type environment struct {
 	config  *core.Config
 	segment *core.Segment
 	limiter *samehost.CopyLimiter
+	fence   *fence
 	trace   *trace.Recorder // nil for none
 	counters
 }

@@ -14,6 +14,7 @@ import (
 // connection is a data connection, and what is known of the engine at the other end.
 type connection struct {
 	*sockio.Socket
+	peer         former
 	owner        *metadata.Descriptor // of the engine at the other end
 	target       string               // that engine, as targetKey names it
 	acknowledged bool                 // it is spoken to in version 2

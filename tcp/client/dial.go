@@ -88,7 +88,7 @@ func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metada
 // newConnection is a connection with the engine of a descriptor. h and answer are zero where there was no hello.
 func (p *peer) newConnection(s *sockio.Socket, l *link, d *metadata.Descriptor, h wire.Hello, answer wire.Answer) *connection {
 	return &connection{
-		Socket: s, owner: d, target: targetKey(d, s.Remote.String()), acknowledged: p.acknowledges(d),
+		Socket: s, peer: p, owner: d, target: targetKey(d, s.Remote.String()), acknowledged: p.acknowledges(d),
 		number: h.Number, there: clock.SinceBoot() - answer.Age, proven: l.peer,
 		trace: p.client.Trace.Connection(p.segment.Name, h.Origin, h.Number),
 	}

@@ -224,11 +224,20 @@ func (p *peer) held() uint64 {
 	return all
 }
 
-// share is how many bytes a lane may have in flight: all that is queued or in flight, divided by the lanes that this is worth.
-// Without it the first lane would take as much as its socket takes, and without end where it sends headers alone.
+// shareLeft is how many more bytes a carrier may have in flight. The share of a lane is all that is queued or in flight, divided by
+// the lanes that this is worth. Without it the first lane would take as much as its socket takes, and without end where it sends
+// headers alone. The lock is held.
+func (p *peer) shareLeft(c carrier) uint64 {
+	var has uint64
+	if lane, ok := c.(pipelined); ok {
+		has = lane.load()
+	}
+	share := p.share()
+	return share - min(has, share)
+}
+
+// share is how many bytes a lane may have in flight. The lock is held.
 func (p *peer) share() uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	all := p.held()
 	sharers := max(1, min(p.worth(all), uint64(len(p.listed().all))))
 	return (all + sharers - 1) / sharers

@@ -39,7 +39,7 @@ func isLoss(reason error) bool {
 // ended: see source. The connection is ended first, so that nothing touches the memory of a piece any more that is settled.
 func (p *peer) ended(c carrier, e ending) {
 	if e.conn != nil {
-		p.fence.endConnection(p, e.conn, e.unanswered, e.reason)
+		p.fence.endConnection(e.conn, e.unanswered, e.reason)
 	}
 	if _, isLane := c.(pipelined); isLane {
 		e.held, _ = settleAborted(e.held)
@@ -93,10 +93,11 @@ func (p *peer) endUnreachable(c carrier, e ending) {
 // remove takes a carrier off the list. The lock is held.
 func (p *peer) remove(c carrier) { p.carriers.Store(p.listed().without(c)) }
 
-// overtake: see source. Only so many carriers are overtaken at a time as there may be lanes.
-func (p *peer) overtake(c carrier) {
+// overtake: see source. Only so many carriers that wait for a page are overtaken at a time as there may be lanes. A carrier that is
+// renewed ends soon.
+func (p *peer) overtake(c carrier, renewed bool) {
 	p.mu.Lock()
-	if len(p.overtaken) < p.config.LanesPerPeer && slices.Contains(p.listed().all, c) {
+	if (renewed || len(p.overtaken) < p.config.LanesPerPeer) && slices.Contains(p.listed().all, c) {
 		p.remove(c)
 		p.overtaken = append(p.overtaken, c)
 	}

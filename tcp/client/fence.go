@@ -41,7 +41,7 @@ type fence struct {
 	lingering   atomic.Int64
 }
 
-// former is the peer of a connection that was given up.
+// former is the peer of a connection, as the fence sees it once the connection was given up.
 type former interface {
 	// name is the segment's, for a log line.
 	name() string
@@ -55,22 +55,22 @@ type former interface {
 
 // endConnection ends a connection on this side, before anything that was in flight on it is settled or sent again. unanswered are
 // the WRITEs of which something was sent. reason is why the connection ends.
-func (f *fence) endConnection(p former, conn *connection, unanswered []piece, reason error) {
-	revoked := f.revoke(p, conn, unanswered)
+func (f *fence) endConnection(conn *connection, unanswered []piece, reason error) {
+	revoked := f.revoke(conn, unanswered)
 	if len(unanswered) == 0 || conn.number == 0 && isEnd(reason) {
 		conn.discard()
 		return
 	}
 	end := f.quarantine(conn, unanswered)
 	if conn.number == 0 {
-		f.learnEnd(p, conn, end, reason)
+		f.learnEnd(conn, end, reason)
 		return
 	}
 	conn.Reset()
 	if revoked {
 		conn.release()
 	}
-	f.running.Go(func() { f.ask(p, conn, end) })
+	f.running.Go(func() { f.ask(conn, end) })
 }
 
 // revokeTimeout is how long endConnection waits for a copy that the target makes of local memory. A copy takes a millisecond at
@@ -80,7 +80,7 @@ const revokeTimeout = 2 * time.Second
 // revoke takes back the permit to copy from this process, and reports whether nothing is copied any more. Otherwise the memory
 // of the pieces is held until the copy, or the process that makes it, has ended. What the connection knows of that process is
 // kept until then.
-func (f *fence) revoke(p former, conn *connection, unanswered []piece) bool {
+func (f *fence) revoke(conn *connection, unanswered []piece) bool {
 	if len(unanswered) == 0 && conn.permit != nil {
 		conn.permit.Revoke(0, func() bool { return true }) // nothing of this process is being copied
 		return true
@@ -90,7 +90,7 @@ func (f *fence) revoke(p former, conn *connection, unanswered []piece) bool {
 	}
 	why := fmt.Sprintf("a copy that %v is making, which was given up and does not end: is the process stopped?", conn.process)
 	release := f.hold(unanswered, why)
-	f.log.Warn("the memory of transfers that have failed may still be read", zap.String("segment", p.name()), zap.String("by", why))
+	f.log.Warn("the memory of transfers that have failed may still be read", zap.String("segment", conn.peer.name()), zap.String("by", why))
 	f.running.Go(func() {
 		f.awaitRevocation(conn)
 		release()

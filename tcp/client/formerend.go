@@ -24,14 +24,14 @@ const (
 
 // ask asks the engine at the other end of a former connection for its end, until the connection is known to be over: the
 // engine says so, or another incarnation answers.
-func (f *fence) ask(p former, old *connection, end *connectionEnd) {
+func (f *fence) ask(old *connection, end *connectionEnd) {
 	for pause := minFencePause; ; pause = min(2*pause, maxFencePause) {
-		conn, err := p.dialData(f.ctx, old.owner, old.number)
+		conn, err := old.peer.dialData(f.ctx, old.owner, old.number)
 		if err == nil {
 			conn.discard()
 			break
 		}
-		if p.replaced(f.ctx, old.owner) {
+		if old.peer.replaced(f.ctx, old.owner) {
 			break
 		}
 		f.log.Debug("a former connection is not known to be over", zap.Uint64("connection", old.number), zap.Error(err))
@@ -41,14 +41,14 @@ func (f *fence) ask(p former, old *connection, end *connectionEnd) {
 			return
 		}
 	}
-	f.free(p, end)
+	f.free(old, end)
 }
 
 // learnEnd finds out when the target has ended a connection without a hello. It owns the connection from then on.
-func (f *fence) learnEnd(p former, conn *connection, end *connectionEnd, reason error) {
+func (f *fence) learnEnd(conn *connection, end *connectionEnd, reason error) {
 	if !isReset(reason) {
 		if f.lingering.Add(1) <= maxLingering {
-			f.running.Go(func() { f.lingerUntilPeerDone(p, conn, end) })
+			f.running.Go(func() { f.lingerUntilPeerDone(conn, end) })
 			return
 		}
 		f.lingering.Add(-1)
@@ -69,7 +69,7 @@ func isReset(reason error) bool {
 }
 
 // lingerUntilPeerDone reads a connection to its end.
-func (f *fence) lingerUntilPeerDone(p former, conn *connection, end *connectionEnd) {
+func (f *fence) lingerUntilPeerDone(conn *connection, end *connectionEnd) {
 	defer f.lingering.Add(-1)
 	_ = conn.SetDeadline(time.Time{}) // before the next line: the transport may be closed already
 	stop := context.AfterFunc(f.ctx, func() { _ = conn.SetDeadline(sockio.Past) })
@@ -83,22 +83,22 @@ func (f *fence) lingerUntilPeerDone(p former, conn *connection, end *connectionE
 	}
 	conn.discard()
 	if errors.Is(err, io.EOF) {
-		f.free(p, end)
+		f.free(conn, end)
 	} else {
 		f.quarantines.giveUp(end)
-		f.recheck(p)
+		f.recheck(conn)
 	}
 }
 
 // free releases the ranges of a connection that is over.
-func (f *fence) free(p former, end *connectionEnd) {
+func (f *fence) free(conn *connection, end *connectionEnd) {
 	f.quarantines.release(end)
-	f.recheck(p)
+	f.recheck(conn)
 }
 
-// recheck has the WRITEs queued again that were blocked: those of the peer, which may have been forgotten, and those of all
-// others, because a target may be known by several names.
-func (f *fence) recheck(p former) {
-	p.recheck()
+// recheck has the WRITEs queued again that were blocked: those of the connection's peer, which may have been forgotten, and those
+// of all others, because a target may be known by several names.
+func (f *fence) recheck(conn *connection) {
+	conn.peer.recheck()
 	f.freed()
 }

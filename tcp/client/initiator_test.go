@@ -189,7 +189,7 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 		go func() { // a goroutine with a stack that has not grown yet
 			only := onlyPeer(t, e)
 			o := newOneShot(only, &only.environment)
-			conn, err := o.connect()
+			conn, err := only.dial(o.ctx)
 			if err == nil {
 				o.send = func(s *sockio.Socket, v []sockio.Vector) (int, error) {
 					dirtyStack()

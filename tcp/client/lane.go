@@ -151,7 +151,7 @@ func (l *lane) run() {
 }
 
 func (l *lane) connect() error {
-	conn, err := l.source.connect(l.ctx, true)
+	conn, err := l.source.connect(l.ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,6 @@ func (l *lane) connect() error {
 	conn.SetLibraryMemory(sockio.VectorOf(l.statuses[:]), sockio.VectorOf(l.headers[:cap(l.headers)]))
 	l.mu.Unlock()
 	l.segment.Connected()
-	l.source.connected(distanceOf(conn.RoundTrip(), conn.IsLocal()), conn.IsSecure() && !conn.IsLocal())
 	return nil
 }
 

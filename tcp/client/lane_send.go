@@ -129,7 +129,7 @@ func (l *lane) fill(mayWait bool) bool {
 	l.mu.Lock()
 	pieces, flying, broken := windowPieces-l.flight.len(), l.load(), l.broken
 	l.mu.Unlock()
-	bytes := int64(min(windowBytes, l.source.share())) - int64(flying)
+	bytes := windowBytes - int64(flying)
 	if broken != nil || pieces <= 0 || bytes <= 0 || l.renewing.Load() || l.waitsForPage() { // no piece is to wait behind a page that may not come
 		return false
 	}

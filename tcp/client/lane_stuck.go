@@ -31,7 +31,7 @@ func (l *lane) overtakable(slow bool, call func()) {
 		call()
 		return
 	}
-	overtake := time.AfterFunc(slowTime, func() { l.source.overtake(l) })
+	overtake := time.AfterFunc(slowTime, func() { l.source.overtake(l, false) })
 	call()
 	if !overtake.Stop() {
 		l.quit(errOvertaken)
@@ -51,7 +51,7 @@ func (l *lane) giveUpStuck() {
 	held, unanswered := l.empty()
 	held = append(append(held, l.inHand...), l.copying...)
 	l.inHand, l.copying = nil, nil
-	l.stuck = l.source.holdStuck(l.conn, held)
+	l.stuck = l.fence.holdStuck(l.conn, held)
 	l.givenUp = make(chan struct{})
 	defer close(l.givenUp)
 	reason := l.broken

@@ -64,15 +64,14 @@ func (o *oneShot) run() {
 			o.source.ended(o, ending{reason: errIdle})
 			return
 		}
-		conn, err := o.connect()
+		conn, err := o.connect(p)
+		if errors.Is(err, errNotCarried) {
+			o.release()
+			continue
+		}
 		if err != nil {
 			o.source.ended(o, ending{reason: err, unreachable: true, held: o.held})
 			return
-		}
-		if !o.source.mayCarry(conn, p) {
-			o.release()
-			conn.discard()
-			continue
 		}
 		p.step = conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length)
 		if err = o.exchange(conn, p); err != nil {
@@ -124,8 +123,11 @@ func writesOf(p *piece) []piece {
 	return nil
 }
 
-func (o *oneShot) connect() (*connection, error) {
-	conn, err := o.source.connect(o.ctx, false)
+func (o *oneShot) connect(p *piece) (*connection, error) {
+	conn, err := o.source.connect(o.ctx, p)
+	if errors.Is(err, errNotCarried) {
+		return nil, err // the piece is not here any more: the carrier does not end with it
+	}
 	if err != nil {
 		return nil, o.reason(err)
 	}

@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,7 +31,6 @@ import (
 type peer struct {
 	environment
 	client *Client
-	fence  *fence
 
 	mu           sync.Mutex
 	cursors      []*cursor // the first is next
@@ -63,10 +63,12 @@ type peer struct {
 // newPeer makes the peer of a segment.
 func newPeer(c *Client, s *core.Segment) *peer {
 	return &peer{
-		client:      c,
-		fence:       &c.fence,
-		environment: environment{ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter, trace: c.Trace, counters: counters{Peer: s.Counters()}},
-		answers:     sockio.Spinner{Contention: &c.Processors.Contention, Polling: c.Config.Polling},
+		client: c,
+		environment: environment{
+			ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter, fence: &c.fence, trace: c.Trace,
+			counters: counters{Peer: s.Counters()},
+		},
+		answers: sockio.Spinner{Contention: &c.Processors.Contention, Polling: c.Config.Polling},
 	}
 }
 
@@ -155,8 +157,11 @@ func (p *peer) listed() *carriers {
 	return &carriers{}
 }
 
-// connect makes a connection for a carrier. onLane says that requests are to be pipelined on it.
-func (p *peer) connect(ctx context.Context, onLane bool) (*connection, error) {
+// errNotCarried says that a piece is not for the carrier that has taken it.
+var errNotCarried = errors.New("the piece may not go to the engine that answers")
+
+// connect: see source.
+func (p *peer) connect(ctx context.Context, only *piece) (*connection, error) {
 	free, err := p.client.claim(ctx, p)
 	if err != nil {
 		return nil, err
@@ -171,10 +176,17 @@ func (p *peer) connect(ctx context.Context, onLane bool) (*connection, error) {
 	}
 	conn.free = free
 	p.Add(metrics.Connected, 1)
-	if onLane && !p.pipelined(conn.owner) {
+	switch {
+	case only != nil && p.mayCarry(conn, only):
+		return conn, nil
+	case only != nil:
+		conn.discard()
+		return nil, errNotCarried
+	case !p.pipelined(conn.owner):
 		_ = conn.Close()
 		conn.release()
 		return nil, errOutdated
 	}
+	p.connected(distanceOf(conn.RoundTrip(), conn.IsLocal()), conn.IsSecure() && !conn.IsLocal())
 	return conn, nil
 }

@@ -69,7 +69,8 @@ func TestAConnectionIsNotReadToItsEndOnceTheEngineIsClosed(t *testing.T) {
 	peer := newPeer(client, &core.Segment{})
 	for range 300 { // the end of the transport and the start of the reading may come in either order
 		conn := connectTo(t, p)
-		tcptest.Returns(t, "linger", func() { client.fence.lingerUntilPeerDone(peer, conn, &connectionEnd{target: "target"}) })
+		conn.peer = peer
+		tcptest.Returns(t, "linger", func() { client.fence.lingerUntilPeerDone(conn, &connectionEnd{target: "target"}) })
 	}
 }
 
@@ -80,9 +81,10 @@ func TestAConnectionThatBothSidesHaveEndedBeforeItIsReadToItsEndIsOver(t *testin
 	defer client.cancel()
 	peer := newPeer(client, &core.Segment{})
 	conn, end := connectTo(t, p), &connectionEnd{target: "target"}
+	conn.peer = peer
 	require.NoError(t, conn.CloseWrite())
 	require.Eventually(t, func() bool { return errors.Is(conn.CloseWrite(), unix.ENOTCONN) }, tcptest.Patience, time.Millisecond)
-	tcptest.Returns(t, "linger", func() { client.fence.lingerUntilPeerDone(peer, conn, end) })
+	tcptest.Returns(t, "linger", func() { client.fence.lingerUntilPeerDone(conn, end) })
 	require.False(t, end.unknown)
 }
 

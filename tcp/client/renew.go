@@ -45,15 +45,6 @@ func (c *Client) renewStale() {
 	}
 }
 
-// replace: see source.
-func (p *peer) replace(c carrier) {
-	p.mu.Lock()
-	p.remove(c)
-	p.overtaken = append(p.overtaken, c)
-	p.mu.Unlock()
-	p.dispatch(false)
-}
-
 // renewIfStale: see pipelined.
 func (l *lane) renewIfStale(by *security.Policy) {
 	l.mu.Lock()
@@ -75,7 +66,7 @@ func (l *lane) renew() {
 	l.renewing.Store(true)
 	l.renewTimer = time.AfterFunc(renewTime, func() { l.quit(errRenewed) })
 	l.mu.Unlock()
-	l.source.replace(l)
+	l.source.overtake(l, true)
 	l.endIfDone()
 }
 

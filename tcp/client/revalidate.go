@@ -37,7 +37,7 @@ func (p *peer) mayGoTo(to destination, h *piece) bool {
 	return p.mayGo(to.target, h)
 }
 
-// mayCarry: see source.
+// mayCarry is mayGoTo for a connection that was made for the piece alone.
 func (p *peer) mayCarry(conn *connection, h *piece) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

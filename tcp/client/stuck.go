@@ -11,7 +11,6 @@ import (
 // stuck is a connection that a system call keeps in use, and the local memory that the call may still touch.
 type stuck struct {
 	fence   *fence
-	peer    former
 	conn    *connection
 	end     *connectionEnd // of the WRITEs that were in flight; nil for none
 	copied  bool           // the target may still be copying the memory, by the permit
@@ -22,13 +21,8 @@ type stuck struct {
 var errStillUsed = errors.New("a system call that was given up may still touch the local memory until the page arrives that it waits for")
 
 // holdStuck holds the local memory of pieces until the system call has returned.
-func (f *fence) holdStuck(p former, conn *connection, held []piece) *stuck {
-	return &stuck{fence: f, peer: p, conn: conn, release: f.hold(held, errStillUsed.Error())}
-}
-
-// holdStuck: see source.
-func (p *peer) holdStuck(conn *connection, held []piece) *stuck {
-	return p.fence.holdStuck(p, conn, held)
+func (f *fence) holdStuck(conn *connection, held []piece) *stuck {
+	return &stuck{fence: f, conn: conn, release: f.hold(held, errStillUsed.Error())}
 }
 
 // quarantine revokes the permit, and keeps the WRITEs that were in flight from overwriting later ones. The connection itself is
@@ -42,7 +36,7 @@ func (s *stuck) quarantine(unanswered []piece) {
 	}
 	s.end = s.fence.quarantine(s.conn, unanswered)
 	if s.conn.number != 0 {
-		s.fence.running.Go(func() { s.fence.ask(s.peer, s.conn, s.end) })
+		s.fence.running.Go(func() { s.fence.ask(s.conn, s.end) })
 	}
 }
 
@@ -55,7 +49,7 @@ func (s *stuck) warn(held []piece) {
 		ranges = append(ranges, core.Range{Addr: held[i].local, Length: held[i].length}.String())
 	}
 	s.fence.log.Error("transfers were given up, but a system call may still use their memory until the page arrives that it waits for",
-		zap.String("segment", s.peer.name()), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
+		zap.String("segment", s.conn.peer.name()), zap.Int("ranges", len(held)), zap.Strings("first", ranges))
 }
 
 // returned ends the connection when the system call has returned, and lets the memory go when the target does not copy it any
@@ -63,7 +57,7 @@ func (s *stuck) warn(held []piece) {
 func (s *stuck) returned(reason error) {
 	switch {
 	case s.end != nil && s.conn.number == 0:
-		s.fence.learnEnd(s.peer, s.conn, s.end, reason)
+		s.fence.learnEnd(s.conn, s.end, reason)
 	case s.copied:
 		s.conn.Reset()
 		s.fence.awaitRevocation(s.conn)

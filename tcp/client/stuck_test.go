@@ -47,7 +47,8 @@ func TestMemoryThatTheTargetMayStillCopyIsNotLetGoWhenAStuckSystemCallReturns(t 
 	const taken, revoked = 1, 3
 	state.Store(taken)
 
-	s := onlyPeer(t, e).holdStuck(conn, []piece{{op: core.Write, local: sockio.AddressOf(local), length: 4096}})
+	conn.peer = onlyPeer(t, e)
+	s := transportOf(t, e).fence.holdStuck(conn, []piece{{op: core.Write, local: sockio.AddressOf(local), length: 4096}})
 	s.quarantine(nil)
 	ended := make(chan struct{})
 	go func() {

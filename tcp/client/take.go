@@ -18,6 +18,10 @@ import (
 func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes uint64) []piece {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	bytes = min(bytes, p.shareLeft(c))
+	if bytes == 0 {
+		return taken
+	}
 	mine := p.mayTakeFrom(c)
 	d := p.segment.Descriptor()
 	if to.owner != nil && to.owner.Identity != d.Identity {
