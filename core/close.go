@@ -103,3 +103,28 @@ func (g *group) join(limit time.Duration) bool {
 		return false
 	}
 }
+
+// spawn runs f in a goroutine that Close waits for, or reports false when the engine is closed.
+func (e *Engine) spawn(f func()) bool {
+	if !e.enter() {
+		return false
+	}
+	go func() {
+		defer e.running.Done()
+		f()
+	}()
+	return true
+}
+
+// enter makes Close wait until the caller calls running.Done. It returns false when the engine is closed.
+func (e *Engine) enter() bool {
+	e.starting.Lock()
+	defer e.starting.Unlock()
+	if e.ctx.Err() != nil {
+		return false
+	}
+	e.running.Add(1)
+	return true
+}
+
+func closedError() error { return status.Errorf(status.Context, "%w", ErrClosed) }
