@@ -3,6 +3,7 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -28,6 +29,7 @@ type Options struct {
 	Config   Config
 	Log      *zap.Logger
 	Runtimes []device.Runtime // of the devices whose memory may be registered
+	Waits    Waits
 
 	// For the line that says at INFO that the engine has started.
 	Version string   // of the library
@@ -78,8 +80,14 @@ type Engine struct {
 	closing  sync.Once
 }
 
-// unregisterGrace and EndingTime are Engine.grace and Engine.ending, unless a test sets them. A transfer that is given up may take
-// a second to end: an answer to the peer, or from it, may be on its way.
+// Waits are how long an engine waits for transfers that do not end. Fields that are 0 have defaults. Tests shorten them.
+type Waits struct {
+	Grace  time.Duration // how long Unregister waits before it ends the transfers that use the memory: 2 s
+	Ending time.Duration // how long a transfer that was given up may take to end before it counts as stuck: EndingTime
+}
+
+// unregisterGrace and EndingTime are the defaults of Waits. A transfer that is given up may take a second to end: an answer to the
+// peer, or from it, may be on its way.
 const (
 	unregisterGrace = 2 * time.Second
 	EndingTime      = 5 * time.Second
@@ -153,7 +161,7 @@ func start(o Options, name address.Name, self self, store metadata.Store) (*Engi
 		store:   store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength, Security: self.policy,
 		},
-		local: newLocalTransport(ctx, memory, &counters.Own), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: unregisterGrace, ending: EndingTime,
+		local: newLocalTransport(ctx, memory, &counters.Own), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: cmp.Or(o.Waits.Grace, unregisterGrace), ending: cmp.Or(o.Waits.Ending, EndingTime),
 		ctx: ctx, cancel: cancel,
 	}
 	e.transports.Store(&[]installedTransport{})

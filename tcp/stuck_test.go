@@ -17,6 +17,7 @@ import (
 )
 
 func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testing.T) {
+	tcptest.Waits(t, core.Waits{Grace: 100 * time.Millisecond, Ending: 2 * time.Second})
 	target, e, memory, local, id := sameHost(t, 64<<10)
 	other, bystander := tcptest.Mapped(t, 64<<10), newEngine(t, tcptest.OnOneHost)
 	require.NoError(t, target.Register(sockio.AddressOf(other), uint64(len(other)), "cpu:0", true))

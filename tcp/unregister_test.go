@@ -50,6 +50,7 @@ func TestMemoryThatNoRequestUsesIsUnregisteredWithoutEndingSessions(t *testing.T
 }
 
 func TestUnregisterEndsARequestThatDoesNotGetOn(t *testing.T) {
+	tcptest.Waits(t, core.Waits{Grace: 10 * time.Millisecond})
 	e := newEngine(t)
 	memory := tcptest.Mapped(t, 1<<20)
 	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))

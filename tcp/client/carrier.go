@@ -83,7 +83,9 @@ type environment struct {
 	segment *core.Segment
 	limiter *samehost.CopyLimiter
 	fence   *fence
-	trace   *trace.Recorder // nil for none
+
+	stuckTimeout time.Duration   // how long a lane may take to end; 0 for stuckTimeout
+	trace        *trace.Recorder // nil for none
 	counters
 }
 

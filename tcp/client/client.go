@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/address"
@@ -40,6 +41,8 @@ type Options struct {
 	Descriptors *sockio.Descriptors // for the connections of the process to peers; nil for no limit
 	Trace       *trace.Recorder     // nil for none
 	MaxRecords  uint64              // of a connection under TLS in each direction; 0 for sockio.MaxRecords
+
+	StuckTimeout time.Duration // how long a lane may take to end; 0 for stuckTimeout
 }
 
 // Memory is what the client needs of a core.Registry.

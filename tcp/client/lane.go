@@ -213,7 +213,7 @@ func (l *lane) quit(reason error) {
 	}
 	l.over = true
 	if l.stuckTimer == nil && l.conn != nil {
-		l.stuckTimer = time.AfterFunc(stuckTimeout, l.giveUpStuck)
+		l.stuckTimer = time.AfterFunc(cmp.Or(l.stuckTimeout, stuckTimeout), l.giveUpStuck)
 	}
 	conn := l.conn
 	l.mu.Unlock()

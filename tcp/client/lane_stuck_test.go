@@ -2,6 +2,7 @@ package client
 
 import (
 	"testing"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/hostmem/hostmemtest"
@@ -14,6 +15,9 @@ import (
 // A page of the peer's, or of the caller's, that never comes: the transfer can be given up, its memory cannot be taken back
 // before the page comes, and other transfers go on.
 func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *testing.T) {
+	testStuck = 50 * time.Millisecond
+	defer func() { testStuck = 0 }()
+	tcptest.Waits(t, core.Waits{Grace: 10 * time.Millisecond, Ending: 2 * time.Second})
 	for _, one := range []struct {
 		name                   string
 		op                     core.Opcode
@@ -48,7 +52,7 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 			tcptest.Returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(sockio.AddressOf(local)), core.ErrInUse) })
 			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(one.op, other, id, far[length:])))
 			slow.Release(t)
-			require.Eventually(t, func() bool { return e.Unregister(sockio.AddressOf(local)) == nil }, tcptest.Patience, 10*stuckTimeout/1000)
+			require.Eventually(t, func() bool { return e.Unregister(sockio.AddressOf(local)) == nil }, tcptest.Patience, 20*time.Millisecond)
 		})
 	}
 }

@@ -40,6 +40,7 @@ func connectionWithPermit(t *testing.T) (*connection, *atomic.Uint32) {
 // A lane is given up because a system call of it does not return, and the target is stopped in the middle of a copy of the
 // same memory. The end of the system call alone does not make the memory free.
 func TestMemoryThatTheTargetMayStillCopyIsNotLetGoWhenAStuckSystemCallReturns(t *testing.T) {
+	tcptest.Waits(t, core.Waits{Grace: 10 * time.Millisecond, Ending: 100 * time.Millisecond})
 	_, e, memory, local, id := sameHost(t, 4096)
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, local, id, memory)))
 	require.NoError(t, e.Register(sockio.AddressOf(local), 4096, "cpu:0", true))

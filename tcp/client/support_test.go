@@ -4,6 +4,7 @@ import (
 	"net"
 	"runtime"
 	"testing"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/address"
@@ -23,6 +24,7 @@ var (
 	testLimiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0)/2, &testProcessors.Contention)
 
 	testMaxRecords  uint64              // of connections under TLS; 0 for the limit of sockio
+	testStuck       time.Duration       // how long a lane may take to end; 0 for stuckTimeout
 	testDescriptors *sockio.Descriptors // of the engines that a test makes; no limit unless it sets one
 )
 
@@ -54,7 +56,7 @@ func openForTest(e *core.Engine) (core.Transport, error) {
 	}
 	t.Client = New(Options{Allow: allow, Config: config, Log: log, Memory: e.Memory(), Identity: self, Port: t.endpoint.Port,
 		SameHost: sameHost, Security: e.Security(), Processors: testProcessors, Limiter: testLimiter, Descriptors: testDescriptors,
-		MaxRecords: testMaxRecords})
+		MaxRecords: testMaxRecords, StuckTimeout: testStuck})
 	t.server = server.New(log, e.Memory(), listener, local, server.Options{Identity: self, MaxSessions: config.MaxSessions,
 		FirstRequest: config.FirstRequestTimeout, ProgressTimeout: config.ProgressTimeout, Polling: config.Polling, Security: e.Security(), Processors: testProcessors, Limiter: testLimiter})
 	return t, nil

@@ -11,6 +11,15 @@ import (
 	"go.uber.org/zap"
 )
 
+// waits are of the engines that Engine makes.
+var waits core.Waits
+
+// Waits sets for how long the engines wait that the test makes from now on. No test runs beside it.
+func Waits(t testing.TB, w core.Waits) {
+	waits = w
+	t.Cleanup(func() { waits = core.Waits{} })
+}
+
 // Engine is an engine that has a transport made by open, if that is not nil. It stands for an engine on another host.
 func Engine(t testing.TB, open func(*core.Engine) (core.Transport, error), change ...func(*core.Config)) *core.Engine {
 	t.Helper()
@@ -19,7 +28,7 @@ func Engine(t testing.TB, open func(*core.Engine) (core.Transport, error), chang
 	for _, f := range change {
 		f(&config)
 	}
-	e, err := core.New(core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: config, Log: zap.NewNop()})
+	e, err := core.New(core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: config, Log: zap.NewNop(), Waits: waits})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = e.Close() })
 	_, err = e.Install("tcp", open)
