@@ -229,6 +229,7 @@ func listen(ctx context.Context, host string, port, backlog int) (*net.TCPListen
 	var config net.ListenConfig
 	// Peers do not use multipath TCP, and the data path uses socket options that exist for plain TCP only.
 	config.SetMultipathTCP(false)
+	config.KeepAlive = -1 // those who use a connection bound their waits, or ask for keep-alive messages themselves
 	network := "tcp"
 	if ip, err := netip.ParseAddr(host); err == nil && ip.Is4() {
 		network = "tcp4" // for "tcp" 0.0.0.0 is all addresses, too

@@ -117,7 +117,7 @@ func (s *session) refuse(r *rejection) bool {
 	if s.ended() != nil { // by a deadline that has just been overwritten
 		return false
 	}
-	return s.conn.Discard(s.ahead[:], rejectedBytes) == io.EOF
+	return s.conn.Discard(s.ahead, rejectedBytes) == io.EOF
 }
 
 // between reports whether the session is between two requests with nothing owed.

@@ -180,6 +180,7 @@ func (s *session) prove() error {
 	if !s.place.SetRank(fair.Busy) {
 		return errGaveWay
 	}
+	s.readInto(make([]byte, readAhead))
 	return nil
 }
 

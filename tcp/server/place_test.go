@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -62,6 +63,36 @@ func TestAConnectionWithoutAValidRequestEnds(t *testing.T) {
 		require.Error(t, err)
 	}
 	require.Contains(t, h.waitForLog("data connection lost").ContextMap()["error"], "KVFERRY_FIRST_REQUEST_TIMEOUT_SEC")
+}
+
+func TestAConnectionGetsMemoryToReadAheadWithItsFirstValidRequest(t *testing.T) {
+	memory := tcptest.Mapped(t, 4096)
+	here := wire.Hello{Origin: wire.Identity{1}, Number: 1}
+	elsewhere := wire.Hello{Origin: wire.Identity{1}, Number: 1, Target: wire.Identity{9}}
+	for name, c := range map[string]struct {
+		first []byte
+		grows bool
+	}{
+		"a request":                     {tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")), true},
+		"a hello":                       {here.Encode(), true},
+		"a hello for another engine":    {elsewhere.Encode(), false},
+		"a request for other memory":    {tcptest.Request(core.Read, true, 64, 64), false},
+		"the beginning of a long hello": {here.Encode()[:30], false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := serve(t, Options{}, memory)
+			client := h.dial()
+			s := h.only()
+			client.Send(c.first)
+			_ = client.Conn.CloseWrite() // fails where the session has ended it already
+			<-s.over
+			want := firstAhead
+			if c.grows {
+				want = readAhead
+			}
+			require.Len(t, s.ahead, want)
+		})
+	}
 }
 
 func TestAConnectionThatHasMadeARequestMayBeIdle(t *testing.T) {

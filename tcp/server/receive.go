@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
 )
 
 // How a session receives:
@@ -19,6 +20,9 @@ const (
 	// system call.
 	readAhead = 64 << 10
 
+	// A peer that has sent nothing valid gets firstAhead bytes of memory: as much as the longest hello needs.
+	firstAhead = wire.HeaderSize + wire.MaxHelloBody
+
 	// Payload of bulkLength or more is received in place. Only bulkReadAhead bytes of what follows it are read ahead, because
 	// the next payload is probably as long.
 	bulkLength    = 32 << 10
@@ -29,6 +33,13 @@ const (
 	shortBurst = 512 << 10
 	spinTime   = 200 * time.Microsecond
 )
+
+// readInto makes a buffer the one to read ahead into. No goroutine sends.
+func (s *session) readInto(buffer []byte) {
+	s.filled = copy(buffer, s.ahead[s.parsed:s.filled])
+	s.parsed, s.ahead = 0, buffer
+	s.conn.SetLibraryMemory(sockio.VectorOf(s.ahead), sockio.VectorOf(s.turn.statuses[:]))
+}
 
 // fillTo reads ahead until so many bytes of a header are there.
 func (s *session) fillTo(bytes int) error {
@@ -47,7 +58,7 @@ func (s *session) fillTo(bytes int) error {
 
 // fill adds to what is read ahead, which is less than a header.
 func (s *session) fill() error {
-	s.filled = copy(s.ahead[:], s.ahead[s.parsed:s.filled])
+	s.filled = copy(s.ahead, s.ahead[s.parsed:s.filled])
 	s.parsed = 0
 	_, err := s.receive(sockio.Vector{})
 	return err

@@ -49,8 +49,9 @@ type session struct {
 	process *samehost.Process // of the peer, on one host; nil where its memory is out of reach
 	permit  *samehost.Permit  // to copy from it; nil for none
 
-	// Read ahead: the bytes in ahead[parsed:filled] have not been served yet.
-	ahead          [readAhead]byte
+	// Read ahead: the bytes in ahead[parsed:filled] have not been served yet. ahead is first until the peer has proven itself.
+	ahead          []byte
+	first          [firstAhead]byte
 	parsed, filled int
 	spinner        sockio.Spinner   // for the next request
 	burst          uint64           // bytes of the requests since it last waited for one
@@ -110,7 +111,7 @@ func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 		place:   p, began: time.Now(),
 	}
 	s.silent.Store(true)
-	conn.SetLibraryMemory(sockio.VectorOf(s.ahead[:]), sockio.VectorOf(s.turn.statuses[:]))
+	s.readInto(s.first[:])
 	switch remote := conn.Remote.(type) {
 	case *net.TCPAddr:
 		s.peer, s.host = remote.String(), remote.IP.String()

@@ -35,7 +35,7 @@ const (
 	opHello      = 0x82
 	HelloBody    = 56
 	HelloSize    = HeaderSize + HelloBody
-	maxHelloBody = 4096
+	MaxHelloBody = 4096
 
 	answerHeader = StatusSize + 8
 	answerBody   = 32
@@ -90,8 +90,8 @@ func IsHello(b []byte) bool {
 // HelloRest returns how many bytes of a hello follow its first HeaderSize bytes. It fails for a length that no hello has.
 func HelloRest(b []byte) (int, error) {
 	length := binary.LittleEndian.Uint32(b[20:])
-	if length < HelloBody || length > maxHelloBody {
-		return 0, fmt.Errorf("a hello of %d bytes, which is not between %d and %d", length, HelloBody, maxHelloBody)
+	if length < HelloBody || length > MaxHelloBody {
+		return 0, fmt.Errorf("a hello of %d bytes, which is not between %d and %d", length, HelloBody, MaxHelloBody)
 	}
 	return int(length), nil
 }
@@ -131,7 +131,7 @@ func (a *Answer) Encode() []byte {
 
 // ReadAnswer receives a whole answer.
 func ReadAnswer(from io.Reader) (a Answer, err error) {
-	b := make([]byte, answerHeader+maxHelloBody)
+	b := make([]byte, answerHeader+MaxHelloBody)
 	if _, err = io.ReadFull(from, b[:StatusSize]); err != nil {
 		return a, err
 	}
@@ -142,8 +142,8 @@ func ReadAnswer(from io.Reader) (a Answer, err error) {
 		return a, err
 	}
 	length := binary.LittleEndian.Uint32(b[StatusSize+4:])
-	if length < answerBody || length > maxHelloBody {
-		return a, fmt.Errorf("an answer of %d bytes to a hello, which is not between %d and %d", length, answerBody, maxHelloBody)
+	if length < answerBody || length > MaxHelloBody {
+		return a, fmt.Errorf("an answer of %d bytes to a hello, which is not between %d and %d", length, answerBody, MaxHelloBody)
 	}
 	if _, err = io.ReadFull(from, b[answerHeader:answerHeader+length]); err != nil {
 		return a, err
