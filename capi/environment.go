@@ -43,6 +43,22 @@ func parseEnvironment(block string) environment {
 	return env
 }
 
+// add adds the settings of one engine, which take precedence. They are checked: an error says which one is none, or has no valid
+// value, where a variable of the environment would be ignored.
+func (env environment) add(own environment) error {
+	for _, name := range slices.Sorted(maps.Keys(own)) {
+		if !core.IsSetting(name) {
+			return status.Errorf(status.InvalidArgument, "%.100q is no setting of an engine", name)
+		}
+	}
+	_, warnings := core.LoadConfig(own.lookup)
+	for _, w := range warnings {
+		return status.Errorf(status.InvalidArgument, "%s: %.100q is not valid: %.200s", w.Variable, w.Value, w.Reason)
+	}
+	maps.Copy(env, own)
+	return nil
+}
+
 func (env environment) lookup(variable string) (value string, ok bool) {
 	value, ok = env[variable]
 	return value, ok

@@ -29,3 +29,11 @@ func TestTheCopyOfTheEnvironmentHoldsAllVariables(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, path, env["PATH"])
 }
+
+func TestSettingsOfOneEngineTakePrecedenceAndAreChecked(t *testing.T) {
+	env := environment{"KVFERRY_MAX_SESSIONS": "7", "MC_RETRY_CNT": "x"}
+	require.NoError(t, env.add(environment{"KVFERRY_MAX_SESSIONS": "9"}))
+	require.Equal(t, environment{"KVFERRY_MAX_SESSIONS": "9", "MC_RETRY_CNT": "x"}, env)
+	require.ErrorContains(t, env.add(environment{"KVFERRY_MAX_SESSION": "9"}), "no setting")
+	require.ErrorContains(t, env.add(environment{"KVFERRY_MAX_SESSIONS": "many"}), "KVFERRY_MAX_SESSIONS")
+}

@@ -216,6 +216,37 @@ int kvferry_transfer_on_stream(transfer_engine_t engine, const char *kind, void 
                                          kvferry_reason());
 }
 
+int kvferry_start(transfer_engine_t engine, const kvferry_transfer_t *transfer, size_t size, batch_id_t *batch_out)
+{
+    ENTER_WITH_BATCH(batch_out);
+    return kvferry_go_start(engine, transfer, size, batch_out, kvferry_reason());
+}
+
+int kvferry_completions_fd(transfer_engine_t engine)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_completions_fd(engine, kvferry_reason());
+}
+
+int64_t kvferry_completions_next(transfer_engine_t engine, batch_id_t *batches_out, size_t capacity)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_completions_next(engine, batches_out, capacity, kvferry_reason());
+}
+
+int kvferry_batch_progress(transfer_engine_t engine, batch_id_t batch, kvferry_progress_t *progress)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_batch_progress(engine, batch, progress, kvferry_reason());
+}
+
+int kvferry_batch_failure(transfer_engine_t engine, batch_id_t batch, kvferry_failure_t *failure, size_t size, char *buf_out,
+                          size_t buf_len)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_batch_failure(engine, batch, failure, size, buf_out, buf_len, kvferry_reason());
+}
+
 int kvferry_batch_status(transfer_engine_t engine, batch_id_t batch, kvferry_batch_status_t *status)
 {
     ENTER(KVFERRY_ERR_FORKED);
@@ -278,11 +309,17 @@ uint64_t kvferry_first_buffer(transfer_engine_t engine, const char *segment_name
 
 kvferry_call_t kvferry_start_engine(const char *metadata_conn_string, const char *local_server_name, const char *transport)
 {
+    return kvferry_start_engine_with(metadata_conn_string, local_server_name, transport, NULL, 0);
+}
+
+kvferry_call_t kvferry_start_engine_with(const char *metadata_conn_string, const char *local_server_name, const char *transport,
+                                         const char *settings, size_t length)
+{
     ENTER(NULL);
     if (kvferry_reserve_threads() != 0) {
         return NULL;
     }
-    return kvferry_go_start_engine(metadata_conn_string, local_server_name, transport, kvferry_reason());
+    return kvferry_go_start_engine(metadata_conn_string, local_server_name, transport, settings, length, kvferry_reason());
 }
 
 kvferry_call_t kvferry_start_first_buffer(transfer_engine_t engine, const char *segment_name)

@@ -24,6 +24,8 @@ type engineHandle struct {
 
 	hideMetrics func() // ends what showMetrics began
 
+	completions completions
+
 	noRDMAOnce sync.Once // for the log line that there is no RDMA
 
 	mu         sync.Mutex
@@ -188,6 +190,7 @@ func (h *engineHandle) end(handle unsafe.Pointer) error {
 	if e == nil {
 		return destroyedError(handle)
 	}
+	defer h.completions.end()
 	defer close(h.ended)
 	h.hideMetrics()
 	err := e.Close()

@@ -38,6 +38,7 @@ typedef const notify_msg_t *message_t;
 typedef const buffer_entry_t *ranges_t;
 typedef const kvferry_metadata_server_options_t *server_options_t;
 typedef const kvferry_place_t *places_t;
+typedef const kvferry_transfer_t *transfer_t;
 
 /* The calling thread's reason buffer, REASON_SIZE bytes. */
 char *kvferry_reason(void);

@@ -82,7 +82,7 @@ func notUnderWay(handle unsafe.Pointer) error {
 }
 
 //export kvferry_go_start_engine
-func kvferry_go_start_engine(store, name, transport C.text_t, reason *C.char) (call unsafe.Pointer) {
+func kvferry_go_start_engine(store, name, transport, settings C.text_t, length C.size_t, reason *C.char) (call unsafe.Pointer) {
 	run(reason, func() error {
 		options, err := options(store, name, name)
 		if err != nil {
@@ -94,6 +94,13 @@ func kvferry_go_start_engine(store, name, transport C.text_t, reason *C.char) (c
 		}
 		env, err := readEnvironment()
 		if err != nil {
+			return err
+		}
+		own, err := entries("the settings", (*byte)(unsafe.Pointer(settings)), length)
+		if err != nil {
+			return err
+		}
+		if err := env.add(parseEnvironment(string(own))); err != nil {
 			return err
 		}
 		call = startPending(func() (uint64, error) {

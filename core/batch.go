@@ -43,12 +43,15 @@ type Batch struct {
 	tasks    int
 	failed   bool
 	err      error                 // why the first task failed
+	failure  *failure              // see Failure; nil while no task has failed
 	notify   []pendingNotification // sent when all tasks have completed
 	waiters  map[*func()]struct{}  // see OnDone
 	began    time.Duration         // when the first of the tasks that are not counted was submitted, by clock.Now; 0 without any
 	trace    *trace.Batch          // of the tasks that are not counted; nil without any, and while tracing is off
 	counted  int                   // submissions whose end is counted, see count.go
 	movement movement              // see Progress
+	start    time.Duration         // when the first task was submitted, by clock.Now; 0 before
+	ended    time.Duration         // when the last task that was submitted ended; 0 before
 
 	// Kept while tasks are pending.
 	pins         []*Region       // local regions in use; a region may be in it more than once
@@ -106,6 +109,9 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	}
 	for _, w := range s.works {
 		w.own.since, w.trace = sinceBoot, b.trace
+	}
+	if b.start == 0 {
+		b.start = b.began
 	}
 	s.first = b.tasks
 	b.tasks += len(s.tasks)

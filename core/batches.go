@@ -1,6 +1,7 @@
 package core
 
 import (
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -77,6 +78,22 @@ func (b *Batch) endingTime() time.Duration {
 func (e *Engine) expire(s *submission) {
 	s.abort(ErrSliceTimeout)
 	e.abortTransports()
+}
+
+// Limit gives up the tasks of the batch that have not ended when so much time has passed from now. They are TimedOut then. It may
+// be called once tasks were submitted, or in a batch that is fed; it does nothing in a batch that has ended.
+func (b *Batch) Limit(after time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pending.Load() > 0 {
+		b.timers = append(b.timers, time.AfterFunc(after, func() { b.giveUpLate(after) }))
+	}
+}
+
+// giveUpLate gives up the tasks of a batch that has not ended within its time limit.
+func (b *Batch) giveUpLate(limit time.Duration) {
+	b.abort(fmt.Errorf("%w, %v: %v", ErrTimeLimit, limit, b.Progress()))
+	b.engine.abortTransports()
 }
 
 // abortTransports has the work settled that was given up.

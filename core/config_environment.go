@@ -67,15 +67,13 @@ func UnknownVariable(name string) string {
 }
 
 // isKnown reports whether a variable is a setting, in its present or in its older spelling.
-func isKnown(name string) bool {
-	for _, s := range settings {
-		for _, v := range s.variables {
-			if v.older != "" && v.older == name {
-				return true
-			}
-		}
-	}
-	return slices.Contains(knownVariables(), name)
+func isKnown(name string) bool { return IsSetting(name) || slices.Contains(knownVariables(), name) }
+
+// IsSetting reports whether a variable is a setting of engines, by its present name or an older one.
+func IsSetting(name string) bool {
+	return slices.ContainsFunc(settings, func(s setting) bool {
+		return slices.ContainsFunc(s.variables, func(v variable) bool { return v.name == name || v.older != "" && v.older == name })
+	})
 }
 
 // knownVariables are the settings in their present spelling.

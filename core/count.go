@@ -108,7 +108,7 @@ func reasonOf(err error) metrics.Reason {
 	for _, known := range []struct {
 		err    error
 		reason metrics.Reason
-	}{{ErrSliceTimeout, metrics.TimedOut}, {ErrDiscarded, metrics.Cancelled}, {errRemoved, metrics.Cancelled}, {ErrClosed, metrics.Closed}, {ErrStalled, metrics.Stalled}} {
+	}{{ErrSliceTimeout, metrics.TimedOut}, {ErrTimeLimit, metrics.TimedOut}, {ErrDiscarded, metrics.Cancelled}, {errRemoved, metrics.Cancelled}, {ErrClosed, metrics.Closed}, {ErrStalled, metrics.Stalled}} {
 		if errors.Is(err, known.err) {
 			return known.reason
 		}

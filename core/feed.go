@@ -54,6 +54,7 @@ func (b *Batch) endFeed(f *feed, err error) {
 	first := err != nil && !b.failed
 	if first {
 		b.failed, b.err = true, err
+		b.failure = &failure{reasonOf(err), nil, err}
 	}
 	if err != nil {
 		b.engine.metrics.CountFailures(reasonOf(err), f.rest)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kvferry/core/fair"
@@ -35,6 +36,8 @@ type inbox struct {
 	rooms    []*fair.Place // of the messages
 
 	refused fair.Tally
+
+	arrived atomic.Pointer[func()] // see Engine.OnMessage
 }
 
 func newInbox(c *Config, count *metrics.Engine, log *zap.Logger) *inbox {
@@ -72,6 +75,9 @@ func (b *inbox) put(n metadata.Notification, from netip.Addr) error {
 	}
 	b.messages = append(b.messages, n)
 	b.rooms = append(b.rooms, room)
+	if tell := b.arrived.Load(); tell != nil {
+		(*tell)()
+	}
 	return nil
 }
 
@@ -95,6 +101,9 @@ func (b *inbox) waiting() (messages int, bytes int64) {
 
 // Notifications returns the messages received since the last call, in order.
 func (e *Engine) Notifications() []metadata.Notification { return e.inbox.drain() }
+
+// OnMessage has tell called for each notification that is received from now on. tell must neither block nor call the engine.
+func (e *Engine) OnMessage(tell func()) { e.inbox.arrived.Store(&tell) }
 
 // Notify sends a message to a segment's owner, and returns when the owner has accepted it.
 func (e *Engine) Notify(id SegmentID, n metadata.Notification) error { return e.notify(e.ctx, id, n) }

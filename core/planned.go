@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"kvferry/core/layout"
+	"kvferry/core/metadata"
 	"kvferry/core/status"
 )
 
@@ -15,6 +16,7 @@ type Planned struct {
 	Opcode   Opcode
 	Target   SegmentID
 	Transfer *layout.Transfer
+	Notify   *metadata.Notification // sent to the segment's owner when all requests have completed; nil for none
 }
 
 // mostPlanned is how many requests of a plan are under way at a time, where the caller sets no limit.
@@ -29,8 +31,7 @@ const maxPlanned = 1 << 26
 // one of them has failed.
 func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
 	if p.Transfer.Runs > maxPlanned {
-		return nil, status.Errorf(status.InvalidArgument,
-			"the transfer of the plan has %d ranges, where one call takes %d: plan fewer tokens", p.Transfer.Runs, maxPlanned)
+		return nil, tooManyRuns(p.Transfer)
 	}
 	count := int(p.Transfer.Runs)
 	b, err := e.AllocateBatch(count)
@@ -42,7 +43,7 @@ func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
 	}
 	runs := p.Transfer.Each()
 	if count <= limit {
-		err = e.submitPlanned(b, p, runs, count)
+		err = e.submitPlanned(b, p, runs, count, p.Notify)
 	} else {
 		err = e.feedPlanned(b, p, runs, limit)
 	}
@@ -52,9 +53,14 @@ func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
 	return b, nil
 }
 
+func tooManyRuns(t *layout.Transfer) error {
+	return status.Errorf(status.InvalidArgument,
+		"the transfer of the plan has %d ranges, where one call takes %d: plan fewer tokens", t.Runs, maxPlanned)
+}
+
 // submitPlanned submits the next count requests.
-func (e *Engine) submitPlanned(b *Batch, p Planned, runs *layout.Runs, count int) error {
-	return e.submit(b, count, nil, func(d *distribution) error { return p.fill(d, runs) })
+func (e *Engine) submitPlanned(b *Batch, p Planned, runs *layout.Runs, count int, notify *metadata.Notification) error {
+	return e.submit(b, count, notify, func(d *distribution) error { return p.fill(d, runs) })
 }
 
 // feedPlanned has a goroutine of the engine submit the requests, so many at a time, each when the ones before have
@@ -66,18 +72,25 @@ func (e *Engine) feedPlanned(b *Batch, p Planned, runs *layout.Runs, limit int) 
 	if _, err := e.openTarget(p.Target, len(e.installed()) > 0); err != nil {
 		return err
 	}
-	return e.feedBatch(b, int(p.Transfer.Runs), p.local(), func(f *feed) error {
-		for left := int(p.Transfer.Runs); left > 0; left -= limit {
-			if err := e.submitPlanned(b, p, runs, min(limit, left)); err != nil {
-				return err
-			}
-			b.waitForParts(f)
-			if err := b.Err(); err != nil {
-				return err
-			}
+	return e.feedBatch(b, int(p.Transfer.Runs), p.local(), func(f *feed) error { return e.feedRuns(b, f, p, runs, limit) })
+}
+
+// feedRuns submits the requests for a feeder, so many at a time. The last ones have the notification.
+func (e *Engine) feedRuns(b *Batch, f *feed, p Planned, runs *layout.Runs, limit int) error {
+	for left := int(p.Transfer.Runs); left > 0; left -= limit {
+		var notify *metadata.Notification
+		if left <= limit {
+			notify = p.Notify
 		}
-		return nil
-	})
+		if err := e.submitPlanned(b, p, runs, min(limit, left), notify); err != nil {
+			return err
+		}
+		b.waitForParts(f)
+		if err := b.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // local are the ranges of this process that the requests move.

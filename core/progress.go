@@ -67,6 +67,19 @@ func (b *Batch) Progress() Progress {
 	return p
 }
 
+// Took is how long the tasks of the batch have taken so far, from the first submission on: until now, or until the last one ended.
+func (b *Batch) Took() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.start == 0:
+		return 0
+	case b.pending.Load() == 0:
+		return b.ended - b.start
+	}
+	return clock.Now() - b.start
+}
+
 // ProgressOf is the progress of several batches together.
 func ProgressOf(batches []*Batch) Progress {
 	all := Progress{Still: math.MaxInt64}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"kvferry/core/clock"
+
 	"go.uber.org/zap"
 )
 
@@ -47,17 +49,19 @@ func (b *Batch) settle(task *Task, part uint64, err error) {
 // lose marks a task as one that will fail.
 func (b *Batch) lose(task *Task, err error) {
 	final := Failed
-	if errors.Is(err, ErrSliceTimeout) {
+	if errors.Is(err, ErrSliceTimeout) || errors.Is(err, ErrTimeLimit) {
 		final = TimedOut
 	}
 	if !task.state.CompareAndSwap(uint32(Waiting), uint32(final)|lost) {
 		return
 	}
-	b.engine.countFailure(task.Target, reasonOf(err))
+	why := reasonOf(err)
+	b.engine.countFailure(task.Target, why)
 	b.mu.Lock()
 	first := !b.failed
 	if first {
 		b.failed = true
+		b.failure = &failure{why, task, err}
 		b.err = fmt.Errorf("%v of %d bytes at %#x of segment %d (local %#x): %w",
 			task.Opcode, task.Length, task.Remote, task.Target, task.Local, err)
 	}
@@ -136,6 +140,7 @@ func (b *Batch) finishAll() {
 	if b.pending.Load() != 0 {
 		return // more was submitted meanwhile
 	}
+	b.ended = clock.Now()
 	unpinAll(b.pins)
 	b.pins = nil
 	for _, timer := range b.timers {

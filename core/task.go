@@ -20,6 +20,9 @@ const (
 // ErrSliceTimeout is why a task is TimedOut: it took longer than MC_SLICE_TIMEOUT.
 var ErrSliceTimeout = errors.New("given up after MC_SLICE_TIMEOUT")
 
+// ErrTimeLimit is why a task is TimedOut whose batch has not ended within its own time limit.
+var ErrTimeLimit = errors.New("its time limit is over")
+
 // ErrStalled is why tasks fail whose bytes have not moved for too long.
 var ErrStalled = errors.New("no progress")
 

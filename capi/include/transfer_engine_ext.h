@@ -211,6 +211,100 @@ int kvferry_submit_scatter(transfer_engine_t engine, int opcode, const char *seg
 int kvferry_transfer_on_stream(transfer_engine_t engine, const char *kind, void *stream, int opcode, segment_id_t target,
                                const uint64_t *local, const uint64_t *remote, const uint64_t *lengths, size_t count);
 
+/* What has to move between layouts, see kvferry_plan_make. */
+typedef void *kvferry_plan_t;
+
+/* What kvferry_start starts. Members that are not needed are 0. */
+typedef struct kvferry_transfer {
+    const char *segment;     /* name of the segment */
+    int opcode;
+    const uint64_t *local;   /* ranges, count of them, as for kvferry_submit */
+    const uint64_t *remote;
+    const uint64_t *lengths;
+    size_t count;
+    kvferry_plan_t plan;     /* or a plan, and the index of one of its transfers, as for kvferry_submit_plan */
+    size_t plan_index;
+    const char *notify_name; /* a message that the segment's owner gets when all requests have completed; both or neither */
+    const char *notify_text;
+    int64_t timeout_ms;      /* the batch is given up when it has not ended by then; 0 is without a limit */
+    const char *stream_kind; /* a stream that orders the transfer, as for kvferry_transfer_on_stream; NULL for none */
+    void *stream;
+    int announce;            /* 1: kvferry_completions_next returns the batch when it has ended */
+} kvferry_transfer_t;
+
+/*
+ * Allocates a batch and starts a transfer in it. size is sizeof(kvferry_transfer_t). Nothing of the struct is kept. Returns at
+ * once: a segment that is not open is opened in the background, and where that fails, so does the batch. Without ranges and
+ * without a plan the batch ends when the segment is open; with a message it ends when the segment's owner has accepted the
+ * message, and fails if the owner does not.
+ * With a stream, the bytes move when the stream has come to the transfer, and the stream waits until the batch has ended. Then
+ * timeout_ms counts from there, and 0 is kvferry_transfer_timeout_ms() and a second for each GiB. A batch that is given up
+ * before that moves nothing. kvferry_batch_failure says how it failed; no later call of kvferry_transfer_on_stream does.
+ * Otherwise as kvferry_submit: a batch id in *batch_out and 0; on failure a negated Status code, and no batch.
+ */
+int kvferry_start(transfer_engine_t engine, const kvferry_transfer_t *transfer, size_t size, batch_id_t *batch_out);
+
+/* How many batches of an engine may have asked to be announced, and not be taken by kvferry_completions_next. */
+#define KVFERRY_COMPLETIONS_MAX 1048576
+
+/*
+ * A descriptor for poll(2), select(2) and epoll(7) that is readable as long as kvferry_completions_next has something to
+ * return, and for ever once the engine was destroyed. It is not to be read from. It is the caller's, who closes it, at any
+ * time. Each call returns another one, close-on-exec. From the first call on messages are announced, too. A negated Status
+ * code on failure.
+ */
+int kvferry_completions_fd(transfer_engine_t engine);
+
+/*
+ * Takes the ids of announced batches that have ended, oldest first, and at most capacity of them. INVALID_BATCH stands for
+ * messages that have arrived, which getNotifsFromEngine returns. Each is returned once, to one of the threads that call this.
+ * Does not wait. The number of ids, 0 for none, or a negated Status code. The batches stay the caller's. An id may be that of a
+ * batch that was freed meanwhile.
+ */
+int64_t kvferry_completions_next(transfer_engine_t engine, batch_id_t *batches_out, size_t capacity);
+
+/* How far a batch has come. */
+typedef struct kvferry_progress {
+    uint64_t moved;       /* bytes that are known to have arrived, of tasks that have not failed */
+    uint64_t total;       /* bytes of all tasks that were submitted so far */
+    uint64_t nanoseconds; /* from the first submission until now, or until the last task ended; 0 without tasks */
+} kvferry_progress_t;
+
+/* Fills *progress; takes some nanoseconds for each task. 0, or a negated Status code. */
+int kvferry_batch_progress(transfer_engine_t engine, batch_id_t batch, kvferry_progress_t *progress);
+
+/* Why a batch has failed. */
+#define KVFERRY_REASON_NONE 0         /* no task has failed */
+#define KVFERRY_REASON_REJECTED 1     /* the peer has no such memory registered, or does not allow this */
+#define KVFERRY_REASON_CONNECTION 2   /* the connection was lost, or there is none */
+#define KVFERRY_REASON_STALLED 3      /* nothing moved for MC_TCP_PROGRESS_TIMEOUT_SEC, or no answer came */
+#define KVFERRY_REASON_PEER 4         /* the peer said that it could not move the bytes */
+#define KVFERRY_REASON_LOCAL_MEMORY 5 /* the request is impossible, or local memory cannot be accessed */
+#define KVFERRY_REASON_SECURITY 6     /* one side refused the other */
+#define KVFERRY_REASON_METADATA 7     /* the peer's descriptor or address could not be had */
+#define KVFERRY_REASON_TIMEOUT 8      /* given up after timeout_ms of kvferry_start, or after MC_SLICE_TIMEOUT */
+#define KVFERRY_REASON_CANCELLED 9    /* given up by the caller */
+#define KVFERRY_REASON_CLOSED 10      /* the engine was destroyed */
+#define KVFERRY_REASON_OTHER 11
+
+/* The first failure of a batch. */
+typedef struct kvferry_failure {
+    int reason;       /* KVFERRY_REASON_ */
+    int opcode;       /* of the request that failed, as the rest */
+    uint64_t request; /* its index in the batch; UINT64_MAX where the batch failed as a whole, and the rest is 0 */
+    uint64_t local;
+    uint64_t remote;
+    uint64_t length;
+} kvferry_failure_t;
+
+/*
+ * Fills *failure, and writes the reason to buf_out as a NUL-terminated text cut to buf_len, without the description of the
+ * request that kvferry_batch_error has. buf_out may be NULL. size is sizeof(kvferry_failure_t). Takes a nanosecond for each task.
+ * 0, also when no task has failed, or a negated Status code.
+ */
+int kvferry_batch_failure(transfer_engine_t engine, batch_id_t batch, kvferry_failure_t *failure, size_t size, char *buf_out,
+                          size_t buf_len);
+
 /* How many tasks of a batch are in which state, all counted in one call. */
 typedef struct kvferry_batch_status {
     uint64_t tasks;     /* submitted, and still to be submitted */
@@ -272,6 +366,13 @@ typedef void *kvferry_call_t;
 
 /* createTransferEngine and installTransport in one; transport "" installs TCP. The result is the engine. */
 kvferry_call_t kvferry_start_engine(const char *metadata_conn_string, const char *local_server_name, const char *transport);
+
+/*
+ * kvferry_start_engine with settings of this engine alone, which take precedence over the environment: length bytes, a
+ * NAME=VALUE and a NUL after the other. NULL and a reason for a name that is no setting, and for a value that is not valid.
+ */
+kvferry_call_t kvferry_start_engine_with(const char *metadata_conn_string, const char *local_server_name, const char *transport,
+                                         const char *settings, size_t length);
 
 /* kvferry_first_buffer. The result is the address. */
 kvferry_call_t kvferry_start_first_buffer(transfer_engine_t engine, const char *segment_name);
@@ -405,15 +506,13 @@ typedef struct kvferry_place {
     int kind;                /* KVFERRY_BLOCKS or KVFERRY_SLOTS */
 } kvferry_place_t;
 
-/* A plan. It does not change. The handle belongs to the caller until kvferry_plan_free; a batch does not need it. */
-typedef void *kvferry_plan_t;
-
 /*
  * Finds out what has to move for so many tokens, from the processes that have their elements to those that need them. Each
  * element of a destination comes from one source, also where several have it. partial: elements that no source has stay as
  * they are, where they would be an error otherwise. The arrays are not kept. NULL for places that do not match: another
  * element type or model, a table without room for the tokens or with numbers that the layout does not have, a number that is
  * twice in the table of a destination. Takes microseconds, and memory for the tables, not for each range that moves.
+ * A plan does not change. The handle belongs to the caller until kvferry_plan_free; a batch does not need it.
  */
 kvferry_plan_t kvferry_plan_make(const kvferry_place_t *sources, size_t source_count, const kvferry_place_t *destinations,
                                  size_t destination_count, uint64_t tokens, int partial);

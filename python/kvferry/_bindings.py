@@ -38,6 +38,19 @@ KVFERRY_LOG_ERROR = 3
 KVFERRY_ACCESS_NONE = 0
 KVFERRY_ACCESS_REMOTE_READ = 1
 KVFERRY_ACCESS_REMOTE_WRITE = 2
+KVFERRY_COMPLETIONS_MAX = 1048576
+KVFERRY_REASON_NONE = 0
+KVFERRY_REASON_REJECTED = 1
+KVFERRY_REASON_CONNECTION = 2
+KVFERRY_REASON_STALLED = 3
+KVFERRY_REASON_PEER = 4
+KVFERRY_REASON_LOCAL_MEMORY = 5
+KVFERRY_REASON_SECURITY = 6
+KVFERRY_REASON_METADATA = 7
+KVFERRY_REASON_TIMEOUT = 8
+KVFERRY_REASON_CANCELLED = 9
+KVFERRY_REASON_CLOSED = 10
+KVFERRY_REASON_OTHER = 11
 KVFERRY_BLOCKS = 0
 KVFERRY_SLOTS = 1
 
@@ -178,6 +191,67 @@ class kvferry_stats_t(ctypes.Structure):
     ]
 
 
+class kvferry_transfer_t(ctypes.Structure):
+    segment: bytes | None
+    opcode: int
+    local: int | None
+    remote: int | None
+    lengths: int | None
+    count: int
+    plan: int | None
+    plan_index: int
+    notify_name: bytes | None
+    notify_text: bytes | None
+    timeout_ms: int
+    stream_kind: bytes | None
+    stream: int | None
+    announce: int
+    _fields_: ClassVar = [
+        ("segment", ctypes.c_char_p),
+        ("opcode", ctypes.c_int),
+        ("local", ctypes.c_void_p),
+        ("remote", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+        ("plan", ctypes.c_void_p),
+        ("plan_index", ctypes.c_size_t),
+        ("notify_name", ctypes.c_char_p),
+        ("notify_text", ctypes.c_char_p),
+        ("timeout_ms", ctypes.c_int64),
+        ("stream_kind", ctypes.c_char_p),
+        ("stream", ctypes.c_void_p),
+        ("announce", ctypes.c_int),
+    ]
+
+
+class kvferry_progress_t(ctypes.Structure):
+    moved: int
+    total: int
+    nanoseconds: int
+    _fields_: ClassVar = [
+        ("moved", ctypes.c_uint64),
+        ("total", ctypes.c_uint64),
+        ("nanoseconds", ctypes.c_uint64),
+    ]
+
+
+class kvferry_failure_t(ctypes.Structure):
+    reason: int
+    opcode: int
+    request: int
+    local: int
+    remote: int
+    length: int
+    _fields_: ClassVar = [
+        ("reason", ctypes.c_int),
+        ("opcode", ctypes.c_int),
+        ("request", ctypes.c_uint64),
+        ("local", ctypes.c_uint64),
+        ("remote", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+    ]
+
+
 class kvferry_batch_status_t(ctypes.Structure):
     tasks: int
     completed: int
@@ -296,6 +370,11 @@ class Functions:
     kvferry_transfer_pages: Callable[[Address, int, int, Address, Address, int, Address, int, int, int, Any], int]
     kvferry_submit_scatter: Callable[[Address, int, Text, Address, int, Address, Address, Address, int, Any], int]
     kvferry_transfer_on_stream: Callable[[Address, Text, Address, int, int, Address, Address, Address, int], int]
+    kvferry_start: Callable[[Address, Any, int, Any], int]
+    kvferry_completions_fd: Callable[[Address], int]
+    kvferry_completions_next: Callable[[Address, Any, int], int]
+    kvferry_batch_progress: Callable[[Address, int, Any], int]
+    kvferry_batch_failure: Callable[[Address, int, Any, int, Text, int], int]
     kvferry_batch_status: Callable[[Address, int, Any], int]
     kvferry_batch_error: Callable[[Address, int, Text, int], int]
     kvferry_batch_bytes: Callable[[Address, int], int]
@@ -305,6 +384,7 @@ class Functions:
     kvferry_probe: Callable[[Address, Text], int]
     kvferry_first_buffer: Callable[[Address, Text], int]
     kvferry_start_engine: Callable[[Text, Text, Text], int | None]
+    kvferry_start_engine_with: Callable[[Text, Text, Text, Text, int], int | None]
     kvferry_start_first_buffer: Callable[[Address, Text], int | None]
     kvferry_start_probe: Callable[[Address, Text], int | None]
     kvferry_start_describe: Callable[[Address, Text], int | None]
@@ -382,6 +462,11 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_transfer_pages": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_submit_scatter": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_transfer_on_stream": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]),
+    "kvferry_start": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(kvferry_transfer_t), ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_completions_fd": (ctypes.c_int, [ctypes.c_void_p]),
+    "kvferry_completions_next": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64), ctypes.c_size_t]),
+    "kvferry_batch_progress": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_progress_t)]),
+    "kvferry_batch_failure": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_failure_t), ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_batch_status": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_batch_status_t)]),
     "kvferry_batch_error": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_batch_bytes": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_uint64]),
@@ -391,6 +476,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_probe": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),
     "kvferry_first_buffer": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_char_p]),
     "kvferry_start_engine": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p]),
+    "kvferry_start_engine_with": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_start_first_buffer": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
     "kvferry_start_probe": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
     "kvferry_start_describe": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),

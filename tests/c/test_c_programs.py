@@ -31,7 +31,20 @@ def check(
 @pytest.mark.each_path
 @KINDS
 @pytest.mark.parametrize(
-    "name", ["engine", "handles", "transfers", "access", "plans", "stuck", "fork", "signals", "handlers", "threads"]
+    "name",
+    [
+        "engine",
+        "handles",
+        "transfers",
+        "access",
+        "plans",
+        "completions",
+        "stuck",
+        "fork",
+        "signals",
+        "handlers",
+        "threads",
+    ],
 )
 def test_program_finds_what_the_interface_promises(installed: Installed, name: str, kind: str) -> None:
     check(installed, kind, name)
