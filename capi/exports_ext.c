@@ -48,6 +48,12 @@ int kvferry_register(transfer_engine_t engine, const buffer_entry_t *ranges, siz
     return kvferry_go_register_for(engine, ranges, count, location, access, kvferry_reason());
 }
 
+int kvferry_unregister(transfer_engine_t engine, void *addr)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_unregister_quietly(engine, addr, kvferry_reason());
+}
+
 int kvferry_stats(transfer_engine_t engine, kvferry_stats_t *stats, size_t size)
 {
     ENTER(KVFERRY_ERR_FORKED);
@@ -130,7 +136,7 @@ int kvferry_batch_wait(transfer_engine_t engine, batch_id_t batch, int64_t timeo
     int result;
 
     ENTER(KVFERRY_ERR_FORKED);
-    result = kvferry_go_watch(engine, batch, &word, &watch, kvferry_reason());
+    result = kvferry_go_watch(engine, batch, timeout_ms != 0, &word, &watch, kvferry_reason());
     if (result == BATCH_RUNNING) {
         result = finish_watch(watch, &word, timeout_ms, 0);
     }

@@ -35,15 +35,22 @@ func kvferry_go_register_for(engine unsafe.Pointer, list C.ranges_t, count C.siz
 	})
 }
 
+//export kvferry_go_unregister_quietly
+func kvferry_go_unregister_quietly(engine, addr unsafe.Pointer, reason *C.char) C.int {
+	return negated(reason, func() error { return unregister(engine, addr) })
+}
+
+func unregister(engine, addr unsafe.Pointer) error {
+	e, err := engineOf(engine)
+	if err != nil {
+		return err
+	}
+	return e.Unregister(uintptr(addr))
+}
+
 //export kvferry_go_unregister
 func kvferry_go_unregister(engine, addr unsafe.Pointer, reason *C.char) C.int {
-	return negatedLogged("unregisterLocalMemory", engine, reason, func() error {
-		e, err := engineOf(engine)
-		if err != nil {
-			return err
-		}
-		return e.Unregister(uintptr(addr))
-	})
+	return negatedLogged("unregisterLocalMemory", engine, reason, func() error { return unregister(engine, addr) })
 }
 
 //export kvferry_go_register_batch

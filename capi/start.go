@@ -105,10 +105,14 @@ func kvferry_go_batch_progress(engine unsafe.Pointer, batch C.uint64_t, out *C.k
 		if out == nil {
 			return status.Errorf(status.InvalidArgument, "there is no room for the progress: NULL")
 		}
-		p := b.Progress()
-		*out = C.kvferry_progress_t{moved: C.uint64_t(p.Moved), total: C.uint64_t(p.Total), nanoseconds: C.uint64_t(b.Took())}
+		*out = progressOf(b)
 		return nil
 	})
+}
+
+func progressOf(b *core.Batch) C.kvferry_progress_t {
+	p := b.Progress()
+	return C.kvferry_progress_t{moved: C.uint64_t(p.Moved), total: C.uint64_t(p.Total), nanoseconds: C.uint64_t(b.Took())}
 }
 
 //export kvferry_go_batch_failure
@@ -135,6 +139,7 @@ func kvferry_go_batch_failure(engine unsafe.Pointer, batch C.uint64_t, out *C.kv
 
 // failureOf is why a batch has failed, and the text of the reason alone.
 func failureOf(b *core.Batch) (found C.kvferry_failure_t, why string) {
+	found.progress = progressOf(b)
 	f, failed := b.Failure()
 	if !failed {
 		return found, ""

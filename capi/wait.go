@@ -38,10 +38,13 @@ func startWatch(e *core.Engine, b *core.Batch, word *C.uint32_t, handle *unsafe.
 }
 
 //export kvferry_go_watch
-func kvferry_go_watch(engine unsafe.Pointer, batch C.uint64_t, word *C.uint32_t, handle *unsafe.Pointer, reason *C.char) (result C.int) {
+func kvferry_go_watch(engine unsafe.Pointer, batch C.uint64_t, assist C.int, word *C.uint32_t, handle *unsafe.Pointer, reason *C.char) (result C.int) {
 	code := negated(reason, func() error {
 		e, b, err := batchOf(engine, uint64(batch))
 		if err == nil {
+			if assist != 0 {
+				e.AssistLatest(b)
+			}
 			result = startWatch(e, b, word, handle, false, reason)
 		}
 		return err

@@ -106,6 +106,13 @@ func (e *Engine) openTarget(id SegmentID, haveTransport bool) (*Segment, error) 
 	return e.segment(id)
 }
 
+// AssistLatest is Assist for the segment of the first request that was submitted last.
+func (e *Engine) AssistLatest(b *Batch) {
+	if s := b.latest.Load(); s != nil {
+		e.Assist(b, s.tasks[0].Target)
+	}
+}
+
 // Assist is for a caller that is about to wait for a batch on one segment. If the batch is short, the calling thread helps to
 // finish it, for a fraction of a millisecond: that is faster than to sleep and be woken. The batch may be unfinished when it
 // returns.

@@ -78,6 +78,9 @@ int64_t kvferry_transfer_timeout_ms(transfer_engine_t engine);
 int kvferry_register(transfer_engine_t engine, const buffer_entry_t *ranges, size_t count, const char *location,
                      int access);
 
+/* unregisterLocalMemory, without a line in the log. */
+int kvferry_unregister(transfer_engine_t engine, void *addr);
+
 /*
  * What an engine has done since it was made, and does now. As the initiator it reads and writes the memory of peers; as the
  * target it serves theirs. Requests and their bytes are counted when their batch ends, before a wait for it returns.
@@ -287,14 +290,15 @@ int kvferry_batch_progress(transfer_engine_t engine, batch_id_t batch, kvferry_p
 #define KVFERRY_REASON_CLOSED 10      /* the engine was destroyed */
 #define KVFERRY_REASON_OTHER 11
 
-/* The first failure of a batch. */
+/* The first failure of a batch, and how far the batch has come. */
 typedef struct kvferry_failure {
     int reason;       /* KVFERRY_REASON_ */
-    int opcode;       /* of the request that failed, as the rest */
-    uint64_t request; /* its index in the batch; UINT64_MAX where the batch failed as a whole, and the rest is 0 */
+    int opcode;       /* of the request that failed, as the next four members */
+    uint64_t request; /* its index in the batch; UINT64_MAX where the batch failed as a whole, and the next three are 0 */
     uint64_t local;
     uint64_t remote;
     uint64_t length;
+    kvferry_progress_t progress;
 } kvferry_failure_t;
 
 /*

@@ -242,6 +242,7 @@ class kvferry_failure_t(ctypes.Structure):
     local: int
     remote: int
     length: int
+    progress: kvferry_progress_t
     _fields_: ClassVar = [
         ("reason", ctypes.c_int),
         ("opcode", ctypes.c_int),
@@ -249,6 +250,7 @@ class kvferry_failure_t(ctypes.Structure):
         ("local", ctypes.c_uint64),
         ("remote", ctypes.c_uint64),
         ("length", ctypes.c_uint64),
+        ("progress", kvferry_progress_t),
     ]
 
 
@@ -359,6 +361,7 @@ class Functions:
     kvferry_rpc_port: Callable[[Address], int]
     kvferry_transfer_timeout_ms: Callable[[Address], int]
     kvferry_register: Callable[[Address, Any, int, Text, int], int]
+    kvferry_unregister: Callable[[Address, Address], int]
     kvferry_stats: Callable[[Address, Any, int], int]
     kvferry_stats_json: Callable[[Address, Text, int], int]
     kvferry_settings_json: Callable[[Text, int], int]
@@ -451,6 +454,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_rpc_port": (ctypes.c_int, [ctypes.c_void_p]),
     "kvferry_transfer_timeout_ms": (ctypes.c_int64, [ctypes.c_void_p]),
     "kvferry_register": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(buffer_entry_t), ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int]),
+    "kvferry_unregister": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p]),
     "kvferry_stats": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(kvferry_stats_t), ctypes.c_size_t]),
     "kvferry_stats_json": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_settings_json": (ctypes.c_int64, [ctypes.c_char_p, ctypes.c_size_t]),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import byref, c_uint64, c_void_p, create_string_buffer
 from typing import Any, Callable, Protocol
 
@@ -25,6 +25,7 @@ from kvferry._batches import Batches
 from kvferry._bindings import INVALID_BATCH, KVFERRY_ERR_TIMED_OUT, buffer_entry_t, notify_msg_t
 from kvferry._calls import background_call
 from kvferry._ending import Ending
+from kvferry._errors import EngineError
 from kvferry._ffi import U64Array, c_string, last_error, python_string, u64_array
 from kvferry._library import load
 from kvferry._managed import Managed
@@ -44,10 +45,6 @@ from kvferry.stats import Stats
 DEFAULT_TIMEOUT = 30.0  # seconds: MC_TRANSFER_TIMEOUT where it is not set
 
 
-class EngineError(RuntimeError):
-    """An engine cannot be made; the text says why."""
-
-
 class Follower(Protocol):
     """An object that looks at an engine's batches, and does so once more before the engine is closed."""
 
@@ -65,22 +62,30 @@ class Engine(Managed):
     """
 
     def __init__(
-        self, name: str, metadata: str, transport: str | None, memory: object, timeout: float = DEFAULT_TIMEOUT
+        self,
+        name: str,
+        metadata: str,
+        transport: str | None,
+        memory: object,
+        timeout: float = DEFAULT_TIMEOUT,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Make an engine of that name.
 
         transport is the only one to be installed; None leaves the choice to the library. memory is kept until the
-        engine has ended. EngineError says why the engine cannot be made, or that it was not made within timeout, in
-        seconds.
+        engine has ended. settings take precedence over the environment. EngineError says why the engine cannot be made,
+        or that it was not made within timeout, in seconds.
         """
         self._segments: dict[str, int] = {}
         self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._following = threading.RLock()  # for these
         self._functions = functions = load()
-        arguments = c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
+        own = b"".join(c_string(f"{key}={value}", key) + b"\0" for key, value in (settings or {}).items())
+        names = c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
+        arguments = *names, own, len(own)
         handle = c_uint64()
         try:
-            code = background_call(functions, functions.kvferry_start_engine, arguments, timeout, handle)
+            code = background_call(functions, functions.kvferry_start_engine_with, arguments, timeout, handle)
             if code == KVFERRY_ERR_TIMED_OUT:
                 raise EngineError(f"{given_up(timeout)}: the metadata store, or a device's library, has not answered")
             if code != 0:

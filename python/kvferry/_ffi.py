@@ -31,6 +31,12 @@ class U64Array:
         self.length = length
         self.owner = owner
 
+    @property
+    def pointer(self) -> int | None:
+        """The address as a number, for a struct."""
+        address = self.address
+        return address if isinstance(address, int) else ctypes.cast(ctypes.c_char_p(address), ctypes.c_void_p).value
+
     def items(self) -> tuple[int, ...]:
         return _layout(self.length).unpack(self.owner)
 

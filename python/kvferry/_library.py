@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from kvferry._bindings import Functions
+from kvferry._errors import Error
 
 FILE = Path(__file__).resolve().parent / "_lib" / "libtransfer_engine.so"
 VARIABLE = "KVFERRY_LIBRARY"
 
 
-class LibraryError(RuntimeError):
+class LibraryError(Error):
     """The native library cannot be used in this process; the text says why."""
 
 

@@ -5,7 +5,6 @@ The native library computes a plan and expands it into requests. Nothing here ta
 
 from __future__ import annotations
 
-import ctypes
 import time
 import weakref
 from collections.abc import Sequence
@@ -16,26 +15,26 @@ from kvferry._bindings import (
     KVFERRY_ERR_TIMED_OUT,
     OPCODE_READ,
     OPCODE_WRITE,
+    Functions,
     kvferry_place_t,
     kvferry_plan_transfer_t,
 )
 from kvferry._engine import Engine
+from kvferry._errors import TransferError
 from kvferry._ffi import last_error
 from kvferry._layouts import Place
 from kvferry._library import load
 from kvferry._waiting import given_up
 
 if TYPE_CHECKING:
+    from kvferry import _native
     from mooncake.engine import TransferEngine
+
+    AnyEngine = Union[_native.Engine, TransferEngine, Engine]
 
 GIB = 1 << 30
 Places = Union[Place, Sequence[Place]]
 Peers = Union[str, Sequence[str]]
-
-
-class TransferError(RuntimeError):
-    """Bytes could not be moved; the text says which peer's, and why. Nothing touches the memory any more, unless the
-    log says that something is stuck."""
 
 
 class Moved(NamedTuple):
@@ -64,7 +63,7 @@ class Plan:
         array = (kvferry_place_t * len(places))()
         for entry, place in zip(array, places):
             entry.layout = place.layout.handle(self._functions)
-            entry.numbers = _pointer(place)
+            entry.numbers = place.table.pointer
             entry.count, entry.first, entry.kind = place.table.length, place.first, place.kind
         return array
 
@@ -72,6 +71,12 @@ class Plan:
         t = kvferry_plan_transfer_t()
         self._functions.kvferry_plan_transfer(self._handle, index, byref(t))
         return Moved(t.source, t.destination, t.ranges, t.bytes)
+
+    def handle(self, functions: Functions) -> int:
+        """The plan's handle in a loaded copy of the library. ValueError in a child that was forked meanwhile."""
+        if functions is not self._functions:
+            raise ValueError("this plan was made before fork(): make it again from its layouts")
+        return self._handle
 
     @property
     def ranges(self) -> int:
@@ -83,9 +88,7 @@ class Plan:
         """How many bytes move."""
         return sum(t.bytes for t in self.transfers)
 
-    def write(
-        self, engine: TransferEngine | Engine, peers: Peers, *, source: int = 0, timeout: float | None = None
-    ) -> None:
+    def write(self, engine: AnyEngine, peers: Peers, *, source: int = 0, timeout: float | None = None) -> None:
         """Move what this process has as one of the sources to the destinations, and wait.
 
         peers are the destinations' names, in the plan's order; source is this process's index in the sources. The rest
@@ -94,21 +97,19 @@ class Plan:
         mine = [(i, t.destination) for i, t in enumerate(self.transfers) if t.source == source]
         self._move(engine, OPCODE_WRITE, mine, peers, timeout)
 
-    def read(
-        self, engine: TransferEngine | Engine, peers: Peers, *, destination: int = 0, timeout: float | None = None
-    ) -> None:
+    def read(self, engine: AnyEngine, peers: Peers, *, destination: int = 0, timeout: float | None = None) -> None:
         """Move what this process needs as one of the destinations from the sources, and wait.
 
-        engine is a mooncake.engine.TransferEngine that was initialized. peers are the sources' names, in the plan's
-        order; destination is this process's index in the destinations. The time limit is timeout, in seconds, and a
-        second for each GiB; None is the engine's. TransferError says why not all bytes have moved.
+        engine is a kvferry.Engine, or a mooncake.engine.TransferEngine that was initialized. peers are the sources'
+        names, in the plan's order; destination is this process's index in the destinations. The time limit is timeout,
+        in seconds, and a second for each GiB; None is the engine's. TransferError says why not all bytes have moved.
         """
         mine = [(i, t.source) for i, t in enumerate(self.transfers) if t.destination == destination]
         self._move(engine, OPCODE_READ, mine, peers, timeout)
 
     def _move(
         self,
-        of: TransferEngine | Engine,
+        of: AnyEngine,
         opcode: int,
         transfers: Sequence[tuple[int, int]],
         peers: Peers,
@@ -155,13 +156,7 @@ def _places(given: Places) -> Sequence[Place]:
     return [given] if isinstance(given, Place) else list(given)
 
 
-def _pointer(place: Place) -> int | None:
-    """The address of a place's table, which the place keeps."""
-    address = place.table.address
-    return address if isinstance(address, int) else ctypes.cast(ctypes.c_char_p(address), ctypes.c_void_p).value
-
-
-def _engine(of: TransferEngine | Engine, timeout: float | None) -> tuple[Engine, float]:
+def _engine(of: AnyEngine, timeout: float | None) -> tuple[Engine, float]:
     """The native engine, and the time limit in seconds without the time for the bytes."""
     engine: Engine | None = of if isinstance(of, Engine) else getattr(of, "_engine", None)
     if engine is None:
@@ -173,4 +168,4 @@ def _failure(engine: Engine, code: int, limit: float, peers: str) -> TransferErr
     reason = engine.last_error()
     if code == KVFERRY_ERR_TIMED_OUT:
         reason = f"{given_up(limit)}: {reason}"
-    return TransferError(f"{peers}: {reason}")
+    return TransferError(reason, who=peers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
@@ -37,12 +38,13 @@ def _interface(array: Any, interface: dict[str, Any]) -> Tensor:
     if kind[1] not in "biufcV":  # of others the number is not a size in bytes, or the elements are elsewhere
         raise TypeError(f"an array of numbers is needed, not one of {kind}")
     size = int(kind[2:])
-    strides = interface.get("strides") or _contiguous(shape, size)
+    strides = interface.get("strides") or contiguous_strides(shape, size)
     name = str(getattr(getattr(array, "dtype", None), "name", ""))
     return Tensor(int(interface["data"][0]), shape, tuple(strides), size, name)
 
 
-def _contiguous(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+def contiguous_strides(shape: Sequence[int], size: int) -> tuple[int, ...]:
+    """The strides in bytes of a contiguous tensor with elements of so many bytes."""
     strides = []
     for count in reversed(shape):
         strides.append(size)

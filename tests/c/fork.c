@@ -74,6 +74,7 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_FORKED(kvferry_batch_status(engine, batch, &all), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_batch_error(engine, batch, text, sizeof text), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_batch_discard(engine, batch), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_unregister(engine, near), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_batches_wait(engine, &batch, 1, -1), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_start(engine, NULL, 0, &made), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_completions_fd(engine), KVFERRY_ERR_FORKED);

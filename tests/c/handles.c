@@ -79,6 +79,7 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     CHECK_EQUAL(kvferry_batch_status(engine, batch, &all), -1);
     CHECK_EQUAL(kvferry_batch_error(engine, batch, text, sizeof text), -1);
     CHECK_EQUAL(kvferry_batch_discard(engine, batch), -1);
+    CHECK_EQUAL(kvferry_unregister(engine, &number), -1);
     CHECK_EQUAL(kvferry_batches_wait(engine, &batch, 1, 10), -1);
     made = 5;
     CHECK_EQUAL(kvferry_start(engine, NULL, 0, &made), -1);

@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from kvferry._bindings import OPCODE_WRITE
-from kvferry._engine import Engine, EngineError
+from kvferry._engine import Engine
+from kvferry._errors import EngineError
 from kvferry._ffi import u64_array
 from kvferry._library import LibraryError
 from kvferry.demo.cache import Cache, Shape, Table

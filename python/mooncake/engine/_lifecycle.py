@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from kvferry import _log
-from kvferry._engine import Engine, EngineError
+from kvferry._engine import Engine
+from kvferry._errors import EngineError
 from kvferry._topology import topology
 from kvferry.stats import Stats
 from mooncake.engine import _notices

@@ -1,0 +1,80 @@
+"""Errors. Each says who failed, what it did, and why: in its text, and as attributes."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+
+class Error(RuntimeError):
+    """The root of kvferry's errors. Mistakes in arguments are a TypeError or a ValueError instead."""
+
+    who: str  # the peer's name, or that of the engine; "" where it is this process
+    what: str  # what was to be done; "" where the reason says it
+    why: str
+
+    def __init__(self, why: str, *, who: str = "", what: str = "") -> None:
+        super().__init__(why)
+        self.who, self.what, self.why = who, what, why
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.who, self.what, self.why)))
+
+
+class EngineError(Error):
+    """An engine cannot be made."""
+
+
+class EngineClosed(Error):
+    """The engine was closed before, or while the transfer was under way."""
+
+
+class RegionInUse(Error):
+    """Memory was unregistered, and something that is stuck may still use it; the text names it. kvferry keeps the
+    memory as it is."""
+
+
+class TransferError(Error):
+    """Bytes have not moved as they should. Nothing touches the memory any more, unless the log says that something is
+    stuck."""
+
+    done: int  # bytes that are known to have arrived
+
+    def __init__(self, why: str, *, who: str = "", what: str = "", done: int = 0) -> None:
+        super().__init__(why, who=who, what=what)
+        self.done = done
+
+
+class PeerUnreachable(TransferError):
+    """There is no connection to the peer, it was lost, nothing moves on it, or one side refuses the other."""
+
+
+class RangeRejected(TransferError):
+    """The peer has no such memory registered or does not allow this, or memory of this process cannot be accessed."""
+
+    index: Optional[int]  # of the range, in the order of the call or of the plan; None where it is not known
+    local: int  # address of this process; 0 without an index, as the next two
+    remote: int  # address of the peer
+    nbytes: int
+
+    def __init__(
+        self,
+        why: str,
+        *,
+        who: str = "",
+        what: str = "",
+        done: int = 0,
+        index: Optional[int] = None,
+        local: int = 0,
+        remote: int = 0,
+        nbytes: int = 0,
+    ) -> None:
+        super().__init__(why, who=who, what=what, done=done)
+        self.index, self.local, self.remote, self.nbytes = index, local, remote, nbytes
+
+
+class TimedOut(TransferError, TimeoutError):
+    """The transfer had not ended within its time limit, and was given up."""
+
+
+class Cancelled(TransferError):
+    """The transfer was given up by Transfer.cancel(), or by unregistering its memory."""

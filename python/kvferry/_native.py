@@ -1,0 +1,289 @@
+"""The engine of the native package: memory that is registered, peers, transfers, messages.
+
+It is built on the inner engine that mooncake.engine uses, too (_engine.py). This module has what belongs to the engine
+as a whole; _regions, _peers, _transfers and _inbox have the rest, and _completions how the ends of transfers are seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from kvferry import _access
+from kvferry import _engine as inner
+from kvferry._bindings import KVFERRY_OK, Functions, kvferry_transfer_t
+from kvferry._buffers import buffer_of
+from kvferry._completions import Completions, Flight, Kept
+from kvferry._errors import EngineClosed, Error, PeerUnreachable, RangeRejected, TransferError
+from kvferry._ffi import last_error
+from kvferry._inbox import Inbox, Message
+from kvferry._library import LibraryError, load
+from kvferry._peers import Descriptor, Notify, Peer
+from kvferry._ranges import Range
+from kvferry._regions import Region, Registration, Slice
+from kvferry._transfers import Transfer
+from kvferry.stats import Stats
+
+P2P = "P2PHANDSHAKE"
+
+# Status codes, negated, of a transfer that the engine refuses at once.
+_INVALID_ARGUMENT, _NO_SUCH_MEMORY = -1, -3
+_UNREACHABLE = (-101, -102, -103, -104, -200)
+
+
+class Engine:
+    """An engine: memory that peers may read and write, and transfers between it and theirs.
+
+    Any thread may use it, and any number of event loops. It starts no thread of Python, but one for callbacks that
+    belong to no event loop, when the first one is given. It ends by close(), at the end of a with or async with block,
+    when the last reference to it, its regions, peers and transfers goes, or at interpreter exit. Transfers that are
+    under way then end, too, within about a second, or some seconds where something is stuck in a system call or on a
+    device. In a child that was forked it cannot be used: each call is a LibraryError. The child makes its own.
+    """
+
+    def __init__(
+        self,
+        name: str = "127.0.0.1",
+        *,
+        metadata: str = P2P,
+        listen: str | Sequence[str] | None = None,
+        allow: str | Sequence[str] | None = None,
+        names: str | Sequence[str] | None = None,
+        security: str | None = None,
+        secret_file: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_peers: str | Sequence[str] | None = None,
+        max_sessions: int | None = None,
+        max_messages: int | None = None,
+        staging_pool_size: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        start_timeout: float = inner.DEFAULT_TIMEOUT,
+    ) -> None:
+        """Start an engine.
+
+        name is what peers open: with P2PHANDSHAKE a host or an address of this machine, and the engine adds its port.
+        metadata is P2PHANDSHAKE or the connection string of a metadata store. What is None comes from the environment,
+        where listen is KVFERRY_LISTEN, and so on; max_messages, which wait to be taken, is
+        MC_HANDSHAKE_MAX_NOTIFY_ENTRIES. docs/configuration.md says what each takes. settings has others, by their names
+        there.
+
+        timeout is the time limit of transfers in seconds, to which a second for each GiB is added; None takes
+        MC_TRANSFER_TIMEOUT. start_timeout limits the start, which may wait for a metadata store.
+
+        EngineError says why it cannot be made: also for a setting that does not exist or has no valid value.
+        """
+        own = {
+            "KVFERRY_LISTEN": _joined(listen),
+            "KVFERRY_ALLOW": _joined(allow),
+            "KVFERRY_NAMES": _joined(names),
+            "KVFERRY_SECURITY": security,
+            "KVFERRY_SECRET_FILE": _path(secret_file),
+            "KVFERRY_TLS_CERT": _path(tls_cert),
+            "KVFERRY_TLS_KEY": _path(tls_key),
+            "KVFERRY_TLS_CA": _path(tls_ca),
+            "KVFERRY_TLS_PEERS": _joined(tls_peers),
+            "KVFERRY_MAX_SESSIONS": _number(max_sessions),
+            "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": _number(max_messages),
+            "KVFERRY_STAGING_POOL_SIZE": _number(staging_pool_size),
+            **(settings or {}),
+        }
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"a time limit is more than 0 seconds, not {timeout!r}")
+        self._kept = Kept()
+        given = {key: value for key, value in own.items() if value is not None}
+        self._engine = inner.Engine(name, metadata, None, self._kept, start_timeout, given)
+        self._pid = os.getpid()
+        self._functions = load()
+        self._completions = Completions(self._functions, self._engine.handle, self._kept)
+        self._inbox = Inbox(self._engine, self._completions)
+        self._timeout = self._engine.timeout() if timeout is None else timeout
+        self._name = self._engine.name() if metadata == P2P else name
+        self._port = self._engine.rpc_port()
+
+    # About it
+
+    @property
+    def name(self) -> str:
+        """What peers open it by: host:port with P2PHANDSHAKE, otherwise its name in the metadata store."""
+        return self._name
+
+    @property
+    def port(self) -> int:
+        """The port of its handshakes."""
+        return self._port
+
+    @property
+    def timeout(self) -> float:
+        """The time limit of transfers in seconds, without the second for each GiB."""
+        return self._timeout
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called. Another thread may still be in it."""
+        return self._completions.ended
+
+    @property
+    def native(self) -> tuple[Functions, int]:
+        """The native library's functions, and the engine's handle for them (transfer_engine_ext.h)."""
+        return self._functions, self._engine.handle
+
+    def stats(self) -> Stats:
+        """What it has done since it was made, and does now: see kvferry.stats. EngineClosed once it is closed."""
+        self._check("stats")
+        try:
+            return self._engine.stats()
+        except RuntimeError as e:
+            self._check("stats")
+            raise Error(str(e), who=self._name, what="stats") from e
+
+    def check_fork(self) -> None:
+        """LibraryError in a child that was forked since the engine was made."""
+        if os.getpid() != self._pid:
+            raise LibraryError(
+                f"this engine was made by process {self._pid}, from which this one was forked; an engine cannot be "
+                "used after fork(): make a new one"
+            )
+
+    def _check(self, what: str) -> None:
+        self.check_fork()
+        if self.closed:
+            raise EngineClosed("the engine is closed", who=self._name, what=what)
+
+    # Its memory
+
+    def register(self, memory: Any, access: str = "read-write", *, location: str = "*") -> Region:
+        """Register memory, for peers to do with it what access says: "read-write", "read", "write" or "none".
+
+        memory is a tensor of PyTorch on a CPU, a GPU or an NPU, an array, or any object with contiguous memory by the
+        buffer protocol, __cuda_array_interface__ or DLPack. The Region keeps it. location is where it is, as "cuda:0"
+        or "cpu:1"; the engine finds out about "*". Transfers may also move memory of the host that is not registered.
+
+        TypeError for an object without memory; ValueError for memory that is empty or not contiguous, or read-only and
+        to be written; Error where it cannot be registered, as memory that is registered with the engine already.
+        """
+        flags = _access.flags(access)
+        buffer = buffer_of(memory)
+        what = f"register {buffer.nbytes} bytes at {buffer.address:#x}"
+        if buffer.nbytes == 0:
+            raise ValueError("there are no bytes to register")
+        if buffer.readonly and flags & _access.NAMES["write"]:
+            raise ValueError(f'this {type(memory).__name__} is read-only: register it with access="read"')
+        self._check(what)
+        if self._engine.register(buffer.address, buffer.nbytes, location, flags) != KVFERRY_OK:
+            reason = self._engine.last_error()
+            self._check(what)
+            raise Error(reason, who=self._name, what=what)
+        return Region(self, Registration(self._functions, self._engine.handle, buffer, self._kept.registered), access)
+
+    def describe(self, *memory: Region | Slice | Range) -> Descriptor:
+        """Its name, and ranges of its memory, to be sent to a peer, whose engine opens it by this."""
+        return Descriptor(self._name, [Range(m.address, m.nbytes) for m in memory])
+
+    # Its peers
+
+    def open(self, peer: str | Descriptor, *, timeout: float | None = None) -> Peer:
+        """Open a peer, by its name or by a descriptor, and wait for its answer, for up to timeout seconds.
+
+        PeerUnreachable or TimedOut says why not. Ctrl-C ends the wait. In a coroutine use connect().
+        """
+        opened = self._peer(peer)
+        opened.opening(timeout).result()
+        return opened
+
+    async def connect(self, peer: str | Descriptor, *, timeout: float | None = None) -> Peer:
+        """open() for a coroutine."""
+        opened = self._peer(peer)
+        await opened.opening(timeout)
+        return opened
+
+    def _peer(self, peer: str | Descriptor) -> Peer:
+        if isinstance(peer, Descriptor):
+            return Peer(self, peer.name, peer.ranges)
+        return Peer(self, peer)
+
+    def start(self, what: kvferry_transfer_t, flight: Flight, who: str, text: str, total: int) -> Transfer:
+        """Start a transfer, for a Peer."""
+        self._check(text)
+        transfer = Transfer(self, self._completions, flight, who, text, total)
+        code = self._completions.start(what, flight)
+        if code != KVFERRY_OK:
+            raise self._refusal(code, who, text)
+        return transfer
+
+    def _refusal(self, code: int, who: str, what: str) -> Exception:
+        """Why the library did not start a transfer."""
+        reason = last_error(self._functions)
+        self._check(what)
+        if code == _INVALID_ARGUMENT:
+            return ValueError(f"{who}: {what}: {reason}")
+        kind = RangeRejected if code == _NO_SUCH_MEMORY else PeerUnreachable if code in _UNREACHABLE else TransferError
+        return kind(reason, who=who, what=what)
+
+    # Messages
+
+    def send(self, peer: Peer | str, message: Notify, *, timeout: float | None = None) -> Transfer:
+        """Start sending a message to a peer: see Peer.send(). A peer that is not open is opened."""
+        to = peer if isinstance(peer, Peer) else Peer(self, peer)
+        if to.engine is not self:
+            raise ValueError(f"{to!r} was opened by another engine")
+        return to.send(message, timeout=timeout)
+
+    def messages(self) -> AsyncIterator[Message]:
+        """async for: the messages that peers send, until the engine is closed. Each is returned once."""
+        self._check("messages")
+        return self._inbox.each()
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """The next message; None where none comes within timeout seconds, or the engine is closed meanwhile. timeout
+        None is without a limit. Ctrl-C ends the wait. In a coroutine use messages()."""
+        self._check("receive")
+        return self._inbox.wait(math.inf if timeout is None else timeout)
+
+    # Its end
+
+    def close(self) -> None:
+        """End the engine, its transfers with EngineClosed, and its registrations. When it returns, nothing touches
+        their memory any more, unless the log says that something is stuck. A second call does nothing.
+
+        It takes up to a second, and longer where something is stuck. In a forked child it does nothing.
+        """
+        if os.getpid() != self._pid:
+            return
+        self._completions.drain()  # what has ended keeps its result
+        self._completions.ended = True
+        self._engine.close()
+        self._completions.close()
+
+    def __enter__(self) -> Engine:
+        self._check("enter")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Engine:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    def __repr__(self) -> str:
+        return f"<Engine {self._name}{', closed' if self.closed else ''}>"
+
+
+def _joined(values: str | Sequence[str] | None) -> str | None:
+    return values if values is None or isinstance(values, str) else ",".join(values)
+
+
+def _path(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _number(value: int | None) -> str | None:
+    return None if value is None else str(value)
