@@ -67,6 +67,9 @@ def options(arguments: argparse.Namespace) -> kvferry_metadata_server_options_t:
     )
 
 
+# The levels of Mooncake's mooncake_http_metadata_server, as MC_LOG_LEVEL has them.
+LOG_LEVELS = {"DEBUG": "TRACE", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR", "CRITICAL": "ERROR"}
+
 TEXTS = ("host", "path", "snapshot", "token", "tls_cert", "tls_key")
 
 
@@ -74,6 +77,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     """The command. It has failed when it cannot run or has lost changes, not when a signal ended it."""
     # Blocked signals wait for sigwait(): one that comes early is not lost, and none interrupts the start or the end.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    if arguments.log_level is not None:
+        os.environ["MC_LOG_LEVEL"] = LOG_LEVELS[arguments.log_level]
     try:
         server = Server(options(arguments), c_string(arguments.tls_client_ca or "", "tls_client_ca"))
         try:
@@ -101,11 +106,17 @@ COMMAND = Command(
     name="metadata-server",
     help="run the metadata server of a cluster",
     description="Run an HTTP metadata server, compatible with Mooncake's, and print the connection string that engines"
-    " are initialized with. SIGTERM and SIGINT end it. /health and /metrics show its state.",
+    " are initialized with. SIGTERM and SIGINT end it. /health and /metrics show its state. The options of Mooncake's"
+    " mooncake_http_metadata_server, --host, --port and --log-level, mean the same here.",
     run=run,
     options=(
         option("--host", default="", help="address to listen on (all addresses)"),
         option("--port", type=port, default=8080, help="port to listen on; 0 for any free port (%(default)s)"),
+        option(
+            "--log-level",
+            choices=tuple(LOG_LEVELS),
+            help="least severe lines that are logged, as Mooncake's server has it (MC_LOG_LEVEL)",
+        ),
         option("--path", default="/metadata", help="path of requests for metadata (%(default)s)"),
         option(
             "--max-keys", type=positive, default=100_000, metavar="N", help="maximum number of entries (%(default)s)"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from support import process
+from support import process, venvs
 from support.memory import Memory, transfer
 from support.metadata_server import MetadataServer, request
-from support.peer import Peer
+from support.peer import Peer, environment
 from support.peers import Peers, unavailable
 
 MOONCAKE = ("0.3.12", "0.3.13")
@@ -257,3 +259,26 @@ def test_changes_that_are_lost_in_the_end_are_told(tmp_path: Path) -> None:
         assert server.ask("PUT", "k", "v")[0] == 200
         assert server.end() == 1
         assert f"the snapshot {folder}/snapshot cannot be written" in server.log()
+
+
+def test_the_options_of_mooncakes_server_are_ours_too(tmp_path: Path) -> None:
+    try:
+        program = venvs.http_metadata_server(venvs.VERSIONS[-1])
+    except venvs.Unavailable as e:
+        unavailable(str(e))
+    theirs, ours = (
+        subprocess.run([*command, "--help"], env=environment(venvs.ours(), ours=True), capture_output=True, text=True)
+        for command in (program, [sys.executable, "-m", "kvferry", "metadata-server"])
+    )
+    options = set(re.findall(r"--[a-z][a-z-]*", theirs.stdout))
+    assert options >= {"--host", "--port", "--log-level"}
+    assert options <= set(re.findall(r"--[a-z][a-z-]*", ours.stdout))
+
+
+def test_a_log_level_of_mooncakes_server_decides_what_is_logged(tmp_path: Path) -> None:
+    warning = "without a token"
+    for level, logged in (("CRITICAL", False), ("ERROR", False), ("WARNING", True), ("DEBUG", True)):
+        with MetadataServer(tmp_path / level, "--host=0.0.0.0", f"--log-level={level}") as server:
+            assert server.end() == 0
+            assert (warning in server.log()) == logged, level
+    assert "invalid choice: 'LOUD'" in refused(tmp_path, "--log-level=LOUD")
