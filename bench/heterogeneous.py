@@ -51,7 +51,7 @@ from cases import (
 )
 from figures import Figures, Peak, Pipelining, Rounds
 from kvferry import __version__
-from kvferry.demo.cache import size_text
+from kvferry._places import size_text
 from kvferry.demo.devices import DemoError, Devices, find_npus
 from nodes import Measured, Node, NodeError, Place
 from report import comparisons, tables, write_files

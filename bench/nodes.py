@@ -23,7 +23,7 @@ import link
 from kvferry._bindings import OPCODE_READ, OPCODE_WRITE
 from kvferry._engine import Engine
 from kvferry._ffi import U64Array, u64_array
-from kvferry.demo.cache import HostMemory
+from kvferry._places import HostMemory
 from kvferry.npu import AscendCL, Memory, PinnedMemory
 
 OPCODES = {"write": OPCODE_WRITE, "read": OPCODE_READ}

@@ -27,7 +27,7 @@ from cases import (
     one_by_one,
 )
 from figures import Figures, Rounds
-from kvferry.demo.cache import size_text
+from kvferry._places import size_text
 from tables import median_ratio, table
 
 # Tables

@@ -30,6 +30,7 @@ from kvferry._ffi import U64Array, c_string, last_error, python_string, u64_arra
 from kvferry._library import load
 from kvferry._managed import Managed
 from kvferry._messages import take_notifications
+from kvferry._texts import Description, describe
 from kvferry._waiting import (
     LONGEST_WAIT,
     LONGEST_WAIT_MS,
@@ -201,6 +202,10 @@ class Engine(Managed):
     def probe(self, name: str, timeout: float) -> int:
         """0 when the owner of a segment answers, or a code."""
         return self._ask(self._functions.kvferry_start_probe, name, timeout)[0]
+
+    def describe(self, name: str, timeout: float) -> Description:
+        """What a peer offers now, and where it is. DescribeError when it does not answer within timeout, in seconds."""
+        return describe(self._functions, self.handle, name, timeout)
 
     def _ask(self, start: Callable[..., int | None], name: str, timeout: float) -> tuple[int, int]:
         """A question to a peer: its code, and its result."""

@@ -12,3 +12,11 @@ def positive(text: str) -> int:
     if not 1 <= number < 1 << 63:
         raise ValueError(text)
     return number
+
+
+def seconds(text: str) -> float:
+    """A time above 0 and of at most a year, in seconds; else ValueError."""
+    number = float(text)
+    if not 0 < number <= 365 * 24 * 3600:
+        raise ValueError(text)
+    return number

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,26 +18,10 @@ from kvferry._bindings import OPCODE_WRITE
 from kvferry.demo import cache as caches
 from kvferry.demo import nodes
 from kvferry.demo.devices import DemoError
-from support.inprocess import environment, run_python
+from support.commands import LIMIT, run, start
+from support.inprocess import run_python
 
 SMALL = ("demo", "--layers", "3", "--blocks", "5", "--block-size", "4K", "--batch", "4")
-LIMIT = 30.0
-
-
-def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "kvferry", *arguments],
-        env=environment(**settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
-    process = start(*arguments, **settings)
-    out, err = process.communicate(timeout=LIMIT)
-    return process.returncode, out, err
 
 
 @pytest.fixture
@@ -152,7 +135,7 @@ def test_an_option_that_makes_no_sense_is_refused(option: str) -> None:
     ("arguments", "settings", "sentence"),
     [
         (("--host", "192.0.2.1"), {}, "192.0.2.1"),
-        (("--layers", "1000000000"), {}, "of memory for the cache on host: "),
+        (("--layers", "1000000000"), {}, "of memory on host: "),
         ((), {"KVFERRY_LIBRARY": "/nonexistent"}, "KVFERRY_LIBRARY names /nonexistent, which is no file"),
     ],
 )

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from kvferry import demo, metadata_server, simulator
-from kvferry._command import completion, info
+from kvferry._command import bench, completion, info, members, ping, serve, topology
 from kvferry._command.declaration import Command
 
 COMMANDS: tuple[Command, ...] = (
     info.COMMAND,
     demo.COMMAND,
+    serve.COMMAND,
+    bench.COMMAND,
+    ping.COMMAND,
+    members.LIST,
+    members.REMOVE,
+    topology.COMMAND,
     metadata_server.COMMAND,
     simulator.COMMAND,
     completion.COMMAND,

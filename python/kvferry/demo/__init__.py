@@ -24,7 +24,8 @@ from kvferry._command import status
 from kvferry._command.declaration import Command, CommandError, option
 from kvferry._command.output import Output
 from kvferry._options import positive
-from kvferry.demo.cache import Shape, compare, size_text
+from kvferry._places import size_text
+from kvferry.demo.cache import Shape, compare
 from kvferry.demo.devices import DemoError, Devices, find_gpus, find_npus
 from kvferry.demo.nodes import DecodeProcess, Prefill
 

@@ -6,11 +6,11 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator
-from typing import Callable, NamedTuple, Union
+from typing import Callable, NamedTuple
 
-from kvferry._device import DeviceError, Memory
-from kvferry._memory import Mapping
-from kvferry.demo.devices import KINDS, DemoError
+from kvferry import _places
+from kvferry._places import Placed, PlaceError, size_text
+from kvferry.demo.devices import DemoError
 
 STEP = 1 << 20  # bytes that a cache is filled with at once
 
@@ -39,29 +39,12 @@ class Shape(NamedTuple):
         return f"{self.layers} layers x K and V x {self.blocks} blocks of {size_text(self.block_size)}"
 
 
-class HostMemory:
-    """Host memory, with the methods of a device's."""
-
-    location = "*"
-
-    def __init__(self, size: int) -> None:
-        self._mapping = Mapping(size)
-        self.address = self._mapping.address
-
-    def write(self, data: bytes, offset: int = 0) -> None:
-        self._mapping.buffer[offset : offset + len(data)] = data
-
-    def read(self, length: int, offset: int = 0) -> bytes:
-        return self._mapping.buffer[offset : offset + length]
-
-
-def allocate(place: str, size: int) -> Union[HostMemory, Memory]:
-    """Memory in a place: "host", or a device as "npu:0" or "cuda:0"."""
-    location, _, device = place.partition(":")
+def allocate(place: str, size: int) -> Placed:
+    """Memory in a place for a cache: "host", or a device as "npu:0" or "cuda:0"."""
     try:
-        return HostMemory(size) if place == "host" else KINDS[location].runtime().allocate(size, int(device))
-    except (DeviceError, OSError, OverflowError, ValueError) as e:
-        raise DemoError(f"there are no {size_text(size)} of memory for the cache on {place}: {e}") from e
+        return _places.allocate(place, size)
+    except PlaceError as e:
+        raise DemoError(str(e)) from e
 
 
 class Cache:
@@ -103,11 +86,3 @@ def compare(sent: list[bytes], arrived: list[bytes], who: str) -> None:
     wrong = [str(layer) for layer, (a, b) in enumerate(zip(sent, arrived)) if a != b]
     if wrong or len(sent) != len(arrived):
         raise DemoError(f"the bytes that {who} differ from those that prefill sent, in layers {', '.join(wrong)}")
-
-
-def size_text(size: int) -> str:
-    """A number of bytes for people, such as 16 KiB."""
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size >= unit and size % unit == 0:
-            return f"{size // unit} {name}"
-    return f"{size} bytes"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
-from kvferry import gpu, npu, simulator
+from kvferry import simulator
 from kvferry._device import DeviceError, Runtime
 from kvferry._library import LibraryError
-from kvferry.gpu import CUDA
-from kvferry.npu import AscendCL
+from kvferry._places import KINDS, Kind
 
 
 class DemoError(Exception):
@@ -18,17 +17,6 @@ class DemoError(Exception):
 
 class NoDeviceError(DemoError):
     """The machine has no device of a kind."""
-
-
-class Kind(NamedTuple):
-    """A kind of device."""
-
-    name: str
-    variable: str  # names the library
-    runtime: Callable[[], Runtime]
-
-
-KINDS = {"npu": Kind("NPU", npu.VARIABLE, AscendCL), "cuda": Kind("GPU", gpu.VARIABLE, CUDA)}
 
 
 class Devices(NamedTuple):

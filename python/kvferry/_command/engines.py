@@ -1,0 +1,94 @@
+"""Engines of the command: the options by which they are made, and their errors as the command's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kvferry._command.declaration import CommandError, Option, option
+from kvferry._engine import DEFAULT_TIMEOUT, Engine, EngineError
+from kvferry._library import LibraryError
+from kvferry._texts import DescribeError, Description
+
+P2P = "P2PHANDSHAKE"
+
+METADATA = option(
+    "--metadata",
+    metavar="STORE",
+    default=P2P,
+    help="metadata store of the cluster, as etcd://10.0.0.9:2379; names are addresses without one (%(default)s)",
+)
+NAME = option(
+    "--name",
+    metavar="NAME",
+    help="name of this engine: with a store any name, otherwise an address of this machine that the peer reaches"
+    " (found out by the machine's routes)",
+)
+ENGINE: tuple[Option, ...] = (METADATA, NAME)
+
+
+@contextmanager
+def engine(arguments: argparse.Namespace, towards: str | None = None, memory: object = None) -> Iterator[Engine]:
+    """An engine as these options say, which ends with the block.
+
+    towards is the peer that it is for, host:port. memory is kept until the engine has ended. CommandError says why
+    there is none.
+    """
+    name = arguments.name or own_name(arguments.metadata, towards)
+    try:
+        made = Engine(name, arguments.metadata, "tcp", memory)
+    except (EngineError, LibraryError, ValueError) as e:
+        raise CommandError(f"no engine can be made: {e}") from e
+    with made:
+        yield made
+
+
+def own_name(metadata: str, towards: str | None) -> str:
+    """The name of this engine where none was given."""
+    if metadata != P2P:
+        return f"kvferry-{socket.gethostname()}-{os.getpid()}"
+    return own_address(towards)
+
+
+# Addresses of networks for documentation: nobody has them, and they lead to the route for everything.
+ELSEWHERE = ("192.0.2.1", "2001:db8::1")
+
+
+def own_address(towards: str | None) -> str:
+    """The address of this machine from which packets to a peer come; without a peer, from which they leave."""
+    for host in (host_of(towards),) if towards else ELSEWHERE:
+        try:
+            for family, kind, protocol, _, address in socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM):
+                with socket.socket(family, kind, protocol) as s:
+                    s.connect(address)  # it sends nothing
+                    return str(s.getsockname()[0])
+        except OSError:
+            continue
+    return "127.0.0.1"
+
+
+def host_of(peer: str) -> str:
+    """The host in host:port, where an IPv6 address is in brackets or has no port."""
+    if peer.startswith("["):
+        return peer[1:].partition("]")[0]
+    host, colon, port = peer.rpartition(":")
+    return host if colon and port.isdecimal() and ":" not in host else peer
+
+
+def describe(engine: Engine, peer: str, timeout: float = DEFAULT_TIMEOUT) -> Description:
+    """What a peer offers. CommandError where it does not answer."""
+    try:
+        return engine.describe(peer, timeout)
+    except (DescribeError, ValueError) as e:
+        raise CommandError(f"{peer} cannot be asked what it offers: {e}") from e
+
+
+def open_peer(engine: Engine, peer: str, timeout: float = DEFAULT_TIMEOUT) -> int:
+    """The id of a peer's segment. CommandError where it cannot be had."""
+    segment = engine.segment(peer, timeout)
+    if segment < 0:
+        raise CommandError(f"{peer} cannot be opened: {engine.last_error()}")
+    return segment
