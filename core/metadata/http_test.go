@@ -159,14 +159,14 @@ func TestAnAddressThatTheServerDoesNotReplaceIsAnErrorUnlessItIsTheSame(t *testi
 
 func TestAURLMayHaveAnIPv6HostWithoutBrackets(t *testing.T) {
 	for connection, want := range map[string]string{
-		"http://fd00::2:15858/metadata":         "http://[fd00::2]:15858/metadata?key=",
-		"http://[fd00::2]:15858/metadata":       "http://[fd00::2]:15858/metadata?key=",
-		"https://fd00::2":                       "https://[fd00::2]?key=",
-		"http://me:pass@fd00::2:15858/m?a=b":    "http://[fd00::2]:15858/m?a=b&key=",
-		"http://fe80::1%eth0:15858/metadata":    "http://[fe80::1%25eth0]:15858/metadata?key=",
-		"http://store:8080/metadata":            "http://store:8080/metadata?key=",
-		"http://10.0.0.1:8080/fd00::2:15858":    "http://10.0.0.1:8080/fd00::2:15858?key=",
-		"http://10.0.0.1/metadata?x=fd00::2:15": "http://10.0.0.1/metadata?x=fd00::2:15&key=",
+		"http://fd00::2:15858/metadata":         "http://[fd00::2]:15858/metadata?",
+		"http://[fd00::2]:15858/metadata":       "http://[fd00::2]:15858/metadata?",
+		"https://fd00::2":                       "https://[fd00::2]?",
+		"http://me:pass@fd00::2:15858/m?a=b":    "http://[fd00::2]:15858/m?a=b&",
+		"http://fe80::1%eth0:15858/metadata":    "http://[fe80::1%25eth0]:15858/metadata?",
+		"http://store:8080/metadata":            "http://store:8080/metadata?",
+		"http://10.0.0.1:8080/fd00::2:15858":    "http://10.0.0.1:8080/fd00::2:15858?",
+		"http://10.0.0.1/metadata?x=fd00::2:15": "http://10.0.0.1/metadata?x=fd00::2:15&",
 	} {
 		s, err := newHTTP(connection, kv.Options{})
 		require.NoError(t, err)
