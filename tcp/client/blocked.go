@@ -19,24 +19,24 @@ import (
 //     when no carrier is left.
 
 // mayGo reports whether a piece may be sent to a target. A piece that may not is blocked, or fails. The peer's lock is held.
-func (p *peer) mayGo(target string, h *piece) bool {
-	end, lost := p.fence.quarantines.check(target, h)
+func (p *peer) mayGo(target string, piece *piece) bool {
+	end, lost := p.fence.quarantines.check(target, piece)
 	if end == nil {
-		h.blocked = 0
+		piece.blocked = 0
 		return true
 	}
 	now := int64(clock.Now())
-	if h.blocked == 0 {
-		h.blocked = now
+	if piece.blocked == 0 {
+		piece.blocked = now
 	}
 	limit := p.config.StatusTimeout
-	switch waited := time.Duration(now - h.blocked); {
+	switch waited := time.Duration(now - piece.blocked); {
 	case lost:
-		h.settle(p.blockedError(h, "nobody can know until when: the connection "+end.where+" was reset, and the target is Mooncake, which cannot be asked"))
+		piece.settle(p.blockedError(piece, "nobody can know until when: the connection "+end.where+" was reset, and the target is Mooncake, which cannot be asked"))
 	case waited >= limit:
-		h.settle(p.blockedError(h, fmt.Sprintf("the target has not ended the connection %s within %v (MC_TCP_STATUS_TIMEOUT_SEC)", end.where, limit)))
+		piece.settle(p.blockedError(piece, fmt.Sprintf("the target has not ended the connection %s within %v (MC_TCP_STATUS_TIMEOUT_SEC)", end.where, limit)))
 	default:
-		p.blocked = append(p.blocked, *h)
+		p.blocked = append(p.blocked, *piece)
 		p.recheckSoon(limit - waited)
 	}
 	return false
@@ -45,9 +45,9 @@ func (p *peer) mayGo(target string, h *piece) bool {
 // errFormerWrite is why a WRITE is not sent.
 var errFormerWrite = errors.New("an earlier WRITE to the same place was in flight on a connection that ended, and may still be applied by the target")
 
-func (p *peer) blockedError(h *piece, why string) error {
-	return status.Errorf(status.Socket, "segment %q: WRITE of %d bytes at %#x not sent: %w; %s", p.segment.Name, h.length, h.remote,
-		errFormerWrite, why)
+func (p *peer) blockedError(piece *piece, why string) error {
+	return status.Errorf(status.Socket, "segment %q: WRITE of %d bytes at %#x not sent: %w; %s",
+		p.segment.Name, piece.length, piece.remote, errFormerWrite, why)
 }
 
 // recheckSoon has the pieces that are set aside looked at again when the first of them has waited for long enough. The lock
@@ -66,12 +66,12 @@ func (p *peer) recheck() {
 	p.rechecking = false
 	blocked := p.blocked
 	p.blocked = nil
-	for _, h := range blocked {
+	for _, piece := range blocked {
 		if p.closed != nil {
-			h.settle(cmp.Or(h.work.Aborted(), p.closed))
+			piece.settle(cmp.Or(piece.work.Aborted(), p.closed))
 			continue
 		}
-		p.requeue(h)
+		p.requeue(piece)
 	}
 	p.mu.Unlock()
 	if len(blocked) > 0 {

@@ -13,8 +13,8 @@ type counters struct {
 }
 
 // count adds a piece whose bytes have arrived.
-func (c *counters) count(h *piece, path metrics.Path) {
-	c.Add(metrics.BytesOf(metrics.Operation(h.op), path), h.length)
+func (c *counters) count(piece *piece, path metrics.Path) {
+	c.Add(metrics.BytesOf(metrics.Operation(piece.op), path), piece.length)
 }
 
 // settled is how many bytes were moved.

@@ -60,8 +60,8 @@ func (p *peer) ended(c carrier, e ending) {
 	if len(e.held) > 0 {
 		p.errors.Add(1)
 	}
-	for _, h := range e.held {
-		p.giveBack(h, e.reason, lost)
+	for _, piece := range e.held {
+		p.giveBack(piece, e.reason, lost)
 	}
 	if lost && (len(e.held) > 0 || !p.isEmpty()) && p.lostTooMany(e.reason) {
 		p.failQueue(e.reason)
@@ -82,8 +82,8 @@ func (p *peer) endUnreachable(c carrier, e ending) {
 	defer p.mu.Unlock()
 	p.remove(c)
 	p.errors.Add(1)
-	for _, h := range e.held {
-		p.giveBack(h, e.reason, true)
+	for _, piece := range e.held {
+		p.giveBack(piece, e.reason, true)
 	}
 	if len(p.listed().all) == 0 {
 		p.failQueue(e.reason)
@@ -120,34 +120,34 @@ func (p *peer) lostTooMany(reason error) bool {
 func (p *peer) putBack(pieces []piece) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, h := range pieces {
-		p.giveBack(h, nil, false)
+	for _, piece := range pieces {
+		p.giveBack(piece, nil, false)
 	}
 }
 
 // giveBack queues a piece again that was in flight when its carrier ended, or fails it. The lock is held.
-func (p *peer) giveBack(h piece, reason error, lost bool) {
+func (p *peer) giveBack(piece piece, reason error, lost bool) {
 	if lost {
-		h.breaks++
+		piece.breaks++
 	}
-	switch cause := h.work.Aborted(); {
+	switch cause := piece.work.Aborted(); {
 	case cause != nil:
-		h.settle(cause)
-	case h.fatal != nil && h.merged && !errors.Is(h.fatal, errStalled):
-		h.split(p.requeue) // one of its tasks is to blame: each is tried by itself
-	case h.fatal != nil:
-		h.settle(h.fatal)
+		piece.settle(cause)
+	case piece.fatal != nil && piece.merged && !errors.Is(piece.fatal, errStalled):
+		piece.split(p.requeue) // one of its tasks is to blame: each is tried by itself
+	case piece.fatal != nil:
+		piece.settle(piece.fatal)
 	case p.closed != nil:
-		h.settle(p.closed)
-	case int(h.breaks) > p.config.RetryCount:
-		h.settle(fmt.Errorf("%w (after %d tries)", reason, h.breaks))
-	case h.refusals > 0 && errors.Is(reason, errRefused):
-		p.revalidate(h)
+		piece.settle(p.closed)
+	case int(piece.breaks) > p.config.RetryCount:
+		piece.settle(fmt.Errorf("%w (after %d tries)", reason, piece.breaks))
+	case piece.refusals > 0 && errors.Is(reason, errRefused):
+		p.revalidate(piece)
 	default:
 		if lost {
 			p.Add(metrics.Retries, 1)
 		}
-		p.requeue(h)
+		p.requeue(piece)
 	}
 }
 
@@ -159,10 +159,10 @@ func (p *peer) countLoss(e ending) {
 }
 
 // requeue has a piece sent again. The lock is held.
-func (p *peer) requeue(h piece) {
-	h.fatal, h.byAddress = nil, false
-	p.returned = append(p.returned, h)
-	p.queued += h.length
+func (p *peer) requeue(piece piece) {
+	piece.fatal, piece.byAddress = nil, false
+	p.returned = append(p.returned, piece)
+	p.queued += piece.length
 }
 
 // failQueue settles everything that is queued, or set aside until it may be. The lock is held.
@@ -170,8 +170,8 @@ func (p *peer) failQueue(reason error) {
 	for _, c := range p.cursors {
 		c.settleRest(cmp.Or(c.work.Aborted(), reason))
 	}
-	for _, h := range append(p.returned, p.blocked...) {
-		h.settle(cmp.Or(h.work.Aborted(), reason))
+	for _, piece := range append(p.returned, p.blocked...) {
+		piece.settle(cmp.Or(piece.work.Aborted(), reason))
 	}
 	p.cursors, p.returned, p.blocked, p.queued = nil, nil, nil, 0
 }

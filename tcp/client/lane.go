@@ -232,7 +232,7 @@ func (l *lane) carriesAborted() bool {
 			return true
 		}
 	}
-	return slices.ContainsFunc(l.copying, func(h piece) bool { return h.work.Aborted() != nil })
+	return slices.ContainsFunc(l.copying, func(piece piece) bool { return piece.work.Aborted() != nil })
 }
 
 // retire empties the lane after its receiver and writer have ended. Nothing of this process touches the memory of the pieces
@@ -268,12 +268,12 @@ func (l *lane) retire() (held, unanswered []piece, reason error) {
 // lock is held.
 func (l *lane) empty() (held, unanswered []piece) {
 	for l.flight.len() > 0 {
-		h := l.flight.pop()
-		if h.op == core.Write && h.end-h.frame() < l.sent {
-			unanswered = append(unanswered, h)
+		piece := l.flight.pop()
+		if piece.op == core.Write && piece.end-piece.frame() < l.sent {
+			unanswered = append(unanswered, piece)
 		}
-		h.work.Trace().Lost(h.step)
-		held = append(held, h)
+		piece.work.Trace().Lost(piece.step)
+		held = append(held, piece)
 	}
 	l.flying.Store(0)
 	l.coldReads.Store(0)

@@ -122,8 +122,8 @@ func (p *peer) close(reason error) {
 	p.mu.Lock()
 	p.closed = reason
 	p.failQueue(reason)
-	for _, h := range p.unverified {
-		h.settle(cmp.Or(h.work.Aborted(), reason))
+	for _, piece := range p.unverified {
+		piece.settle(cmp.Or(piece.work.Aborted(), reason))
 	}
 	p.unverified = nil
 	carriers := append(slices.Clone(p.listed().all), p.overtaken...)

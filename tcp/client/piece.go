@@ -96,11 +96,11 @@ func (p *piece) split(f func(piece)) {
 
 // settleAborted settles the pieces of works that were given up, and returns the others, and the bytes of those settled.
 func settleAborted(held []piece) (kept []piece, settled uint64) {
-	kept = slices.DeleteFunc(held, func(h piece) bool {
-		cause := h.work.Aborted()
+	kept = slices.DeleteFunc(held, func(piece piece) bool {
+		cause := piece.work.Aborted()
 		if cause != nil {
-			settled += h.length
-			h.settle(cause)
+			settled += piece.length
+			piece.settle(cause)
 		}
 		return cause != nil
 	})

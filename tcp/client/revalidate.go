@@ -19,9 +19,9 @@ import (
 // mayGoTo ensures that a task goes to the incarnation of the engine that it was submitted to.
 
 // revalidate has a piece wait for the descriptor to be fetched again. The lock is held.
-func (p *peer) revalidate(h piece) {
-	h.round = p.round
-	p.unverified = append(p.unverified, h)
+func (p *peer) revalidate(piece piece) {
+	piece.round = p.round
+	p.unverified = append(p.unverified, piece)
 	if !p.resolving {
 		p.resolving = true
 		p.client.running.Go(p.resolve)
@@ -29,25 +29,25 @@ func (p *peer) revalidate(h piece) {
 }
 
 // mayGoTo reports whether a piece may be sent to an engine. A piece that may not fails, or is blocked. The lock is held.
-func (p *peer) mayGoTo(to destination, h *piece) bool {
-	if !h.work.Bind(to.owner, to.there) {
-		h.settle(p.replacedError(h, to.owner))
+func (p *peer) mayGoTo(to destination, piece *piece) bool {
+	if !piece.work.Bind(to.owner, to.there) {
+		piece.settle(p.replacedError(piece, to.owner))
 		return false
 	}
-	return p.mayGo(to.target, h)
+	return p.mayGo(to.target, piece)
 }
 
 // mayCarry is mayGoTo for a connection that was made for the piece alone.
-func (p *peer) mayCarry(conn *connection, h *piece) bool {
+func (p *peer) mayCarry(conn *connection, piece *piece) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.mayGoTo(conn.destination(), h)
+	return p.mayGoTo(conn.destination(), piece)
 }
 
 // replacedError is why a piece fails that was meant for another incarnation of the peer.
-func (p *peer) replacedError(h *piece, owner *metadata.Descriptor) error {
+func (p *peer) replacedError(piece *piece, owner *metadata.Descriptor) error {
 	return status.Errorf(status.Socket, "segment %q: %w: it was submitted to %s, and %s answers in its place",
-		p.segment.Name, errRestarted, engineOf(h.work.BoundTo()), engineOf(owner.Identity))
+		p.segment.Name, errRestarted, engineOf(piece.work.BoundTo()), engineOf(owner.Identity))
 }
 
 func engineOf(identity string) string {
@@ -78,11 +78,11 @@ func (p *peer) resolve() {
 
 		p.mu.Lock()
 		p.checked = true
-		p.unverified = slices.DeleteFunc(p.unverified, func(h piece) bool {
-			if h.round >= round {
+		p.unverified = slices.DeleteFunc(p.unverified, func(waiting piece) bool {
+			if waiting.round >= round {
 				return false // set aside since: the descriptor may be older
 			}
-			h.split(func(part piece) { p.judge(part, d, err) })
+			waiting.split(func(part piece) { p.judge(part, d, err) })
 			return true
 		})
 		p.mu.Unlock()
@@ -91,25 +91,25 @@ func (p *peer) resolve() {
 }
 
 // judge decides what becomes of an unverified piece of one task. The lock is held.
-func (p *peer) judge(h piece, d *metadata.Descriptor, err error) {
+func (p *peer) judge(piece piece, d *metadata.Descriptor, err error) {
 	const mostRefusals = 2 // once with the old descriptor, once with the new one
-	switch cause := h.work.Aborted(); {
+	switch cause := piece.work.Aborted(); {
 	case cause != nil:
-		h.settle(cause)
+		piece.settle(cause)
 	case p.closed != nil:
-		h.settle(p.closed)
+		piece.settle(p.closed)
 	case err != nil:
-		h.settle(p.refused(&h, fmt.Errorf("and its descriptor cannot be fetched again: %w", err)))
-	case h.refusals >= mostRefusals && h.forbidden:
-		h.settle(p.refused(&h, forbidden(&h)))
-	case h.refusals >= mostRefusals:
-		h.settle(p.refused(&h, errors.New("the peer refused it twice")))
+		piece.settle(p.refused(&piece, fmt.Errorf("and its descriptor cannot be fetched again: %w", err)))
+	case piece.refusals >= mostRefusals && piece.forbidden:
+		piece.settle(p.refused(&piece, forbidden(&piece)))
+	case piece.refusals >= mostRefusals:
+		piece.settle(p.refused(&piece, errors.New("the peer refused it twice")))
 	default:
-		if why := refusalBy(d, &h); why != nil {
-			h.settle(p.refused(&h, why))
+		if why := refusalBy(d, &piece); why != nil {
+			piece.settle(p.refused(&piece, why))
 			return
 		}
-		p.requeue(h)
+		p.requeue(piece)
 	}
 }
 
@@ -118,30 +118,31 @@ var errNotShown = errors.New("its descriptor shows no buffer that holds it")
 
 // refusalBy is why the owner of a descriptor refuses a piece, or nil. A descriptor that does not list all buffers says nothing of a
 // range that it does not show.
-func refusalBy(d *metadata.Descriptor, h *piece) error {
-	buffer, ok := d.Contains(h.remote, h.length)
+func refusalBy(d *metadata.Descriptor, piece *piece) error {
+	buffer, ok := d.Contains(piece.remote, piece.length)
 	switch {
 	case !ok && !d.Truncated:
 		return errNotShown
-	case h.op == core.Read && buffer.Access == metadata.WriteOnly, h.op == core.Write && buffer.Access == metadata.ReadOnly:
-		return forbidden(h)
+	case piece.op == core.Read && buffer.Access == metadata.WriteOnly,
+		piece.op == core.Write && buffer.Access == metadata.ReadOnly:
+		return forbidden(piece)
 	}
 	return nil
 }
 
 // isRefused reports whether a piece is not to be sent before its owner's descriptor has been fetched again. all says that the
 // descriptor is asked about each range. Otherwise the peer is asked, except for what its descriptor says that it does not allow.
-func isRefused(d *metadata.Descriptor, h *piece, all bool) bool {
+func isRefused(d *metadata.Descriptor, piece *piece, all bool) bool {
 	if !all && !d.IsRestricted() {
 		return false
 	}
-	why := refusalBy(d, h)
+	why := refusalBy(d, piece)
 	return why != nil && (all || errors.Is(why, core.ErrForbidden))
 }
 
-func forbidden(h *piece) error { return fmt.Errorf("%w %s it", core.ErrForbidden, h.op.Verb()) }
+func forbidden(piece *piece) error { return fmt.Errorf("%w %s it", core.ErrForbidden, piece.op.Verb()) }
 
-func (p *peer) refused(h *piece, why error) error {
+func (p *peer) refused(piece *piece, why error) error {
 	return status.Errorf(status.AddressNotRegistered, "segment %q: range %#x+%d rejected: %w",
-		p.segment.Name, h.remote, h.length, why)
+		p.segment.Name, piece.remote, piece.length, why)
 }

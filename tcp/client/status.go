@@ -12,28 +12,28 @@ func stalledError(segment string, oldest *piece, limit limit) error {
 }
 
 // judgeStatus looks at the status frame that answers a piece. An error means that the connection is of no more use.
-func judgeStatus(segment string, frame []byte, h *piece) error {
+func judgeStatus(segment string, frame []byte, piece *piece) error {
 	code, err := wire.ParseStatus(frame)
 	switch {
 	case err != nil:
 		return status.Errorf(status.Socket, "segment %q: %w", segment, err)
 	case code == wire.StatusOK:
 		return nil
-	case code == wire.StatusOutOfReach && h.byAddress:
-		h.plain = true
+	case code == wire.StatusOutOfReach && piece.byAddress:
+		piece.plain = true
 		return nil
 	case code == wire.StatusFailed:
-		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer could not move %d bytes to or from its device at %#x; its log tells why",
-			segment, h.length, h.remote)
+		piece.fatal = status.Errorf(status.Endpoint, "segment %q: the peer could not move %d bytes to or from its device at %#x; its log tells why",
+			segment, piece.length, piece.remote)
 	case code == wire.StatusInaccessible:
-		h.fatal = status.Errorf(status.AddressNotRegistered,
+		piece.fatal = status.Errorf(status.AddressNotRegistered,
 			"segment %q: the peer has registered memory %#x+%d, but cannot access it: it was unmapped or protected, or its file cut short",
-			segment, h.remote, h.length)
+			segment, piece.remote, piece.length)
 	case code != wire.StatusRejected && code != wire.StatusForbidden:
-		h.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
-			segment, code, h.remote, h.length)
+		piece.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
+			segment, code, piece.remote, piece.length)
 	}
-	h.forbidden = code == wire.StatusForbidden
-	h.refusals++
+	piece.forbidden = code == wire.StatusForbidden
+	piece.refusals++
 	return errRefused
 }
