@@ -1,8 +1,8 @@
 /*
- * Threads, at the limit of what the system allows: a container's pids limit, or RLIMIT_NPROC.
+ * Threads, at the limit of what the system allows: a container's pids limit, RLIMIT_NPROC, or RLIMIT_AS.
  *
- *  1. kvferry_reserve_threads finds out how many threads the system still allows, by starting them outside Go. Go then starts
- *     as many, and keeps them: see core/threads.
+ *  1. kvferry_reserve_threads finds out how many threads the system still allows, by starting them outside Go, and by taking as
+ *     much address space as they may need for a moment. Go then starts as many, and keeps them: see core/threads.
  *  2. Go may need one more nevertheless. It ends the process if it does not get one. So its calls of pthread_create use the
  *     function below, which waits until the system allows one.
  */
@@ -15,6 +15,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -49,8 +51,8 @@ int kvferry_start_thread(pthread_t *thread, const pthread_attr_t *attributes, th
 /* Writes once to standard error that Go waits for a thread, unless standard error takes nothing. */
 static void say_waiting(void)
 {
-    static const char line[] = "WARN\tkvferry\tthe system starts no more threads: the pids limit of the container, or "
-                               "RLIMIT_NPROC, is reached; waiting for one\n";
+    static const char line[] = "WARN\tkvferry\tthe system starts no more threads: the pids limit of the container, "
+                               "RLIMIT_NPROC or RLIMIT_AS is reached; waiting for one\n";
     static int said;
     struct pollfd output = {.fd = STDERR_FILENO, .events = POLLOUT};
 
@@ -97,14 +99,49 @@ static void *wait_at(void *gate)
     return NULL;
 }
 
+/* Address space: what malloc of glibc takes for a thread that it has no other place for, and how many such places it makes for
+ * each processor. GO_ROOM is what Go may take while engines work: it ends the process if it gets none. */
+#define MALLOC_ROOM ((size_t)64 << 20)
+#define MALLOC_PLACES 8
+#define GO_ROOM ((size_t)256 << 20)
+
+/* ENOMEM where the process may not have the address space of so many more threads; 0 where it may, or has no limit. */
+static int probe_address_space(int threads)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    size_t places = MALLOC_PLACES * (size_t)(processors > 0 ? processors : 1), stack = 0, room;
+    struct rlimit limit;
+    pthread_attr_t attributes;
+    void *reserved;
+
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+        return 0;
+    }
+    if (pthread_attr_init(&attributes) == 0) {
+        pthread_attr_getstacksize(&attributes, &stack);
+        pthread_attr_destroy(&attributes);
+    }
+    if (places > (size_t)threads) {
+        places = (size_t)threads;
+    }
+    room = (size_t)threads * stack + places * MALLOC_ROOM + GO_ROOM;
+    reserved = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (reserved == MAP_FAILED) {
+        return ENOMEM;
+    }
+    munmap(reserved, room);
+    return 0;
+}
+
 int kvferry_probe_threads(int count)
 {
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
     pthread_t *threads = calloc((size_t)count, sizeof *threads);
     sigset_t all, before;
-    int failure = 0, started = 0;
+    int failure = probe_address_space(count), started = 0;
 
-    if (threads == NULL) {
+    if (threads == NULL || failure != 0) {
+        free(threads);
         return ENOMEM;
     }
     sigfillset(&all);
@@ -142,8 +179,8 @@ int kvferry_reserve_threads(void)
     }
     pthread_mutex_unlock(&turn);
     if (failure != 0) {
-        kvferry_explain("the %d threads that the library needs cannot be started: %s: raise the pids limit of the container, "
-                        "or RLIMIT_NPROC", count, strerror(failure));
+        kvferry_explain("the %d threads that the library needs cannot be started: %s: raise %s", count, strerror(failure),
+                        failure == ENOMEM ? "RLIMIT_AS (ulimit -v)" : "the pids limit of the container, or RLIMIT_NPROC");
     }
     return failure;
 }

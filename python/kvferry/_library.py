@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import platform
+import resource
 import shutil
 import sys
 import tempfile
@@ -81,7 +83,21 @@ def _platform_problem() -> str | None:
     return None
 
 
+LOADING_ROOM = 1664 << 20  # bytes of address space that the Go runtime and its threads take when it is loaded
 LOADING_THREADS = 8  # the most that the Go runtime starts when it is loaded; it ends the process if it cannot
+
+
+def _require_address_space() -> None:
+    """LibraryError where the process may not have the address space that loading takes."""
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    try:
+        mmap.mmap(-1, LOADING_ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()
+    except OSError as e:
+        raise LibraryError(
+            f"loading the library takes {LOADING_ROOM >> 20} MiB of address space, and RLIMIT_AS leaves less: {e}: "
+            "raise it (ulimit -v)"
+        ) from e
 
 
 def _require_threads() -> None:
@@ -104,6 +120,7 @@ def _require_threads() -> None:
 
 
 def _open(path: Path | str) -> Functions:
+    _require_address_space()
     _require_threads()
     try:
         functions = Functions(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL))

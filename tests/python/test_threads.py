@@ -72,6 +72,37 @@ works()
     assert "raise the pids limit of the container, or RLIMIT_NPROC" in said
 
 
+ADDRESS_SPACE = """
+import resource
+def allow(more):
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + (more << 20), resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.parametrize("more", [100, 500, 900, 1300, 1600, 2200])
+def test_a_process_with_little_address_space_gets_an_error(more: int) -> None:
+    """Go would end the process. With the last limit the library is loaded, and has no room for its threads."""
+    done = run_python(
+        ADDRESS_SPACE
+        + f"""
+allow({more})
+from kvferry._library import LibraryError
+try:
+    from mooncake.engine import TransferEngine
+    e = TransferEngine()
+    assert e.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == -1
+except LibraryError as e:
+    print(e, file=sys.stderr)
+allow(100 << 10)
+from mooncake.engine import TransferEngine
+works()
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert "RLIMIT_AS" in done.stderr
+
+
 def test_a_library_whose_threads_may_not_be_started_is_not_loaded() -> None:
     """become() has loaded it: so it is a forked child that loads its copy."""
     limited("""
