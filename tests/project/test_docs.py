@@ -16,7 +16,7 @@ import yaml
 
 from kvferry import Layout
 from support import venvs
-from support.readme import DOCS, example, programs
+from support.readme import DOCS, programs
 from support.venvs import REPOSITORY
 
 README, DEPLOY, MANIFEST = REPOSITORY / "README.md", DOCS / "deploy.md", DOCS / "kubernetes.yaml"
@@ -91,16 +91,10 @@ def test_the_kubernetes_manifest_has_what_the_api_takes() -> None:
     assert selected == labels, "a service has no pods"
 
 
-def test_first_program_in_python_runs(tmp_path: Path) -> None:
-    program = tmp_path / "example.py"
-    program.write_text(example("python"))
-    done = run(str(program))
-    assert done.returncode == 0, done.stderr
-
-
-def test_programs_of_the_page_on_layouts_run(tmp_path: Path) -> None:
-    found = programs(text(DOCS / "layouts.md"), "python")
-    assert len(found) == 3
+@pytest.mark.parametrize(("page", "count"), [("python.md", 4), ("layouts.md", 3)])
+def test_programs_of_a_page_run(tmp_path: Path, page: str, count: int) -> None:
+    found = programs(text(DOCS / page), "python")
+    assert len(found) == count
     for source in found:
         program = tmp_path / "example.py"
         program.write_text(source)
