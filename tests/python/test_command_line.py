@@ -162,9 +162,9 @@ def test_a_shells_script_has_every_command_and_option(shell: str, capsys: pytest
     for command in registered.COMMANDS:
         assert command.name in script
         for declared in command.options:
-            if not declared.positional:
-                (name,) = declared.names
-                assert (f" -l {name[2:]}" if shell == "fish" else f"{name}[") in script
+            for name in declared.names if not declared.positional else ():
+                in_fish = f" -l {name[2:]}" if name.startswith("--") else f" -s {name[1:]}"
+                assert (in_fish if shell == "fish" else f"{name}[") in script
 
 
 def test_the_man_page_has_every_command_option_and_exit_status() -> None:
