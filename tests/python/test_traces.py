@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvferry._command.main import main
 from support import devices
 from support.memory import Memory
 from support.peer import Peer
@@ -138,3 +141,107 @@ def test_engines_work_where_the_file_cannot_be_written(peers: Peers, tmp_path: P
     assert initiator.close() == 0
     assert initiator.log().count("the trace cannot be written") == 1
     assert precious.read_text() == "old"
+
+
+def exchanged(peers: Peers, folder: Path) -> tuple[Path, Path]:
+    """The files of an initiator and a target."""
+    settings = {"KVFERRY_TRACE_FILE": f"{folder}/%p.json", "KVFERRY_SAME_HOST": "0"}
+    target, initiator = (peers("ours", **settings).create() for _ in range(2))
+    there, here = (peer.memory(LARGE) for peer in (target, initiator))
+    for opcode in ("write", "read"):
+        move(initiator, target, opcode, here, there, LARGE)
+    for peer in (initiator, target):
+        trace_of(peer, folder)
+    return folder / f"{initiator.pid}.json", folder / f"{target.pid}.json"
+
+
+def elsewhere(path: Path, boot: str, later: float) -> Path:
+    """A file as a machine would have written it that has started so many microseconds later."""
+    trace = json.loads(path.read_text())
+    for event in trace["traceEvents"]:
+        event["ts"] = 0 if event["ph"] == "M" else round(event["ts"] - later, 3)
+    for engine in trace["otherData"]["engines"]:
+        engine["began_us"] -= later
+        for clock in engine["clocks"]:
+            clock["began_us"] -= later
+    trace["otherData"]["boot_id"] = boot
+    trace["otherData"]["unix_seconds_of_zero"] += later / 1e6
+    moved = path.with_name(f"{boot}.json")
+    moved.write_text(json.dumps(trace))
+    return moved
+
+
+def merged(folder: Path, capsys: pytest.CaptureFixture[str], *paths: Path) -> tuple[Trace, Any]:
+    """What the command makes of files, and what it says."""
+    capsys.readouterr()
+    output = folder / "merged.json"
+    assert main(["trace", "merge", *map(str, paths), "--output", str(output), "--json"]) == 0
+    return Trace(output), json.loads(capsys.readouterr().out)
+
+
+def test_merged_traces_have_both_sides_of_each_request(
+    peers: Peers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    initiator, target = exchanged(peers, tmp_path)
+    trace, told = merged(tmp_path, capsys, initiator, target)
+    assert [file["by"] for file in told["files"]] == ["machine", "machine"]
+    served = trace.of("served")
+    assert told["requests_with_both_sides"] == len(served) == connected(trace, trace) >= 2 * LARGE >> 20
+    assert len({span["pid"] for span in trace.spans}) == 2
+    assert min(begin(span) for span in trace.spans) == 0
+
+
+@pytest.mark.parametrize("first", ["initiator", "target"])
+def test_clocks_of_two_machines_are_aligned_by_what_engines_told_each_other(
+    peers: Peers, tmp_path: Path, capsys: pytest.CaptureFixture[str], first: str
+) -> None:
+    initiator, target = exchanged(peers, tmp_path)
+    moved = elsewhere(target, "other", 1.5e9)
+    exact, _ = merged(tmp_path, capsys, initiator, target)
+    trace, told = merged(tmp_path, capsys, *([initiator, moved] if first == "initiator" else [moved, initiator]))
+    by, error = told["files"][1]["by"], told["files"][1]["error_us"]
+    assert by == "hello"
+    assert abs(abs(told["files"][1]["shift_us"]) - 1.5e9) <= error + 1
+    ends, truth = trace.flows(), exact.flows()
+    for key, sides in ends.items():
+        if len(sides) == 2:
+            apart, right = (begin(x["f"]) - begin(x["s"]) for x in (sides, truth[key]))
+            assert abs(apart - right) <= (error + 1) * 1000
+
+
+def test_the_way_from_clock_to_clock_leads_through_other_files(
+    peers: Peers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    initiator, target = exchanged(peers, tmp_path / "one")
+    beside, strange = exchanged(peers, tmp_path / "two")
+    a, b = elsewhere(initiator, "a", 0), elsewhere(target, "b", 2e9)
+    c, d = elsewhere(beside, "b", 2e9), elsewhere(strange, "d", 3e9)
+    _, told = merged(tmp_path, capsys, a, d, c, b)
+    assert [file["by"] for file in told["files"]] == ["machine", "hello", "hello", "hello"]
+    _, told = merged(tmp_path, capsys, a, c)
+    assert [file["by"] for file in told["files"]] == ["machine", "date"]
+    assert told["files"][1]["error_us"] is None
+    assert abs(told["files"][1]["shift_us"] - 2e9) < 1e6
+
+
+def test_only_traces_are_merged_and_only_files_are_replaced(
+    peers: Peers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    initiator, target = exchanged(peers, tmp_path)
+    bad = tmp_path / "bad.json"
+    good = initiator.read_text()
+    merged(tmp_path, capsys, initiator, target)
+    for text in ("", "{", "[]", "null", '{"otherData": 1}', good[:1000], (tmp_path / "merged.json").read_text()):
+        bad.write_text(text)
+        assert main(["trace", "merge", str(initiator), str(bad), "--output", str(tmp_path / "out")]) == 1
+        assert f"{bad} was not written by KVFERRY_TRACE_FILE" in capsys.readouterr().err
+    assert main(["trace", "merge", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+    assert main(["trace", "merge", str(initiator), "--output", "/dev/full"]) == 1
+    assert main(["trace", "merge", str(initiator), "--output", str(tmp_path / "no" / "such")]) == 1
+    os.symlink(initiator, tmp_path / "link")
+    assert main(["trace", "merge", str(target), "--output", str(tmp_path / "link")]) == 0
+    assert initiator.read_text() == good
+    assert not [left for left in tmp_path.iterdir() if left.name.startswith(".")]

@@ -115,12 +115,14 @@ def check_event(event: Event) -> None:
 
 def begin(span: Event) -> int:
     """When an event begins, in nanoseconds: the files have no fractions of these."""
-    return int(round(span["ts"] * 1000))
+    at: float = span["ts"]
+    return round(at * 1000)
 
 
 def end(span: Event) -> int:
     """When a span ends, in nanoseconds."""
-    return begin(span) + int(round(span["dur"] * 1000))
+    length: float = span["dur"]
+    return begin(span) + round(length * 1000)
 
 
 def binds(span: Event, event: Event) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvferry import demo, metadata_server, simulator
-from kvferry._command import bench, completion, info, members, ping, serve, topology
+from kvferry._command import bench, completion, info, members, ping, serve, topology, trace
 from kvferry._command.declaration import Command
 
 COMMANDS: tuple[Command, ...] = (
@@ -17,5 +17,6 @@ COMMANDS: tuple[Command, ...] = (
     topology.COMMAND,
     metadata_server.COMMAND,
     simulator.COMMAND,
+    trace.COMMAND,
     completion.COMMAND,
 )
