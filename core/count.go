@@ -37,7 +37,9 @@ func (b *Batch) endTrace(ended *metrics.Batch, submissions []*submission, now ti
 		o.Requests += uint64(len(s.tasks))
 	}
 	o.Failed = o.Requests - ended.Requests[Read] - ended.Requests[Write]
-	b.trace.End(now, o)
+	if b.trace.End(now, o) {
+		b.engine.metrics.CountTraced(ended, b.trace.ID())
+	}
 }
 
 // countEnded counts the tasks of a submission, those with one target together.

@@ -33,6 +33,34 @@ func place(d time.Duration) int {
 	return min(bits.Len64(uint64(d-1)/uint64(time.Microsecond)), Bounds)
 }
 
+// Exemplar is one of the durations in a place of a histogram, which the trace has.
+type Exemplar struct {
+	TraceID string
+	Value   float64 // seconds
+	At      float64 // the date, in seconds
+}
+
+// exemplars has the latest one of each place of a histogram. Any goroutine may call its methods, and none waits.
+type exemplars [Bounds + 1]atomic.Pointer[Exemplar]
+
+func (x *exemplars) put(d time.Duration, traceID string) {
+	x[place(d)].Store(&Exemplar{traceID, d.Seconds(), float64(time.Now().UnixMilli()) / 1e3})
+}
+
+// all are those of each place, nil where there is none; nil if there are none at all.
+func (x *exemplars) all() (all []*Exemplar) {
+	for i := range x {
+		one := x[i].Load()
+		if one != nil && all == nil {
+			all = make([]*Exemplar, len(x))
+		}
+		if one != nil {
+			all[i] = one
+		}
+	}
+	return all
+}
+
 // addTo adds the counts so far to a distribution.
 func (h *Histogram) addTo(d *Distribution) {
 	for i := range h.counts {

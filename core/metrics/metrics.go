@@ -74,6 +74,7 @@ type Engine struct {
 
 	stripes  [4]stripe
 	failures [reasons]atomic.Uint64
+	traced   [operations]exemplars // of the batches' durations
 }
 
 // NewEngine makes counters that are 0. So many peers are shown by their names.
@@ -145,6 +146,9 @@ func (e *Engine) CountBatch(b *Batch) {
 	}
 }
 
+// CountTraced notes that a batch that has ended is in the trace.
+func (e *Engine) CountTraced(b *Batch, traceID string) { e.traced[b.Operation()].put(b.Took, traceID) }
+
 // CountFailures counts requests that fail.
 func (e *Engine) CountFailures(r Reason, requests uint64) { e.failures[r].Add(requests) }
 
@@ -153,7 +157,9 @@ func (e *Engine) Describe(s *Stats) {
 	t := e.Totals()
 	s.Batches, s.Requests, s.Bytes, s.Failures = map[string]Durations{}, map[string]uint64{}, map[string]uint64{}, map[string]uint64{}
 	for op := range operations {
-		s.Batches[op.String()] = t.Durations[op].Durations()
+		d := t.Durations[op].Durations()
+		d.Exemplars = e.traced[op].all()
+		s.Batches[op.String()] = d
 	}
 	for _, op := range Operations {
 		s.Requests[op.String()], s.Bytes[op.String()] = t.Requests[op], t.Bytes[op]

@@ -32,6 +32,8 @@ type Durations struct {
 	P50     float64  `json:"p50_seconds"` // estimated: it lies between the right two bounds
 	P99     float64  `json:"p99_seconds"`
 	Buckets []Bucket `json:"buckets"`
+
+	Exemplars []*Exemplar `json:"-"` // one for each bucket, nil where there is none, and one above the last bound; nil for none at all
 }
 
 // Bucket is how many durations do not exceed a bound.

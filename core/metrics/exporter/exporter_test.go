@@ -89,7 +89,7 @@ func freePort(t *testing.T) int {
 }
 
 func TestValuesAreWrittenInPrometheusTextFormat(t *testing.T) {
-	all := string(text([]*metrics.Stats{stats("one"), stats("two")}))
+	all := string(text([]*metrics.Stats{stats("one"), stats("two")}, prometheusText))
 	for _, line := range []string{
 		`# TYPE kvferry_batch_duration_seconds histogram`,
 		`kvferry_engine_info{engine="one",identity="id of one",version="1.2"} 1`,
@@ -112,8 +112,43 @@ func TestValuesAreWrittenInPrometheusTextFormat(t *testing.T) {
 	require.Equal(t, 1, strings.Count(all, "# TYPE kvferry_sessions gauge"))
 }
 
+func TestOpenMetricsIsForThoseThatPreferIt(t *testing.T) {
+	for accept, want := range map[string]format{
+		"": prometheusText, "*/*": prometheusText, "text/plain": prometheusText,
+		"application/openmetrics-text": openMetrics,
+		"application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1": openMetrics,
+		"application/openmetrics-text;q=0.5, text/plain":     prometheusText,
+		"application/openmetrics-text;q=0, text/plain;q=0":   prometheusText,
+		"application/openmetrics-text;q=much":                prometheusText,
+		"application/vnd.google.protobuf;q=1, ;;=,text/html": prometheusText,
+	} {
+		require.Equal(t, want, formatFor([]string{accept}), accept)
+	}
+	require.Equal(t, openMetrics, formatFor([]string{"text/plain;q=0.1", "application/openmetrics-text;q=0.2"}))
+}
+
+func TestABucketHasTheTraceOfABatchInIt(t *testing.T) {
+	s := stats("one")
+	read := s.Batches["read"]
+	read.Exemplars = make([]*metrics.Exemplar, metrics.Bounds+1)
+	read.Exemplars[2] = &metrics.Exemplar{TraceID: "01234567-8", Value: 3e-6, At: 1700000000.5}
+	read.Exemplars[metrics.Bounds] = &metrics.Exemplar{TraceID: "01234567-9", Value: 3600, At: 1700000001}
+	s.Batches["read"] = read
+	all := string(text([]*metrics.Stats{s}, openMetrics))
+	for _, line := range []string{
+		`# TYPE kvferry_batches_failed counter`,
+		`kvferry_batches_failed_total{engine="one"} 3`,
+		`kvferry_batch_duration_seconds_bucket{engine="one",operation="read",le="4e-06"} 1 # {trace_id="01234567-8"} 3e-06 1700000000.500`,
+		`kvferry_batch_duration_seconds_bucket{engine="one",operation="read",le="+Inf"} 2 # {trace_id="01234567-9"} 3600 1700000001.000`,
+	} {
+		require.Contains(t, all, line+"\n")
+	}
+	require.True(t, strings.HasSuffix(all, "\n# EOF\n"))
+	require.NotContains(t, string(text([]*metrics.Stats{s}, prometheusText)), "trace_id")
+}
+
 func TestEveryRowOfTheTableIsWrittenAndNamedAsPrometheusAsks(t *testing.T) {
-	all := string(text([]*metrics.Stats{stats("one")}))
+	all := string(text([]*metrics.Stats{stats("one")}, prometheusText))
 	seen := map[string]bool{}
 	for i := range families {
 		f := &families[i]
@@ -162,7 +197,7 @@ func TestPromtoolFindsNothingWrong(t *testing.T) {
 		t.Skip("promtool is missing: it is in Debian's package prometheus")
 	}
 	check := exec.Command(promtool, "check", "metrics")
-	check.Stdin = strings.NewReader(string(text([]*metrics.Stats{stats("one"), stats("two")})))
+	check.Stdin = strings.NewReader(string(text([]*metrics.Stats{stats("one"), stats("two")}, prometheusText)))
 	out, err := check.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Empty(t, string(out))

@@ -3,6 +3,7 @@ package exporter
 import (
 	"bytes"
 	"fmt"
+	"mime"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,11 +11,46 @@ import (
 	"kvferry/core/metrics"
 )
 
-// contentType is that of Prometheus' text format.
-const contentType = "text/plain; version=0.0.4; charset=utf-8"
+// format is a text format.
+type format struct {
+	contentType string
+	open        bool // OpenMetrics, which has exemplars
+}
 
-// text is the metrics of the engines of the process in Prometheus' text format. No two engines have one name.
-func text(engines []*metrics.Stats) []byte {
+var (
+	prometheusText = format{contentType: "text/plain; version=0.0.4; charset=utf-8"}
+	openMetrics    = format{contentType: "application/openmetrics-text; version=1.0.0; charset=utf-8", open: true}
+)
+
+// formatFor is the format for a client that accepts what the headers say: OpenMetrics if it prefers that.
+func formatFor(accept []string) format {
+	open, plain := 0.0, 0.0
+	for _, one := range strings.Split(strings.Join(accept, ","), ",") {
+		kind, parameters, err := mime.ParseMediaType(one)
+		if err != nil {
+			continue
+		}
+		weight := 1.0
+		if q, given := parameters["q"]; given {
+			if weight, err = strconv.ParseFloat(q, 64); err != nil {
+				continue
+			}
+		}
+		switch kind {
+		case "application/openmetrics-text":
+			open = max(open, weight)
+		case "text/plain":
+			plain = max(plain, weight)
+		}
+	}
+	if open > 0 && open >= plain {
+		return openMetrics
+	}
+	return prometheusText
+}
+
+// text is the metrics of the engines of the process. No two engines have one name.
+func text(engines []*metrics.Stats, as format) []byte {
 	var out bytes.Buffer
 	for i := range families {
 		f := &families[i]
@@ -27,17 +63,29 @@ func text(engines []*metrics.Stats) []byte {
 			f.each(s, func(value any, labels ...string) {
 				if !begun {
 					begun = true
-					fmt.Fprintf(&out, "# HELP %s %s.\n# TYPE %s %s\n", f.name, helpText.Replace(f.help), f.name, f.kind)
+					f.head(&out, as)
 				}
-				f.write(&out, s.Engine, value, labels)
+				f.write(&out, as, s.Engine, value, labels)
 			})
 		}
+	}
+	if as.open {
+		out.WriteString("# EOF\n")
 	}
 	return out.Bytes()
 }
 
+// head writes what the family is. OpenMetrics names a counter without the suffix of its values.
+func (f *family) head(out *bytes.Buffer, as format) {
+	name, help := f.name, helpText.Replace(f.help)
+	if as.open {
+		name, help = strings.TrimSuffix(name, "_total"), labelText.Replace(f.help)
+	}
+	fmt.Fprintf(out, "# HELP %s %s.\n# TYPE %s %s\n", name, help, name, f.kind)
+}
+
 // write writes a value, or the values of a histogram.
-func (f *family) write(out *bytes.Buffer, engine string, value any, values []string) {
+func (f *family) write(out *bytes.Buffer, as format, engine string, value any, values []string) {
 	var labels []string
 	if !f.ofProcess {
 		labels = append(labels, label("engine", engine))
@@ -47,24 +95,35 @@ func (f *family) write(out *bytes.Buffer, engine string, value any, values []str
 	}
 	d, ok := value.(metrics.Durations)
 	if !ok {
-		line(out, f.name, labels, value)
+		line(out, f.name, labels, value, "")
 		return
 	}
-	for _, b := range d.Buckets {
-		bound := strconv.FormatFloat(b.Bound, 'g', -1, 64)
-		line(out, f.name+"_bucket", append(slices.Clip(labels), label("le", bound)), b.Count)
+	for i := range len(d.Buckets) + 1 {
+		bound, count := "+Inf", d.Count
+		if i < len(d.Buckets) {
+			bound, count = strconv.FormatFloat(d.Buckets[i].Bound, 'g', -1, 64), d.Buckets[i].Count
+		}
+		line(out, f.name+"_bucket", append(slices.Clip(labels), label("le", bound)), count, exemplar(&d, i, as))
 	}
-	line(out, f.name+"_bucket", append(slices.Clip(labels), label("le", "+Inf")), d.Count)
-	line(out, f.name+"_sum", labels, d.Sum)
-	line(out, f.name+"_count", labels, d.Count)
+	line(out, f.name+"_sum", labels, d.Sum, "")
+	line(out, f.name+"_count", labels, d.Count, "")
 }
 
-func line(out *bytes.Buffer, name string, labels []string, value any) {
+// exemplar is what follows the value of a bucket.
+func exemplar(d *metrics.Durations, bucket int, as format) string {
+	if !as.open || d.Exemplars == nil || d.Exemplars[bucket] == nil {
+		return ""
+	}
+	x := d.Exemplars[bucket]
+	return fmt.Sprintf(" # {%s} %s %.3f", label("trace_id", x.TraceID), strconv.FormatFloat(x.Value, 'g', -1, 64), x.At)
+}
+
+func line(out *bytes.Buffer, name string, labels []string, value any, after string) {
 	out.WriteString(name)
 	if len(labels) > 0 {
 		out.WriteString("{" + strings.Join(labels, ",") + "}")
 	}
-	fmt.Fprintf(out, " %v\n", value)
+	fmt.Fprintf(out, " %v%s\n", value, after)
 }
 
 var (
