@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
+	"syscall"
 	"time"
 
 	"kvferry/core/security"
@@ -25,7 +27,7 @@ const (
 // is unknown, status.Socket when it cannot be reached or breaks the connection off, status.RejectHandshake when it
 // refuses or answers something else, status.MalformedJSON when the answer cannot be read.
 type Client struct {
-	ConnectTimeout time.Duration // for resolving the host and trying all of its addresses; 0: DefaultConnectTimeout
+	ConnectTimeout time.Duration // for resolving the host and trying all of its addresses, and to be answered at all; 0: DefaultConnectTimeout
 	ReplyTimeout   time.Duration // from the connection on; 0: DefaultReplyTimeout
 	MaxLength      int           // longest frame that is sent or taken, in bytes; 0: DefaultMaxLength
 
@@ -200,15 +202,50 @@ func (c Client) askPeer(ctx context.Context, peer string, kind frameKind, body [
 	}
 	request := encodeFrame(kind, false, body)
 	plain := c.Security.Mode() == security.Off
-	reply, from, err = c.attempt(ctx, peer, kind, request, plain)
+	reply, from, err = c.insist(ctx, peer, kind, request, plain)
 	if !plain && errors.Is(err, errNotTLS) && c.mayAskPlainly(peer, kind) {
 		plain = true
-		reply, from, err = c.attempt(ctx, peer, kind, request, plain)
+		reply, from, err = c.insist(ctx, peer, kind, request, plain)
 	}
 	if err != nil {
 		return nil, from, false, peerError(peer, kind, err)
 	}
 	return reply, from, !plain, nil
+}
+
+// A server that is asked by very many at once closes connections before it answers. Those that ask for a descriptor then do so
+// again, for the time that a connection may take, after pauses that grow up to maxInsistPause.
+const (
+	minInsistPause = 20 * time.Millisecond
+	maxInsistPause = 500 * time.Millisecond
+)
+
+// insist asks, again where the peer has closed the connection without an answer. A notification might arrive twice that way, and
+// a probe takes such an end for an answer.
+func (c Client) insist(ctx context.Context, peer string, kind frameKind, request []byte, plain bool) ([]byte, security.Peer, error) {
+	until := time.Now().Add(orDefault(c.ConnectTimeout, DefaultConnectTimeout))
+	for pause := minInsistPause; ; pause = min(2*pause, maxInsistPause) {
+		reply, from, err := c.attempt(ctx, peer, kind, request, plain)
+		wait := pause/2 + rand.N(pause) // those that were closed together do not come back together
+		if err == nil || kind != kindMetadata || !c.closedUnanswered(err) || time.Now().Add(wait).After(until) {
+			return reply, from, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return reply, from, err
+		}
+	}
+}
+
+// closedUnanswered reports whether a connection was closed before a byte of the answer came. A Mooncake engine that is asked by TLS
+// ends it like that, too. Where such an engine may be asked without TLS, that comes next.
+func (c Client) closedUnanswered(err error) bool {
+	if errors.Is(err, errNotTLS) && c.Security.Mode() != security.Require {
+		return false
+	}
+	return errors.Is(err, errNoFrame) || errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, errNothingSent) && errors.Is(err, syscall.ECONNRESET)
 }
 
 // attempt asks on one connection.
