@@ -44,14 +44,15 @@ def _nothing() -> None:
 
 
 class Flight:
-    """A transfer that is under way, without the program's object for it."""
+    """A transfer that is under way, whether the program still has its object or not."""
 
-    __slots__ = ("batch", "keep", "transfer")
+    __slots__ = ("batch", "keep", "transfer", "waited_for")
 
     def __init__(self, keep: Any) -> None:
         self.batch = c_uint64(INVALID_BATCH)
-        self.keep = keep  # objects whose memory is in use
-        self.transfer: Callable[[], Transfer | None] = _nothing
+        self.keep = keep  # objects whose memory is in use; None once it has ended
+        self.transfer: Callable[[], Transfer | None] = _nothing  # the program's object, if it has one
+        self.waited_for: Transfer | None = None  # that object, as long as somebody is to be told of the end
 
 
 class Kept:
@@ -140,6 +141,7 @@ class Completions:
                 return
             transfer = flight.transfer()
             told = transfer.settled() if transfer is not None else ()
+            flight.keep = flight.waited_for = None
             del self._kept.flights[batch]
         self._functions.kvferry_batch_discard(self._engine, batch)
         for wake in told:

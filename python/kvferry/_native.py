@@ -235,7 +235,10 @@ class Engine:
         return to.send(message, timeout=timeout)
 
     def messages(self) -> AsyncIterator[Message]:
-        """async for: the messages that peers send, until the engine is closed. Each is returned once."""
+        """async for: the messages that peers send, until the engine is closed; each is returned once.
+
+        EngineClosed where it was closed before.
+        """
         self._check("messages")
         return self._inbox.each()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvferry._native import Engine
 
 VERSION = 1  # of a descriptor's text
+LONGEST_TEXT = 1 << 20  # that is read, in bytes or characters
 
 # Memory of this process: a Region, a slice of one, or what buffer_of() takes. A Range is memory that the caller keeps.
 Local = Any
@@ -36,7 +37,7 @@ KINDS = {OPCODE_READ: "read", OPCODE_WRITE: "write"}
 class Descriptor:
     """An engine's name, and ranges of its memory: what a peer needs to know, for any side channel.
 
-    Engine.describe() makes it. json() is its text, and from_json() takes such a text from anybody.
+    Engine.describe() makes it. json() is its text, and from_json() takes such a text, of 1 MiB at most, from anybody.
     """
 
     def __init__(self, name: str, ranges: Sequence[Range] = ()) -> None:
@@ -51,6 +52,8 @@ class Descriptor:
     @classmethod
     def from_json(cls, text: str | bytes) -> Descriptor:
         """The descriptor with that text. ValueError says what is wrong with it."""
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(f"this is no descriptor of an engine: it is longer than {LONGEST_TEXT}")
         try:
             found = json.loads(text)
             version, name = found["kvferry_descriptor"], found["name"]

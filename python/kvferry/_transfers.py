@@ -194,12 +194,15 @@ class Transfer:
         with self._completions.lock:
             if not self._ended:
                 self._told.append(wake)
+                self._flight.waited_for = self
             return not self._ended
 
     def _untell(self, wake: Wake) -> None:
         with self._completions.lock:
             if wake in self._told:
                 self._told.remove(wake)
+            if not self._told:
+                self._flight.waited_for = None
 
     def add_done_callback(self, function: Callable[[Transfer], object]) -> None:
         """Have function(transfer) called when it has ended.

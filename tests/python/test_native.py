@@ -527,6 +527,23 @@ def test_a_callback_may_start_transfers_and_close_the_engine(path: str) -> None:
         assert closed.wait(LIMIT)
 
 
+def test_a_callback_is_called_though_nobody_has_the_transfer(engine: Engine, silent: RawTarget) -> None:
+    called = threading.Event()
+    engine.open(silent.name).write(some_bytes(10), BASE, timeout=0.2).add_done_callback(lambda _: called.set())
+    gc.collect()
+    assert called.wait(LIMIT)
+
+
+def test_a_transfer_that_has_ended_keeps_no_memory(pair: Couple) -> None:
+    memory = np.zeros(SIZE, np.uint8)
+    gone = weakref.ref(memory)
+    transfer = pair.peer.write(memory, pair.region)
+    del memory
+    assert transfer.result(LIMIT) == SIZE
+    gc.collect()
+    assert gone() is None
+
+
 def test_callbacks_are_called_when_the_engine_is_closed(path: str, silent: RawTarget) -> None:
     engine, ended = Engine(), []
     transfer = engine.open(silent.name).write(some_bytes(10), BASE)
@@ -594,6 +611,7 @@ def test_a_descriptor_goes_through_any_side_channel(pair: Couple) -> None:
         '{"kvferry_descriptor":1,"name":5,"ranges":[]}',
         text.replace(":1,", ":2,"),
         "[" * 9999,
+        text + " " * (1 << 20),
     ):
         with pytest.raises(ValueError, match="no descriptor"):
             Descriptor.from_json(wrong)

@@ -15,7 +15,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from kvferry import Cancelled, Engine, EngineClosed, Message, PeerUnreachable, RangeRejected, TimedOut, Transfer
+from kvferry import Cancelled, Engine, EngineClosed, Message, Peer, PeerUnreachable, RangeRejected, TimedOut, Transfer
 from support.inprocess import run_python
 from support.native import NOWHERE, SIZE, Couple, couple, some_bytes
 from support.rawpeer import BASE, RawTarget, swallow
@@ -148,6 +148,25 @@ def test_a_task_that_is_shielded_leaves_its_transfer_alone(pair: Couple, silent:
         transfer.cancel()
         with pytest.raises(Cancelled):
             await transfer
+
+    run(program)
+
+
+def test_a_task_that_nobody_has_goes_on(pair: Couple, silent: RawTarget) -> None:
+    async def program() -> None:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        async def wait(peer: Peer) -> None:
+            try:
+                await peer.write(some_bytes(), BASE, timeout=0.2)
+            except TimedOut:
+                ended.set_result(None)
+
+        asyncio.create_task(wait(await pair.near.connect(silent.name)))  # noqa: RUF006 - that is what is tested
+        await asyncio.sleep(0.01)
+        gc.collect()
+        await ended
 
     run(program)
 
