@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvferry._command.members import memory_text
+from kvferry._command.texts import memory_text
 from support import venvs
 from support.commands import result, run, running
 from support.commands import serving as served

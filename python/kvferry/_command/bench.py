@@ -21,10 +21,11 @@ from kvferry._command import status
 from kvferry._command.bench_rounds import FOOTPRINT, OPCODES, Case, Measured, Rounds, require_room
 from kvferry._command.bench_target import Target, target_of
 from kvferry._command.declaration import Command, CommandError, Example, option
-from kvferry._command.engines import ENGINE, P2P, engine
+from kvferry._command.engines import ENGINE, P2P, engine, quiet_engine
 from kvferry._command.live import Live
 from kvferry._command.output import Output
 from kvferry._command.serving import PAGE
+from kvferry._command.texts import duration
 from kvferry._device import DeviceError
 from kvferry._engine import Engine
 from kvferry._options import positive, seconds
@@ -35,6 +36,7 @@ LONGEST = 10  # times the seconds of a case that its rounds may take with fillin
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """The command: measure all cases, and print the table."""
+    quiet_engine(out)
     operations = arguments.op or list(OPCODES)
     cases = [Case(*v) for v in itertools.product(operations, arguments.size, arguments.batch, arguments.threads)]
     try:
@@ -134,8 +136,9 @@ class Bench:
         return found
 
     def _print(self) -> None:
-        cells = [[cell(row) for _, cell in COLUMNS] for row in self._rows]
-        self._out.table([title for title, _ in COLUMNS], cells, RIGHT)
+        if self._rows:
+            cells = [[cell(row) for _, cell in COLUMNS] for row in self._rows]
+            self._out.table([title for title, _ in COLUMNS], cells, RIGHT)
         if self._rows and all(row["checked"] for row in self._rows):
             self._out.note("every byte was checked")
         target = self._target
@@ -159,19 +162,15 @@ def _path(before: dict[str, int], after: dict[str, int]) -> str:
     return "+".join(sorted(path for path, count in after.items() if count > before.get(path, 0)))
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value * 1e3:.3f} ms"
-
-
 COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("", lambda row: row["operation"]),
     ("block", lambda row: size_text(row["block_bytes"])),
     ("batch", lambda row: str(row["batch"])),
     ("threads", lambda row: str(row["threads"])),
-    ("GB/s", lambda row: f"{row['bytes_per_second'] / 1e9:.3f}"),
-    ("p50/batch", lambda row: _milliseconds(row["p50_seconds"])),
-    ("p99/batch", lambda row: _milliseconds(row["p99_seconds"])),
-    ("cpu s/GB", lambda row: f"{row['processor_seconds_per_gb']:.3f}"),
+    ("GB/s", lambda row: f"{row['bytes_per_second'] / 1e9:.2f}"),
+    ("p50", lambda row: duration(row["p50_seconds"])),
+    ("p99", lambda row: duration(row["p99_seconds"])),
+    ("cpu/GB", lambda row: duration(row["processor_seconds_per_gb"])),
     ("path", lambda row: row["path"]),
     ("checked", lambda row: "yes" if row["checked"] else "no"),
 )

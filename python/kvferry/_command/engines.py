@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kvferry._command.declaration import CommandError, Option, option
+from kvferry._command.output import Output
 from kvferry._engine import DEFAULT_TIMEOUT, Engine, EngineError
 from kvferry._library import LibraryError
 from kvferry._texts import DescribeError, Description
@@ -28,6 +29,12 @@ NAME = option(
     " (found out by the machine's routes)",
 )
 ENGINE: tuple[Option, ...] = (METADATA, NAME)
+
+
+def quiet_engine(out: Output) -> None:
+    """Have engines log errors only, unless the user wants more: the command says itself what has failed."""
+    if not out.verbose:
+        os.environ.setdefault("MC_LOG_LEVEL", "ERROR")
 
 
 @contextmanager

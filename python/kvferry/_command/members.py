@@ -10,6 +10,7 @@ from kvferry import _texts
 from kvferry._command import status
 from kvferry._command.declaration import Command, CommandError, Example, option
 from kvferry._command.output import Output
+from kvferry._command.texts import age, memory_text
 from kvferry._library import LibraryError
 from kvferry._options import seconds
 from kvferry._texts import DescribeError, Member
@@ -68,22 +69,9 @@ def _row(member: Member, now: datetime) -> tuple[object, ...]:
 
 
 def _ago(since: str, now: datetime) -> str:
-    """How long ago a time was, in one unit."""
+    """How long ago a time was."""
     passed = (now - datetime.fromisoformat(since.replace("Z", "+00:00"))).total_seconds()
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if passed >= 2 * length:
-            return f"{int(passed // length)}{unit}"
-    return f"{int(passed)}s"
-
-
-def memory_text(count: int) -> str:
-    """A number of bytes in one unit, with a digit after the point."""
-    number = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.1f} {unit}" if unit != "B" else f"{count} B"
-        number /= 1024
-    return f"{number:.1f} TiB"
+    return age(max(0.0, passed))  # the engine's clock may be ahead
 
 
 def run_remove(arguments: argparse.Namespace, out: Output) -> int:

@@ -69,9 +69,15 @@ class Output:
         print(text, file=self._errors, flush=True)
 
 
+def printable(text: str) -> str:
+    """Text without control characters: names of peers and entries of stores come from strangers, and a terminal would
+    obey them."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> list[str]:
     """The lines of a table, its headings first."""
-    cells = [list(headings), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(headings), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     aligned = set(right)
     return [

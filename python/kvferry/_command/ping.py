@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from kvferry._bindings import KVFERRY_ACCESS_NONE, OPCODE_READ
 from kvferry._command import status
 from kvferry._command.declaration import Command, CommandError, Example, option
-from kvferry._command.engines import ENGINE, P2P, describe, engine, open_peer
+from kvferry._command.engines import ENGINE, P2P, describe, engine, open_peer, quiet_engine
 from kvferry._command.output import Output
 from kvferry._engine import Engine
 from kvferry._ffi import pack_u64
@@ -125,6 +125,7 @@ class Pinger:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """The command. It has failed where the peer has not answered once."""
+    quiet_engine(out)
     memory = HostMemory(LARGEST)
     with engine(arguments, arguments.peer if arguments.metadata == P2P else None, memory) as made:
         reading, described = prepare(made, arguments, memory, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvferry import demo, metadata_server, simulator
-from kvferry._command import bench, completion, info, members, ping, serve, topology, trace
+from kvferry._command import bench, completion, info, members, ping, serve, top, topology, trace
 from kvferry._command.declaration import Command
 
 COMMANDS: tuple[Command, ...] = (
@@ -14,6 +14,7 @@ COMMANDS: tuple[Command, ...] = (
     ping.COMMAND,
     members.LIST,
     members.REMOVE,
+    top.COMMAND,
     topology.COMMAND,
     metadata_server.COMMAND,
     simulator.COMMAND,
