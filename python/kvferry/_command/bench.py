@@ -87,6 +87,8 @@ class Bench:
                     self._measure(case, f"{number}/{len(cases)} {case}", live)
         finally:
             self._print()
+        if all(row["checked"] for row in self._rows):
+            self._out.note("every byte was checked")
 
     def _measure(self, case: Case, title: str, live: Live) -> None:
         rounds = Rounds(self._engine, self._memory, self._target, case)
@@ -139,8 +141,6 @@ class Bench:
         if self._rows:
             cells = [[cell(row) for _, cell in COLUMNS] for row in self._rows]
             self._out.table([title for title, _ in COLUMNS], cells, RIGHT)
-        if self._rows and all(row["checked"] for row in self._rows):
-            self._out.note("every byte was checked")
         target = self._target
         self._out.result(
             {

@@ -176,7 +176,7 @@ def screen(engines: list[EngineRates], after: list[Reading], arguments: argparse
     columns, rows = shutil.get_terminal_size()
     out, into = (sum(values) / 1e6 for values in ([e.out for e in engines], [e.into for e in engines]))
     clock = time.strftime("%H:%M:%S")
-    summary = f"kvferry top {clock}: {len(engines)} engines, out {out:.1f} MB/s, in {into:.1f} MB/s; Ctrl-C ends it"
+    summary = f"kvferry top {clock}, engines: {len(engines)}, out {out:.1f} MB/s, in {into:.1f} MB/s; Ctrl-C ends it"
     shown = [summary, *(lines(engines, arguments.peers, columns) if engines else [_nothing(after)])]
     shown += _problems(after, given)
     room = max(2, rows - 1)
