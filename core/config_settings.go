@@ -113,7 +113,7 @@ var settings = []setting{
 		"With central metadata: the engine publishes an IPv6 address. Its ports accept IPv4 and IPv6 in any case."},
 
 	{one("MC_HANDSHAKE_CONNECT_TIMEOUT", "5"), seconds(1, 3599, func(c *Config) *time.Duration { return &c.HandshakeConnectTimeout }),
-		"How long the engine tries to connect to a peer's handshake port."},
+		"How long the engine tries to connect to a peer's handshake port, and asks again for a descriptor where the peer closes connections unanswered."},
 	{one("MC_HANDSHAKE_LISTEN_BACKLOG", "128"), integer("connections", 1, 65535, func(c *Config) *int { return &c.HandshakeBacklog }),
 		"How many connections to the handshake port the kernel keeps until the engine accepts them."},
 	{one("MC_HANDSHAKE_MAX_LENGTH", "1048576"), integer("bytes", 1<<20, 128<<20, func(c *Config) *int { return &c.HandshakeMaxLength }),
