@@ -11,7 +11,6 @@ import ctypes
 import mmap
 import os
 import platform
-import resource
 import shutil
 import sys
 import tempfile
@@ -89,6 +88,8 @@ LOADING_THREADS = 8  # the most that the Go runtime starts when it is loaded; it
 
 def _require_address_space() -> None:
     """LibraryError where the process may not have the address space that loading takes."""
+    import resource  # a system that has none gets as far as the error that says which systems are supported
+
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         return
     try:
