@@ -20,7 +20,7 @@ import (
 //  2. The tasks of a work are copied one after the other (local_work.go). The remote range of each is checked and pinned, as for a
 //     request of a peer. If the range is on a device, the task moves to the queue of that device.
 //  3. The bytes are copied in steps. Between two steps an abort is noticed. Bytes of a device pass through staging blocks
-//     (local_copy.go).
+//     (local_copy.go). A transfer of a plan is copied by its patterns (local_transfer.go).
 type localTransport struct {
 	segment *Segment
 	memory  *Registry
@@ -54,7 +54,7 @@ func (t *localTransport) Submit(w *Work) {
 	const small = 256 << 10 // bytes: to copy them takes about as long as to wake a goroutine
 	route := localRoute{local: w.device}
 	rest, left := w.Head, w.Bytes
-	if w.Bytes <= small && !t.memory.hasDevices() {
+	if w.Bytes <= small && w.Transfer == nil && !t.memory.hasDevices() {
 		rest, left = t.copyPresent(w)
 	}
 	if left > 0 && !t.queue(route, func() { t.copyFrom(w, rest, route) }) {

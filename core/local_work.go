@@ -47,6 +47,10 @@ func (t *localTransport) copyPresent(w *Work) (rest int32, left uint64) {
 
 // copyFrom copies a task and those that follow it in the work.
 func (t *localTransport) copyFrom(w *Work, first int32, route localRoute) {
+	if w.Transfer != nil {
+		t.copyTransfer(w)
+		return
+	}
 	c := localWork{Work: w, transport: t, route: route}
 	defer c.unpin()
 	for i := first; i >= 0; i = w.Tasks[i].Next {

@@ -1,17 +1,24 @@
 package core
 
 import (
+	"errors"
 	"iter"
 	"math"
+	"math/rand/v2"
 
+	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 )
 
-// Planned is the requests of one transfer of a plan, in its order: one request for each run of bytes that lies
-// together on both sides. A READ moves them from the segment, whose owner is the transfer's source, and a WRITE to
-// the segment, whose owner is its destination.
+// Planned is one transfer of a plan. A READ moves its runs of bytes from the segment, whose owner is the transfer's source, and
+// a WRITE to the segment, whose owner is its destination.
+//
+//  1. Where all memory of this process is host memory, the transfer is one task, and its transport gets its patterns
+//     (submitTransfer). Nothing is made for each run.
+//  2. Otherwise each run is a request: device memory passes through staging blocks in these (submitPlanned). At most so many
+//     are submitted at a time (feedPlanned).
 type Planned struct {
 	Opcode   Opcode
 	Target   SegmentID
@@ -26,15 +33,22 @@ const mostPlanned = 1 << 16
 // freed, about 70 bytes for each. A peer's layout decides how many there are: in the worst case one for each element.
 const maxPlanned = 1 << 26
 
-// SubmitPlanned makes a batch and submits all requests to it; on an error there is no batch. At most limit requests,
-// or mostPlanned for a limit of 0, are submitted at a time: the next ones when these have completed, and none when
-// one of them has failed.
+// errNotOneTask is why a transfer is to be made of requests.
+var errNotOneTask = errors.New("the transfer of a plan is on a device")
+
+// SubmitPlanned makes a batch and submits the transfer to it; on an error there is no batch. If it goes as requests, at most
+// limit of them, or mostPlanned for a limit of 0, are submitted at a time: the next ones when these have completed, and none
+// when one of them has failed.
 func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
+	b, err := e.submitTransfer(p)
+	if !errors.Is(err, errNotOneTask) {
+		return b, err
+	}
 	if p.Transfer.Runs > maxPlanned {
 		return nil, tooManyRuns(p.Transfer)
 	}
 	count := int(p.Transfer.Runs)
-	b, err := e.AllocateBatch(count)
+	b, err = e.AllocateBatch(count)
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +72,120 @@ func tooManyRuns(t *layout.Transfer) error {
 		"the transfer of the plan has %d ranges, where one call takes %d: plan fewer tokens", t.Runs, maxPlanned)
 }
 
+// submitTransfer makes a batch of one task. It fails with errNotOneTask if requests have to be made.
+func (e *Engine) submitTransfer(p Planned) (*Batch, error) {
+	if !e.takesTransfers(p.Target) {
+		return nil, errNotOneTask
+	}
+	b, err := e.AllocateBatch(1)
+	if err != nil {
+		return nil, err
+	}
+	err = e.submit(b, 1, p.Notify, func(d *distribution) error { return d.transfer(&p) })
+	if err != nil {
+		return nil, inOrder(err, e.FreeBatch(b))
+	}
+	return b, nil
+}
+
+// feedTransfer submits the transfer for a feeder, as one task. It fails with errNotOneTask if requests have to be made.
+func (e *Engine) feedTransfer(b *Batch, f *feed, p Planned) error {
+	if !e.takesTransfers(p.Target) {
+		return errNotOneTask
+	}
+	b.mu.Lock()
+	requests := f.rest
+	f.rest = 1
+	b.mu.Unlock()
+	err := e.submit(b, 1, p.Notify, func(d *distribution) error { return d.transfer(&p) })
+	if errors.Is(err, errNotOneTask) {
+		b.mu.Lock()
+		f.rest = requests
+		b.mu.Unlock()
+	}
+	return err
+}
+
+// takesTransfers reports whether a transfer of a plan to or from a segment may be one task. Within this process that is so while
+// no memory of a device is registered.
+func (e *Engine) takesTransfers(target SegmentID) bool {
+	if target == LocalSegment {
+		return !e.memory.hasDevices()
+	}
+	transports := e.installed()
+	return len(transports) > 0 && transports[len(transports)-1].TakesTransfers()
+}
+
+// transfer makes a transfer of a plan the only task.
+func (d *distribution) transfer(p *Planned) error {
+	if err := p.Opcode.check(); err != nil {
+		return err
+	}
+	t := p.Transfer
+	first := t.Parts().Run()
+	local, remote := Sides(p.Opcode, &first)
+	task := &d.tasks[0]
+	task.Request = Request{
+		Opcode: p.Opcode, Local: local.Base, Target: p.Target, Remote: uint64(remote.Base), Length: t.Bytes,
+	}
+	task.Next, task.outstanding = -1, t.Bytes
+	for pattern := range t.Patterns() {
+		if memory, _ := Sides(p.Opcode, &pattern); !d.pinStrided(memory) {
+			return errNotOneTask
+		}
+	}
+	w, err := d.work(route{target: p.Target})
+	if err != nil {
+		return err
+	}
+	d.bytes += t.Bytes
+	w.Transfer, w.ID = t, rand.Uint64()
+	w.append(0)
+	return nil
+}
+
+// pinStrided pins the regions that share bytes with strided memory. It returns false for memory of a device. It looks at
+// parts of the memory only where different regions lie in it, or in its gaps.
+func (d *distribution) pinStrided(memory hostmem.Strided) bool {
+	addr, length := memory.Bounds()
+	bounds := Range{Addr: addr, Length: length}
+	if region := d.engine.memory.pinHolder(bounds, &d.pins); region != nil {
+		return region.Device == nil
+	}
+	if !d.engine.memory.overlaps(bounds) {
+		return true
+	}
+	if memory.Count == 0 {
+		on, err := d.engine.memory.pinOverlapping(bounds, &d.pins)
+		return on == nil && err == nil
+	}
+	outer, inner := memory.Axes[0], memory
+	copy(inner.Axes[:], memory.Axes[1:])
+	inner.Count--
+	for range outer.Count {
+		if !d.pinStrided(inner) {
+			return false
+		}
+		inner.Base += uintptr(outer.Stride)
+	}
+	return true
+}
+
+// Sides are the memory of a pattern in this process, and at the owner of the segment. Their streams are the same bytes.
+func Sides(op Opcode, p *layout.Pattern) (local, remote hostmem.Strided) {
+	axes := p.Axes()
+	source := hostmem.Strided{Base: uintptr(p.Source), Run: p.Run, Count: len(axes)}
+	destination := hostmem.Strided{Base: uintptr(p.Destination), Run: p.Run, Count: len(axes)}
+	for i, a := range axes {
+		source.Axes[i] = hostmem.Axis{Count: a.Count, Stride: a.Source}
+		destination.Axes[i] = hostmem.Axis{Count: a.Count, Stride: a.Destination}
+	}
+	if op == Read {
+		return destination, source
+	}
+	return source, destination
+}
+
 // submitPlanned submits the next count requests.
 func (e *Engine) submitPlanned(b *Batch, p Planned, runs *layout.Runs, count int, notify *metadata.Notification) error {
 	return e.submit(b, count, notify, func(d *distribution) error { return p.fill(d, runs) })
@@ -75,8 +203,11 @@ func (e *Engine) feedPlanned(b *Batch, p Planned, runs *layout.Runs, limit int) 
 	return e.feedBatch(b, int(p.Transfer.Runs), p.local(), func(f *feed) error { return e.feedRuns(b, f, p, runs, limit) })
 }
 
-// feedRuns submits the requests for a feeder, so many at a time. The last ones have the notification.
+// feedRuns submits the transfer for a feeder: as one task, or as requests, so many at a time. The last ones have the notification.
 func (e *Engine) feedRuns(b *Batch, f *feed, p Planned, runs *layout.Runs, limit int) error {
+	if err := e.feedTransfer(b, f, p); !errors.Is(err, errNotOneTask) {
+		return err
+	}
 	for left := int(p.Transfer.Runs); left > 0; left -= limit {
 		var notify *metadata.Notification
 		if left <= limit {

@@ -133,6 +133,13 @@ func (m *Registry) Each(f func(*Region) bool) {
 	}
 }
 
+// overlaps reports whether a region shares a byte with the valid range r.
+func (m *Registry) overlaps(r Range) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return overlapping(m.index, r) != nil
+}
+
 // atOrBelow returns the region with the highest address not above addr, or nil. The registry's lock is held.
 func atOrBelow(tree *btree.BTreeG[entry], addr uintptr) (found *Region) {
 	tree.DescendLessOrEqual(entry{addr: addr}, func(e entry) bool {

@@ -24,6 +24,9 @@ type Transport interface {
 	// not be copied by value.
 	Submit(w *Work)
 
+	// TakesTransfers reports whether Submit takes works that are transfers of plans: see Work.Transfer.
+	TakesTransfers() bool
+
 	// Assist lets the calling goroutine, which waits for work on the segment, help to finish it. It returns when done reports
 	// true, and otherwise after a fraction of a millisecond. It may do nothing.
 	Assist(s *Segment, done func() bool)

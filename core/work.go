@@ -1,6 +1,7 @@
 package core
 
 import (
+	"kvferry/core/layout"
 	"kvferry/core/staging"
 	"kvferry/core/trace"
 )
@@ -12,6 +13,10 @@ type Work struct {
 	Tasks   []Task // not all of them belong to the work
 	Head    int32
 	Bytes   uint64 // sum of the lengths
+	// Transfer is what moves instead of a range, if the work is a transfer of a plan: then it has one task, whose length is that
+	// of all runs. nil for other works.
+	Transfer *layout.Transfer
+	ID       uint64 // of the transfer of a plan; the same for all works of one. 0 for other works
 	// Staged: the work is a chunk of a longer transfer of device memory, and other chunks are under way or about to come.
 	// The thread that submits it waits for copies: the transport queues the work and lets another thread send it.
 	Staged bool
@@ -59,7 +64,7 @@ func (w *Work) Trace() *trace.Batch { return w.trace }
 func (w *Work) settleAll(err error) { w.Settle(w.Head, 0, w.Bytes, err) }
 
 // Settle ends a range of the work: length bytes, from skip bytes into task first on, over the tasks that follow it in the
-// work. err is nil when all of them are at their destination. Afterwards the transport does not touch the range's local
+// work. Of a transfer of a plan only the length matters. err is nil when all of them are at their destination. Afterwards the transport does not touch the range's local
 // memory.
 func (w *Work) Settle(first int32, skip, length uint64, err error) {
 	for i := first; length > 0; i = w.Tasks[i].Next {

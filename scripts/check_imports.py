@@ -40,8 +40,8 @@ MAY_IMPORT = {
     # The transport.
     "tcp": "core core/address core/fair core/metrics core/status tcp/client tcp/samehost tcp/server tcp/sockio"
     " tcp/wire",
-    "tcp/client": "core core/address core/clock core/hostmem core/metadata core/metrics core/security core/status"
-    " core/trace tcp/samehost tcp/sockio tcp/wire",
+    "tcp/client": "core core/address core/clock core/hostmem core/layout core/metadata core/metrics core/security"
+    " core/status core/trace tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
     "tcp/server": "core core/clock core/fair core/hostmem core/metrics core/security core/shut core/staging"
     " core/status core/trace tcp/samehost tcp/sockio tcp/wire",

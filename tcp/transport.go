@@ -114,6 +114,9 @@ func (t *Transport) Endpoint() core.Endpoint { return t.endpoint }
 // Submit queues the work at its peer.
 func (t *Transport) Submit(w *core.Work) { t.client.Submit(w) }
 
+// TakesTransfers says that works may be transfers of plans.
+func (t *Transport) TakesTransfers() bool { return t.client.TakesTransfers() }
+
 // Assist receives answers of the segment's peer on the calling goroutine until done reports true, or for a moment.
 func (t *Transport) Assist(s *core.Segment, done func() bool) { t.client.Assist(s, done) }
 

@@ -539,17 +539,18 @@ int kvferry_plan_transfers(kvferry_plan_t plan);
 int kvferry_plan_transfer(kvferry_plan_t plan, size_t index, kvferry_plan_transfer_t *transfer_out);
 
 /*
- * Allocates a batch and submits one transfer of a plan, as one request for each range. With OPCODE_WRITE this process is the
- * source of the transfer, and the owner of the segment its destination; with OPCODE_READ it is the other way round. max_batch
- * is the most requests that the engine submits at a time; 0 is 65536. The engine submits the next ones when these have
- * completed, and no more when a request has failed or the batch is given up. A transfer may have 2^26 ranges. The batch keeps
- * some 70 bytes for each until it is freed. Otherwise as kvferry_submit: a batch id in *batch_out and 0; on failure a negated
- * Status code, and no batch.
+ * Allocates a batch and submits one transfer of a plan. With OPCODE_WRITE this process is the source of the transfer, and the
+ * owner of the segment its destination; with OPCODE_READ it is the other way round. Where all memory of this process is host
+ * memory, the batch has one task, whatever the number of ranges. Otherwise, and within one process that has registered memory
+ * of a device, each range is a task, at most 2^26 of them. The batch keeps some 70 bytes for each until it is freed. max_batch
+ * is the most of these that the engine submits at a time; 0 is 65536. The engine submits the next ones when these have
+ * completed, and no more when one has failed or the batch is given up. Otherwise as kvferry_submit: a batch id in *batch_out
+ * and 0; on failure a negated Status code, and no batch.
  */
 int kvferry_submit_plan(transfer_engine_t engine, int opcode, segment_id_t target, kvferry_plan_t plan, size_t index,
                         size_t max_batch, batch_id_t *batch_out);
 
-/* kvferry_transfer_sync of the requests that kvferry_submit_plan makes. */
+/* kvferry_transfer_sync of what kvferry_submit_plan submits. */
 int kvferry_transfer_plan(transfer_engine_t engine, int opcode, segment_id_t target, kvferry_plan_t plan, size_t index,
                           size_t max_batch, int64_t timeout_ms, batch_id_t *batch_out);
 

@@ -47,8 +47,8 @@ func (p *Parts) CutRun(limit uint64) Pattern {
 	return part
 }
 
-// Cut takes runs of the next pattern: as many as have limit bytes, and as make a part that fits. At least it takes what is left
-// of the next run, up to the limit, whether that fits or not.
+// Cut takes runs of the next pattern: as many as have limit bytes, and as make a part that fits; nil for any. At least it takes
+// what is left of the next run, up to the limit, whether that fits or not.
 func (p *Parts) Cut(limit uint64, fits func(*Pattern) bool) Pattern {
 	best := p.Run()
 	if p.skip > 0 || best.Run > limit {
@@ -63,7 +63,7 @@ func (p *Parts) Cut(limit uint64, fits func(*Pattern) bool) Pattern {
 			break
 		}
 		more := p.part(best.Source, best.Destination, i, count)
-		if !fits(&more) {
+		if fits != nil && !fits(&more) {
 			break
 		}
 		best, split, steps = more, i, count

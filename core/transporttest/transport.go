@@ -40,6 +40,9 @@ type Transport struct {
 	// OnHolders is what Holders returns; nil for none.
 	OnHolders func(*core.Region) []string
 
+	// Transfers is what TakesTransfers returns.
+	Transfers bool
+
 	// Traffic is what Moved returns.
 	Traffic atomic.Uint64
 
@@ -149,6 +152,9 @@ func (t *Transport) Holders(r *core.Region) []string {
 	}
 	return t.OnHolders(r)
 }
+
+// TakesTransfers implements core.Transport.
+func (t *Transport) TakesTransfers() bool { return t.Transfers }
 
 // Moved implements core.Transport.
 func (t *Transport) Moved(*core.Segment) uint64 { return t.Traffic.Load() }

@@ -19,7 +19,7 @@ func (p *peer) assist(done func() bool) {
 	var spun []pipelined
 	found := func() bool {
 		for _, l := range p.listed().lanes {
-			if load := l.load(); load == 0 || load > busyBytes || l.waitsForPage() {
+			if load := l.load(); load == 0 || load > busyBytes || !l.mayBeAssisted() {
 				continue
 			}
 			if !slices.Contains(spun, l) {

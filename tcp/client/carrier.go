@@ -38,8 +38,8 @@ type pipelined interface {
 	wake()
 	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.
 	writeIfIdle() bool
-	// waitsForPage reports whether it receives into memory that may have to be brought in first.
-	waitsForPage() bool
+	// mayBeAssisted reports whether another goroutine may receive on it: no memory may have to be brought in first.
+	mayBeAssisted() bool
 	// renewIfStale renews it if its connection has not begun by what is in force now.
 	renewIfStale(by *security.Policy)
 	// assist has the calling goroutine receive what has come, without waiting. The carrier holds something.
@@ -94,6 +94,7 @@ type destination struct {
 	owner  *metadata.Descriptor // nil where it connects later
 	target string               // as targetKey names the engine
 	there  time.Duration        // see connection
+	runs   uint64               // bytes of the longest runs that go there in strided requests; 0 where it takes none
 }
 
 // carriers is a list of carriers, and of the lanes among them. It never changes.

@@ -92,6 +92,9 @@ func (c *Client) Submit(w *core.Work) {
 	p.submit(w)
 }
 
+// TakesTransfers: see core.Transport.
+func (c *Client) TakesTransfers() bool { return true }
+
 func (c *Client) peer(s *core.Segment) (*peer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -18,6 +18,7 @@ type connection struct {
 	owner        *metadata.Descriptor // of the engine at the other end
 	target       string               // that engine, as targetKey names it
 	acknowledged bool                 // it is spoken to in version 2
+	strided      bool                 // it takes strided requests
 
 	number  uint64            // of the connection in its hello; 0 for a connection without one
 	there   time.Duration     // the other engine is there since then at the latest, by clock.SinceBoot
@@ -28,7 +29,16 @@ type connection struct {
 	free    func()            // gives its descriptors back; nil for a connection that claims none
 }
 
-func (c *connection) destination() destination { return destination{c.owner, c.target, c.there} }
+func (c *connection) destination() destination {
+	to := destination{owner: c.owner, target: c.target, there: c.there}
+	if c.strided {
+		to.runs = mostStridedRun
+		if c.IsLocal() {
+			to.runs = mostLocalRun
+		}
+	}
+	return to
+}
 
 // Close: see sockio.Socket.
 func (c *connection) Close() error {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"kvferry/core"
+	"kvferry/core/layout"
 	"kvferry/core/metadata"
 )
 
@@ -15,12 +16,20 @@ type cursor struct {
 	task int32  // where the next piece begins
 	skip uint64 // bytes of that task before it
 	left uint64 // bytes not cut yet
+
+	parts *layout.Parts // of a transfer of a plan, instead of task and skip; nil otherwise. See strided.go
 }
 
 // short reports whether the work has bytes for a moment only.
 func (c *cursor) short() bool { return c.work.Bytes <= shortWork }
 
-func newCursor(w *core.Work) *cursor { return &cursor{work: w, task: w.Head, left: w.Bytes} }
+func newCursor(w *core.Work) *cursor {
+	c := &cursor{work: w, task: w.Head, left: w.Bytes}
+	if w.Transfer != nil {
+		c.parts = w.Transfer.Parts()
+	}
+	return c
+}
 
 // cut takes the next piece, of at most limit bytes. Tasks are merged as long as they are adjacent on both sides
 // and lie in one buffer of the peer, as its descriptor shows it.
@@ -68,6 +77,11 @@ func (c *cursor) merge(p *piece, limit uint64, d *metadata.Descriptor) {
 
 // settleTask ends what is not cut yet of the task in which the next piece begins, and returns how many bytes that is.
 func (c *cursor) settleTask(err error) uint64 {
+	if c.parts != nil {
+		rest := c.left
+		c.settleRest(err)
+		return rest
+	}
 	task := &c.work.Tasks[c.task]
 	rest := task.Length - c.skip
 	c.work.Settle(c.task, c.skip, rest, err)

@@ -89,7 +89,7 @@ func (p *peer) refresh(ctx context.Context, stale *metadata.Descriptor) (*metada
 func (p *peer) newConnection(s *sockio.Socket, l *link, d *metadata.Descriptor, h wire.Hello, answer wire.Answer) *connection {
 	return &connection{
 		Socket: s, peer: p, owner: d, target: targetKey(d, s.Remote.String()), acknowledged: p.acknowledges(d),
-		number: h.Number, there: clock.SinceBoot() - answer.Age, proven: l.peer,
+		number: h.Number, there: clock.SinceBoot() - answer.Age, proven: l.peer, strided: answer.Flags&wire.AnswerStrided != 0,
 		trace: p.client.Trace.Connection(p.segment.Name, h.Origin, h.Number),
 	}
 }

@@ -186,7 +186,7 @@ func (p *peer) connected(away distance, encrypted bool) {
 func (p *peer) requests() uint64 {
 	n := uint64(len(p.returned))
 	for _, c := range p.cursors {
-		if c.left <= oneShotSize && c.left == c.work.Tasks[c.task].Length-c.skip {
+		if c.parts == nil && c.left <= oneShotSize && c.left == c.work.Tasks[c.task].Length-c.skip {
 			n++
 		} else {
 			n += c.left

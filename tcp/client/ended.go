@@ -139,6 +139,8 @@ func (p *peer) giveBack(piece piece, reason error, lost bool) {
 		piece.settle(piece.fatal)
 	case p.closed != nil:
 		piece.settle(p.closed)
+	case piece.work.Transfer != nil && piece.work.WillFail(piece.first):
+		piece.settle(core.ErrPartFailed)
 	case int(piece.breaks) > p.config.RetryCount:
 		piece.settle(fmt.Errorf("%w (after %d tries)", reason, piece.breaks))
 	case piece.refusals > 0 && errors.Is(reason, errRefused):

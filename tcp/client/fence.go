@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"kvferry/core"
 	"kvferry/core/metadata"
 
 	"go.uber.org/zap"
@@ -110,7 +109,7 @@ func (f *fence) awaitRevocation(conn *connection) {
 func (f *fence) hold(pieces []piece, why string) (release func()) {
 	var all []func()
 	for i := range pieces {
-		all = append(all, f.memory.Hold(core.Range{Addr: pieces[i].local, Length: pieces[i].length}, why))
+		all = append(all, f.memory.Hold(pieces[i].localRange(), why))
 	}
 	return func() {
 		for _, release := range all {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/status"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
@@ -79,12 +80,15 @@ type lane struct {
 	unsent  []sockio.Vector // of the pieces taken, and not sent yet
 	taken   []piece         // scratch of write
 	careful bool            // one vector at a time is sent
+	packed  []byte          // payloads of strided WRITEs in unsent
+	packer  hostmem.Copier
 
 	mu        sync.Mutex
 	conn      *connection   // nil before the connection is up
 	flight    ring[piece]   // oldest first
 	flying    atomic.Uint64 // their bytes; changed under the lock
 	coldReads atomic.Int32  // READs among them whose memory may have to be brought in
+	scattered atomic.Int32  // READs among them that are strided
 	laidOut   uint64        // length of the stream of frames so far
 	sent      uint64        // how far it is sent
 	sending   *sync.Cond    // sent or broken has changed
@@ -117,6 +121,8 @@ type lane struct {
 	got        uint64 // bytes that have come of the oldest piece's answer
 	alone      bool   // one answer at a time is received
 	planned    plan
+	unpacked   []byte // payloads of strided READs are received here
+	unpacker   hostmem.Copier
 }
 
 func newLane(s source, e *environment) *lane {
@@ -188,6 +194,8 @@ func (l *lane) traffic() uint64 { return l.moved.Load() }
 
 func (l *lane) waitsForPage() bool { return l.coldReads.Load() > 0 }
 
+func (l *lane) mayBeAssisted() bool { return l.coldReads.Load() == 0 && l.scattered.Load() == 0 }
+
 func (l *lane) wake() {
 	select {
 	case l.wakeups <- struct{}{}:
@@ -201,7 +209,7 @@ func (l *lane) lost(err error) error {
 }
 
 func badLocal(p *piece, err error) error {
-	return status.Errorf(status.InvalidArgument, "%w at %#x+%d: %w", errBadLocal, p.local, p.length, err)
+	return status.Errorf(status.InvalidArgument, "%w at %v: %w", errBadLocal, p.localRange(), err)
 }
 
 // quit: see carrier. The lane's own goroutines see the connection fail. The first reason counts, except that a refusal by the
@@ -277,5 +285,6 @@ func (l *lane) empty() (held, unanswered []piece) {
 	}
 	l.flying.Store(0)
 	l.coldReads.Store(0)
+	l.scattered.Store(0)
 	return held, unanswered
 }

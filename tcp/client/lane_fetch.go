@@ -80,7 +80,7 @@ func (r *peerMemory) divide(pieces []piece, mayWait bool, now hostmem.Time) (res
 	rest = pieces[:0]
 	for i := range pieces {
 		p := &pieces[i]
-		if p.op != core.Read || p.plain || r.copies.Full() || !r.Granted(p.remote, p.length) {
+		if p.op != core.Read || p.plain || p.strided != nil || r.copies.Full() || !r.Granted(p.remote, p.length) {
 			rest = append(rest, *p)
 			continue
 		}
@@ -165,7 +165,7 @@ func (l *lane) forget(lost bool) {
 // choose sets whether a piece is sent by address. The lock is held.
 func (l *lane) choose(p *piece, now hostmem.Time) {
 	r := &l.peerMemory
-	p.byAddress = r.Reachable() && !p.plain && !onDevice(l.segment.Descriptor(), p)
+	p.byAddress = r.Reachable() && !p.plain && p.strided == nil && !onDevice(l.segment.Descriptor(), p)
 	switch {
 	case !p.byAddress:
 	case p.op == core.Read:

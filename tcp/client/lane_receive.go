@@ -140,7 +140,7 @@ func (l *lane) layOutAnswers(made *plan) {
 	if l.alone {
 		most = 1
 	}
-	var payloads uint64
+	var payloads, unpacked uint64
 	for i := range min(l.flight.len(), most) {
 		p := l.flight.at(i)
 		slot := sockio.AddressOf(l.statuses[i*wire.StatusSize:])
@@ -148,6 +148,18 @@ func (l *lane) layOutAnswers(made *plan) {
 		switch {
 		case p.op == core.Read && p.byAddress:
 			skip = made.expect(sockio.AddressOf(l.peerMemory.frame[:]), wire.GrantSize, skip)
+		case p.isScattered():
+			if skip >= p.length {
+				skip -= p.length
+				continue
+			}
+			room := l.roomToUnpack()[unpacked:]
+			part := min(p.length-skip, uint64(len(room)))
+			skip = made.expect(sockio.AddressOf(room), part, 0)
+			unpacked += part
+			if unpacked == uint64(len(l.unpacked)) { // no more has room
+				return
+			}
 		case p.op == core.Read:
 			skip = made.expect(p.local, p.length, skip)
 			made.touched = min(made.touched, p.touched)
@@ -175,6 +187,7 @@ func (p *plan) expect(base uintptr, length, skip uint64) uint64 {
 func (l *lane) consume(n uint64) error {
 	l.planned.vectors = l.planned.vectors[:0]
 	now := hostmem.Now()
+	var unpacked uint64
 	for i := 0; n > 0; i++ {
 		l.mu.Lock()
 		if l.flight.len() == 0 {
@@ -193,6 +206,14 @@ func (l *lane) consume(n uint64) error {
 			if err := l.checkStatus(l.statuses[i*wire.StatusSize:]); err != nil {
 				return err
 			}
+		}
+		if p.isScattered() && l.got > wire.StatusSize {
+			begin := max(had, wire.StatusSize)
+			payload := l.unpacked[unpacked:][:l.got-begin]
+			if err := l.scatter(&p, begin-wire.StatusSize, payload); err != nil {
+				return err
+			}
+			unpacked += l.got - begin
 		}
 		if l.got < need {
 			l.keepStatus(i)
@@ -235,6 +256,9 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	l.flying.Add(-p.length)
 	if p.cold {
 		l.coldReads.Add(-1)
+	}
+	if p.isScattered() {
+		l.scattered.Add(-1)
 	}
 	l.mu.Unlock()
 	if p.unmoved() {

@@ -16,7 +16,8 @@ import (
 // The sending half of a lane:
 //
 //  1. serveQueue, on the writer's goroutine, and writeIfIdle, on a submitter's, take turns at write.
-//  2. fill takes pieces from the peer's queue, and layOut makes vectors of their headers and payloads.
+//  2. fill takes pieces from the peer's queue, and layOut makes vectors of their headers and payloads. The payloads of strided
+//     WRITEs are packed before (lane_strided.go).
 //  3. send sends them, as many as the socket takes, in one system call.
 //  4. blameSender finds the piece whose memory cannot be read. endSending leaves the rest to the receiver.
 
@@ -137,14 +138,15 @@ func (l *lane) fill(mayWait bool) bool {
 	if len(l.taken) == 0 {
 		return false
 	}
-	l.taken = l.fetchGranted(l.taken, mayWait)
+	l.taken = l.pack(l.fetchGranted(l.taken, mayWait), mayWait)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.inHand = nil
 	if l.stuck != nil {
 		return false
 	}
-	l.headers, l.vectors = l.headers[:0], l.vectors[:0]
+	l.roomForHeaders(l.taken)
+	l.vectors = l.vectors[:0]
 	now := hostmem.Now()
 	for i := range l.taken {
 		p := &l.taken[i]
@@ -158,6 +160,9 @@ func (l *lane) fill(mayWait bool) bool {
 		}
 		l.flight.push(*p)
 		l.flying.Add(p.length)
+		if p.isScattered() {
+			l.scattered.Add(1)
+		}
 	}
 	clear(l.taken) // for the collector
 	l.unsent = l.vectors
@@ -172,6 +177,11 @@ func (l *lane) fill(mayWait bool) bool {
 func (l *lane) checkMemory(p *piece, now hostmem.Time) {
 	p.touched, p.cold = 0, false
 	switch {
+	case p.isScattered():
+		p.touched = now // the system call touches memory of the lane only
+		if p.cold = !p.strided.memory.There(now, hostmem.Writing); p.cold {
+			l.coldReads.Add(1)
+		}
 	case now.Seen(p.local, p.length, hostmem.Writing):
 		p.touched = now
 	case !hostmem.Resident(p.local, p.length):
@@ -182,18 +192,24 @@ func (l *lane) checkMemory(p *piece, now hostmem.Time) {
 
 // layOut appends a piece's frame to the vectors. Headers that follow each other share one.
 func (l *lane) layOut(p *piece, now hostmem.Time) {
-	at := len(l.headers)
-	l.headers = l.headers[:at+wire.HeaderSize] // never beyond its capacity: its address is in the vectors
+	at, size := len(l.headers), p.header()
+	l.headers = l.headers[:at+int(size)] // never beyond its capacity: its address is in the vectors
 	l.choose(p, now)
-	if p.byAddress {
+	if p.strided != nil {
+		p.strided.put(l.headers[at:], p)
+	} else if p.byAddress {
 		wire.PutHeaderByAddress(l.headers[at:], opcodeOf(p.op), p.remote, p.length, uint64(p.local))
 	} else {
 		wire.PutHeader(l.headers[at:], opcodeOf(p.op), p.remote, p.length, true)
 	}
-	l.vectors = sockio.Extend(l.vectors, sockio.AddressOf(l.headers[at:]), wire.HeaderSize)
-	l.laidOut += wire.HeaderSize
+	l.vectors = sockio.Extend(l.vectors, sockio.AddressOf(l.headers[at:]), size)
+	l.laidOut += size
 	if p.op == core.Write && !p.byAddress {
-		l.vectors = append(l.vectors, sockio.Vector{Base: p.local, Length: p.length})
+		payload := p.local
+		if p.isPacked() {
+			payload = sockio.AddressOf(l.packed[p.strided.packed:])
+		}
+		l.vectors = append(l.vectors, sockio.Vector{Base: payload, Length: p.length})
 		l.laidOut += p.length
 	}
 	p.end = l.laidOut

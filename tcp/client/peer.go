@@ -89,7 +89,7 @@ func (p *peer) submit(w *core.Work) {
 		p.reserved = time.Now().Add(reserveTime)
 	}
 	p.mu.Unlock()
-	p.dispatch(!w.Staged || reading) // a READ request takes no time to send
+	p.dispatch((!w.Staged || reading) && w.Transfer == nil) // a READ request takes no time to send
 }
 
 // abort settles what is queued of aborted works, and ends the carriers that hold pieces of them.

@@ -20,8 +20,8 @@ type loaded struct {
 func (b *loaded) load() uint64 { return b.bytes }
 func (b *loaded) assist()      { b.assisted++ }
 
-func (b *loaded) waitsForPage() bool { return false }
-func (b *loaded) setSpinning(bool)   {}
+func (b *loaded) mayBeAssisted() bool { return true }
+func (b *loaded) setSpinning(bool)    {}
 
 func TestAWaitForAShortAnswerIsNotHeldUpByLongOnes(t *testing.T) {
 	long, short, none := &loaded{bytes: busyBytes + 1}, &loaded{bytes: busyBytes}, &loaded{}

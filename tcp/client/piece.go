@@ -42,8 +42,9 @@ type piece struct {
 
 	step int32 // in the record of its batch, once a carrier has taken it; 0 for none
 
-	byAddress bool // sent without its payload
-	plain     bool // not to be sent by address: it was out of reach
+	strided   *strided // what it moves instead of a range; nil for a range. See strided.go
+	byAddress bool     // sent without its payload
+	plain     bool     // not to be sent by address: it was out of reach
 }
 
 // opcodeOf is the opcode of a request as it is sent.
@@ -60,9 +61,33 @@ func (p *piece) settle(err error) { p.work.Settle(p.first, p.skip, p.length, err
 // frame is the length of what is sent of the piece, its header included.
 func (p *piece) frame() uint64 {
 	if p.op == core.Write && !p.byAddress {
-		return wire.HeaderSize + p.length
+		return p.header() + p.length
+	}
+	return p.header()
+}
+
+// header is the length of its header.
+func (p *piece) header() uint64 {
+	if p.strided != nil {
+		return wire.HeaderSize + uint64(wire.StridedBody(p.strided.axes))
 	}
 	return wire.HeaderSize
+}
+
+// localRange is the smallest range that holds all of its local memory.
+func (p *piece) localRange() core.Range {
+	if p.strided != nil {
+		return p.strided.local
+	}
+	return core.Range{Addr: p.local, Length: p.length}
+}
+
+// remoteRange is the smallest range that holds all of its memory at the peer.
+func (p *piece) remoteRange() (addr, length uint64) {
+	if p.strided != nil {
+		return uint64(p.strided.remote.Addr), p.strided.remote.Length
+	}
+	return p.remote, p.length
 }
 
 // answer is the length of what the peer answers if all is well.
@@ -81,6 +106,10 @@ func (p *piece) unmoved() bool { return p.byAddress && (p.plain || p.op == core.
 
 // split calls f with the piece's share of each task.
 func (p *piece) split(f func(piece)) {
+	if p.work.Transfer != nil {
+		f(*p)
+		return
+	}
 	part := *p
 	part.merged = false
 	for left, i := p.length, p.first; left > 0; i = p.work.Tasks[i].Next {

@@ -69,8 +69,8 @@ func (q *quarantines) add(writes []piece, end *connectionEnd) {
 	}
 	before := len(t.ranges)
 	for i := range writes {
-		w := &writes[i]
-		t.ranges = append(t.ranges, heldRange{low: w.remote, high: w.remote + w.length, work: weak.Make(w.work), end: end})
+		low, length := writes[i].remoteRange()
+		t.ranges = append(t.ranges, heldRange{low: low, high: low + length, work: weak.Make(writes[i].work), end: end})
 	}
 	if len(t.ranges) > maxRanges {
 		t.merge()
@@ -131,8 +131,9 @@ func (q *quarantines) check(target string, p *piece) (end *connectionEnd, lost b
 		return nil, false
 	}
 	same := weak.Make(p.work)
+	low, length := p.remoteRange()
 	for _, r := range t.ranges {
-		if p.remote >= r.high || r.low >= p.remote+p.length {
+		if low >= r.high || r.low >= low+length {
 			continue
 		}
 		if r.end.unknown && r.work == same { // another piece of the same work, or the same one again

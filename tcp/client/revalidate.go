@@ -119,6 +119,9 @@ var errNotShown = errors.New("its descriptor shows no buffer that holds it")
 // refusalBy is why the owner of a descriptor refuses a piece, or nil. A descriptor that does not list all buffers says nothing of a
 // range that it does not show.
 func refusalBy(d *metadata.Descriptor, piece *piece) error {
+	if piece.strided != nil { // it may lie in several buffers
+		return nil
+	}
 	buffer, ok := d.Contains(piece.remote, piece.length)
 	switch {
 	case !ok && !d.Truncated:
@@ -143,6 +146,6 @@ func isRefused(d *metadata.Descriptor, piece *piece, all bool) bool {
 func forbidden(piece *piece) error { return fmt.Errorf("%w %s it", core.ErrForbidden, piece.op.Verb()) }
 
 func (p *peer) refused(piece *piece, why error) error {
-	return status.Errorf(status.AddressNotRegistered, "segment %q: range %#x+%d rejected: %w",
-		p.segment.Name, piece.remote, piece.length, why)
+	addr, length := piece.remoteRange()
+	return status.Errorf(status.AddressNotRegistered, "segment %q: range %#x+%d rejected: %w", p.segment.Name, addr, length, why)
 }

@@ -14,6 +14,7 @@ func stalledError(segment string, oldest *piece, limit limit) error {
 // judgeStatus looks at the status frame that answers a piece. An error means that the connection is of no more use.
 func judgeStatus(segment string, frame []byte, piece *piece) error {
 	code, err := wire.ParseStatus(frame)
+	addr, length := piece.remoteRange()
 	switch {
 	case err != nil:
 		return status.Errorf(status.Socket, "segment %q: %w", segment, err)
@@ -24,14 +25,14 @@ func judgeStatus(segment string, frame []byte, piece *piece) error {
 		return nil
 	case code == wire.StatusFailed:
 		piece.fatal = status.Errorf(status.Endpoint, "segment %q: the peer could not move %d bytes to or from its device at %#x; its log tells why",
-			segment, piece.length, piece.remote)
+			segment, piece.length, addr)
 	case code == wire.StatusInaccessible:
 		piece.fatal = status.Errorf(status.AddressNotRegistered,
 			"segment %q: the peer has registered memory %#x+%d, but cannot access it: it was unmapped or protected, or its file cut short",
-			segment, piece.remote, piece.length)
+			segment, addr, length)
 	case code != wire.StatusRejected && code != wire.StatusForbidden:
 		piece.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
-			segment, code, piece.remote, piece.length)
+			segment, code, addr, length)
 	}
 	piece.forbidden = code == wire.StatusForbidden
 	piece.refusals++

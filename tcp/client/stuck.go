@@ -3,8 +3,6 @@ package client
 import (
 	"errors"
 
-	"kvferry/core"
-
 	"go.uber.org/zap"
 )
 
@@ -46,7 +44,7 @@ func (s *stuck) warn(held []piece) {
 	const most = 8
 	var ranges []string
 	for i := range held[:min(len(held), most)] {
-		ranges = append(ranges, core.Range{Addr: held[i].local, Length: held[i].length}.String())
+		ranges = append(ranges, held[i].localRange().String())
 	}
 	s.fence.log.Error("transfers were given up, but a system call may still use their memory until the page arrives that it waits for",
 		zap.String("segment", s.conn.peer.name()), zap.Int("ranges", len(held)), zap.Strings("first", ranges))

@@ -37,7 +37,7 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 	}
 	checked := p.checked || !p.acknowledges(d)
 	for got := uint64(0); pieces > 0 && got < bytes && len(p.unverified) < maxUnverified; {
-		next, ok := p.next(limit, d, mine)
+		next, ok := p.next(limit, d, to, mine)
 		if !ok {
 			break
 		}
@@ -51,6 +51,13 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 		}
 		if to.owner != nil && !p.mayGoTo(to, &next) {
 			continue
+		}
+		if next.strided != nil && to.runs == 0 {
+			next.settle(p.replacedError(&next, d))
+			continue
+		}
+		if next.isPacked() {
+			bytes = min(bytes, packBytes)
 		}
 		taken = append(taken, next)
 		pieces--
@@ -72,7 +79,7 @@ func (p *peer) mayTakeFrom(c carrier) func(*cursor) bool {
 }
 
 // next removes a piece from the queue, of the first work that mine allows. The lock is held.
-func (p *peer) next(limit uint64, d *metadata.Descriptor, mine func(*cursor) bool) (piece, bool) {
+func (p *peer) next(limit uint64, d *metadata.Descriptor, to destination, mine func(*cursor) bool) (piece, bool) {
 	if n := len(p.returned); n > 0 {
 		next := p.returned[n-1]
 		p.returned = p.returned[:n-1]
@@ -101,7 +108,7 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor, mine func(*cursor) boo
 			p.dropIfCut(at)
 			continue
 		}
-		next := c.cut(limit, d)
+		next := c.cutFor(to, limit, d)
 		if at == 0 {
 			p.turn += next.length
 		}

@@ -22,6 +22,7 @@ type Memory interface {
 // A session that another goroutine has ended pins nothing more, so it does not serve requests that it has read already.
 func (s *session) pin(h wire.Header) (*core.Region, error) {
 	t := s.turn
+	s.pinned = 1
 	if n := len(t.held); n > 0 && within(t.held[n-1], h) && t.held[n-1].Access.Allows(core.Opcode(h.Op)) {
 		return t.held[n-1], nil
 	}
@@ -49,7 +50,7 @@ func refusal(h wire.Header, reason error) error {
 
 func within(r *core.Region, h wire.Header) bool { return r.Holds(h.Addr, h.Length) }
 
-// unpin ends the pins of the turn, but for the last one while that is the pin of the request being served.
+// unpin ends the pins of the turn, but for the last ones while they are those of the request being served.
 func (s *session) unpin() {
 	t := s.turn
 	if len(t.held) == 0 {
@@ -59,9 +60,9 @@ func (s *session) unpin() {
 	defer s.mu.Unlock()
 	kept := t.held[:0]
 	if s.serving != nil {
-		last := len(t.held) - 1
-		t.held[0], t.held[last] = t.held[last], t.held[0]
-		kept = t.held[:1]
+		slices.Reverse(t.held) // its pins go to the front
+		kept = t.held[:s.pinned]
+		slices.Reverse(kept)
 	}
 	for _, r := range t.held[len(kept):] {
 		r.Unpin()

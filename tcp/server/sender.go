@@ -36,9 +36,10 @@ func (s *session) handOver() error {
 		}
 		d.queue = append(d.queue, t)
 		s.turn = d.spareTurn()
-		if last := len(t.held) - 1; s.serving != nil { // it keeps its pin until its last turn is over
-			s.turn.held = append(s.turn.held, t.held[last])
-			t.held = t.held[:last]
+		if first := len(t.held) - s.pinned; s.serving != nil { // it keeps its pins until its last turn is over
+			s.turn.held = append(s.turn.held, t.held[first:]...)
+			clear(t.held[first:])
+			t.held = t.held[:first]
 		}
 		d.changed.Broadcast()
 	}

@@ -64,6 +64,7 @@ type session struct {
 	turn      *turn
 	reads     span         // of the READ payloads owed from host memory
 	serving   *core.Region // of the request whose payload has not been applied or owed completely
+	pinned    int          // how many of the turn's last pins are of that request
 	v2        bool         // the last request was of version 2: its peer does not take the end of the connection for success
 	staged    *staged      // nil before the first request for device memory
 	fetchList *fetchList   // nil before the first WRITE by address
@@ -172,7 +173,7 @@ func (s *session) serve() error {
 		t.requests++
 		t.bytes += h.Length
 		s.burst += h.Length
-		if t.requests == turnRequests || t.bytes >= turnBytes {
+		if t.requests == turnRequests || t.bytes >= turnBytes || !t.takesVectors() {
 			if err := s.flush(); err != nil {
 				return err
 			}
@@ -182,8 +183,8 @@ func (s *session) serve() error {
 
 // serveRequest serves a request that is not strided.
 func (s *session) serveRequest(h wire.Header) error {
-	region, err := s.admit(h)
-	if err != nil {
+	region, err := s.pin(h)
+	if err = s.admit(h, region, err); err != nil {
 		return err
 	}
 	return s.move(h, region)
@@ -194,27 +195,26 @@ func (s *session) serveStrided(h wire.Header) error {
 	if err := s.nextStrided(h); err != nil {
 		return err
 	}
-	region, err := s.admit(s.strided.bounds)
-	if err != nil {
+	region, err := s.pinStrided(&s.strided)
+	if err = s.admit(h, region, err); err != nil {
 		return err
 	}
 	return s.moveStrided(&s.strided, region)
 }
 
-// admit finds the region of a request, and pins it.
-func (s *session) admit(h wire.Header) (*core.Region, error) {
-	region, err := s.pin(h)
+// admit notes that a request is served, or refuses it. region is its first, and err why it has none.
+func (s *session) admit(h wire.Header, region *core.Region, err error) error {
 	switch {
 	case err == errEnded:
-		return nil, err
+		return err
 	case err != nil:
-		return nil, refusal(h, err)
+		return refusal(h, err)
 	}
 	if err := s.prove(); err != nil {
-		return nil, err
+		return err
 	}
 	s.asked, s.onDevice = true, region.Device != nil
-	return region, nil
+	return nil
 }
 
 // refusePlain has the first request refused.

@@ -13,8 +13,7 @@ import (
 // Strided requests (wire/strided.go):
 //
 //  1. nextStrided takes the body, which says where the runs of bytes lie, and checks it.
-//  2. The smallest range that holds all runs is pinned, like that of any other request: it lies in one region. Gaps between
-//     the runs are not touched.
+//  2. Their regions are pinned (pin_strided.go). Gaps between the runs are not touched.
 //  3. WRITE: applyStrided copies the payload from the read-ahead buffer to its places.
 //  4. READ: readOutStrided packs the runs into memory of the turn, and owes them from there.
 //  5. stageStrided takes their place for device memory: each run is one of the moves of a load (staged.go).
@@ -150,7 +149,7 @@ func (s *session) stageStrided(r *strided, device *staging.Device) error {
 	for run := range r.memory.Runs() {
 		rest.Addr = uint64(run)
 		for left := r.memory.Run; left > 0; {
-			if t := s.turn; len(t.load.moves) == mostRuns || t.vectors+2 > len(t.owed) {
+			if t := s.turn; len(t.load.moves) == mostRuns || !t.takesVectors() {
 				if err := s.flush(); err != nil {
 					return err
 				}

@@ -134,7 +134,7 @@ func TestRandomStridedRequestsMatchAModelOfMemory(t *testing.T) {
 	}
 }
 
-func TestAStridedRequestMustLieInOneRegion(t *testing.T) {
+func TestEachRunOfAStridedRequestMustLieInARegion(t *testing.T) {
 	memory := tcptest.Mapped(t, 4*4096)
 	region, constant := memory[4096:2*4096], memory[3*4096:]
 	h := serve(t, Options{}, region)
@@ -151,8 +151,11 @@ func TestAStridedRequestMustLieInOneRegion(t *testing.T) {
 		"the last run begins before it": {wire.StatusRejected, func() ([]byte, uint64) {
 			return stridedRequest(wire.Write, at+64, 64, wire.Axis{Count: 2, Stride: -65})
 		}},
-		"runs in two regions": {wire.StatusRejected, func() ([]byte, uint64) {
-			return stridedRequest(wire.Read, at, 64, wire.Axis{Count: 2, Stride: 2 * 4096})
+		"a run between two regions": {wire.StatusRejected, func() ([]byte, uint64) {
+			return stridedRequest(wire.Read, at, 64, wire.Axis{Count: 3, Stride: 4096})
+		}},
+		"a region among others that may only be read": {wire.StatusForbidden, func() ([]byte, uint64) {
+			return stridedRequest(wire.Write, at, 64, wire.Axis{Count: 2, Stride: 2 * 4096})
 		}},
 		"a region that may only be read": {wire.StatusForbidden, func() ([]byte, uint64) {
 			return stridedRequest(wire.Write, sockio.AddressOf(constant), 64, wire.Axis{Count: 2, Stride: 128})
@@ -175,6 +178,49 @@ func TestAStridedRequestMustLieInOneRegion(t *testing.T) {
 			require.Equal(t, make([]byte, 4*4096), memory)
 		})
 	}
+}
+
+func TestTheRunsOfAStridedRequestMayLieInSeveralRegionsAndAllOfThemStayPinned(t *testing.T) {
+	memory := tcptest.Mapped(t, 8*4096)
+	h := serve(t, Options{})
+	var regions []*core.Region
+	for i := range 8 {
+		regions = append(regions, h.memory.add(memory[i*4096:(i+1)*4096], true))
+	}
+	c := h.dial()
+	c.Greet(wire.Hello{Number: 1})
+	write, length := stridedRequest(wire.Write, sockio.AddressOf(memory)+100, 32, wire.Axis{Count: 4, Stride: 2 * 4096}, wire.Axis{Count: 2, Stride: 64})
+	payload := tcptest.Pattern(int(length), 3)
+	for range 3 {
+		c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")), write, payload[:200])
+		c.ExpectStatus(wire.StatusOK)
+		s := h.only()
+		require.Eventually(t, func() bool { return s.waiting.Load() }, tcptest.Patience, time.Millisecond)
+		for i, r := range regions {
+			require.Equal(t, i%2 == 0, s.uses(r), i)
+		}
+		c.Send(payload[200:])
+		c.ExpectStatus(wire.StatusOK)
+		require.Eventually(t, func() bool { return len(s.holds()) == 0 }, tcptest.Patience, time.Millisecond)
+	}
+	read, _ := stridedRequest(wire.Read, sockio.AddressOf(memory)+100, 32, wire.Axis{Count: 4, Stride: 2 * 4096}, wire.Axis{Count: 2, Stride: 64})
+	c.Send(read)
+	c.ExpectStatus(wire.StatusOK)
+	c.Expect(payload)
+}
+
+func TestAStridedRequestInTooManyRegionsIsRefused(t *testing.T) {
+	const count = 1025
+	memory := tcptest.Mapped(t, count*64)
+	h := serve(t, Options{})
+	for i := range count {
+		h.memory.add(memory[i*64:(i+1)*64-1], true)
+	}
+	c := h.dial()
+	c.Greet(wire.Hello{Number: 1})
+	frame, _ := stridedRequest(wire.Read, sockio.AddressOf(memory), 8, wire.Axis{Count: count, Stride: 64})
+	c.Send(frame)
+	c.ExpectStatus(wire.StatusRejected)
 }
 
 func TestAStridedRequestWithoutAHelloEndsTheConnection(t *testing.T) {
@@ -239,4 +285,33 @@ func TestServingStridedRequestsDoesNotAllocate(t *testing.T) {
 			}
 		}
 	}))
+}
+
+// A strided READ of device memory owes a vector for each run where runs have gaps in the block.
+func TestRequestsBehindManyRunsOfADeviceAreServed(t *testing.T) {
+	a := tcptest.Accelerate(t, tcptest.Blocks(4, 512<<10))
+	memory := a.Memory(1 << 20)
+	copy(memory, tcptest.Pattern(len(memory), 5))
+	h := serveDevice(a, Options{}, memory)
+	for runs := uint64(120); runs < 130; runs++ {
+		c := h.dial()
+		c.Greet(wire.Hello{Origin: wire.Identity{byte(runs)}, Number: 1})
+		read, length := stridedRequest(wire.Read, sockio.AddressOf(memory)+1, 3, wire.Axis{Count: runs, Stride: 101})
+		requests, want := bytes.Clone(read), make([]byte, wire.StatusSize, int(length))
+		wire.PutStatus(want, wire.StatusOK)
+		for i := range int(runs) {
+			want = append(want, memory[1+i*101:][:3]...)
+		}
+		for range 200 {
+			requests = append(requests, read...)
+			requests = append(requests, tcptest.ReadV2(memory[7:10])...)
+		}
+		c.Send(requests)
+		c.Expect(want)
+		for range 200 {
+			c.Expect(want)
+			c.ExpectStatus(wire.StatusOK)
+			c.Expect(memory[7:10])
+		}
+	}
 }

@@ -56,6 +56,9 @@ func (t *turn) oweGrant(g wire.Grant) {
 	t.owe(sockio.AddressOf(t.grants[end:]), wire.GrantSize)
 }
 
+// takesVectors reports whether there is room for the vectors of a request, or of a run of a strided one.
+func (t *turn) takesVectors() bool { return t.vectors+2 <= len(t.owed) }
+
 // room is memory for the payload of a READ that is strided; nil where the turn has no more of it.
 func (t *turn) room(length uint64) []byte {
 	if t.packed == nil {

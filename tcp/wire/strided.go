@@ -12,11 +12,12 @@ import (
 //
 //	header   as of a request of version 2. The size is that of all runs together, and the address that of the first run. In
 //	         place of the padding: u8 number of axes · 6 bytes of zeros
-//	body     16 bytes key of an offer, or zeros · u64 bytes of a run · for each axis, the outermost first:
-//	         u64 count · i64 bytes from one time to the next
+//	body     16 bytes key of an offer, or zeros · u64 id of the transfer · u64 bytes of a run ·
+//	         for each axis, the outermost first: u64 count · i64 bytes from one time to the next
 //
 // There is a run for each combination of indices of the axes. The payload is the runs one behind the other, the index of the
-// innermost axis running fastest. It follows where that of a request of version 2 does.
+// innermost axis running fastest. It follows where that of a request of version 2 does. The id is random, and the same for all
+// requests of a transfer, those that are sent again included: a target tells one use of an offer from another by it.
 const (
 	// strided is set in the opcode byte of a strided request.
 	strided = 0x20
@@ -25,7 +26,7 @@ const (
 	// MaxStrided is the most payload of a strided request with axes. A target has memory for so much.
 	MaxStrided = 256 << 10
 
-	stridedBody = 24
+	stridedBody = 32
 	axisSize    = 16
 	// MaxStridedBody is the longest body of a strided request.
 	MaxStridedBody = stridedBody + MaxAxes*axisSize
@@ -43,6 +44,7 @@ type Axis struct {
 // Strided is the body of a strided request.
 type Strided struct {
 	Key  Key
+	ID   uint64 // of the transfer that the request is a part of
 	Run  uint64 // bytes
 	Axes [MaxAxes]Axis
 }
@@ -57,7 +59,8 @@ func PutStrided(b []byte, op Opcode, addr, length uint64, s *Strided, axes int) 
 	b[17] = byte(axes)
 	body := b[HeaderSize:]
 	copy(body, s.Key[:])
-	binary.LittleEndian.PutUint64(body[16:], s.Run)
+	binary.LittleEndian.PutUint64(body[16:], s.ID)
+	binary.LittleEndian.PutUint64(body[24:], s.Run)
 	for i, a := range s.Axes[:axes] {
 		at := body[stridedBody+i*axisSize:]
 		binary.LittleEndian.PutUint64(at, a.Count)
@@ -70,7 +73,7 @@ func PutStrided(b []byte, op Opcode, addr, length uint64, s *Strided, axes int) 
 // a target takes. low and span are the memory that the runs lie in, with the gaps between them.
 func (h *Header) ParseStrided(b []byte) (s Strided, low, span uint64, err error) {
 	copy(s.Key[:], b)
-	s.Run = binary.LittleEndian.Uint64(b[16:])
+	s.ID, s.Run = binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
 	total, below, above := s.Run, uint64(0), s.Run
 	for i := range h.Axes {
 		at := b[stridedBody+i*axisSize:]

@@ -15,7 +15,7 @@ func stridedFrame(op Opcode, addr, length uint64, s Strided, axes int) []byte {
 }
 
 func TestAStridedRequestIsParsedAsItWasPut(t *testing.T) {
-	want := Strided{Key: Key{1, 15: 2}, Run: 256, Axes: [MaxAxes]Axis{{4, -4096}, {1, -1 << 63}, {8, 512}}}
+	want := Strided{Key: Key{1, 15: 2}, ID: 1<<63 + 9, Run: 256, Axes: [MaxAxes]Axis{{4, -4096}, {1, -1 << 63}, {8, 512}}}
 	for _, op := range []Opcode{Read, Write} {
 		b := stridedFrame(op, 1<<40, 256*32, want, 3)
 		h, err := ParseHeader(b, false)

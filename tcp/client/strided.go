@@ -1,0 +1,79 @@
+package client
+
+import (
+	"kvferry/core"
+	"kvferry/core/hostmem"
+	"kvferry/core/layout"
+	"kvferry/core/metadata"
+	"kvferry/tcp/wire"
+)
+
+// Transfers of plans (core/layout), which a peer gets as strided requests or as requests for ranges:
+//
+//  1. cutFor decides what a piece of such a transfer is: a part of a pattern, for an engine that takes strided requests and
+//     where the runs are short, or a part of one run.
+//  2. The peer says whether it has a part of a pattern, which may lie in several of its buffers. Its descriptor is not asked
+//     (refusalBy).
+//  3. A lane packs and unpacks the payload (lane_strided.go). A one-shot carrier has requests for ranges only.
+
+const (
+	// mostStridedRun bounds the runs of strided requests, in bytes. Longer runs are sent straight from memory, and received
+	// straight into it: that takes less than to copy them. On one host, runs that can be sent by address are longer.
+	mostStridedRun = 4 << 10
+	mostLocalRun   = minByAddress - 1
+	// stridedBytes is the payload of a strided request: it stays in the processor's cache between the copy and the system call.
+	stridedBytes = 128 << 10
+)
+
+// strided is what a piece moves that is a part of a pattern.
+type strided struct {
+	memory hostmem.Strided // of this process
+	frame  wire.Strided
+	axes   int
+	local  core.Range // the smallest range that holds all of it, on each side
+	remote core.Range // likewise
+	packed int        // of a WRITE: where its payload begins in the packed bytes of its lane
+}
+
+// cutFor is cut for a carrier that is connected to an engine.
+func (c *cursor) cutFor(to destination, limit uint64, d *metadata.Descriptor) piece {
+	if c.parts == nil {
+		return c.cut(limit, d)
+	}
+	op := c.work.Tasks[c.task].Opcode
+	var part layout.Pattern
+	if c.parts.Run().Run <= to.runs {
+		part = c.parts.Cut(min(limit, stridedBytes), nil)
+	} else {
+		part = c.parts.CutRun(limit)
+	}
+	local, remote := core.Sides(op, &part)
+	p := piece{work: c.work, first: c.task, op: op, local: local.Base, remote: uint64(remote.Base), length: part.Bytes()}
+	if local.Count > 0 {
+		p.strided = newStrided(local, remote)
+		p.strided.frame.ID = c.work.ID
+	}
+	c.left -= p.length
+	return p
+}
+
+func newStrided(local, remote hostmem.Strided) *strided {
+	s := &strided{memory: local, axes: remote.Count, frame: wire.Strided{Run: remote.Run}}
+	for i, a := range remote.Axes[:remote.Count] {
+		s.frame.Axes[i] = wire.Axis(a)
+	}
+	s.local.Addr, s.local.Length = local.Bounds()
+	s.remote.Addr, s.remote.Length = remote.Bounds()
+	return s
+}
+
+// put writes the header of a piece.
+func (s *strided) put(b []byte, p *piece) {
+	wire.PutStrided(b, opcodeOf(p.op), p.remote, p.length, &s.frame, s.axes)
+}
+
+// isPacked reports whether the payload is packed before it is sent.
+func (p *piece) isPacked() bool { return p.strided != nil && p.op == core.Write }
+
+// isScattered reports whether the payload is unpacked when it has come.
+func (p *piece) isScattered() bool { return p.strided != nil && p.op == core.Read }
