@@ -471,3 +471,45 @@ int kvferry_transfer_plan(transfer_engine_t engine, int opcode, segment_id_t tar
                                               kvferry_reason());
     return finish_transfer(result, watch, &word, timeout_ms, batch_out);
 }
+
+kvferry_offer_t kvferry_offer_make(transfer_engine_t engine, const kvferry_place_t *place, int flags, int64_t lifetime_ms)
+{
+    ENTER(NULL);
+    return kvferry_go_make_offer(engine, place, flags, lifetime_ms, kvferry_reason());
+}
+
+int64_t kvferry_offer_text(kvferry_offer_t offer, char *buf_out, size_t buf_len)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_offer_text(offer, buf_out, buf_len, kvferry_reason());
+}
+
+int kvferry_offer_revoke(kvferry_offer_t offer)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_revoke_offer(offer, 0, kvferry_reason());
+}
+
+int kvferry_offer_free(kvferry_offer_t offer)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_revoke_offer(offer, 1, kvferry_reason());
+}
+
+kvferry_offered_t kvferry_offered_parse(const char *text, size_t length)
+{
+    ENTER(NULL);
+    return kvferry_go_parse_offer(text, length, kvferry_reason());
+}
+
+int64_t kvferry_offered_engine(kvferry_offered_t offered, char *buf_out, size_t buf_len)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_offered_engine(offered, buf_out, buf_len, kvferry_reason());
+}
+
+int kvferry_offered_free(kvferry_offered_t offered)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_free_offered(offered, kvferry_reason());
+}

@@ -35,7 +35,7 @@ type engineHandle struct {
 // transportHandle is an installed transport. No function takes its handle; one that is passed as an engine's is refused.
 type transportHandle struct{ name string }
 
-// handles are the handles of engines, transports, metadata servers, calls, texts, layouts and plans that C callers have. A handle
+// handles are the handles of engines, transports, metadata servers, calls, texts, layouts, plans and offers that C callers have. A handle
 // is a number that is used once: a caller that uses a handle after its end gets an error, and never reaches another engine. Callers take it for a pointer.
 // The numbers are addresses at which no process of amd64 or arm64 has memory. So no pointer is mistaken for a handle, and Go's
 // collector does not take a handle for a pointer into the heap. They begin at random, so that another copy of the library, in

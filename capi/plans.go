@@ -67,6 +67,12 @@ func readPlaces(side string, list C.places_t, count C.size_t) ([]layout.Place, e
 	places := make([]layout.Place, len(from))
 	for i := range from {
 		p := &places[i]
+		if from[i].kind == C.KVFERRY_OFFERED {
+			if err := readOffered(p, &from[i]); err != nil {
+				return nil, status.Errorf(status.InvalidArgument, "%s %d: %w", side, i, err)
+			}
+			continue
+		}
 		if p.Layout, err = found[*layout.Layout](unsafe.Pointer(from[i].layout), "layout"); err != nil {
 			return nil, status.Errorf(status.InvalidArgument, "%s %d: %w", side, i, err)
 		}
@@ -85,6 +91,23 @@ func readPlaces(side string, list C.places_t, count C.size_t) ([]layout.Place, e
 		}
 	}
 	return places, nil
+}
+
+// readOffered makes a place of an offer of another process.
+func readOffered(p *layout.Place, from *C.kvferry_place_t) error {
+	offered, err := found[*layout.Offered](unsafe.Pointer(from.layout), "offer")
+	if err != nil {
+		return err
+	}
+	if from.numbers != nil || from.count != 0 {
+		return status.Errorf(status.InvalidArgument, "it has %d numbers of its own, and those of the offer", uint64(from.count))
+	}
+	*p = offered.Place
+	p.First += uint64(from.first)
+	if p.First < offered.First {
+		return status.Errorf(status.InvalidArgument, "position %d is beyond all tables", uint64(from.first))
+	}
+	return nil
 }
 
 //export kvferry_go_free_plan

@@ -14,7 +14,7 @@ const transferStep = 64 << 10
 // copyTransfer copies a transfer of a plan within this process.
 func (t *localTransport) copyTransfer(w *Work) {
 	op := w.Tasks[w.Head].Opcode
-	c := transferCopy{memory: t.memory, op: op, buffer: make([]byte, transferStep)}
+	c := transferCopy{Work: w, memory: t.memory, op: op, buffer: make([]byte, transferStep)}
 	parts := w.Transfer.Parts()
 	for left := w.Bytes; left > 0; {
 		part := parts.Cut(transferStep, c.isOpen)
@@ -34,6 +34,7 @@ func (t *localTransport) copyTransfer(w *Work) {
 
 // transferCopy copies parts of patterns between two places of this process.
 type transferCopy struct {
+	*Work
 	memory *Registry
 	op     Opcode
 	buffer []byte
@@ -44,6 +45,9 @@ type transferCopy struct {
 func (c *transferCopy) pin(part *layout.Pattern) (*Region, error) {
 	_, remote := Sides(c.op, part)
 	addr, length := remote.Bounds()
+	if c.Key != (layout.Key{}) {
+		return c.memory.PinOffered(uint64(addr), length)
+	}
 	return c.memory.PinRemote(uint64(addr), length, c.op)
 }
 
@@ -63,6 +67,13 @@ func (c *transferCopy) copy(part *layout.Pattern) error {
 	}
 	defer region.Unpin()
 	local, remote := Sides(c.op, part)
+	if c.Key != (layout.Key{}) {
+		offer, err := c.memory.UseOffer(c.Key, c.ID, c.op, &remote)
+		if err != nil {
+			return err
+		}
+		defer offer.End()
+	}
 	if region.Device != nil {
 		return status.Errorf(status.InvalidArgument, "memory range %v was registered as that of %s after the transfer began",
 			region.Range, region.Device.Name())

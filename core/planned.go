@@ -23,7 +23,17 @@ type Planned struct {
 	Opcode   Opcode
 	Target   SegmentID
 	Transfer *layout.Transfer
-	Notify   *metadata.Notification // sent to the segment's owner when all requests have completed; nil for none
+	Notify   *metadata.Notification // sent to the segment's owner when all of it has completed; nil for none
+
+	id uint64 // random
+}
+
+// key is that of the offer that the memory of the segment's owner is of; zero for none.
+func (p *Planned) key() layout.Key {
+	if p.Opcode == Read {
+		return p.Transfer.SourceKey
+	}
+	return p.Transfer.DestinationKey
 }
 
 // mostPlanned is how many requests of a plan are under way at a time, where the caller sets no limit.
@@ -36,13 +46,20 @@ const maxPlanned = 1 << 26
 // errNotOneTask is why a transfer is to be made of requests.
 var errNotOneTask = errors.New("the transfer of a plan is on a device")
 
+// errOwnOffer is why an offer is not used within a process.
+var errOwnOffer = status.Errorf(status.NotImplemented, "an offer of a process that has registered memory of a device is of no use within it")
+
 // SubmitPlanned makes a batch and submits the transfer to it; on an error there is no batch. If it goes as requests, at most
 // limit of them, or mostPlanned for a limit of 0, are submitted at a time: the next ones when these have completed, and none
 // when one of them has failed.
 func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
+	p.id = rand.Uint64()
 	b, err := e.submitTransfer(p)
 	if !errors.Is(err, errNotOneTask) {
 		return b, err
+	}
+	if p.Target == LocalSegment && p.key() != (layout.Key{}) {
+		return nil, errOwnOffer
 	}
 	if p.Transfer.Runs > maxPlanned {
 		return nil, tooManyRuns(p.Transfer)
@@ -121,6 +138,7 @@ func (d *distribution) transfer(p *Planned) error {
 	if err := p.Opcode.check(); err != nil {
 		return err
 	}
+	d.id, d.key = p.id, p.key()
 	t := p.Transfer
 	first := t.Parts().Run()
 	local, remote := Sides(p.Opcode, &first)
@@ -139,7 +157,7 @@ func (d *distribution) transfer(p *Planned) error {
 		return err
 	}
 	d.bytes += t.Bytes
-	w.Transfer, w.ID = t, rand.Uint64()
+	w.Transfer = t
 	w.append(0)
 	return nil
 }
@@ -188,7 +206,10 @@ func Sides(op Opcode, p *layout.Pattern) (local, remote hostmem.Strided) {
 
 // submitPlanned submits the next count requests.
 func (e *Engine) submitPlanned(b *Batch, p Planned, runs *layout.Runs, count int, notify *metadata.Notification) error {
-	return e.submit(b, count, notify, func(d *distribution) error { return p.fill(d, runs) })
+	return e.submit(b, count, notify, func(d *distribution) error {
+		d.id, d.key = p.id, p.key()
+		return p.fill(d, runs)
+	})
 }
 
 // feedPlanned has a goroutine of the engine submit the requests, so many at a time, each when the ones before have
@@ -205,6 +226,12 @@ func (e *Engine) feedPlanned(b *Batch, p Planned, runs *layout.Runs, limit int) 
 
 // feedRuns submits the transfer for a feeder: as one task, or as requests, so many at a time. The last ones have the notification.
 func (e *Engine) feedRuns(b *Batch, f *feed, p Planned, runs *layout.Runs, limit int) error {
+	if p.id == 0 {
+		p.id = rand.Uint64()
+	}
+	if p.Target == LocalSegment && p.key() != (layout.Key{}) && !e.takesTransfers(p.Target) {
+		return errOwnOffer
+	}
 	if err := e.feedTransfer(b, f, p); !errors.Is(err, errNotOneTask) {
 		return err
 	}

@@ -31,6 +31,8 @@ type Registry struct {
 	holds   map[*hold]struct{}
 	sweepAt int // the length of leaving at which drained regions are forgotten
 
+	offers offers
+
 	onDevices  atomic.Int64   // regions of device memory
 	lastPinner atomic.Uint64  // number of the latest pins
 	epoch      *atomic.Uint64 // see Epoch

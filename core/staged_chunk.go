@@ -43,7 +43,7 @@ func (s *share) complete() bool { return s.arrived == s.move.Length }
 // cut makes a chunk of the next bytes of a work. The queue's lock is held.
 func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *chunk {
 	p := &chunk{queue: q, parent: c.work, lease: lease}
-	p.work = Work{Segment: c.work.Segment, Head: -1, owner: p, shared: &c.work.own, trace: c.work.trace}
+	p.work = Work{Segment: c.work.Segment, ID: c.work.ID, Key: c.work.Key, Head: -1, owner: p, shared: &c.work.own, trace: c.work.trace}
 	expected := min(lease.Length/c.work.Tasks[c.task].Length+1, uint64(len(c.work.Tasks)))
 	p.work.Tasks, p.shares = make([]Task, 0, expected), make([]share, 0, expected)
 	for end := uint64(0); c.left > 0; {

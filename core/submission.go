@@ -3,6 +3,7 @@ package core
 import (
 	"sync/atomic"
 
+	"kvferry/core/layout"
 	"kvferry/core/staging"
 )
 
@@ -17,6 +18,8 @@ type submission struct {
 	refused     []refusal
 	empty       bool                  // some tasks have no bytes
 	pins        pins                  // local regions in use, before the batch takes them over
+	id          uint64                // see Work.ID
+	key         layout.Key            // see Work.Key
 	cause       atomic.Pointer[error] // why the submission is given up
 
 	// room is memory for what most submissions need, in the same allocation.
@@ -56,6 +59,7 @@ func (s *submission) newWork(segment *Segment, device *staging.Device) *Work {
 		w = &Work{}
 	}
 	w.Segment, w.Tasks, w.Head, w.owner, w.device = segment, s.tasks, -1, s, device
+	w.ID, w.Key = s.id, s.key
 	w.own.begin(segment)
 	s.works = append(s.works, w)
 	return w

@@ -40,6 +40,10 @@ type Transport interface {
 	// find the region any more.
 	Evict(r *Region)
 
+	// EvictOffer ends the transfers that move bytes on behalf of a peer by an offer, and need not wait. Registry.UseOffer does not
+	// find the offer any more.
+	EvictOffer(o *Offer)
+
 	// Holders names, for an error, the peers for which bytes of a region are moved, or may be: "peer 10.0.0.2:4711".
 	Holders(r *Region) []string
 

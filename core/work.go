@@ -16,7 +16,8 @@ type Work struct {
 	// Transfer is what moves instead of a range, if the work is a transfer of a plan: then it has one task, whose length is that
 	// of all runs. nil for other works.
 	Transfer *layout.Transfer
-	ID       uint64 // of the transfer of a plan; the same for all works of one. 0 for other works
+	ID       uint64     // of the transfer of a plan; the same for all works of one. 0 for other works
+	Key      layout.Key // of the offer that the peer's memory is of; zero for none
 	// Staged: the work is a chunk of a longer transfer of device memory, and other chunks are under way or about to come.
 	// The thread that submits it waits for copies: the transport queues the work and lets another thread send it.
 	Staged bool

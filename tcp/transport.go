@@ -132,6 +132,9 @@ func (t *Transport) Forget(s *core.Segment) { t.client.Forget(s) }
 // Evict ends the sessions that move bytes of a region.
 func (t *Transport) Evict(r *core.Region) { t.server.Evict(r) }
 
+// EvictOffer ends the sessions that use an offer.
+func (t *Transport) EvictOffer(o *core.Offer) { t.server.EvictOffer(o) }
+
 // Holders names the peers whose sessions may be moving bytes of a region.
 func (t *Transport) Holders(r *core.Region) []string { return t.server.Holders(r) }
 

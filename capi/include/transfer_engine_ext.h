@@ -497,17 +497,18 @@ int kvferry_layout_free(kvferry_layout_t layout);
 /* What the numbers of a place are. */
 #define KVFERRY_BLOCKS 0
 #define KVFERRY_SLOTS 1 /* slot s is token s % block_tokens of block s / block_tokens */
+#define KVFERRY_OFFERED 2 /* layout is a kvferry_offered_t, which has the numbers: numbers is NULL, and count 0 */
 
 /*
  * Where the tokens of a plan lie in a layout. The token that moves first is at position first, the next one at the position
  * behind it. Position p is token p % block_tokens of block numbers[p / block_tokens], or it is slot numbers[p].
  */
 typedef struct kvferry_place {
-    kvferry_layout_t layout;
+    kvferry_layout_t layout; /* or a kvferry_offered_t, see KVFERRY_OFFERED */
     const uint64_t *numbers; /* of blocks or slots, count of them */
     size_t count;
-    uint64_t first;
-    int kind;                /* KVFERRY_BLOCKS or KVFERRY_SLOTS */
+    uint64_t first;          /* with KVFERRY_OFFERED, counted from the first position that is offered */
+    int kind;                /* KVFERRY_BLOCKS, KVFERRY_SLOTS or KVFERRY_OFFERED */
 } kvferry_place_t;
 
 /*
@@ -553,6 +554,53 @@ int kvferry_submit_plan(transfer_engine_t engine, int opcode, segment_id_t targe
 /* kvferry_transfer_sync of what kvferry_submit_plan submits. */
 int kvferry_transfer_plan(transfer_engine_t engine, int opcode, segment_id_t target, kvferry_plan_t plan, size_t index,
                           size_t max_batch, int64_t timeout_ms, batch_id_t *batch_out);
+
+/*
+ * Offers: blocks of this process that whoever knows a key may read or write, for as long as the offer lives. docs/layouts.md
+ * describes them. The owner makes an offer, and sends its text through a side channel that keeps it secret. The receiver reads the
+ * text, and makes a plan with it. Transfers of that plan carry the key, between kvferry engines only.
+ */
+typedef void *kvferry_offer_t;
+
+/* What an offer allows. */
+#define KVFERRY_OFFER_READ 1
+#define KVFERRY_OFFER_WRITE 2
+#define KVFERRY_OFFER_ONCE 4 /* to one transfer only; what that sends again after a loss is no second one */
+
+/*
+ * Offers the memory of a place in this process, from position first to the end of its table: flags are KVFERRY_OFFER_*, READ or
+ * WRITE at least. lifetime_ms is for how long; 0 for until it is revoked. The place's numbers are blocks or slots, each of them
+ * once. Its memory is registered with any access, also with one that opens it to no peer, at the latest before it is used.
+ * The handle belongs to the caller until kvferry_offer_free. NULL on failure. Any thread may call this and what follows.
+ */
+kvferry_offer_t kvferry_offer_make(transfer_engine_t engine, const kvferry_place_t *place, int flags, int64_t lifetime_ms);
+
+/* The text of an offer: JSON that is to be kept secret. Writes it, and returns its length, as kvferry_stats_json does. */
+int64_t kvferry_offer_text(kvferry_offer_t offer, char *buf_out, size_t buf_len);
+
+/*
+ * Ends an offer. When it has returned 0, no byte moves by the offer any more, and later requests with its key are refused: the
+ * memory can be used for something else, while its region stays registered. Takes about a millisecond where peers are alive.
+ * Connections of peers that do not go on within 50 ms are ended. KVFERRY_ERR_IN_USE when a system call or a device may still move
+ * bytes after some seconds: another call waits again. It may be called again, also after 0.
+ */
+int kvferry_offer_revoke(kvferry_offer_t offer);
+
+/* kvferry_offer_revoke, and ends the handle whatever the result. */
+int kvferry_offer_free(kvferry_offer_t offer);
+
+/* An offer of another process. It does not change. The handle belongs to the caller until kvferry_offered_free; plans do not
+ * need it any more once they are made. */
+typedef void *kvferry_offered_t;
+
+/* Reads an offer from length bytes of text, which are not kept. The text may come from anybody: NULL for text that is no offer. */
+kvferry_offered_t kvferry_offered_parse(const char *text, size_t length);
+
+/* The name of the engine that has made an offer, for openSegment. Writes and returns as kvferry_stats_json does. */
+int64_t kvferry_offered_engine(kvferry_offered_t offered, char *buf_out, size_t buf_len);
+
+/* Ends the handle. 0, or a negated Status code. */
+int kvferry_offered_free(kvferry_offered_t offered);
 
 #ifdef __cplusplus
 }

@@ -24,9 +24,12 @@ type Transfer struct {
 	Source, Destination int    // indices into the request's places
 	Runs                uint64 // how many ranges of bytes, each contiguous on both sides
 	Bytes               uint64
-	tokens              *grouping
-	kinds               []kind
-	pairs               []pair
+
+	SourceKey, DestinationKey Key // of the offers that the places are of; zero for none
+
+	tokens *grouping
+	kinds  []kind
+	pairs  []pair
 }
 
 // MaxPlaces is how many sources a request may have, and how many destinations.
@@ -163,6 +166,7 @@ func (r *Request) planDestination(p *Plan, d int, left *int) error {
 			return fmt.Errorf("source %d: %w", s, err)
 		}
 		t.Source, t.Destination, found = s, d, true
+		t.SourceKey, t.DestinationKey = r.Sources[s].Key, r.Destinations[d].Key
 		p.Transfers = append(p.Transfers, t)
 	}
 	if !found {

@@ -12,6 +12,7 @@ type Place struct {
 	Blocks []uint64 // position p is token p mod BlockTokens of Blocks[p / BlockTokens]
 	Slots  []uint64 // position p is Slots[p]
 	First  uint64   // the position of the first token that moves. Those before it stay as they are
+	Key    Key      // of the offer that the place is of; zero for none
 }
 
 // check says that the place has no room for so many tokens, or names blocks and slots that do not exist.

@@ -153,6 +153,9 @@ func (t *Transport) Holders(r *core.Region) []string {
 	return t.OnHolders(r)
 }
 
+// EvictOffer implements core.Transport. Nothing uses an offer.
+func (t *Transport) EvictOffer(*core.Offer) {}
+
 // TakesTransfers implements core.Transport.
 func (t *Transport) TakesTransfers() bool { return t.Transfers }
 

@@ -53,6 +53,10 @@ KVFERRY_REASON_CLOSED = 10
 KVFERRY_REASON_OTHER = 11
 KVFERRY_BLOCKS = 0
 KVFERRY_SLOTS = 1
+KVFERRY_OFFERED = 2
+KVFERRY_OFFER_READ = 1
+KVFERRY_OFFER_WRITE = 2
+KVFERRY_OFFER_ONCE = 4
 
 
 class transfer_request_t(ctypes.Structure):
@@ -409,6 +413,13 @@ class Functions:
     kvferry_plan_transfer: Callable[[Address, int, Any], int]
     kvferry_submit_plan: Callable[[Address, int, int, Address, int, int, Any], int]
     kvferry_transfer_plan: Callable[[Address, int, int, Address, int, int, int, Any], int]
+    kvferry_offer_make: Callable[[Address, Any, int, int], int | None]
+    kvferry_offer_text: Callable[[Address, Text, int], int]
+    kvferry_offer_revoke: Callable[[Address], int]
+    kvferry_offer_free: Callable[[Address], int]
+    kvferry_offered_parse: Callable[[Text, int], int | None]
+    kvferry_offered_engine: Callable[[Address, Text, int], int]
+    kvferry_offered_free: Callable[[Address], int]
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Bind the functions of library. AttributeError when it lacks one."""
@@ -502,4 +513,11 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_plan_transfer": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(kvferry_plan_transfer_t)]),
     "kvferry_submit_plan": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]),
     "kvferry_transfer_plan": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)]),
+    "kvferry_offer_make": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.POINTER(kvferry_place_t), ctypes.c_int, ctypes.c_int64]),
+    "kvferry_offer_text": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_offer_revoke": (ctypes.c_int, [ctypes.c_void_p]),
+    "kvferry_offer_free": (ctypes.c_int, [ctypes.c_void_p]),
+    "kvferry_offered_parse": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_offered_engine": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_offered_free": (ctypes.c_int, [ctypes.c_void_p]),
 }

@@ -117,6 +117,7 @@ func (p *piece) split(f func(piece)) {
 		part.first = i
 		part.local, part.remote = task.Local+uintptr(part.skip), task.Remote+part.skip
 		part.length = min(left, task.Length-part.skip)
+		part.useKey()
 		f(part)
 		left -= part.length
 		part.skip = 0

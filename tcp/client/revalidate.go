@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"kvferry/core"
+	"kvferry/core/layout"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 )
@@ -48,6 +49,14 @@ func (p *peer) mayCarry(conn *connection, piece *piece) bool {
 func (p *peer) replacedError(piece *piece, owner *metadata.Descriptor) error {
 	return status.Errorf(status.Socket, "segment %q: %w: it was submitted to %s, and %s answers in its place",
 		p.segment.Name, errRestarted, engineOf(piece.work.BoundTo()), engineOf(owner.Identity))
+}
+
+// notStrided is why a piece fails that the engine of a descriptor does not take.
+func (p *peer) notStrided(h *piece, d *metadata.Descriptor) error {
+	if h.work.Key != (layout.Key{}) {
+		return status.Errorf(status.NotSupportedTransport, "segment %q: %w", p.segment.Name, errNoOffers)
+	}
+	return p.replacedError(h, d)
 }
 
 func engineOf(identity string) string {

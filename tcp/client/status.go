@@ -1,6 +1,7 @@
 package client
 
 import (
+	"kvferry/core"
 	"kvferry/core/status"
 	"kvferry/tcp/wire"
 )
@@ -9,6 +10,11 @@ import (
 func stalledError(segment string, oldest *piece, limit limit) error {
 	return status.Errorf(status.Socket, "segment %q: %w for %v while %d bytes at %#x were in flight",
 		segment, errStalled, limit, oldest.length, oldest.remote)
+}
+
+// offerRefusals are what status codes say of offers.
+var offerRefusals = map[uint32]error{
+	wire.StatusRevoked: core.ErrRevoked, wire.StatusNotOffered: core.ErrNotOffered, wire.StatusOfferUsed: core.ErrOfferUsed,
 }
 
 // judgeStatus looks at the status frame that answers a piece. An error means that the connection is of no more use.
@@ -30,6 +36,8 @@ func judgeStatus(segment string, frame []byte, piece *piece) error {
 		piece.fatal = status.Errorf(status.AddressNotRegistered,
 			"segment %q: the peer has registered memory %#x+%d, but cannot access it: it was unmapped or protected, or its file cut short",
 			segment, addr, length)
+	case offerRefusals[code] != nil && h.strided != nil:
+		h.fatal = status.Errorf(status.AddressNotRegistered, "segment %q: %#x+%d refused: %w", segment, addr, length, offerRefusals[code])
 	case code != wire.StatusRejected && code != wire.StatusForbidden:
 		piece.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
 			segment, code, addr, length)

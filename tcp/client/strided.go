@@ -1,6 +1,8 @@
 package client
 
 import (
+	"errors"
+
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
@@ -38,7 +40,9 @@ type strided struct {
 // cutFor is cut for a carrier that is connected to an engine.
 func (c *cursor) cutFor(to destination, limit uint64, d *metadata.Descriptor) piece {
 	if c.parts == nil {
-		return c.cut(limit, d)
+		p := c.cut(limit, d)
+		p.useKey()
+		return p
 	}
 	op := c.work.Tasks[c.task].Opcode
 	var part layout.Pattern
@@ -50,15 +54,24 @@ func (c *cursor) cutFor(to destination, limit uint64, d *metadata.Descriptor) pi
 	local, remote := core.Sides(op, &part)
 	p := piece{work: c.work, first: c.task, op: op, local: local.Base, remote: uint64(remote.Base), length: part.Bytes()}
 	if local.Count > 0 {
-		p.strided = newStrided(local, remote)
-		p.strided.frame.ID = c.work.ID
+		p.strided = newStrided(c.work, local, remote)
 	}
+	p.useKey()
 	c.left -= p.length
 	return p
 }
 
-func newStrided(local, remote hostmem.Strided) *strided {
-	s := &strided{memory: local, axes: remote.Count, frame: wire.Strided{Run: remote.Run}}
+// useKey makes a strided request of a piece whose work has the key of an offer: one without axes, if it moves a range.
+func (p *piece) useKey() {
+	if p.work.Key != (layout.Key{}) && (p.strided == nil || p.strided.axes == 0) {
+		local := hostmem.Strided{Base: p.local, Run: p.length}
+		remote := hostmem.Strided{Base: uintptr(p.remote), Run: p.length}
+		p.strided = newStrided(p.work, local, remote)
+	}
+}
+
+func newStrided(w *core.Work, local, remote hostmem.Strided) *strided {
+	s := &strided{memory: local, axes: remote.Count, frame: wire.Strided{Key: wire.Key(w.Key), ID: w.ID, Run: remote.Run}}
 	for i, a := range remote.Axes[:remote.Count] {
 		s.frame.Axes[i] = wire.Axis(a)
 	}
@@ -73,7 +86,13 @@ func (s *strided) put(b []byte, p *piece) {
 }
 
 // isPacked reports whether the payload is packed before it is sent.
-func (p *piece) isPacked() bool { return p.strided != nil && p.op == core.Write }
+func (p *piece) isPacked() bool { return p.hasAxes() && p.op == core.Write }
 
 // isScattered reports whether the payload is unpacked when it has come.
-func (p *piece) isScattered() bool { return p.strided != nil && p.op == core.Read }
+func (p *piece) isScattered() bool { return p.hasAxes() && p.op == core.Read }
+
+// hasAxes reports whether the piece moves more than a range.
+func (p *piece) hasAxes() bool { return p.strided != nil && p.strided.axes > 0 }
+
+// errNoOffers is why a piece is not sent that has the key of an offer.
+var errNoOffers = errors.New("offers need a connection that takes strided requests, as kvferry engines make them with MC_TCP_ENABLE_CONNECTION_POOL and version 2")

@@ -64,6 +64,7 @@ func openForTest(e *core.Engine) (core.Transport, error) {
 
 func (t *testTransport) Endpoint() core.Endpoint         { return t.endpoint }
 func (t *testTransport) Evict(r *core.Region)            { t.server.Evict(r) }
+func (t *testTransport) EvictOffer(o *core.Offer)        { t.server.EvictOffer(o) }
 func (t *testTransport) Holders(r *core.Region) []string { return t.server.Holders(r) }
 func (t *testTransport) Stats() metrics.Transport {
 	s := metrics.Transport{Initiator: t.States()}

@@ -53,7 +53,7 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 			continue
 		}
 		if next.strided != nil && to.runs == 0 {
-			next.settle(p.replacedError(&next, d))
+			next.settle(p.notStrided(&next, d))
 			continue
 		}
 		if next.isPacked() {

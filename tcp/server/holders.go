@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 
 	"kvferry/core"
@@ -17,6 +18,19 @@ func (v *Server) Evict(r *core.Region) {
 		}
 	}
 }
+
+// EvictOffer ends, soon, the sessions that use an offer, which gets no new uses by now.
+func (v *Server) EvictOffer(o *core.Offer) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for s := range v.sessions {
+		if s.usesOffer(o) {
+			s.end(errOfferRevoked)
+		}
+	}
+}
+
+var errOfferRevoked = errors.New("an offer that it uses is being revoked")
 
 // Holders names the peers whose sessions may be moving bytes of the region.
 func (v *Server) Holders(r *core.Region) (names []string) {

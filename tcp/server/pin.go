@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
+	"kvferry/core/layout"
 	"kvferry/tcp/wire"
 )
 
@@ -15,6 +17,8 @@ import (
 // Memory is what sessions need of a core.Registry.
 type Memory interface {
 	PinRemote(addr, length uint64, op core.Opcode) (*core.Region, error)
+	UseOffer(key layout.Key, id uint64, op core.Opcode, memory *hostmem.Strided) (*core.Offer, error)
+	PinOffered(addr, length uint64) (*core.Region, error)
 	Epoch() *atomic.Uint64
 }
 
@@ -22,7 +26,7 @@ type Memory interface {
 // A session that another goroutine has ended pins nothing more, so it does not serve requests that it has read already.
 func (s *session) pin(h wire.Header) (*core.Region, error) {
 	t := s.turn
-	s.pinned = 1
+	s.pinned, s.offersUsed = 1, 0
 	if n := len(t.held); n > 0 && within(t.held[n-1], h) && t.held[n-1].Access.Allows(core.Opcode(h.Op)) {
 		return t.held[n-1], nil
 	}
@@ -42,8 +46,15 @@ func (s *session) pin(h wire.Header) (*core.Region, error) {
 // refusal says why a request has no region.
 func refusal(h wire.Header, reason error) error {
 	code := uint32(wire.StatusRejected)
-	if errors.Is(reason, core.ErrForbidden) {
+	switch {
+	case errors.Is(reason, core.ErrForbidden):
 		code = wire.StatusForbidden
+	case errors.Is(reason, core.ErrRevoked):
+		code = wire.StatusRevoked
+	case errors.Is(reason, core.ErrNotOffered):
+		code = wire.StatusNotOffered
+	case errors.Is(reason, core.ErrOfferUsed):
+		code = wire.StatusOfferUsed
 	}
 	return &rejection{Header: h, code: code, reason: reason}
 }
@@ -53,7 +64,7 @@ func within(r *core.Region, h wire.Header) bool { return r.Holds(h.Addr, h.Lengt
 // unpin ends the pins of the turn, but for the last ones while they are those of the request being served.
 func (s *session) unpin() {
 	t := s.turn
-	if len(t.held) == 0 {
+	if len(t.held) == 0 && len(t.offers) == 0 {
 		return
 	}
 	s.mu.Lock()
@@ -69,6 +80,11 @@ func (s *session) unpin() {
 	}
 	clear(t.held[len(kept):])
 	t.held = kept
+	used := 0
+	if s.serving != nil {
+		used = s.offersUsed
+	}
+	t.endOffers(used)
 }
 
 // holds returns the regions that the session may be moving bytes of, each of them once.
@@ -87,6 +103,19 @@ func (s *session) holds() []*core.Region {
 
 // uses reports whether the session may be moving bytes of the region.
 func (s *session) uses(r *core.Region) bool { return slices.Contains(s.holds(), r) }
+
+// usesOffer reports whether the session serves a request by an offer.
+func (s *session) usesOffer(o *core.Offer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	used := slices.Contains(s.turn.offers, o)
+	if s.staged != nil {
+		for _, t := range s.staged.queue {
+			used = used || slices.Contains(t.offers, o)
+		}
+	}
+	return used
+}
 
 // regionOf is the region that holds the payload of a READ which is owed, for an error; nil when it is not known any more.
 func (s *session) regionOf(h wire.Header) *core.Region {

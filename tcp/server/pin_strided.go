@@ -6,6 +6,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/core/layout"
 	"kvferry/tcp/wire"
 )
 
@@ -25,8 +26,9 @@ var (
 
 // regionsOf are the pins of a strided request: those of its turn from begin on.
 type regionsOf struct {
-	begin int
-	first *core.Region // the first that holds some of it; nil before
+	begin   int
+	offered bool         // an offer allows it
+	first   *core.Region // the first that holds some of it; nil before
 }
 
 // pinStrided pins the regions of a strided request until the turn ends, and returns the first one; see pin.
@@ -36,7 +38,16 @@ func (s *session) pinStrided(r *strided) (*core.Region, error) {
 	if s.cause != nil {
 		return nil, errEnded
 	}
-	found := regionsOf{begin: max(0, len(s.turn.held)-1)} // the region of the last request is often the first one of the next
+	s.offersUsed = 0
+	offered := r.key != wire.Key{}
+	if offered {
+		offer, err := s.server.memory.UseOffer(layout.Key(r.key), r.id, core.Opcode(r.Op), &r.memory)
+		if err != nil {
+			return nil, err
+		}
+		s.turn.offers, s.offersUsed = append(s.turn.offers, offer), 1
+	}
+	found := regionsOf{offered: offered, begin: max(0, len(s.turn.held)-1)} // the region of the last request is often the first one of the next
 	if err := s.pinPart(r.Op, &r.memory, &found); err != nil {
 		return nil, err
 	}
@@ -47,7 +58,7 @@ func (s *session) pinStrided(r *strided) (*core.Region, error) {
 // pinPart pins the regions of a part of a strided request. The lock is held.
 func (s *session) pinPart(op wire.Opcode, memory *hostmem.Strided, found *regionsOf) error {
 	addr, length := memory.Bounds()
-	region, err := s.pinAmong(wire.Header{Op: op, Addr: uint64(addr), Length: length}, found.begin)
+	region, err := s.pinAmong(wire.Header{Op: op, Addr: uint64(addr), Length: length}, found)
 	switch {
 	case err == nil && found.first == nil:
 		found.first = region
@@ -71,15 +82,21 @@ func (s *session) pinPart(op wire.Opcode, memory *hostmem.Strided, found *region
 	return nil
 }
 
-// pinAmong pins the region of a range, unless it is among those that are pinned, from begin on. The lock is held.
-func (s *session) pinAmong(h wire.Header, begin int) (*core.Region, error) {
+// pinAmong pins the region of a range, unless it is among those that are pinned. The lock is held.
+func (s *session) pinAmong(h wire.Header, found *regionsOf) (*core.Region, error) {
 	t := s.turn
-	for i := len(t.held) - 1; i >= begin; i-- {
-		if within(t.held[i], h) && t.held[i].Access.Allows(core.Opcode(h.Op)) {
+	for i := len(t.held) - 1; i >= found.begin; i-- {
+		if within(t.held[i], h) && (found.offered || t.held[i].Access.Allows(core.Opcode(h.Op))) {
 			return t.held[i], nil
 		}
 	}
-	region, err := s.server.memory.PinRemote(h.Addr, h.Length, core.Opcode(h.Op))
+	var region *core.Region
+	var err error
+	if found.offered {
+		region, err = s.server.memory.PinOffered(h.Addr, h.Length)
+	} else {
+		region, err = s.server.memory.PinRemote(h.Addr, h.Length, core.Opcode(h.Op))
+	}
 	if err == nil {
 		t.held = append(t.held, region)
 	}

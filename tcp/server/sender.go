@@ -40,6 +40,10 @@ func (s *session) handOver() error {
 			s.turn.held = append(s.turn.held, t.held[first:]...)
 			clear(t.held[first:])
 			t.held = t.held[:first]
+			used := len(t.offers) - s.offersUsed
+			s.turn.offers = append(s.turn.offers, t.offers[used:]...)
+			clear(t.offers[used:])
+			t.offers = t.offers[:used]
 		}
 		d.changed.Broadcast()
 	}
@@ -143,6 +147,7 @@ func (s *session) retire(t *turn, err error) {
 	}
 	clear(t.held)
 	t.held = t.held[:0]
+	t.endOffers(0)
 	d.queue = slices.Delete(d.queue, 0, 1)
 	d.spare = append(d.spare, t)
 	if err != nil {

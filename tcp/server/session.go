@@ -61,13 +61,14 @@ type session struct {
 	copier         hostmem.Copier
 	strided        strided // the last strided request
 
-	turn      *turn
-	reads     span         // of the READ payloads owed from host memory
-	serving   *core.Region // of the request whose payload has not been applied or owed completely
-	pinned    int          // how many of the turn's last pins are of that request
-	v2        bool         // the last request was of version 2: its peer does not take the end of the connection for success
-	staged    *staged      // nil before the first request for device memory
-	fetchList *fetchList   // nil before the first WRITE by address
+	turn       *turn
+	reads      span         // of the READ payloads owed from host memory
+	serving    *core.Region // of the request whose payload has not been applied or owed completely
+	pinned     int          // how many of the turn's last pins are of that request
+	offersUsed int          // and how many of its uses of offers
+	v2         bool         // the last request was of version 2: its peer does not take the end of the connection for success
+	staged     *staged      // nil before the first request for device memory
+	fetchList  *fetchList   // nil before the first WRITE by address
 
 	trace    *trace.Session // nil for none
 	onDevice bool           // for it: the memory of the request that is being served is a device's

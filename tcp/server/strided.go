@@ -27,6 +27,7 @@ type strided struct {
 	wire.Header                 // its size is that of the payload
 	bounds      wire.Header     // the same request for the range that holds all runs
 	key         wire.Key        // of the offer that it is for; zero for none
+	id          uint64          // of its transfer
 	memory      hostmem.Strided // its runs
 }
 
@@ -49,7 +50,7 @@ func (s *session) nextStrided(h wire.Header) error {
 		return &rejection{Header: h, code: wire.StatusRejected, reason: err}
 	}
 	r := &s.strided
-	*r = strided{Header: h, bounds: h, key: body.Key, memory: hostmem.Strided{Base: uintptr(h.Addr), Run: body.Run, Count: h.Axes}}
+	*r = strided{Header: h, bounds: h, key: body.Key, id: body.ID, memory: hostmem.Strided{Base: uintptr(h.Addr), Run: body.Run, Count: h.Axes}}
 	r.bounds.Addr, r.bounds.Length = low, span
 	for i, a := range body.Axes[:h.Axes] {
 		r.memory.Axes[i] = hostmem.Axis{Count: a.Count, Stride: a.Stride}

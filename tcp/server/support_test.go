@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
+	"kvferry/core/layout"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/samehost"
@@ -56,6 +58,12 @@ func (s *served) addRange(at core.Range, access core.Access, on *staging.Device)
 	s.regions = append(s.regions, r)
 	return r
 }
+
+func (s *served) UseOffer(layout.Key, uint64, core.Opcode, *hostmem.Strided) (*core.Offer, error) {
+	return nil, core.ErrRevoked
+}
+
+func (s *served) PinOffered(uint64, uint64) (*core.Region, error) { return nil, core.ErrRevoked }
 
 func (s *served) PinRemote(addr, length uint64, op core.Opcode) (*core.Region, error) {
 	s.mu.Lock()

@@ -24,8 +24,9 @@ type turn struct {
 	readBytes   uint64 // READ payload owed
 	reads       uint64 // READs that end with that payload
 
-	held []*core.Region // pinned; for others than the session's goroutine under its lock
-	load *load          // nil in a session that was never asked for device memory
+	held   []*core.Region // pinned; for others than the session's goroutine under its lock
+	offers []*core.Offer  // in use; likewise
+	load   *load          // nil in a session that was never asked for device memory
 
 	// For the trace, by clock.Now; see trace.Session.Answered.
 	served          []trace.Served
@@ -54,6 +55,17 @@ func (t *turn) oweGrant(g wire.Grant) {
 	t.grants = t.grants[:end+wire.GrantSize]
 	wire.PutGrant(t.grants[end:], g)
 	t.owe(sockio.AddressOf(t.grants[end:]), wire.GrantSize)
+}
+
+// endOffers ends the uses of offers but the last ones. The session's lock is held.
+func (t *turn) endOffers(kept int) {
+	ended := len(t.offers) - kept
+	for _, o := range t.offers[:ended] {
+		o.End()
+	}
+	n := copy(t.offers, t.offers[ended:])
+	clear(t.offers[n:])
+	t.offers = t.offers[:n]
 }
 
 // takesVectors reports whether there is room for the vectors of a request, or of a run of a strided one.

@@ -67,10 +67,11 @@ const (
 	// StatusForbidden is for a range of one region that peers may only read, or only write.
 	StatusForbidden = 8
 
-	// The offer that a strided request names by its key: the target has none with that key any more, or it does not cover the
-	// request.
+	// These answer a strided request with a key. The target has no offer with that key any more; the offer does not cover the
+	// request; or it was for one transfer, and another one has used it.
 	StatusRevoked    = 9
 	StatusNotOffered = 10
+	StatusOfferUsed  = 11
 )
 
 // Header is a parsed request.

@@ -97,6 +97,13 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_FORKED(kvferry_plan_transfer(engine, 0, NULL), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_submit_plan(engine, 1, 0, engine, 0, 0, &made), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_transfer_plan(engine, 1, 0, engine, 0, 0, 10, &made), KVFERRY_ERR_FORKED);
+    CHECK(kvferry_offer_make(engine, NULL, KVFERRY_OFFER_READ, 0) == NULL);
+    CHECK_FORKED(kvferry_offer_text(engine, text, sizeof text), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_offer_revoke(engine), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_offer_free(engine), KVFERRY_ERR_FORKED);
+    CHECK(kvferry_offered_parse("{}", 2) == NULL);
+    CHECK_FORKED(kvferry_offered_engine(engine, text, sizeof text), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_offered_free(engine), KVFERRY_ERR_FORKED);
     CHECK(strlen(kvferry_version()) >= 5);
 }
 

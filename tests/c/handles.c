@@ -73,6 +73,12 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     CHECK_EQUAL(kvferry_plan_transfers(engine), -1);
     CHECK_EQUAL(kvferry_plan_free(engine), -1);
     CHECK_EQUAL(kvferry_layout_free(engine), -1);
+    CHECK(kvferry_offer_make(engine, NULL, KVFERRY_OFFER_READ, 0) == NULL);
+    CHECK_EQUAL(kvferry_offer_text(engine, text, sizeof text), -1);
+    CHECK_EQUAL(kvferry_offer_revoke(engine), -1);
+    CHECK_EQUAL(kvferry_offer_free(engine), -1);
+    CHECK_EQUAL(kvferry_offered_engine(engine, text, sizeof text), -1);
+    CHECK_EQUAL(kvferry_offered_free(engine), -1);
     CHECK_EQUAL(kvferry_batch_bytes(engine, batch), 0);
     CHECK_EQUAL(kvferry_batch_cancel(engine, batch), -1);
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 10), -1);

@@ -144,8 +144,62 @@ static void test_what_is_no_plan_is_refused(void)
     CHECK_EQUAL(kvferry_layout_free(layout), -1);
 }
 
+static void test_offered_blocks_move_until_the_offer_is_revoked(void)
+{
+    transfer_engine_t initiator = make_engine(), target = make_engine();
+    segment_id_t peer = open_peer(initiator, target);
+    kvferry_layout_t mine = parse(near, HEADS, HEADS * ROW, ROW), theirs = parse(far, HEADS, ROW, BLOCK * ROW);
+    kvferry_place_t here = place(mine, near_blocks), offered_place = place(theirs, far_blocks), there;
+    kvferry_offer_t offer;
+    kvferry_offered_t offered;
+    kvferry_plan_t push;
+    batch_id_t batch = 1;
+    char text[2000], name[100];
+    int64_t length;
+
+    CHECK_EQUAL(registerLocalMemory(target, far, sizeof far, "cpu:0", 0), 0); /* closed to peers */
+    offer = kvferry_offer_make(target, &offered_place, KVFERRY_OFFER_WRITE, 0);
+    CHECK(offer != NULL);
+    length = kvferry_offer_text(offer, text, sizeof text);
+    CHECK(length > 0 && length < (int64_t)sizeof text && (size_t)length == strlen(text));
+    CHECK_EQUAL(kvferry_offer_text(offer, NULL, 0), length);
+    offered = kvferry_offered_parse(text, strlen(text));
+    CHECK(offered != NULL);
+    CHECK(kvferry_offered_engine(offered, name, sizeof name) > 0);
+    CHECK_EQUAL(openSegment(initiator, name), peer);
+    there = place(offered, NULL);
+    there.count = 0;
+    there.kind = KVFERRY_OFFERED;
+    push = kvferry_plan_make(&here, 1, &there, 1, TOKENS, 0);
+    CHECK(push != NULL);
+    there.count = 1;
+    CHECK(kvferry_plan_make(&here, 1, &there, 1, TOKENS, 0) == NULL);
+    CHECK_EQUAL(kvferry_offered_free(offered), 0);
+    fill(near, sizeof near, 1);
+    memset(far, 0, sizeof far);
+    CHECK_EQUAL(kvferry_transfer_plan(initiator, OPCODE_WRITE, peer, push, 0, 0, 20000, &batch), 0);
+    check_moved();
+    CHECK_EQUAL(kvferry_offer_revoke(offer), 0);
+    CHECK_EQUAL(kvferry_offer_revoke(offer), 0);
+    CHECK_EQUAL(kvferry_transfer_plan(initiator, OPCODE_WRITE, peer, push, 0, 0, 20000, &batch), KVFERRY_ERR_FAILED);
+    CHECK(strstr(kvferry_last_error(), "revoked") != NULL);
+    CHECK_EQUAL(kvferry_offer_free(offer), 0);
+    CHECK_EQUAL(kvferry_offer_free(offer), -1);
+    CHECK(kvferry_offer_make(target, &offered_place, 0, 0) == NULL);
+    CHECK(kvferry_offer_make(target, &offered_place, 8, 0) == NULL);
+    CHECK(kvferry_offer_make(target, &offered_place, KVFERRY_OFFER_READ, -1) == NULL);
+    CHECK(kvferry_offered_parse("{}", 2) == NULL);
+    CHECK(kvferry_offered_parse(NULL, 2) == NULL);
+    CHECK_EQUAL(kvferry_plan_free(push), 0);
+    CHECK_EQUAL(kvferry_layout_free(mine), 0);
+    CHECK_EQUAL(kvferry_layout_free(theirs), 0);
+    destroyTransferEngine(initiator);
+    destroyTransferEngine(target);
+}
+
 int main(void)
 {
+    test_offered_blocks_move_until_the_offer_is_revoked();
     test_a_plan_moves_between_layouts_both_ways();
     test_what_is_no_plan_is_refused();
     return 0;

@@ -1,0 +1,248 @@
+package core
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"kvferry/core/hostmem"
+	"kvferry/core/layout"
+	"kvferry/core/status"
+)
+
+// An offer lets whoever knows its key read or write the memory of some blocks, for as long as the offer lives:
+//
+//  1. Engine.Offer finds out which memory that is, and makes a random key. The text of the offer goes to the peer through a side
+//     channel.
+//  2. Each request of a peer that has the key is served by Registry.UseOffer: only within that memory, in the direction that is
+//     offered, and while the offer lives. The regions need not be open to peers.
+//  3. Revoke refuses further requests, and waits for those that are being served. Those of slow peers are ended.
+
+// The reasons why a request with a key is refused.
+var (
+	ErrRevoked    = errors.New("the offer was revoked, or its time is over")
+	ErrNotOffered = errors.New("the offer does not cover the request")
+	ErrOfferUsed  = errors.New("the offer was for one transfer, and another one has used it")
+)
+
+const (
+	// maxOffers bounds the offers of an engine that live at a time.
+	maxOffers = 1 << 16
+	// offerGrace is how long Revoke waits for requests that are being served before it ends them. A live peer needs about a
+	// millisecond.
+	offerGrace = 50 * time.Millisecond
+)
+
+// OfferOptions are what an offer allows.
+type OfferOptions struct {
+	Access Access        // what peers may do: RemoteRead, RemoteWrite, or both
+	Once   bool          // for one transfer only, whose requests may be sent again after a loss
+	For    time.Duration // how long the offer lives; 0 for until it is revoked
+}
+
+// Offer is memory that peers may read or write by a key. Its methods may be called from any goroutine.
+type Offer struct {
+	engine *Engine
+	key    layout.Key
+	o      OfferOptions
+	place  layout.Place
+	ranges []layout.Range // by address, none adjacent to the next
+	until  time.Time      // zero for no end
+
+	mu      sync.Mutex
+	revoked bool
+	taken   bool          // a transfer has used it
+	by      uint64        // the id of the first one
+	uses    int           // requests that are being served
+	idle    chan struct{} // closed when it is revoked and has no uses
+}
+
+// offers are those of an engine that live.
+type offers struct {
+	mu    sync.RWMutex
+	byKey map[layout.Key]*Offer
+}
+
+// Offer offers the memory of a place from its first token on. The place's layout is this process's. Each token of it is in its
+// table once. Its regions may be registered with any access.
+func (e *Engine) Offer(p layout.Place, o OfferOptions) (*Offer, error) {
+	if e.ctx.Err() != nil {
+		return nil, closedError()
+	}
+	if err := o.Access.check(); err != nil {
+		return nil, err
+	}
+	if o.Access == NoAccess || o.For < 0 {
+		return nil, status.Errorf(status.InvalidArgument, "an offer lets peers read, write, or both, for some time")
+	}
+	ranges, err := p.Ranges()
+	if err != nil {
+		return nil, status.Errorf(status.InvalidArgument, "what is offered: %w", err)
+	}
+	offer := &Offer{engine: e, o: o, place: p, ranges: ranges, idle: make(chan struct{})}
+	offer.place.Blocks, offer.place.Slots = slices.Clone(p.Blocks), slices.Clone(p.Slots)
+	if o.For > 0 {
+		offer.until = time.Now().Add(o.For)
+	}
+	_, _ = rand.Read(offer.key[:]) // never fails: see crypto/rand
+	return offer, e.memory.offers.add(offer)
+}
+
+func (s *offers) add(o *Offer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.byKey) >= maxOffers {
+		return status.Errorf(status.TooManyRequests, "the engine has %d offers that were not revoked", len(s.byKey))
+	}
+	if s.byKey == nil {
+		s.byKey = map[layout.Key]*Offer{}
+	}
+	s.byKey[o.key] = o
+	return nil
+}
+
+func (s *offers) remove(o *Offer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byKey, o.key)
+}
+
+// Text is the offer as JSON, for a side channel that keeps it secret.
+func (o *Offer) Text() []byte {
+	offered := layout.Offered{
+		Place: o.place, Engine: o.engine.Name(), Read: o.o.Access.Allows(Read), Write: o.o.Access.Allows(Write),
+	}
+	offered.Key = o.key
+	return offered.JSON()
+}
+
+// UseOffer begins to use the offer with a key, for a request of a transfer. The caller calls Offer.End when the request is served.
+// The error has ErrRevoked, ErrNotOffered or ErrOfferUsed in it.
+func (m *Registry) UseOffer(key layout.Key, id uint64, op Opcode, memory *hostmem.Strided) (*Offer, error) {
+	m.offers.mu.RLock()
+	o := m.offers.byKey[key]
+	m.offers.mu.RUnlock()
+	if o == nil {
+		return nil, status.Errorf(status.AddressNotRegistered, "%w", ErrRevoked)
+	}
+	return o, o.begin(id, op, memory)
+}
+
+// begin counts a use, or says why there is none.
+func (o *Offer) begin(id uint64, op Opcode, memory *hostmem.Strided) error {
+	if !o.o.Access.Allows(op) {
+		return status.Errorf(status.AddressNotRegistered, "%w: it does not let peers %s", ErrNotOffered, op.Verb())
+	}
+	if !o.covers(*memory) {
+		addr, length := memory.Bounds()
+		return status.Errorf(status.AddressNotRegistered, "%w: some of %v is not offered", ErrNotOffered, Range{Addr: addr, Length: length})
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.revoked || !o.until.IsZero() && time.Now().After(o.until):
+		return status.Errorf(status.AddressNotRegistered, "%w", ErrRevoked)
+	case o.o.Once && o.taken && o.by != id:
+		return status.Errorf(status.AddressNotRegistered, "%w", ErrOfferUsed)
+	}
+	o.taken, o.by = true, id
+	o.uses++
+	return nil
+}
+
+// covers reports whether each run of strided memory lies in what is offered. It looks at parts only where the whole does not.
+func (o *Offer) covers(memory hostmem.Strided) bool {
+	addr, length := memory.Bounds()
+	after := sort.Search(len(o.ranges), func(i int) bool { return o.ranges[i].Address > uint64(addr) })
+	if after > 0 {
+		r := o.ranges[after-1]
+		if (Range{Addr: uintptr(r.Address), Length: r.Bytes}).Holds(uint64(addr), length) {
+			return true
+		}
+	}
+	if memory.Count == 0 {
+		return false
+	}
+	outer, inner := memory.Axes[0], memory
+	copy(inner.Axes[:], memory.Axes[1:])
+	inner.Count--
+	for range outer.Count {
+		if !o.covers(inner) {
+			return false
+		}
+		inner.Base += uintptr(outer.Stride)
+	}
+	return true
+}
+
+// End ends a use.
+func (o *Offer) End() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.uses--; o.uses == 0 && o.revoked {
+		close(o.idle)
+	}
+}
+
+// Revoke ends the offer: requests that have its key are refused from then on, and when Revoke returns nil no byte for it moves any
+// more. Requests that are being served have a moment to end; then their connections are ended. One that a system call or a device
+// holds up may still move bytes: the error is a status.BatchBusy with ErrInUse in it, and another Revoke waits again. It may be
+// called more than once.
+func (o *Offer) Revoke() error {
+	o.engine.memory.offers.remove(o)
+	o.mu.Lock()
+	if !o.revoked {
+		o.revoked = true
+		if o.uses == 0 {
+			close(o.idle)
+		}
+	}
+	o.mu.Unlock()
+	if o.waitIdle(offerGrace) {
+		return nil
+	}
+	for _, t := range o.engine.installed() {
+		t.EvictOffer(o)
+	}
+	if o.waitIdle(o.engine.ending) {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return status.Errorf(status.BatchBusy, "the offer was revoked, but its memory is %w by %d requests of peers", ErrInUse, o.uses)
+}
+
+// waitIdle reports whether no request uses the revoked offer within the limit.
+func (o *Offer) waitIdle(limit time.Duration) bool {
+	ctx, done := context.WithTimeout(context.Background(), limit)
+	defer done()
+	select {
+	case <-o.idle:
+		return true
+	default:
+	}
+	select {
+	case <-o.idle:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// PinOffered finds the region that holds [addr, addr+length), and pins it for a request that an offer allows, whatever else
+// peers may do with the region. The caller calls Unpin.
+func (m *Registry) PinOffered(addr, length uint64) (*Region, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	region := atOrBelow(m.index, uintptr(addr))
+	if region == nil || !region.Holds(addr, length) {
+		return nil, status.Errorf(status.AddressNotRegistered, "address range %v is offered, but is not within a registered region",
+			Range{Addr: uintptr(addr), Length: length})
+	}
+	region.pins.Add(1)
+	return region, nil
+}

@@ -1,0 +1,189 @@
+package tcp
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/layout"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+
+	"github.com/stretchr/testify/require"
+)
+
+// offered are two caches, of which the far one is offered and closed to other requests.
+type offered struct {
+	*twoCaches
+	offer *core.Offer
+}
+
+// newOffered offers some blocks of the far cache.
+func newOffered(t testing.TB, run uint64, blocks []uint64, o core.OfferOptions, change ...func(*core.Config)) *offered {
+	c := newCaches(t, run, change...)
+	require.NoError(t, c.target.Unregister(sockio.AddressOf(c.far.memory)))
+	require.NoError(t, c.target.Register(sockio.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", false))
+	return &offered{c, c.offerAgain(t, blocks, o)}
+}
+
+func (c *twoCaches) offerAgain(t testing.TB, blocks []uint64, o core.OfferOptions) *core.Offer {
+	place := c.far.Place
+	place.Blocks = blocks
+	offer, err := c.target.Offer(place, o)
+	require.NoError(t, err)
+	return offer
+}
+
+// planned is the transfer of blocks by the text of an offer, and the memory of its destination as it should be afterwards.
+func (c *twoCaches) planned(t testing.TB, op core.Opcode, text []byte, blocks []uint64) (*layout.Transfer, []byte) {
+	there, err := layout.ParseOffer(text)
+	require.NoError(t, err)
+	require.Equal(t, c.target.Name(), there.Engine)
+	there.Blocks = blocks
+	source, destination := cache{there.Place, c.far.memory}, *c.near
+	destination.Blocks = blocks
+	if op == core.Write {
+		source, destination = destination, source
+	}
+	request := layout.Request{Sources: []layout.Place{source.Place}, Destinations: []layout.Place{destination.Place}, Tokens: 16 * uint64(len(blocks)), Partial: true}
+	plan, err := request.NewPlan()
+	require.NoError(t, err)
+	return plan.Transfers[0], apply(plan.Transfers[0], &source, &destination)
+}
+
+var both = core.OfferOptions{Access: core.FullAccess}
+
+func TestWhatIsOfferedMovesByItsKeyAlone(t *testing.T) {
+	for _, sameHost := range []bool{false, true} {
+		for _, run := range []uint64{64, 16 << 10} {
+			blocks := []uint64{0, 1}
+			c := newOffered(t, run, blocks, both, func(config *core.Config) { config.SameHost = sameHost })
+			for _, op := range tcptest.Opcodes {
+				transfer, want := c.planned(t, op, c.offer.Text(), blocks)
+				tcptest.Completes(t, c.submit(t, op, transfer))
+				require.True(t, bytes.Equal(want, c.destination(op)))
+
+				plain, _ := c.plan(t, op, blocks)
+				b := c.submit(t, op, plain)
+				tcptest.Wait(t, b)
+				require.ErrorContains(t, b.Err(), "rejected")
+			}
+			require.NoError(t, c.offer.Revoke())
+		}
+	}
+}
+
+// fails submits the transfer of blocks by an offer, which fails, and touches nothing.
+func (c *offered) fails(t testing.TB, op core.Opcode, blocks []uint64, want error) {
+	before := slices.Clone(c.destination(op))
+	transfer, _ := c.planned(t, op, c.offer.Text(), blocks)
+	b := c.submit(t, op, transfer)
+	tcptest.Wait(t, b)
+	require.ErrorContains(t, b.Err(), want.Error())
+	require.True(t, bytes.Equal(before, c.destination(op)))
+}
+
+func TestAnOfferIsForItsBlocksItsDirectionAndItsTime(t *testing.T) {
+	blocks := []uint64{2, 3, 5}
+	c := newOffered(t, 64, blocks, core.OfferOptions{Access: core.RemoteRead})
+	c.fails(t, core.Read, []uint64{4}, core.ErrNotOffered)
+	c.fails(t, core.Write, blocks, core.ErrNotOffered)
+	transfer, _ := c.planned(t, core.Read, c.offer.Text(), blocks)
+	tcptest.Completes(t, c.submit(t, core.Read, transfer))
+	require.NoError(t, c.offer.Revoke())
+	require.NoError(t, c.offer.Revoke(), "again")
+	c.fails(t, core.Read, blocks, core.ErrRevoked)
+
+	c.offer = c.offerAgain(t, blocks, core.OfferOptions{Access: core.RemoteRead, For: time.Nanosecond})
+	c.fails(t, core.Read, blocks, core.ErrRevoked)
+
+	c.offer = c.offerAgain(t, blocks, core.OfferOptions{Access: core.FullAccess, Once: true})
+	transfer, _ = c.planned(t, core.Read, c.offer.Text(), blocks)
+	tcptest.Completes(t, c.submit(t, core.Read, transfer))
+	c.fails(t, core.Read, blocks, core.ErrOfferUsed)
+	c.fails(t, core.Write, blocks, core.ErrOfferUsed)
+}
+
+func TestAnOfferOnceSurvivesLostConnections(t *testing.T) {
+	c := newOffered(t, 64, newCaches(t, 64).allBlocks(), core.OfferOptions{Access: core.FullAccess, Once: true},
+		func(config *core.Config) { config.RetryCount = 127 })
+	defer killSome(transportOf(t, c.target))()
+	transfer, want := c.planned(t, core.Write, c.offer.Text(), c.allBlocks())
+	tcptest.Completes(t, c.submit(t, core.Write, transfer))
+	require.True(t, bytes.Equal(want, c.far.memory))
+}
+
+func TestAnOfferWithinAProcess(t *testing.T) {
+	c := newOffered(t, 64, []uint64{1, 2}, both)
+	transfer, want := c.planned(t, core.Write, c.offer.Text(), []uint64{1, 2})
+	own := core.Planned{Opcode: core.Write, Target: core.LocalSegment, Transfer: transfer}
+	b, err := c.target.SubmitPlanned(own, 0)
+	require.NoError(t, err)
+	tcptest.Completes(t, b)
+	require.True(t, bytes.Equal(want, c.far.memory))
+	require.NoError(t, c.offer.Revoke())
+	b, err = c.target.SubmitPlanned(own, 0)
+	require.NoError(t, err)
+	tcptest.Wait(t, b)
+	require.ErrorIs(t, b.Err(), core.ErrRevoked)
+}
+
+// TestNothingMovesByARevokedOffer revokes offers while transfers use them, as an engine does that gives the blocks to another
+// request.
+func TestNothingMovesByARevokedOffer(t *testing.T) {
+	for _, sameHost := range []bool{false, true} {
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		random := rand.New(rand.NewPCG(seed, 1))
+		c := newOffered(t, 64, []uint64{0}, both, func(config *core.Config) { config.SameHost = sameHost })
+		for round := range 60 {
+			blocks := slices.Clone(c.allBlocks())
+			random.Shuffle(len(blocks), func(i, j int) { blocks[i], blocks[j] = blocks[j], blocks[i] })
+			blocks = blocks[:1+random.IntN(len(blocks))]
+			offer := c.offerAgain(t, blocks, both)
+			transfer, _ := c.planned(t, core.Write, offer.Text(), blocks)
+			b := c.submit(t, core.Write, transfer)
+			if random.IntN(4) > 0 {
+				waitForBytes(t, b)
+			}
+			require.NoError(t, offer.Revoke())
+			tcptest.Fill(c.far.memory, byte(round)) // the blocks are another request's
+			mine := slices.Clone(c.far.memory)
+			tcptest.Wait(t, b)
+			if err := b.Err(); err != nil {
+				require.ErrorContains(t, err, core.ErrRevoked.Error())
+			}
+			require.True(t, bytes.Equal(mine, c.far.memory), "round %d", round)
+			require.NoError(t, c.e.FreeBatch(b))
+		}
+	}
+}
+
+// dialTo connects to the data port of an engine.
+func dialTo(t testing.TB, e *core.Engine) *tcptest.Client {
+	conn, err := net.DialTCP("tcp", nil, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: transportOf(t, e).Endpoint().Port})
+	require.NoError(t, err)
+	return tcptest.NewClient(t, conn)
+}
+
+func TestRevokeEndsTheRequestOfAPeerThatHasStopped(t *testing.T) {
+	c := newOffered(t, 64, []uint64{1}, both)
+	conn := dialTo(t, c.target)
+	require.EqualValues(t, wire.StatusOK, conn.Greet(wire.Hello{Number: 1, Target: wire.ParseIdentity(c.target.Identity())}).Code)
+	there, err := layout.ParseOffer(c.offer.Text())
+	require.NoError(t, err)
+	ranges, err := there.Place.Ranges()
+	require.NoError(t, err)
+	frame := make([]byte, wire.HeaderSize+wire.StridedBody(0))
+	wire.PutStrided(frame, wire.Write, ranges[0].Address, 100, &wire.Strided{Key: wire.Key(there.Key), Run: 100}, 0)
+	conn.Send(frame, make([]byte, 60))
+	place := c.far.memory[ranges[0].Address-uint64(sockio.AddressOf(c.far.memory)):][:60]
+	require.Eventually(t, func() bool { return bytes.Equal(make([]byte, 60), place) }, tcptest.Patience, time.Millisecond)
+	require.NoError(t, c.offer.Revoke())
+	require.NoError(t, c.target.Unregister(sockio.AddressOf(c.far.memory)))
+}
