@@ -14,6 +14,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 NAMESPACES = {"mnt": 0x00020000, "net": 0x40000000}  # CLONE_NEWNS and CLONE_NEWNET of sched.h
 
@@ -34,24 +35,46 @@ class LinkError(Exception):
 def made(gigabits: int) -> Iterator[int]:
     """A link of so many Gbit/s within one namespace, for the time of the block."""
     with _running(["unshare", "--net", "sh", "-c", LIMITED.format(gigabits=gigabits) + KEEP]) as keeper:
-        yield keeper
+        yield keeper.pid
 
 
 @contextlib.contextmanager
 def delayed(program: Path, microseconds: int) -> Iterator[tuple[int, int]]:
     """A link between two namespaces with so much delay each way beside its own, for the time of the block. program is
     comparison/delaylink.c."""
-    isolated = ["unshare", "--net", "--mount", "sh", "-c", ISOLATED]
-    with _running(isolated) as here, _running(isolated) as there:
-        ends = zip((here, there), ADDRESSES)
-        arguments = [text for keeper, address in ends for text in (f"/proc/{keeper}/ns/net", address)]
-        with _running([str(program), *arguments, str(microseconds)]):
-            yield here, there
+    with joined(program, microseconds) as link:
+        yield link.here, link.there
+
+
+class Joined(NamedTuple):
+    """Two namespaces with a link between them, and the program that is the link."""
+
+    here: int
+    there: int
+    program: subprocess.Popen[str]
+
+    def close_port(self, port: int) -> None:
+        """Lose what is sent to a port of TCP."""
+        assert self.program.stdin is not None
+        self.program.stdin.write(f"{port}\n")
+        self.program.stdin.flush()
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str]) -> Iterator[int]:
-    """The id of a process that says when it is up, until the end of the block."""
+def joined(program: Path, microseconds: int, megabits: int = 0, lose_one_in: int = 0) -> Iterator[Joined]:
+    """A link as delayed() has it, with so many Mbit/s, of which one of so many long packets is lost. 0 is no limit, and
+    no loss."""
+    isolated = ["unshare", "--net", "--mount", "sh", "-c", ISOLATED]
+    with _running(isolated) as here, _running(isolated) as there:
+        ends = zip((here.pid, there.pid), ADDRESSES)
+        arguments = [text for keeper, address in ends for text in (f"/proc/{keeper}/ns/net", address)]
+        with _running([str(program), *arguments, *map(str, (microseconds, megabits, lose_one_in))]) as link:
+            yield Joined(here.pid, there.pid, link)
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that says when it is up, until the end of the block."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -59,7 +82,7 @@ def _running(command: Sequence[str]) -> Iterator[int]:
         if process.stdout.readline() != "up\n":
             raise LinkError(" ".join(process.stderr.read().split()))
         try:
-            yield process.pid
+            yield process
         finally:
             process.stdin.close()
 

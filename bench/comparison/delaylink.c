@@ -1,7 +1,10 @@
 /*
- * delaylink NAMESPACE ADDRESS NAMESPACE ADDRESS DELAY_US: joins two network namespaces, given as files like
- * /proc/PID/ns/net, by a pair of TUN devices called dl0, with so many microseconds of delay each way. The network is
- * ADDRESS/24. It needs root, prints "up", and runs until standard input closes.
+ * delaylink NAMESPACE ADDRESS NAMESPACE ADDRESS DELAY_US [MBIT_PER_S [LOSE_ONE_IN]]: joins two network namespaces, given
+ * as files like /proc/PID/ns/net, by a pair of TUN devices called dl0, with so many microseconds of delay each way. The
+ * network is ADDRESS/24. It needs root, prints "up", and runs until standard input closes. A number on a line of standard
+ * input is a port of TCP: packets to it are lost from then on.
+ *
+ * MBIT_PER_S bounds the rate of each way; 0 is no bound. Of LOSE_ONE_IN long packets one is lost; 0 is none.
  *
  * Each way has a thread that reads packets into a ring, with the time at which each is due, and one that writes them
  * when they are due. A full ring holds up the reader, and the device's queue then drops, as a network does.
@@ -33,13 +36,19 @@ struct packet {
 
 struct way {
     int in, out;
+    long free;     /* nanoseconds: when the link has sent what was read so far */
+    unsigned seen; /* long packets */
     unsigned head, tail; /* packets read, packets written */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     struct packet ring[SLOTS];
 };
 
-static long delay; /* nanoseconds */
+enum { LONG = 500 }; /* bytes: packets with payload */
+
+static long delay;            /* nanoseconds */
+static long rate, lose;       /* Mbit/s, and of how many packets one is lost; 0 is none */
+static int closed_port;       /* of TCP; 0 is none; two kinds of threads use it */
 
 static void die(const char *what)
 {
@@ -52,6 +61,26 @@ static long now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+/* Whether a packet is lost on the way. */
+static int is_lost(struct way *w, const struct packet *p)
+{
+    const unsigned char *b = (const unsigned char *)p->bytes;
+    int header = (b[0] & 15) * 4, closed = __atomic_load_n(&closed_port, __ATOMIC_RELAXED);
+    if (b[0] >> 4 == 4 && b[9] == IPPROTO_TCP && p->length > header + 4 && b[header + 2] * 256 + b[header + 3] == closed)
+        return 1;
+    return lose > 0 && p->length > LONG && ++w->seen % (unsigned long)lose == 0;
+}
+
+/* When a packet arrives that is read now: after the packets before it, at the rate of the link. */
+static long arrival(struct way *w, const struct packet *p)
+{
+    long start = now();
+    if (rate > 0) {
+        start = w->free = (w->free > start ? w->free : start) + p->length * 8000L / rate;
+    }
+    return start + delay;
 }
 
 static void *read_packets(void *argument)
@@ -68,7 +97,9 @@ static void *read_packets(void *argument)
             die("dl0");
         if (p->length <= 0)
             continue;
-        p->due = now() + delay;
+        if (is_lost(w, p))
+            continue;
+        p->due = arrival(w, p);
         pthread_mutex_lock(&w->mutex);
         w->head++;
         pthread_cond_broadcast(&w->changed);
@@ -182,19 +213,21 @@ int main(int argc, char **argv)
 {
     static struct way there, back;
     int a, b;
-    char byte;
-    if (argc != 6) {
-        fprintf(stderr, "delaylink NAMESPACE ADDRESS NAMESPACE ADDRESS DELAY_US\n");
+    char line[32];
+    if (argc < 6 || argc > 8) {
+        fprintf(stderr, "delaylink NAMESPACE ADDRESS NAMESPACE ADDRESS DELAY_US [MBIT_PER_S [LOSE_ONE_IN]]\n");
         return 2;
     }
     delay = atol(argv[5]) * 1000;
+    rate = argc > 6 ? atol(argv[6]) : 0;
+    lose = argc > 7 ? atol(argv[7]) : 0;
     a = tun(argv[1], argv[2]);
     b = tun(argv[3], argv[4]);
     start(&there, a, b);
     start(&back, b, a);
     puts("up");
     fflush(stdout);
-    while (read(STDIN_FILENO, &byte, 1) > 0)
-        ;
+    while (fgets(line, sizeof line, stdin) != NULL)
+        __atomic_store_n(&closed_port, atoi(line), __ATOMIC_RELAXED);
     return 0;
 }

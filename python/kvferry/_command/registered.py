@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from kvferry import demo, metadata_server, simulator
-from kvferry._command import bench, completion, info, members, ping, serve, top, topology, trace
+from kvferry._command import bench, completion, doctor, info, members, ping, serve, top, topology, trace
 from kvferry._command.declaration import Command
 
 COMMANDS: tuple[Command, ...] = (
     info.COMMAND,
+    doctor.COMMAND,
     demo.COMMAND,
     serve.COMMAND,
     bench.COMMAND,

@@ -11,6 +11,7 @@ from kvferry._probes import read_text
 from kvferry._probes.limits import cgroup
 
 NODES = Path("/sys/devices/system/node")
+TASKS = Path("/proc/self/task")
 
 
 class Processors(NamedTuple):
@@ -45,6 +46,7 @@ class Times(NamedTuple):
     own: float  # of processors, used by this process
     busy: float  # of the allowed processors, used by anybody
     idle: float  # of the allowed processors
+    waited: float  # that threads of this process were ready to run, and had no processor
 
     def since(self, before: Times) -> Times:
         """The time between two moments."""
@@ -54,6 +56,11 @@ class Times(NamedTuple):
     def load(self) -> float:
         """How busy the allowed processors were: 0 to 1."""
         return self.busy / max(self.busy + self.idle, 1e-9)
+
+    @property
+    def starved(self) -> float:
+        """How many threads of this process were ready to run and had no processor, in the mean."""
+        return self.waited / max(self.wall, 1e-9)
 
     @property
     def others(self) -> float:
@@ -72,4 +79,14 @@ def times() -> Times:
             values = [int(field) for field in fields[:8]]  # the rest, guests, is in the first two
             idle += values[3] + values[4]
             busy += sum(values) - values[3] - values[4]
-    return Times(time.monotonic(), time.process_time(), busy / tick, idle / tick)
+    return Times(time.monotonic(), time.process_time(), busy / tick, idle / tick, waited())
+
+
+def waited() -> float:
+    """How long the threads of this process were ready to run and had no processor, in seconds; 0 where the kernel does
+    not say."""
+    nanoseconds = 0
+    for task in TASKS.iterdir():
+        fields = (read_text(task / "schedstat") or "").split()
+        nanoseconds += int(fields[1]) if len(fields) == 3 else 0
+    return nanoseconds / 1e9

@@ -1,0 +1,283 @@
+"""What the doctor says of the way to a peer, in the order in which an engine goes it:
+
+1. The name leads to addresses, and the handshake port answers.
+2. An engine of this process asks the peer what it offers: its identity, its memory, the address of its data port.
+   Security is decided here.
+3. The data port answers at the address that the peer publishes, or at that of its handshake port.
+4. A first transfer succeeds.
+5. Rates are measured (rates.py), with the settings in effect, with one connection, and with several ones where the
+   settings have fewer. A peer that runs `kvferry serve` is read and written; of any other, memory is only read.
+6. What limits the rates is found out (diagnosis.py).
+
+A step that fails ends the examination, since none of the later ones can succeed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from kvferry._bindings import KVFERRY_ACCESS_NONE
+from kvferry._command import engines
+from kvferry._command.bench_target import Target, target_of
+from kvferry._command.declaration import CommandError
+from kvferry._command.diagnosis import Measured, diagnose
+from kvferry._command.doctor_host import lanes_of
+from kvferry._command.findings import Finding, error, info, ok, warning
+from kvferry._command.rates import Range, Rate, environment, measure
+from kvferry._command.serving import PAGE
+from kvferry._command.settings import Settings, value
+from kvferry._engine import Engine
+from kvferry._places import HostMemory, PlaceError, allocate
+from kvferry._probes import addresses, connecting
+from kvferry._texts import Description
+
+PATIENCE = 3.0  # seconds in which a port has to answer: two lost packets
+ANSWER = 10.0  # seconds in which a peer has to say what it offers
+MOST = 64 << 20  # bytes that are moved at a time
+SEVERAL = 4  # connections that are tried where the settings have fewer
+SLOW_NAMES = 0.5  # seconds of a name's resolution
+FAR = 5e-3  # seconds of a round trip from which on a batch of small blocks is slow
+# Words of the engine's errors that are about who somebody is.
+OF_SECURITY = ("KVFERRY_SECURITY", "secret", "certificate", "TLS")
+
+
+class Way(NamedTuple):
+    """What an examination needs to know of the way."""
+
+    arguments: argparse.Namespace  # peer, metadata, name, seconds, expect
+    settings: Settings
+    measured: dict[str, Any]  # filled as it goes, for --json
+
+
+def examine(way: Way) -> Iterator[Finding]:
+    """All steps. CommandError where an engine of this process cannot be made."""
+    peer = way.arguments.peer
+    address = ""
+    if way.arguments.metadata == engines.P2P:
+        host, port = host_and_port(peer, int(value(way.settings, "MC_HANDSHAKE_PORT")))
+        found = connecting.resolve(host)
+        yield from of_name(host, found)
+        attempts = [connecting.connect(one, port, PATIENCE) for one in found.addresses]
+        way.measured["handshake"] = [attempt._asdict() for attempt in attempts]
+        yield from of_handshake_port(host, port, attempts)
+        reached = next((attempt for attempt in attempts if not attempt.problem), None)
+        if reached is None:
+            return
+        address = reached.address
+        yield from of_path(reached)
+    landing = HostMemory(PAGE)
+    with engines.engine(way.arguments, peer, landing) as engine:
+        described = yield from ask(engine, peer)
+        if described is None:
+            return
+        yield from of_peer(described)
+        if (yield from of_data_port(described, address, way)):
+            yield from examine_transfers(way, engine, landing)
+
+
+def examine_transfers(way: Way, engine: Engine, landing: HostMemory) -> Iterator[Finding]:
+    """Steps 4 to 6."""
+    try:
+        with target_of(engine, way.arguments.peer, None, False, landing) as target:
+            yield ok("transfer", "a first transfer has succeeded")
+            if target.kind == "serve":
+                yield ok("peer", f"the peer runs kvferry serve, with {target.place} memory")
+            else:
+                yield info("rate", "the peer's memory is only read: run kvferry serve there to measure WRITE, too")
+            for direction in ("write", "read") if target.may_write else ("read",):
+                found = measure_direction(way, direction, target)
+                rates = {"usual": found.usual, "one": found.one, "several": found.several}
+                way.measured[direction] = {
+                    "expected": found.expected,
+                    **{name: rate and rate.described() for name, rate in rates.items()},
+                }
+                yield from diagnose(found)
+    except CommandError as e:
+        yield of_failure(str(e))
+
+
+def host_and_port(peer: str, default: int) -> tuple[str, int]:
+    """The two parts of a peer's name, which may have no port."""
+    host = engines.host_of(peer)
+    rest = peer.rpartition(":")[2]
+    return host, int(rest) if rest.isdecimal() and not peer.endswith(host) else default
+
+
+def of_name(host: str, found: connecting.Resolved) -> Iterator[Finding]:
+    """Step 1: the name."""
+    if found.problem:
+        yield error("name", f"{host} leads to no address: {found.problem}", "Correct the name, or DNS, or /etc/hosts.")
+    elif found.seconds > SLOW_NAMES:
+        yield warning(
+            "name", f"it took {found.seconds:.1f} s to find the address of {host}", "Look at /etc/resolv.conf."
+        )
+    else:
+        yield ok("name", f"{host} is {', '.join(found.addresses)}")
+
+
+def of_handshake_port(host: str, port: int, attempts: list[connecting.Connected]) -> Iterator[Finding]:
+    """Step 1: the port."""
+    for attempt in attempts:
+        where = f"port {port} at {attempt.address}"
+        if not attempt.problem:
+            yield ok("handshake port", f"{where} answers in {(attempt.round_trip or 0) * 1e3:.2f} ms")
+        elif attempt.exhausted:
+            yield no_descriptors()
+        elif attempt.refused:
+            yield error(
+                "handshake port",
+                f"nobody listens at {where}",
+                "Compare the port with the name in the peer's start line (MC_LOG_LEVEL=INFO there shows it).",
+            )
+        else:
+            yield error(
+                "handshake port",
+                f"{where} cannot be reached: {attempt.problem}",
+                "Look for a firewall, a network policy or a missing route between the two machines.",
+            )
+    if len(attempts) > 1 and len({bool(attempt.problem) for attempt in attempts}) > 1:
+        yield info("name", f"not all addresses of {host} lead to the peer: engines try them one after the other")
+
+
+def no_descriptors() -> Finding:
+    """This process cannot open a socket."""
+    return error(
+        "descriptors",
+        "this process has no file descriptor left for a connection",
+        "Raise the limit of open files (ulimit -n), for the application too.",
+    )
+
+
+def of_path(reached: connecting.Connected) -> Iterator[Finding]:
+    """The round trip, and the MTU of the path."""
+    if (reached.round_trip or 0) > FAR:
+        yield info(
+            "round trip",
+            f"a round trip to the peer takes {(reached.round_trip or 0) * 1e3:.1f} ms",
+            "Transfer many blocks in one call: each call takes a round trip at least.",
+        )
+    source = addresses.source_address(reached.address)
+    name = addresses.interface_of(source) if source else None
+    own = addresses.interface(name).mtu if name else None
+    if own and reached.path_mtu and reached.path_mtu < min(own, 65535):
+        yield info("mtu", f"the path to the peer has an MTU of {reached.path_mtu}, and {name} has {own}")
+
+
+def ask(engine: Engine, peer: str) -> Generator[Finding, None, Description | None]:
+    """Step 2. It returns the description, if there is one."""
+    try:
+        return engines.describe(engine, peer, ANSWER)
+    except CommandError as e:
+        text = str(e)
+        if any(word in text for word in OF_SECURITY):
+            yield error(
+                "security",
+                text,
+                'Compare KVFERRY_SECURITY, and the digits after "the cluster secret" in the start lines of both'
+                " machines, or their certificates.",
+            )
+        elif "too many open files" in text:
+            yield no_descriptors()
+        else:
+            yield error("handshake", text, "Look at the log of the peer.")
+    return None
+
+
+def of_peer(described: Description) -> Iterator[Finding]:
+    """Step 2: what the peer says of itself."""
+    identity = f"engine {described['identity']}" if described["identity"] else "an engine without an identity"
+    yield ok(
+        "identity", f"the peer is {identity}, {described['kind']}, {'with' if described['tls'] else 'without'} TLS"
+    )
+    if described["kind"] == "mooncake":
+        yield info("peer", "the peer is Mooncake's: it has one connection for each request, and no TLS")
+    if not described["buffers"]:
+        yield error("memory", "the peer has registered no memory", "Register memory there, or run kvferry serve.")
+
+
+def of_data_port(described: Description, handshake: str, way: Way) -> Generator[Finding, None, bool]:
+    """Step 3. It returns whether the port can be reached."""
+    published, _, text = described["data_address"].rpartition(":")
+    published, port = published.strip("[]"), int(text)
+    hosts = [host for host in dict.fromkeys((published, handshake)) if host]
+    attempts: dict[str, connecting.Connected] = {}
+    for host in hosts:
+        for one in connecting.resolve(host).addresses[:1]:
+            attempts[host] = connecting.connect(one, port, PATIENCE)
+    way.measured["data"] = {host: attempt._asdict() for host, attempt in attempts.items()}
+    reached = [host for host, attempt in attempts.items() if not attempt.problem]
+    if any(attempt.exhausted for attempt in attempts.values()):
+        yield no_descriptors()
+        return False
+    if not reached:
+        reasons = "; ".join(f"{host}: {attempt.problem}" for host, attempt in attempts.items())
+        advice = f"Let both ports through the firewall: the handshake port answers, and the data port {port} does not."
+        if attempts.get(published) is None or published != handshake:
+            advice += " Compare the address that the peer publishes with its real one, too."
+        yield error("data port", f"the data port {port} cannot be reached ({reasons or published})", advice)
+        return False
+    if published and published not in reached:
+        problem = attempts[published].problem if published in attempts else "it leads to no address"
+        yield warning(
+            "published address",
+            f"the peer publishes the address {published}, which cannot be reached from here ({problem}); engines use"
+            f" {reached[0]} instead, after they have tried",
+            "Name the peer's engine by an address that its peers reach; with a metadata store set MC_TCP_BIND_ADDRESS.",
+        )
+    else:
+        yield ok("data port", f"the data port answers at {reached[0]}:{port}")
+    return True
+
+
+def of_failure(text: str) -> Finding:
+    """A transfer that failed."""
+    return error(
+        "transfer",
+        text,
+        "Look at the log of the peer. If transfers stall and the ports answer, compare the MTU of all interfaces on the"
+        " way.",
+    )
+
+
+def measure_direction(way: Way, direction: str, target: Target) -> Measured:
+    """Step 5."""
+    lanes = lanes_of(way.settings)
+    usual = measure_with(way, direction, target, {})
+    few = lanes is not None and lanes < SEVERAL
+    one = usual
+    if usual.connections != 1:
+        one = measure_with(way, direction, target, lanes_setting(1))
+    several = measure_with(way, direction, target, lanes_setting(SEVERAL)) if few else None
+    return Measured(usual, one, several, expected_rate(way))
+
+
+def lanes_setting(number: int) -> dict[str, str]:
+    """Settings for so many connections to a peer."""
+    return {"MC_TCP_LANES_PER_PEER": str(number), "MC_TCP_ENABLE_CONNECTION_POOL": "1"}
+
+
+def measure_with(way: Way, direction: str, target: Target, changes: Mapping[str, str]) -> Rate:
+    """Measure with an engine of its own."""
+    length = min(MOST, target.size)
+    target.keep()
+    try:
+        memory = allocate("host", length)
+    except PlaceError as e:
+        raise CommandError(str(e)) from e
+    with environment(changes), engines.engine(way.arguments, way.arguments.peer, memory) as engine:
+        if engine.register(memory.address, length, memory.location, KVFERRY_ACCESS_NONE) != 0:
+            raise CommandError(f"memory of this side cannot be registered: {engine.last_error()}")
+        segment = engines.open_peer(engine, way.arguments.peer)
+        there = Range(segment, memory.address, target.address, length)
+        return measure(engine, direction, there, way.arguments.seconds)
+
+
+def expected_rate(way: Way) -> float | None:
+    """What a direction should reach, in bytes per second: as an option says, or as the interface's hardware does."""
+    bits: float | None = way.arguments.expect
+    if bits is None:
+        name = addresses.interface_of(engines.own_address(way.arguments.peer))
+        bits = addresses.interface(name).speed if name else None
+    return None if bits is None else bits / 8

@@ -1,0 +1,161 @@
+"""The doctor without a peer names what is wrong with this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from kvferry import simulator
+from kvferry._command import doctor_host
+from kvferry._command.findings import Finding
+from kvferry._probes import addresses, clocks, devices, limits, ports, processors, samehost, tcp
+from support.inprocess import environment
+
+LIMIT = 60.0
+
+
+def doctor(*arguments: str, files: int | None = None, **settings: str) -> tuple[int, dict[str, str], Any]:
+    """The exit status, the severity by subject of the worst findings, and the whole report."""
+
+    def limit_files() -> None:
+        if files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "kvferry", "doctor", "--json", *arguments],
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        preexec_fn=limit_files,
+    )
+    report = json.loads(done.stdout)
+    severities: dict[str, str] = {}
+    for severity in ("ok", "info", "warning", "error"):
+        severities.update({f["subject"]: severity for f in report["findings"] if f["severity"] == severity})
+    return done.returncode, severities, report
+
+
+def test_few_descriptors_are_named() -> None:
+    status, severities, report = doctor(files=100)
+    assert severities["descriptors"] == "warning" and status == 0, report
+
+
+def test_no_descriptors_left_is_an_error() -> None:
+    status, severities, report = doctor(files=60)
+    assert severities["descriptors"] == "error" and status == 1, report
+
+
+def test_a_slow_device_is_named() -> None:
+    _, severities, report = doctor(KVFERRY_ASCENDCL=simulator.library("npu"), KVFERRY_SIM_COST="d2h=0.2/15,h2d=0.2/15")
+    assert severities["slow device"] == "warning", report
+    found = next(f for f in report["findings"] if f["subject"] == "slow device")
+    assert "npu:0" in found["found"] and found["advice"]
+
+
+def test_ports_that_are_taken_are_an_error() -> None:
+    with contextlib.closing(socket.create_server(("", 0))) as taken:
+        port = taken.getsockname()[1]
+        (found,) = doctor_host.of_ports(ports.ports(port, port))
+    assert (found.severity, found.subject) == ("error", "ports")
+
+
+def test_settings_without_effect_are_named() -> None:
+    status, severities, report = doctor(MC_RETRY_CNT="lots", KVFERRY_LISTN="::")
+    assert severities["settings"] == "warning" and status == 0
+    texts = " ".join(f["found"] for f in report["findings"])
+    assert "MC_RETRY_CNT" in texts and "KVFERRY_LISTEN" in texts
+
+
+GOOD: dict[str, Any] = {
+    "same host": samehost.SameHost(True, "", None, 0),
+    "limits": limits.Limits(10, 20000, 20000, None, None, None, None),
+    "tcp": tcp.Tcp("cubic", ("cubic",), 64 << 20, 64 << 20, True, True, 0),
+    "processors": processors.Processors((0, 1, 2, 3), 4, None, (0,)),
+    "addresses": [addresses.Address("eth0", "10.0.0.1")],
+    "copies": devices.Copies("npu:0", 20e9, 20e9, ""),
+}
+SETTINGS: Any = {
+    "settings": [
+        {"name": name, "value": value, "default": value, "source": "default", "problem": ""}
+        for name, value in (
+            ("KVFERRY_TCP_CONGESTION", ""),
+            ("MC_TCP_ENABLE_CONNECTION_POOL", "1"),
+            ("MC_TCP_LANES_PER_PEER", "4; and so on"),
+        )
+    ],
+    "unknown": [],
+}
+TEN_GIGABITS = 10_000_000_000
+
+
+def wrong(findings: Any) -> list[Finding]:
+    return [finding for finding in findings if finding.severity in ("warning", "error")]
+
+
+def test_yama_and_seccomp_are_told_apart() -> None:
+    assert not wrong(doctor_host.of_same_host(GOOD["same host"]))
+    denied = samehost.SameHost(False, "Operation not permitted", 1, 0)
+    assert wrong(doctor_host.of_same_host(denied))[0].subject == "yama"
+    filtered = samehost.SameHost(False, "Operation not permitted", 0, 2)
+    (finding,) = wrong(doctor_host.of_same_host(filtered))
+    assert finding.subject == "same host" and "seccomp" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("changed", "subject"),
+    [
+        ({"receive_buffer": 65536}, "window"),
+        ({"send_buffer": 65536}, "window"),
+        ({"window_scaling": False}, "window"),
+        ({"selective_acks": False}, "loss"),
+    ],
+)
+def test_settings_of_tcp_that_slow_it_down_are_named(changed: dict[str, Any], subject: str) -> None:
+    assert not wrong(doctor_host.of_tcp(GOOD["tcp"], TEN_GIGABITS, SETTINGS))
+    (finding,) = wrong(doctor_host.of_tcp(GOOD["tcp"]._replace(**changed), TEN_GIGABITS, SETTINGS))
+    assert finding.subject == subject
+
+
+def test_one_processor_or_a_small_quota_is_named() -> None:
+    assert not wrong(doctor_host.of_processors(GOOD["processors"]))
+    for changed in ({"allowed": (3,)}, {"quota": 0.5}):
+        (finding,) = wrong(doctor_host.of_processors(GOOD["processors"]._replace(**changed)))
+        assert finding.subject == "processors"
+
+
+def test_a_machine_without_an_address_for_others_is_named() -> None:
+    assert not wrong(doctor_host.of_addresses(GOOD["addresses"]))
+    (finding,) = wrong(doctor_host.of_addresses([addresses.Address("lo", "127.0.0.1")]))
+    assert (finding.severity, finding.subject) == ("error", "addresses")
+
+
+def test_a_container_with_few_threads_left_is_named() -> None:
+    assert not wrong(doctor_host.of_limits(GOOD["limits"]))
+    (finding,) = wrong(doctor_host.of_limits(GOOD["limits"]._replace(pids=100, pids_in_use=90)))
+    assert finding.subject == "threads"
+
+
+def test_one_receive_queue_of_a_fast_interface_is_named() -> None:
+    nic = addresses.Interface("eth0", True, 9000, 100_000_000_000, False, None, "mlx5_core", 1)
+    (finding,) = wrong(doctor_host.of_interface(nic, GOOD["processors"]))
+    assert finding.subject == "interrupts" and "ethtool -L eth0" in finding.advice
+    assert not wrong(doctor_host.of_interface(nic._replace(queues=8), GOOD["processors"]))
+
+
+def test_a_clock_matters_with_certificates_only() -> None:
+    late = clocks.Clock(False, 16.0)
+    assert wrong(doctor_host.of_clock(late, certificates=True)) and not wrong(doctor_host.of_clock(late, False))
+
+
+def test_a_device_that_cannot_be_used_is_an_error() -> None:
+    assert not wrong(doctor_host.of_copies(GOOD["copies"]))
+    (finding,) = wrong(doctor_host.of_copies(GOOD["copies"]._replace(problem="it is lost")))
+    assert finding.severity == "error"
