@@ -54,7 +54,9 @@ class PackagesAndLibrary(build_py):
 
 
 def source_commit() -> str:
-    """The commit of these sources, for `kvferry info`; "" where they are in no git repository."""
+    """The commit of these sources, for `kvferry info`; "" where they are no git repository."""
+    if not (REPOSITORY / ".git").exists():  # or git would look for one around them
+        return ""
     states = []
     for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
         try:

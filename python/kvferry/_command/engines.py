@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from kvferry._command.declaration import CommandError, Option, option
 from kvferry._command.output import Output
-from kvferry._engine import DEFAULT_TIMEOUT, Engine, EngineError
+from kvferry._engine import DEFAULT_TIMEOUT, Engine
+from kvferry._errors import EngineError
 from kvferry._library import LibraryError
 from kvferry._texts import DescribeError, Description
 
