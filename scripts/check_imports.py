@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "tcp/client": "core core/address core/clock core/hostmem core/layout core/metadata core/metrics core/security"
     " core/status core/trace tcp/samehost tcp/sockio tcp/wire",
     "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
-    "tcp/server": "core core/clock core/fair core/hostmem core/metrics core/security core/shut core/staging"
+    "tcp/server": "core core/clock core/fair core/hostmem core/layout core/metrics core/security core/shut core/staging"
     " core/status core/trace tcp/samehost tcp/sockio tcp/wire",
     "tcp/sockio": "core/clock core/hostmem core/metrics core/shut core/threads",
     "tcp/wire": "",

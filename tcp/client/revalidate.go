@@ -52,11 +52,11 @@ func (p *peer) replacedError(piece *piece, owner *metadata.Descriptor) error {
 }
 
 // notStrided is why a piece fails that the engine of a descriptor does not take.
-func (p *peer) notStrided(h *piece, d *metadata.Descriptor) error {
-	if h.work.Key != (layout.Key{}) {
+func (p *peer) notStrided(piece *piece, d *metadata.Descriptor) error {
+	if piece.work.Key != (layout.Key{}) {
 		return status.Errorf(status.NotSupportedTransport, "segment %q: %w", p.segment.Name, errNoOffers)
 	}
-	return p.replacedError(h, d)
+	return p.replacedError(piece, d)
 }
 
 func engineOf(identity string) string {

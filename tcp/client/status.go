@@ -36,8 +36,8 @@ func judgeStatus(segment string, frame []byte, piece *piece) error {
 		piece.fatal = status.Errorf(status.AddressNotRegistered,
 			"segment %q: the peer has registered memory %#x+%d, but cannot access it: it was unmapped or protected, or its file cut short",
 			segment, addr, length)
-	case offerRefusals[code] != nil && h.strided != nil:
-		h.fatal = status.Errorf(status.AddressNotRegistered, "segment %q: %#x+%d refused: %w", segment, addr, length, offerRefusals[code])
+	case offerRefusals[code] != nil && piece.strided != nil:
+		piece.fatal = status.Errorf(status.AddressNotRegistered, "segment %q: %#x+%d refused: %w", segment, addr, length, offerRefusals[code])
 	case code != wire.StatusRejected && code != wire.StatusForbidden:
 		piece.fatal = status.Errorf(status.Endpoint, "segment %q: the peer failed with code %d at %#x+%d",
 			segment, code, addr, length)
