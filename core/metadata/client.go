@@ -2,10 +2,11 @@ package metadata
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"syscall"
 	"time"
@@ -226,7 +227,7 @@ func (c Client) insist(ctx context.Context, peer string, kind frameKind, request
 	until := time.Now().Add(orDefault(c.ConnectTimeout, DefaultConnectTimeout))
 	for pause := minInsistPause; ; pause = min(2*pause, maxInsistPause) {
 		reply, from, err := c.attempt(ctx, peer, kind, request, plain)
-		wait := pause/2 + rand.N(pause) // those that were closed together do not come back together
+		wait := varied(pause)
 		if err == nil || kind != kindMetadata || !c.closedUnanswered(err) || time.Now().Add(wait).After(until) {
 			return reply, from, err
 		}
@@ -236,6 +237,13 @@ func (c Client) insist(ctx context.Context, peer string, kind frameKind, request
 			return reply, from, err
 		}
 	}
+}
+
+// varied is half of a pause to one and a half: those that were closed together do not come back together, forked siblings included.
+func varied(pause time.Duration) time.Duration {
+	var random [8]byte
+	_, _ = rand.Read(random[:]) // never fails: see crypto/rand
+	return pause/2 + time.Duration(binary.LittleEndian.Uint64(random[:])%uint64(pause))
 }
 
 // closedUnanswered reports whether a connection was closed before a byte of the answer came. A Mooncake engine that is asked by TLS
