@@ -94,8 +94,8 @@ class RawTarget:
             threading.Thread(target=self._handle, args=(connection, handler), daemon=True).start()
 
     def _handle(self, connection: socket.socket, handler: Handler) -> None:
-        connection.settimeout(STALL_LIMIT)
         try:
+            connection.settimeout(STALL_LIMIT)
             handler(self, connection)
         except OSError:
             pass  # the other side went, or the test ended
