@@ -62,6 +62,14 @@ class Kept:
         self.starting: set[Flight] = set()
         self.flights: dict[int, Flight] = {}  # by the ids of their batches
         self.registered: dict[int, Buffer] = {}  # memory of regions, by address
+        self.left: list[Flight] = []  # with memory that something may still use
+
+    def release(self) -> None:
+        """Let go of all memory: the engine has ended, and nothing is stuck."""
+        for flight in self.left:
+            flight.keep = None
+        self.left.clear()
+        self.registered.clear()
 
 
 class Completions:
@@ -141,9 +149,12 @@ class Completions:
                 return
             transfer = flight.transfer()
             told = transfer.settled() if transfer is not None else ()
-            flight.keep = flight.waited_for = None
+            flight.waited_for = None
+            if self._functions.kvferry_batch_discard(self._engine, batch) == KVFERRY_OK:
+                flight.keep = None
+            else:  # the engine has ended: release() lets go of it
+                self._kept.left.append(flight)
             del self._kept.flights[batch]
-        self._functions.kvferry_batch_discard(self._engine, batch)
         for wake in told:
             wake()
 

@@ -262,6 +262,8 @@ class Engine:
         self._completions.ended = True
         self._engine.close()
         self._completions.close()
+        if self._engine.stuck is False:
+            self._kept.release()
 
     def __enter__(self) -> Engine:
         self._check("enter")

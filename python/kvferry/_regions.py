@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from kvferry import _log
-from kvferry._bindings import KVFERRY_ERR_IN_USE, Functions
+from kvferry._bindings import KVFERRY_ERR_IN_USE, KVFERRY_OK, Functions
 from kvferry._buffers import Buffer
 from kvferry._errors import RegionInUse
 from kvferry._ffi import last_error
@@ -31,14 +31,15 @@ class Registration(Managed):
 
     def end(self) -> tuple[int, str]:
         """close(), with its code and its reason: (0, "") where it was called before."""
-        return self._release() or (0, "")
+        return self._release() or (KVFERRY_OK, "")
 
 
 def _unregister(functions: Functions, engine: int, address: int, registered: dict[int, Buffer]) -> tuple[int, str]:
     code = functions.kvferry_unregister(engine, address)
-    if code != KVFERRY_ERR_IN_USE:  # after any other code nothing uses the memory, or the engine has ended and keeps it
+    if code == KVFERRY_OK:
         registered.pop(address, None)
-        return 0, ""
+    if code != KVFERRY_ERR_IN_USE:  # or else the engine has ended, and keeps what something stuck may use
+        return KVFERRY_OK, ""
     reason = last_error(functions)
     _log.error("memory at %#x is kept: %s", address, reason)
     return code, reason
@@ -102,7 +103,7 @@ class Region:
         about seven seconds. A second call does nothing.
         """
         code, reason = self.registration.end()
-        if code != 0:
+        if code != KVFERRY_OK:
             raise RegionInUse(reason, who=self.engine.name, what=f"unregister {self.nbytes} bytes at {self.address:#x}")
 
     def __enter__(self) -> Region:

@@ -31,8 +31,10 @@ from kvferry import (
     TimedOut,
     plan,
 )
+from support import absent
 from support.inprocess import run_python
 from support.native import NOWHERE, SIZE, Couple, couple, some_bytes
+from support.peers import unavailable
 from support.process import until
 from support.rawpeer import BASE, RawTarget, swallow
 
@@ -252,6 +254,14 @@ def test_a_closed_engine_says_so(pair: Couple) -> None:
 # Memory
 
 
+class At:
+    """An array of bytes at an address."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.shape, self.strides = (size,), None
+        self.__array_interface__ = {"data": (address, False), "typestr": "|u1"}
+
+
 class WithInterface:
     """An array as libraries for GPUs have them."""
 
@@ -457,6 +467,30 @@ def test_an_engine_ends_when_the_last_reference_goes_with_transfers_under_way(pa
     del engine, memory
     gc.collect()
     assert [one() for one in gone] == [None, None]
+
+
+def test_memory_that_something_stuck_may_use_is_kept_when_the_engine_is_closed(pair: Couple) -> None:
+    """Its pages do not come until the end of the test: a copy waits for them, and cannot be ended."""
+    if not absent.allowed():
+        unavailable("userfaultfd, which makes pages that do not come, takes root or vm.unprivileged_userfaultfd=1")
+    region = absent.AbsentRegion(SIZE)
+    memory = WithInterface(At(region.address, SIZE))
+    gone = weakref.ref(memory)
+    transfer = pair.peer.read(memory, pair.region)
+    plain = np.zeros(100, np.uint8)
+    also = weakref.ref(plain)
+    registered = pair.near.register(plain)
+    region.wait_for_touch()
+    pair.near.close()
+    assert isinstance(transfer.exception(), EngineClosed)
+    del memory, transfer, plain
+    registered.close()
+    del registered
+    gc.collect()
+    assert pair.near._engine.stuck
+    assert gone() is not None
+    assert also() is not None
+    region.come()
 
 
 def test_a_transfer_that_is_dropped_arrives(pair: Couple) -> None:
