@@ -349,12 +349,18 @@ kvferry_call_t kvferry_start_describe(transfer_engine_t engine, const char *segm
 kvferry_call_t kvferry_start_members(const char *metadata_conn_string, const char *name, int64_t timeout_ms)
 {
     ENTER(NULL);
+    if (kvferry_reserve_threads() != 0) {
+        return NULL;
+    }
     return kvferry_go_start_members(metadata_conn_string, name, timeout_ms, kvferry_reason());
 }
 
 kvferry_call_t kvferry_start_forget(const char *metadata_conn_string, const char *name, int force)
 {
     ENTER(NULL);
+    if (kvferry_reserve_threads() != 0) {
+        return NULL;
+    }
     return kvferry_go_start_forget(metadata_conn_string, name, force, kvferry_reason());
 }
 

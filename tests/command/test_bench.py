@@ -251,6 +251,7 @@ def in_terminal(columns: int, *arguments: str) -> str:
         ("--size", "0"),
         ("--size", "1K,"),
         ("--threads", "257"),
+        ("--batch", "1,1048577"),
         ("--seconds", "-1"),
         ("--seconds", "nan"),
         ("--memory", "tpu:0"),
@@ -396,3 +397,9 @@ def test_a_case_takes_rounds_of_whole_batches() -> None:
     assert Case("read", 1 << 20, 8, 2).batches(1 << 30) == FOOTPRINT // (16 << 20)
     assert Case("read", 1 << 30, 1, 1).batches(1 << 30) == 1
     assert str(Case("write", 65536, 8, 4)) == "write 64 KiB x 8, 4 threads"
+
+
+def test_a_notice_that_promises_more_than_the_buffer_is_none() -> None:
+    node = Node(2 * serving.PAGE)
+    node.put(serving.Notice(2 * serving.PAGE, 7, "host", (None,)).encode(), serving.PAGE)
+    assert result("bench", node.name, *SHORT, "--size", "4K", "--batch", "1")["kind"] == "kvferry"

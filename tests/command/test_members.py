@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import c_uint64, create_string_buffer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvferry._calls import background_call
 from kvferry._command.texts import memory_text
+from kvferry._ffi import last_error
+from kvferry._library import load
 from support import venvs
 from support.commands import result, run, running
 from support.commands import serving as served
@@ -201,3 +206,28 @@ def test_a_store_of_no_kind_is_an_error() -> None:
 def test_amounts_of_memory_have_one_unit() -> None:
     amounts = {0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 1 << 30: "1.0 GiB", 3 << 40: "3.0 TiB"}
     assert {amount: memory_text(amount) for amount in amounts} == amounts
+
+
+def test_a_text_of_the_library_is_freed_once_and_read_until_then() -> None:
+    functions = load()
+    result = c_uint64()
+    arguments = b"P2PHANDSHAKE", b"127.0.0.1:9", 5000
+    assert background_call(functions, functions.kvferry_start_members, arguments, 30, result) == 0
+    room = create_string_buffer(8)
+    length = functions.kvferry_text(result.value, room, len(room))
+    assert length > 100 and room.raw == b'[{"name\0'
+    assert functions.kvferry_text(result.value, None, 0) == length
+    assert functions.kvferry_text_free(result.value) == 0
+    for handle in (result.value, 0, 1):
+        assert functions.kvferry_text(handle, room, len(room)) < 0
+        assert functions.kvferry_text_free(handle) < 0
+        assert "text" in last_error(functions)
+    assert not functions.kvferry_start_members(None, None, 0)
+    assert not functions.kvferry_start_forget(b"P2PHANDSHAKE", None, 0)
+
+
+def test_asking_a_store_that_does_not_answer_ends_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = f"http://127.0.0.1:{silent.getsockname()[1]}/metadata"
+        status, _, err = run("ls", store, "--timeout", "2")
+    assert status == 1 and store in err

@@ -191,3 +191,14 @@ def test_a_table_goes_to_the_given_stream() -> None:
     out = Output(stream=stream)
     out.table(("a",), [("1",)])
     assert stream.getvalue() == "a\n1\n" and not out.terminal
+
+
+def test_control_characters_of_strangers_do_not_reach_the_terminal() -> None:
+    stream, errors = io.StringIO(), io.StringIO()
+    out = Output(stream=stream, errors=errors)
+    out.text("one\x1b[2Jtwo\r\udc80\n\tthree")
+    out.error("a\x07b")
+    out.warning("c\x9bd")
+    out.table(("name",), [("x\ny\t\x1b",)])
+    assert stream.getvalue() == "one?[2Jtwo??\n\tthree\nname\nx?y??\n"
+    assert errors.getvalue() == "a?b\nc?d\n"

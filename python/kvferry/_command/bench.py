@@ -201,11 +201,21 @@ def number(text: str) -> int:
 
 
 MOST_THREADS = 256
+MOST_BLOCKS = 1 << 20
 
 
 def threads(text: str) -> int:
     """A number of threads; ValueError for one that is too large."""
-    if not 1 <= int(text) <= MOST_THREADS:
+    return _at_most(MOST_THREADS, text)
+
+
+def blocks(text: str) -> int:
+    """A number of blocks of a batch; ValueError for one that is too large."""
+    return _at_most(MOST_BLOCKS, text)
+
+
+def _at_most(limit: int, text: str) -> int:
+    if not 1 <= int(text) <= limit:
         raise ValueError(text)
     return int(text)
 
@@ -225,7 +235,7 @@ COMMAND = Command(
         option(
             "--size", type=several(positive), default="64K,1M", metavar="BYTES", help="sizes of a block (%(default)s)"
         ),
-        option("--batch", type=several(positive), default="32", metavar="N", help="blocks of a batch (%(default)s)"),
+        option("--batch", type=several(blocks), default="32", metavar="N", help="blocks of a batch (%(default)s)"),
         option("--threads", type=several(threads), default="1", metavar="N", help="threads here (%(default)s)"),
         option(
             "--seconds", type=seconds, default=2.0, metavar="S", help="time of transfers of each case (%(default)s)"

@@ -25,6 +25,7 @@ from kvferry._places import Placed, size_text
 
 FOOTPRINT = 64 << 20  # bytes that a case moves in a round, where the peer has as much and a batch of each thread fits
 MOST_BATCHES = 1024  # of a thread in a round
+MOST_BLOCKS = 1 << 16  # of all threads in a round, where a batch of each thread has no more
 SHOWN = 0.2  # seconds between two changes of the live line
 STEP = 7919  # positions between the patterns of two rounds of WRITEs
 
@@ -46,7 +47,8 @@ class Case(NamedTuple):
 
     def batches(self, room: int) -> int:
         """Batches of a thread in a round, where there is room for so many bytes."""
-        return max(1, min(MOST_BATCHES, min(room, FOOTPRINT) // self.least))
+        blocks = MOST_BLOCKS // (self.batch * self.threads)
+        return max(1, min(MOST_BATCHES, blocks, min(room, FOOTPRINT) // self.least))
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.threads > 1 else ""

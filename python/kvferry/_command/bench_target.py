@@ -69,7 +69,8 @@ class Peer:
         code = self._engine.transfer(OPCODE_READ, self.segment, here, there, pack_u64(PAGE), 1, message, timeout)
         if code != 0 and request is not None:
             raise CommandError(f"{self.name} does not answer: {self._engine.last_error()}")
-        return Notice.decode(self._landing.read(PAGE)) if code == 0 else None
+        notice = Notice.decode(self._landing.read(PAGE)) if code == 0 else None
+        return notice if notice is not None and notice.size <= buffer["length"] - PAGE else None
 
 
 class Served(Target):

@@ -37,7 +37,7 @@ class Output:
     def text(self, text: str = "") -> None:
         """A line of what was asked for."""
         if not self.as_json:
-            print(text, file=self._stream, flush=True)
+            print(harmless(text), file=self._stream, flush=True)
 
     def note(self, text: str) -> None:
         """A line around what was asked for; not with --quiet."""
@@ -62,17 +62,22 @@ class Output:
     def error(self, text: str) -> None:
         """A failure, on standard error; with --json also {"error": text} as the result."""
         self.result({"error": text})
-        print(text, file=self._errors, flush=True)
+        print(harmless(text), file=self._errors, flush=True)
 
     def warning(self, text: str) -> None:
         """What the user should know beside the result, on standard error."""
-        print(text, file=self._errors, flush=True)
+        print(harmless(text), file=self._errors, flush=True)
+
+
+def harmless(text: str) -> str:
+    """Lines without control characters but tabs: names of peers and entries of stores come from strangers, and a
+    terminal would obey them."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
 
 
 def printable(text: str) -> str:
-    """Text without control characters: names of peers and entries of stores come from strangers, and a terminal would
-    obey them."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """harmless() for text within a line."""
+    return harmless(text).replace("\n", "?").replace("\t", "?")
 
 
 def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> list[str]:

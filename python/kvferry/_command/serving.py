@@ -60,7 +60,7 @@ class Notice(NamedTuple):
         except (ValueError, TypeError, RecursionError):
             return None
         notice = notice._replace(parts=tuple(notice.parts))
-        numbers = isinstance(notice.size, int) and isinstance(notice.seed, int)
+        numbers = isinstance(notice.size, int) and isinstance(notice.seed, int) and isinstance(notice.place, str)
         return notice if numbers and 0 < len(notice.parts) <= MOST_PARTS and notice.part_size > 0 else None
 
 
