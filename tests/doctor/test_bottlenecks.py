@@ -106,6 +106,19 @@ def test_a_blocked_handshake_port_and_one_at_which_nobody_listens_are_told_apart
     assert "cannot be reached" in silent.findings[-1]["found"]
 
 
+def test_descriptors_that_are_used_up_are_named(link_program: Path) -> None:
+    with joined(link_program) as hosts, hosts.serving() as name:
+        report = hosts.doctor(name, before=("prlimit", "--nofile=14:14"))
+    assert report.of("error") == {"descriptors"} and report.status == 1, report.findings
+
+
+def test_an_engine_that_cannot_be_made_is_a_finding(link_program: Path) -> None:
+    with joined(link_program) as hosts, hosts.serving() as name:
+        report = hosts.doctor(name, KVFERRY_SECRET_FILE="/nonexistent")
+    assert report.of("error") == {"engine"}, report.findings
+    assert "/nonexistent" in report.findings[-1]["found"]
+
+
 def test_a_peer_with_another_secret_is_named(link_program: Path, tmp_path: Path) -> None:
     files = [tmp_path / "here", tmp_path / "there"]
     for file in files:

@@ -142,6 +142,21 @@ def of_ports(found: ports.Ports) -> Iterator[Finding]:
 
 def of_limits(found: limits.Limits) -> Iterator[Finding]:
     """Descriptors, threads, locked memory."""
+    yield from of_descriptors(found)
+    if found.pids is not None and found.pids - (found.pids_in_use or 0) < SPARE_PIDS:
+        yield warning(
+            "threads",
+            f"{found.pids_in_use} of the {found.pids} processes and threads that the container may have exist",
+            "Raise the container's pids limit.",
+        )
+    if found.locked_memory is not None:
+        yield info(
+            "locked memory", f"processes may lock {found.locked_memory} bytes; only drivers of devices lock memory"
+        )
+
+
+def of_descriptors(found: limits.Limits) -> Iterator[Finding]:
+    """File descriptors of this process."""
     most = found.max_files
     if most is not None and most - found.open_files < SPARE_FILES:
         yield error(
@@ -157,16 +172,6 @@ def of_limits(found: limits.Limits) -> Iterator[Finding]:
         )
     else:
         yield ok("descriptors", f"the limit of open files is {most or 'none'}")
-    if found.pids is not None and found.pids - (found.pids_in_use or 0) < SPARE_PIDS:
-        yield warning(
-            "threads",
-            f"{found.pids_in_use} of the {found.pids} processes and threads that the container may have exist",
-            "Raise the container's pids limit.",
-        )
-    if found.locked_memory is not None:
-        yield info(
-            "locked memory", f"processes may lock {found.locked_memory} bytes; only drivers of devices lock memory"
-        )
 
 
 def of_same_host(found: samehost.SameHost) -> Iterator[Finding]:

@@ -23,14 +23,14 @@ from kvferry._command import engines
 from kvferry._command.bench_target import Target, target_of
 from kvferry._command.declaration import CommandError
 from kvferry._command.diagnosis import Measured, diagnose
-from kvferry._command.doctor_host import lanes_of
+from kvferry._command.doctor_host import lanes_of, of_descriptors
 from kvferry._command.findings import Finding, error, info, ok, warning
 from kvferry._command.rates import Range, Rate, environment, measure
 from kvferry._command.serving import PAGE
 from kvferry._command.settings import Settings, value
 from kvferry._engine import Engine
 from kvferry._places import HostMemory, PlaceError, allocate
-from kvferry._probes import addresses, connecting
+from kvferry._probes import addresses, connecting, limits
 from kvferry._texts import Description
 
 PATIENCE = 3.0  # seconds in which a port has to answer: two lost packets
@@ -39,6 +39,7 @@ MOST = 64 << 20  # bytes that are moved at a time
 SEVERAL = 4  # connections that are tried where the settings have fewer
 SLOW_NAMES = 0.5  # seconds of a name's resolution
 FAR = 5e-3  # seconds of a round trip from which on a batch of small blocks is slow
+NO_FILES = "too many open files"  # the system's words, in the engine's errors
 # Words of the engine's errors that are about who somebody is.
 OF_SECURITY = ("KVFERRY_SECURITY", "secret", "certificate", "TLS")
 
@@ -51,10 +52,15 @@ class Way(NamedTuple):
     measured: dict[str, Any]  # filled as it goes, for --json
 
 
+# The doctor's engines leave the ports and files alone that the settings have for the application's.
+APART = {"KVFERRY_METRICS_LISTEN": "", "KVFERRY_TRACE_FILE": ""}
+
+
 def examine(way: Way) -> Iterator[Finding]:
-    """All steps. CommandError where an engine of this process cannot be made."""
+    """All steps."""
     peer = way.arguments.peer
     address = ""
+    yield from of_descriptors(limits.limits())  # where few are left, the steps that follow say less
     if way.arguments.metadata == engines.P2P:
         host, port = host_and_port(peer, int(value(way.settings, "MC_HANDSHAKE_PORT")))
         found = connecting.resolve(host)
@@ -68,13 +74,16 @@ def examine(way: Way) -> Iterator[Finding]:
         address = reached.address
         yield from of_path(reached)
     landing = HostMemory(PAGE)
-    with engines.engine(way.arguments, peer, landing) as engine:
-        described = yield from ask(engine, peer)
-        if described is None:
-            return
-        yield from of_peer(described)
-        if (yield from of_data_port(described, address, way)):
-            yield from examine_transfers(way, engine, landing)
+    try:
+        with environment(APART), engines.engine(way.arguments, peer, landing) as engine:
+            described = yield from ask(engine, peer)
+            if described is None:
+                return
+            yield from of_peer(described)
+            if described["buffers"] and (yield from of_data_port(described, address, way)):
+                yield from examine_transfers(way, engine, landing)
+    except CommandError as e:
+        yield of_own_engine(str(e))
 
 
 def examine_transfers(way: Way, engine: Engine, landing: HostMemory) -> Iterator[Finding]:
@@ -141,6 +150,13 @@ def of_handshake_port(host: str, port: int, attempts: list[connecting.Connected]
         yield info("name", f"not all addresses of {host} lead to the peer: engines try them one after the other")
 
 
+def of_own_engine(text: str) -> Finding:
+    """An engine of this process cannot be made."""
+    if NO_FILES in text:
+        return no_descriptors()
+    return error("engine", text, "Run kvferry doctor without a peer: the same holds for the engines of applications.")
+
+
 def no_descriptors() -> Finding:
     """This process cannot open a socket."""
     return error(
@@ -178,7 +194,7 @@ def ask(engine: Engine, peer: str) -> Generator[Finding, None, Description | Non
                 'Compare KVFERRY_SECURITY, and the digits after "the cluster secret" in the start lines of both'
                 " machines, or their certificates.",
             )
-        elif "too many open files" in text:
+        elif NO_FILES in text:
             yield no_descriptors()
         else:
             yield error("handshake", text, "Look at the log of the peer.")
@@ -233,6 +249,8 @@ def of_data_port(described: Description, handshake: str, way: Way) -> Generator[
 
 def of_failure(text: str) -> Finding:
     """A transfer that failed."""
+    if NO_FILES in text:
+        return no_descriptors()
     return error(
         "transfer",
         text,
