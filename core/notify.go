@@ -67,7 +67,7 @@ func (b *inbox) put(n metadata.Notification, from netip.Addr) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.messages) >= b.limit {
-		return fmt.Errorf("%d notifications wait to be fetched, as many as may (MC_HANDSHAKE_MAX_NOTIFY_ENTRIES)", b.limit)
+		return fmt.Errorf("%d notifications wait to be fetched, the maximum (MC_HANDSHAKE_MAX_NOTIFY_ENTRIES)", b.limit)
 	}
 	room, err := b.bytes.Enter(from, int64(len(n.Name)+len(n.Text)+notificationCost), nil)
 	if err != nil {

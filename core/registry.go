@@ -101,10 +101,10 @@ func (m *Registry) take(addr uintptr) (*Region, error) {
 	return found.region, nil
 }
 
-// Epoch is a number that changes whenever a region is unregistered, before its owner may use the memory for something else:
-// bytes that were read while it stayed the same were read from registered memory. It begins at random, so that no other process
-// has the same. It is 0 for good once the registry is closed: no memory may be granted then. Peers on this host read it in this
-// process, by its address.
+// Epoch is a number that changes whenever a region is unregistered, before its owner may use the memory for something else.
+// A peer on this host reads bytes of this process first, and then the epoch, by its address. If the epoch is the one of before,
+// the memory was registered all the while; otherwise the peer discards the bytes. The epoch begins at random, so that no other
+// process has the same. It is 0 for good once the registry is closed: the engine grants no memory then.
 func (m *Registry) Epoch() *atomic.Uint64 { return m.epoch }
 
 // changeEpoch is called when a region is unregistered. The lock is held.

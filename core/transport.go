@@ -4,7 +4,6 @@ import "kvferry/core/metrics"
 
 // Endpoint is the address of a transport's data port, and the protocol that it understands. The segment descriptor has it.
 type Endpoint struct {
-	Host           string // without brackets
 	Port           int
 	ProtoVersion   int
 	SameHostSocket string // socket for peers on the same host; "" for none

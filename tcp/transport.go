@@ -179,7 +179,7 @@ func (t *Transport) stuck() string {
 	const most = 8
 	switch more := len(names) - most; {
 	case len(names) == 0:
-		return "some to segments that were removed"
+		return "some connections to segments that were removed"
 	case more > 0:
 		names = append(names[:most], fmt.Sprintf("%d more", more))
 	}

@@ -188,8 +188,10 @@ int registerLocalMemory(transfer_engine_t engine, void *addr, size_t length, con
                         int remote_accessible);
 
 /*
- * Ends a registration by its base address. The memory is neither read nor written afterwards: transfers that use it get a
- * period of grace, and are then given up. -3 when no registration starts there. -4 when a transfer that is stuck, in a system
+ * Ends a registration by its base address. Transfers that use the memory get a period of grace, and are then given up. When
+ * the call returns 0, no transfer writes to the memory any more, and no transfer sends bytes that are read from it later: a
+ * kvferry engine on the same host may still read it for a moment, and discards what it has read. -3 when no registration
+ * starts there. -4 when a transfer that is stuck, in a system
  * call or on a device, may still use the memory: the registration has ended, the memory must be left as it is, and
  * kvferry_last_error() says who holds it. Another call waits for the transfer again, and returns 0 when it has ended.
  */

@@ -61,7 +61,7 @@ func (c Client) secure(ctx context.Context, conn *net.TCPConn, plain bool) (stre
 }
 
 // errNotTLS is in the error of a request to a peer that does not speak TLS.
-var errNotTLS = errors.New("security is on here (KVFERRY_SECURITY)")
+var errNotTLS = errors.New("this engine requires TLS (KVFERRY_SECURITY)")
 
 // mayAskPlainly reports whether a request that has failed may be made again without TLS. A probe tells nothing, and nothing is
 // believed for its answer.

@@ -93,7 +93,7 @@ func TestAPeerThatHasSpokenTLSIsNotAskedWithout(t *testing.T) {
 	s = Serve(listen(t, peer), Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{})
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	_, err = c.FetchDescriptor(context.Background(), peer)
-	assert.ErrorContains(t, err, "security is on here")
+	assert.ErrorContains(t, err, "this engine requires TLS")
 
 	_, other := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{})
 	_, err = c.FetchDescriptor(context.Background(), other)

@@ -20,7 +20,7 @@ import (
 
 // mayGo reports whether a piece may be sent to a target. A piece that may not is blocked, or fails. The peer's lock is held.
 func (p *peer) mayGo(target string, piece *piece) bool {
-	end, lost := p.fence.quarantines.check(target, piece)
+	end, unknown := p.fence.quarantines.check(target, piece)
 	if end == nil {
 		piece.blocked = 0
 		return true
@@ -31,8 +31,8 @@ func (p *peer) mayGo(target string, piece *piece) bool {
 	}
 	limit := p.config.StatusTimeout
 	switch waited := time.Duration(now - piece.blocked); {
-	case lost:
-		piece.settle(p.blockedError(piece, "nobody can know until when: the connection "+end.where+" was reset, and the target is Mooncake, which cannot be asked"))
+	case unknown:
+		piece.settle(p.blockedError(piece, "nobody can know until when: the connection "+end.where+" has no orderly end, and the target is Mooncake, which cannot be asked"))
 	case waited >= limit:
 		piece.settle(p.blockedError(piece, fmt.Sprintf("the target has not ended the connection %s within %v (MC_TCP_STATUS_TIMEOUT_SEC)", end.where, limit)))
 	default:

@@ -7,7 +7,7 @@ import (
 	"kvferry/core/metadata"
 )
 
-// Which carriers there are, and which of them are woken. dispatch opens no further lane for one of these reasons:
+// Which carriers there are, and which of them are woken. dispatch starts another lane, unless one of these is true:
 //
 //  1. There are as many as the queue is worth (worth). An empty queue is worth none, and so is one with too many unverified
 //     pieces (wanted).
@@ -15,7 +15,7 @@ import (
 //  3. The peer has a carrier, and there is no room for the descriptors of another connection (descriptors.go).
 //  4. The peer takes no pipelined requests, so each has a connection of its own (pipelined). Or this side has closed the peer.
 //
-// An open lane sends nothing for one of these reasons:
+// An open lane sends, unless one of these is true:
 //
 //  1. dispatch has not woken it, because fewer lanes than there are can share the queue.
 //  2. It is the first lane, which is reserved for short works (reservedLane), or only short works are queued, and those are left
@@ -26,19 +26,20 @@ const (
 	// oneShotSize bounds a request that has a connection of its own. On lanes the bound is MC_TCP_SLICE_SIZE: small enough
 	// that all lanes share a large task, large enough that its header costs nothing.
 	oneShotSize = 16 << 20
-	// turnSize is what a cursor gives before it is the next cursor's turn. It is also what a queue must hold for each lane
-	// that is opened beyond the first.
+	// turnSize is how many bytes a cursor gives before it is the next cursor's turn.
 	turnSize = 1 << 20
-	// stagedSize is that for a work that comes in parts, as it is staged: all lanes begin soon, and have all of a part before
+	// laneSize and the next four are how many bytes a queue must hold for each lane (worth).
+	laneSize = 1 << 20
+	// stagedSize is for a work that comes in parts, as it is staged: all lanes begin soon, and have all of a part before
 	// they have the next one.
 	stagedSize = 256 << 10
-	// encryptedSize is that for bytes that are encrypted on the way: most of the time goes into that, and each lane has
+	// encryptedSize is for bytes that are encrypted on the way: encryption takes most of the time, and each lane has
 	// a thread for it at either end.
 	encryptedSize = 512 << 10
-	// spreadSize is that where there are processors for more lanes: a batch of some MiB is over sooner when more of them
-	// share it.
+	// spreadSize is for a machine that has processors for more lanes: a batch of some MiB is over sooner when more of
+	// them share it.
 	spreadSize = 512 << 10
-	// mooncakeSize is that for bytes that Mooncake sends. It sends from one thread, so more lanes only divide that thread.
+	// mooncakeSize is for bytes that Mooncake sends. It sends from one thread, so more lanes only divide that thread.
 	mooncakeSize = 4 << 20
 	// shortWork bounds a work that does not queue behind longer ones. When it finds more than busyBytes in flight on every
 	// lane, the first lane is reserved for short works for reserveTime.
@@ -245,7 +246,7 @@ func (p *peer) share() uint64 {
 
 // worth is the number of lanes that so many bytes are worth. The lock is held.
 func (p *peer) worth(bytes uint64) uint64 {
-	each := uint64(turnSize)
+	each := uint64(laneSize)
 	switch {
 	case p.lastReading && !p.segment.Descriptor().IsKvferry:
 		each = mooncakeSize

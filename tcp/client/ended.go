@@ -20,14 +20,14 @@ import (
 // The reason why a carrier ends says whether its connection was lost (isLoss), and what is known of the end of that connection at
 // a target that cannot be asked (isEnd and isReset in formerend.go):
 //
-//	reason                                                lost   end at the target
-//	errRefused                                            no     has come in order
-//	errRetired, errPeerClosed                             yes    has come in order
-//	errAborted, errBadLocal, errOutdated, errOvertaken    no     comes when the connection is read to its end
-//	errRenewed                                            no     comes when the connection is read to its end
-//	errStalled, core.ErrClosed                            yes    comes when the connection is read to its end
+//	reason                                                lost   does the target still apply bytes?
+//	errRefused                                            no     no
+//	errRetired, errPeerClosed                             yes    no
+//	errAborted, errBadLocal, errOutdated, errOvertaken    no     until the connection is read to its end
+//	errRenewed                                            no     until the connection is read to its end
+//	errStalled, core.ErrClosed                            yes    until the connection is read to its end
 //	errIdle                                               no     nothing was in flight
-//	any other, as a reset                                 yes    unknown for ever
+//	any other, as a reset                                 yes    cannot be known
 
 // isLoss distinguishes a connection that was lost from one that this side gave up.
 func isLoss(reason error) bool {

@@ -118,9 +118,9 @@ func (q *quarantines) giveUp(end *connectionEnd) {
 	end.unknown = true
 }
 
-// check returns nil for a WRITE that may be sent to a target, and otherwise the end that it has to wait for. lost says that
-// there is no use in waiting.
-func (q *quarantines) check(target string, p *piece) (end *connectionEnd, lost bool) {
+// check returns nil for a WRITE that may be sent to a target, and otherwise the end that it has to wait for. unknown says
+// that this end will never be known.
+func (q *quarantines) check(target string, p *piece) (end *connectionEnd, unknown bool) {
 	if q.busy.Load() == 0 || p.op != core.Write {
 		return nil, false
 	}
@@ -139,9 +139,9 @@ func (q *quarantines) check(target string, p *piece) (end *connectionEnd, lost b
 		if r.end.unknown && r.work == same { // another piece of the same work, or the same one again
 			continue
 		}
-		end, lost = r.end, lost || r.end.unknown
+		end, unknown = r.end, unknown || r.end.unknown
 	}
-	return end, lost
+	return end, unknown
 }
 
 // quarantine puts WRITEs that were in flight on a connection into the quarantine of its target.

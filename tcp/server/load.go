@@ -30,13 +30,13 @@ type load struct {
 	job     staging.Job
 	running bool
 	done    chan error // from the job
-	err     error      // what it came to
+	err     error      // the result of the job
 }
 
-// part is what passes of a request through a load.
+// part is the piece of one request that goes through a load.
 type part struct {
 	wire.Header
-	vector  int  // the first of the turn's that may only be sent when the move is done
+	vector  int  // the first of the turn's send vectors that must wait for the move
 	started bool // it is a READ whose answer has begun in a turn before
 }
 
