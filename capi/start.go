@@ -145,6 +145,9 @@ func failureOf(b *core.Batch) (found C.kvferry_failure_t, why string) {
 		return found, ""
 	}
 	found.reason = C.int(f.Reason) + 1
+	if errors.Is(f.Err, core.ErrRevoked) {
+		found.reason = C.KVFERRY_REASON_REVOKED
+	}
 	found.request = math.MaxUint64
 	if f.Index >= 0 {
 		r := &f.Request

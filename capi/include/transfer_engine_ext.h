@@ -289,6 +289,7 @@ int kvferry_batch_progress(transfer_engine_t engine, batch_id_t batch, kvferry_p
 #define KVFERRY_REASON_CANCELLED 9    /* given up by the caller */
 #define KVFERRY_REASON_CLOSED 10      /* the engine was destroyed */
 #define KVFERRY_REASON_OTHER 11
+#define KVFERRY_REASON_REVOKED 12     /* the peer has revoked its offer, or the time of the offer is over */
 
 /* The first failure of a batch, and how far the batch has come. */
 typedef struct kvferry_failure {

@@ -14,6 +14,7 @@ from kvferry._errors import (
     PeerUnreachable,
     RangeRejected,
     RegionInUse,
+    Revoked,
     TimedOut,
     TransferError,
 )
@@ -21,6 +22,7 @@ from kvferry._inbox import Message
 from kvferry._layouts import Layout, Place
 from kvferry._library import LibraryError
 from kvferry._native import Engine
+from kvferry._offers import Offer, Offered
 from kvferry._peers import Descriptor, Peer
 from kvferry._plans import Moved, Plan, plan
 from kvferry._ranges import Range
@@ -40,6 +42,8 @@ __all__ = [
     "LibraryError",
     "Message",
     "Moved",
+    "Offer",
+    "Offered",
     "Peer",
     "PeerUnreachable",
     "Place",
@@ -49,6 +53,7 @@ __all__ = [
     "RangeRejected",
     "Region",
     "RegionInUse",
+    "Revoked",
     "Slice",
     "TimedOut",
     "Transfer",

@@ -29,8 +29,8 @@ class EngineClosed(Error):
 
 
 class RegionInUse(Error):
-    """Memory was unregistered, and something that is stuck may still use it; the text names it. kvferry keeps the
-    memory as it is."""
+    """Memory was to be taken back, by Region.close() or Offer.revoke(), and something that is stuck may still use it;
+    the text names it. kvferry keeps the memory as it is."""
 
 
 class TransferError(Error):
@@ -70,6 +70,10 @@ class RangeRejected(TransferError):
     ) -> None:
         super().__init__(why, who=who, what=what, done=done)
         self.index, self.local, self.remote, self.nbytes = index, local, remote, nbytes
+
+
+class Revoked(TransferError):
+    """The peer has revoked its offer, or the time of the offer is over."""
 
 
 class TimedOut(TransferError, TimeoutError):

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
-from kvferry._bindings import KVFERRY_BLOCKS, KVFERRY_SLOTS, Functions
+from kvferry._bindings import KVFERRY_BLOCKS, KVFERRY_SLOTS, Functions, kvferry_place_t
 from kvferry._ffi import Integers, U64Array, last_error, u64, u64_array
 from kvferry._library import load
 from kvferry._tensors import Tensor, tensor
+
+if TYPE_CHECKING:
+    from kvferry._offers import Offered
 
 VERSION = 1  # of the text
 AXES = ("layer", "kv", "block", "token", "slot", "head", "dim")
@@ -71,13 +74,13 @@ class Layout:
     def from_json(cls, text: str) -> Layout:
         """The layout with that text, which may come from anybody. ValueError says what is wrong with it."""
         layout = cls.__new__(cls)
-        layout._handle = _Handle(load(), text.encode())
+        layout._handle = _parsed(load(), text.encode())
         layout._text = text
         return layout
 
     def _set(self, numbers: dict[str, Any]) -> None:
         self._text = json.dumps(numbers, separators=(",", ":"))
-        self._handle = _Handle(load(), self._text.encode())
+        self._handle = _parsed(load(), self._text.encode())
 
     def json(self) -> str:
         """The text: JSON in one line."""
@@ -113,7 +116,7 @@ class Layout:
     def handle(self, functions: Functions) -> int:
         """The layout's handle in a loaded copy of the library, as long as this object lives."""
         if self._handle.functions is not functions:  # this process was forked after the layout was made
-            self._handle = _Handle(functions, self._text.encode())
+            self._handle = _parsed(functions, self._text.encode())
         return self._handle.number
 
     def __eq__(self, other: object) -> bool:
@@ -130,25 +133,40 @@ class Layout:
 
 
 class Place(NamedTuple):
-    """Where the tokens of a plan lie on one side. Layout.blocks() and Layout.slots() make it. A table that is an array
-    is read when a plan is made."""
+    """Where the tokens of a plan lie on one side. Layout.blocks(), Layout.slots() and Offered.place() make it. A table
+    that is an array is read when a plan is made."""
 
-    layout: Layout
+    layout: Layout | Offered
     table: U64Array
     first: int
     kind: int
 
+    def entry(self, functions: Functions) -> kvferry_place_t:
+        """The place as the library takes it, as long as this object lives."""
+        numbers, count = self.table.pointer, self.table.length
+        return kvferry_place_t(self.layout.handle(functions), numbers, count, self.first, self.kind)
 
-class _Handle:
-    """A layout in the library. ValueError for text that is none."""
 
-    def __init__(self, functions: Functions, text: bytes) -> None:
-        number = functions.kvferry_layout_parse(text, len(text))
+class Handle:
+    """Something that the library has read from a text. ValueError for text that is none."""
+
+    def __init__(
+        self,
+        functions: Functions,
+        parse: Callable[[bytes, int], int | None],
+        free: Callable[[int], int],
+        text: bytes,
+    ) -> None:
+        number = parse(text, len(text))
         if not number:
             raise ValueError(last_error(functions))
         self.functions = functions
         self.number = number
-        weakref.finalize(self, functions.kvferry_layout_free, number).atexit = False  # type: ignore[misc]
+        weakref.finalize(self, free, number).atexit = False  # type: ignore[misc]
+
+
+def _parsed(functions: Functions, text: bytes) -> Handle:
+    return Handle(functions, functions.kvferry_layout_parse, functions.kvferry_layout_free, text)
 
 
 def _axes(names: str, of: Tensor) -> dict[str, tuple[int, int]]:

@@ -20,7 +20,9 @@ from kvferry._completions import Completions, Flight, Kept
 from kvferry._errors import EngineClosed, Error, PeerUnreachable, RangeRejected, TransferError
 from kvferry._ffi import last_error
 from kvferry._inbox import Inbox, Message
+from kvferry._layouts import Place
 from kvferry._library import LibraryError, load
+from kvferry._offers import Offer, Offered
 from kvferry._peers import Descriptor, Notify, Peer
 from kvferry._ranges import Range
 from kvferry._regions import Region, Registration, Slice
@@ -185,10 +187,20 @@ class Engine:
         """Its name, and ranges of its memory, to be sent to a peer, whose engine opens it by this."""
         return Descriptor(self._name, [Range(m.address, m.nbytes) for m in memory])
 
+    def offer(self, place: Place, access: str = "write", *, once: bool = False, lifetime: float | None = None) -> Offer:
+        """Offer the blocks or slots of a place to one peer, from position first to the end of the table.
+
+        place is Layout.blocks() or Layout.slots() of this process. access is "read", "write" or "read-write". once: for
+        one transfer alone. lifetime is for how long, in seconds; None is until the offer is revoked. Only kvferry
+        engines understand offers. ValueError says what is wrong with the place, as a block that is twice in its table.
+        """
+        self._check("offer")
+        return Offer(self, place, access, once, lifetime)
+
     # Its peers
 
-    def open(self, peer: str | Descriptor, *, timeout: float | None = None) -> Peer:
-        """Open a peer, by its name or by a descriptor, and wait for its answer, for up to timeout seconds.
+    def open(self, peer: str | Descriptor | Offered, *, timeout: float | None = None) -> Peer:
+        """Open a peer, by its name, a descriptor or an offer, and wait for its answer, for up to timeout seconds.
 
         PeerUnreachable or TimedOut says why not. Ctrl-C ends the wait. In a coroutine use connect().
         """
@@ -196,13 +208,15 @@ class Engine:
         opened.opening(timeout).result()
         return opened
 
-    async def connect(self, peer: str | Descriptor, *, timeout: float | None = None) -> Peer:
+    async def connect(self, peer: str | Descriptor | Offered, *, timeout: float | None = None) -> Peer:
         """open() for a coroutine."""
         opened = self._peer(peer)
         await opened.opening(timeout)
         return opened
 
-    def _peer(self, peer: str | Descriptor) -> Peer:
+    def _peer(self, peer: str | Descriptor | Offered) -> Peer:
+        if isinstance(peer, Offered):
+            return Peer(self, peer.engine)
         if isinstance(peer, Descriptor):
             return Peer(self, peer.name, peer.ranges)
         return Peer(self, peer)

@@ -24,6 +24,7 @@ from kvferry._errors import TransferError
 from kvferry._ffi import last_error
 from kvferry._layouts import Place
 from kvferry._library import load
+from kvferry._offers import Offered
 from kvferry._waiting import given_up
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     AnyEngine = Union[_native.Engine, TransferEngine, Engine]
 
 GIB = 1 << 30
-Places = Union[Place, Sequence[Place]]
+Side = Union[Place, Offered]
+Places = Union[Side, Sequence[Side]]
 Peers = Union[str, Sequence[str]]
 
 
@@ -61,10 +63,8 @@ class Plan:
 
     def _array(self, places: Sequence[Place]) -> Any:
         array = (kvferry_place_t * len(places))()
-        for entry, place in zip(array, places):
-            entry.layout = place.layout.handle(self._functions)
-            entry.numbers = place.table.pointer
-            entry.count, entry.first, entry.kind = place.table.length, place.first, place.kind
+        for i, place in enumerate(places):
+            array[i] = place.entry(self._functions)
         return array
 
     def _transfer(self, index: int) -> Moved:
@@ -142,9 +142,9 @@ class Plan:
 def plan(source: Places, destination: Places, tokens: int, *, partial: bool = False) -> Plan:
     """Find out what has to move for so many tokens, from processes that have a cache to processes that need it.
 
-    source and destination are Layout.blocks() or Layout.slots(), or a list of these: one for each process, for example
-    of tensor or pipeline parallelism. Each element of a destination comes from one source, also where several have it.
-    partial: elements that no source has stay as they are, where they are an error otherwise.
+    source and destination are Layout.blocks(), Layout.slots() or an Offered, or a list of these: one for each process,
+    for example of tensor or pipeline parallelism. Each element of a destination comes from one source, also where
+    several have it. partial: elements that no source has stay as they are, where they are an error otherwise.
 
     ValueError says what does not match: element types, sizes of the model, tables without room for the tokens or with
     numbers out of range, a place that two tokens would have, layers or heads that no source has. Takes microseconds.
@@ -153,7 +153,8 @@ def plan(source: Places, destination: Places, tokens: int, *, partial: bool = Fa
 
 
 def _places(given: Places) -> Sequence[Place]:
-    return [given] if isinstance(given, Place) else list(given)
+    sides = [given] if isinstance(given, (Place, Offered)) else given
+    return [side.place() if isinstance(side, Offered) else side for side in sides]
 
 
 def _engine(of: AnyEngine, timeout: float | None) -> tuple[Engine, float]:

@@ -21,6 +21,7 @@ from kvferry._errors import (
     Error,
     PeerUnreachable,
     RangeRejected,
+    Revoked,
     TimedOut,
     TransferError,
 )
@@ -185,6 +186,8 @@ class Transfer:
             kind = PeerUnreachable
         elif f.reason == _bindings.KVFERRY_REASON_TIMEOUT:
             kind = TimedOut
+        elif f.reason == _bindings.KVFERRY_REASON_REVOKED:
+            kind = Revoked
         return kind(why, who=who, what=what, done=done)
 
     # Who is told of it
