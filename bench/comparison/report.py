@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
-from comparison import busy, secured
+from comparison import busy, observed, secured
 from comparison.case import MIB, Case, size_text
 from comparison.results import (
     DIRECT,
@@ -64,6 +64,7 @@ NETWORKS = {
     "link": "link",
     secured.ON_LOOPBACK: "loopback interface, with TLS and without",
     secured.ON_LINK: "link, with TLS and without",
+    observed.WHERE: "loopback interface, with all metrics and traces and without",
 }
 PLOTS = {  # file, title, across, upwards, whether upwards is logarithmic
     "lanes": ("lanes", "WRITE 1 MiB x 32 over lanes", "lanes", "GB/s", False),

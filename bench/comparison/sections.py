@@ -14,6 +14,7 @@ from typing import Callable, NamedTuple
 
 from comparison.busy import busy
 from comparison.case import KIB, MANY, MIB, Case
+from comparison.observed import observed
 from comparison.pairs import LOOPBACK, EndError, Mover, Network, Pair, PlainC, Setup, Star
 from comparison.results import (
     DIRECT,
@@ -388,6 +389,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], None], str]] = {
     "busy": (busy, ""),
     "link": (over_link, "delaylink"),
     "security": (secured, ""),
+    "observed": (observed, ""),
     "lanes": (over_lanes, ""),
     "roundtrip": (over_round_trip, "rawtcp"),
     "peers": (over_peers, ""),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from comparison import busy, secured
+from comparison import busy, observed, secured
 from comparison.case import KIB, MANY, MIB, Case
 from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, TLS, Results, cpu, p50, p99, rate
 from comparison.sections import ADJACENT, BATCHES, BY_ONE, ON_LINK, OPERATIONS, THREADS, batch, one
@@ -62,6 +62,8 @@ def wanted(results: Results, processors: int) -> list[Wanted]:
             rows += beside_busy(results, where)
     if secured.ON_LOOPBACK in results.cases:
         rows += security(results, processors)
+    if observed.WHERE in results.cases:
+        rows += watched(results)
     return [*rows, *resources(results)]
 
 
@@ -160,6 +162,21 @@ def security(results: Results, processors: int) -> Iterator[Wanted]:
     trips = [value for name in (TLS, DIRECT) for values in first.get(name, {}).values() for value in values]
     more = trips[0] - trips[1] if len(trips) == 2 else None
     yield Wanted("the first transfer with a peer, TLS: round trips more than without", more, 3, True)
+
+
+def watched(results: Results) -> Iterator[Wanted]:
+    """Rates with all metrics and traces on. Other work on the machine moves single cases more than the traces do."""
+    mean = f"the mean of {len(observed.CASES)} cases"
+    for what, cases, least in (*((str(case), [case], None) for case in observed.CASES), (mean, observed.CASES, 0.99)):
+        both = [list(_observed(results, name, cases)) for name in (OURS, DIRECT)]
+        ratio, direct = (statistics.geometric_mean(found) if found else None for found in both)
+        yield Wanted(f"loopback, {what}: metrics and traces on / off", ratio, least, direct=direct)
+
+
+def _observed(results: Results, name: str, cases: Iterable[Case]) -> Iterator[float]:
+    for case in cases:
+        if (ratio := results.ratio(observed.WHERE, case, observed.on(name), name)) is not None:
+            yield ratio
 
 
 def resources(results: Results) -> Iterator[Wanted]:

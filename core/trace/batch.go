@@ -3,13 +3,14 @@ package trace
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kvferry/core/clock"
 )
 
 // mostSteps is how many requests and copies of one batch are recorded. Of further ones only the number is known.
-const mostSteps = 128
+const mostSteps = 32
 
 // Batch is the record of a batch, or of what was submitted to one since it ended the last time. Any goroutine may call its methods.
 // nil records nothing.
@@ -19,11 +20,13 @@ type Batch struct {
 	number       uint64
 	began        time.Duration // when it was submitted; all times are by clock.Now
 
-	mu      sync.Mutex
-	steps   []step
-	leftOut int
-	first   time.Duration // when its first bytes were taken from the queue; 0 while none were
-	ended   time.Duration // 0 while it is under way
+	full    atomic.Bool // it has mostSteps
+	leftOut atomic.Uint64
+
+	mu    sync.Mutex
+	steps []step
+	first time.Duration // when its first bytes were taken from the queue; 0 while none were
+	ended time.Duration // 0 while it is under way
 	Outcome
 
 	room [2]step // for most batches
@@ -115,16 +118,19 @@ func (b *Batch) add(s step) int32 {
 		b.first = s.began
 	}
 	if len(b.steps) == mostSteps || b.ended != 0 {
-		b.leftOut++
+		b.leftOut.Add(1)
 		return 0
 	}
 	b.steps = append(b.steps, s)
+	if len(b.steps) == mostSteps {
+		b.full.Store(true)
+	}
 	return int32(len(b.steps))
 }
 
-// Take notes that a request of the batch is about to be sent on a connection, and returns the number of the step. A nil connection
-// records nothing; a nil batch is that of a request that nobody asked to have recorded.
-func (c *Connection) Take(b *Batch, write bool, bytes uint64) int32 {
+// Take notes that a request of the batch is about to be sent on a connection, and returns the number of the step. at is now, by
+// Recorder.Now: requests that are sent together share a look at the clock. A nil connection records nothing.
+func (c *Connection) Take(b *Batch, write bool, bytes uint64, at time.Duration) int32 {
 	if c == nil {
 		return 0
 	}
@@ -132,8 +138,12 @@ func (c *Connection) Take(b *Batch, write bool, bytes uint64) int32 {
 	if b == nil {
 		return 0
 	}
+	if b.full.Load() {
+		b.leftOut.Add(1)
+		return 0
+	}
 	s := step{
-		kind: request, write: write, where: c.peer, bytes: bytes, began: clock.Now(),
+		kind: request, write: write, where: c.peer, bytes: bytes, began: at,
 		connection: c.number, key: c.key, number: c.requests,
 	}
 	b.mu.Lock()
@@ -142,30 +152,30 @@ func (c *Connection) Take(b *Batch, write bool, bytes uint64) int32 {
 }
 
 // Sent notes that the last byte of a request was sent.
-func (b *Batch) Sent(number int32) {
-	if b != nil {
-		b.note(number, sent)
+func (b *Batch) Sent(number int32, at time.Duration) {
+	if b != nil && number != 0 {
+		b.note(number, sent, at)
 	}
 }
 
-// Answered notes that the status frame of a request has come.
-func (b *Batch) Answered(number int32) {
-	if b != nil {
-		b.note(number, answered)
+// Answered notes that the status frame of a READ has come. That of a WRITE is its end.
+func (b *Batch) Answered(number int32, at time.Duration) {
+	if b != nil && number != 0 {
+		b.note(number, answered, at)
 	}
 }
 
 // Ended notes that all of a request has arrived.
-func (b *Batch) Ended(number int32) {
-	if b != nil {
-		b.note(number, ended)
+func (b *Batch) Ended(number int32, at time.Duration) {
+	if b != nil && number != 0 {
+		b.note(number, ended, at)
 	}
 }
 
 // Lost notes that a request will not end on its connection.
 func (b *Batch) Lost(number int32) {
-	if b != nil {
-		b.note(number, lost)
+	if b != nil && number != 0 {
+		b.note(number, lost, clock.Now())
 	}
 }
 
@@ -179,11 +189,7 @@ const (
 	lost
 )
 
-func (b *Batch) note(number int32, happens what) {
-	if number == 0 {
-		return
-	}
-	now := clock.Now()
+func (b *Batch) note(number int32, happens what, at time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ended != 0 {
@@ -192,13 +198,13 @@ func (b *Batch) note(number int32, happens what) {
 	s := &b.steps[number-1]
 	switch happens {
 	case sent:
-		s.sent = now
+		s.sent = at
 	case answered:
-		s.answered = now
-	case lost:
-		s.ended, s.lost = now, true
+		s.answered = at
 	case ended:
-		s.ended = now
+		s.ended = at
+	case lost:
+		s.ended, s.lost = at, true
 	}
 }
 
@@ -225,8 +231,10 @@ func (b *Batch) Copied(k Kind, where string, bytes uint64, began time.Duration) 
 func (b *Batch) described() *Batch {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return &Batch{
+	d := &Batch{
 		recorder: b.recorder, number: b.number, began: b.began, steps: append([]step(nil), b.steps...),
-		leftOut: b.leftOut, first: b.first, ended: b.ended, Outcome: b.Outcome,
+		first: b.first, ended: b.ended, Outcome: b.Outcome,
 	}
+	d.leftOut.Store(b.leftOut.Load())
+	return d
 }

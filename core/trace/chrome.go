@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,23 +30,17 @@ const formatName = "kvferry-trace-1"
 // micros is a time in the file.
 type micros time.Duration
 
-func (m micros) MarshalJSON() ([]byte, error) {
-	return fmt.Appendf(nil, "%d.%03d", m/1000, m%1000), nil
-}
+func (m micros) MarshalJSON() ([]byte, error) { return appendMicros(nil, time.Duration(m)), nil }
 
 // event is one of Chrome's: complete (X), with a duration, instant (i), metadata (M), or the beginning or the end of a flow (s, f).
 type event struct {
-	Name     string  `json:"name"`
-	Category string  `json:"cat,omitempty"`
-	Phase    string  `json:"ph"`
-	Time     micros  `json:"ts"`
-	Duration *micros `json:"dur,omitempty"`
-	Process  int     `json:"pid"`
-	Thread   int     `json:"tid"`
-	Scope    string  `json:"s,omitempty"`  // of an instant event
-	ID       string  `json:"id,omitempty"` // of a flow
-	Bind     string  `json:"bp,omitempty"` // of the end of a flow
-	Args     any     `json:"args,omitempty"`
+	phase          byte
+	name, category string
+	at             time.Duration // of clock.Now; not of metadata
+	length         time.Duration // of a complete event
+	thread         int
+	id             string // of a flow
+	args           *args
 }
 
 // about is otherData.
@@ -80,80 +75,175 @@ func encode(to io.Writer, recorders []*Recorder) (unfinished bool, err error) {
 		Format: formatName, BootID: strings.TrimSpace(string(boot)), Engines: []aboutEngine{},
 		Unix: float64(time.Now().UnixMicro())/1e6 - clock.SinceBoot().Seconds(),
 	}
-	w.text(`{"displayTimeUnit":"ns","traceEvents":[`)
+	w.bytes([]byte(`{"displayTimeUnit":"ns","traceEvents":[`))
 	for i, r := range recorders {
-		w.process, w.tracks = i+1, nil
+		w.process, w.tracks, w.groups = i+1, nil, map[group][]*track{}
 		known.Engines = append(known.Engines, w.engine(r))
 	}
-	w.text("\n],\"otherData\":")
+	w.bytes([]byte("\n],\"otherData\":"))
 	w.json(known)
-	w.text("}\n")
+	w.bytes([]byte("}\n"))
 	return w.unfinished, w.err
 }
 
-// writer writes the events of one engine after the other.
+// writer writes the events of one engine after the other. A file may have a hundred thousand, and the process has other work: so
+// they are not written by way of reflection.
 type writer struct {
 	to         io.Writer
 	err        error // the first one
-	some       bool  // events were written
+	line       []byte
+	some       bool // events were written
 	now        time.Duration
 	shift      time.Duration // from clock.Now to the times of the file
 	unfinished bool
 
 	process int
 	tracks  []*track // of the engine
+	groups  map[group][]*track
+	with    args
 }
 
 // track is a thread of the file.
 type track struct {
-	group string
-	ends  time.Duration // of its last event
+	thread int
+	name   string
+	ends   time.Duration // of its last event
 }
 
-func (w *writer) text(s string) {
+// group is the tracks of one kind.
+type group struct {
+	what, where string
+	connection  uint64 // 0 for none
+}
+
+func (g group) String() string {
+	text := strings.TrimSpace(g.what + " " + g.where)
+	if g.connection != 0 {
+		text = fmt.Sprintf("%s, connection %d", text, g.connection)
+	}
+	return text
+}
+
+func (w *writer) bytes(b []byte) {
 	if w.err == nil {
-		_, w.err = io.WriteString(w.to, s)
+		_, w.err = w.to.Write(b)
 	}
 }
 
 func (w *writer) json(v any) {
 	text, err := json.Marshal(v)
 	w.err = cmp.Or(w.err, err)
-	w.text(string(text))
+	w.bytes(text)
+}
+
+// args are the arguments of an event, as JSON without the braces.
+type args struct{ text []byte }
+
+func (a *args) key(key string) {
+	if len(a.text) > 0 {
+		a.text = append(a.text, ',')
+	}
+	a.text = append(append(append(a.text, '"'), key...), '"', ':')
+}
+
+func (a *args) number(key string, n uint64) *args {
+	a.key(key)
+	a.text = strconv.AppendUint(a.text, n, 10)
+	return a
+}
+
+func (a *args) string(key, text string) *args {
+	a.key(key)
+	a.text = appendString(a.text, text)
+	return a
+}
+
+func (a *args) yes(key string) *args {
+	a.key(key)
+	a.text = append(a.text, "true"...)
+	return a
+}
+
+// appendString appends text as JSON.
+func appendString(to []byte, text string) []byte {
+	plain := !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' })
+	if plain {
+		return append(append(append(to, '"'), text...), '"')
+	}
+	quoted, _ := json.Marshal(text) // never fails for a string; what is no UTF-8 is replaced
+	return append(to, quoted...)
+}
+
+// arguments are for the next event.
+func (w *writer) arguments() *args {
+	w.with.text = w.with.text[:0]
+	return &w.with
 }
 
 func (w *writer) event(e event) {
-	if w.some {
-		w.text(",\n")
-	} else {
-		w.text("\n")
+	b := append(w.line[:0], ',', '\n')
+	if !w.some {
+		b = b[1:]
 	}
 	w.some = true
-	e.Process = w.process
-	w.json(e)
+	b = appendString(append(b, `{"name":`...), e.name)
+	if e.category != "" {
+		b = appendString(append(b, `,"cat":`...), e.category)
+	}
+	b = append(append(append(b, `,"ph":"`...), e.phase), `","ts":`...)
+	if e.phase == 'M' {
+		b = append(b, '0')
+	} else {
+		b = appendMicros(b, e.at+w.shift)
+	}
+	switch e.phase {
+	case 'X':
+		b = appendMicros(append(b, `,"dur":`...), max(0, e.length))
+	case 'i':
+		b = append(b, `,"s":"t"`...)
+	case 'f':
+		b = append(b, `,"bp":"e"`...)
+	}
+	if e.id != "" {
+		b = appendString(append(b, `,"id":`...), e.id)
+	}
+	b = strconv.AppendInt(append(b, `,"pid":`...), int64(w.process), 10)
+	b = strconv.AppendInt(append(b, `,"tid":`...), int64(e.thread), 10)
+	if e.args != nil {
+		b = append(append(append(b, `,"args":{`...), e.args.text...), '}')
+	}
+	w.line = append(b, '}')
+	w.bytes(w.line)
 }
 
-// track finds a track of a group that is free in a time, and is not for later events free before.
-func (w *writer) track(group string, began, ended time.Duration) (thread int) {
-	at := slices.IndexFunc(w.tracks, func(t *track) bool { return t.group == group && t.ends <= began })
+// appendMicros appends a time in microseconds.
+func appendMicros(to []byte, t time.Duration) []byte {
+	to = append(strconv.AppendInt(to, int64(t/1000), 10), '.')
+	rest := t % 1000
+	return append(to, '0'+byte(rest/100), '0'+byte(rest/10%10), '0'+byte(rest%10))
+}
+
+// track finds a track of a group that is free in a time. Later events of the group begin no earlier.
+func (w *writer) track(g group, began, ended time.Duration) (thread int) {
+	all := w.groups[g]
+	at := slices.IndexFunc(all, func(t *track) bool { return t.ends <= began })
 	if at < 0 {
-		at = len(w.tracks)
-		w.tracks = append(w.tracks, &track{group: group})
+		name := g.String()
+		if at = len(all); at > 0 {
+			name = fmt.Sprintf("%s (%d)", name, at+1)
+		}
+		w.tracks = append(w.tracks, &track{thread: len(w.tracks) + 1, name: name})
+		all = append(all, w.tracks[len(w.tracks)-1])
+		w.groups[g] = all
 	}
-	w.tracks[at].ends = ended
-	return at + 1
+	all[at].ends = ended
+	return all[at].thread
 }
 
 // span writes a complete event.
-func (w *writer) span(thread int, name, category string, began, ended time.Duration, args any) {
-	length := micros(max(0, ended-began))
-	w.event(event{Name: name, Category: category, Phase: "X", Time: w.at(began), Duration: &length, Thread: thread, Args: args})
+func (w *writer) span(thread int, name, category string, began, ended time.Duration, with *args) {
+	w.event(event{phase: 'X', name: name, category: category, at: began, length: ended - began, thread: thread, args: with})
 }
-
-func (w *writer) at(t time.Duration) micros { return micros(t + w.shift) }
-
-// args are the arguments of an event.
-type args map[string]any
 
 // engine writes the events of an engine.
 func (w *writer) engine(r *Recorder) aboutEngine {
@@ -179,8 +269,8 @@ func (w *writer) engine(r *Recorder) aboutEngine {
 	slices.SortStableFunc(described, func(a, b *Batch) int { return cmp.Compare(a.began, b.began) })
 	for _, b := range described {
 		w.batch(b)
-		for _, s := range b.steps {
-			steps = append(steps, stepOf{s, b})
+		for i := range b.steps {
+			steps = append(steps, stepOf{&b.steps[i], b})
 		}
 	}
 	slices.SortStableFunc(steps, func(a, b stepOf) int { return cmp.Compare(a.began, b.began) })
@@ -197,16 +287,11 @@ func (w *writer) engine(r *Recorder) aboutEngine {
 
 // names writes what the engine and its tracks are called.
 func (w *writer) names(r *Recorder) {
-	w.event(event{Name: "process_name", Phase: "M", Args: args{"name": fmt.Sprintf("engine %s, process %d", r.name, os.Getpid())}})
-	numbers := map[string]int{}
-	for i, t := range w.tracks {
-		numbers[t.group]++
-		name := t.group
-		if n := numbers[t.group]; n > 1 {
-			name = fmt.Sprintf("%s (%d)", t.group, n)
-		}
-		w.event(event{Name: "thread_name", Phase: "M", Thread: i + 1, Args: args{"name": name}})
-		w.event(event{Name: "thread_sort_index", Phase: "M", Thread: i + 1, Args: args{"sort_index": i}})
+	name := fmt.Sprintf("engine %s, process %d", r.name, os.Getpid())
+	w.event(event{phase: 'M', name: "process_name", args: w.arguments().string("name", name)})
+	for _, t := range w.tracks {
+		w.event(event{phase: 'M', name: "thread_name", thread: t.thread, args: w.arguments().string("name", t.name)})
+		w.event(event{phase: 'M', name: "thread_sort_index", thread: t.thread, args: w.arguments().number("sort_index", uint64(t.thread))})
 	}
 }
 
@@ -221,19 +306,18 @@ func (w *writer) until(ended time.Duration) (at time.Duration, open bool) {
 
 func (w *writer) batch(b *Batch) {
 	ended, open := w.until(b.ended)
-	operation := cmp.Or(b.Operation, "unfinished")
-	with := args{"batch": b.number, "trace_id": b.ID(), "steps_left_out": b.leftOut}
+	with := w.arguments().number("batch", b.number).string("trace_id", b.ID()).number("steps_left_out", b.leftOut.Load())
 	if open {
-		with["unfinished"] = true
+		with.yes("unfinished")
 	} else {
-		with["requests"], with["failed"], with["bytes"] = b.Requests, b.Failed, b.Bytes
+		with.number("requests", b.Requests).number("failed", b.Failed).number("bytes", b.Bytes)
 	}
 	if b.Error != nil {
-		with["error"] = strings.ToValidUTF8(b.Error.Error(), "\uFFFD")
+		with.string("error", b.Error.Error())
 	}
 	ended = max(ended, b.began)
-	thread := w.track("batches", b.began, ended)
-	w.span(thread, operation+" batch", "batch", b.began, ended, with)
+	thread := w.track(group{what: "batches"}, b.began, ended)
+	w.span(thread, cmp.Or(b.Operation, "unfinished")+" batch", "batch", b.began, ended, with)
 	if queued := min(cmp.Or(b.first, ended), ended); queued > b.began {
 		w.span(thread, "queue", "queue", b.began, queued, nil)
 	}
@@ -241,7 +325,7 @@ func (w *writer) batch(b *Batch) {
 
 // stepOf is a step of a batch.
 type stepOf struct {
-	step
+	*step
 	batch *Batch
 }
 
@@ -252,28 +336,21 @@ func (w *writer) step(s stepOf) {
 	}
 	ended, open := w.until(ended)
 	ended = max(ended, s.began)
-	with := args{"batch": s.batch.number, "bytes": s.bytes}
+	with := w.arguments().number("batch", s.batch.number).number("bytes", s.bytes)
 	if open {
-		with["unfinished"] = true
+		with.yes("unfinished")
 	}
 	if s.lost {
-		with["lost"] = true
+		with.yes("lost")
 	}
 	if s.kind != request {
-		thread := w.track(strings.TrimSpace(s.kind.String()+" "+s.where), s.began, ended)
+		thread := w.track(group{what: s.kind.String(), where: s.where}, s.began, ended)
 		w.span(thread, s.kind.String(), "copy", s.began, ended, with)
 		return
 	}
-	group := "to " + s.where
-	if s.connection != 0 {
-		group = fmt.Sprintf("%s, connection %d", group, s.connection)
-	}
-	thread := w.track(group, s.began, ended)
-	with["request"] = s.number
-	w.span(thread, operationOf(s.write), "request", s.began, ended, with)
-	if s.key != 0 {
-		w.event(event{Name: "request", Category: "flow", Phase: "s", Time: w.at(s.began), Thread: thread, ID: requestKey(s.key, s.number)})
-	}
+	thread := w.track(group{"to", s.where, s.connection}, s.began, ended)
+	w.span(thread, operationOf(s.write), "request", s.began, ended, with.number("request", s.number))
+	w.flow('s', s.key, s.number, s.began, thread)
 	answered := min(cmp.Or(s.answered, ended), ended)
 	sent := min(cmp.Or(s.sent, answered), answered)
 	w.span(thread, "send", "send", s.began, sent, nil)
@@ -282,11 +359,18 @@ func (w *writer) step(s stepOf) {
 	}
 	w.span(thread, "wait for the peer", "peer", sent, answered, nil)
 	switch {
-	case s.answered == 0 || s.lost:
+	case open || s.lost:
 	case s.write:
-		w.event(event{Name: "acknowledged", Category: "peer", Phase: "i", Time: w.at(answered), Thread: thread, Scope: "t"})
-	default:
+		w.event(event{phase: 'i', name: "acknowledged", category: "peer", at: answered, thread: thread})
+	case ended > answered:
 		w.span(thread, "receive", "receive", answered, ended, nil)
+	}
+}
+
+// flow writes an end of a flow, if the connection has a key.
+func (w *writer) flow(phase byte, key, number uint64, at time.Duration, thread int) {
+	if key != 0 {
+		w.event(event{phase: phase, name: "request", category: "flow", at: at, thread: thread, id: requestKey(key, number)})
 	}
 }
 
@@ -299,20 +383,22 @@ func operationOf(write bool) string {
 
 // served writes a request that the engine has served.
 func (w *writer) served(s *Served) {
-	thread := w.track("from "+s.peer, s.Began, s.answered)
-	w.span(thread, operationOf(s.Write), "served", s.Began, s.answered, args{"bytes": s.Bytes, "request": s.number})
-	if s.key != 0 {
-		w.event(event{Name: "request", Category: "flow", Phase: "f", Bind: "e", Time: w.at(s.Began), Thread: thread, ID: requestKey(s.key, s.number)})
-	}
+	thread := w.track(group{what: "from", where: s.peer}, s.Began, s.answered)
+	with := w.arguments().number("bytes", s.Bytes).number("request", s.number)
+	w.span(thread, operationOf(s.Write), "served", s.Began, s.answered, with)
+	w.flow('f', s.key, s.number, s.Began, thread)
 	from := s.Began
 	if s.Write && !s.ByAddress {
 		from = min(max(s.Received, s.Began), s.answered)
 		w.span(thread, "receive", "receive", s.Began, from, nil)
 	}
 	if s.OnDevice || s.Write && s.ByAddress {
-		name := map[bool]string{true: "copy in", false: "copy out"}[s.Write]
-		if s.ByAddress {
+		name := "copy out"
+		switch {
+		case s.ByAddress:
 			name = Fetch.String()
+		case s.Write:
+			name = "copy in"
 		}
 		began := min(max(s.copying, from), s.answered)
 		from = min(max(s.copied, began), s.answered)

@@ -28,7 +28,7 @@ const (
 	// writePause is the least time between two times that the file is written.
 	writePause = 2 * time.Second
 	// writeShare limits the part of a processor that writing takes: the pause is so many times as long as writing took.
-	writeShare = 20
+	writeShare = 200
 	// closeTimeout is how long the end of an engine waits for the file to be written.
 	closeTimeout = time.Second
 	// mostEnded is how many engines that have ended are still in the file.

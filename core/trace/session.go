@@ -42,7 +42,7 @@ type Served struct {
 	ByAddress bool // a WRITE whose payload is copied from the peer's process
 	OnDevice  bool // its memory is a device's
 	Bytes     uint64
-	Began     time.Duration // its header was read
+	Began     time.Duration // its header has come
 	Received  time.Duration // the payload of a WRITE has come
 
 	// Of all requests that were answered together, see Session.Answered.

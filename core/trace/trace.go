@@ -13,7 +13,7 @@ package trace
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -120,7 +120,9 @@ func connectionKey(origin [16]byte, number uint64) uint64 {
 }
 
 // requestKey names a request in the files of both sides. Connections serve requests in order, so both count them alike.
-func requestKey(connection, number uint64) string { return fmt.Sprintf("%016x-%d", connection, number) }
+func requestKey(connection, number uint64) string {
+	return strconv.FormatUint(connection, 16) + "-" + strconv.FormatUint(number, 10)
+}
 
 // ring has the last items that were put into it.
 type ring[T any] struct {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -82,17 +83,18 @@ func TestWhatIsNotTracedIsRecordedByNobody(t *testing.T) {
 	require.Zero(t, r.Now())
 	b, c, s := r.Begin(1, 1), r.Connection("peer", [16]byte{}, 1), r.Session("peer")
 	require.Nil(t, b)
-	require.Zero(t, c.Take(b, true, 1))
+	require.Zero(t, c.Take(b, true, 1, clock.Now()))
 	require.Zero(t, b.Now())
 	require.Zero(t, s.Now())
 	s.Greeted([16]byte{}, 1)
 	s.Answered([]Served{{}}, 1, 1)
 	b.Copied(Local, "", 1, 1)
-	for _, note := range []func(int32){b.Sent, b.Answered, b.Ended, b.Lost} {
-		note(1)
+	for _, note := range []func(int32, time.Duration){b.Sent, b.Answered, b.Ended} {
+		note(1, 1)
 	}
+	b.Lost(1)
 	r.Close()
-	require.Zero(t, testing.AllocsPerRun(10, func() { c.Take(r.Begin(1, 1), true, 1); b.Ended(1) }))
+	require.Zero(t, testing.AllocsPerRun(10, func() { c.Take(r.Begin(1, 1), true, 1, clock.Now()); b.Ended(1, clock.Now()) }))
 }
 
 func TestTheLastBatchesAreKeptAndThoseThatTookLong(t *testing.T) {
@@ -118,13 +120,13 @@ func TestStepsOfABatchAreBounded(t *testing.T) {
 	b := r.Begin(1, clock.Now())
 	c := r.Connection("peer", [16]byte{1}, 1)
 	for range mostSteps {
-		b.Ended(c.Take(b, true, 1))
+		b.Ended(c.Take(b, true, 1, clock.Now()), clock.Now())
 	}
-	require.Zero(t, c.Take(b, true, 1))
+	require.Zero(t, c.Take(b, true, 1, clock.Now()))
 	b.Copied(Local, "", 1, clock.Now())
-	b.Ended(0)
+	b.Ended(0, clock.Now())
 	b.End(clock.Now(), Outcome{Operation: "write"})
-	require.Zero(t, c.Take(b, true, 1), "nothing is added to what has ended")
+	require.Zero(t, c.Take(b, true, 1, clock.Now()), "nothing is added to what has ended")
 	f, _ := encoded(t, r)
 	require.Equal(t, mostSteps, f.count("WRITE"))
 	require.EqualValues(t, 3, f.Events[0].Args["steps_left_out"])
@@ -134,7 +136,7 @@ func TestWhatIsUnderWayIsInTheFile(t *testing.T) {
 	r := unwritten(Options{Slower: time.Hour})
 	b := r.Begin(7, clock.Now())
 	c := r.Connection("peer", [16]byte{1}, 4)
-	c.Take(b, true, 100)
+	c.Take(b, true, 100, clock.Now())
 	f, unfinished := encoded(t, r)
 	require.True(t, unfinished)
 	require.Equal(t, 1, f.count("unfinished batch"))
@@ -166,13 +168,13 @@ func TestEventsOfATrackDoNotCross(t *testing.T) {
 			for i := range 20 {
 				b := r.Begin(uint64(100*worker+i), clock.Now())
 				began := clock.Now()
-				one, other := c.Take(b, i%2 == 0, 10), c.Take(b, i%3 == 0, 10)
+				one, other := c.Take(b, i%2 == 0, 10, clock.Now()), c.Take(b, i%3 == 0, 10, clock.Now())
 				b.Copied(CopyOut, "npu:0", 10, began)
-				b.Sent(one)
-				b.Answered(other) // before it was noted that it was sent
-				b.Sent(other)
-				b.Answered(one)
-				b.Ended(one)
+				b.Sent(one, clock.Now())
+				b.Answered(other, clock.Now()) // before it was noted that it was sent
+				b.Sent(other, clock.Now())
+				b.Answered(one, clock.Now())
+				b.Ended(one, clock.Now())
 				if i%4 == 0 {
 					b.Lost(other)
 				}
@@ -213,7 +215,7 @@ func TestBothSidesNameARequestAlike(t *testing.T) {
 	s.Greeted(origin, 9)
 	b := r.Begin(1, clock.Now())
 	for range 2 {
-		b.Ended(c.Take(b, true, 1))
+		b.Ended(c.Take(b, true, 1, clock.Now()), clock.Now())
 		s.Answered([]Served{s.Next(Served{Write: true, Began: clock.Now(), Received: clock.Now()})}, 0, 0)
 	}
 	b.End(clock.Now(), Outcome{Operation: "write"})
@@ -355,5 +357,44 @@ func TestAFullDiskIsAnErrorWhereverItBecomesFull(t *testing.T) {
 	for room := range 300 {
 		_, err := encode(&full{room}, []*Recorder{r})
 		require.Error(t, err)
+	}
+}
+
+// BenchmarkEncode writes a full file.
+func BenchmarkEncode(b *testing.B) {
+	r := unwritten(Options{Batches: 256})
+	c, s := r.Connection("10.0.0.1:15000", [16]byte{1}, 3), r.Session("10.0.0.2:33000")
+	for i := range 256 {
+		batch := r.Begin(uint64(i), clock.Now())
+		for range 32 {
+			n := c.Take(batch, true, 1<<20, clock.Now())
+			batch.Sent(n, clock.Now())
+			batch.Answered(n, clock.Now())
+			batch.Ended(n, clock.Now())
+		}
+		batch.End(clock.Now(), Outcome{Operation: "write"})
+		for range servedPerBatch {
+			s.Answered([]Served{s.Next(Served{Write: true, Began: clock.Now(), Received: clock.Now()})}, 0, 0)
+		}
+	}
+	for b.Loop() {
+		if _, err := encode(io.Discard, []*Recorder{r}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkBatch records a batch of one request.
+func BenchmarkBatch(b *testing.B) {
+	r := unwritten(Options{Batches: 256})
+	c := r.Connection("10.0.0.1:15000", [16]byte{1}, 3)
+	b.ReportAllocs()
+	for b.Loop() {
+		batch := r.Begin(1, clock.Now())
+		n := c.Take(batch, true, 1<<20, clock.Now())
+		batch.Sent(n, clock.Now())
+		batch.Answered(n, clock.Now())
+		batch.Ended(n, clock.Now())
+		batch.End(clock.Now(), Outcome{Operation: "write"})
 	}
 }

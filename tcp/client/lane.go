@@ -86,6 +86,7 @@ type lane struct {
 	mu        sync.Mutex
 	conn      *connection   // nil before the connection is up
 	flight    ring[piece]   // oldest first
+	tookAt    time.Duration // when the pieces that are being laid out were taken, for the trace
 	flying    atomic.Uint64 // their bytes; changed under the lock
 	coldReads atomic.Int32  // READs among them whose memory may have to be brought in
 	scattered atomic.Int32  // READs among them that are strided
@@ -116,7 +117,8 @@ type lane struct {
 	receiving  sync.Mutex // held by the goroutine that receives: the receiver, or one that assists
 	onReadable func() bool
 	onAssist   func()
-	failure    error // why nothing can be received any more
+	failure    error         // why nothing can be received any more
+	cameAt     time.Duration // when something was received last, for the trace
 	statuses   [receivePieces * wire.StatusSize]byte
 	got        uint64 // bytes that have come of the oldest piece's answer
 	alone      bool   // one answer at a time is received

@@ -187,6 +187,7 @@ func (p *plan) expect(base uintptr, length, skip uint64) uint64 {
 func (l *lane) consume(n uint64) error {
 	l.planned.vectors = l.planned.vectors[:0]
 	now := hostmem.Now()
+	l.cameAt = l.trace.Now()
 	var unpacked uint64
 	for i := 0; n > 0; i++ {
 		l.mu.Lock()
@@ -236,7 +237,9 @@ func (l *lane) checkStatus(frame []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := l.flight.at(0)
-	p.work.Trace().Answered(p.step)
+	if p.op == core.Read {
+		p.work.Trace().Answered(p.step, l.cameAt)
+	}
 	return l.answered(judgeStatus(l.segment.Name, frame, p))
 }
 
@@ -270,7 +273,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 		now.Note(p.local, p.length, hostmem.Reading)
 	}
 	l.count(&p, p.way())
-	p.work.Trace().Ended(p.step)
+	p.work.Trace().Ended(p.step, l.cameAt)
 	p.settle(nil)
 	return nil
 }

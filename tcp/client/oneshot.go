@@ -73,7 +73,7 @@ func (o *oneShot) run() {
 			o.source.ended(o, ending{reason: err, unreachable: true, held: o.held})
 			return
 		}
-		p.step = conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length)
+		p.step = conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length, o.trace.Now())
 		if err = o.exchange(conn, p); err != nil {
 			reason := o.reason(err)
 			p.work.Trace().Lost(p.step)
@@ -84,7 +84,7 @@ func (o *oneShot) run() {
 		_ = conn.Close()
 		conn.release()
 		o.count(p, metrics.TCP)
-		p.work.Trace().Ended(p.step)
+		p.work.Trace().Ended(p.step, o.trace.Now())
 		o.release()
 		p.settle(nil)
 	}
@@ -151,7 +151,7 @@ func (o *oneShot) exchange(conn *connection, p *piece) error {
 	}
 	sendErr := o.move(conn, p, frame, func(v []sockio.Vector) (int, error) { return o.send(conn.Socket, v) }, progressLimit(o.config))
 	if sendErr == nil {
-		p.work.Trace().Sent(p.step)
+		p.work.Trace().Sent(p.step, o.trace.Now())
 	}
 	if acknowledged && p.fatal == nil {
 		// What the peer said of the request before it stopped reading is still there.
@@ -216,7 +216,7 @@ func (o *oneShot) receiveStatus(conn *connection, p *piece) error {
 	if err := o.move(conn, p, []sockio.Vector{sockio.VectorOf(o.answer[:])}, conn.Receive, limit); err != nil {
 		return err
 	}
-	p.work.Trace().Answered(p.step)
+	p.work.Trace().Answered(p.step, o.trace.Now())
 	return o.answered(judgeStatus(o.segment.Name, o.answer[:], p))
 }
 

@@ -90,6 +90,7 @@ func (s *session) plan(place sockio.Vector) []sockio.Vector {
 // received accounts for n bytes that were received into v, and returns how many of them went to place.
 func (s *session) received(v []sockio.Vector, place sockio.Vector, n int) (placed uint64) {
 	s.progress.Add(uint64(n))
+	s.readAt = s.trace.Now()
 	s.copier.Renew()
 	if s.spinner.Polling > 0 {
 		s.server.polled.Add(1)

@@ -71,6 +71,7 @@ type session struct {
 	fetchList  *fetchList   // nil before the first WRITE by address
 
 	trace    *trace.Session // nil for none
+	readAt   time.Duration  // for it: when bytes were received last
 	onDevice bool           // for it: the memory of the request that is being served is a device's
 
 	place    *place
@@ -163,13 +164,13 @@ func (s *session) serve() error {
 		if h.Strided {
 			serve = s.serveStrided
 		}
-		began := s.trace.Now()
+		began := s.readAt
 		if err := serve(h); err != nil {
 			return err
 		}
 		t := s.turn
 		if s.trace != nil {
-			t.record(s.trace, h, s.onDevice, began)
+			t.record(s.trace, h, s.onDevice, began, s.readAt)
 		}
 		t.requests++
 		t.bytes += h.Length

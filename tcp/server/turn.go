@@ -95,11 +95,11 @@ func (t *turn) reset() {
 	t.served, t.copying, t.copied = t.served[:0], 0, 0
 }
 
-// record notes a request whose payload has come, or is owed. began is when its header was read.
-func (t *turn) record(s *trace.Session, h wire.Header, onDevice bool, began time.Duration) {
+// record notes a request whose payload has come, or is owed. began and received are when its first and its last byte were.
+func (t *turn) record(s *trace.Session, h wire.Header, onDevice bool, began, received time.Duration) {
 	one := trace.Served{Write: h.Op == wire.Write, ByAddress: h.ByAddress, OnDevice: onDevice, Bytes: h.Length, Began: began}
 	if one.Write {
-		one.Received = s.Now()
+		one.Received = received
 	}
 	t.served = append(t.served, s.Next(one))
 }
