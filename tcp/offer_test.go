@@ -60,7 +60,7 @@ var both = core.OfferOptions{Access: core.FullAccess}
 
 func TestWhatIsOfferedMovesByItsKeyAlone(t *testing.T) {
 	for _, sameHost := range []bool{false, true} {
-		for _, run := range []uint64{64, 16 << 10} {
+		for _, run := range []uint64{64, 8 << 10} {
 			blocks := []uint64{0, 1}
 			c := newOffered(t, run, blocks, both, func(config *core.Config) { config.SameHost = sameHost })
 			for _, op := range tcptest.Opcodes {
@@ -112,7 +112,7 @@ func TestAnOfferIsForItsBlocksItsDirectionAndItsTime(t *testing.T) {
 func TestAnOfferOnceSurvivesLostConnections(t *testing.T) {
 	c := newOffered(t, 64, newCaches(t, 64).allBlocks(), core.OfferOptions{Access: core.FullAccess, Once: true},
 		func(config *core.Config) { config.RetryCount = 127 })
-	defer killSome(transportOf(t, c.target))()
+	defer killSome(transportOf(t, c.target), transportOf(t, c.e))()
 	transfer, want := c.planned(t, core.Write, c.offer.Text(), c.allBlocks())
 	tcptest.Completes(t, c.submit(t, core.Write, transfer))
 	require.True(t, bytes.Equal(want, c.far.memory))

@@ -27,7 +27,7 @@ type twoCaches struct {
 }
 
 func newCaches(t testing.TB, run uint64, change ...func(*core.Config)) *twoCaches {
-	const bytes = 8 << 20
+	const bytes = 4 << 20
 	c := &twoCaches{target: newEngine(t, change...), e: newEngine(t, change...)}
 	blocks := bytes / (8 * 2 * 16 * run)
 	c.far = headsOf(t, blocks, layout.Span{Count: 2}, 2, run)
@@ -71,19 +71,28 @@ func waitForBytes(t testing.TB, b *core.Batch) {
 
 func (c *twoCaches) allBlocks() (all []uint64) { return c.far.Blocks }
 
-// killSome breaks data connections at the target until stop is called.
-func killSome(t *Transport) (stop func()) {
+// killSome breaks data connections at the target until stop is called. Between two of them something has moved.
+func killSome(t, initiator *Transport) (stop func()) {
 	var killer sync.WaitGroup
 	over := make(chan struct{})
 	killer.Go(func() {
-		pause := time.NewTicker(3 * time.Millisecond)
+		pause := time.NewTicker(time.Millisecond)
 		defer pause.Stop()
+		var moved, before uint64
 		for {
 			select {
 			case <-over:
 				return
 			case <-pause.C:
 			}
+			moved = 0
+			for _, link := range initiator.client.Links() {
+				moved += link.BytesIn + link.BytesOut
+			}
+			if moved == before {
+				continue
+			}
+			before = moved
 			for _, one := range tcptest.SocketsOf(t.Endpoint().Port) {
 				if one.Accepted {
 					_ = shut.Reset(one.File) // fails when closed meanwhile
@@ -102,7 +111,7 @@ func TestTransfersOfPlansArriveWhileConnectionsBreak(t *testing.T) {
 	random := rand.New(rand.NewPCG(rand.Uint64(), 1))
 	for _, run := range []uint64{16, 256, 8 << 10} {
 		c := newCaches(t, run, func(config *core.Config) { config.RetryCount = 127 })
-		stop := killSome(transportOf(t, c.target))
+		stop := killSome(transportOf(t, c.target), transportOf(t, c.e))
 		defer stop()
 		for round := range 12 {
 			op := core.Opcode(round % 2)
@@ -193,11 +202,11 @@ func TestATransferOfAPlanFailsAloneWhoseMemoryIsGone(t *testing.T) {
 }
 
 func TestShortRunsTravelTogetherAndLongRunsByThemselves(t *testing.T) {
-	for run, wanted := range map[uint64]uint64{64: 512, 32 << 10: 256} { // a request for each block, and one for each run
+	for run, wanted := range map[uint64]uint64{64: 256, 8 << 10: 512} { // a request for each block, and one for each run
 		c := newCaches(t, run)
 		for _, op := range []core.Opcode{core.Read, core.Write} {
 			transfer, _ := c.plan(t, op, c.allBlocks())
-			require.EqualValues(t, 8<<20/run, transfer.Runs)
+			require.EqualValues(t, 4<<20/run, transfer.Runs)
 			tcptest.Completes(t, c.submit(t, op, transfer))
 		}
 		served := transportOf(t, c.target).Stats().Target[0]
