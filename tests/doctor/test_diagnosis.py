@@ -59,7 +59,7 @@ def test_loss_is_seen_in_either_direction() -> None:
 
 
 def test_a_receive_window_that_is_full_is_named_only_if_the_round_trip_fills_it() -> None:
-    full: dict[str, Any] = {"peer_window_bytes": 256 << 10, "min_round_trip_seconds": 0.01, "peer_limited_seconds": 3.0}
+    full: dict[str, Any] = {"peer_window_bytes": 256 << 10, "round_trip_seconds": 0.05, "peer_limited_seconds": 3.0}
     assert wrong(rate(bytes=20_000_000, **full)) == ["window"]
     assert wrong(rate(peer_limited_seconds=3.0)) == [], "the peer is slow, and its window is large"
 

@@ -89,14 +89,14 @@ def of_windows(rate: Rate) -> Iterator[Finding]:
     if rate.direction != "write" or not flow["connections"] or not flow["busy_seconds"]:
         return
     each = rate.rate / flow["connections"]
-    in_flight = each * flow["min_round_trip_seconds"]
+    in_flight = each * flow["round_trip_seconds"]
     window = flow["peer_window_bytes"] / flow["connections"]
     waited = flow["peer_limited_seconds"] / flow["busy_seconds"]
     if waited > MUCH and window and in_flight > FULL * window:
         yield warning(
             "window",
             f"connections wait {waited:.0%} of the time for the peer's receive window of {window:.0f} bytes: over a"
-            f" round trip of {flow['min_round_trip_seconds'] * 1e3:.2f} ms it is too small",
+            f" round trip of {flow['round_trip_seconds'] * 1e3:.2f} ms it is too small",
             "Raise the last number of net.ipv4.tcp_rmem on the peer.",
         )
     waited = flow["send_buffer_limited_seconds"] / flow["busy_seconds"]

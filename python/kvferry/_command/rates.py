@@ -51,7 +51,7 @@ class Rate(NamedTuple):
     bytes: int
     connections: int
     path: str  # tcp, host or local
-    flow: Flow  # sums are those of the time; windows and the round trip are the largest that were seen
+    flow: Flow  # sums are those of the time, the round trip is the mean, and windows are the largest seen
     load: float  # of the processors that this process may use: 0 to 1
     others: float  # of that, by other processes
     starved: float  # threads of this process that were ready to run and had no processor, in the mean
@@ -162,7 +162,9 @@ class Watch:
         made: dict[str, Any] = dict(flow)
         for name in SUMS:
             made[name] -= before["tcp"][name] if before is not None else 0  # type: ignore[literal-required]
-        for name in ("round_trip_seconds", "congestion_window_bytes", "peer_window_bytes"):
+        if self._seen:
+            made["round_trip_seconds"] = sum(seen["round_trip_seconds"] for seen in self._seen) / len(self._seen)
+        for name in ("congestion_window_bytes", "peer_window_bytes"):
             made[name] = max((seen[name] for seen in self._seen), default=made[name])  # type: ignore[literal-required]
         return made  # type: ignore[return-value]
 
