@@ -81,7 +81,6 @@ class Reading(NamedTuple):
     remote: int
     memory: HostMemory
     size: int
-    location: str
 
 
 class Pinger:
@@ -165,7 +164,7 @@ def prepare(
         return None, described
     if made.register(memory.address, memory.size, memory.location, KVFERRY_ACCESS_NONE) != 0:
         raise CommandError(f"memory of this side cannot be registered: {made.last_error()}")
-    return Reading(segment, buffer["address"], memory, arguments.size, buffer["location"]), described
+    return Reading(segment, buffer["address"], memory, arguments.size), described
 
 
 def _pings(pinger: Pinger, arguments: argparse.Namespace, out: Output) -> None:
