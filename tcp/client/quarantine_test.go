@@ -133,7 +133,7 @@ func TestAfterAResetTheSameWriteIsRepeatedAndOthersToItsPlaceFail(t *testing.T) 
 			b := tcptest.Submit(t, e, tcptest.Ask(core.Write, old[:100], id, far[1000:1100]), tcptest.Ask(core.Write, old, id, far[4096:]))
 			tcptest.FailsOnly(t, b, 0)
 			require.ErrorIs(t, b.Err(), errFormerWrite)
-			require.ErrorContains(t, b.Err(), "reset")
+			require.ErrorContains(t, b.Err(), "no orderly end")
 		})
 	}
 }
