@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "core/reload": "core/status",
     "core/security": "core/reload core/status",
     "core/shut": "",
+    "core/spin": "core/clock",
     "core/staging": "core/device core/status",
     "core/status": "",
     "core/threads": "",
@@ -41,11 +42,11 @@ MAY_IMPORT = {
     "tcp": "core core/address core/fair core/metrics core/status tcp/client tcp/samehost tcp/server tcp/sockio"
     " tcp/wire",
     "tcp/client": "core core/address core/clock core/hostmem core/layout core/metadata core/metrics core/security"
-    " core/status core/trace tcp/samehost tcp/sockio tcp/wire",
-    "tcp/samehost": "core/clock core/hostmem core/status core/threads tcp/sockio tcp/wire",
-    "tcp/server": "core core/clock core/fair core/hostmem core/layout core/metrics core/security core/shut core/staging"
-    " core/status core/trace tcp/samehost tcp/sockio tcp/wire",
-    "tcp/sockio": "core/clock core/hostmem core/metrics core/shut core/threads",
+    " core/spin core/status core/trace tcp/samehost tcp/sockio tcp/wire",
+    "tcp/samehost": "core/clock core/hostmem core/spin core/status core/threads tcp/sockio tcp/wire",
+    "tcp/server": "core core/clock core/fair core/hostmem core/layout core/metrics core/security core/shut"
+    " core/spin core/staging core/status core/trace tcp/samehost tcp/sockio tcp/wire",
+    "tcp/sockio": "core/clock core/hostmem core/metrics core/shut core/spin core/threads",
     "tcp/wire": "",
     # Devices.
     "ascend": "core/device core/status internal/dl internal/driver",

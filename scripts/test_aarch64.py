@@ -56,7 +56,7 @@ TESTED = (
 )  # the longest first
 FILES_LEFT_OUT = (
     # time: engines have a millisecond to end
-    *("core/hang_test.go", "core/holders_test.go", "tcp/assist_test.go", "tcp/sockio/spinner_test.go"),
+    *("core/hang_test.go", "core/holders_test.go", "tcp/assist_test.go", "core/spin/spinner_test.go"),
     # copies between processes of one host
     *(
         "tcp/client/same_host_test.go",

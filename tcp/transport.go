@@ -33,7 +33,7 @@ const protoVersion = 2
 // the processors, and how many long copies may run beside short transfers.
 var (
 	processors = sockio.NewProcessors(runtime.GOMAXPROCS(0))
-	limiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0)/2, &processors.Contention)
+	limiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0)/2, processors.Contention)
 )
 
 // The sessions of all engines of the process take a quarter of its descriptors at most, and so do their connections to peers.

@@ -11,7 +11,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/metrics"
-	"kvferry/tcp/sockio"
+	"kvferry/core/spin"
 )
 
 // The way of a request on the initiator:
@@ -57,7 +57,7 @@ type peer struct {
 	carriers atomic.Pointer[carriers] // replaced under the lock
 	lastHost atomic.Pointer[string]   // the host at which the data port was found the last time
 	onHost   atomic.Pointer[string]   // the identity of the engine on this host that is known to have given its descriptor
-	answers  sockio.Spinner
+	answers  spin.Spinner
 }
 
 // newPeer makes the peer of a segment.
@@ -68,7 +68,7 @@ func newPeer(c *Client, s *core.Segment) *peer {
 			ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter, fence: &c.fence, trace: c.Trace, stuckTimeout: c.StuckTimeout,
 			counters: counters{Peer: s.Counters()},
 		},
-		answers: sockio.Spinner{Contention: &c.Processors.Contention, Polling: c.Config.Polling},
+		answers: spin.Spinner{Contention: c.Processors.Contention, Polling: c.Config.Polling},
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 
 var (
 	testProcessors = sockio.NewProcessors(runtime.GOMAXPROCS(0))
-	testLimiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0)/2, &testProcessors.Contention)
+	testLimiter    = samehost.NewCopyLimiter(runtime.GOMAXPROCS(0)/2, testProcessors.Contention)
 
 	testMaxRecords  uint64              // of connections under TLS; 0 for the limit of sockio
 	testStuck       time.Duration       // how long a lane may take to end; 0 for stuckTimeout

@@ -7,6 +7,7 @@ import (
 
 	"kvferry/core/clock"
 	"kvferry/core/hostmem"
+	"kvferry/core/spin"
 	"kvferry/core/threads"
 	"kvferry/tcp/sockio"
 
@@ -25,7 +26,7 @@ const (
 // Otherwise a thread that has to serve a short message would wait for the end of the time slice, which is milliseconds. To
 // yield costs next to nothing where no other thread is ready.
 type yieldBudget struct {
-	contention *sockio.Contention
+	contention *spin.Contention
 	bytes      uint64
 }
 

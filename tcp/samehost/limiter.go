@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"kvferry/core/clock"
-	"kvferry/tcp/sockio"
+	"kvferry/core/spin"
 )
 
 // CopyLimiter leaves processors to short transfers. A goroutine that copies from another process keeps a processor busy for
@@ -19,7 +19,7 @@ import (
 //
 // The engines of a process share one, because they share the processors.
 type CopyLimiter struct {
-	contention *sockio.Contention
+	contention *spin.Contention
 	places     chan struct{}
 	shorts     atomic.Int64 // time of the last short transfer, by clock.Now
 }
@@ -36,7 +36,7 @@ const (
 
 // NewCopyLimiter makes a limiter with so many places, and at least one. Copies that it limits yield by contention, which may
 // be nil.
-func NewCopyLimiter(places int, contention *sockio.Contention) *CopyLimiter {
+func NewCopyLimiter(places int, contention *spin.Contention) *CopyLimiter {
 	l := &CopyLimiter{contention: contention, places: make(chan struct{}, max(1, places))}
 	l.shorts.Store(-int64(shortsTime))
 	return l

@@ -38,7 +38,7 @@ type Options struct {
 	Idle            time.Duration // how long a session is idle before it gives way to a newcomer; may be 0
 	ProgressTimeout time.Duration // how long a session waits for the rest of a request, or for room to answer
 	StagingRate     int           // bytes per second that a session must move while it holds staging memory that others wait for; may be 0
-	Polling         time.Duration // see sockio.Spinner; may be 0
+	Polling         time.Duration // see spin.Spinner; may be 0
 
 	Security   *security.Policy // who may connect, and by what; nil: everybody
 	Processors *sockio.Processors

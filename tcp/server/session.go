@@ -10,6 +10,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/security"
+	"kvferry/core/spin"
 	"kvferry/core/status"
 	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
@@ -53,7 +54,7 @@ type session struct {
 	ahead          []byte
 	first          [firstAhead]byte
 	parsed, filled int
-	spinner        sockio.Spinner   // for the next request
+	spinner        spin.Spinner     // for the next request
 	burst          uint64           // bytes of the requests since it last waited for one
 	drained        bool             // the last receive took all that there was
 	bulk           bool             // the last payload was long
@@ -110,7 +111,7 @@ type session struct {
 func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 	s := &session{
 		server: v, conn: conn, drained: true, turn: newTurn(), over: make(chan struct{}), ending: make(chan struct{}),
-		spinner: sockio.Spinner{Contention: &v.options.Processors.Contention, Polling: v.options.Polling},
+		spinner: spin.Spinner{Contention: v.options.Processors.Contention, Polling: v.options.Polling},
 		place:   p, began: time.Now(),
 	}
 	s.silent.Store(true)

@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"kvferry/core/clock"
+	"kvferry/core/spin"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,14 +30,16 @@ const (
 // Processors counts the machine's processors and the threads that poll sockets, and knows when they are contended. All sockets of a process share one: a
 // thread that polls keeps the place of a goroutine that could run, so at most half as many poll as there are processors.
 type Processors struct {
-	Contention
+	*spin.Contention
 	count   int
 	polling atomic.Int32
 	sockets pollset // for sockets whose threads do not poll
 }
 
 // NewProcessors is for a machine, or a share of one, with so many processors.
-func NewProcessors(count int) *Processors { return &Processors{count: count} }
+func NewProcessors(count int) *Processors {
+	return &Processors{Contention: spin.Process(), count: count}
+}
 
 // Abound reports whether there are processors for more threads: many of them, which no other program wants.
 func (p *Processors) Abound() bool { return p.count >= manyProcessors && !p.Holds(clock.Now()) }

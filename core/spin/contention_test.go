@@ -1,4 +1,4 @@
-package sockio
+package spin
 
 import (
 	"testing"

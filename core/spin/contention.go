@@ -1,4 +1,4 @@
-package sockio
+package spin
 
 import (
 	"sync/atomic"
@@ -23,6 +23,12 @@ type Contention struct {
 	until atomic.Int64 // by clock.Now
 	pause atomic.Int64 // the length of the pause that ends then
 }
+
+// process is that of the threads of this process.
+var process Contention
+
+// Process is the contention that all spinning threads of the process share: what one of them finds holds for the others.
+func Process() *Contention { return &process }
 
 const (
 	// lostTime is longer than a thread of an engine uses a processor before it yields, and shorter than a time slice.

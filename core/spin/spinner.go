@@ -1,4 +1,6 @@
-package sockio
+// Package spin decides whether a goroutine that expects something within moments spins for it, and when not to, because others need
+// the processors.
+package spin
 
 import (
 	"runtime"
