@@ -37,8 +37,13 @@ type Times struct{ Few, Many time.Duration }
 // better is how much of the time of the default way another one must save to be chosen: 1/better. So noise does not choose.
 const better = 16
 
+// kernelHandicap is how much longer a kernel counts as taking where it is not the default: 1/kernelHandicap. It takes places
+// on the device from other kernels, and a measurement on an idle device does not see that it has to wait for those of others.
+const kernelHandicap = 4
+
 // Fastest is the fastest way for a number of blocks of a length, among those that the device has. It is prefer, one of them, where
-// no other was measured to be clearly faster, and where nothing was measured. A single block is copied by itself.
+// no other was measured to be clearly faster, see better and kernelHandicap, and where nothing was measured. A single block is
+// copied by itself.
 func (t *Table) Fastest(length uint64, blocks int, has Ways, prefer Way) Way {
 	row := &t.Rows[RowOf(length)]
 	if blocks < 2 {
@@ -54,7 +59,11 @@ func (t *Table) Fastest(length uint64, blocks int, has Ways, prefer Way) Way {
 		if w == prefer || !has.Has(w) || !row.Measured.Has(w) {
 			continue
 		}
-		if takes := row.Estimate(w, blocks); takes < least {
+		takes := row.Estimate(w, blocks)
+		if w == Kernel {
+			takes += takes / kernelHandicap
+		}
+		if takes < least {
 			best, least = w, takes
 		}
 	}

@@ -62,9 +62,14 @@ func TestNoWayThatWasMeasuredIsClearlyFasterThanTheFastest(t *testing.T) {
 		}
 		require.True(t, row.Measured.Has(fastest))
 		for w := range device.WayCount {
-			if has.Has(w) && row.Measured.Has(w) {
-				require.LessOrEqual(t, row.Estimate(fastest, blocks)*15/16, row.Estimate(w, blocks)+1)
+			if !has.Has(w) || !row.Measured.Has(w) {
+				continue
 			}
+			takes := row.Estimate(w, blocks)
+			if w == device.Kernel && prefer != device.Kernel {
+				takes += takes / 4
+			}
+			require.LessOrEqual(t, row.Estimate(fastest, blocks)*15/16, takes+1)
 		}
 	})
 	require.Len(t, chosen, int(device.WayCount), "the test has each way chosen")

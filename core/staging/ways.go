@@ -15,6 +15,7 @@ import (
 type ways struct {
 	able   device.Ways   // what the device has
 	prefer device.Way    // one of them, unless it was lost
+	fixed  bool          // by Options.Copying
 	table  *device.Table // nil if there is none
 
 	// By row of the table, for the job that is being planned: the fastest way of short moves, of those that are too long to be
@@ -26,7 +27,7 @@ type ways struct {
 func newWays(traits device.Traits, o Options) ways {
 	w := ways{able: traits.Ways, prefer: traits.Default}
 	if way, fixed := o.Copying.Fixed(); fixed {
-		w.prefer = way
+		w.prefer, w.fixed = way, true
 	}
 	return w
 }
@@ -51,9 +52,9 @@ func (w *ways) begin(moves []planned) {
 
 func (w *ways) choose(row, blocks int) {
 	length, able := device.Lengths[row], w.able.Without(device.Matrix)
-	w.short[row] = w.table.Fastest(length, blocks, able, w.byDefault(true))
+	w.short[row] = w.table.Fastest(length, blocks, able, w.byDefault(length, true))
 	able = able.Without(device.Gather)
-	w.long[row] = w.table.Fastest(length, blocks, able, w.byDefault(false))
+	w.long[row] = w.table.Fastest(length, blocks, able, w.byDefault(length, false))
 	w.instead[row] = w.table.Fastest(length, blocks, able, w.nearest(device.Batch))
 }
 
@@ -70,19 +71,23 @@ func (w *ways) of(length uint64, short bool) device.Way {
 	row := device.RowOf(length)
 	switch {
 	case w.table == nil:
-		return w.byDefault(short)
+		return w.byDefault(length, short)
 	case short:
 		return w.short[row]
 	}
 	return w.long[row]
 }
 
+// kernelBelow is the length from which on a kernel is little faster than the device's copy engines, if at all, in bytes.
+// These need no place on the device, and do not wait for the kernels of other programs.
+const kernelBelow = 32 << 10
+
 // byDefault is the way of a move if nothing was measured.
-func (w *ways) byDefault(short bool) device.Way {
+func (w *ways) byDefault(length uint64, short bool) device.Way {
 	switch {
 	case w.prefer == device.Gather && !short:
 		return device.Single
-	case w.prefer == device.Kernel && !short:
+	case w.prefer == device.Kernel && (!short || !w.fixed && length >= kernelBelow):
 		return w.nearest(device.Batch)
 	}
 	return w.nearest(w.prefer)
