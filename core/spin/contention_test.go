@@ -90,6 +90,6 @@ func TestASpinnerThatIsToldToPollDoesSoOnContendedProcessors(t *testing.T) {
 
 func TestASpinThatFindsTheProcessorsContendedEnds(t *testing.T) {
 	calls := 0
-	require.False(t, spin(time.Hour, contended(), func() bool { calls++; return false }))
+	require.False(t, Until(time.Hour, contended(), func() bool { calls++; return false }))
 	require.Equal(t, 2, calls, "before and after the yield")
 }

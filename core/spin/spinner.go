@@ -38,7 +38,7 @@ const (
 // Spin calls found until found returns true, for at most limit, or not at all. It returns what found returned last.
 func (s *Spinner) Spin(limit time.Duration, found func() bool) bool {
 	if s.Polling > 0 {
-		return spin(s.Polling, nil, found)
+		return Until(s.Polling, nil, found)
 	}
 	return s.SpinBriefly(limit, found)
 }
@@ -52,7 +52,7 @@ func (s *Spinner) SpinBriefly(limit time.Duration, found func() bool) bool {
 	if s.Contention.Holds(clock.Now()) {
 		return false
 	}
-	if spin(limit, s.Contention, found) {
+	if Until(limit, s.Contention, found) {
 		s.failed.Store(0)
 		s.credit.Store(min(s.credit.Load()+1, maxCredit))
 		return true
@@ -65,9 +65,9 @@ func (s *Spinner) SpinBriefly(limit time.Duration, found func() bool) bool {
 	return false
 }
 
-// spin calls found until found returns true, for at most limit, and at least once. It ends early when it finds the
-// processors contended.
-func spin(limit time.Duration, contention *Contention, found func() bool) bool {
+// Until calls found until found returns true, for at most limit, and at least once. It ends early when it finds the
+// processors contended. It returns what found returned last.
+func Until(limit time.Duration, contention *Contention, found func() bool) bool {
 	start := clock.Now()
 	for turn := spinTurn; ; turn += spinTurn {
 		turn = min(turn, limit)

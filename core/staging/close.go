@@ -20,7 +20,7 @@ func (c *copier) close() {
 	c.closing, c.asked = true, false
 	close(c.stopping)
 	c.endIfIdle()
-	c.work.Broadcast()
+	c.work.wakeAll()
 }
 
 func (c *copier) wait() error {
@@ -33,7 +33,7 @@ func (c *copier) wait() error {
 func (c *copier) unbound(reason error) {
 	c.mu.Lock()
 	c.binding--
-	c.work.Broadcast()
+	c.work.wakeAll()
 	if c.binding+c.serving > 0 {
 		c.mu.Unlock()
 		c.log.Warn("staging goes on with one thread", zap.String("device", c.name), zap.Error(reason))

@@ -12,6 +12,9 @@ import (
 func (c *copier) completeNext() {
 	next := c.flight.pop()
 	c.completing = true
+	if c.queue.len() > 0 && !c.issuing {
+		c.work.wakeOne() // the other thread goes on while this one reports
+	}
 	c.mu.Unlock()
 	err := next.err
 	var others []failure

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kvferry/core/device"
@@ -17,7 +18,7 @@ import (
 //  2. serve is the loop of a thread. Both threads run the same loop. One at a time issues jobs, and one at a time completes them,
 //     so that the device gets new copies while a thread waits for it. If only one job is under way, the thread that has issued
 //     it also completes it: the other thread need not be woken. The same holds for several jobs, if the device can be asked
-//     whether one is done.
+//     whether one is done. A thread that expects something soon looks out for it (attend.go), and sleeps otherwise (sleep.go).
 //  3. issue queues the copies of a job on the stream, as planned, and records an event behind them (issue.go).
 //  4. complete waits for the event of the oldest job in flight, and calls its Done (complete.go).
 //  5. If copies could not all be queued, fail, or take too long, recover waits until the stream is at rest. Then this job has
@@ -33,16 +34,18 @@ type copier struct {
 	pool        *pool
 	asks        bool // see device.Traits
 
-	mu         sync.Mutex
-	work       sync.Cond // a sleeping thread may have something to do
-	rest       sync.Cond // no thread issues a job
-	queue      queue[*Job]
-	flight     queue[issued]
-	events     []device.Event // unused ones
-	asked      bool           // the pool has asked for a block
-	issuing    bool           // a thread issues a job
-	completing bool           // a thread completes a job
-	making     bool           // a thread makes a block
+	mu      sync.Mutex
+	work    sleepers  // one may have something to do
+	rest    sync.Cond // no thread issues a job
+	queue   queue[*Job]
+	flight  queue[issued]
+	events  []device.Event // unused ones
+	started atomic.Uint64  // jobs; changed under the lock
+	attention
+	asked      bool // the pool has asked for a block
+	issuing    bool // a thread issues a job
+	completing bool // a thread completes a job
+	making     bool // a thread makes a block
 	// A thread of its own measures the device. It is none of threads.
 	calibrating bool
 	leftover    leftover
@@ -68,11 +71,13 @@ type copier struct {
 func newCopier(d device.Device, name string, dir Direction, o Options) *copier {
 	c := &copier{
 		name: fmt.Sprintf("%s, %v", name, dir), device: d, timeout: o.Timeout, measureTime: o.MeasureTime, log: o.Log, stopping: make(chan struct{}), ended: make(chan struct{}), asks: d.Traits().Asks,
-		planner: newPlanner(dir, d.Traits(), o),
+		attention: newAttention(),
+		planner:   newPlanner(dir, d.Traits(), o),
 	}
 	c.pool = newPool(c.name, o)
 	c.pool.ask = c.ask
-	c.work.L, c.rest.L = &c.mu, &c.mu
+	c.rest.L = &c.mu
+	c.work = sleepers{lock: &c.mu, cond: sync.Cond{L: &c.mu}, direct: c.lingers}
 	if timer, able := d.(device.Timer); able && o.Copying == Measured && o.GatherBelow > 0 {
 		c.tables = timer.Tables()
 	}
@@ -91,9 +96,10 @@ func (c *copier) start(j *Job) {
 		return
 	}
 	c.queue.push(j)
+	c.started.Add(1)
 	c.launch()
-	if !c.issuing { // the thread that issues looks for further jobs itself
-		c.work.Signal()
+	if !c.issuing && c.looking == 0 { // a thread that issues, or looks out, finds further jobs itself
+		c.work.wakeOne()
 	}
 }
 
@@ -103,7 +109,7 @@ func (c *copier) ask() {
 	if !c.closing {
 		c.asked = true
 		c.launch()
-		c.work.Signal()
+		c.work.wakeOne()
 	}
 }
 
@@ -145,15 +151,17 @@ func (c *copier) serve() (last bool) {
 		case c.queue.len() > 0 && !c.issuing && !c.recovering:
 			c.issueNext()
 		case c.flight.len() > 0 && !c.completing:
-			c.completeNext()
+			if !c.watch() {
+				c.completeNext()
+			}
 		case c.asked && !c.making:
 			c.makeBlock()
 		default:
-			c.work.Wait()
+			c.linger()
 		}
 	}
 	c.serving--
-	c.work.Broadcast()
+	c.work.wakeAll()
 	return c.serving == 0
 }
 

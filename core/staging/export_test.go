@@ -1,5 +1,7 @@
 package staging
 
+import "math"
+
 // Recovers reports whether a job of the direction has failed and its stream is being brought to rest.
 func (d *Device) Recovers(dir Direction) bool {
 	c := d.copiers[dir]
@@ -14,4 +16,15 @@ func (d *Device) Measures(dir Direction) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.calibrating
+}
+
+// LetThreadsLinger has the threads of copiers made from now on look out for jobs and sleep as with many processors, or as with few.
+// It returns a function that undoes this.
+func LetThreadsLinger(many bool) (undo func()) {
+	before := manyProcessors
+	manyProcessors = 1
+	if !many {
+		manyProcessors = math.MaxInt
+	}
+	return func() { manyProcessors = before }
 }

@@ -29,9 +29,10 @@ type issued struct {
 // issueNext is called with the lock held, and releases it meanwhile. So are completeNext and makeBlock.
 func (c *copier) issueNext() {
 	if c.flight.len() > 0 && !c.completing && !c.asks {
-		c.work.Signal() // the other thread can complete a job meanwhile
+		c.work.wakeOne() // the other thread can complete a job meanwhile
 	}
 	next := issued{job: c.queue.pop(), begun: time.Now()}
+	c.note(next.job)
 	c.issuing = true
 	c.mu.Unlock()
 	err := status.Guard(func() error { return c.issue(&next) })

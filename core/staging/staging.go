@@ -153,6 +153,10 @@ func (d *Device) CloseWithin(limit time.Duration) (ended bool, err error) {
 // direction are done in the order in which they are started.
 func (d *Device) Start(dir Direction, j *Job) { d.copiers[dir].start(j) }
 
+// Expect says that a job is about to be started in a direction, in less time than it takes to wake a thread, or not much more. It
+// does not block.
+func (d *Device) Expect(dir Direction) { d.copiers[dir].expect() }
+
 // Prepare makes what the first jobs would make: threads, streams, and the kernels that copy. It waits until that is done, at most
 // for the time limit of one job, and does it once. CUDA loads kernels only when all streams of the application have come to rest.
 // So this is called before one of them waits for a transfer. A device that cannot be prepared fails its first job.

@@ -282,6 +282,7 @@ func TestAClosedDeviceTakesNothing(t *testing.T) {
 func TestNothingIsMadeBeforeItIsNeeded(t *testing.T) {
 	r, f := newFaultyRig(t, options())
 	r.staging.Account(staging.Out, staging.Initiator, nil).Close()
+	r.staging.Expect(staging.Out)
 	require.Empty(t, f.calls)
 	r.lease(staging.Out, 1)
 	require.Equal(t, 1, f.count("AllocatePinned"))

@@ -45,12 +45,15 @@ func (c *counters) count(j *Job) {
 	if len(j.Moves) == 0 {
 		return
 	}
-	bytes := uint64(0)
-	for i := range j.Moves {
-		bytes += j.Moves[i].Length
-	}
 	c.jobs.Add(1)
-	c.bytes.Add(bytes)
+	c.bytes.Add(j.bytes())
+}
+
+func (j *Job) bytes() (sum uint64) {
+	for i := range j.Moves {
+		sum += j.Moves[i].Length
+	}
+	return sum
 }
 
 func (c *counters) stats(dir Direction) Stats {
