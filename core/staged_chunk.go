@@ -31,6 +31,9 @@ type chunk struct {
 	unmoved uint64 // bytes that the transport has not settled yet
 }
 
+// longPart is the length from which on a range takes as long as it takes to wake a thread, in bytes.
+const longPart = 32 << 10
+
 // share is a part of one of the parent's tasks.
 type share struct {
 	task    int32        // of the parent
@@ -140,14 +143,18 @@ func (p *chunk) settle(task int32, part uint64, err error) {
 		p.parent.owner.settle(p.shares[task].task, part, err)
 	}
 	p.mu.Lock()
+	first := p.unmoved == p.work.Bytes
 	if toCopy {
 		p.shares[task].arrived += part
 	}
 	p.unmoved -= part
 	last := p.unmoved == 0
 	p.mu.Unlock()
-	if last {
+	switch {
+	case last:
 		p.moved()
+	case first && toCopy && part < longPart: // what a wake-up takes matters
+		p.queue.route.device.Expect(staging.In)
 	}
 }
 

@@ -94,6 +94,9 @@ func (l *load) wait() error {
 	return l.err
 }
 
+// finished reports whether the job is done. wait returns at once then.
+func (l *load) finished() bool { return !l.running || len(l.done) > 0 }
+
 // outcome is how many parts the job has moved, and what was wrong with the next. Nothing is known of any part after a
 // job has failed, so each is moved by itself up to the one that is to blame. When all of them succeed then, there is
 // still a reason: that of the first time.

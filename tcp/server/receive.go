@@ -104,6 +104,9 @@ func (s *session) received(v []sockio.Vector, place sockio.Vector, n int) (place
 // receiveOrWait flushes before it waits, and before it returns io.EOF. After a receive that has drained the socket buffer a
 // wait is likely: then it flushes at once, which saves a receive that finds nothing.
 func (s *session) receiveOrWait(v []sockio.Vector) (int, error) {
+	if s.early > 0 {
+		return s.takeEarly(), nil
+	}
 	t := s.turn
 	if !s.drained && (t.vectors > 0 || t.hasLoad()) {
 		n, again, err := s.conn.TryReceive(v)
@@ -115,6 +118,9 @@ func (s *session) receiveOrWait(v []sockio.Vector) (int, error) {
 	short := s.burst > 0 && s.burst <= shortBurst
 	if err := s.flush(); err != nil {
 		return 0, err
+	}
+	if s.early > 0 {
+		return s.takeEarly(), nil
 	}
 	if between {
 		s.server.options.Limiter.Note(s.burst)
@@ -134,6 +140,13 @@ func (s *session) receiveOrWait(v []sockio.Vector) (int, error) {
 		return s.conn.Receive(v)
 	}
 	return s.receiveNext(v)
+}
+
+// takeEarly is how many bytes have come while the session waited for a job. They are where they would be received now: the
+// session was between two requests, and had nothing read ahead.
+func (s *session) takeEarly() (n int) {
+	n, s.early = s.early, 0
+	return n
 }
 
 // receiveNext waits for the next request. The session may give way meanwhile.

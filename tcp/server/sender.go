@@ -12,6 +12,7 @@ import (
 // The sender answers for device memory:
 //
 //  1. handOver ends a turn of the session: it starts the job, and queues the turn. The session goes on with a spare turn.
+//     A session that has nothing else to do, and a short job, answers itself: to wake the sender takes longer.
 //  2. sendTurns, the sender's goroutine, takes the turns in order. answer sends what is owed for the requests before the
 //     first one of the job, waits for the job, and sends the rest.
 //  3. retire gives the lease back, and ends the pins.
@@ -45,9 +46,49 @@ func (s *session) handOver() error {
 			clear(t.offers[used:])
 			t.offers = t.offers[:used]
 		}
-		d.changed.Broadcast()
+		if d.failure == nil && len(d.queue) == 1 && s.mayAnswer(t) {
+			s.answerItself(t)
+		} else {
+			d.changed.Broadcast()
+		}
 	}
 	return d.failure
+}
+
+// mayAnswer reports whether the session waits for the job of a turn rather than for the peer: all that has come is served, and the
+// job is short. After a long payload the next one is probably on its way.
+func (s *session) mayAnswer(t *turn) bool {
+	return t.load.running && t.bytes <= shortBurst && !s.bulk && s.serving == nil && s.drained && s.filled == s.parsed
+}
+
+// answerItself answers a turn, which is the only one in the queue, if its job is done soon and nothing comes from the peer before
+// that. Otherwise it leaves the turn to the sender. The lock is held, and released meanwhile.
+func (s *session) answerItself(t *turn) {
+	d := s.staged
+	d.answering = true
+	s.mu.Unlock()
+	s.parsed, s.filled = 0, 0
+	next := s.plan(sockio.Vector{})
+	s.jobs.SpinBriefly(spinTime, func() bool { return t.load.finished() || s.comesEarly(next) })
+	soon := t.load.finished()
+	if soon {
+		s.retire(t, status.Guard(func() error { return s.answer(t) }))
+	}
+	s.mu.Lock()
+	d.answering = false
+	if !soon {
+		d.changed.Broadcast()
+	}
+}
+
+// comesEarly receives what follows the requests so far, and reports whether the session should look at it: at bytes, or at an error,
+// which comes again.
+func (s *session) comesEarly(v []sockio.Vector) bool {
+	n, again, err := s.conn.TryReceive(v)
+	if err == nil && !again {
+		s.early = n
+	}
+	return !again
 }
 
 // spareTurn takes a turn that is empty.
@@ -90,7 +131,7 @@ func (s *session) nextTurn() (t *turn, broken bool) {
 	d := s.staged
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(d.queue) == 0 && !d.closing {
+	for d.answering || len(d.queue) == 0 && !d.closing {
 		d.changed.Wait()
 	}
 	if len(d.queue) == 0 {
@@ -155,7 +196,9 @@ func (s *session) retire(t *turn, err error) {
 		d.cancel()
 		_ = s.conn.SetReadDeadline(sockio.Past) // fails on a connection that is closed already
 	}
-	d.changed.Broadcast()
+	if !d.answering { // otherwise nobody waits for it
+		d.changed.Broadcast()
+	}
 }
 
 // drain waits until the sender has nothing to do.

@@ -55,6 +55,8 @@ type session struct {
 	first          [firstAhead]byte
 	parsed, filled int
 	spinner        spin.Spinner     // for the next request
+	jobs           spin.Spinner     // for the job of a turn
+	early          int              // bytes of them that receiveOrWait has still to return
 	burst          uint64           // bytes of the requests since it last waited for one
 	drained        bool             // the last receive took all that there was
 	bulk           bool             // the last payload was long
@@ -112,6 +114,7 @@ func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 	s := &session{
 		server: v, conn: conn, drained: true, turn: newTurn(), over: make(chan struct{}), ending: make(chan struct{}),
 		spinner: spin.Spinner{Contention: v.options.Processors.Contention, Polling: v.options.Polling},
+		jobs:    spin.Spinner{Contention: v.options.Processors.Contention},
 		place:   p, began: time.Now(),
 	}
 	s.silent.Store(true)

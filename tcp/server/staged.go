@@ -39,12 +39,13 @@ type staged struct {
 	accounts map[route]*staging.Account // changed by the session's goroutine, under the lock
 	touched  [2]span                    // by staging.Direction: of the requests that are not known to be done
 
-	changed *sync.Cond // queue, closing or failure has changed
-	queue   []*turn    // the sender's; it is at the first
-	spare   []*turn
-	closing bool  // nothing is queued any more
-	failure error // why the sender sends no more
-	ended   chan struct{}
+	changed   *sync.Cond // queue, closing or failure has changed
+	queue     []*turn    // the sender's; it is at the first
+	answering bool       // the session is at the first
+	spare     []*turn
+	closing   bool  // nothing is queued any more
+	failure   error // why the sender sends no more
+	ended     chan struct{}
 }
 
 func (s *session) startStaging() {
@@ -123,6 +124,9 @@ func (s *session) open(h, rest wire.Header, to route) error {
 	}
 	if err != nil {
 		return failed(part{Header: h, started: continues(h, rest)}, err)
+	}
+	if h.Length < bulkLength {
+		to.device.Expect(to.way)
 	}
 	s.turn.load.route, s.turn.load.lease = to, lease
 	return nil

@@ -150,6 +150,27 @@ func queued(s *session) int {
 	return len(s.staged.queue)
 }
 
+func TestRequestsThatComeWhileTheSessionWaitsForAJobAreServed(t *testing.T) {
+	const requests = 300
+	a := tcptest.Accelerate(t, tcptest.Blocks(4, 512<<10))
+	memory := a.Memory(1 << 20)
+	c := serveDevice(a, Options{}, memory).dial()
+	for i := range requests {
+		at, length := i*700, 1+i*7%600
+		c.Send(tcptest.WriteV2(sockio.AddressOf(memory[at:]), tcptest.Pattern(length, byte(i))))
+		if i%3 > 0 { // one, two or three requests one soon after the other
+			c.ExpectStatus(wire.StatusOK)
+		}
+		if i%3 == 2 {
+			c.ExpectStatus(wire.StatusOK)
+		}
+	}
+	for i := range requests {
+		at, length := i*700, 1+i*7%600
+		require.Equal(t, tcptest.Pattern(length, byte(i)), memory[at:at+length], "request %d", i)
+	}
+}
+
 func TestReadsAreCopiedAheadOfWhatIsSent(t *testing.T) {
 	const length = 512 << 10
 	a := tcptest.Accelerate(t, tcptest.Blocks(16, length))
