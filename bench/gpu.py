@@ -6,7 +6,8 @@ host memory, in the same minutes: `make bench-gpu`.
 2. in rounds, all engines run one case before any runs the next one; who is not measured is suspended. A figure is the
    median of the rounds, a ratio the median of the rounds' ratios. An engine that fails is told, counted, started again;
 3. fresh processes run every case, and tell how much memory they took;
-4. tables, and a comparison with what is wanted, go to standard output; all figures, each round of them, to gpu.json.
+4. tables, and a comparison with what is wanted, go to standard output; all figures, each round of them, to gpu.json,
+   and pictures to gpu-write.svg and gpu-read.svg.
 
 Ours runs as between two hosts, over TCP, and as by default between processes of one host. Mooncake and NIXL are found
 by --mooncake and --nixl, or by KVFERRY_MOONCAKE_CUDA and KVFERRY_NIXL: a folder with the unpacked wheel of
@@ -25,6 +26,7 @@ import functools
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -33,17 +35,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # for how peers are found
 
+import plot
 from comparison import machine, report
-from comparison.case import KIB, MIB, Case
+from comparison.case import KIB, MIB, Case, size_text
 from comparison.pairs import LOOPBACK, EndError, Mover, Pair, PlainC, Setup
-from comparison.results import MOONCAKE, NIXL, PLAIN, Quantity, Results, cpu, rate
+from comparison.results import MOONCAKE, NIXL, PLAIN, Quantity, Results, cpu, p50, rate
 from comparison.running import NIXL_SETTINGS, NO_SHORTCUT, Make, Run, attempt, opened, pair, progress
 from comparison.wanted import Wanted
 from support import unpacked, venvs
 from tables import table
 
 OPERATIONS = ("write", "read")
-BLOCKS = {"4K": (4 * KIB, 256), "64K": (64 * KIB, 64), "1M": (MIB, 32), "16M": (16 * MIB, 8)}  # and how many of a call
+BLOCKS = {
+    "one": (4 * KIB, 1),
+    "4K": (4 * KIB, 256),
+    "16K": (16 * KIB, 256),
+    "64K": (64 * KIB, 64),
+    "1M": (MIB, 32),
+    "16M": (16 * MIB, 8),
+}  # and how many of a call
 QUICK = {"rounds": 1, "seconds": 0.05}
 WHERE = "GPU"  # of results
 
@@ -51,12 +61,13 @@ WHERE = "GPU"  # of results
 OURS, NEAR = "ours", "ours, same host"
 HOST, HOST_NEAR = "host to host", "host to host, same host"
 OUT, IN = "GPU to host", "host to GPU"
+DRAWN = (HOST, OURS, OUT, IN, MOONCAKE, NIXL)
 ON_GPU = (OURS, NEAR, MOONCAKE, NIXL)
 GPU_NIXL = {**NIXL_SETTINGS, "UCX_TLS": "tcp,cuda_copy"}
 
 
-def setups(place: str) -> list[Setup]:
-    gpus, hosts = (place, place), ("host", "host")
+def setups(near: str, far: str) -> list[Setup]:
+    gpus, hosts = (near, far), ("host", "host")
     return [
         Setup(OURS, "ours", "ours", NO_SHORTCUT, gpus),
         Setup(HOST, "ours", "ours", NO_SHORTCUT, hosts),
@@ -65,8 +76,8 @@ def setups(place: str) -> list[Setup]:
         Setup(NIXL, "nixl", "nixl", GPU_NIXL, gpus),
         Setup(NEAR, "ours", "ours", {}, gpus),
         Setup(HOST_NEAR, "ours", "ours", {}, hosts),
-        Setup(OUT, "ours", "ours", NO_SHORTCUT, (place, "host")),
-        Setup(IN, "ours", "ours", NO_SHORTCUT, ("host", place)),
+        Setup(OUT, "ours", "ours", NO_SHORTCUT, (near, "host")),
+        Setup(IN, "ours", "ours", NO_SHORTCUT, ("host", far)),
     ]
 
 
@@ -141,11 +152,14 @@ def measure_memory(run: Run, making: dict[str, Make[Mover]], deadline: float) ->
 
 def wanted(results: Results, names: Sequence[str]) -> Iterator[Wanted]:
     for case in cases(names):
+        if case.blocks == 1:
+            ratio = results.ratio(WHERE, case, OURS, HOST, p50)
+            yield Wanted(f"{case}, p50: GPU to GPU / {HOST}", ratio, 2, True)
+            continue
         others = (NIXL,) if case.block == 4 * KIB else (MOONCAKE, NIXL)
         best = fastest(results, case, others)
         yield compared(results, case, best or " or ".join(others), (best, best), 4)
-        if case.block >= MIB:
-            yield compared(results, case, HOST, (HOST, HOST_NEAR), 0.8)
+        yield compared(results, case, HOST, (HOST, HOST_NEAR), 0.75 if case.block == 4 * KIB else 0.85)
 
 
 def fastest(results: Results, case: Case, others: Sequence[str]) -> str:
@@ -164,8 +178,8 @@ def compared(results: Results, case: Case, what: str, bases: tuple[str, str], le
 HEADER = ["compared", "wanted", "over TCP", "reached", "same host"]
 
 
-def engines(results: Results, quantity: Quantity) -> str:
-    rows = list(results.cases.get(WHERE, {}))
+def engines(results: Results, quantity: Quantity, short: bool = False) -> str:
+    rows = [case for case in results.cases.get(WHERE, {}) if (case.blocks == 1) == short]
     return report.engines(results, WHERE, rows, quantity, "{:.2f}") if rows else "nothing"
 
 
@@ -183,6 +197,8 @@ def show(run: Run, taken: dict[str, int]) -> None:
     print("\n".join(f"{name}: {text}" for name, text in run.machine.told.items()))
     print(f"\nGB/s (10^9 bytes), medians of {options.rounds} rounds of {options.seconds:g} s; blocks are scattered\n")
     print(engines(results, rate))
+    print("\nOne request at a time, p50 in microseconds\n")
+    print(engines(results, p50, short=True))
     print("\nSeconds of processor time for 1 GB, both ends\n")
     print(engines(results, cpu))
     if results.memory:
@@ -202,7 +218,35 @@ def show(run: Run, taken: dict[str, int]) -> None:
         "gpu_memory": taken,
         "wanted": [{**row._asdict(), "reached": row.reached(row.measured)} for row in rows],
     }
+    draw(results, options.cases, options.output, options.before)
     (options.output / "gpu.json").write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def draw(results: Results, names: Sequence[str], folder: Path, before: Path | None) -> None:
+    """GB/s over block size, one picture for each operation; before is a gpu.json of another version."""
+    found_before = json.loads(before.read_text(encoding="utf-8"))["cases"] if before else []
+    for operation in OPERATIONS:
+        lines = {}
+        for name in DRAWN:
+            rates = {
+                case.block: found
+                for case in cases(names)
+                if case.operation == operation and case.blocks > 1
+                if (found := results.median(WHERE, case, name, rate))
+            }
+            if rates:
+                lines[name] = rates
+        rates = {
+            each["block"]: statistics.median(one["GBps"] for one in each["rounds"])
+            for each in found_before
+            if each["engine"] == OURS and each["operation"] == operation and each["blocks"] > 1
+        }
+        if rates:
+            lines[f"{OURS}, before"] = rates
+        if lines:
+            ticks = [(block, size_text(block)) for block, count in map(BLOCKS.__getitem__, names) if count > 1]
+            picture = plot.svg(f"{operation.upper()}, GPU to GPU over TCP", lines, ticks)
+            (folder / f"gpu-{operation}.svg").write_text(picture, encoding="utf-8")
 
 
 # What there is
@@ -211,7 +255,7 @@ def show(run: Run, taken: dict[str, int]) -> None:
 def makers(run: Run, settings: dict[str, dict[str, str]], size: int) -> dict[str, Make[Mover]]:
     """How to start what is there, with so many bytes of memory at each end."""
     found: dict[str, Make[Mover]] = {}
-    for setup in setups(run.options.gpu):
+    for setup in setups(run.options.gpu, run.options.far_gpu or run.options.gpu):
         if run.can(setup) and (not run.options.only or setup.name.split(",")[0] in run.options.only):
             own = {**settings.get(setup.initiator, {}), **setup.settings}
             found[setup.name] = functools.partial(pair, run, setup._replace(settings=own), LOOPBACK, size)
@@ -271,9 +315,11 @@ def arguments() -> argparse.Namespace:
     option("--quick", action="store_true", help="a short run, for a first look")
     option("--rounds", type=int, metavar="N", help="rounds (3)")
     option("--seconds", type=float, metavar="S", help="of each case and round (0.3)")
-    option("--cases", type=lambda text: text.split(","), default=list(BLOCKS), metavar="SIZES", help="4K,64K,1M,16M")
+    option("--cases", type=lambda text: text.split(","), default=list(BLOCKS), metavar="SIZES", help=",".join(BLOCKS))
     option("--only", action="append", metavar="ENGINE", help="an engine to run, as the tables name it; repeat for more")
     option("--gpu", default="cuda:0", metavar="PLACE", help="whose memory is moved (%(default)s)")
+    option("--before", type=Path, metavar="FILE", help="gpu.json of another version, for the pictures")
+    option("--far-gpu", metavar="PLACE", help="that of the target (the same)")
     option("--limit", type=float, default=300, metavar="S", help="seconds after which no case is begun (%(default)s)")
     option("--no-memory", action="store_true", help="do not measure how much memory engines take")
     option("--mooncake", type=Path, metavar="PATH", help="folder with mooncake/engine.so for CUDA, or an interpreter")
