@@ -166,7 +166,7 @@ func (s *Strided) find(index uint64) (addr uintptr, rest uint64, stride int64) {
 
 // row copies a row, or adds its runs to those for system calls.
 func (c *Copier) row(r *row, slow *slowRuns) error {
-	if r.count > 1 && magnitude(r.stride) > r.run+uint64(pageSize) { // pages between the runs are none of ours
+	if r.count > 1 && magnitude(r.stride) >= r.run+uint64(pageSize) { // pages between the runs are none of ours
 		for i := range r.count {
 			one := row{r.addr + uintptr(i*uint64(r.stride)), 0, r.run, 1, r.buffer + uintptr(i*r.run)}
 			if err := c.row(&one, slow); err != nil {

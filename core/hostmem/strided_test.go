@@ -164,3 +164,21 @@ func BenchmarkStrided(b *testing.B) {
 		}
 	}
 }
+
+func TestPagesBetweenRunsAreNotBroughtIn(t *testing.T) {
+	const runs = 8
+	run := uint64(pageSize)
+	memory, err := unix.Mmap(-1, 0, int(2*runs*run), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, unix.Munmap(memory)) })
+	require.NoError(t, unix.Madvise(memory, unix.MADV_NOHUGEPAGE))
+	base := addressOf(memory)
+	s := Strided{Base: base, Run: run, Count: 1}
+	s.Axes[0] = Axis{runs, int64(2 * run)}
+	var c Copier
+	require.NoError(t, c.Scatter(&s, 0, make([]byte, s.Bytes())))
+	for i := range uintptr(runs) {
+		require.True(t, Resident(base+2*i*pageSize, run), "run %d", i)
+		require.False(t, Resident(base+(2*i+1)*pageSize, run), "gap %d", i)
+	}
+}
