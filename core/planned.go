@@ -28,12 +28,31 @@ type Planned struct {
 	id uint64 // random
 }
 
+// keys are those of the offers that the memory of this process is of, and that of the segment's owner; zero for none.
+func (p *Planned) keys() (local, remote layout.Key) {
+	if p.Opcode == Read {
+		return p.Transfer.DestinationKey, p.Transfer.SourceKey
+	}
+	return p.Transfer.SourceKey, p.Transfer.DestinationKey
+}
+
 // key is that of the offer that the memory of the segment's owner is of; zero for none.
 func (p *Planned) key() layout.Key {
-	if p.Opcode == Read {
-		return p.Transfer.SourceKey
+	_, remote := p.keys()
+	return remote
+}
+
+// check refuses a transfer the wrong way round: an offer has addresses of another process, perhaps of a stranger's choice, and
+// they are not to be taken for addresses of this one.
+func (p *Planned) check() error {
+	if err := p.Opcode.check(); err != nil {
+		return err
 	}
-	return p.Transfer.DestinationKey
+	if local, _ := p.keys(); local != (layout.Key{}) {
+		return status.Errorf(status.InvalidArgument, "a %v moves memory of this process, and the plan has an offer in its place",
+			p.Opcode.Verb())
+	}
+	return nil
 }
 
 // mostPlanned is how many requests of a plan are under way at a time, where the caller sets no limit.
@@ -135,7 +154,7 @@ func (e *Engine) takesTransfers(target SegmentID) bool {
 
 // transfer makes a transfer of a plan the only task.
 func (d *distribution) transfer(p *Planned) error {
-	if err := p.Opcode.check(); err != nil {
+	if err := p.check(); err != nil {
 		return err
 	}
 	d.id, d.key = p.id, p.key()
@@ -207,6 +226,9 @@ func Sides(op Opcode, p *layout.Pattern) (local, remote hostmem.Strided) {
 // submitPlanned submits the next count requests.
 func (e *Engine) submitPlanned(b *Batch, p Planned, runs *layout.Runs, count int, notify *metadata.Notification) error {
 	return e.submit(b, count, notify, func(d *distribution) error {
+		if err := p.check(); err != nil {
+			return err
+		}
 		d.id, d.key = p.id, p.key()
 		return p.fill(d, runs)
 	})
@@ -215,7 +237,7 @@ func (e *Engine) submitPlanned(b *Batch, p Planned, runs *layout.Runs, count int
 // feedPlanned has a goroutine of the engine submit the requests, so many at a time, each when the ones before have
 // completed.
 func (e *Engine) feedPlanned(b *Batch, p Planned, runs *layout.Runs, limit int) error {
-	if err := p.Opcode.check(); err != nil {
+	if err := p.check(); err != nil {
 		return err
 	}
 	if _, err := e.openTarget(p.Target, len(e.installed()) > 0); err != nil {
