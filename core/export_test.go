@@ -47,3 +47,10 @@ func (b *Batch) Age(by time.Duration) {
 		b.movement.since -= by
 	}
 }
+
+// PassTime has the time of an offer be over now.
+func (o *Offer) PassTime() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.timer.Reset(0)
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -12,6 +11,8 @@ import (
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/core/status"
+
+	"go.uber.org/zap"
 )
 
 // An offer lets whoever knows its key read or write the memory of some blocks, for as long as the offer lives:
@@ -20,7 +21,9 @@ import (
 //     channel.
 //  2. Each request of a peer that has the key is served by Registry.UseOffer: only within that memory, in the direction that is
 //     offered, and while the offer lives. The regions need not be open to peers.
-//  3. Revoke refuses further requests, and waits for those that are being served. Those of slow peers are ended.
+//  3. Revoke refuses further requests, and waits for those that are being served. Those of slow peers are ended. The engine
+//     does the same when the time of the offer is over.
+//  4. An offer ends when a region is unregistered that has some of its memory (endWithin). Its requests end with the region's.
 
 // The reasons why a request with a key is refused.
 var (
@@ -49,11 +52,12 @@ type Offer struct {
 	engine *Engine
 	key    layout.Key
 	o      OfferOptions
-	place  layout.Place
+	text   []byte
 	ranges []layout.Range // by address, none adjacent to the next
 	until  time.Time      // zero for no end
 
 	mu      sync.Mutex
+	timer   *time.Timer // revokes it when its time is over; nil for no end
 	revoked bool
 	taken   bool          // a transfer has used it
 	by      uint64        // the id of the first one
@@ -68,7 +72,7 @@ type offers struct {
 }
 
 // Offer offers the memory of a place from its first token on. The place's layout is this process's. Each token of it is in its
-// table once. Its regions may be registered with any access.
+// table once. Its regions may be registered with any access. The offer ends when one of them is unregistered.
 func (e *Engine) Offer(p layout.Place, o OfferOptions) (*Offer, error) {
 	if e.ctx.Err() != nil {
 		return nil, closedError()
@@ -83,13 +87,22 @@ func (e *Engine) Offer(p layout.Place, o OfferOptions) (*Offer, error) {
 	if err != nil {
 		return nil, status.Errorf(status.InvalidArgument, "what is offered: %w", err)
 	}
-	offer := &Offer{engine: e, o: o, place: p, ranges: ranges, idle: make(chan struct{})}
-	offer.place.Blocks, offer.place.Slots = slices.Clone(p.Blocks), slices.Clone(p.Slots)
+	offer := &Offer{engine: e, o: o, ranges: ranges, idle: make(chan struct{})}
+	_, _ = rand.Read(offer.key[:]) // never fails: see crypto/rand
+	offered := layout.Offered{Place: p, Engine: e.Name(), Read: o.Access.Allows(Read), Write: o.Access.Allows(Write)}
+	offered.Key = offer.key
+	if offer.text = offered.JSON(); len(offer.text) > layout.MaxOfferText {
+		return nil, status.Errorf(status.InvalidArgument, "the text of the offer has %d bytes, where %d are the most: offer fewer blocks",
+			len(offer.text), layout.MaxOfferText)
+	}
 	if o.For > 0 {
 		offer.until = time.Now().Add(o.For)
 	}
-	_, _ = rand.Read(offer.key[:]) // never fails: see crypto/rand
-	return offer, e.memory.offers.add(offer)
+	if err := e.memory.offers.add(offer); err != nil {
+		return nil, err
+	}
+	offer.revokeLater()
+	return offer, nil
 }
 
 func (s *offers) add(o *Offer) error {
@@ -111,14 +124,23 @@ func (s *offers) remove(o *Offer) {
 	delete(s.byKey, o.key)
 }
 
-// Text is the offer as JSON, for a side channel that keeps it secret.
-func (o *Offer) Text() []byte {
-	offered := layout.Offered{
-		Place: o.place, Engine: o.engine.Name(), Read: o.o.Access.Allows(Read), Write: o.o.Access.Allows(Write),
+// endWithin ends the offers that have memory of a range.
+func (s *offers) endWithin(r Range) {
+	s.mu.RLock()
+	var ended []*Offer
+	for _, o := range s.byKey {
+		if o.overlaps(r) {
+			ended = append(ended, o)
+		}
 	}
-	offered.Key = o.key
-	return offered.JSON()
+	s.mu.RUnlock()
+	for _, o := range ended {
+		o.end()
+	}
 }
+
+// Text is the offer as JSON, for a side channel that keeps it secret. The caller does not change it.
+func (o *Offer) Text() []byte { return o.text }
 
 // UseOffer begins to use the offer with a key, for a request of a transfer. The caller calls Offer.End when the request is served.
 // The error has ErrRevoked, ErrNotOffered or ErrOfferUsed in it.
@@ -188,20 +210,53 @@ func (o *Offer) End() {
 	}
 }
 
+// overlaps reports whether some of a range is offered.
+func (o *Offer) overlaps(r Range) bool {
+	after := sort.Search(len(o.ranges), func(i int) bool { return o.ranges[i].Address+o.ranges[i].Bytes > uint64(r.Addr) })
+	return after < len(o.ranges) && o.ranges[after].Address < uint64(r.end())
+}
+
+// revokeLater has the offer revoked when its time is over.
+func (o *Offer) revokeLater() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.revoked || o.until.IsZero() {
+		return
+	}
+	o.timer = time.AfterFunc(time.Until(o.until), func() {
+		if !o.engine.enter() {
+			return
+		}
+		defer o.engine.running.Done()
+		if err := o.Revoke(); err != nil {
+			o.engine.log.Warn("the time of an offer is over, but its memory is in use", zap.Error(err))
+		}
+	})
+}
+
+// end has requests refused from now on.
+func (o *Offer) end() {
+	o.engine.memory.offers.remove(o)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.revoked {
+		return
+	}
+	o.revoked = true
+	if o.timer != nil {
+		o.timer.Stop()
+	}
+	if o.uses == 0 {
+		close(o.idle)
+	}
+}
+
 // Revoke ends the offer: requests that have its key are refused from then on, and when Revoke returns nil no byte for it moves any
 // more. Requests that are being served have a moment to end; then their connections are ended. One that a system call or a device
 // holds up may still move bytes: the error is a status.BatchBusy with ErrInUse in it, and another Revoke waits again. It may be
 // called more than once.
 func (o *Offer) Revoke() error {
-	o.engine.memory.offers.remove(o)
-	o.mu.Lock()
-	if !o.revoked {
-		o.revoked = true
-		if o.uses == 0 {
-			close(o.idle)
-		}
-	}
-	o.mu.Unlock()
+	o.end()
 	if o.waitIdle(offerGrace) {
 		return nil
 	}

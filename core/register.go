@@ -96,6 +96,7 @@ func (e *Engine) UnregisterBatch(addrs []uintptr) error {
 	for _, addr := range addrs {
 		region, err := e.memory.take(addr)
 		if err == nil {
+			e.memory.offers.endWithin(region.Range)
 			regions = append(regions, region)
 		} else if first == nil {
 			first = err

@@ -187,3 +187,45 @@ func TestRevokeEndsTheRequestOfAPeerThatHasStopped(t *testing.T) {
 	require.NoError(t, c.offer.Revoke())
 	require.NoError(t, c.target.Unregister(sockio.AddressOf(c.far.memory)))
 }
+
+func TestAnOfferEndsWithARegionThatItLiesIn(t *testing.T) {
+	blocks := []uint64{1, 2}
+	c := newOffered(t, 64, blocks, both)
+	other := tcptest.Mapped(t, 100) // no memory of the offer
+	require.NoError(t, c.target.Register(sockio.AddressOf(other), 100, "cpu:0", true))
+	require.NoError(t, c.target.Unregister(sockio.AddressOf(other)))
+	transfer, _ := c.planned(t, core.Read, c.offer.Text(), blocks)
+	tcptest.Completes(t, c.submit(t, core.Read, transfer))
+
+	// What is registered at the same address from now on is another owner's.
+	require.NoError(t, c.target.Unregister(sockio.AddressOf(c.far.memory)))
+	require.NoError(t, c.target.Register(sockio.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", false))
+	c.fails(t, core.Read, blocks, core.ErrRevoked)
+	c.fails(t, core.Write, blocks, core.ErrRevoked)
+	require.NoError(t, c.offer.Revoke())
+}
+
+func TestAnOfferIsNoMemoryOfThisProcess(t *testing.T) {
+	blocks := []uint64{1, 2}
+	c := newOffered(t, 64, blocks, both)
+	for _, op := range tcptest.Opcodes {
+		wrong := core.Read
+		if op == core.Read {
+			wrong = core.Write
+		}
+		transfer, _ := c.planned(t, op, c.offer.Text(), blocks)
+		for _, limit := range []int{0, 1} {
+			_, err := c.e.SubmitPlanned(core.Planned{Opcode: wrong, Target: c.id, Transfer: transfer}, limit)
+			require.ErrorContains(t, err, "offer in its place")
+		}
+	}
+}
+
+func TestAnOfferHasATextThatItsReceiverCanRead(t *testing.T) {
+	c := newOffered(t, 64, []uint64{1}, both)
+	place := c.far.Place
+	place.Blocks = make([]uint64, layout.MaxOfferText/2) // positions before the first one that is offered
+	place.First = uint64(len(place.Blocks)-1) * place.Layout.BlockTokens
+	_, err := c.target.Offer(place, both)
+	require.ErrorContains(t, err, "text of the offer")
+}

@@ -571,7 +571,8 @@ typedef void *kvferry_offer_t;
 /*
  * Offers the memory of a place in this process, from position first to the end of its table: flags are KVFERRY_OFFER_*, READ or
  * WRITE at least. lifetime_ms is for how long; 0 for until it is revoked. The place's numbers are blocks or slots, each of them
- * once. Its memory is registered with any access, also with one that opens it to no peer, at the latest before it is used.
+ * once. Its memory is registered with any access, also with one that opens it to no peer, at the latest before it is used. The
+ * offer ends when a region that has some of its memory is unregistered. When its time is over the engine revokes it.
  * The handle belongs to the caller until kvferry_offer_free. NULL on failure. Any thread may call this and what follows.
  */
 kvferry_offer_t kvferry_offer_make(transfer_engine_t engine, const kvferry_place_t *place, int flags, int64_t lifetime_ms);

@@ -40,6 +40,9 @@ type Transport struct {
 	// OnHolders is what Holders returns; nil for none.
 	OnHolders func(*core.Region) []string
 
+	// OnEvictOffer is what EvictOffer calls; nil for nothing.
+	OnEvictOffer func(*core.Offer)
+
 	// Transfers is what TakesTransfers returns.
 	Transfers bool
 
@@ -153,8 +156,12 @@ func (t *Transport) Holders(r *core.Region) []string {
 	return t.OnHolders(r)
 }
 
-// EvictOffer implements core.Transport. Nothing uses an offer.
-func (t *Transport) EvictOffer(*core.Offer) {}
+// EvictOffer implements core.Transport.
+func (t *Transport) EvictOffer(o *core.Offer) {
+	if t.OnEvictOffer != nil {
+		t.OnEvictOffer(o)
+	}
+}
 
 // TakesTransfers implements core.Transport.
 func (t *Transport) TakesTransfers() bool { return t.Transfers }
