@@ -15,12 +15,15 @@ import (
 //  1. pinStrided pins the one region that holds all runs and the gaps between them.
 //  2. Where there is none, pinPart does the same for the parts of the request along its outermost axis, and so on. So runs
 //     may lie in several regions, and each run lies in one.
+//  3. A part that begins in a region that is pinned, and ends beyond it, is cut without a look-up: regions do not overlap. So
+//     where runs alternate between regions, no look-up is made for each.
 
 // maxRegions bounds the regions of a strided request.
 const maxRegions = 1024
 
 var (
 	errMixed       = errors.New("the runs of a strided request are not all in host memory, or all on one device")
+	errBeyond      = errors.New("a part of a strided request ends beyond the region in which it begins")
 	errManyRegions = fmt.Errorf("the runs of a strided request are in more than %d regions", maxRegions)
 )
 
@@ -58,7 +61,7 @@ func (s *session) pinStrided(r *strided) (*core.Region, error) {
 // pinPart pins the regions of a part of a strided request. The lock is held.
 func (s *session) pinPart(op wire.Opcode, memory *hostmem.Strided, found *regionsOf) error {
 	addr, length := memory.Bounds()
-	region, err := s.pinAmong(wire.Header{Op: op, Addr: uint64(addr), Length: length}, found)
+	region, err := s.pinAmong(wire.Header{Op: op, Addr: uint64(addr), Length: length}, found, memory.Count > 0)
 	switch {
 	case err == nil && found.first == nil:
 		found.first = region
@@ -82,12 +85,16 @@ func (s *session) pinPart(op wire.Opcode, memory *hostmem.Strided, found *region
 	return nil
 }
 
-// pinAmong pins the region of a range, unless it is among those that are pinned. The lock is held.
-func (s *session) pinAmong(h wire.Header, found *regionsOf) (*core.Region, error) {
+// pinAmong pins the region of a range, unless it is among those that are pinned. parts says that the range may be cut. The lock
+// is held.
+func (s *session) pinAmong(h wire.Header, found *regionsOf, parts bool) (*core.Region, error) {
 	t := s.turn
 	for i := len(t.held) - 1; i >= found.begin; i-- {
-		if within(t.held[i], h) && (found.offered || t.held[i].Access.Allows(core.Opcode(h.Op))) {
-			return t.held[i], nil
+		switch r := t.held[i]; {
+		case within(r, h) && (found.offered || r.Access.Allows(core.Opcode(h.Op))):
+			return r, nil
+		case parts && r.Holds(h.Addr, 1) && !within(r, h):
+			return nil, errBeyond
 		}
 	}
 	var region *core.Region

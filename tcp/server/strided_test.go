@@ -180,6 +180,26 @@ func TestEachRunOfAStridedRequestMustLieInARegion(t *testing.T) {
 	}
 }
 
+func TestRunsThatAlternateBetweenRegionsNeedNoLookUpEach(t *testing.T) {
+	memory := tcptest.Mapped(t, 2*wire.MaxStrided)
+	copy(memory, tcptest.Pattern(len(memory), 7))
+	h := serve(t, Options{}, memory[:wire.MaxStrided], memory[wire.MaxStrided:])
+	frame, length := stridedRequest(wire.Read, sockio.AddressOf(memory), 1,
+		wire.Axis{Count: wire.MaxStrided / 2, Stride: 1}, wire.Axis{Count: 2, Stride: wire.MaxStrided})
+	want := make([]byte, length)
+	for i := range want {
+		want[i] = memory[i/2+i%2*wire.MaxStrided]
+	}
+	c := h.dial()
+	c.Greet(wire.Hello{Number: 1})
+	c.Send(frame)
+	c.ExpectStatus(wire.StatusOK)
+	c.Expect(want)
+	h.memory.mu.Lock()
+	defer h.memory.mu.Unlock()
+	require.Less(t, h.memory.lookups, 8)
+}
+
 func TestTheRunsOfAStridedRequestMayLieInSeveralRegionsAndAllOfThemStayPinned(t *testing.T) {
 	memory := tcptest.Mapped(t, 8*4096)
 	h := serve(t, Options{})

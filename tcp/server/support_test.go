@@ -33,6 +33,7 @@ type served struct {
 	mu      sync.Mutex
 	regions []*core.Region
 	pinned  int // how often
+	lookups int // by PinRemote
 	epoch   atomic.Uint64
 }
 
@@ -68,6 +69,7 @@ func (s *served) PinOffered(uint64, uint64) (*core.Region, error) { return nil, 
 func (s *served) PinRemote(addr, length uint64, op core.Opcode) (*core.Region, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.lookups++
 	for _, r := range s.regions {
 		if r.Access == core.NoAccess || !within(r, wire.Header{Addr: addr, Length: length}) {
 			continue
