@@ -17,34 +17,32 @@ import (
 //  4. settleAborted ends the pieces of a work that was given up, where they wait.
 type piece struct {
 	work   *core.Work
-	first  int32  // the task in which it begins
-	skip   uint64 // bytes of that task before it
-	op     core.Opcode
+	skip   uint64 // bytes of its first task before it
 	local  uintptr
 	remote uint64
 	length uint64
+	first  int32 // the task in which it begins
+	step   int32 // in the record of its batch, once a carrier has taken it; 0 for none
+	op     core.Opcode
 
-	end      uint64 // position behind its last byte in the stream of the lane that sends it
-	fatal    error  // why giveBack does not send it again: it fails, or each of its tasks is tried by itself; nil: it may be sent
+	strided   *strided // what it moves instead of a range; nil for a range. See strided.go
+	merged    bool     // spans several tasks
+	byAddress bool     // sent without its payload
+	plain     bool     // not to be sent by address: it was out of reach
+	cold      bool     // a READ into memory that may have to be brought in first: a goroutine that assists leaves it alone
+	forbidden bool     // the peer's last refusal said that peers may not do that with the range
+
 	breaks   int32  // connections that broke under it
 	refusals int32  // how often the peer refused its range
 	round    int32  // of the peer's descriptor, when the piece became unverified
-	merged   bool   // spans several tasks
-
-	forbidden bool // the peer's last refusal said that peers may not do that with the range
+	end      uint64 // position behind its last byte in the stream of the lane that sends it
+	fatal    error  // why giveBack does not send it again: it fails, or each of its tasks is tried by itself; nil: it may be sent
 
 	// blocked is since when it waits for a former connection to be over, by clock.Now; 0 while it does not.
 	// See blocked.go.
 	blocked int64
 
 	touched hostmem.Time // when a READ's memory was looked at and had been touched within the last second; 0 for not
-	cold    bool         // a READ into memory that may have to be brought in first: a goroutine that assists leaves it alone
-
-	step int32 // in the record of its batch, once a carrier has taken it; 0 for none
-
-	strided   *strided // what it moves instead of a range; nil for a range. See strided.go
-	byAddress bool     // sent without its payload
-	plain     bool     // not to be sent by address: it was out of reach
 }
 
 // opcodeOf is the opcode of a request as it is sent.
