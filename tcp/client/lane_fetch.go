@@ -49,6 +49,12 @@ type peerMemory struct {
 func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	r := &l.peerMemory
 	l.mu.Lock()
+	if l.stuck != nil { // since the pieces were taken: giveUpStuck has not seen them
+		l.mu.Unlock()
+		l.source.putBack(pieces)
+		return nil
+	}
+	l.inHand = pieces
 	by, known := r.Proof()
 	if !r.Reachable() || !known {
 		l.mu.Unlock()

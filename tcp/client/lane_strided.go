@@ -84,6 +84,11 @@ func (l *lane) endPacking(pieces []piece, failed []error) []piece {
 
 // leavePacking leaves strided WRITEs to the writer, and returns the other pieces, in the same slice.
 func (l *lane) leavePacking(pieces []piece) []piece {
+	l.mu.Lock()
+	if l.stuck != nil { // giveUpStuck has settled them
+		l.mu.Unlock()
+		return nil
+	}
 	rest := pieces[:0]
 	var later []piece
 	for i := range pieces {
@@ -94,6 +99,8 @@ func (l *lane) leavePacking(pieces []piece) []piece {
 		}
 	}
 	clear(pieces[len(rest):]) // for the collector
+	l.inHand = rest
+	l.mu.Unlock()
 	l.leaveToWriter(later)
 	return rest
 }
