@@ -150,13 +150,15 @@ class Completions:
             transfer = flight.transfer()
             told = transfer.settled() if transfer is not None else ()
             flight.waited_for = None
+            keep = None
             if self._functions.kvferry_batch_discard(self._engine, batch) == KVFERRY_OK:
-                flight.keep = None
+                keep, flight.keep = flight.keep, None
             else:  # the engine has ended: release() lets go of it
                 self._kept.left.append(flight)
             del self._kept.flights[batch]
         for wake in told:
             wake()
+        del keep  # without the lock: the end of the program's objects may be code that waits for other threads
 
     def _messages_arrived(self) -> None:
         with self.lock:

@@ -600,6 +600,29 @@ def test_messages_are_bytes(pair: Couple) -> None:
     pair.near.send(pair.far.name, "by name").result(LIMIT)
     assert pair.far.receive() == Message(b"by name")
     for wrong in (Message(b"", "x;base64"), Message(b"", "x\0")):
+class Waits(bytearray):
+    """Memory whose end waits for another thread, which uses a transfer."""
+
+    transfer: Any = None
+    ended: Any = None  # whether that thread has come to its end
+
+    def __del__(self) -> None:
+        thread = threading.Thread(target=self.transfer.add_done_callback, args=(lambda _: None,), daemon=True)
+        thread.start()
+        thread.join(LIMIT)
+        self.ended.append(not thread.is_alive())
+
+
+def test_the_end_of_memory_may_wait_for_other_threads(pair: Couple, silent: RawTarget) -> None:
+    memory = Waits(10)
+    memory.transfer, memory.ended = pair.near.open(silent.name).write(b"bytes", BASE), []
+    ended = memory.ended
+    transfer = pair.peer.write(memory, pair.region[:10])
+    del memory
+    assert transfer.result(LIMIT) == 10
+    assert ended == [True]
+
+
         with pytest.raises(ValueError, match="the name of a message must not"):
             pair.peer.send(wrong)
     with pytest.raises(TypeError, match="a message is bytes, a str or"):
