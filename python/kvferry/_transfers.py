@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import functools
 import threading
 import time
@@ -122,7 +123,8 @@ class Transfer:
 
     def _value(self) -> int:
         if self._error is not None:
-            raise self._error
+            # A copy: what is raised gets a traceback with the frames of all callers, which this object must not keep.
+            raise copy.copy(self._error)
         return self._final.bytes
 
     def cancel(self) -> bool:
