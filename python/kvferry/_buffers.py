@@ -7,6 +7,7 @@ protocol, or DLPack. Nothing is copied, and no device is called.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -50,7 +51,12 @@ def _of_tensor(thing: Any, readonly: bool) -> Buffer:
     return Buffer(found.address, _bytes(found.shape, found.element_size), readonly, thing)
 
 
+_FIELD_NAME = re.compile(":[^:]*:")  # in the format of a buffer; elsewhere in it an O is a Python object
+
+
 def _of_view(view: memoryview, kind: str) -> Buffer:
+    if "O" in _FIELD_NAME.sub("", view.format):
+        raise TypeError(f"this {kind} has Python objects, which are addresses of this process: they cannot be moved")
     if not view.c_contiguous:
         raise ValueError(_not_contiguous(kind, view.shape, view.strides))
     if view.nbytes == 0:

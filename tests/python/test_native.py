@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import json
 import math
@@ -375,6 +376,13 @@ def test_what_is_no_memory_is_refused(pair: Couple) -> None:
         pair.near.register(5)
     with pytest.raises(TypeError, match="not list"):
         pair.near.register([1, 2])
+    objects: Any = np.array([[1], "two"], object), np.zeros(2, [("a", "i4"), ("b", object)]), (ctypes.py_object * 2)()
+    for memory in objects:
+        with pytest.raises(TypeError, match="Python objects, which are addresses of this process"):
+            pair.near.register(memory)
+        with pytest.raises(TypeError, match="Python objects, which are addresses of this process"):
+            pair.peer.read(memory, pair.region.address)
+    pair.near.register(np.zeros(2, [("Offset", "i4"), ("b", "i4")])).close()
     with pytest.raises(ValueError, match="no bytes to register"):
         pair.near.register(bytearray())
     with pytest.raises(ValueError, match="access must be one of"):
