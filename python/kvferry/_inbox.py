@@ -44,6 +44,8 @@ def encoded(message: Message | bytes | str) -> tuple[bytes, bytes]:
         message = Message(bytes(message))
     elif not isinstance(message, Message):
         raise TypeError(f"a message is bytes, a str or a kvferry.Message, not {type(message).__name__}")
+    if not isinstance(message.data, (bytes, bytearray, memoryview)) or not isinstance(message.name, str):
+        raise TypeError(f"a kvferry.Message has bytes, and a str as its name, not {message!r}")
     name, data = message.name, bytes(message.data)
     if "\0" in name or name.endswith(BASE64):
         raise ValueError(f"the name of a message must not have a NUL character or end with {BASE64!r}: {name!r}")

@@ -216,11 +216,12 @@ class Transfer:
         engine's thread for callbacks does. Where the transfer has ended before, the calling thread calls it at once, or
         the loop soon. What it raises goes to the loop's exception handler, or to threading.excepthook.
         """
+        if not callable(function):
+            raise TypeError(f"a callback is a function, not {function!r}")
         self._engine.check_fork()
         context = contextvars.copy_context()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        loop = asyncio._get_running_loop()
+        if loop is None:
             self._add_for_thread(lambda: context.run(function, self))
             return
         watching = self._completions.watch(loop)

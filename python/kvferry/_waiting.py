@@ -38,7 +38,9 @@ def wait_in_steps(timeout: float, wait: Callable[[int], int]) -> int:
 
 
 def milliseconds(seconds: float) -> int:
-    """Seconds as the library takes a time: whole milliseconds, rounded up, not negative."""
+    """Seconds as the library takes a time: whole milliseconds, rounded up, not negative. ValueError for NaN."""
+    if math.isnan(seconds):
+        raise ValueError("a time is a number of seconds, not NaN")
     return min(max(0, math.ceil(seconds * 1000)), 2**63 - 1)
 
 

@@ -10,8 +10,8 @@ import math
 import os
 import pickle
 import threading
-import weakref
 import traceback
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,7 +174,6 @@ def test_a_rejected_range_is_named(pair: Couple) -> None:
     assert (str(again), again.index, again.remote) == (str(e), 1, NOWHERE)
 
 
-def test_access_is_what_the_region_says(pair: Couple) -> None:
 def test_a_failed_transfer_keeps_nothing_of_those_who_asked_for_its_result(pair: Couple) -> None:
     transfer = pair.peer.write(some_bytes(10), NOWHERE)
     gone: list[Any] = []
@@ -192,6 +191,7 @@ def test_a_failed_transfer_keeps_nothing_of_those_who_asked_for_its_result(pair:
     assert [one() for one in gone] == [None] * 3
 
 
+def test_access_is_what_the_region_says(pair: Couple) -> None:
     memory = np.ones(100, np.uint8)
     region = pair.far.register(memory, access="read")
     assert pair.peer.read(bytearray(100), region).result(LIMIT) == 100
@@ -405,6 +405,12 @@ def test_sides_that_do_not_match_are_refused(pair: Couple) -> None:
     for limit in (0, -1, math.nan):
         with pytest.raises(ValueError, match="a time limit is more than 0 seconds"):
             pair.peer.write(bytearray(1), 5, timeout=limit)
+    transfer = pair.peer.write(bytearray(1), pair.region[:1])
+    assert transfer.wait(LIMIT)
+    with pytest.raises(TypeError, match="a callback is a function, not None"):
+        transfer.add_done_callback(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a number of seconds, not NaN"):
+        Engine(start_timeout=math.nan)
 
 
 def test_slices_are_parts_in_bytes(engine: Engine) -> None:
@@ -594,6 +600,29 @@ def test_a_callback_is_called_though_nobody_has_the_transfer(engine: Engine, sil
     assert called.wait(LIMIT)
 
 
+class Waits(bytearray):
+    """Memory whose end waits for another thread, which uses a transfer."""
+
+    transfer: Any = None
+    ended: Any = None  # whether that thread has come to its end
+
+    def __del__(self) -> None:
+        thread = threading.Thread(target=self.transfer.add_done_callback, args=(lambda _: None,), daemon=True)
+        thread.start()
+        thread.join(LIMIT)
+        self.ended.append(not thread.is_alive())
+
+
+def test_the_end_of_memory_may_wait_for_other_threads(pair: Couple, silent: RawTarget) -> None:
+    memory = Waits(10)
+    memory.transfer, memory.ended = pair.near.open(silent.name).write(b"bytes", BASE), []
+    ended = memory.ended
+    transfer = pair.peer.write(memory, pair.region[:10])
+    del memory
+    assert transfer.result(LIMIT) == 10
+    assert ended == [True]
+
+
 def test_a_transfer_that_has_ended_keeps_no_memory(pair: Couple) -> None:
     memory = np.zeros(SIZE, np.uint8)
     gone = weakref.ref(memory)
@@ -620,35 +649,15 @@ def test_messages_are_bytes(pair: Couple) -> None:
     for message in sent:
         assert pair.peer.send(message).result(LIMIT) == 0
     assert [pair.far.receive(LIMIT) for _ in sent] == sent
+    for wrong in (Message(5), Message("text"), Message(b"", None)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"a kvferry.Message has bytes, and a str as its name, not Message\("):
+            pair.peer.send(wrong)
     assert pair.far.receive(0) is None
     assert pair.far.receive(0.01) is None
     assert Message(b"a\xff").text == "a\ufffd"
     pair.near.send(pair.far.name, "by name").result(LIMIT)
     assert pair.far.receive() == Message(b"by name")
     for wrong in (Message(b"", "x;base64"), Message(b"", "x\0")):
-class Waits(bytearray):
-    """Memory whose end waits for another thread, which uses a transfer."""
-
-    transfer: Any = None
-    ended: Any = None  # whether that thread has come to its end
-
-    def __del__(self) -> None:
-        thread = threading.Thread(target=self.transfer.add_done_callback, args=(lambda _: None,), daemon=True)
-        thread.start()
-        thread.join(LIMIT)
-        self.ended.append(not thread.is_alive())
-
-
-def test_the_end_of_memory_may_wait_for_other_threads(pair: Couple, silent: RawTarget) -> None:
-    memory = Waits(10)
-    memory.transfer, memory.ended = pair.near.open(silent.name).write(b"bytes", BASE), []
-    ended = memory.ended
-    transfer = pair.peer.write(memory, pair.region[:10])
-    del memory
-    assert transfer.result(LIMIT) == 10
-    assert ended == [True]
-
-
         with pytest.raises(ValueError, match="the name of a message must not"):
             pair.peer.send(wrong)
     with pytest.raises(TypeError, match="a message is bytes, a str or"):
