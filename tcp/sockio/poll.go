@@ -27,8 +27,9 @@ const (
 	manyProcessors = 8
 )
 
-// Processors counts the machine's processors and the threads that poll sockets, and knows when they are contended. All sockets of a process share one: a
-// thread that polls keeps the place of a goroutine that could run, so at most half as many poll as there are processors.
+// Processors counts the machine's processors and the threads that poll sockets, and knows when they are contended. All sockets
+// of a process share one: a thread that polls keeps the place of a goroutine that could run, so at most half as many poll as there
+// are processors.
 type Processors struct {
 	*spin.Contention
 	count   int
