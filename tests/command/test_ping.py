@@ -103,7 +103,8 @@ def test_the_statistics_are_those_of_the_times() -> None:
 
 def test_this_sides_address_is_the_one_that_leads_to_the_peer() -> None:
     assert own_address("127.0.0.1:5") == "127.0.0.1"
-    assert own_address("no-such-host.invalid:5") == "127.0.0.1"
+    for nobody in ("no-such-host.invalid:5", "a..b:5", f"{'a' * 64}.b", "\udcff"):
+        assert own_address(nobody) == "127.0.0.1"
     hosts = {"a:1": "a", "a": "a", "[::1]:5": "::1", "::1": "::1", "fd00::2:5": "fd00::2:5", "10.0.0.1:15": "10.0.0.1"}
     assert {text: host_of(text) for text in hosts} == hosts
 

@@ -73,7 +73,7 @@ def own_address(towards: str | None) -> str:
                 with socket.socket(family, kind, protocol) as s:
                     s.connect(address)  # it sends nothing
                     return str(s.getsockname()[0])
-        except OSError:
+        except (OSError, UnicodeError):  # the second one for what cannot be the name of a host
             continue
     return "127.0.0.1"
 
