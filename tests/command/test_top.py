@@ -101,6 +101,14 @@ def test_without_engines_it_says_where_it_has_looked(sockets: str) -> None:
     assert result("top", *QUICK, KVFERRY_SOCKET_DIR=f"{sockets}/none") == []
 
 
+@pytest.mark.parametrize("ignored", ["", "folder", "./folder", "OFF", "/tmp/a\nb"])
+def test_a_folder_that_engines_ignore_is_ignored(ignored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVFERRY_SOCKET_DIR", "auto")
+    usual = top_sources.folder()
+    monkeypatch.setenv("KVFERRY_SOCKET_DIR", ignored)
+    assert top_sources.folder() == usual
+
+
 def test_sockets_that_were_left_behind_are_passed_over(sockets: str) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(f"{sockets}/7-00000000.sock")

@@ -14,6 +14,7 @@ import socket
 import stat
 import time
 import typing
+import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,10 +58,12 @@ class Reading(NamedTuple):
 
 def folder() -> Path | None:
     """The folder of this user's sockets; None where the environment says that there is none."""
-    named = os.environ.get(FOLDER) or AUTO
+    named = os.environ.get(FOLDER, AUTO)
     if named == OFF:
         return None
-    return Path(f"/tmp/kvferry-{os.geteuid()}" if named == AUTO else named)
+    # Engines take the default for what is no path, or has control characters.
+    valid = named.startswith("/") and all(unicodedata.category(character) != "Cc" for character in named)
+    return Path(named if valid else f"/tmp/kvferry-{os.geteuid()}")
 
 
 def found() -> list[Source]:
