@@ -215,6 +215,25 @@ def test_a_peer_that_ends_meanwhile_is_an_error_that_names_it() -> None:
         assert re.search(failed, bench_.process.stderr.read(), re.M)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "failed"])
+def test_a_bench_that_does_not_come_to_its_end_prints_one_value(number: signal.Signals, tmp_path: Path) -> None:
+    sockets = tmp_path / "s"
+    sockets.mkdir(mode=0o700)
+    folder = {"KVFERRY_SOCKET_DIR": str(sockets)}
+    arguments = "--json", "bench", "--op", "read", "--size", "4K", "--batch", "1", "--seconds", "60"
+    with served("--size", "4M", **folder) as (peer, server), running(*arguments, peer, **folder) as bench_:
+
+        def moves() -> bool:  # faster than the bench looks at the notice
+            return any(engine["read"] > 1 << 22 for engine in result("top", "-i", "0.2", **folder))
+
+        until(moves, 60, "the bench has begun")
+        (bench_ if number == signal.SIGINT else server).process.send_signal(number)
+        assert bench_.process.wait(60) in (1, 130)
+        bench_.line("^$")
+        told = json.loads("".join(bench_.printed))
+        assert told["kind"] == "serve" and told["error"].startswith("kvferry bench ")
+
+
 def test_the_live_line_is_for_terminals_only() -> None:
     with served("--size", "4M") as (peer, _):
         arguments = "bench", peer, "--op", "read", "--size", "64K", "--seconds", "0.5"

@@ -121,6 +121,32 @@ def test_output_that_nobody_reads_is_status_141_without_a_traceback() -> None:
     assert (done.returncode, done.stderr) == (status.NO_READER, b"")
 
 
+def test_output_without_room_is_a_failure_in_one_sentence() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kvferry", "simulator"], stdout=full, stderr=subprocess.PIPE, timeout=30
+        )
+    why = b"kvferry: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (status.FAILED, why)
+
+
+def test_a_command_may_have_no_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)  # as Python has them where the descriptors are closed
+    out = Output()
+    assert not out.terminal
+    out.text("a line")
+    out.error("an error")
+
+
+def test_what_is_unfinished_is_in_the_value_of_a_failure() -> None:
+    stream = io.StringIO()
+    out = Output(as_json=True, stream=stream, errors=io.StringIO())
+    out.unfinished({"rows": [1]})
+    out.error("the second row failed")
+    assert json.loads(stream.getvalue()) == {"rows": [1], "error": "the second row failed"}
+
+
 def test_no_subcommand_takes_the_name_of_a_global_option() -> None:
     taken = {name for declared in GLOBAL for name in declared.names} | {"-h", "--help"}
     for command in registered.COMMANDS:

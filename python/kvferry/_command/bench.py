@@ -85,8 +85,12 @@ class Bench:
             with Live(self._out) as live:
                 for number, case in enumerate(cases, 1):
                     self._measure(case, f"{number}/{len(cases)} {case}", live)
+        except BaseException:
+            self._out.unfinished(self._result())
+            raise
         finally:
-            self._print()
+            self._print_table()
+        self._out.result(self._result())
         if all(row["checked"] for row in self._rows):
             self._out.note("every byte was checked")
 
@@ -137,20 +141,19 @@ class Bench:
                     found[path] = found.get(path, 0) + count
         return found
 
-    def _print(self) -> None:
+    def _print_table(self) -> None:
         if self._rows:
             cells = [[cell(row) for _, cell in COLUMNS] for row in self._rows]
             self._out.table([title for title, _ in COLUMNS], cells, RIGHT)
-        target = self._target
-        self._out.result(
-            {
-                "peer": self._arguments.peer,
-                "kind": target.kind,
-                "memory": self._arguments.memory,
-                "peer_memory": target.place,
-                "cases": self._rows,
-            }
-        )
+
+    def _result(self) -> dict[str, Any]:
+        return {
+            "peer": self._arguments.peer,
+            "kind": self._target.kind,
+            "memory": self._arguments.memory,
+            "peer_memory": self._target.place,
+            "cases": self._rows,
+        }
 
 
 def _progress(measured: Measured, moved: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import kvferry
 from kvferry._command import status
 from kvferry._command.declaration import GLOBAL, Command, CommandError, Example, Option
-from kvferry._command.output import Output
+from kvferry._command.output import Output, OutputError
 from kvferry._command.registered import COMMANDS
 
 DESCRIPTION = "Move KV cache between machines over TCP, and find out why it does not move, or moves slowly."
@@ -24,9 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(sys.argv[1:] if arguments is None else arguments)
     except BrokenPipeError:
-        # Python flushes standard output once more at its end, and would tell of the error again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return status.NO_READER
+    except OutputError as e:
+        _discard_output()
+        print(f"kvferry: {e}", file=sys.stderr)
+        return status.FAILED
+
+
+def _discard_output() -> None:
+    """Python flushes standard output once more at its end, and would tell of the error again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -12,6 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 
+class OutputError(RuntimeError):
+    """The output has no room, or the like; the text says why."""
+
+
 class Output:
     """Where a subcommand prints. stream and errors are standard output and standard error where not given."""
 
@@ -26,18 +30,19 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
-        self._stream = stream or sys.stdout
-        self._errors = errors or sys.stderr
+        self._stream: TextIO | None = stream or sys.stdout  # None where this process was started without one
+        self._errors: TextIO | None = errors or sys.stderr
+        self._unfinished: dict[str, Any] = {}
 
     @property
     def terminal(self) -> bool:
         """Whether text goes to a terminal, on which a line can be written over."""
-        return not self.as_json and self._stream.isatty()
+        return not self.as_json and self._stream is not None and self._stream.isatty()
 
     def text(self, text: str = "") -> None:
         """A line of what was asked for."""
         if not self.as_json:
-            print(harmless(text), file=self._stream, flush=True)
+            self._print(harmless(text))
 
     def note(self, text: str) -> None:
         """A line around what was asked for; not with --quiet."""
@@ -57,16 +62,31 @@ class Output:
     def result(self, value: Any) -> None:
         """All that was asked for, as one value that JSON has; only with --json."""
         if self.as_json:
-            print(json.dumps(value, indent=2), file=self._stream, flush=True)
+            self._print(json.dumps(value, indent=2))
+
+    def unfinished(self, value: dict[str, Any]) -> None:
+        """What there is of the result, for a command that is about to fail: error() prints it."""
+        self._unfinished = value
 
     def error(self, text: str) -> None:
-        """A failure, on standard error; with --json also {"error": text} as the result."""
-        self.result({"error": text})
-        print(harmless(text), file=self._errors, flush=True)
+        """A failure, on standard error; with --json also {"error": text} as the result, and what is unfinished."""
+        self.warning(text)
+        self.result({**self._unfinished, "error": text})
 
     def warning(self, text: str) -> None:
         """What the user should know beside the result, on standard error."""
-        print(harmless(text), file=self._errors, flush=True)
+        if self._errors is not None:
+            print(harmless(text), file=self._errors, flush=True)
+
+    def _print(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            raise OutputError(f"standard output cannot be written: {e.strerror}") from e
 
 
 def harmless(text: str) -> str:
