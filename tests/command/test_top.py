@@ -171,6 +171,29 @@ def altered(stats: Stats, **values: Any) -> bytes:
     return json.dumps([{**stats, **values}]).encode()
 
 
+@pytest.mark.parametrize("begins", [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 200 "])
+def test_an_answer_that_comes_too_slowly_is_given_up(begins: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top_sources, "PATIENCE", 0.3)
+    given_up = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(begins)
+            for _ in range(100):
+                if given_up.wait(0.05):
+                    return
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        (reading,) = top_sources.read_all([Source(f"127.0.0.1:{listener.getsockname()[1]}", None)])
+        given_up.set()
+        thread.join()
+    assert reading.problem == "timed out"
+
+
 def test_answers_that_are_none_are_failures_and_break_nothing(stats: Stats) -> None:
     bodies = [b"", b"{}", b"[{}]", b"[1]", b"nonsense", b"[" * 100_000, b"\xff", altered(stats)[:-20]]
     bodies += [altered(stats, uptime_seconds=value) for value in (-1, "1", None, 2**70, float("nan"), float("inf"))]

@@ -113,7 +113,7 @@ def _read(source: Source) -> Reading:
 
 def _ask(source: Source) -> list[Stats]:
     """The engines of a source. OSError, HTTPException or ValueError where it does not say."""
-    connection = _connection(source)
+    connection = _Connection(source)
     try:
         connection.request("GET", "/stats", headers={"Host": "localhost"})
         answer = connection.getresponse()
@@ -127,24 +127,38 @@ def _ask(source: Source) -> list[Stats]:
         connection.close()
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """A connection to a socket of the file system."""
+class _InTime(socket.socket):
+    """A connected socket. An answer that is not complete within PATIENCE is a TimeoutError, however slowly it comes."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=PATIENCE)
-        self._path = path
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__(fileno=connected.detach())
+        self._until = time.monotonic() + PATIENCE
+        self.settimeout(PATIENCE)
+
+    def recv_into(self, *arguments: Any) -> int:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left)
+        return super().recv_into(*arguments)
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to a source, at a port or at a socket of the file system."""
+
+    def __init__(self, source: Source) -> None:
+        host, _, port = source.address.rpartition(":")
+        self._path = source.path
+        super().__init__("localhost" if self._path else host.strip("[]"), None if self._path else int(port))
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-def _connection(source: Source) -> http.client.HTTPConnection:
-    if source.path is not None:
-        return _UnixConnection(source.path)
-    host, _, port = source.address.rpartition(":")
-    return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=PATIENCE)
+        if self._path is None:
+            made = socket.create_connection((self.host, self.port), PATIENCE)
+        else:
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            made.settimeout(PATIENCE)
+            made.connect(self._path)
+        self.sock = _InTime(made)
 
 
 def _checked(value: Any) -> list[Stats]:
