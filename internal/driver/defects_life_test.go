@@ -77,15 +77,17 @@ func waitForAHangingCopy(t *testing.T, op core.Opcode, atInitiator bool) {
 	requireBytes(t, want, to)
 }
 
-// callsAtRest waits until the library is not called any more, and returns how often it was.
+// callsAtRest waits until the library was not called for a while, and returns how often it was called before.
 func callsAtRest(t *testing.T) uint64 {
 	t.Helper()
-	calls := callsSoFar(t)
+	const rest = 50 * time.Millisecond
+	calls, since := callsSoFar(t), time.Now()
 	require.Eventually(t, func() bool {
-		before := calls
-		calls = callsSoFar(t)
-		return before == calls
-	}, enough, 50*time.Millisecond)
+		if now := callsSoFar(t); now != calls {
+			calls, since = now, time.Now()
+		}
+		return time.Since(since) >= rest
+	}, enough, rest/10)
 	return calls
 }
 
