@@ -16,7 +16,7 @@ import (
 
 // Batches announce their end:
 //
-//  1. kvferry_start with announce counts the batch, and has OnDone call add when it has ended.
+//  1. kvferry_start with announce reserves room before anything moves, and has OnDone call add when the batch has ended.
 //  2. add appends its id to the queue, and sets the counter of the eventfd if the queue was empty.
 //  3. kvferry_completions_next takes ids. It clears the counter when the queue is empty: so the descriptor is readable as long as
 //     there is something to take. When the engine has ended, it is readable for ever.
@@ -41,20 +41,27 @@ type completions struct {
 	set       bool     // its counter is not 0
 }
 
-// announce has the end of a batch announced.
-func (c *completions) announce(b *core.Batch) error {
+// reserve makes room for an announcement. The caller uses it by announce, or gives it back by release.
+func (c *completions) reserve() error {
 	c.mu.Lock()
-	full := c.announced >= mostAnnounced
-	if !full {
-		c.announced++
-	}
-	c.mu.Unlock()
-	if full {
+	defer c.mu.Unlock()
+	if c.announced >= mostAnnounced {
 		return status.Errorf(status.TooManyRequests, "%d batches have been announced, or will be, and were not taken by kvferry_completions_next",
 			int(mostAnnounced))
 	}
-	b.OnDone(func() { c.add(b.ID()) })
+	c.announced++
 	return nil
+}
+
+func (c *completions) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.announced--
+}
+
+// announce has the end of a batch announced, in room that was reserved.
+func (c *completions) announce(b *core.Batch) {
+	b.OnDone(func() { c.add(b.ID()) })
 }
 
 // add puts a batch that has ended, or messageArrived, into the queue. It does not block.

@@ -93,10 +93,14 @@ func TestABatchThatHasEndedIsAnnouncedAtOnceAndFewerThanTheLimitWait(t *testing.
 	e, c, fd := announcing(t)
 	b, err := e.AllocateBatch(0)
 	require.NoError(t, err)
-	require.NoError(t, c.announce(b))
+	require.NoError(t, c.reserve())
+	c.announce(b)
 	require.True(t, readable(t, fd))
 	c.announced = mostAnnounced
-	require.ErrorContains(t, c.announce(b), "kvferry_completions_next")
+	require.ErrorContains(t, c.reserve(), "kvferry_completions_next")
 	require.Equal(t, 1, c.take(make([]uint64, 1)))
-	require.NoError(t, c.announce(b))
+	require.NoError(t, c.reserve())
+	require.Error(t, c.reserve())
+	c.release()
+	require.NoError(t, c.reserve())
 }

@@ -47,14 +47,21 @@ func kvferry_go_start(engine unsafe.Pointer, what C.transfer_t, size C.size_t, b
 		if err != nil {
 			return err
 		}
+		announced := from.announce != 0
+		if announced {
+			if err := h.completions.reserve(); err != nil {
+				return err
+			}
+		}
 		b, err := e.Start(t)
 		if err != nil {
+			if announced {
+				h.completions.release()
+			}
 			return err
 		}
-		if from.announce != 0 {
-			if err := h.completions.announce(b); err != nil {
-				return errors.Join(err, e.DiscardBatch(b))
-			}
+		if announced {
+			h.completions.announce(b)
 		}
 		*batch = C.uint64_t(b.ID())
 		return nil
