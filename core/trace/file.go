@@ -178,8 +178,8 @@ func (f *file) tell(log *zap.Logger, err error) {
 
 // write replaces the file. unfinished says that something in it has not ended.
 //
-// The new file gets another name first. Rename replaces a link and does not follow it. Something else than a file is not replaced:
-// it may be a device.
+// The new file gets another name first, and replaces the old one by rename. A link or a device of that name is refused, and not
+// replaced or followed.
 func (f *file) write() (unfinished bool, err error) {
 	f.writing.Lock()
 	defer f.writing.Unlock()

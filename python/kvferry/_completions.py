@@ -327,6 +327,8 @@ class _Thread:
             self._thread.join(LONGEST_CALLBACK)
             if self._thread.is_alive():
                 _log.warning("a callback of a transfer has not returned for %g s: close() goes on", LONGEST_CALLBACK)
+            else:
+                self._call_all()  # what came when the thread had looked for the last time
 
 
 def _close_all(*descriptors: int) -> None:
