@@ -4,7 +4,6 @@ import (
 	"errors"
 	"iter"
 	"math"
-	"math/rand/v2"
 
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
@@ -72,7 +71,7 @@ var errOwnOffer = status.Errorf(status.NotImplemented, "an offer of a process th
 // limit of them, or mostPlanned for a limit of 0, are submitted at a time: the next ones when these have completed, and none
 // when one of them has failed.
 func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
-	p.id = rand.Uint64()
+	p.id = randomNumber()
 	b, err := e.submitTransfer(p)
 	if !errors.Is(err, errNotOneTask) {
 		return b, err
@@ -249,7 +248,7 @@ func (e *Engine) feedPlanned(b *Batch, p Planned, runs *layout.Runs, limit int) 
 // feedRuns submits the transfer for a feeder: as one task, or as requests, so many at a time. The last ones have the notification.
 func (e *Engine) feedRuns(b *Batch, f *feed, p Planned, runs *layout.Runs, limit int) error {
 	if p.id == 0 {
-		p.id = rand.Uint64()
+		p.id = randomNumber()
 	}
 	if p.Target == LocalSegment && p.key() != (layout.Key{}) && !e.takesTransfers(p.Target) {
 		return errOwnOffer

@@ -14,6 +14,7 @@ from support import wire
 from support.hello import (
     COPIES,
     PAGE,
+    STRIDED,
     Hello,
     Permit,
     connect_on_host,
@@ -52,7 +53,7 @@ def copied(connection: socket.socket, memory: Memory) -> bool:
 def test_an_engine_copies_from_who_has_permitted_it_until_that_is_revoked(world: World) -> None:
     with still_well(world), contextlib.closing(Permit()) as permit, greeted(world.engine.name, permit) as greeting:
         connection, answer = greeting
-        assert answer.flags == COPIES
+        assert answer.flags == COPIES | STRIDED
         assert copied(connection, world.scratch)
         assert serves(connection, world.near)
         permit.revoke()
@@ -64,7 +65,7 @@ def test_an_engine_copies_nothing_without_a_permit(world: World, greets: bool) -
     with still_well(world), contextlib.ExitStack() as stack:
         if greets:
             connection, answer = stack.enter_context(greeted(world.engine.name))
-            assert answer.flags == 0
+            assert answer.flags == STRIDED
         else:
             connection = stack.enter_context(connect_on_host(world.engine.name))
         assert not copied(connection, world.scratch)
@@ -118,7 +119,7 @@ def test_a_permit_that_is_none_is_not_accepted_and_the_connection_is_served_with
         connection = stack.enter_context(connect_on_host(world.engine.name))
         say(connection, Hello(identity(world.engine.name), permit_at=permit.address).encode(), files)
         answer = read_answer(connection)
-        assert answer is not None and (answer.code, answer.flags) == (wire.OK, 0)
+        assert answer is not None and (answer.code, answer.flags) == (wire.OK, STRIDED)
         assert serves(connection, world.near)
         assert not copied(connection, world.scratch)
 
@@ -129,7 +130,7 @@ def test_a_permit_that_is_not_where_the_hello_says_is_not_accepted(world: World,
     with still_well(world), contextlib.closing(Permit()) as permit, connect_on_host(world.engine.name) as connection:
         say(connection, Hello(identity(world.engine.name), permit_at=place).encode(), [permit.file])
         answer = read_answer(connection)
-        assert answer is not None and (answer.code, answer.flags) == (wire.OK, 0)
+        assert answer is not None and (answer.code, answer.flags) == (wire.OK, STRIDED)
         assert not copied(connection, world.scratch)
 
 

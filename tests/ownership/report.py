@@ -31,7 +31,7 @@ LEAST_OF_FAULTS = {
 }
 LEAST_OF_OTHERS = 0.03
 MOST = 12  # lines of a list
-LONG_ENOUGH = 5.0  # seconds of worlds in which something may happen, from which on it must
+LONG_ENOUGH = 20.0  # seconds of worlds in which something may happen, from which on it must
 
 
 def violation(found: Violation, seed: int, world: World, logs: str) -> str:

@@ -61,7 +61,7 @@ def test_the_places_of_a_transfer_do_not_meet() -> None:
 
 
 def test_a_run_that_did_nothing_does_not_pass() -> None:
-    worlds = [(world, 8.0) for world in some_worlds(7)]
+    worlds = [(world, report.LONG_ENOUGH) for world in some_worlds(7)]
     found = report.too_little(collections.Counter(), worlds)
     assert len(found) == len(report.LEAST) + len(plan.FAULTS)
 

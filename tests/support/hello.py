@@ -23,7 +23,7 @@ ANSWER = struct.Struct("<II16sQQ")  # version · length of what follows · targe
 MAGIC = int.from_bytes(b"vkHello\x01", "little")
 OPCODE, VERSION = 0x82, 1
 OTHER_ENGINE, OUT_OF_REACH = 4, 3  # codes of a status frame
-COPIES = 1  # of the flags of an answer: the target copies by the permit
+COPIES, STRIDED = 1, 2  # of the flags of an answer: the target copies by the permit, and takes strided requests
 
 BY_ADDRESS = 0x40  # of an opcode: the payload is named by its address
 
