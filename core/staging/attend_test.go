@@ -5,9 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/device"
 	"kvferry/core/staging"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 // With few processors threads wait as Go does it, and with many they look out and sleep in the kernel: see attend.go.
@@ -49,4 +51,21 @@ func jobsAtAnyTime(t *testing.T) {
 		}
 	}
 	all.Wait()
+}
+
+func TestAnErrorThatAThreadFindsWhileItLooksOutFailsTheJob(t *testing.T) {
+	var f *faulty
+	r := newRig(t, options(), func(d device.Device) device.Device {
+		f = newFaulty(asking{d})
+		return f
+	})
+	f.failWhen(func(call string, nth int) bool {
+		notYet, later := call == "WaitInTime" && nth == 1, call == "Wait" && nth == 2
+		return notYet || later
+	})
+	lease := r.lease(staging.Out, 64*kib)
+	defer lease.Release()
+	moves := r.lay(lease, r.memory(64*kib), 100)
+	require.ErrorIs(t, do(r.staging, staging.Out, moves), errInjected)
+	require.NoError(t, do(r.staging, staging.Out, moves))
 }

@@ -179,7 +179,7 @@ func (c *copier) done() bool {
 		return false
 	}
 	oldest := *c.flight.first()
-	if oldest.err == nil && oldest.queued && !oldest.happened {
+	if oldest.err == nil && oldest.queued && !oldest.happened && oldest.failed == nil {
 		c.completing = true
 		c.mu.Unlock()
 		oldest.happened, oldest.failed = oldest.event.Wait(0)
