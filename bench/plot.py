@@ -70,14 +70,15 @@ class _Logarithmic:
 
 
 class _Axes:
-    """From values to places in the picture."""
+    """From values to places in the picture. A single size is in the middle."""
 
     def __init__(self, smallest: float, largest: float, scale: _Linear | _Logarithmic) -> None:
         self._low, self._range = math.log2(smallest), math.log2(largest) - math.log2(smallest)
         self._scale = scale
 
     def x(self, size: float) -> float:
-        return LEFT + (math.log2(size) - self._low) / self._range * (WIDTH - LEFT - RIGHT)
+        part = (math.log2(size) - self._low) / self._range if self._range else 0.5
+        return LEFT + part * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
         return HEIGHT - BOTTOM - self._scale.part(value) * (HEIGHT - TOP - BOTTOM)
