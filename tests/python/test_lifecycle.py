@@ -15,6 +15,7 @@ import pytest
 from mooncake.engine import InnerTransferEngine, TransferEngine
 from support.inprocess import HOST, Node, run_python
 from support.peers import Peers
+from support.process import stop
 
 MIB = 1 << 20
 
@@ -125,7 +126,7 @@ def test_an_engine_that_is_dropped_while_transfers_are_stuck_ends_within_a_secon
     memory = peer.memory(64 * MIB)
     node = Node(64 * MIB)
     assert node.engine.transfer_sync_write(peer.name, node.address, memory.address, 1) == 0
-    peer.process.send_signal(signal.SIGSTOP)
+    stop(peer.pid)
     assert node.engine.transfer_submit_write(peer.name, node.address, memory.address, 64 * MIB)
     begin = time.monotonic()
     del node.engine

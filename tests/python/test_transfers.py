@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mooncake.engine import TransferEngine, TransferNotify, TransferOpcode
 from support.inprocess import HOST, Node
 from support.peers import Peers
+from support.process import stop
 
 pytestmark = pytest.mark.each_path
 
@@ -248,7 +249,7 @@ class Stopped:
         self.name = self.peer.name
 
     def stop(self) -> None:
-        self.peer.process.send_signal(signal.SIGSTOP)
+        stop(self.peer.pid)
 
     def go_on(self) -> None:
         self.peer.process.send_signal(signal.SIGCONT)

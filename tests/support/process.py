@@ -125,13 +125,19 @@ def sockets_of(pid: int) -> set[str]:
 @contextlib.contextmanager
 def stopped(peer: Peer) -> Iterator[None]:
     """Stop every thread of a process, as a debugger does. At the end it goes on, unless it was killed."""
-    os.kill(peer.pid, signal.SIGSTOP)
     try:
-        until(lambda: states_of(peer.pid) == {"T"}, SETTLE_LIMIT, f"{peer} is stopped")
+        stop(peer.pid)
         yield
     finally:
         if peer.process.poll() is None:
             os.kill(peer.pid, signal.SIGCONT)
+
+
+def stop(pid: int) -> None:
+    """Stop every thread of a process. The signal alone does that only when each thread has seen it: on a busy machine
+    they serve another transfer meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: states_of(pid) == {"T"}, SETTLE_LIMIT, f"process {pid} is stopped")
 
 
 def states_of(pid: int) -> set[str]:

@@ -14,6 +14,8 @@ from typing import Any, Callable, Union
 from kvferry import Layout, Place, plan
 from kvferry._memory import Mapping
 
+from .process import stop
+
 __all__ = [
     "Mapping",
     "StuckPeer",
@@ -110,7 +112,7 @@ class StuckPeer:
         self.length = 64 * MIB
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
+        stop(self.process.pid)
 
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
