@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"unsafe"
 
@@ -73,10 +74,13 @@ func BenchmarkSubmitAndWatch(b *testing.B) {
 }
 
 func TestACallAllocatesNothingPerRequest(t *testing.T) {
-	const runs = 20
-	allocations := func(requests int) float64 {
+	allocations := func(requests int) (fewest float64) {
 		c := startCall(t, requests)
-		return testing.AllocsPerRun(runs, func() { perform(t, c, kvferry_go_submit_and_watch) })
+		fewest = math.Inf(1)
+		for range 5 { // the garbage collector and other goroutines add to a run now and then
+			fewest = min(fewest, testing.AllocsPerRun(4, func() { perform(t, c, kvferry_go_submit_and_watch) }))
+		}
+		return fewest
 	}
 	require.InDelta(t, allocations(64), allocations(4096), 1, "with 64 requests, and with 4096; each is rounded")
 }

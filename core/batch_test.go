@@ -577,9 +577,13 @@ func TestSubmitAllocatesNothingPerRequest(t *testing.T) {
 		{"several peers", 1, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			allocations := func(requests int) float64 {
+			allocations := func(requests int) (fewest float64) {
 				p := startPrompt(t, requests, c.regions, c.peers)
-				return testing.AllocsPerRun(20, func() { p.transfer(t) })
+				fewest = math.Inf(1)
+				for range 5 { // the garbage collector and other goroutines add to a run now and then
+					fewest = min(fewest, testing.AllocsPerRun(4, func() { p.transfer(t) }))
+				}
+				return fewest
 			}
 			require.InDelta(t, allocations(64), allocations(4096), 1, "with 64 requests, and with 4096; each is rounded")
 		})
