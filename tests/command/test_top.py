@@ -341,6 +341,6 @@ def test_durations_and_ages_have_one_unit() -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "a:", ":1", "a:b", "a:0", "a:65536", "unix:x"])
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         top_sources.address(text)
     assert run("top", text)[0] == 2
