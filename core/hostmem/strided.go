@@ -194,9 +194,9 @@ func (c *Copier) row(r *row, slow *slowRuns) error {
 		return slow.add(r)
 	}
 	if slow.access == Reading {
-		pack(r.buffer, r.addr, uintptr(r.stride), uintptr(r.run), r.count)
+		copyRuns(r.buffer, uintptr(r.run), r.addr, uintptr(r.stride), uintptr(r.run), r.count)
 	} else {
-		unpack(r.addr, r.buffer, uintptr(r.stride), uintptr(r.run), r.count)
+		copyRuns(r.addr, uintptr(r.stride), r.buffer, uintptr(r.run), uintptr(r.run), r.count)
 	}
 	return nil
 }
@@ -216,64 +216,33 @@ func (c *Copier) mayTouchRow(r *row, a Access) bool {
 	return c.now.Seen(addr, length, a) || c.BringIn(addr, length, a)
 }
 
-// pack copies runs that are stride bytes apart to consecutive places.
-func pack(dst, src, stride, run uintptr, count uint64) {
+// copyRuns copies runs that are fromStep bytes apart to places that are toStep bytes apart.
+func copyRuns(dst, toStep, src, fromStep, run uintptr, count uint64) {
 	switch run {
 	case 8:
 		for ; count > 0; count-- {
 			*(*[8]byte)(pointer(dst)) = *(*[8]byte)(pointer(src))
-			dst, src = dst+run, src+stride
+			dst, src = dst+toStep, src+fromStep
 		}
 	case 16:
 		for ; count > 0; count-- {
 			*(*[16]byte)(pointer(dst)) = *(*[16]byte)(pointer(src))
-			dst, src = dst+run, src+stride
+			dst, src = dst+toStep, src+fromStep
 		}
 	case 32:
 		for ; count > 0; count-- {
 			*(*[32]byte)(pointer(dst)) = *(*[32]byte)(pointer(src))
-			dst, src = dst+run, src+stride
+			dst, src = dst+toStep, src+fromStep
 		}
 	case 64:
 		for ; count > 0; count-- {
 			*(*[64]byte)(pointer(dst)) = *(*[64]byte)(pointer(src))
-			dst, src = dst+run, src+stride
+			dst, src = dst+toStep, src+fromStep
 		}
 	default:
 		for ; count > 0; count-- {
 			copy(At(dst, uint64(run)), At(src, uint64(run)))
-			dst, src = dst+run, src+stride
-		}
-	}
-}
-
-// unpack copies consecutive runs to places that are stride bytes apart.
-func unpack(dst, src, stride, run uintptr, count uint64) {
-	switch run {
-	case 8:
-		for ; count > 0; count-- {
-			*(*[8]byte)(pointer(dst)) = *(*[8]byte)(pointer(src))
-			dst, src = dst+stride, src+run
-		}
-	case 16:
-		for ; count > 0; count-- {
-			*(*[16]byte)(pointer(dst)) = *(*[16]byte)(pointer(src))
-			dst, src = dst+stride, src+run
-		}
-	case 32:
-		for ; count > 0; count-- {
-			*(*[32]byte)(pointer(dst)) = *(*[32]byte)(pointer(src))
-			dst, src = dst+stride, src+run
-		}
-	case 64:
-		for ; count > 0; count-- {
-			*(*[64]byte)(pointer(dst)) = *(*[64]byte)(pointer(src))
-			dst, src = dst+stride, src+run
-		}
-	default:
-		for ; count > 0; count-- {
-			copy(At(dst, uint64(run)), At(src, uint64(run)))
-			dst, src = dst+stride, src+run
+			dst, src = dst+toStep, src+fromStep
 		}
 	}
 }

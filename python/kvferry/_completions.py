@@ -2,7 +2,7 @@
 
 1. The engine keeps a Flight for each transfer that is under way: its batch, and the objects whose memory it moves. The
    memory therefore outlives the program's references to it, until nothing touches it any more.
-2. The native library announces the end of each batch at one descriptor. Each event loop with somebody who waits watches
+2. The native library announces the end of each batch at one descriptor. Each event loop that has waiting tasks watches
    a duplicate of it. Callbacks that belong to no loop are called by one thread, which is started when the first one is
    given.
 3. The first to see the descriptor takes what has ended (drain), and settles it: the Transfer gets its result, and its
