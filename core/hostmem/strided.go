@@ -160,6 +160,7 @@ func addressOnHeap(buffer []byte) uintptr {
 	first := unsafe.SliceData(buffer)
 	if never {
 		escaped = first // what the compiler concludes from it is all that this is for
+		first = escaped
 	}
 	return uintptr(unsafe.Pointer(first))
 }
