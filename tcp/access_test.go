@@ -6,9 +6,9 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
@@ -52,7 +52,7 @@ func owner(t *testing.T, a *tcptest.Accelerator, config func(*core.Config)) (e *
 
 func register(t *testing.T, e *core.Engine, b []byte, access core.Access) {
 	t.Helper()
-	require.NoError(t, e.RegisterFor([]core.Range{{Addr: sockio.AddressOf(b), Length: uint64(len(b))}}, "", access))
+	require.NoError(t, e.RegisterFor([]core.Range{{Addr: hostmem.AddressOf(b), Length: uint64(len(b))}}, "", access))
 }
 
 func TestPeersDoWithMemoryWhatItsOwnerAllowsAndNothingElse(t *testing.T) {
@@ -93,7 +93,7 @@ func checkAccess(t *testing.T, a *tcptest.Accelerator, way func(*core.Config), a
 		for range 2 { // the second time by a grant, if that can be had
 			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, local, id, memory)))
 		}
-		require.NoError(t, target.Unregister(sockio.AddressOf(memory)))
+		require.NoError(t, target.Unregister(hostmem.AddressOf(memory)))
 		register(t, target, memory, access)
 	}
 	for range 2 {

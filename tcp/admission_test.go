@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -26,7 +26,7 @@ func dataPort(t *testing.T, e *core.Engine, from, to string) (net.Conn, error) {
 func TestConnectionsFromNetworksThatMayNotConnectTakeNoSession(t *testing.T) {
 	e := newEngine(t, func(c *core.Config) { c.Allow, c.MaxSessions = "127.0.0.9", 1 })
 	memory := tcptest.Mapped(t, 4096)
-	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+	require.NoError(t, e.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	for range 8 {
 		stranger, err := dataPort(t, e, "127.0.0.3", "127.0.0.1")
 		if err == nil {
@@ -44,7 +44,7 @@ func TestConnectionsFromNetworksThatMayNotConnectTakeNoSession(t *testing.T) {
 func TestTheDataPortIsOpenOnEveryAddressThatIsListenedOn(t *testing.T) {
 	e := newEngine(t, func(c *core.Config) { c.Listen = "127.0.0.1,127.0.0.2" })
 	memory := tcptest.Mapped(t, 4096)
-	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+	require.NoError(t, e.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	for _, to := range []string{"127.0.0.2", "127.0.0.1"} {
 		conn, err := dataPort(t, e, "127.0.0.1", to)
 		require.NoError(t, err)

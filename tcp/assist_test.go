@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -17,7 +17,7 @@ func TestWaitersThatAssistGetTheirBytes(t *testing.T) {
 	target, initiator := newEngine(t), newEngine(t)
 	const block, waiters, rounds = 4096, 4, 100
 	far, near := tcptest.Mapped(t, waiters*block), tcptest.Mapped(t, waiters*block)
-	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	id, err := initiator.OpenSegment(target.Name())
 	require.NoError(t, err)
 	var all sync.WaitGroup
@@ -27,8 +27,8 @@ func TestWaitersThatAssistGetTheirBytes(t *testing.T) {
 			move := func(op core.Opcode) bool {
 				b, err := initiator.AllocateBatch(1)
 				if err == nil {
-					err = initiator.Submit(b, []core.Request{{Opcode: op, Local: sockio.AddressOf(mine), Target: id,
-						Remote: uint64(sockio.AddressOf(far) + w*block), Length: block}}, nil)
+					err = initiator.Submit(b, []core.Request{{Opcode: op, Local: hostmem.AddressOf(mine), Target: id,
+						Remote: uint64(hostmem.AddressOf(far) + w*block), Length: block}}, nil)
 				}
 				initiator.Assist(b, id)
 				done := make(chan struct{})

@@ -5,8 +5,8 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
@@ -29,7 +29,7 @@ func TestDataConnectionsAreUnderTheChosenCongestionControl(t *testing.T) {
 	reno := func(c *core.Config) { c.Congestion = "reno" }
 	target, e := newEngine(t, reno), newEngine(t, reno, tcptest.OneLane)
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, tcptest.OpenSegment(t, e, target.Name()), far)))
 	require.Equal(t, []string{"reno", "reno"}, controlsOf(t, target.Descriptor().DataPort))
 }

@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -23,8 +23,8 @@ func startLoopback(t testing.TB, op core.Opcode, requests, length int, change ..
 	t.Helper()
 	target, initiator := newEngine(t, change...), newEngine(t, change...)
 	far, near := tcptest.Mapped(t, requests*(length+1)), tcptest.Mapped(t, requests*(length+1))
-	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-	require.NoError(t, initiator.Register(sockio.AddressOf(near), uint64(len(near)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, initiator.Register(hostmem.AddressOf(near), uint64(len(near)), "cpu:0", true))
 	id := tcptest.OpenSegment(t, initiator, target.Name())
 	return &loopback{initiator, tcptest.Scattered(op, near, id, far, requests, length), make(chan struct{}, 1)}
 }

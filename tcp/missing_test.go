@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"testing"
 
+	"kvferry/core/hostmem"
 	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -26,7 +26,7 @@ func TestAPageThatIsMissingHoldsNobodyUpButItsTransfer(t *testing.T) {
 							remote, local = local, remote
 						}
 						target, e := newEngine(t, path.config), newEngine(t, path.config)
-						require.NoError(t, target.Register(sockio.AddressOf(remote), uint64(length), "cpu:0", true))
+						require.NoError(t, target.Register(hostmem.AddressOf(remote), uint64(length), "cpu:0", true))
 						b := tcptest.Submit(t, e, tcptest.Ask(op, local, tcptest.OpenSegment(t, e, target.Name()), remote))
 						missing.AwaitFault(t)
 

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -26,8 +26,8 @@ type offered struct {
 // newOffered offers some blocks of the far cache.
 func newOffered(t testing.TB, run uint64, blocks []uint64, o core.OfferOptions, change ...func(*core.Config)) *offered {
 	c := newCaches(t, run, change...)
-	require.NoError(t, c.target.Unregister(sockio.AddressOf(c.far.memory)))
-	require.NoError(t, c.target.Register(sockio.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", false))
+	require.NoError(t, c.target.Unregister(hostmem.AddressOf(c.far.memory)))
+	require.NoError(t, c.target.Register(hostmem.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", false))
 	return &offered{c, c.offerAgain(t, blocks, o)}
 }
 
@@ -182,24 +182,24 @@ func TestRevokeEndsTheRequestOfAPeerThatHasStopped(t *testing.T) {
 	frame := make([]byte, wire.HeaderSize+wire.StridedBody(0))
 	wire.PutStrided(frame, wire.Write, ranges[0].Address, 100, &wire.Strided{Key: wire.Key(there.Key), Run: 100}, 0)
 	conn.Send(frame, make([]byte, 60))
-	place := c.far.memory[ranges[0].Address-uint64(sockio.AddressOf(c.far.memory)):][:60]
+	place := c.far.memory[ranges[0].Address-uint64(hostmem.AddressOf(c.far.memory)):][:60]
 	require.Eventually(t, func() bool { return bytes.Equal(make([]byte, 60), place) }, tcptest.Patience, time.Millisecond)
 	require.NoError(t, c.offer.Revoke())
-	require.NoError(t, c.target.Unregister(sockio.AddressOf(c.far.memory)))
+	require.NoError(t, c.target.Unregister(hostmem.AddressOf(c.far.memory)))
 }
 
 func TestAnOfferEndsWithARegionThatItLiesIn(t *testing.T) {
 	blocks := []uint64{1, 2}
 	c := newOffered(t, 64, blocks, both)
 	other := tcptest.Mapped(t, 100) // no memory of the offer
-	require.NoError(t, c.target.Register(sockio.AddressOf(other), 100, "cpu:0", true))
-	require.NoError(t, c.target.Unregister(sockio.AddressOf(other)))
+	require.NoError(t, c.target.Register(hostmem.AddressOf(other), 100, "cpu:0", true))
+	require.NoError(t, c.target.Unregister(hostmem.AddressOf(other)))
 	transfer, _ := c.planned(t, core.Read, c.offer.Text(), blocks)
 	tcptest.Completes(t, c.submit(t, core.Read, transfer))
 
 	// What is registered at the same address from now on is another owner's.
-	require.NoError(t, c.target.Unregister(sockio.AddressOf(c.far.memory)))
-	require.NoError(t, c.target.Register(sockio.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", false))
+	require.NoError(t, c.target.Unregister(hostmem.AddressOf(c.far.memory)))
+	require.NoError(t, c.target.Register(hostmem.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", false))
 	c.fails(t, core.Read, blocks, core.ErrRevoked)
 	c.fails(t, core.Write, blocks, core.ErrRevoked)
 	require.NoError(t, c.offer.Revoke())

@@ -5,9 +5,9 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -22,7 +22,7 @@ func headsOf(b testing.TB, blocks uint64, heads layout.Span, of, run uint64) *ca
 	}
 	memory := tcptest.Mapped(b, int(2*layers*blocks*block))
 	for layer := range uint64(layers) {
-		tensor.Addresses = append(tensor.Addresses, uint64(sockio.AddressOf(memory))+layer*2*blocks*block)
+		tensor.Addresses = append(tensor.Addresses, uint64(hostmem.AddressOf(memory))+layer*2*blocks*block)
 	}
 	for i := range memory {
 		memory[i] = byte(i)
@@ -58,10 +58,10 @@ func BenchmarkPlanned(b *testing.B) {
 						source, destination = half, whole
 					}
 					source, destination = whole, half
-					require.NoError(b, e.Register(sockio.AddressOf(map[core.Opcode][]byte{core.Read: destination.memory, core.Write: source.memory}[op]), uint64(len(map[core.Opcode][]byte{core.Read: destination.memory, core.Write: source.memory}[op])), "cpu:0", true))
+					require.NoError(b, e.Register(hostmem.AddressOf(map[core.Opcode][]byte{core.Read: destination.memory, core.Write: source.memory}[op]), uint64(len(map[core.Opcode][]byte{core.Read: destination.memory, core.Write: source.memory}[op])), "cpu:0", true))
 					far := map[core.Opcode][]byte{core.Write: destination.memory, core.Read: source.memory}[op]
 					near := map[core.Opcode][]byte{core.Read: destination.memory, core.Write: source.memory}[op]
-					require.NoError(b, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+					require.NoError(b, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 					request := layout.Request{Sources: []layout.Place{source.Place}, Destinations: []layout.Place{destination.Place}, Tokens: 16 * blocks}
 					plan, err := request.NewPlan()
 					require.NoError(b, err)

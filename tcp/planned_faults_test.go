@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/core/shut"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -32,8 +32,8 @@ func newCaches(t testing.TB, run uint64, change ...func(*core.Config)) *twoCache
 	blocks := bytes / (8 * 2 * 16 * run)
 	c.far = headsOf(t, blocks, layout.Span{Count: 2}, 2, run)
 	c.near = headsOf(t, blocks, layout.Span{First: 1, Count: 1}, 2, run)
-	require.NoError(t, c.target.Register(sockio.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", true))
-	require.NoError(t, c.e.Register(sockio.AddressOf(c.near.memory), uint64(len(c.near.memory)), "cpu:0", true))
+	require.NoError(t, c.target.Register(hostmem.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", true))
+	require.NoError(t, c.e.Register(hostmem.AddressOf(c.near.memory), uint64(len(c.near.memory)), "cpu:0", true))
 	c.id = tcptest.OpenSegment(t, c.e, c.target.Name())
 	return c
 }
@@ -168,12 +168,12 @@ func TestMemoryOfATransferOfAPlanIsUnregisteredWhileItIsUsed(t *testing.T) {
 				if atTarget {
 					owner, memory = c.target, c.far.memory
 				}
-				require.NoError(t, owner.Unregister(sockio.AddressOf(memory)))
+				require.NoError(t, owner.Unregister(hostmem.AddressOf(memory)))
 				tcptest.Fill(memory, 9)
 				mine := slices.Clone(memory)
 				tcptest.Wait(t, b)
 				require.True(t, bytes.Equal(mine, memory))
-				require.NoError(t, owner.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+				require.NoError(t, owner.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 				require.NoError(t, c.e.FreeBatch(b))
 			}
 		}

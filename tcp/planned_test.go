@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -77,7 +77,7 @@ func randomCache(t *testing.T, r *rand.Rand, m model, heads layout.Span, tokens 
 	c := &cache{memory: tcptest.Mapped(t, int(size+100))}
 	for i := range l.Tensors {
 		for j := range l.Tensors[i].Addresses {
-			l.Tensors[i].Addresses[j] += uint64(sockio.AddressOf(c.memory))
+			l.Tensors[i].Addresses[j] += uint64(hostmem.AddressOf(c.memory))
 		}
 	}
 	for i := range c.memory {
@@ -97,7 +97,7 @@ func (c *cache) register(t *testing.T, r *rand.Rand, e *core.Engine) {
 	switch r.IntN(3) {
 	case 0:
 		for _, at := range c.Layout.Ranges() {
-			cuts = append(cuts, int(at.Address-uint64(sockio.AddressOf(c.memory))))
+			cuts = append(cuts, int(at.Address-uint64(hostmem.AddressOf(c.memory))))
 		}
 	case 1:
 		runs := c.Layout.Tensors[0].Strides.Block
@@ -106,7 +106,7 @@ func (c *cache) register(t *testing.T, r *rand.Rand, e *core.Engine) {
 	slices.Sort(cuts)
 	for i, at := range cuts[1:] {
 		if at > cuts[i] {
-			require.NoError(t, e.Register(sockio.AddressOf(c.memory)+uintptr(cuts[i]), uint64(at-cuts[i]), "cpu:0", true))
+			require.NoError(t, e.Register(hostmem.AddressOf(c.memory)+uintptr(cuts[i]), uint64(at-cuts[i]), "cpu:0", true))
 		}
 	}
 }
@@ -114,7 +114,7 @@ func (c *cache) register(t *testing.T, r *rand.Rand, e *core.Engine) {
 // apply copies the runs of a transfer within copies of both memories, and returns the destination's.
 func apply(transfer *layout.Transfer, source, destination *cache) []byte {
 	after := slices.Clone(destination.memory)
-	from, to := uint64(sockio.AddressOf(source.memory)), uint64(sockio.AddressOf(destination.memory))
+	from, to := uint64(hostmem.AddressOf(source.memory)), uint64(hostmem.AddressOf(destination.memory))
 	runs := transfer.Each()
 	portion := make([]layout.Run, 100)
 	for n := runs.Next(portion); n > 0; n = runs.Next(portion) {

@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/samehost"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -70,7 +70,7 @@ func newWatched(t testing.TB, change ...func(*core.Config)) watched {
 	require.NoError(t, err)
 	w := watched{e, logs, tcptest.Mapped(t, 1<<20)}
 	tcptest.Fill(w.memory, 7)
-	require.NoError(t, e.Register(sockio.AddressOf(w.memory), uint64(len(w.memory)), "cpu:0", true))
+	require.NoError(t, e.Register(hostmem.AddressOf(w.memory), uint64(len(w.memory)), "cpu:0", true))
 	return w
 }
 
@@ -174,7 +174,7 @@ func TestTheDataPortAndTheSocketOfThisHostRefuseStrangers(t *testing.T) {
 		}
 		t.Run("a Mooncake peer", func(t *testing.T) {
 			before := bytes.Clone(target.memory)
-			for _, frame := range [][]byte{tcptest.ReadV2(target.memory[:10]), tcptest.WriteV2(sockio.AddressOf(target.memory), []byte("stranger"))} {
+			for _, frame := range [][]byte{tcptest.ReadV2(target.memory[:10]), tcptest.WriteV2(hostmem.AddressOf(target.memory), []byte("stranger"))} {
 				c := dial()
 				c.Send(frame)
 				c.ExpectStatus(wire.StatusRejected)
@@ -322,7 +322,7 @@ func TestNothingPassesInTheClearUnderASecret(t *testing.T) {
 		} {
 			found[what] = bytes.Contains(seen, []byte(text))
 		}
-		address := sockio.AddressOf(there)
+		address := hostmem.AddressOf(there)
 		var header [8]byte
 		for i := range header {
 			header[i] = byte(address >> (8 * i))

@@ -11,7 +11,6 @@ import (
 	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/core/status"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -20,28 +19,28 @@ func TestUnregisterOfMemoryThatAStuckCopyWritesFailsAndTheEngineGoesOn(t *testin
 	tcptest.Waits(t, core.Waits{Grace: 100 * time.Millisecond, Ending: 2 * time.Second})
 	target, e, memory, local, id := sameHost(t, 64<<10)
 	other, bystander := tcptest.Mapped(t, 64<<10), newEngine(t, tcptest.OnOneHost)
-	require.NoError(t, target.Register(sockio.AddressOf(other), uint64(len(other)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(other), uint64(len(other)), "cpu:0", true))
 	theirs := tcptest.OpenSegment(t, bystander, target.Name())
 	source := hostmemtest.New(t, 8192)
-	hostmem.Now().Note(sockio.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
+	hostmem.Now().Note(hostmem.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
 	stuck := tcptest.Submit(t, e, tcptest.Ask(core.Write, source.Memory, id, memory))
 	source.AwaitFault(t)
 
 	unregistered := make(chan error, 1)
-	go func() { unregistered <- target.Unregister(sockio.AddressOf(memory)) }()
+	go func() { unregistered <- target.Unregister(hostmem.AddressOf(memory)) }()
 	for range 10 {
 		tcptest.Completes(t, tcptest.Submit(t, bystander, tcptest.Ask(core.Write, local, theirs, other), tcptest.Ask(core.Read, local, theirs, other)))
 	}
 	err := <-unregistered
 	require.ErrorIs(t, err, core.ErrInUse)
 	require.Equal(t, status.BatchBusy, status.Of(err, -1))
-	require.ErrorContains(t, err, fmt.Sprintf("%#x+%d by a transfer of process %d", sockio.AddressOf(memory), len(memory), os.Getpid()))
-	require.Error(t, target.Register(sockio.AddressOf(memory), 4096, "cpu:0", true))
+	require.ErrorContains(t, err, fmt.Sprintf("%#x+%d by a transfer of process %d", hostmem.AddressOf(memory), len(memory), os.Getpid()))
+	require.Error(t, target.Register(hostmem.AddressOf(memory), 4096, "cpu:0", true))
 	tcptest.Completes(t, tcptest.Submit(t, bystander, tcptest.Ask(core.Write, local, theirs, other)))
 
 	source.Release(t)
-	require.NoError(t, target.Unregister(sockio.AddressOf(memory)))
-	require.NoError(t, target.Register(sockio.AddressOf(memory), 4096, "cpu:0", true))
+	require.NoError(t, target.Unregister(hostmem.AddressOf(memory)))
+	require.NoError(t, target.Register(hostmem.AddressOf(memory), 4096, "cpu:0", true))
 	require.NoError(t, e.DiscardBatch(stuck))
 }
 
@@ -49,7 +48,7 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 	target, e, memory, local, id := sameHost(t, 64<<10)
 	other := newEngine(t, tcptest.OnOneHost)
 	source := hostmemtest.New(t, 8192)
-	hostmem.Now().Note(sockio.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
+	hostmem.Now().Note(hostmem.AddressOf(source.Memory), 8192, hostmem.Reading) // it was there a moment ago
 	stuck := tcptest.Submit(t, e, tcptest.Ask(core.Write, source.Memory, id, memory))
 	source.AwaitFault(t)
 	tcptest.Completes(t, tcptest.Submit(t, other, tcptest.Ask(core.Read, local, tcptest.OpenSegment(t, other, target.Name()), memory)))
@@ -60,7 +59,7 @@ func TestCloseWithAStuckCopyNamesItAndEndsAllElse(t *testing.T) {
 		var err error
 		tcptest.Returns(t, "Close", func() { err = transport.Close() })
 		require.ErrorIs(t, err, core.ErrInUse)
-		require.ErrorContains(t, err, fmt.Sprintf("one from process %d, memory %#x+%d", os.Getpid(), sockio.AddressOf(memory), len(memory)))
+		require.ErrorContains(t, err, fmt.Sprintf("one from process %d, memory %#x+%d", os.Getpid(), hostmem.AddressOf(memory), len(memory)))
 	}
 	require.Eventually(t, func() bool { return len(transport.server.Links()) > 0 && connections(transport) == 1 }, tcptest.Patience, time.Millisecond)
 	source.Release(t)

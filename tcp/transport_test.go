@@ -7,7 +7,6 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -16,7 +15,7 @@ func TestScatteredBlocksArriveInBothDirections(t *testing.T) {
 	target, initiator := newEngine(t), newEngine(t)
 	const block, blocks = 4096 + 13, 300
 	far, near := tcptest.Mapped(t, 2*block*blocks), tcptest.Mapped(t, 2*block*blocks)
-	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	id, err := initiator.OpenSegment(target.Name())
 	require.NoError(t, err)
 	for i := range near {
@@ -27,8 +26,8 @@ func TestScatteredBlocksArriveInBothDirections(t *testing.T) {
 		require.NoError(t, err)
 		reqs := make([]core.Request, blocks)
 		for i, place := range rand.Perm(blocks) {
-			reqs[i] = core.Request{Opcode: op, Local: sockio.AddressOf(near) + uintptr(2*i*block), Target: id,
-				Remote: uint64(sockio.AddressOf(far)) + uint64(2*place*block), Length: block}
+			reqs[i] = core.Request{Opcode: op, Local: hostmem.AddressOf(near) + uintptr(2*i*block), Target: id,
+				Remote: uint64(hostmem.AddressOf(far)) + uint64(2*place*block), Length: block}
 		}
 		require.NoError(t, initiator.Submit(b, reqs, nil))
 		tcptest.Wait(t, b)

@@ -8,9 +8,9 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -29,12 +29,12 @@ func TestMemoryThatNoRequestUsesIsUnregisteredWithoutEndingSessions(t *testing.T
 	e := newEngine(t)
 	memory, other := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 	for _, b := range [][]byte{memory, other} {
-		require.NoError(t, e.Register(sockio.AddressOf(b), uint64(len(b)), "cpu:0", true))
+		require.NoError(t, e.Register(hostmem.AddressOf(b), uint64(len(b)), "cpu:0", true))
 	}
 	c := dialEngine(t, e)
 	for range 100 {
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(100, 1)), tcptest.ReadV2(memory[:100]), tcptest.WriteV1(sockio.AddressOf(other), tcptest.Pattern(5000, 2)),
-			tcptest.ReadV1(memory[:7]), tcptest.ReadV2(other[:5000]), tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(100, 1)), tcptest.ReadV2(memory[:100]), tcptest.WriteV1(hostmem.AddressOf(other), tcptest.Pattern(5000, 2)),
+			tcptest.ReadV1(memory[:7]), tcptest.ReadV2(other[:5000]), tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
 		c.ExpectStatus(wire.StatusOK)
 		c.ExpectStatus(wire.StatusOK)
 		c.Expect(tcptest.Pattern(100, 1))
@@ -43,7 +43,7 @@ func TestMemoryThatNoRequestUsesIsUnregisteredWithoutEndingSessions(t *testing.T
 		c.Expect(tcptest.Pattern(5000, 2))
 		c.ExpectStatus(wire.StatusOK)
 	}
-	require.NoError(t, e.Unregister(sockio.AddressOf(memory)))
+	require.NoError(t, e.Unregister(hostmem.AddressOf(memory)))
 	c.Send(tcptest.ReadV2(other[:1]))
 	c.ExpectStatus(wire.StatusOK)
 	require.Equal(t, 1, transportOf(t, e).Links()[0].Connections)
@@ -53,11 +53,11 @@ func TestUnregisterEndsARequestThatDoesNotGetOn(t *testing.T) {
 	tcptest.Waits(t, core.Waits{Grace: 10 * time.Millisecond})
 	e := newEngine(t)
 	memory := tcptest.Mapped(t, 1<<20)
-	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+	require.NoError(t, e.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	c := dialEngine(t, e)
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))[:1<<19])
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(1<<20, 1))[:1<<19])
 	require.Eventually(t, func() bool { return memory[1<<18] == tcptest.Pattern(1<<19, 1)[1<<18] }, tcptest.Patience, time.Millisecond)
-	require.NoError(t, e.Unregister(sockio.AddressOf(memory)))
+	require.NoError(t, e.Unregister(hostmem.AddressOf(memory)))
 	tcptest.Unmap(t, memory)
 	c.ExpectReset()
 }
@@ -71,16 +71,16 @@ func TestUnregisterOfDeviceMemoryWaitsForItsCopies(t *testing.T) {
 	defer func() { require.NoError(t, e.Close()) }()
 	_, err = e.Install("tcp", Open)
 	require.NoError(t, err)
-	require.NoError(t, e.Register(sockio.AddressOf(memory), uint64(len(memory)), "npu:0", true))
+	require.NoError(t, e.Register(hostmem.AddressOf(memory), uint64(len(memory)), "npu:0", true))
 	c := dialEngine(t, e)
 
 	release := a.HoldCopies()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
 	a.WaitForACopy()
 	unregistered := make(chan error, 1)
-	go func() { unregistered <- e.Unregister(sockio.AddressOf(memory)) }()
+	go func() { unregistered <- e.Unregister(hostmem.AddressOf(memory)) }()
 	require.Eventually(t, func() bool {
-		region, err := e.Memory().PinRemote(uint64(sockio.AddressOf(memory)), 1, core.Read)
+		region, err := e.Memory().PinRemote(uint64(hostmem.AddressOf(memory)), 1, core.Read)
 		if err == nil {
 			region.Unpin()
 		}

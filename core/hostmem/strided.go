@@ -128,7 +128,7 @@ func (c *Copier) stream(s *Strided, at uint64, buffer []byte, a Access) (err err
 
 // rows cuts a part of the stream into rows, and copies each. The part may begin and end within a run.
 func (c *Copier) rows(s *Strided, at uint64, buffer []byte, slow *slowRuns) error {
-	place := addressOnHeap(buffer)
+	place := AddressOf(buffer)
 	left := uint64(len(buffer))
 	index, skip := at/s.Run, at%s.Run
 	for left > 0 {
@@ -147,22 +147,6 @@ func (c *Copier) rows(s *Strided, at uint64, buffer []byte, slow *slowRuns) erro
 		left -= r.run * r.count
 	}
 	return nil
-}
-
-// never is false. escaped is where addressOnHeap would store a pointer.
-var (
-	never   bool
-	escaped *byte
-)
-
-// addressOnHeap is the address of a buffer, which it keeps from being on a goroutine's stack: a stack moves when it grows.
-func addressOnHeap(buffer []byte) uintptr {
-	first := unsafe.SliceData(buffer)
-	if never {
-		escaped = first // what the compiler concludes from it is all that this is for
-		first = escaped
-	}
-	return uintptr(unsafe.Pointer(first))
 }
 
 // find is where a run lies, and how many runs follow along the innermost axis, itself included.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
 
@@ -22,13 +23,13 @@ func TestConnectionsToPeersTakeNoMoreDescriptorsThanTheyMay(t *testing.T) {
 	testDescriptors = nil
 	local := tcptest.Mapped(t, peers*length)
 	tcptest.Fill(local, 1)
-	require.NoError(t, e.Register(sockio.AddressOf(local), uint64(len(local)), "cpu:0", true))
+	require.NoError(t, e.Register(hostmem.AddressOf(local), uint64(len(local)), "cpu:0", true))
 	var ids []core.SegmentID
 	var memory [][]byte
 	for i := range peers {
 		target := newEngine(t)
 		memory = append(memory, tcptest.Mapped(t, length))
-		require.NoError(t, target.Register(sockio.AddressOf(memory[i]), length, "cpu:0", true))
+		require.NoError(t, target.Register(hostmem.AddressOf(memory[i]), length, "cpu:0", true))
 		ids = append(ids, tcptest.OpenSegment(t, e, target.Name()))
 	}
 	write := func(i int) {
@@ -55,7 +56,7 @@ func TestIdleLanesOfOneEngineLeaveDescriptorsForTheOthersOfTheProcess(t *testing
 	testDescriptors = nil
 	target := newEngine(t)
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
-	require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 	for round := range 3 {
 		for _, e := range engines {
 			tcptest.Fill(near, byte(round))
@@ -76,7 +77,7 @@ func TestATransferFailsThatFindsNoDescriptors(t *testing.T) {
 	target := newEngine(t)
 	memory := tcptest.Mapped(t, 8192)
 	for _, one := range []*core.Engine{e, target} {
-		require.NoError(t, one.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+		require.NoError(t, one.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	}
 	b := tcptest.Submit(t, e, tcptest.Ask(core.Write, memory[:4096], tcptest.OpenSegment(t, e, target.Name()), memory[4096:]))
 	tcptest.FailsOnly(t, b, 0)

@@ -7,10 +7,10 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/server"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -46,7 +46,7 @@ func TestAnEngineIsReachedByAnotherAddressThanItsOwnName(t *testing.T) {
 	t.Cleanup(func() { _ = owner.Close() })
 	_, err = owner.Install("tcp", openForTest)
 	require.NoError(t, err)
-	require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, owner.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	e := newEngine(t)
 	id := tcptest.OpenSegment(t, e, net.JoinHostPort("127.0.0.1", strconv.Itoa(owner.HandshakePort())))
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
@@ -56,7 +56,7 @@ func TestAnEngineIsReachedByAnotherAddressThanItsOwnName(t *testing.T) {
 func TestAnEngineAtTheNamedAddressThatIsAnotherOneIsPassedOver(t *testing.T) {
 	near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	owner := newEngine(t)
-	require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, owner.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	port := owner.Descriptor().DataPort
 	other, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: port})
 	require.NoError(t, err)

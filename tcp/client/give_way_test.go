@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -30,13 +30,13 @@ func TestNoTransferFailsWhileIdleConnectionsGiveWay(t *testing.T) {
 			change, rounds, length := way.change, way.rounds, way.length
 			target := newEngine(t, change, func(c *core.Config) { c.MaxSessions = way.sessions })
 			memory := tcptest.Mapped(t, engines*length)
-			require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+			require.NoError(t, target.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 			var all sync.WaitGroup
 			for i := range engines {
 				e := newEngine(t, change)
 				local, back := tcptest.Mapped(t, length), tcptest.Mapped(t, length)
 				for _, b := range [][]byte{local, back} {
-					require.NoError(t, e.Register(sockio.AddressOf(b), uint64(length), "cpu:0", true))
+					require.NoError(t, e.Register(hostmem.AddressOf(b), uint64(length), "cpu:0", true))
 				}
 				id := tcptest.OpenSegment(t, e, target.Name())
 				remote := memory[i*length:][:length]

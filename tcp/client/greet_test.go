@@ -10,8 +10,8 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/clock"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -24,7 +24,7 @@ func TestATransferToAnEngineWhoseDataPortIsAnothersNowFailsAndMovesNothing(t *te
 			tcptest.Fill(near, 1)
 			tcptest.Fill(far, 2)
 			other, e := newEngine(t), newEngine(t, way.Config)
-			require.NoError(t, other.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+			require.NoError(t, other.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 			gone := tcptest.PerformAs(t, wire.Identity{1}, other.Descriptor().DataPort, far)
 			b := tcptest.Submit(t, e, tcptest.Ask(op, near, tcptest.OpenSegment(t, e, gone.Name), far))
 			tcptest.FailsOnly(t, b, 0)
@@ -54,7 +54,7 @@ func TestADescriptorThatNamesThisEnginesOwnDataPortIsRefused(t *testing.T) {
 	tcptest.Fill(near, 1)
 	for _, way := range tcptest.Ways {
 		e := newEngine(t, way.Config)
-		require.NoError(t, e.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+		require.NoError(t, e.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 		p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
 		p.Mu.Lock()
 		p.Shown.DataPort = e.Descriptor().DataPort
@@ -106,7 +106,7 @@ func TestATaskDoesNotMoveToTheNextIncarnationAndANewCallByNameFindsIt(t *testing
 			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 			tcptest.Fill(near, 1)
 			next, e := newEngine(t), newEngine(t, way.Config, tcptest.OneLane)
-			require.NoError(t, next.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+			require.NoError(t, next.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 			port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}) // of an engine that is stopped
 			require.NoError(t, err)
 			p := tcptest.PerformAs(t, wire.Identity{1}, port.Addr().(*net.TCPAddr).Port, far)
@@ -144,7 +144,7 @@ func TestATaskGoesToTheEngineThatWasThereWhenItWasSubmittedAndToNoYoungerOne(t *
 					b = tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far))
 				}
 				next := newEngine(t)
-				require.NoError(t, next.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+				require.NoError(t, next.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 				p.Shown = p.DescriptorOf(next)
 				p.Mu.Unlock()
 				if late {
@@ -183,7 +183,7 @@ func TestATaskDoesNotMoveBetweenAnEngineWithAnIdentityAndALaterOneWithout(t *tes
 				p.Shown = without
 				if first == (wire.Identity{}) {
 					next := newEngine(t)
-					require.NoError(t, next.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+					require.NoError(t, next.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 					p.Shown = p.DescriptorOf(next)
 				}
 				p.Mu.Unlock()
@@ -212,7 +212,7 @@ func TestAnEngineThatCannotBeConfirmedIsNotDialledUnlessItProvesWhoItIs(t *testi
 	require.Equal(t, before, p.Connections())
 
 	target, e := newEngine(t), newEngine(t, tcptest.OneLane)
-	require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 	id = tcptest.OpenSegment(t, e, target.Name())
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far)))
 	only := onlyPeer(t, e)

@@ -195,7 +195,7 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 					dirtyStack()
 					return s.Send(v)
 				}
-				one := piece{work: &core.Work{}, op: core.Write, local: sockio.AddressOf(local), remote: uint64(sockio.AddressOf(memory)), length: 4096}
+				one := piece{work: &core.Work{}, op: core.Write, local: hostmem.AddressOf(local), remote: uint64(hostmem.AddressOf(memory)), length: 4096}
 				err = o.exchange(conn, &one)
 				_ = conn.Close()
 			}
@@ -204,7 +204,7 @@ func TestAFrameIsTheSameWhenTheStackOfItsGoroutineMoves(t *testing.T) {
 		require.NoError(t, <-moved)
 		runtime.KeepAlive(local)
 		for _, h := range p.Requests() {
-			require.EqualValues(t, sockio.AddressOf(memory), h.Addr)
+			require.EqualValues(t, hostmem.AddressOf(memory), h.Addr)
 			require.EqualValues(t, len(memory), h.Length)
 		}
 		require.Len(t, p.Requests(), 2)
@@ -424,7 +424,7 @@ func TestManyRejectedRequestsFailAndTheOthersComplete(t *testing.T) {
 			far, near := tcptest.Mapped(t, 1<<17), tcptest.Mapped(t, 1<<17)
 			target, e := newEngine(t), newEngine(t, way.Config)
 			const shown = 40
-			require.NoError(t, target.Register(sockio.AddressOf(far), shown*(size+1), "cpu:0", true))
+			require.NoError(t, target.Register(hostmem.AddressOf(far), shown*(size+1), "cpu:0", true))
 			reqs := tcptest.Scattered(core.Write, near, tcptest.OpenSegment(t, e, target.Name()), far, blocks, size)
 			failing := make([]int, 0, blocks)
 			for i := shown; i < blocks; i++ {
@@ -440,10 +440,10 @@ func TestMemoryRegisteredAfterTheSegmentWasOpenedIsFound(t *testing.T) {
 		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 8192), tcptest.Mapped(t, 8192)
 			target, e := newEngine(t), newEngine(t, way.Config)
-			require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+			require.NoError(t, target.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 			id := tcptest.OpenSegment(t, e, target.Name())
 			tcptest.FailsOnly(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near[4096:], id, far[4096:])), 0)
-			require.NoError(t, target.Register(sockio.AddressOf(far)+4096, 4096, "cpu:0", true))
+			require.NoError(t, target.Register(hostmem.AddressOf(far)+4096, 4096, "cpu:0", true))
 			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near[4096:], id, far[4096:])))
 			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, near[4096:], id, far[4096:])))
 		})
@@ -485,14 +485,14 @@ func TestMemoryThatThePeerCannotAccessFailsItsTaskAtOnce(t *testing.T) {
 		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 3*4096)
 			owner := newEngine(t)
-			require.NoError(t, owner.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+			require.NoError(t, owner.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 			tcptest.Unmap(t, far[4096:8192])
 			e := newEngine(t, way.Config)
 			id := tcptest.OpenSegment(t, e, owner.Name())
 			for _, op := range []core.Opcode{core.Read, core.Write} {
 				b := tcptest.Submit(t, e, tcptest.Ask(op, near, id, far[:4096]), tcptest.Ask(op, near, id, far[4096:8192]), tcptest.Ask(op, near, id, far[8192:]))
 				tcptest.FailsOnly(t, b, 1)
-				require.ErrorContains(t, b.Err(), fmt.Sprintf("%#x+4096", sockio.AddressOf(far[4096:])))
+				require.ErrorContains(t, b.Err(), fmt.Sprintf("%#x+4096", hostmem.AddressOf(far[4096:])))
 				require.ErrorContains(t, b.Err(), "unmapped or protected")
 				require.NotContains(t, b.Err().Error(), "tries")
 			}
@@ -519,8 +519,8 @@ func TestAdjacentBlocksAreMergedInsideOneBufferOfThePeer(t *testing.T) {
 			tcptest.Completes(t, tcptest.Submit(t, e, reqs...))
 			require.Equal(t, near, far)
 			require.Equal(t, []wire.Header{
-				{Op: opcodeOf(op), V2: true, Addr: uint64(sockio.AddressOf(first)), Length: uint64(len(first))},
-				{Op: opcodeOf(op), V2: true, Addr: uint64(sockio.AddressOf(second)), Length: uint64(len(second))},
+				{Op: opcodeOf(op), V2: true, Addr: uint64(hostmem.AddressOf(first)), Length: uint64(len(first))},
+				{Op: opcodeOf(op), V2: true, Addr: uint64(hostmem.AddressOf(second)), Length: uint64(len(second))},
 			}, p.Requests())
 		})
 	}
@@ -534,7 +534,7 @@ func TestAMergedRequestThatIsRejectedFailsOnlyTheBadTask(t *testing.T) {
 			p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, _ int) {
 				var h wire.Header
 				for v.Header(&h) {
-					hole := uint64(sockio.AddressOf(v.Peer.Memory[0])) + bad*size
+					hole := uint64(hostmem.AddressOf(v.Peer.Memory[0])) + bad*size
 					if h.Addr <= hole && hole < h.Addr+h.Length {
 						v.Reject()
 						return
@@ -572,7 +572,7 @@ func TestLocalMemoryThatCannotBeAccessedFailsItsTaskAlone(t *testing.T) {
 				t.Run(way.Name+"/"+op.String()+"/"+shape.name, func(t *testing.T) {
 					near, far := tcptest.Mapped(t, blocks*shape.stride), tcptest.Mapped(t, blocks*shape.stride)
 					target, e := newEngine(t), newEngine(t, way.Config, tcptest.OneLane)
-					require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+					require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 					id := tcptest.OpenSegment(t, e, target.Name())
 					tcptest.Fill(near, 1)
 					tcptest.Fill(far, 2)
@@ -604,7 +604,7 @@ func TestATaskOfAbsurdLengthFailsSoon(t *testing.T) {
 			t.Run(way.Name+"/"+op.String(), func(t *testing.T) {
 				near, far := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 				target, e := newEngine(t), newEngine(t, way.Config)
-				require.NoError(t, target.Register(sockio.AddressOf(far), 4096, "cpu:0", true))
+				require.NoError(t, target.Register(hostmem.AddressOf(far), 4096, "cpu:0", true))
 				id := tcptest.OpenSegment(t, e, target.Name())
 				absurd := tcptest.Ask(op, near, id, far)
 				absurd.Length = 1 << 60
@@ -620,7 +620,7 @@ func TestAHundredThousandRequestsTakeBoundedMemoryAndConnections(t *testing.T) {
 	const blocks, size = 100_000, 16
 	near, far := tcptest.Mapped(t, blocks*(size+1)), tcptest.Mapped(t, blocks*(size+1))
 	target, e := newEngine(t), newEngine(t)
-	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	reqs := tcptest.Scattered(core.Write, near, tcptest.OpenSegment(t, e, target.Name()), far, blocks, size)
 	tcptest.Fill(near, 1)
 	b, err := e.AllocateBatch(blocks)
@@ -750,7 +750,7 @@ func TestManyGoroutinesSubmitAtOnce(t *testing.T) {
 	const workers, rounds, size = 16, 60, 300
 	near, far := tcptest.Mapped(t, workers*4*(size+1)), tcptest.Mapped(t, workers*4*(size+1))
 	target, e := newEngine(t), newEngine(t)
-	require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	id := tcptest.OpenSegment(t, e, target.Name())
 	var all sync.WaitGroup
 	for w := range workers {
@@ -865,7 +865,7 @@ func TestADiscardHarmsNoOtherBatch(t *testing.T) {
 			t.Run(way.Name+"/"+op.String(), func(t *testing.T) {
 				near, far := tcptest.Mapped(t, 8<<20), tcptest.Mapped(t, 8<<20)
 				target, e := newEngine(t), newEngine(t, way.Config)
-				require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+				require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 				id := tcptest.OpenSegment(t, e, target.Name())
 				for range rounds {
 					other := tcptest.Submit(t, e, tcptest.Scattered(op, near[4<<20:], id, far[4<<20:], 50, 2000)...)
@@ -1069,7 +1069,7 @@ func TestVersion1AndConnectionsPerRequestReachOurOwnTarget(t *testing.T) {
 		t.Run(way.Name, func(t *testing.T) {
 			near, far := tcptest.Mapped(t, 40<<20), tcptest.Mapped(t, 40<<20)
 			target, e := newEngine(t), newEngine(t, way.Config)
-			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+			require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 			id := tcptest.OpenSegment(t, e, target.Name())
 			tcptest.Fill(near, 1)
 			nothing := tcptest.Ask(core.Write, near[:0], id, far[:0])
@@ -1179,7 +1179,7 @@ func TestRandomBatchesMatchAModelWhileConnectionsBreak(t *testing.T) {
 			wantNear, wantFar := slices.Clone(near), slices.Clone(far)
 			target, e := newEngine(t), newEngine(t, way.Config, func(c *core.Config) { c.RetryCount, c.SliceSize = 127, 64<<10 })
 			for at := 0; at < size; at += 1 << 20 { // four buffers side by side
-				require.NoError(t, target.Register(sockio.AddressOf(far[at:]), 1<<20, "cpu:0", true))
+				require.NoError(t, target.Register(hostmem.AddressOf(far[at:]), 1<<20, "cpu:0", true))
 			}
 			id := tcptest.OpenSegment(t, e, target.Name())
 

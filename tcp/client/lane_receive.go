@@ -143,11 +143,11 @@ func (l *lane) layOutAnswers(made *plan) {
 	var payloads, unpacked uint64
 	for i := range min(l.flight.len(), most) {
 		p := l.flight.at(i)
-		slot := sockio.AddressOf(l.statuses[i*wire.StatusSize:])
+		slot := hostmem.AddressOf(l.statuses[i*wire.StatusSize:])
 		skip = made.expect(slot, wire.StatusSize, skip)
 		switch {
 		case p.op == core.Read && p.byAddress:
-			skip = made.expect(sockio.AddressOf(l.peerMemory.frame[:]), wire.GrantSize, skip)
+			skip = made.expect(hostmem.AddressOf(l.peerMemory.frame[:]), wire.GrantSize, skip)
 		case p.isScattered():
 			if skip >= p.length {
 				skip -= p.length
@@ -155,7 +155,7 @@ func (l *lane) layOutAnswers(made *plan) {
 			}
 			room := l.roomToUnpack()[unpacked:]
 			part := min(p.length-skip, uint64(len(room)))
-			skip = made.expect(sockio.AddressOf(room), part, 0)
+			skip = made.expect(hostmem.AddressOf(room), part, 0)
 			unpacked += part
 			if unpacked == uint64(len(l.unpacked)) { // no more has room
 				return
@@ -170,7 +170,7 @@ func (l *lane) layOutAnswers(made *plan) {
 		made.touched = 0
 	}
 	if len(made.vectors) == 0 { // nothing is expected: the peer may only close
-		made.expect(sockio.AddressOf(l.statuses[:]), 1, 0)
+		made.expect(hostmem.AddressOf(l.statuses[:]), 1, 0)
 	}
 }
 

@@ -204,12 +204,12 @@ func (l *lane) layOut(p *piece, now hostmem.Time) {
 	} else {
 		wire.PutHeader(l.headers[at:], opcodeOf(p.op), p.remote, p.length, true)
 	}
-	l.vectors = sockio.Extend(l.vectors, sockio.AddressOf(l.headers[at:]), size)
+	l.vectors = sockio.Extend(l.vectors, hostmem.AddressOf(l.headers[at:]), size)
 	l.laidOut += size
 	if p.op == core.Write && !p.byAddress {
 		payload := p.local
 		if p.isPacked() {
-			payload = sockio.AddressOf(l.packed[p.strided.packed:])
+			payload = hostmem.AddressOf(l.packed[p.strided.packed:])
 		}
 		l.vectors = append(l.vectors, sockio.Vector{Base: payload, Length: p.length})
 		l.laidOut += p.length

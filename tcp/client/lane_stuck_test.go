@@ -5,9 +5,9 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -38,10 +38,10 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 			local, remote := slow.Memory, far[:length]
 			if one.remoteAbsent {
 				local, remote = near, slow.Memory
-				require.NoError(t, target.Register(sockio.AddressOf(remote), length, "cpu:0", true))
+				require.NoError(t, target.Register(hostmem.AddressOf(remote), length, "cpu:0", true))
 			}
-			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
-			require.NoError(t, e.Register(sockio.AddressOf(local), length, "cpu:0", true))
+			require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
+			require.NoError(t, e.Register(hostmem.AddressOf(local), length, "cpu:0", true))
 			id := tcptest.OpenSegment(t, e, target.Name())
 
 			var b *core.Batch
@@ -49,10 +49,10 @@ func TestATransferWhosePagesNeverComeCanBeGivenUpAndItsMemoryIsNotGivenBack(t *t
 			slow.AwaitFault(t)
 			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(one.op, other, id, far[length:])))
 			tcptest.Returns(t, "DiscardBatch", func() { require.NoError(t, e.DiscardBatch(b)) })
-			tcptest.Returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(sockio.AddressOf(local)), core.ErrInUse) })
+			tcptest.Returns(t, "Unregister", func() { require.ErrorIs(t, e.Unregister(hostmem.AddressOf(local)), core.ErrInUse) })
 			tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(one.op, other, id, far[length:])))
 			slow.Release(t)
-			require.Eventually(t, func() bool { return e.Unregister(sockio.AddressOf(local)) == nil }, tcptest.Patience, 20*time.Millisecond)
+			require.Eventually(t, func() bool { return e.Unregister(hostmem.AddressOf(local)) == nil }, tcptest.Patience, 20*time.Millisecond)
 		})
 	}
 }

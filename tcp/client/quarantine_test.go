@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -145,7 +145,7 @@ func TestAWriteToAKvferryTargetWaitsForTheFormerSessionHoweverItsConnectionEnded
 			tcptest.Fill(old, 1)
 			tcptest.Fill(fresh, 2)
 			target, e := newEngine(t), newEngine(t, way.Config, tcptest.OneLane)
-			require.NoError(t, target.Register(sockio.AddressOf(far), uint64(len(far)), "cpu:0", true))
+			require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 			id := tcptest.OpenSegment(t, e, target.Name())
 			for range 20 {
 				b := tcptest.Submit(t, e, tcptest.Ask(core.Write, old, id, far))

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -60,7 +60,7 @@ func keepBusy(t *testing.T, targetFile, file string, change ...func(*core.Config
 	target := newEngine(t, append(change, withSecret(targetFile))...)
 	e := newEngine(t, append(change, withSecret(file))...)
 	memory := tcptest.Mapped(t, 2<<20)
-	require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	local, back := tcptest.Mapped(t, len(memory)), tcptest.Mapped(t, len(memory))
 	id := tcptest.OpenSegment(t, e, target.Name())
 	var rounds atomic.Int64
@@ -149,7 +149,7 @@ func TestAPeerWithAFormerSecretThatIsAlwaysBusyIsCutOff(t *testing.T) {
 	targetFile := secretFile(t, next+former)
 	target, e := newEngine(t, withSecret(targetFile)), newEngine(t, withSecret(secretFile(t, former)))
 	memory, local := tcptest.Mapped(t, 2<<20), tcptest.Mapped(t, 2<<20)
-	require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	id := tcptest.OpenSegment(t, e, target.Name())
 	ask := func() *core.Batch {
 		b := tcptest.Submit(t, e, tcptest.Ask(core.Write, local, id, memory))

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/samehost"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -84,7 +84,7 @@ func TestAnEngineThatOffersNoSocketIsReachedOverTCP(t *testing.T) {
 	target, e := newEngine(t), newEngine(t, tcptest.OnOneHost)
 	memory, local := tcptest.Mapped(t, 1<<20), tcptest.Mapped(t, 1<<20)
 	tcptest.Fill(memory, 1)
-	require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, local, tcptest.OpenSegment(t, e, target.Name()), memory)))
 	require.Equal(t, memory, local)
 }
@@ -104,14 +104,14 @@ func TestAPeerWhoseSocketIsNotHereIsReachedOverTCP(t *testing.T) {
 func TestMemoryThatWasTakenBackIsNotReadAnyMore(t *testing.T) {
 	target, e, memory, local, id := sameHost(t, 64<<10, tcptest.OneLane)
 	other := tcptest.Mapped(t, 64<<10)
-	require.NoError(t, target.Register(sockio.AddressOf(other), uint64(len(other)), "cpu:0", true))
+	require.NoError(t, target.Register(hostmem.AddressOf(other), uint64(len(other)), "cpu:0", true))
 	require.NoError(t, e.SyncSegments())
 	for range 2 {
 		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, local, id, memory)))
 	}
 	require.True(t, lanes(t, e)[0].fetches())
 
-	require.NoError(t, target.Unregister(sockio.AddressOf(memory)))
+	require.NoError(t, target.Unregister(hostmem.AddressOf(memory)))
 	tcptest.Fill(memory, 9)
 	tcptest.FailsOnly(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, local, id, memory)), 0)
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Read, local, id, other)))
@@ -140,7 +140,7 @@ func TestAReadThatCompletesWhileItsRegionIsTakenBackHasTheBytesOfBefore(t *testi
 			for range random.IntN(100) {
 				runtime.Gosched()
 			}
-			err := target.Unregister(sockio.AddressOf(memory))
+			err := target.Unregister(hostmem.AddressOf(memory))
 			clear(memory)
 			taken <- err
 		}()
@@ -153,7 +153,7 @@ func TestAReadThatCompletesWhileItsRegionIsTakenBackHasTheBytesOfBefore(t *testi
 			}
 		}
 		require.NoError(t, <-taken)
-		require.NoError(t, target.Register(sockio.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+		require.NoError(t, target.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
 		require.NoError(t, e.SyncSegments())
 	}
 	require.NotZero(t, completed)
@@ -184,7 +184,7 @@ func TestMoreRegionsThanALaneKnowsAreRead(t *testing.T) {
 	memory := tcptest.Mapped(t, (samehost.MaxGrants+10)*4096)
 	tcptest.Fill(memory, 3)
 	for i := range samehost.MaxGrants + 10 {
-		require.NoError(t, target.Register(sockio.AddressOf(memory)+uintptr(i*4096), 2048, "cpu:0", true))
+		require.NoError(t, target.Register(hostmem.AddressOf(memory)+uintptr(i*4096), 2048, "cpu:0", true))
 	}
 	require.NoError(t, e.SyncSegments())
 	for i := range samehost.MaxGrants + 10 {

@@ -10,9 +10,9 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/samehost"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -43,20 +43,20 @@ func TestMemoryThatTheTargetMayStillCopyIsNotLetGoWhenAStuckSystemCallReturns(t 
 	tcptest.Waits(t, core.Waits{Grace: 10 * time.Millisecond, Ending: 100 * time.Millisecond})
 	_, e, memory, local, id := sameHost(t, 4096)
 	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, local, id, memory)))
-	require.NoError(t, e.Register(sockio.AddressOf(local), 4096, "cpu:0", true))
+	require.NoError(t, e.Register(hostmem.AddressOf(local), 4096, "cpu:0", true))
 	conn, state := connectionWithPermit(t)
 	const taken, revoked = 1, 3
 	state.Store(taken)
 
 	conn.peer = onlyPeer(t, e)
-	s := transportOf(t, e).fence.holdStuck(conn, []piece{{op: core.Write, local: sockio.AddressOf(local), length: 4096}})
+	s := transportOf(t, e).fence.holdStuck(conn, []piece{{op: core.Write, local: hostmem.AddressOf(local), length: 4096}})
 	s.quarantine(nil)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		s.returned(errors.New("given up"))
 	}()
-	require.ErrorIs(t, e.Unregister(sockio.AddressOf(local)), core.ErrInUse)
+	require.ErrorIs(t, e.Unregister(hostmem.AddressOf(local)), core.ErrInUse)
 	select {
 	case <-ended:
 		require.Fail(t, "the memory was let go during a copy")
@@ -64,5 +64,5 @@ func TestMemoryThatTheTargetMayStillCopyIsNotLetGoWhenAStuckSystemCallReturns(t 
 	}
 	state.Store(revoked)
 	<-ended
-	require.Eventually(t, func() bool { return e.Unregister(sockio.AddressOf(local)) == nil }, tcptest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return e.Unregister(hostmem.AddressOf(local)) == nil }, tcptest.Patience, time.Millisecond)
 }

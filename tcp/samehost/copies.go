@@ -102,7 +102,7 @@ func (c *Copies) Run(from *Process, permit *Permit, by Proof) error {
 	}
 	c.process, c.permit = from, permit
 	copies, bytes := len(c.To), c.Bytes
-	c.Add(sockio.AddressOf(c.found[:]), by.at, by.length)
+	c.Add(hostmem.AddressOf(c.found[:]), by.at, by.length)
 	err := c.copyAll()
 	c.To, c.From, c.Bytes = c.To[:copies], c.From[:copies], bytes
 	if err == nil && c.found != by.expected {
@@ -204,7 +204,7 @@ func wipe(to []sockio.Vector, bytes uint64) {
 	for _, v := range to {
 		for length := min(v.Length, bytes); length > 0; {
 			part := min(length, shortStep)
-			_ = copier.Copy(v.Base, sockio.AddressOf(zeros), part) // fails where there is nothing
+			_ = copier.Copy(v.Base, hostmem.AddressOf(zeros), part) // fails where there is nothing
 			v.Base += uintptr(part)
 			length -= part
 			bytes -= part

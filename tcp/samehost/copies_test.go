@@ -11,7 +11,6 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -35,14 +34,14 @@ func proofIn(t testing.TB) Proof {
 	for i := range memory {
 		memory[i] = byte(rand.Int())
 	}
-	return Proof{at: sockio.AddressOf(memory), length: uint64(len(memory)), expected: proofBytes(memory)}
+	return Proof{at: hostmem.AddressOf(memory), length: uint64(len(memory)), expected: proofBytes(memory)}
 }
 
 func TestNothingIsFetchedFromAProcessThatCannotBeSeen(t *testing.T) {
 	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	tcptest.Fill(from, 1)
 	f := NewCopies(NewCopyLimiter(1, nil))
-	f.Add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
+	f.Add(hostmem.AddressOf(to), hostmem.AddressOf(from), 4096)
 	require.ErrorIs(t, f.Run(nil, nil, proofIn(t)), ErrOutOfReach)
 	require.NoError(t, f.Run(thisProcess(t), nil, proofIn(t)))
 	require.Equal(t, from, to)
@@ -67,7 +66,7 @@ func TestLongPayloadArrivesInStepsWhileShortTransfersAreExpected(t *testing.T) {
 	f := NewCopies(limiter)
 	at := 0
 	for _, length := range lengths {
-		f.Add(sockio.AddressOf(to[at:]), sockio.AddressOf(from[at:]), uint64(length))
+		f.Add(hostmem.AddressOf(to[at:]), hostmem.AddressOf(from[at:]), uint64(length))
 		at += length + 3
 	}
 	require.NoError(t, f.Run(thisProcess(t), nil, proofIn(t)))
@@ -89,7 +88,7 @@ func TestAStepThatCannotBeMadeFailsTheWhole(t *testing.T) {
 			tcptest.Unmap(t, from[gone:gone+4096])
 			f := NewCopies(limiter)
 			for at := 0; at < len(to); at += each {
-				f.Add(sockio.AddressOf(to[at:]), sockio.AddressOf(from[at:]), uint64(each))
+				f.Add(hostmem.AddressOf(to[at:]), hostmem.AddressOf(from[at:]), uint64(each))
 			}
 			require.ErrorIs(t, f.Run(thisProcess(t), nil, proofIn(t)), ErrOutOfReach, "%d %d", gone, each)
 		}
@@ -133,7 +132,7 @@ func TestNothingIsCopiedFromAProcessThatHasEndedAndNothingIsOverwritten(t *testi
 				who.alive.Store(0)
 			}
 			f := NewCopies(NewCopyLimiter(1, nil))
-			f.Add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
+			f.Add(hostmem.AddressOf(to), hostmem.AddressOf(from), 4096)
 			require.ErrorIs(t, f.Run(who, nil, proofIn(t)), errProcessEnded)
 			require.True(t, bytes.Equal(tcptest.Pattern(4096, 2), to))
 		}
@@ -148,10 +147,10 @@ func TestWhatWasCopiedFromAProcessWithTheIdOfOneThatHasEndedIsWipedAndNothingEls
 	who.id = os.Getpid()
 	for _, partly := range []bool{false, true} {
 		f, by := NewCopies(NewCopyLimiter(1, nil)), proofIn(t)
-		f.Add(sockio.AddressOf(to), sockio.AddressOf(from), 1000)
-		f.Add(sockio.AddressOf(to)+1000, sockio.AddressOf(from), 500)
+		f.Add(hostmem.AddressOf(to), hostmem.AddressOf(from), 1000)
+		f.Add(hostmem.AddressOf(to)+1000, hostmem.AddressOf(from), 500)
 		if partly {
-			f.Add(sockio.AddressOf(to)+2000, 4096, 1000) // there is nothing
+			f.Add(hostmem.AddressOf(to)+2000, 4096, 1000) // there is nothing
 		} else {
 			by.expected[0]++ // the other process has something else there
 		}
@@ -171,7 +170,7 @@ func TestWhatWasCopiedFromAProcessWithTheIdOfOneThatHasEndedIsWipedAndNothingEls
 func TestCopiesWithoutTheExpectedProofAreNotValid(t *testing.T) {
 	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	f, by := NewCopies(NewCopyLimiter(1, nil)), proofIn(t)
-	f.Add(sockio.AddressOf(to), sockio.AddressOf(from), 4096)
+	f.Add(hostmem.AddressOf(to), hostmem.AddressOf(from), 4096)
 	require.NoError(t, f.Run(thisProcess(t), nil, by))
 	by.expected[by.length-1]++
 	require.ErrorIs(t, f.Run(thisProcess(t), nil, by), ErrUnproven)
@@ -207,7 +206,7 @@ func TestAForkedChildProvesNeitherAGrantNorAPermit(t *testing.T) {
 	defer child.Close()
 	copied := func(from *Process, by Proof) error {
 		f := NewCopies(NewCopyLimiter(1, nil))
-		f.Add(sockio.AddressOf(tcptest.Mapped(t, 4096)), sockio.AddressOf(memory), 4096)
+		f.Add(hostmem.AddressOf(tcptest.Mapped(t, 4096)), hostmem.AddressOf(memory), 4096)
 		return f.Run(from, nil, by)
 	}
 	require.NoError(t, copied(thisProcess(t), proofOf(&g)))

@@ -10,7 +10,7 @@ import (
 	"time"
 	"unsafe"
 
-	"kvferry/tcp/sockio"
+	"kvferry/core/hostmem"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,7 +69,7 @@ func NewPermit() (p *Permit, file int, err error) {
 	if err != nil {
 		return nil, -1, errors.Join(err, p.Close(), unix.Close(file))
 	}
-	p.At = sockio.AddressOf(p.page)
+	p.At = hostmem.AddressOf(p.page)
 	_, _ = rand.Read(p.nonce()) // never fails: see crypto/rand
 	return p, file, nil
 }

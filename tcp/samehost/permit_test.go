@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
 
@@ -117,7 +118,7 @@ func TestAPermitIsOfTheProcessThatHasItMapped(t *testing.T) {
 	here := thisProcess(t)
 	require.True(t, target.IsOf(here))
 	require.False(t, target.IsOf(&Process{id: 1, file: here.file}))
-	for _, at := range []uintptr{sockio.AddressOf(tcptest.Mapped(t, permitSize)), 0} {
+	for _, at := range []uintptr{hostmem.AddressOf(tcptest.Mapped(t, permitSize)), 0} {
 		target.At = at
 		require.False(t, target.IsOf(here))
 	}

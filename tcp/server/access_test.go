@@ -7,9 +7,9 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -65,7 +65,7 @@ func TestAWriteToMemoryThatPeersMayOnlyReadChangesNothing(t *testing.T) {
 	for _, length := range []int{1, 4096, half} {
 		onHostAndDevice(t, func(t *testing.T, h *halves) {
 			c := h.dial()
-			c.Send(tcptest.WriteV2(sockio.AddressOf(h.readable), tcptest.Pattern(length, 9)))
+			c.Send(tcptest.WriteV2(hostmem.AddressOf(h.readable), tcptest.Pattern(length, 9)))
 			c.ExpectStatus(wire.StatusForbidden)
 			c.ExpectEnd()
 			require.NoError(t, c.Conn.Close())
@@ -73,7 +73,7 @@ func TestAWriteToMemoryThatPeersMayOnlyReadChangesNothing(t *testing.T) {
 		})
 		onHostAndDevice(t, func(t *testing.T, h *halves) {
 			c := h.dial()
-			c.Send(tcptest.WriteV1(sockio.AddressOf(h.readable), tcptest.Pattern(length, 9)))
+			c.Send(tcptest.WriteV1(hostmem.AddressOf(h.readable), tcptest.Pattern(length, 9)))
 			_ = c.Conn.CloseWrite() // fails when the reset is here already
 			c.ExpectReset()
 			h.unchanged("WRITE")
@@ -99,7 +99,7 @@ func TestAReadOfMemoryThatPeersMayOnlyWriteIsNotAnswered(t *testing.T) {
 func TestARequestBehindOneThatIsAllowedIsCheckedByItself(t *testing.T) {
 	onHostAndDevice(t, func(t *testing.T, h *halves) {
 		c := h.dial()
-		c.Send(tcptest.ReadV2(h.readable[:100]), tcptest.WriteV2(sockio.AddressOf(h.readable), tcptest.Pattern(100, 9)),
+		c.Send(tcptest.ReadV2(h.readable[:100]), tcptest.WriteV2(hostmem.AddressOf(h.readable), tcptest.Pattern(100, 9)),
 			tcptest.ReadV2(h.readable[:100]))
 		c.ExpectStatus(wire.StatusOK)
 		c.Expect(h.before[:100])
@@ -107,8 +107,8 @@ func TestARequestBehindOneThatIsAllowedIsCheckedByItself(t *testing.T) {
 	})
 	onHostAndDevice(t, func(t *testing.T, h *halves) {
 		c := h.dial()
-		c.Send(tcptest.WriteV2(sockio.AddressOf(h.writable), h.before[half:half+100]), tcptest.ReadV2(h.writable[:100]),
-			tcptest.WriteV2(sockio.AddressOf(h.writable), tcptest.Pattern(100, 9)))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(h.writable), h.before[half:half+100]), tcptest.ReadV2(h.writable[:100]),
+			tcptest.WriteV2(hostmem.AddressOf(h.writable), tcptest.Pattern(100, 9)))
 		c.ExpectStatus(wire.StatusOK)
 		h.forbids(c, "READ")
 	})
@@ -117,7 +117,7 @@ func TestARequestBehindOneThatIsAllowedIsCheckedByItself(t *testing.T) {
 func TestARangeAcrossRegionsOfDifferentAccessIsRejectedAsAWhole(t *testing.T) {
 	onHostAndDevice(t, func(t *testing.T, h *halves) {
 		both := h.readable[half-100 : half+100]
-		for _, request := range [][]byte{tcptest.ReadV2(both), tcptest.WriteV2(sockio.AddressOf(both), tcptest.Pattern(200, 9))} {
+		for _, request := range [][]byte{tcptest.ReadV2(both), tcptest.WriteV2(hostmem.AddressOf(both), tcptest.Pattern(200, 9))} {
 			c := h.dial()
 			c.Send(request)
 			c.ExpectStatus(wire.StatusRejected)
@@ -143,7 +143,7 @@ func TestAPayloadForMemoryThatPeersMayOnlyReadIsNotFetched(t *testing.T) {
 		c := h.dialSameHost()
 		payload := tcptest.Mapped(t, 4096)
 		tcptest.Fill(payload, 9)
-		c.Send(tcptest.WriteByAddress(sockio.AddressOf(h.readable), payload))
+		c.Send(tcptest.WriteByAddress(hostmem.AddressOf(h.readable), payload))
 		h.forbids(c, "WRITE")
 	})
 }
@@ -161,9 +161,9 @@ func TestAGrantEndsWithTheRegionThatPeersMayRead(t *testing.T) {
 	h.memory.epoch.Store(77)
 	c := h.dialSameHost()
 	payload := tcptest.Mapped(t, 4096)
-	c.Send(tcptest.ReadByAddress(h.readable[half-10:]), tcptest.WriteByAddress(sockio.AddressOf(h.writable), payload))
+	c.Send(tcptest.ReadByAddress(h.readable[half-10:]), tcptest.WriteByAddress(hostmem.AddressOf(h.writable), payload))
 	c.ExpectStatus(wire.StatusOK)
-	c.ExpectGrant(wire.Grant{Addr: uint64(sockio.AddressOf(h.readable)), Length: half, EpochAt: epochAt(h.memory), Epoch: 77})
+	c.ExpectGrant(wire.Grant{Addr: uint64(hostmem.AddressOf(h.readable)), Length: half, EpochAt: epochAt(h.memory), Epoch: 77})
 	c.ExpectStatus(wire.StatusOK)
 	require.Equal(t, payload, h.writable[:4096])
 }

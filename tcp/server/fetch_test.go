@@ -5,9 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -20,7 +20,7 @@ func TestPayloadNamedByItsAddressIsFetched(t *testing.T) {
 	for i, length := range lengths {
 		payload := tcptest.Mapped(t, length)
 		tcptest.Fill(payload, byte(i))
-		c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory)+3, payload))
+		c.Send(tcptest.WriteByAddress(hostmem.AddressOf(memory)+3, payload))
 		c.ExpectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[3:3+length]), length)
 	}
@@ -32,7 +32,7 @@ func TestPayloadThatCannotBeFetchedIsAskedForAndTheOthersOfTheTurnArrive(t *test
 	tcptest.Fill(payload, 1)
 	tcptest.Unmap(t, gone)
 	c := serve(t, Options{}, memory).dialSameHost()
-	at := sockio.AddressOf(memory)
+	at := hostmem.AddressOf(memory)
 	c.Send(tcptest.WriteByAddress(at, payload), tcptest.WriteByAddress(at+4096, gone), tcptest.WriteByAddress(at+2*4096, payload))
 	c.ExpectStatus(wire.StatusOK)
 	c.ExpectStatus(wire.StatusOutOfReach)
@@ -49,7 +49,7 @@ func TestPayloadsForTheSamePlaceAreFetchedInTheirOrder(t *testing.T) {
 	tcptest.Fill(second, 2)
 	third := tcptest.Pattern(100, 3)
 	c := serve(t, Options{}, memory).dialSameHost()
-	at := sockio.AddressOf(memory)
+	at := hostmem.AddressOf(memory)
 	c.Send(tcptest.WriteByAddress(at, first), tcptest.WriteByAddress(at+2048, second), tcptest.WriteV2(at+2048, third), tcptest.ReadV2(memory[:4096]))
 	for range 4 {
 		c.ExpectStatus(wire.StatusOK)
@@ -69,7 +69,7 @@ func TestAReadByAddressIsGrantedTheWholeRegion(t *testing.T) {
 	_, err := c.Conn.Read(b)
 	require.NoError(t, err)
 	g := wire.ParseGrant(b)
-	require.EqualValues(t, sockio.AddressOf(memory), g.Addr)
+	require.EqualValues(t, hostmem.AddressOf(memory), g.Addr)
 	require.EqualValues(t, len(memory), g.Length)
 	require.EqualValues(t, 77, g.Epoch)
 }
@@ -79,7 +79,7 @@ func TestDeviceMemoryIsOutOfReach(t *testing.T) {
 	device := a.Memory(8192)
 	c := serveDevice(a, Options{}, device).dialSameHost()
 	payload := tcptest.Mapped(t, 4096)
-	c.Send(tcptest.WriteByAddress(sockio.AddressOf(device), payload), tcptest.ReadByAddress(device[:10]))
+	c.Send(tcptest.WriteByAddress(hostmem.AddressOf(device), payload), tcptest.ReadByAddress(device[:10]))
 	c.ExpectStatus(wire.StatusOutOfReach)
 	c.ExpectStatus(wire.StatusOutOfReach)
 	c.ExpectGrant(wire.Grant{})
@@ -88,7 +88,7 @@ func TestDeviceMemoryIsOutOfReach(t *testing.T) {
 func TestABadRangeByAddressIsRejected(t *testing.T) {
 	memory, payload := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 8192)
 	h := serve(t, Options{}, memory)
-	for _, bad := range [][]byte{tcptest.WriteByAddress(sockio.AddressOf(memory), payload), tcptest.ReadByAddress(payload)} {
+	for _, bad := range [][]byte{tcptest.WriteByAddress(hostmem.AddressOf(memory), payload), tcptest.ReadByAddress(payload)} {
 		c := h.dialSameHost()
 		c.Send(bad)
 		c.ExpectStatus(wire.StatusRejected)
@@ -100,7 +100,7 @@ func TestAPeerOverTCPMayNotNameAddresses(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{}, memory)
 	c := h.dial()
-	c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory), tcptest.Mapped(t, 4096)))
+	c.Send(tcptest.WriteByAddress(hostmem.AddressOf(memory), tcptest.Mapped(t, 4096)))
 	c.ExpectReset()
 	require.Equal(t, make([]byte, 4096), memory)
 }
@@ -110,10 +110,10 @@ func TestASessionCopiesNothingAfterThePermitWasRevoked(t *testing.T) {
 	tcptest.Fill(payload, 1)
 	h := serve(t, Options{}, memory)
 	c, p := h.dialWithPermit()
-	c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory), payload))
+	c.Send(tcptest.WriteByAddress(hostmem.AddressOf(memory), payload))
 	c.ExpectStatus(wire.StatusOK)
 	require.True(t, p.Revoke(tcptest.Patience, func() bool { return false }))
-	_, err := c.Conn.Write(tcptest.WriteByAddress(sockio.AddressOf(memory)+4096, payload))
+	_, err := c.Conn.Write(tcptest.WriteByAddress(hostmem.AddressOf(memory)+4096, payload))
 	require.NoError(t, err)
 	h.waitForSessions(0)
 	require.Equal(t, make([]byte, 4096), memory[4096:])
@@ -127,9 +127,9 @@ func TestNothingIsCopiedForAPeerThatSentNoPermit(t *testing.T) {
 		if greets {
 			require.Equal(t, wire.Answer{Flags: wire.AnswerStrided}, c.Greet(wire.Hello{Number: 1}))
 		}
-		c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory), payload))
+		c.Send(tcptest.WriteByAddress(hostmem.AddressOf(memory), payload))
 		c.ExpectStatus(wire.StatusOutOfReach)
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 		c.ExpectStatus(wire.StatusOK)
 	}
 }
@@ -139,7 +139,7 @@ func TestASessionTellsOfShortRequests(t *testing.T) {
 	h := serve(t, Options{}, memory)
 	c := h.dialSameHost()
 	send := func(length int) {
-		c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory), payload[:length]))
+		c.Send(tcptest.WriteByAddress(hostmem.AddressOf(memory), payload[:length]))
 		c.ExpectStatus(wire.StatusOK)
 	}
 	before := h.server.options.Limiter.LastShort()

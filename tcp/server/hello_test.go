@@ -6,9 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -21,7 +21,7 @@ func TestALaterVersionMayAddToAHelloAndToItsAnswer(t *testing.T) {
 	h := wire.Hello{Number: 1, Target: wire.Identity{1}}
 	b := append(h.Encode(), make([]byte, 100)...)
 	b[17], b[20] = 9, wire.HelloBody+100
-	c.Send(b, tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	c.Send(b, tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	answer := c.Answer()
 	require.Equal(t, wire.Answer{Target: wire.Identity{1}, Flags: wire.AnswerStrided}, answer)
 	c.ExpectStatus(wire.StatusOK)
@@ -37,7 +37,7 @@ func TestAHelloForAnotherEngineIsRefusedWithTheIdentityOfThisOne(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{Identity: wire.Identity{1}}, memory)
 	c := h.dial()
-	c.Send(append((&wire.Hello{Number: 1, Target: wire.Identity{2}}).Encode(), tcptest.WriteV2(sockio.AddressOf(memory), []byte("payload"))...))
+	c.Send(append((&wire.Hello{Number: 1, Target: wire.Identity{2}}).Encode(), tcptest.WriteV2(hostmem.AddressOf(memory), []byte("payload"))...))
 	require.Equal(t, wire.Answer{Code: wire.StatusOtherEngine, Target: wire.Identity{1}}, c.Answer())
 	c.ExpectReset()
 	require.Equal(t, make([]byte, 4096), memory)
@@ -66,7 +66,7 @@ func TestABadHelloEndsItsConnectionAlone(t *testing.T) {
 	good.Send((&wire.Hello{Number: 8}).Encode()) // not the first thing that is said
 	good.ExpectReset()
 	other := h.dial()
-	other.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	other.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	other.ExpectStatus(wire.StatusOK)
 }
 
@@ -77,7 +77,7 @@ func TestTheAnswerToAHelloThatEndsAConnectionComesWhenItsSessionHasEnded(t *test
 	c := h.dial()
 	c.Greet(wire.Hello{Number: 1})
 	release := a.HoldCopies()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(device), tcptest.Pattern(1<<20, 1)))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(device), tcptest.Pattern(1<<20, 1)))
 	a.WaitForACopy()
 
 	require.EqualValues(t, wire.StatusNotEnded, h.dial().Greet(wire.Hello{Number: 2, Ends: 1}).Code, "its copy to the device is under way")
@@ -106,7 +106,7 @@ func TestHellosThatWaitForEachOtherEndAtOnce(t *testing.T) {
 	busy := h.dial() // its session does not end before the copy does
 	busy.Greet(wire.Hello{Number: 1})
 	release := a.HoldCopies()
-	busy.Send(tcptest.WriteV2(sockio.AddressOf(device), tcptest.Pattern(1<<20, 1)))
+	busy.Send(tcptest.WriteV2(hostmem.AddressOf(device), tcptest.Pattern(1<<20, 1)))
 	a.WaitForACopy()
 	h.dial().Send((&wire.Hello{Number: 2, Ends: 1}).Encode())
 	h.waitForSessions(2)
@@ -121,7 +121,7 @@ func TestNothingOfAnEndedConnectionIsAppliedAfterTheAnswer(t *testing.T) {
 	old := h.dial()
 	old.Greet(wire.Hello{Number: 1})
 	payload := bytes.Repeat([]byte{0xaa}, len(memory))
-	whole := tcptest.WriteV2(sockio.AddressOf(memory), payload)
+	whole := tcptest.WriteV2(hostmem.AddressOf(memory), payload)
 	old.Send(whole[:len(whole)/2])
 	require.EqualValues(t, wire.StatusOK, h.dial().Greet(wire.Hello{Number: 2, Ends: 1}).Code)
 	clear(memory)

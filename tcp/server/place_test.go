@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -33,7 +34,7 @@ func (h *harness) greeted(memory []byte) *tcptest.Client {
 }
 
 func requireServed(c *tcptest.Client, memory []byte) {
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	c.ExpectStatus(wire.StatusOK)
 }
 
@@ -73,7 +74,7 @@ func TestAConnectionGetsMemoryToReadAheadWithItsFirstValidRequest(t *testing.T) 
 		first []byte
 		grows bool
 	}{
-		"a request":                     {tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")), true},
+		"a request":                     {tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")), true},
 		"a hello":                       {here.Encode(), true},
 		"a hello for another engine":    {elsewhere.Encode(), false},
 		"a request for other memory":    {tcptest.Request(core.Read, true, 64, 64), false},
@@ -164,7 +165,7 @@ func TestConnectionsThatWaitAreLimitedFairly(t *testing.T) {
 		h.dial()
 	}
 	other := h.dialFrom("127.0.0.2")
-	other.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	other.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	h.waitForLog("refused a data connection")
 	require.NoError(t, first.Conn.Close())
 	other.ExpectStatus(wire.StatusOK)

@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/hostmem"
 	"kvferry/core/security"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -138,7 +138,7 @@ func FuzzFirstBytesOfADataConnection(f *testing.F) {
 	memory := tcptest.Mapped(f, 4096)
 	f.Add(tcptest.ReadV2(memory[:100]))
 	f.Add(tcptest.ReadV1(memory[:100]))
-	f.Add(tcptest.WriteV1(sockio.AddressOf(memory), []byte("stranger")))
+	f.Add(tcptest.WriteV1(hostmem.AddressOf(memory), []byte("stranger")))
 	tcptest.Fill(memory, 5)
 	before := bytes.Clone(memory)
 	own, identity := policyOf(f, secretOf(f), "require")
@@ -174,7 +174,7 @@ func FuzzSessionUnderTLS(f *testing.F) {
 	f.Add((&wire.Hello{Number: 1, Ends: 1}).Encode())
 	for _, b := range [][]byte{region[:100], private[:100]} {
 		f.Add(tcptest.ReadV1(b))
-		f.Add(append(tcptest.WriteV2(sockio.AddressOf(b), []byte("some bytes")), tcptest.ReadV2(b)...))
+		f.Add(append(tcptest.WriteV2(hostmem.AddressOf(b), []byte("some bytes")), tcptest.ReadV2(b)...))
 	}
 	f.Add([]byte{0x16, 3, 1, 2, 0, 1}) // TLS inside of TLS
 	zero := make([]byte, len(private))

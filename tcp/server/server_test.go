@@ -14,8 +14,8 @@ import (
 	"unsafe"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -28,9 +28,9 @@ func TestCloseEndsSessionsInEveryState(t *testing.T) {
 	var clients []*tcptest.Client
 	for _, b := range [][]byte{
 		nil,
-		tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")),
-		tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc"))[:10],
-		tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
+		tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")),
+		tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc"))[:10],
+		tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
 		tcptest.ReadV2(memory),
 		tcptest.Request(core.Write, true, 4096, 1<<20), // is rejected, and keeps the connection open
 	} {
@@ -51,7 +51,7 @@ func TestAcknowledgedWritesStayAcknowledgedWhenTheTargetCloses(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{}, memory)
 	c := h.dial()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	s := h.only()
 	require.Eventually(t, func() bool { return s.bytesIn.Load() == 3 }, tcptest.Patience, time.Millisecond)
 	h.server.Close()
@@ -66,7 +66,7 @@ func TestTargetThatClosesResetsAPeerThatMaySpeakVersion1(t *testing.T) {
 	for name, c := range map[string]struct {
 		request []byte
 		bytes   int
-	}{"silent": {nil, 0}, "version 1": {tcptest.WriteV1(sockio.AddressOf(memory), payload), len(payload)}} {
+	}{"silent": {nil, 0}, "version 1": {tcptest.WriteV1(hostmem.AddressOf(memory), payload), len(payload)}} {
 		t.Run(name, func(t *testing.T) {
 			h := serve(t, Options{}, memory)
 			peer := h.dial()
@@ -103,7 +103,7 @@ func TestPeersFindTheEndOfATargetWhoseSocketsAForkedChildHas(t *testing.T) {
 				require.NoError(t, raw.Control(func(fd uintptr) { inherit(t, int(fd)) }))
 			}
 			served := way.dial(h)
-			served.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+			served.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 			served.ExpectStatus(wire.StatusOK)
 			require.NoError(t, h.only().conn.Control(func(socket int) error { inherit(t, socket); return nil }))
 			h.server.Close()
@@ -160,7 +160,7 @@ func TestAcceptSurvivesRunningOutOfFileDescriptors(t *testing.T) {
 	h.waitForLog("cannot accept data connections; still trying")
 	release()
 
-	_, err = conn.Write(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	_, err = conn.Write(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	require.NoError(t, err)
 	status := make([]byte, wire.StatusSize)
 	_, err = io.ReadFull(conn, status)

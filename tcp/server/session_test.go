@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -27,7 +27,7 @@ func TestWriteIsAcknowledgedWhenItIsInMemory(t *testing.T) {
 	c := serve(t, Options{}, memory).dial()
 	for i, length := range lengths {
 		payload := tcptest.Pattern(length, byte(i))
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory)+3, payload))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory)+3, payload))
 		c.ExpectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[3:3+length]), length)
 	}
@@ -49,7 +49,7 @@ func TestVersion1ConnectionServesManyRequests(t *testing.T) {
 	c := serve(t, Options{}, memory).dial()
 	for i, length := range lengths {
 		payload := tcptest.Pattern(length, byte(i))
-		c.Send(tcptest.WriteV1(sockio.AddressOf(memory), payload))
+		c.Send(tcptest.WriteV1(hostmem.AddressOf(memory), payload))
 		c.Send(tcptest.ReadV1(memory[:length]))
 		c.Expect(payload)
 	}
@@ -61,7 +61,7 @@ func TestVersion1WriteIsConfirmedByTheEndOfAHalfClosedConnection(t *testing.T) {
 	for i, length := range lengths {
 		c := h.dial()
 		payload := tcptest.Pattern(length, byte(i))
-		c.Send(tcptest.WriteV1(sockio.AddressOf(memory), payload))
+		c.Send(tcptest.WriteV1(hostmem.AddressOf(memory), payload))
 		require.NoError(t, c.Conn.CloseWrite())
 		c.ExpectEnd()
 		require.True(t, bytes.Equal(payload, memory[:length]), length)
@@ -84,7 +84,7 @@ func TestPipelinedRequestsAreAnsweredInOrderWithTheirVersionMixed(t *testing.T) 
 	memory := tcptest.Mapped(t, 1<<20)
 	c := serve(t, Options{}, memory).dial()
 	one, two := tcptest.Pattern(4096, 1), tcptest.Pattern(4096, 2)
-	at := sockio.AddressOf(memory)
+	at := hostmem.AddressOf(memory)
 	c.Send(
 		tcptest.WriteV1(at, one), tcptest.ReadV2(memory[:100]), tcptest.WriteV2(at, two), tcptest.ReadV1(memory[:4096]), tcptest.ReadV1(memory[10:11]),
 		tcptest.WriteV2(at+1, one), tcptest.ReadV2(memory[:3]),
@@ -108,7 +108,7 @@ func TestReadGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 	for i := range 100 {
 		requests = append(requests, tcptest.ReadV2(memory[i*100:(i+1)*100]))
 	}
-	c.Send(append(requests, tcptest.WriteV2(sockio.AddressOf(memory)+50, make([]byte, 9000)))...)
+	c.Send(append(requests, tcptest.WriteV2(hostmem.AddressOf(memory)+50, make([]byte, 9000)))...)
 	for i := range 100 {
 		c.ExpectStatus(wire.StatusOK)
 		c.Expect(before[i*100 : (i+1)*100])
@@ -122,7 +122,7 @@ func TestWriteBehindAReadOfTheSameMemoryKeepsItsRegionPinned(t *testing.T) {
 	region := h.memory.add(memory, true)
 	c := h.dial()
 	payload := tcptest.Pattern(len(memory), 1)
-	c.Send(tcptest.ReadV2(memory[:100]), tcptest.WriteV2(sockio.AddressOf(memory), payload)[:wire.HeaderSize+1<<19])
+	c.Send(tcptest.ReadV2(memory[:100]), tcptest.WriteV2(hostmem.AddressOf(memory), payload)[:wire.HeaderSize+1<<19])
 	c.ExpectStatus(wire.StatusOK)
 	c.Expect(make([]byte, 100))
 	require.Eventually(t, func() bool { return memory[1<<19-1] == payload[1<<19-1] }, tcptest.Patience, time.Millisecond)
@@ -132,7 +132,7 @@ func TestWriteBehindAReadOfTheSameMemoryKeepsItsRegionPinned(t *testing.T) {
 func TestGarbageInThePaddingIsIgnored(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	c := serve(t, Options{}, memory).dial()
-	b := tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc"))
+	b := tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc"))
 	copy(b[17:], "\xff\xfe\xfd\xfc\xfb\xfa\xf9")
 	c.Send(b)
 	c.ExpectStatus(wire.StatusOK)
@@ -144,7 +144,7 @@ func TestRequestsThatTrickleInAreServed(t *testing.T) {
 	c := h.dial()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for _, b := range tcptest.WriteV2(sockio.AddressOf(memory), []byte("hello")) {
+	for _, b := range tcptest.WriteV2(hostmem.AddressOf(memory), []byte("hello")) {
 		<-tick.C
 		c.Send([]byte{b})
 	}
@@ -155,7 +155,7 @@ func TestRequestsThatTrickleInAreServed(t *testing.T) {
 func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBehind(t *testing.T) {
 	memory := tcptest.Mapped(t, 8192)
 	private := tcptest.Mapped(t, 4096)
-	at := uint64(sockio.AddressOf(memory))
+	at := uint64(hostmem.AddressOf(memory))
 	for name, bad := range map[string]struct{ addr, length uint64 }{
 		"length 0":             {at, 0},
 		"not registered":       {4096, 10},
@@ -163,7 +163,7 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 		"wraps to zero":        {^uint64(0) - 9, 10},
 		"half registered":      {at + 8000, 193},
 		"begins before":        {at - 1, 10},
-		"not open to peers":    {uint64(sockio.AddressOf(private)), 10},
+		"not open to peers":    {uint64(hostmem.AddressOf(private)), 10},
 		"one byte behind":      {at + 8192, 1},
 		"as long as can be":    {0, ^uint64(0)},
 		"the end of addresses": {^uint64(0), 1},
@@ -174,8 +174,8 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 				h.memory.add(private, false)
 				clear(memory)
 				c := h.dial()
-				c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("before")), tcptest.ReadV2(memory[:6]),
-					tcptest.Request(op, true, uintptr(bad.addr), bad.length), tcptest.WriteV2(sockio.AddressOf(memory), []byte("behind")))
+				c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("before")), tcptest.ReadV2(memory[:6]),
+					tcptest.Request(op, true, uintptr(bad.addr), bad.length), tcptest.WriteV2(hostmem.AddressOf(memory), []byte("behind")))
 				c.ExpectStatus(wire.StatusOK)
 				c.ExpectStatus(wire.StatusOK)
 				c.Expect([]byte("before"))
@@ -196,7 +196,7 @@ func TestRejectedRangeEndsTheConnectionAfterTheRequestsBeforeItAndExecutesNoneBe
 				h.memory.add(private, false)
 				clear(memory)
 				c := h.dial()
-				c.Send(tcptest.WriteV1(sockio.AddressOf(memory), []byte("before")), tcptest.ReadV1(memory[:6]))
+				c.Send(tcptest.WriteV1(hostmem.AddressOf(memory), []byte("before")), tcptest.ReadV1(memory[:6]))
 				c.Expect([]byte("before"))
 				c.Send(tcptest.Request(op, false, uintptr(bad.addr), bad.length))
 				c.ExpectReset()
@@ -244,7 +244,7 @@ func TestUnknownOpcodeEndsTheConnectionAndIsLogged(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{}, memory)
 	c := h.dial()
-	b := tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc"))
+	b := tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc"))
 	b[16] = 0x42
 	c.Send(b)
 	c.ExpectReset()
@@ -254,7 +254,7 @@ func TestUnknownOpcodeEndsTheConnectionAndIsLogged(t *testing.T) {
 
 func TestPeerThatClosesInTheMiddleLeavesNothingBehind(t *testing.T) {
 	memory := tcptest.Mapped(t, 4<<20)
-	whole := tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))
+	whole := tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(1<<20, 1))
 	for _, length := range []int{1, wire.HeaderSize - 1, wire.HeaderSize, wire.HeaderSize + 1, readAhead, 1 << 19, len(whole) - 1} {
 		h := serve(t, Options{}, memory)
 		c := h.dial()
@@ -275,7 +275,7 @@ func TestPeerThatClosesInTheMiddleLeavesNothingBehind(t *testing.T) {
 func TestAPeerThatEndsInTheMiddleOfManyWritesIsWarnedOfOnce(t *testing.T) {
 	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, Options{}, memory)
-	begun := tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19]
+	begun := tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20))[:1<<19]
 	conns := []*tcptest.Client{h.dial(), h.dial(), h.dial()}
 	for _, c := range conns {
 		c.Send(begun)
@@ -302,7 +302,7 @@ func TestPeerThatClosesWithoutReadingItsAnswersLeavesNothingBehind(t *testing.T)
 
 func TestStalledPeerIsCutOff(t *testing.T) {
 	memory := tcptest.Mapped(t, 64<<20)
-	whole := tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20))
+	whole := tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20))
 	for name, b := range map[string][]byte{
 		"in a header":     whole[:10],
 		"in a payload":    whole[:1<<19],
@@ -323,7 +323,7 @@ func TestIdlePeerIsNeverCutOffAndCostsNothing(t *testing.T) {
 	memory := tcptest.Mapped(t, 1<<20)
 	h := serve(t, Options{ProgressTimeout: 10 * time.Millisecond}, memory)
 	idle, other := h.dial(), h.dial()
-	idle.Send(tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20)))
+	idle.Send(tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20)))
 	idle.ExpectStatus(wire.StatusOK)
 	other.Send([]byte{1}) // makes the target look for stalled sessions
 	h.waitForLog("data connection lost")
@@ -338,8 +338,8 @@ func TestEvictEndsTheSessionsThatMoveBytesOfTheRegionAndNoOthers(t *testing.T) {
 	h := serve(t, Options{}, memory)
 	region := h.memory.add(other, true)
 	writer, reader, bystander := h.dial(), h.dial(), h.dial()
-	bystander.Send(tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1000])
-	writer.Send(tcptest.WriteV2(sockio.AddressOf(other), make([]byte, 1<<20))[:1<<19])
+	bystander.Send(tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20))[:1000])
+	writer.Send(tcptest.WriteV2(hostmem.AddressOf(other), make([]byte, 1<<20))[:1<<19])
 	reader.Send(tcptest.ReadV2(other))
 	moving := func() (n int) {
 		h.server.mu.Lock()
@@ -370,9 +370,9 @@ func TestIdleSessionHoldsNoRegion(t *testing.T) {
 	c := h.dial()
 	s := h.only()
 	for range 1024 {
-		c.Send(tcptest.WriteV1(sockio.AddressOf(memory), make([]byte, 4096)))
+		c.Send(tcptest.WriteV1(hostmem.AddressOf(memory), make([]byte, 4096)))
 	}
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 4096)))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 4096)))
 	c.ExpectStatus(wire.StatusOK)
 	require.Eventually(t, func() bool { return !s.uses(region) }, tcptest.Patience, time.Millisecond)
 }
@@ -382,12 +382,12 @@ func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
 	h := serve(t, Options{}, gone, memory)
 	tcptest.Unmap(t, gone)
 	for name, b := range map[string][]byte{
-		"copied":   tcptest.WriteV2(sockio.AddressOf(gone), make([]byte, 100)),
-		"received": tcptest.WriteV2(sockio.AddressOf(gone), make([]byte, 1<<20)),
+		"copied":   tcptest.WriteV2(hostmem.AddressOf(gone), make([]byte, 100)),
+		"received": tcptest.WriteV2(hostmem.AddressOf(gone), make([]byte, 1<<20)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := h.dial()
-			c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")), b)
+			c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")), b)
 			c.ExpectStatus(wire.StatusOK)
 			c.ExpectStatus(wire.StatusInaccessible)
 			c.ExpectEnd()
@@ -415,10 +415,10 @@ func TestMemoryThatItsOwnerUnmappedFailsTheRequestAndNothingElse(t *testing.T) {
 	told := h.logs.FilterLevelExact(zapcore.WarnLevel).All()
 	require.Len(t, told, 1, "the fault is told once")
 	fields := told[0].ContextMap()
-	require.Equal(t, fmt.Sprintf("%#x", sockio.AddressOf(gone)), fields["address"])
-	require.Equal(t, core.Range{Addr: sockio.AddressOf(gone), Length: uint64(len(gone))}.String(), fields["region"])
+	require.Equal(t, fmt.Sprintf("%#x", hostmem.AddressOf(gone)), fields["address"])
+	require.Equal(t, core.Range{Addr: hostmem.AddressOf(gone), Length: uint64(len(gone))}.String(), fields["region"])
 	c := h.dial()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	c.ExpectStatus(wire.StatusOK)
 }
 
@@ -427,7 +427,7 @@ func TestWriteThatRunsIntoUnmappedMemoryFails(t *testing.T) {
 	h := serve(t, Options{}, memory)
 	tcptest.Unmap(t, memory[1<<19:])
 	c := h.dial()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(1<<20, 1)))
 	c.ExpectStatus(wire.StatusInaccessible)
 }
 
@@ -469,7 +469,7 @@ func TestBytesAndConnectionsAreCounted(t *testing.T) {
 	h := serve(t, Options{}, memory)
 	a, b := h.dial(), h.dial()
 	for _, c := range []*tcptest.Client{a, b} {
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1000)), tcptest.ReadV2(memory[:300]))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1000)), tcptest.ReadV2(memory[:300]))
 		c.ExpectStatus(wire.StatusOK)
 		c.ExpectStatus(wire.StatusOK)
 		c.Expect(memory[:300])
@@ -504,12 +504,12 @@ func TestRandomRequestsMatchAModelOfMemory(t *testing.T) {
 			if sameHost && v2 && op == core.Write && random.IntN(2) == 0 {
 				payload := tcptest.Mapped(t, length)
 				copy(payload, tcptest.Pattern(length, byte(random.Uint32())))
-				stream = append(stream, tcptest.WriteByAddress(sockio.AddressOf(memory)+uintptr(from), payload)...)
+				stream = append(stream, tcptest.WriteByAddress(hostmem.AddressOf(memory)+uintptr(from), payload)...)
 				answers = append(answers, ok...)
 				copy(model[from:], payload)
 				continue
 			}
-			stream = append(stream, tcptest.Request(op, v2, sockio.AddressOf(memory)+uintptr(from), uint64(length))...)
+			stream = append(stream, tcptest.Request(op, v2, hostmem.AddressOf(memory)+uintptr(from), uint64(length))...)
 			if v2 {
 				answers = append(answers, ok...)
 			}
@@ -539,7 +539,7 @@ func TestServingDoesNotAllocatePerRequest(t *testing.T) {
 	c := serve(t, Options{}, memory).dial()
 	var requests []byte
 	for i := range depth {
-		requests = append(requests, tcptest.WriteV2(sockio.AddressOf(memory)+uintptr(i*length), make([]byte, length))...)
+		requests = append(requests, tcptest.WriteV2(hostmem.AddressOf(memory)+uintptr(i*length), make([]byte, length))...)
 	}
 	for i := range depth {
 		requests = append(requests, tcptest.ReadV2(memory[i*length:(i+1)*length])...)
@@ -569,7 +569,7 @@ func benchmarkRequests(b *testing.B, c *tcptest.Client, memory []byte, op core.O
 	for i := range depth {
 		at := memory[i*length : (i+1)*length]
 		if op == core.Write {
-			requests = append(requests, tcptest.WriteV2(sockio.AddressOf(at), at)...)
+			requests = append(requests, tcptest.WriteV2(hostmem.AddressOf(at), at)...)
 		} else {
 			requests = append(requests, tcptest.ReadV2(at)...)
 			answer = wire.StatusSize + length

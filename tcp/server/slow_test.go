@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -65,12 +65,12 @@ func TestPeersThatTrickleDoNotKeepStagingMemoryFromOthers(t *testing.T) {
 	h := serveDevice(a, Options{ProgressTimeout: 2 * time.Second, StagingRate: 16 << 10}, memory)
 	var slow []*tcptest.Client
 	for range 3 {
-		slow = append(slow, startSlowWrite(t, h, sockio.AddressOf(memory), 1<<20))
+		slow = append(slow, startSlowWrite(t, h, hostmem.AddressOf(memory), 1<<20))
 	}
 	h.waitForWanted(2) // the third one waits for their memory
 	honest := h.dial()
 	for range 2 {
-		honest.Send(tcptest.WriteV2(sockio.AddressOf(memory)+(2<<20), tcptest.Pattern(1<<20, 1)))
+		honest.Send(tcptest.WriteV2(hostmem.AddressOf(memory)+(2<<20), tcptest.Pattern(1<<20, 1)))
 		honest.ExpectStatus(wire.StatusOK)
 	}
 	require.Contains(t, h.waitForLog("data connection lost").ContextMap()["error"], "KVFERRY_STAGING_MIN_RATE")
@@ -82,6 +82,6 @@ func TestAPeerMayBeSlowWhileNobodyElseWantsItsStagingMemory(t *testing.T) {
 	a := tcptest.Accelerate(t, tcptest.Blocks(2, 512<<10))
 	memory := a.Memory(4096)
 	h := serveDevice(a, Options{ProgressTimeout: 100 * time.Millisecond, StagingRate: 1 << 30}, memory)
-	c := startSlowWrite(t, h, sockio.AddressOf(memory), 100)
+	c := startSlowWrite(t, h, hostmem.AddressOf(memory), 100)
 	c.ExpectStatus(wire.StatusOK)
 }

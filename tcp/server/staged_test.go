@@ -11,6 +11,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
@@ -31,7 +32,7 @@ func TestWriteToADeviceIsAcknowledgedWhenItIsInMemory(t *testing.T) {
 	for i, length := range stagedLengths {
 		payload := tcptest.Pattern(length, byte(i))
 		at := 1 + 37*i
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory)+uintptr(at), payload))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory)+uintptr(at), payload))
 		c.ExpectStatus(wire.StatusOK)
 		require.True(t, bytes.Equal(payload, memory[at:at+length]), length)
 	}
@@ -57,10 +58,10 @@ func TestVersion1RequestsForADevice(t *testing.T) {
 	c := h.dial()
 	for i, length := range stagedLengths {
 		payload := tcptest.Pattern(length, byte(i))
-		c.Send(tcptest.WriteV1(sockio.AddressOf(memory)+5, payload), tcptest.ReadV1(memory[5:5+length]))
+		c.Send(tcptest.WriteV1(hostmem.AddressOf(memory)+5, payload), tcptest.ReadV1(memory[5:5+length]))
 		c.Expect(payload)
 		confirmed := h.dial()
-		confirmed.Send(tcptest.WriteV1(sockio.AddressOf(memory), payload))
+		confirmed.Send(tcptest.WriteV1(hostmem.AddressOf(memory), payload))
 		require.NoError(t, confirmed.Conn.CloseWrite())
 		confirmed.ExpectEnd()
 		require.True(t, bytes.Equal(payload, memory[:length]), length)
@@ -75,10 +76,10 @@ func TestNothingIsConfirmedBeforeTheCopyIsDone(t *testing.T) {
 			c := serveDevice(a, Options{}, memory).dial()
 			release := a.HoldCopies()
 			if version1 {
-				c.Send(tcptest.WriteV1(sockio.AddressOf(memory), []byte("abc")))
+				c.Send(tcptest.WriteV1(hostmem.AddressOf(memory), []byte("abc")))
 				require.NoError(t, c.Conn.CloseWrite())
 			} else {
-				c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+				c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 			}
 			c.ExpectSilence()
 			release()
@@ -100,7 +101,7 @@ func TestOnlyWhatDependsOnACopyWaitsForIt(t *testing.T) {
 	h.memory.add(host, true)
 	c := h.dial()
 	release := a.HoldCopies()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(host), []byte("abc")), tcptest.WriteV2(sockio.AddressOf(memory), []byte("def")), tcptest.ReadV2(host[:3]))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(host), []byte("abc")), tcptest.WriteV2(hostmem.AddressOf(memory), []byte("def")), tcptest.ReadV2(host[:3]))
 	c.ExpectStatus(wire.StatusOK)
 	c.ExpectSilence()
 	release()
@@ -114,8 +115,8 @@ func TestAnswersAreNotWithheldWhilePayloadForADeviceIsMissing(t *testing.T) {
 		a := tcptest.Accelerate(t, tcptest.Blocks(4, 512<<10))
 		memory := a.Memory(2 << 20)
 		c := serveDevice(a, Options{}, memory).dial()
-		second := tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(length, 1))
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("first")), second[:wire.HeaderSize+length/2])
+		second := tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(length, 1))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("first")), second[:wire.HeaderSize+length/2])
 		c.ExpectStatus(wire.StatusOK)
 		c.Send(second[wire.HeaderSize+length/2:])
 		c.ExpectStatus(wire.StatusOK)
@@ -131,7 +132,7 @@ func TestPayloadIsReceivedWhileEarlierPayloadIsCopied(t *testing.T) {
 	c := h.dial()
 	release := a.HoldCopies()
 	for i := range turnsAhead {
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory)+uintptr(i*length), tcptest.Pattern(length, byte(i))))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory)+uintptr(i*length), tcptest.Pattern(length, byte(i))))
 	}
 	require.Eventually(t, func() bool { return h.only().bytesIn.Load() == turnsAhead*length }, tcptest.Patience, time.Millisecond)
 	release()
@@ -157,7 +158,7 @@ func TestRequestsThatComeWhileTheSessionWaitsForAJobAreServed(t *testing.T) {
 	c := serveDevice(a, Options{}, memory).dial()
 	for i := range requests {
 		at, length := i*700, 1+i*7%600
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory[at:]), tcptest.Pattern(length, byte(i))))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory[at:]), tcptest.Pattern(length, byte(i))))
 		if i%3 > 0 { // one, two or three requests one soon after the other
 			c.ExpectStatus(wire.StatusOK)
 		}
@@ -193,11 +194,11 @@ func TestShortRequestsForADeviceShareJobs(t *testing.T) {
 	c := serveDevice(a, Options{}, memory).dial()
 	payload := tcptest.Pattern(length, 3)
 	release := a.HoldCopies()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), payload))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), payload))
 	a.WaitForACopy()
 	var writes, reads [][]byte
 	for i := 1; i < n; i++ {
-		writes = append(writes, tcptest.WriteV2(sockio.AddressOf(memory)+uintptr(i*stride), payload))
+		writes = append(writes, tcptest.WriteV2(hostmem.AddressOf(memory)+uintptr(i*stride), payload))
 	}
 	for i := range n {
 		reads = append(reads, tcptest.ReadV2(memory[i*stride:][:length]))
@@ -227,7 +228,7 @@ func TestReadOfADeviceGetsWhatWasThereBeforeAWriteThatFollowsIt(t *testing.T) {
 		requests = append(requests, tcptest.ReadV2(memory[i*100:(i+1)*100]))
 	}
 	release := a.HoldCopies()
-	c.Send(append(requests, tcptest.WriteV2(sockio.AddressOf(memory)+50, make([]byte, 9000)), tcptest.ReadV2(memory[:10000]))...)
+	c.Send(append(requests, tcptest.WriteV2(hostmem.AddressOf(memory)+50, make([]byte, 9000)), tcptest.ReadV2(memory[:10000]))...)
 	a.WaitForACopy()
 	release()
 	for i := range 100 {
@@ -249,9 +250,9 @@ func TestReadOfHostMemoryGetsWhatWasThereBeforeAWriteThatFollowsItWhileADeviceIs
 	copy(host, before)
 	c := h.dial()
 	release := a.HoldCopies()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")), tcptest.ReadV2(host))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")), tcptest.ReadV2(host))
 	a.WaitForACopy()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(host), []byte("abc")))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(host), []byte("abc")))
 	c.ExpectSilence()
 	release()
 	c.ExpectStatus(wire.StatusOK)
@@ -271,14 +272,14 @@ func TestFailedCopyFailsItsRequestAfterThoseBeforeItAndServesNoneBehind(t *testi
 			memory := a.Memory(64 * length)
 			copy(memory, tcptest.Pattern(len(memory), 1))
 			h := serveDevice(a, Options{}, memory)
-			bad := sockio.AddressOf(memory) + 20*length
+			bad := hostmem.AddressOf(memory) + 20*length
 			a.FailAround(kind, bad+17)
 			c := h.dial()
 			var requests [][]byte
 			for i := 0; i < 64; i += 2 {
 				b := memory[i*length:][:length]
 				if op == core.Write {
-					requests = append(requests, tcptest.WriteV2(sockio.AddressOf(b), b))
+					requests = append(requests, tcptest.WriteV2(hostmem.AddressOf(b), b))
 				} else {
 					requests = append(requests, tcptest.ReadV2(b))
 				}
@@ -313,12 +314,12 @@ func TestNothingBehindAFailedCopyIsAnswered(t *testing.T) {
 	const length = loadBytes // a load of its own
 	a := tcptest.Accelerate(t, tcptest.Blocks(8, 512<<10))
 	memory := a.Memory(3 * length)
-	a.FailAround(device.HostToDevice, sockio.AddressOf(memory))
+	a.FailAround(device.HostToDevice, hostmem.AddressOf(memory))
 	h := serveDevice(a, Options{}, memory)
 	c := h.dial()
 	release := a.HoldCopies()
 	for i := range 3 {
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory)+uintptr(i*length), make([]byte, length)))
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory)+uintptr(i*length), make([]byte, length)))
 	}
 	s := h.only()
 	require.Eventually(t, func() bool { return queued(s) == 3 }, tcptest.Patience, time.Millisecond)
@@ -364,7 +365,7 @@ func TestFailedCopyOfAVersion1RequestResetsTheConnection(t *testing.T) {
 	h := serveDevice(a, Options{}, memory)
 	t.Run("WRITE", func(t *testing.T) {
 		c := h.dial()
-		c.Send(tcptest.WriteV1(sockio.AddressOf(memory), []byte("abc")))
+		c.Send(tcptest.WriteV1(hostmem.AddressOf(memory), []byte("abc")))
 		_ = c.Conn.CloseWrite() // fails when the reset is here already
 		c.ExpectReset()
 	})
@@ -380,7 +381,7 @@ func TestReadThatFailsInTheMiddleIsCutOff(t *testing.T) {
 	a := tcptest.Accelerate(t, tcptest.Blocks(4, block))
 	memory := a.Memory(4 * block)
 	copy(memory, tcptest.Pattern(len(memory), 1))
-	a.FailAround(device.DeviceToHost, sockio.AddressOf(memory)+2*block+5)
+	a.FailAround(device.DeviceToHost, hostmem.AddressOf(memory)+2*block+5)
 	h := serveDevice(a, Options{}, memory)
 	c := h.dial()
 	c.Send(tcptest.ReadV2(memory))
@@ -394,9 +395,9 @@ func TestWriteThatFailsInTheMiddleIsToldWhileItIsStillSent(t *testing.T) {
 	const block = 512 << 10
 	a := tcptest.Accelerate(t, tcptest.Blocks(4, block))
 	memory := a.Memory(4 * block)
-	a.FailAround(device.HostToDevice, sockio.AddressOf(memory)+5)
+	a.FailAround(device.HostToDevice, hostmem.AddressOf(memory)+5)
 	c := serveDevice(a, Options{}, memory).dial()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 4*block))[:2*block])
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 4*block))[:2*block])
 	c.ExpectStatus(wire.StatusFailed)
 	c.ExpectEnd()
 }
@@ -438,7 +439,7 @@ func TestDeviceWithoutStagingMemoryFailsTheRequest(t *testing.T) {
 	h.memory.add(host, true)
 	require.NoError(t, a.Staging.Close())
 	c := h.dial()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(host), []byte("abc")), tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(host), []byte("abc")), tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	c.ExpectStatus(wire.StatusOK)
 	c.ExpectStatus(wire.StatusFailed)
 	c.ExpectEnd()
@@ -452,7 +453,7 @@ func TestPeerThatGoesAwayInTheMiddleLeavesNoLeaseBehind(t *testing.T) {
 	a := tcptest.Accelerate(t, oneGranule)
 	memory := a.Memory(1 << 20)
 	h := serveDevice(a, Options{}, memory)
-	whole := tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))
+	whole := tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(1<<20, 1))
 	for name, b := range map[string][]byte{
 		"in a payload":      whole[:1<<19],
 		"before a payload":  whole[:wire.HeaderSize],
@@ -467,7 +468,7 @@ func TestPeerThatGoesAwayInTheMiddleLeavesNoLeaseBehind(t *testing.T) {
 			require.NoError(t, c.Conn.Close())
 			h.waitForSessions(0)
 			c = h.dial()
-			c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")), tcptest.ReadV2(memory[:3]))
+			c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")), tcptest.ReadV2(memory[:3]))
 			c.ExpectStatus(wire.StatusOK)
 			c.ExpectStatus(wire.StatusOK)
 			c.Expect([]byte("abc"))
@@ -483,11 +484,11 @@ func TestSessionsGoOnWhileAPeerStalls(t *testing.T) {
 	h := serveDevice(a, Options{}, memory)
 	notReading, halfSent, busy := h.dial(), h.dial(), h.dial()
 	notReading.Send(tcptest.ReadV2(memory))
-	halfSent.Send(tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:700<<10])
+	halfSent.Send(tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20))[:700<<10])
 	for i := range 20 {
 		b := memory[32<<20+i*1000:][:1<<20]
 		payload := tcptest.Pattern(len(b), byte(i))
-		busy.Send(tcptest.WriteV2(sockio.AddressOf(b), payload), tcptest.ReadV2(b))
+		busy.Send(tcptest.WriteV2(hostmem.AddressOf(b), payload), tcptest.ReadV2(b))
 		busy.ExpectStatus(wire.StatusOK)
 		busy.ExpectStatus(wire.StatusOK)
 		busy.Expect(payload)
@@ -499,7 +500,7 @@ func TestStalledPeerOfADeviceIsCutOff(t *testing.T) {
 	a := tcptest.Accelerate(t, oneGranule)
 	memory := a.Memory(64 << 20)
 	for name, b := range map[string][]byte{
-		"in a payload": tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
+		"in a payload": tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
 		"not reading":  tcptest.ReadV2(memory),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -508,7 +509,7 @@ func TestStalledPeerOfADeviceIsCutOff(t *testing.T) {
 			stalled.Send(b)
 			h.waitForLog("data connection lost")
 			h.waitForSessions(1)
-			waiting.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+			waiting.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 			waiting.ExpectStatus(wire.StatusOK)
 		})
 	}
@@ -533,7 +534,7 @@ func TestSessionThatWaitsForItsDeviceIsNotTakenForStalled(t *testing.T) {
 				defer lease.Release()
 			}
 			c := h.dial()
-			whole := tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(1<<20, 1))
+			whole := tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(1<<20, 1))
 			c.Send(whole[:wire.HeaderSize+when.payload])
 			s := h.only()
 			require.Eventually(t, s.waiting.Load, tcptest.Patience, time.Millisecond)
@@ -571,7 +572,7 @@ func TestLongWriteToADeviceKeepsItsRegionPinned(t *testing.T) {
 	h := serveDevice(a, Options{}, memory)
 	c := h.dial()
 	payload := tcptest.Pattern(len(memory), 1)
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), payload)[:wire.HeaderSize+2*block+100])
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), payload)[:wire.HeaderSize+2*block+100])
 	s := h.only()
 	require.Eventually(t, func() bool {
 		return a.Count(device.HostToDevice) == 2 && s.waiting.Load() && queued(s) == 0
@@ -591,7 +592,7 @@ func TestEvictWaitsForCopies(t *testing.T) {
 			region := h.memory.addDevice(memory, a.Staging)
 			release := a.HoldCopies()
 			c := h.dial()
-			whole := tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, length))
+			whole := tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, length))
 			c.Send(whole[:min(len(whole), 1<<19)])
 			a.WaitForACopy()
 			s := h.only()
@@ -614,12 +615,12 @@ func TestCloseEndsSessionsOfADeviceInEveryState(t *testing.T) {
 	h := serveDevice(a, Options{}, memory)
 	var clients []*tcptest.Client
 	for _, b := range [][]byte{
-		tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")),
-		tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc"))[:10],
-		tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
+		tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")),
+		tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc"))[:10],
+		tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20))[:1<<19],
 		tcptest.ReadV2(memory),
 		tcptest.ReadV1(memory),
-		tcptest.WriteV1(sockio.AddressOf(memory), make([]byte, 1<<20)),
+		tcptest.WriteV1(hostmem.AddressOf(memory), make([]byte, 1<<20)),
 	} {
 		c := h.dial()
 		c.Send(b)
@@ -640,7 +641,7 @@ func TestCloseBeforeEverythingIsAnsweredNeverLooksLikeSuccess(t *testing.T) {
 	h := serveDevice(a, Options{}, memory)
 	c := h.dial()
 	require.NoError(t, c.Conn.(*net.TCPConn).SetReadBuffer(4096))
-	c.Send(tcptest.ReadV1(memory[:2*block]), tcptest.WriteV1(sockio.AddressOf(memory[2*block:]), []byte("abc")))
+	c.Send(tcptest.ReadV1(memory[:2*block]), tcptest.WriteV1(hostmem.AddressOf(memory[2*block:]), []byte("abc")))
 	s := h.only()
 	require.Eventually(t, func() bool { return s.sending.Load() && queued(s) == 3 }, tcptest.Patience, time.Millisecond)
 	h.server.Close()
@@ -655,9 +656,9 @@ func TestIdleSessionHoldsNoRegionOfADevice(t *testing.T) {
 	region := h.memory.addDevice(memory, a.Staging)
 	c := h.dial()
 	for range 300 {
-		c.Send(tcptest.WriteV1(sockio.AddressOf(memory), make([]byte, 4096)))
+		c.Send(tcptest.WriteV1(hostmem.AddressOf(memory), make([]byte, 4096)))
 	}
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1<<20)), tcptest.ReadV2(memory))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1<<20)), tcptest.ReadV2(memory))
 	c.ExpectStatus(wire.StatusOK)
 	c.ExpectStatus(wire.StatusOK)
 	c.Expect(memory)
@@ -668,7 +669,7 @@ func TestRejectionComesAfterTheAnswersOfADevice(t *testing.T) {
 	a := tcptest.Accelerate(t, tcptest.Blocks(4, 512<<10))
 	memory := a.Memory(1 << 20)
 	c := serveDevice(a, Options{}, memory).dial()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("before")), tcptest.ReadV2(memory[:6]), tcptest.Request(core.Read, true, 4096, 10))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("before")), tcptest.ReadV2(memory[:6]), tcptest.Request(core.Read, true, 4096, 10))
 	c.ExpectStatus(wire.StatusOK)
 	c.ExpectStatus(wire.StatusOK)
 	c.Expect([]byte("before"))
@@ -681,7 +682,7 @@ func TestBytesOfADeviceAreCounted(t *testing.T) {
 	memory := a.Memory(4 << 20)
 	h := serveDevice(a, Options{}, memory)
 	c := h.dial()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), make([]byte, 1000)), tcptest.WriteV1(sockio.AddressOf(memory), make([]byte, 1<<20)), tcptest.ReadV2(memory))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), make([]byte, 1000)), tcptest.WriteV1(hostmem.AddressOf(memory), make([]byte, 1<<20)), tcptest.ReadV2(memory))
 	c.ExpectStatus(wire.StatusOK)
 	c.ExpectStatus(wire.StatusOK)
 	c.Expect(memory)
@@ -702,12 +703,12 @@ type stretch struct {
 
 func stretchOf(a *tcptest.Accelerator, length int) stretch {
 	b := a.Memory(length)
-	return stretch{sockio.AddressOf(b), length, a.Staging, func() []byte { return b }}
+	return stretch{hostmem.AddressOf(b), length, a.Staging, func() []byte { return b }}
 }
 
 func hostStretch(t testing.TB, length int) stretch {
 	b := tcptest.Mapped(t, length)
-	return stretch{sockio.AddressOf(b), length, nil, func() []byte { return b }}
+	return stretch{hostmem.AddressOf(b), length, nil, func() []byte { return b }}
 }
 
 // compareWithAModel sends random pipelined requests for the stretches, which hold zeros, cut into random pieces, and

@@ -127,7 +127,7 @@ func (s *session) readOutStrided(r *strided) error {
 		return inaccessible(r.Header, s.serving, err)
 	}
 	s.turn.oweStatus(wire.StatusOK)
-	s.turn.owePayload(sockio.AddressOf(packed), r.Length)
+	s.turn.owePayload(hostmem.AddressOf(packed), r.Length)
 	return nil
 }
 

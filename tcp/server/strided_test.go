@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -82,7 +82,7 @@ func TestRandomStridedRequestsMatchAModelOfMemory(t *testing.T) {
 			memory = tcptest.Mapped(t, 1<<20)
 			h = serve(t, Options{}, memory)
 		}
-		base := sockio.AddressOf(memory)
+		base := hostmem.AddressOf(memory)
 		dial := h.dial
 		var stream, answers []byte
 		if seed%3 == 1 {
@@ -139,7 +139,7 @@ func TestEachRunOfAStridedRequestMustLieInARegion(t *testing.T) {
 	region, constant := memory[4096:2*4096], memory[3*4096:]
 	h := serve(t, Options{}, region)
 	h.memory.addFor(constant, core.RemoteRead, nil)
-	at := sockio.AddressOf(region)
+	at := hostmem.AddressOf(region)
 	number := uint64(0)
 	for name, test := range map[string]struct {
 		want  uint32
@@ -158,7 +158,7 @@ func TestEachRunOfAStridedRequestMustLieInARegion(t *testing.T) {
 			return stridedRequest(wire.Write, at, 64, wire.Axis{Count: 2, Stride: 2 * 4096})
 		}},
 		"a region that may only be read": {wire.StatusForbidden, func() ([]byte, uint64) {
-			return stridedRequest(wire.Write, sockio.AddressOf(constant), 64, wire.Axis{Count: 2, Stride: 128})
+			return stridedRequest(wire.Write, hostmem.AddressOf(constant), 64, wire.Axis{Count: 2, Stride: 128})
 		}},
 		"no runs": {wire.StatusRejected, func() ([]byte, uint64) {
 			return stridedRequest(wire.Write, at, 64, wire.Axis{Count: 0, Stride: 128})
@@ -184,7 +184,7 @@ func TestRunsThatAlternateBetweenRegionsNeedNoLookUpEach(t *testing.T) {
 	memory := tcptest.Mapped(t, 2*wire.MaxStrided)
 	copy(memory, tcptest.Pattern(len(memory), 7))
 	h := serve(t, Options{}, memory[:wire.MaxStrided], memory[wire.MaxStrided:])
-	frame, length := stridedRequest(wire.Read, sockio.AddressOf(memory), 1,
+	frame, length := stridedRequest(wire.Read, hostmem.AddressOf(memory), 1,
 		wire.Axis{Count: wire.MaxStrided / 2, Stride: 1}, wire.Axis{Count: 2, Stride: wire.MaxStrided})
 	want := make([]byte, length)
 	for i := range want {
@@ -209,10 +209,10 @@ func TestTheRunsOfAStridedRequestMayLieInSeveralRegionsAndAllOfThemStayPinned(t 
 	}
 	c := h.dial()
 	c.Greet(wire.Hello{Number: 1})
-	write, length := stridedRequest(wire.Write, sockio.AddressOf(memory)+100, 32, wire.Axis{Count: 4, Stride: 2 * 4096}, wire.Axis{Count: 2, Stride: 64})
+	write, length := stridedRequest(wire.Write, hostmem.AddressOf(memory)+100, 32, wire.Axis{Count: 4, Stride: 2 * 4096}, wire.Axis{Count: 2, Stride: 64})
 	payload := tcptest.Pattern(int(length), 3)
 	for range 3 {
-		c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")), write, payload[:200])
+		c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")), write, payload[:200])
 		c.ExpectStatus(wire.StatusOK)
 		s := h.only()
 		require.Eventually(t, func() bool { return s.waiting.Load() }, tcptest.Patience, time.Millisecond)
@@ -223,7 +223,7 @@ func TestTheRunsOfAStridedRequestMayLieInSeveralRegionsAndAllOfThemStayPinned(t 
 		c.ExpectStatus(wire.StatusOK)
 		require.Eventually(t, func() bool { return len(s.holds()) == 0 }, tcptest.Patience, time.Millisecond)
 	}
-	read, _ := stridedRequest(wire.Read, sockio.AddressOf(memory)+100, 32, wire.Axis{Count: 4, Stride: 2 * 4096}, wire.Axis{Count: 2, Stride: 64})
+	read, _ := stridedRequest(wire.Read, hostmem.AddressOf(memory)+100, 32, wire.Axis{Count: 4, Stride: 2 * 4096}, wire.Axis{Count: 2, Stride: 64})
 	c.Send(read)
 	c.ExpectStatus(wire.StatusOK)
 	c.Expect(payload)
@@ -238,7 +238,7 @@ func TestAStridedRequestInTooManyRegionsIsRefused(t *testing.T) {
 	}
 	c := h.dial()
 	c.Greet(wire.Hello{Number: 1})
-	frame, _ := stridedRequest(wire.Read, sockio.AddressOf(memory), 8, wire.Axis{Count: count, Stride: 64})
+	frame, _ := stridedRequest(wire.Read, hostmem.AddressOf(memory), 8, wire.Axis{Count: count, Stride: 64})
 	c.Send(frame)
 	c.ExpectStatus(wire.StatusRejected)
 }
@@ -246,7 +246,7 @@ func TestAStridedRequestInTooManyRegionsIsRefused(t *testing.T) {
 func TestAStridedRequestWithoutAHelloEndsTheConnection(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	c := serve(t, Options{}, memory).dial()
-	frame, length := stridedRequest(wire.Write, sockio.AddressOf(memory), 8, wire.Axis{Count: 2, Stride: 16})
+	frame, length := stridedRequest(wire.Write, hostmem.AddressOf(memory), 8, wire.Axis{Count: 2, Stride: 16})
 	c.Send(frame, make([]byte, length))
 	c.ExpectReset()
 }
@@ -258,7 +258,7 @@ func TestAStridedRequestForMemoryThatIsGoneFailsAlone(t *testing.T) {
 		require.NoError(t, unix.Mprotect(memory[2*4096:3*4096], unix.PROT_NONE))
 		c := h.dial()
 		c.Greet(wire.Hello{Number: 1})
-		frame, length := stridedRequest(op, sockio.AddressOf(memory), 8, wire.Axis{Count: 4, Stride: 4096})
+		frame, length := stridedRequest(op, hostmem.AddressOf(memory), 8, wire.Axis{Count: 4, Stride: 4096})
 		if op == wire.Write {
 			frame = append(frame, make([]byte, length)...)
 		}
@@ -274,7 +274,7 @@ func TestAStridedRequestKeepsItsRegionPinnedUntilItIsServed(t *testing.T) {
 	region := h.memory.add(memory, true)
 	c := h.dial()
 	c.Greet(wire.Hello{Number: 1})
-	frame, _ := stridedRequest(wire.Write, sockio.AddressOf(memory), 8, wire.Axis{Count: 4, Stride: 16})
+	frame, _ := stridedRequest(wire.Write, hostmem.AddressOf(memory), 8, wire.Axis{Count: 4, Stride: 16})
 	c.Send(frame, make([]byte, 9))
 	s := h.only()
 	require.Eventually(t, func() bool { return s.waiting.Load() }, tcptest.Patience, time.Millisecond)
@@ -289,8 +289,8 @@ func TestServingStridedRequestsDoesNotAllocate(t *testing.T) {
 	c := serve(t, Options{}, memory).dial()
 	c.Greet(wire.Hello{Number: 1})
 	axes := []wire.Axis{{Count: 4, Stride: 4096}, {Count: 4, Stride: 256}}
-	write, length := stridedRequest(wire.Write, sockio.AddressOf(memory), 64, axes...)
-	read, _ := stridedRequest(wire.Read, sockio.AddressOf(memory), 64, axes...)
+	write, length := stridedRequest(wire.Write, hostmem.AddressOf(memory), 64, axes...)
+	read, _ := stridedRequest(wire.Read, hostmem.AddressOf(memory), 64, axes...)
 	requests := bytes.Repeat(append(append(write, make([]byte, length)...), read...), 20)
 	answers := make([]byte, 20*(2*wire.StatusSize+length))
 	require.Zero(t, testing.AllocsPerRun(50, func() {
@@ -316,7 +316,7 @@ func TestRequestsBehindManyRunsOfADeviceAreServed(t *testing.T) {
 	for runs := uint64(120); runs < 130; runs++ {
 		c := h.dial()
 		c.Greet(wire.Hello{Origin: wire.Identity{byte(runs)}, Number: 1})
-		read, length := stridedRequest(wire.Read, sockio.AddressOf(memory)+1, 3, wire.Axis{Count: runs, Stride: 101})
+		read, length := stridedRequest(wire.Read, hostmem.AddressOf(memory)+1, 3, wire.Axis{Count: runs, Stride: 101})
 		requests, want := bytes.Clone(read), make([]byte, wire.StatusSize, int(length))
 		wire.PutStatus(want, wire.StatusOK)
 		for i := range int(runs) {

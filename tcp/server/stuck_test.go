@@ -5,9 +5,9 @@ import (
 	"os"
 	"testing"
 
+	"kvferry/core/hostmem"
 	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/tcp/internal/tcptest"
-	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -16,9 +16,9 @@ func TestASessionThatWasEndedWhileItWasStuckServesNothingThatItHasRead(t *testin
 	source, memory, other := hostmemtest.New(t, 4096), tcptest.Mapped(t, 4096), tcptest.Mapped(t, 4096)
 	h := serve(t, Options{}, memory, other)
 	c := h.dialSameHost()
-	c.Send(tcptest.WriteByAddress(sockio.AddressOf(memory), source.Memory),
-		tcptest.WriteV2(sockio.AddressOf(memory), tcptest.Pattern(100, 1)), // what is to be fetched for the same place is fetched first
-		tcptest.WriteV2(sockio.AddressOf(other), tcptest.Pattern(100, 1)))
+	c.Send(tcptest.WriteByAddress(hostmem.AddressOf(memory), source.Memory),
+		tcptest.WriteV2(hostmem.AddressOf(memory), tcptest.Pattern(100, 1)), // what is to be fetched for the same place is fetched first
+		tcptest.WriteV2(hostmem.AddressOf(other), tcptest.Pattern(100, 1)))
 	source.AwaitFault(t)
 	held, free := h.memory.regions[0], h.memory.regions[1]
 

@@ -49,7 +49,7 @@ func (s *served) add(b []byte, remote bool) *core.Region {
 
 // addFor is add for memory of a device, or nil, that peers may do this with.
 func (s *served) addFor(b []byte, access core.Access, on *staging.Device) *core.Region {
-	return s.addRange(core.Range{Addr: sockio.AddressOf(b), Length: uint64(len(b))}, access, on)
+	return s.addRange(core.Range{Addr: hostmem.AddressOf(b), Length: uint64(len(b))}, access, on)
 }
 
 func (s *served) addRange(at core.Range, access core.Access, on *staging.Device) *core.Region {
@@ -165,9 +165,9 @@ func (h *harness) knows(number uint64) bool {
 // occupy has a connection stay in the middle of a request, so that it does not give way to another one.
 func (h *harness) occupy(c *tcptest.Client, memory []byte) {
 	h.t.Helper()
-	c.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	c.ExpectStatus(wire.StatusOK)
-	c.Send(tcptest.Request(core.Write, true, sockio.AddressOf(memory), uint64(len(memory))))
+	c.Send(tcptest.Request(core.Write, true, hostmem.AddressOf(memory), uint64(len(memory))))
 	require.Eventually(h.t, func() bool { return h.busy(c) }, tcptest.Patience, time.Millisecond)
 }
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/trace"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -44,7 +45,7 @@ func (t *turn) oweStatus(code uint32) {
 	b := t.statuses[t.statusesEnd : t.statusesEnd+wire.StatusSize]
 	t.statusesEnd += wire.StatusSize
 	wire.PutStatus(b, code)
-	t.owe(sockio.AddressOf(b), wire.StatusSize)
+	t.owe(hostmem.AddressOf(b), wire.StatusSize)
 }
 
 func (t *turn) oweGrant(g wire.Grant) {
@@ -54,7 +55,7 @@ func (t *turn) oweGrant(g wire.Grant) {
 	end := len(t.grants)
 	t.grants = t.grants[:end+wire.GrantSize]
 	wire.PutGrant(t.grants[end:], g)
-	t.owe(sockio.AddressOf(t.grants[end:]), wire.GrantSize)
+	t.owe(hostmem.AddressOf(t.grants[end:]), wire.GrantSize)
 }
 
 // endOffers ends the uses of offers but the last ones. The session's lock is held.

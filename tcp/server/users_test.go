@@ -7,9 +7,9 @@ import (
 	"syscall"
 	"testing"
 
+	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/samehost"
-	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -44,7 +44,7 @@ func TestAnotherUserOfTheHostIsServedNothing(t *testing.T) {
 	memory := tcptest.Mapped(t, 4096)
 	h := serve(t, Options{}, memory)
 	c := h.dialAs(65534)
-	_, _ = c.Conn.Write(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	_, _ = c.Conn.Write(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	_, err := c.Conn.Read(make([]byte, 1))
 	require.Error(t, err)
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
@@ -55,6 +55,6 @@ func TestAnotherUserOfTheHostIsServedNothing(t *testing.T) {
 	h.memory.mu.Unlock()
 
 	own := h.dialSocket() // the listener goes on
-	own.Send(tcptest.WriteV2(sockio.AddressOf(memory), []byte("abc")))
+	own.Send(tcptest.WriteV2(hostmem.AddressOf(memory), []byte("abc")))
 	own.ExpectStatus(wire.StatusOK)
 }

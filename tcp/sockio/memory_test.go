@@ -45,7 +45,7 @@ func TestOnlyCallsWhoseMemoryWasNotTouchedAMomentAgoAreAnnounced(t *testing.T) {
 	a, b := sockets(t)
 	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 8192)
 	for _, memory := range [][]byte{from, to} {
-		hostmem.Forget(AddressOf(memory), uint64(len(memory)))
+		hostmem.Forget(hostmem.AddressOf(memory), uint64(len(memory)))
 	}
 	free := func(d *direction, v []Vector) bool {
 		d.use(v)
@@ -62,7 +62,7 @@ func TestOnlyCallsWhoseMemoryWasNotTouchedAMomentAgoAreAnnounced(t *testing.T) {
 	require.True(t, free(&b.in, []Vector{VectorOf(to[:4096])}))
 	require.False(t, free(&b.in, receive), "the second page was not received into")
 	require.False(t, free(&a.in, send), "what was sent has yet to be written")
-	require.False(t, free(&a.out, []Vector{{AddressOf(from), MaxRawBytes + 1}}))
+	require.False(t, free(&a.out, []Vector{{hostmem.AddressOf(from), MaxRawBytes + 1}}))
 	b.in.ours = VectorOf(to)
 	require.True(t, free(&b.in, receive), "memory of the library's own")
 }

@@ -167,7 +167,7 @@ func (c *secure) layOut(at *cursor) (length uint64, err error) {
 		to := c.gather[length : length+part]
 		if c.socket.out.ours.Holds(base) {
 			copy(to, hostmem.At(base, part))
-		} else if err := c.reader.Copy(AddressOf(to), base, part); err != nil {
+		} else if err := c.reader.Copy(hostmem.AddressOf(to), base, part); err != nil {
 			if length > 0 {
 				break // the next call meets it first
 			}

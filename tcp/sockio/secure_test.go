@@ -494,7 +494,7 @@ func BenchmarkSockets(b *testing.B) {
 				go func() {
 					for range b.N {
 						if kind.cold {
-							hostmem.Forget(AddressOf(to), uint64(length))
+							hostmem.Forget(hostmem.AddressOf(to), uint64(length))
 						}
 						for v := []Vector{VectorOf(to)}; len(v) > 0; {
 							n, err := y.Receive(v)
@@ -510,7 +510,7 @@ func BenchmarkSockets(b *testing.B) {
 				v := make([]Vector, 1)
 				for range b.N {
 					if kind.cold {
-						hostmem.Forget(AddressOf(from), uint64(length))
+						hostmem.Forget(hostmem.AddressOf(from), uint64(length))
 					}
 					v[0] = VectorOf(from)
 					if err := sendAllOf(x, v); err != nil {

@@ -1,6 +1,6 @@
 package sockio
 
-import "unsafe"
+import "kvferry/core/hostmem"
 
 // MaxVectors is how many vectors one sendmsg or recvmsg takes (UIO_MAXIOV).
 const MaxVectors = 1024
@@ -14,11 +14,7 @@ type Vector struct {
 }
 
 // VectorOf is the vector of a slice. The caller keeps the slice alive.
-func VectorOf(b []byte) Vector { return Vector{AddressOf(b), uint64(len(b))} }
-
-// AddressOf is the address of memory that is not on a goroutine's stack, because a stack may move. The caller keeps the
-// memory alive.
-func AddressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+func VectorOf(b []byte) Vector { return Vector{hostmem.AddressOf(b), uint64(len(b))} }
 
 // Holds reports whether an address lies in v.
 func (v *Vector) Holds(address uintptr) bool { return uint64(address-v.Base) < v.Length }

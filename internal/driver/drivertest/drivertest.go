@@ -15,6 +15,7 @@ import (
 	"unsafe"
 
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
@@ -52,8 +53,8 @@ func OnThread(t testing.TB, d device.Device, f func()) {
 	})
 }
 
-// AddressOf is the address of a slice's first byte.
-func AddressOf(memory []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(memory))) }
+// AddressOf is hostmem.AddressOf.
+func AddressOf(memory []byte) uintptr { return hostmem.AddressOf(memory) }
 
 // Fill writes bytes that depend on the seed.
 func Fill(b []byte, seed uint64) {

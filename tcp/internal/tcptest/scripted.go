@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"unsafe"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
@@ -267,5 +266,5 @@ func (p *Scripted) DescriptorOf(e *core.Engine) metadata.Descriptor {
 		IsKvferry: true, Identity: d.Identity, Hello: d.Hello, Buffers: d.Buffers}
 }
 
-// AddressOf is the address of memory that is not on a stack.
-func AddressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+// AddressOf is hostmem.AddressOf.
+func AddressOf(b []byte) uintptr { return hostmem.AddressOf(b) }
