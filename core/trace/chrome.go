@@ -354,12 +354,11 @@ func (w *writer) step(s stepOf) {
 	answered := min(cmp.Or(s.answered, ended), ended)
 	sent := min(cmp.Or(s.sent, answered), answered)
 	w.span(thread, "send", "send", s.began, sent, nil)
-	if s.sent == 0 {
-		return
+	if sent < answered { // otherwise the answer came before the call that sends had returned
+		w.span(thread, "wait for the peer", "peer", sent, answered, nil)
 	}
-	w.span(thread, "wait for the peer", "peer", sent, answered, nil)
 	switch {
-	case open || s.lost:
+	case open || s.lost || s.ended == 0:
 	case s.write:
 		w.event(event{phase: 'i', name: "acknowledged", category: "peer", at: answered, thread: thread})
 	case ended > answered:
