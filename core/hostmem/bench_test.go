@@ -11,7 +11,7 @@ import (
 func BenchmarkCopy(b *testing.B) {
 	for _, length := range []int{64, 4 << 10, 64 << 10} {
 		dst, src := mapped(b, length), mapped(b, length)
-		to, from := addressOf(dst), addressOf(src)
+		to, from := AddressOf(dst), AddressOf(src)
 		var c Copier
 		for name, way := range map[string]func() error{
 			"Go":      func() error { copy(dst, src); return nil },
@@ -36,7 +36,7 @@ func BenchmarkCopy(b *testing.B) {
 func BenchmarkSeen(b *testing.B) {
 	for _, length := range []uint64{64, 4 << 10, 64 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("bytes=%d", length), func(b *testing.B) {
-			addr := addressOf(mapped(b, int(length)))
+			addr := AddressOf(mapped(b, int(length)))
 			now := Now()
 			now.Note(addr, length, Writing)
 			for b.Loop() {
@@ -57,7 +57,7 @@ func BenchmarkHandlersAreGos(b *testing.B) {
 }
 
 func BenchmarkReadable(b *testing.B) {
-	addr := addressOf(mapped(b, 4096))
+	addr := AddressOf(mapped(b, 4096))
 	for b.Loop() {
 		Readable(addr, 1)
 	}

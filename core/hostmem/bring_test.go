@@ -15,7 +15,7 @@ func mappedToBringIn(t *testing.T, length int) []byte {
 	if err := unix.Madvise(memory, unix.MADV_POPULATE_READ); err == unix.EINVAL {
 		t.Skip("the kernel is older than 5.14")
 	}
-	Forget(addressOf(memory), uint64(length))
+	Forget(AddressOf(memory), uint64(length))
 	return memory
 }
 
@@ -24,13 +24,13 @@ func TestMemoryThatWasBroughtInMayBeTouched(t *testing.T) {
 		memory := mappedToBringIn(t, 8*page)
 		fill(memory, 3)
 		before := slices.Clone(memory)
-		at, length := addressOf(memory)+100, uint64(5*page)
+		at, length := AddressOf(memory)+100, uint64(5*page)
 		var c Copier
 		require.False(t, c.MayTouch(at, length, a))
 		require.True(t, c.BringIn(at, length, a))
 		require.True(t, c.MayTouch(at, length, a))
 		require.True(t, bytes.Equal(before, memory))
-		Forget(addressOf(memory), uint64(len(memory)))
+		Forget(AddressOf(memory), uint64(len(memory)))
 	}
 }
 
@@ -38,18 +38,18 @@ func TestMemoryThatCannotBeAccessedIsNotBroughtIn(t *testing.T) {
 	var c Copier
 	gone := mappedToBringIn(t, 4*page)
 	protect(t, gone[2*page:3*page], unix.PROT_NONE)
-	require.False(t, c.BringIn(addressOf(gone), 4*page, Reading))
-	require.False(t, c.MayTouch(addressOf(gone), 4*page, Reading))
+	require.False(t, c.BringIn(AddressOf(gone), 4*page, Reading))
+	require.False(t, c.MayTouch(AddressOf(gone), 4*page, Reading))
 	fixed := mappedToBringIn(t, 4*page)
 	protect(t, fixed, unix.PROT_READ)
-	require.True(t, c.BringIn(addressOf(fixed), 4*page, Reading))
-	require.False(t, c.BringIn(addressOf(fixed), 4*page, Writing))
-	require.False(t, c.BringIn(addressOf(fixed), 0, Reading))
+	require.True(t, c.BringIn(AddressOf(fixed), 4*page, Reading))
+	require.False(t, c.BringIn(AddressOf(fixed), 4*page, Writing))
+	require.False(t, c.BringIn(AddressOf(fixed), 0, Reading))
 }
 
 func TestMemoryIsNotTouchedUnderOtherSignalHandlersThoughItWasBroughtIn(t *testing.T) {
 	memory := mappedToBringIn(t, page)
 	withHandler(t, 1) // SIG_IGN
 	var c Copier
-	require.False(t, c.BringIn(addressOf(memory), page, Reading))
+	require.False(t, c.BringIn(AddressOf(memory), page, Reading))
 }

@@ -27,8 +27,6 @@ func mapped(t testing.TB, length int) []byte {
 	return memory
 }
 
-func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
-
 func fill(b []byte, seed byte) {
 	for i := range b {
 		b[i] = byte(i*7+i>>8) + seed
@@ -82,7 +80,7 @@ func TestEveryWayCopiesAsMemmoveDoes(t *testing.T) {
 			fill(memory, byte(length))
 			want := slices.Clone(memory)
 			copy(want[dst:dst+length], memory[src:src+length])
-			require.NoError(t, way(addressOf(memory[dst:]), addressOf(memory[src:]), uint64(length)))
+			require.NoError(t, way(AddressOf(memory[dst:]), AddressOf(memory[src:]), uint64(length)))
 			require.True(t, bytes.Equal(want, memory), "%s: %d bytes from %d to %d", name, length, src, dst)
 		}
 	}
@@ -96,10 +94,10 @@ func TestWhatCannotBeTouchedIsAnErrorInEveryWay(t *testing.T) {
 		for _, length := range []int{64, page, 40 << 10} {
 			within := 64<<10 - length
 			for what, copies := range map[string][2]uintptr{
-				"source":      {addressOf(good), addressOf(gone[within:])},
-				"destination": {addressOf(gone[within:]), addressOf(good)},
-				"read-only":   {addressOf(constant), addressOf(good)},
-				"nowhere":     {0xdead_0000_0000_0000, addressOf(good)},
+				"source":      {AddressOf(good), AddressOf(gone[within:])},
+				"destination": {AddressOf(gone[within:]), AddressOf(good)},
+				"read-only":   {AddressOf(constant), AddressOf(good)},
+				"nowhere":     {0xdead_0000_0000_0000, AddressOf(good)},
 			} {
 				err := way(copies[0], copies[1], uint64(length))
 				require.ErrorIs(t, err, syscall.EFAULT, "%s, %s, %d bytes", name, what, length)
@@ -111,14 +109,14 @@ func TestWhatCannotBeTouchedIsAnErrorInEveryWay(t *testing.T) {
 func TestMemoryThatIsGoneIsFoundOutWithoutASignalWhereGosHandlerIsReplaced(t *testing.T) {
 	memory, good := mapped(t, page), mapped(t, page)
 	var c Copier
-	require.NoError(t, c.Copy(addressOf(memory), addressOf(good), page), "it was there a moment ago")
+	require.NoError(t, c.Copy(AddressOf(memory), AddressOf(good), page), "it was there a moment ago")
 	withHandler(t, 0) // the signal would end the process
 	require.NoError(t, unix.Munmap(memory))
 	c.Renew()
-	require.ErrorIs(t, c.Copy(addressOf(memory), addressOf(good), page), syscall.EFAULT)
-	require.ErrorIs(t, c.Copy(addressOf(good), addressOf(memory), page), syscall.EFAULT)
-	require.ErrorIs(t, c.Fill(addressOf(memory), make([]byte, 64)), syscall.EFAULT)
-	require.False(t, Readable(addressOf(memory), uint64(len(memory))))
+	require.ErrorIs(t, c.Copy(AddressOf(memory), AddressOf(good), page), syscall.EFAULT)
+	require.ErrorIs(t, c.Copy(AddressOf(good), AddressOf(memory), page), syscall.EFAULT)
+	require.ErrorIs(t, c.Fill(AddressOf(memory), make([]byte, 64)), syscall.EFAULT)
+	require.False(t, Readable(AddressOf(memory), uint64(len(memory))))
 }
 
 func TestASystemThatForbidsCopiesBetweenProcessesIsCopedWith(t *testing.T) {
@@ -126,11 +124,11 @@ func TestASystemThatForbidsCopiesBetweenProcessesIsCopedWith(t *testing.T) {
 	defer forbidden.Store(false)
 	dst, src := mapped(t, page), mapped(t, page)
 	fill(src, 1)
-	require.NoError(t, copyBySyscalls(addressOf(dst), addressOf(src), page))
+	require.NoError(t, copyBySyscalls(AddressOf(dst), AddressOf(src), page))
 	require.Equal(t, src, dst)
-	require.True(t, Readable(addressOf(src), uint64(len(src))))
+	require.True(t, Readable(AddressOf(src), uint64(len(src))))
 	protect(t, src, unix.PROT_NONE)
-	require.False(t, Readable(addressOf(src), uint64(len(src))))
+	require.False(t, Readable(AddressOf(src), uint64(len(src))))
 }
 
 func TestOnlyAHandlerOfThisLibrarysRuntimeIsGos(t *testing.T) {
@@ -138,7 +136,7 @@ func TestOnlyAHandlerOfThisLibrarysRuntimeIsGos(t *testing.T) {
 	for what, handler := range map[string]uintptr{
 		"none":               0,
 		"ignored":            1,
-		"of another library": addressOf(mapped(t, page)),
+		"of another library": AddressOf(mapped(t, page)),
 		"a function of ours": reflect.ValueOf(fill).Pointer(),
 		"amid Go's":          goHandler.Load() + 1,
 	} {
@@ -151,21 +149,21 @@ func TestAPageThatDoesNotComeHoldsOnlyItsCopyUp(t *testing.T) {
 		for name, f := range map[string]func(missing, good []byte) error{
 			"source": func(missing, good []byte) error {
 				var c Copier
-				return c.Copy(addressOf(good), addressOf(missing), uint64(len(good)))
+				return c.Copy(AddressOf(good), AddressOf(missing), uint64(len(good)))
 			},
 			"destination": func(missing, good []byte) error {
 				var c Copier
-				return c.Copy(addressOf(missing), addressOf(good), uint64(len(good)))
+				return c.Copy(AddressOf(missing), AddressOf(good), uint64(len(good)))
 			},
 			"destination of Go memory": func(missing, good []byte) error {
 				var c Copier
-				return c.Fill(addressOf(missing), make([]byte, len(good)))
+				return c.Fill(AddressOf(missing), make([]byte, len(good)))
 			},
 			"pipe": func(missing, good []byte) error {
-				return copyThroughPipe(addressOf(missing), addressOf(good), uint64(len(good)))
+				return copyThroughPipe(AddressOf(missing), AddressOf(good), uint64(len(good)))
 			},
 			"readable": func(missing, good []byte) error {
-				if !Readable(addressOf(missing), 1) {
+				if !Readable(AddressOf(missing), 1) {
 					return syscall.EFAULT
 				}
 				return nil
@@ -189,25 +187,25 @@ func TestOnlyMemoryThatIsPresentIsCopiedAtOnce(t *testing.T) {
 	missing, good, gone := hostmemtest.New(t, length), mapped(t, page), mapped(t, page)
 	fill(good, 1)
 	protect(t, gone, unix.PROT_NONE)
-	Forget(addressOf(gone), page) // other memory may have been there a moment ago
+	Forget(AddressOf(gone), page) // other memory may have been there a moment ago
 	for name, absent := range map[string][]byte{"page that does not come": missing.Memory, "page without access": gone} {
 		var c Copier
 		for _, copies := range [][2][]byte{{absent, good}, {good, absent}} {
-			copied, err := c.CopyPresent(addressOf(copies[0]), addressOf(copies[1]), length)
+			copied, err := c.CopyPresent(AddressOf(copies[0]), AddressOf(copies[1]), length)
 			require.NoError(t, err, name)
 			require.False(t, copied, name)
 		}
 	}
 	var c Copier
 	for _, how := range []string{"resident", "seen"} {
-		copied, err := c.CopyPresent(addressOf(good[length:]), addressOf(good), length)
+		copied, err := c.CopyPresent(AddressOf(good[length:]), AddressOf(good), length)
 		require.NoError(t, err, how)
 		require.True(t, copied, how)
 		require.Equal(t, good[:length], good[length:2*length], how)
 	}
 	withHandler(t, 0)
 	c.Renew()
-	copied, err := c.CopyPresent(addressOf(good[2*length:]), addressOf(good), length)
+	copied, err := c.CopyPresent(AddressOf(good[2*length:]), AddressOf(good), length)
 	require.NoError(t, err)
 	require.True(t, copied, "by a system call")
 }

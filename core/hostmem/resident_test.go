@@ -11,7 +11,7 @@ func TestMemoryIsResidentOnceItWasTouchedAndUntilItIsGone(t *testing.T) {
 	const pages = 600 // more than one look takes
 	memory := mapped(t, pages*4096)
 	require.NoError(t, unix.Madvise(memory, unix.MADV_DONTNEED))
-	addr := addressOf(memory)
+	addr := AddressOf(memory)
 	require.False(t, Resident(addr, 1))
 	for i := range pages {
 		memory[i*4096] = 1

@@ -54,7 +54,7 @@ func (s *Strided) places(base uintptr) (all []int) {
 // stridedWays are what leads to each way in which runs are copied.
 var stridedWays = map[string]func(*testing.T, []byte){
 	"seen":        func(*testing.T, []byte) {},
-	"first":       func(_ *testing.T, memory []byte) { Forget(addressOf(memory), uint64(len(memory))) },
+	"first":       func(_ *testing.T, memory []byte) { Forget(AddressOf(memory), uint64(len(memory))) },
 	"no handlers": func(t *testing.T, _ []byte) { withHandler(t, 1) },
 	"forbidden": func(t *testing.T, _ []byte) {
 		withHandler(t, 1)
@@ -78,12 +78,12 @@ func TestStridedMemoryIsGatheredAndScatteredByteForByte(t *testing.T) {
 				if name == "first" {
 					prepare(t, memory)
 				}
-				s := randomStrided(addressOf(memory), uint64(len(memory)))
-				places := s.places(addressOf(memory))
+				s := randomStrided(AddressOf(memory), uint64(len(memory)))
+				places := s.places(AddressOf(memory))
 				require.EqualValues(t, len(places), s.Bytes())
 				low, length := s.Bounds()
-				require.EqualValues(t, slices.Min(places), low-addressOf(memory))
-				require.EqualValues(t, slices.Max(places)+1, uint64(low-addressOf(memory))+length)
+				require.EqualValues(t, slices.Min(places), low-AddressOf(memory))
+				require.EqualValues(t, slices.Max(places)+1, uint64(low-AddressOf(memory))+length)
 				from := rand.IntN(len(places))
 				until := from + 1 + rand.IntN(len(places)-from)
 
@@ -108,22 +108,22 @@ func TestStridedMemoryIsGatheredAndScatteredByteForByte(t *testing.T) {
 
 func TestStridedMemoryThatIsGoneIsAnError(t *testing.T) {
 	memory := mapped(t, 8*page)
-	s := Strided{Base: addressOf(memory), Run: 16, Axes: [MaxAxes]Axis{{Count: 8, Stride: page}, {Count: 4, Stride: 64}}, Count: 2}
+	s := Strided{Base: AddressOf(memory), Run: 16, Axes: [MaxAxes]Axis{{Count: 8, Stride: page}, {Count: 4, Stride: 64}}, Count: 2}
 	buffer := make([]byte, s.Bytes())
 	var c Copier
 	require.NoError(t, c.Scatter(&s, 0, buffer))
 	protect(t, memory[6*page:7*page], unix.PROT_NONE)
 	require.ErrorIs(t, c.Scatter(&s, 0, buffer), syscall.EFAULT, "it was there a moment ago")
 	require.ErrorIs(t, c.Gather(buffer, &s, 0), syscall.EFAULT)
-	Forget(addressOf(memory), uint64(len(memory)))
+	Forget(AddressOf(memory), uint64(len(memory)))
 	require.ErrorIs(t, c.Scatter(&s, 0, buffer), syscall.EFAULT)
 	require.NoError(t, c.Scatter(&s, 0, buffer[:6*64]), "what is there may be touched")
 }
 
 func TestStridedMemoryIsThereWhenItsPagesAre(t *testing.T) {
 	memory := mapped(t, 64*page)
-	Forget(addressOf(memory), uint64(len(memory)))
-	s := Strided{Base: addressOf(memory), Run: 16, Axes: [MaxAxes]Axis{{Count: 64, Stride: page}}, Count: 1}
+	Forget(AddressOf(memory), uint64(len(memory)))
+	s := Strided{Base: AddressOf(memory), Run: 16, Axes: [MaxAxes]Axis{{Count: 64, Stride: page}}, Count: 1}
 	require.False(t, s.There(Now(), Writing))
 	var c Copier
 	require.NoError(t, c.Scatter(&s, 0, make([]byte, s.Bytes())))
@@ -134,7 +134,7 @@ func BenchmarkStrided(b *testing.B) {
 	for _, run := range []uint64{64, 256, 2048} {
 		const bytes = 64 << 10
 		memory := mapped(b, 8*bytes)
-		s := Strided{Base: addressOf(memory), Run: run, Axes: [MaxAxes]Axis{{Count: bytes / run, Stride: int64(8 * run)}}, Count: 1}
+		s := Strided{Base: AddressOf(memory), Run: run, Axes: [MaxAxes]Axis{{Count: bytes / run, Stride: int64(8 * run)}}, Count: 1}
 		buffer := make([]byte, bytes)
 		var c Copier
 		for name, f := range map[string]func() error{
@@ -172,7 +172,7 @@ func TestPagesBetweenRunsAreNotBroughtIn(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, unix.Munmap(memory)) })
 	require.NoError(t, unix.Madvise(memory, unix.MADV_NOHUGEPAGE))
-	base := addressOf(memory)
+	base := AddressOf(memory)
 	s := Strided{Base: base, Run: run, Count: 1}
 	s.Axes[0] = Axis{runs, int64(2 * run)}
 	var c Copier

@@ -148,6 +148,20 @@ func TestWhatIsUnderWayIsInTheFile(t *testing.T) {
 	require.Zero(t, f.count("write batch"), "it was too short to be kept")
 }
 
+func TestAnAnswerBeforeTheSendingCallReturnsHasNoWait(t *testing.T) {
+	r := unwritten(Options{})
+	b := r.Begin(1, clock.Now())
+	c := r.Connection("peer", [16]byte{1}, 1)
+	number := c.Take(b, true, 100, clock.Now())
+	b.Ended(number, clock.Now())
+	b.Sent(number, clock.Now())
+	b.End(clock.Now(), Outcome{Operation: "write"})
+	f, _ := encoded(t, r)
+	require.Zero(t, f.count("wait for the peer"))
+	require.Equal(t, 1, f.count("send"))
+	require.Equal(t, 1, f.count("acknowledged"))
+}
+
 func TestABatchThatFailedSaysWhy(t *testing.T) {
 	r := unwritten(Options{})
 	r.Begin(1, clock.Now()).End(clock.Now(), Outcome{Operation: "read", Requests: 2, Failed: 1, Error: errors.New("a\xffb \"quoted\"")})
