@@ -159,7 +159,7 @@ func (o *Offer) begin(id uint64, op Opcode, memory *hostmem.Strided) error {
 	if !o.o.Access.Allows(op) {
 		return status.Errorf(status.AddressNotRegistered, "%w: it does not let peers %s", ErrNotOffered, op.Verb())
 	}
-	if !o.covers(*memory) {
+	if !o.covers(memory.ByStride()) {
 		addr, length := memory.Bounds()
 		return status.Errorf(status.AddressNotRegistered, "%w: some of %v is not offered", ErrNotOffered, Range{Addr: addr, Length: length})
 	}

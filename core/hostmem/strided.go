@@ -1,9 +1,11 @@
 package hostmem
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"kvferry/core/threads"
@@ -58,6 +60,13 @@ func (s *Strided) Bounds() (addr uintptr, length uint64) {
 		}
 	}
 	return addr, length
+}
+
+// ByStride are the same runs in another order: the longer the stride of an axis, the further out it is. Whoever looks at parts
+// along the outermost axis, and so on, then finds those that lie close together undivided.
+func (s Strided) ByStride() Strided {
+	slices.SortStableFunc(s.Axes[:s.Count], func(a, b Axis) int { return cmp.Compare(magnitude(b.Stride), magnitude(a.Stride)) })
+	return s
 }
 
 func magnitude(stride int64) uint64 {

@@ -165,6 +165,14 @@ func BenchmarkStrided(b *testing.B) {
 	}
 }
 
+func TestRunsByStrideAreTheSameRuns(t *testing.T) {
+	s := Strided{Base: 5000, Run: 2, Count: 3, Axes: [MaxAxes]Axis{{Count: 3, Stride: 4}, {Count: 2, Stride: -1000}, {Count: 4, Stride: 100}}}
+	sorted := s.ByStride()
+	require.Equal(t, [MaxAxes]Axis{{Count: 2, Stride: -1000}, {Count: 4, Stride: 100}, {Count: 3, Stride: 4}}, sorted.Axes)
+	require.ElementsMatch(t, slices.Collect(s.Runs()), slices.Collect(sorted.Runs()))
+	require.Equal(t, int64(4), s.Axes[0].Stride)
+}
+
 func TestPagesBetweenRunsAreNotBroughtIn(t *testing.T) {
 	const runs = 8
 	run := uint64(pageSize)

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
@@ -13,10 +14,11 @@ import (
 // The regions of a strided request:
 //
 //  1. pinStrided pins the one region that holds all runs and the gaps between them.
-//  2. Where there is none, pinPart does the same for the parts of the request along its outermost axis, and so on. So runs
-//     may lie in several regions, and each run lies in one.
+//  2. Where there is none, pinPart does the same for the parts of the request along the axis with the longest stride, and so
+//     on. So runs may lie in several regions, and each run lies in one.
 //  3. A part that begins in a region that is pinned, and ends beyond it, is cut without a look-up: regions do not overlap. So
-//     where runs alternate between regions, no look-up is made for each.
+//     where runs alternate between regions, no look-up is made for each. The pins of the request are sorted by address: a peer
+//     may send a quarter of a million runs that lie in a thousand regions.
 
 // maxRegions bounds the regions of a strided request.
 const maxRegions = 1024
@@ -27,11 +29,34 @@ var (
 	errManyRegions = fmt.Errorf("the runs of a strided request are in more than %d regions", maxRegions)
 )
 
-// regionsOf are the pins of a strided request: those of its turn from begin on.
+// regionsOf are the pins of a strided request: those of its turn from begin on, sorted by address.
 type regionsOf struct {
 	begin   int
+	latest  int          // among them: the one that was found last
 	offered bool         // an offer allows it
 	first   *core.Region // the first that holds some of it; nil before
+}
+
+// find returns the pinned region that begins at an address or is the next one below, and the place among the pins behind it. It
+// returns nil where there is none.
+func (f *regionsOf) find(held []*core.Region, addr uint64) (region *core.Region, behind int) {
+	pinned := held[f.begin:]
+	if f.latest < len(pinned) && pinned[f.latest].Holds(addr, 1) {
+		return pinned[f.latest], f.begin + f.latest + 1
+	}
+	low, high := 0, len(pinned)
+	for low < high {
+		if middle := (low + high) / 2; uint64(pinned[middle].Addr) <= addr {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	if low == 0 {
+		return nil, f.begin
+	}
+	f.latest = low - 1
+	return pinned[f.latest], f.begin + low
 }
 
 // pinStrided pins the regions of a strided request until the turn ends, and returns the first one; see pin.
@@ -51,7 +76,8 @@ func (s *session) pinStrided(r *strided) (*core.Region, error) {
 		s.turn.offers, s.offersUsed = append(s.turn.offers, offer), 1
 	}
 	found := regionsOf{offered: offered, begin: max(0, len(s.turn.held)-1)} // the region of the last request is often the first one of the next
-	if err := s.pinPart(r.Op, &r.memory, &found); err != nil {
+	memory := r.memory.ByStride()
+	if err := s.pinPart(r.Op, &memory, &found); err != nil {
 		return nil, err
 	}
 	s.pinned = len(s.turn.held) - found.begin
@@ -89,15 +115,14 @@ func (s *session) pinPart(op wire.Opcode, memory *hostmem.Strided, found *region
 // is held.
 func (s *session) pinAmong(h wire.Header, found *regionsOf, parts bool) (*core.Region, error) {
 	t := s.turn
-	for i := len(t.held) - 1; i >= found.begin; i-- {
-		switch r := t.held[i]; {
-		case within(r, h) && (found.offered || r.Access.Allows(core.Opcode(h.Op))):
-			return r, nil
-		case parts && r.Holds(h.Addr, 1) && !within(r, h):
-			return nil, errBeyond
-		}
+	region, behind := found.find(t.held, h.Addr)
+	switch {
+	case region == nil:
+	case within(region, h) && (found.offered || region.Access.Allows(core.Opcode(h.Op))):
+		return region, nil
+	case parts && region.Holds(h.Addr, 1) && !within(region, h):
+		return nil, errBeyond
 	}
-	var region *core.Region
 	var err error
 	if found.offered {
 		region, err = s.server.memory.PinOffered(h.Addr, h.Length)
@@ -105,7 +130,8 @@ func (s *session) pinAmong(h wire.Header, found *regionsOf, parts bool) (*core.R
 		region, err = s.server.memory.PinRemote(h.Addr, h.Length, core.Opcode(h.Op))
 	}
 	if err == nil {
-		t.held = append(t.held, region)
+		t.held = slices.Insert(t.held, behind, region)
+		found.latest = behind - found.begin
 	}
 	return region, err
 }

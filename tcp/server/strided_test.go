@@ -229,6 +229,56 @@ func TestTheRunsOfAStridedRequestMayLieInSeveralRegionsAndAllOfThemStayPinned(t 
 	c.Expect(payload)
 }
 
+// inManyRegions is a request for runs of a byte in a thousand regions, each along both axes in another region than the one before.
+func inManyRegions(t testing.TB, rounds int) (h *harness, r *strided) {
+	const regions, size = maxRegions, 1 << 10
+	memory := tcptest.Mapped(t, regions*size)
+	h = serve(t, Options{})
+	for i := range regions {
+		h.memory.add(memory[i*size:(i+1)*size-1], true)
+	}
+	r = &strided{memory: hostmem.Strided{Base: hostmem.AddressOf(memory), Run: 1, Count: 2}}
+	r.Op = wire.Write
+	r.memory.Axes[0] = hostmem.Axis{Count: uint64(rounds), Stride: size + 1}
+	r.memory.Axes[1] = hostmem.Axis{Count: uint64(regions - rounds + 1), Stride: size}
+	return h, r
+}
+
+func TestRunsInManyRegionsPinEachOnceWhateverTheirOrder(t *testing.T) {
+	for _, backwards := range []bool{false, true} {
+		h, r := inManyRegions(t, 3)
+		if backwards {
+			for i := range r.memory.Axes[:2] {
+				axis := &r.memory.Axes[i]
+				r.memory.Base += uintptr(int64(axis.Count-1) * axis.Stride)
+				axis.Stride = -axis.Stride
+			}
+		}
+		h.dial()
+		s := h.only()
+		first, err := s.pinStrided(r)
+		require.NoError(t, err)
+		require.True(t, first.Holds(uint64(r.memory.Base), 1))
+		require.Equal(t, maxRegions, s.pinned)
+		require.Equal(t, maxRegions, h.memory.pinned)
+		require.Less(t, h.memory.lookups, maxRegions+8)
+		s.unpin()
+	}
+}
+
+// The runs of one request cost about as much as their copy would.
+func BenchmarkPinManyRunsInManyRegions(b *testing.B) {
+	h, r := inManyRegions(b, 256)
+	h.dial()
+	s := h.only()
+	for b.Loop() {
+		if _, err := s.pinStrided(r); err != nil {
+			b.Fatal(err)
+		}
+		s.unpin()
+	}
+}
+
 func TestAStridedRequestInTooManyRegionsIsRefused(t *testing.T) {
 	const count = 1025
 	memory := tcptest.Mapped(t, count*64)
