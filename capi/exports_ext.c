@@ -253,6 +253,12 @@ int kvferry_batch_failure(transfer_engine_t engine, batch_id_t batch, kvferry_fa
     return kvferry_go_batch_failure(engine, batch, failure, size, buf_out, buf_len, kvferry_reason());
 }
 
+int kvferry_batch_outcome(transfer_engine_t engine, batch_id_t batch, kvferry_outcome_t *outcome, size_t size)
+{
+    ENTER(KVFERRY_ERR_FORKED);
+    return kvferry_go_batch_outcome(engine, batch, outcome, size, kvferry_reason());
+}
+
 int kvferry_batch_status(transfer_engine_t engine, batch_id_t batch, kvferry_batch_status_t *status)
 {
     ENTER(KVFERRY_ERR_FORKED);

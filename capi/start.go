@@ -96,6 +96,11 @@ func readTransfer(from *C.kvferry_transfer_t) (*core.Transfer, error) {
 	if from.stream_kind != nil {
 		t.Stream = &core.Stream{Runtime: C.GoString(from.stream_kind), Handle: uintptr(from.stream)}
 	}
+	if from.traceparent != nil {
+		if t.Parent, err = readText("the traceparent", from.traceparent); err != nil {
+			return nil, err
+		}
+	}
 	if from.timeout_ms > 0 {
 		t.Limit = time.Duration(min(from.timeout_ms, math.MaxInt64/1_000_000)) * time.Millisecond
 	}
@@ -134,9 +139,7 @@ func kvferry_go_batch_failure(engine unsafe.Pointer, batch C.uint64_t, out *C.kv
 			return status.Errorf(status.InvalidArgument, "there is no room for the failure: NULL")
 		}
 		found, why := failureOf(b)
-		known := unsafe.Slice((*byte)(unsafe.Pointer(&found)), unsafe.Sizeof(found))
-		room := unsafe.Slice((*byte)(unsafe.Pointer(out)), size)
-		clear(room[copy(room, known):])
+		copyStruct(unsafe.Pointer(out), size, unsafe.Slice((*byte)(unsafe.Pointer(&found)), unsafe.Sizeof(found)))
 		if text != nil {
 			writeText(text, length, why)
 		}
@@ -162,4 +165,53 @@ func failureOf(b *core.Batch) (found C.kvferry_failure_t, why string) {
 		found.local, found.remote, found.length = C.uint64_t(r.Local), C.uint64_t(r.Remote), C.uint64_t(r.Length)
 	}
 	return found, f.Err.Error()
+}
+
+// ways are the paths as the bits of kvferry_outcome_t.
+var ways = [...]struct {
+	path metrics.Path
+	bit  C.int
+}{{metrics.TCP, C.KVFERRY_PATH_TCP}, {metrics.Host, C.KVFERRY_PATH_HOST}, {metrics.Local, C.KVFERRY_PATH_LOCAL}}
+
+//export kvferry_go_batch_outcome
+func kvferry_go_batch_outcome(engine unsafe.Pointer, batch C.uint64_t, out *C.kvferry_outcome_t, size C.size_t, reason *C.char) C.int {
+	return negated(reason, func() error {
+		_, b, err := batchOf(engine, uint64(batch))
+		if err != nil {
+			return err
+		}
+		if out == nil {
+			return status.Errorf(status.InvalidArgument, "there is no room for the outcome: NULL")
+		}
+		found := outcomeOf(b)
+		copyStruct(unsafe.Pointer(out), size, unsafe.Slice((*byte)(unsafe.Pointer(&found)), unsafe.Sizeof(found)))
+		return nil
+	})
+}
+
+func outcomeOf(b *core.Batch) (found C.kvferry_outcome_t) {
+	o := b.Outcome()
+	found.requests = C.uint64_t(o.Requests)
+	found.began, found.ended = unixNanoseconds(o.Began), unixNanoseconds(o.Ended)
+	for _, way := range ways {
+		if o.Ways.Has(way.path) {
+			found.paths |= way.bit
+		}
+	}
+	writeText(&found.trace[0], C.size_t(len(found.trace)), o.Trace)
+	writeText(&found.address[0], C.size_t(len(found.address)), o.Address)
+	return found
+}
+
+func unixNanoseconds(t time.Time) C.uint64_t {
+	if t.IsZero() {
+		return 0
+	}
+	return C.uint64_t(t.UnixNano())
+}
+
+// copyStruct fills a struct of the caller's, which has that size: members that the library does not know are 0 in it.
+func copyStruct(to unsafe.Pointer, size C.size_t, known []byte) {
+	room := unsafe.Slice((*byte)(to), size)
+	clear(room[copy(room, known):])
 }

@@ -29,6 +29,8 @@ type Batch struct {
 	id       uint64
 	capacity int
 	engine   *Engine
+	parent   string        // see Transfer.Parent; set before anything is submitted
+	made     time.Duration // when a fed batch was made, by clock.Now; 0 for others
 
 	ending  atomic.Int64 // tasks with outstanding bytes
 	pending atomic.Int64 // tasks that have not ended. The last one ends after the notifications were sent
@@ -105,7 +107,7 @@ func (b *Batch) add(s *submission, notify *pendingNotification) error {
 	now, sinceBoot := clock.NowAndAtMostSinceBoot()
 	if b.began == 0 {
 		b.began = now
-		b.trace = b.engine.trace.Begin(b.id, now)
+		b.trace = b.engine.trace.Begin(b.id, b.parent, now)
 	}
 	for _, w := range s.works {
 		w.own.since, w.trace = sinceBoot, b.trace

@@ -3,6 +3,8 @@ package core
 import (
 	"context"
 	"iter"
+
+	"kvferry/core/clock"
 )
 
 // A batch may be fed: a goroutine of the engine submits its requests while it is under way.
@@ -36,6 +38,7 @@ func (e *Engine) feedBatch(b *Batch, requests int, local iter.Seq[Range], feeder
 	f.ctx, f.cancel = context.WithCancelCause(e.ctx)
 	b.mu.Lock()
 	b.feed.Store(f)
+	b.made = clock.Now()
 	b.takePins(&held)
 	b.pending.Add(1)
 	b.mu.Unlock()

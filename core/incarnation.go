@@ -27,6 +27,8 @@ type binding struct {
 	identity atomic.Pointer[string]
 	known    *string       // the identity in the descriptor when the work was submitted; nil if the work was bound then
 	since    time.Duration // when it was submitted, by clock.AtMostSinceBoot: too early a time only binds the work more strictly
+
+	ways atomic.Uint32 // see Work.Went
 }
 
 // begin binds a work that is being submitted, if a connection proves the segment's descriptor. Batch.add sets since.
@@ -54,13 +56,18 @@ func (b *binding) bind(identity *string) bool {
 	return bound == identity || *bound == *identity
 }
 
+// binding is what all parts of the work share.
+func (w *Work) binding() *binding {
+	if w.shared != nil {
+		return w.shared
+	}
+	return &w.own
+}
+
 // Bind reports whether the work may go to the engine that a descriptor describes. there is when that engine was started, by
 // clock.SinceBoot. A work that is not bound yet is bound. It takes a few nanoseconds.
 func (w *Work) Bind(d *metadata.Descriptor, there time.Duration) bool {
-	b := w.shared
-	if b == nil {
-		b = &w.own
-	}
+	b := w.binding()
 	if b.known != nil && (d.Identity == "" || there > b.since || w.Segment.proof.failed.Load() >= int64(b.since)) {
 		b.bind(b.known)
 	}
@@ -69,11 +76,7 @@ func (w *Work) Bind(d *metadata.Descriptor, there time.Duration) bool {
 
 // BoundTo is the identity that the work is bound to, or "".
 func (w *Work) BoundTo() string {
-	b := w.shared
-	if b == nil {
-		b = &w.own
-	}
-	if identity := b.identity.Load(); identity != nil {
+	if identity := w.binding().identity.Load(); identity != nil {
 		return *identity
 	}
 	return ""

@@ -27,6 +27,7 @@ func (t *localTransport) copyTransfer(w *Work) {
 			return
 		}
 		t.segment.counters.Add(metrics.BytesOf(metrics.Operation(op), metrics.Local), part.Bytes())
+		w.Went(metrics.Local)
 		w.Settle(w.Head, 0, part.Bytes(), nil)
 		left -= part.Bytes()
 	}

@@ -85,6 +85,7 @@ func (c *localWork) copyOne(i int32) bool {
 	}
 	if err == nil {
 		t.segment.counters.Add(metrics.BytesOf(metrics.Operation(r.Opcode), metrics.Local), r.Length)
+		w.Went(metrics.Local)
 	}
 	c.Settle(i, 0, r.Length, err)
 	return true

@@ -23,6 +23,7 @@ type Planned struct {
 	Target   SegmentID
 	Transfer *layout.Transfer
 	Notify   *metadata.Notification // sent to the segment's owner when all of it has completed; nil for none
+	Parent   string                 // see Transfer.Parent
 
 	id uint64 // random
 }
@@ -87,6 +88,7 @@ func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.parent = p.Parent
 	if limit <= 0 {
 		limit = mostPlanned
 	}
@@ -116,6 +118,7 @@ func (e *Engine) submitTransfer(p Planned) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.parent = p.Parent
 	err = e.submit(b, 1, p.Notify, func(d *distribution) error { return d.transfer(&p) })
 	if err != nil {
 		return nil, inOrder(err, e.FreeBatch(b))

@@ -25,6 +25,7 @@ type Segment struct {
 	proof      proof
 	removed    atomic.Bool
 	counters   *metrics.Peer
+	address    atomic.Pointer[net.Addr] // of the last data connection; nil before one was up
 
 	mu       sync.Mutex
 	fetching *fetch // the fetch that is under way, or nil
@@ -32,6 +33,20 @@ type Segment struct {
 
 // Descriptor is the cached descriptor of the segment. It is shared, and never changed.
 func (s *Segment) Descriptor() *metadata.Descriptor { return s.descriptor.Load() }
+
+// NoteAddress is called by a transport when a data connection to an address is up.
+func (s *Segment) NoteAddress(a net.Addr) { s.address.Store(&a) }
+
+// lastAddress is where the last data connection went; "" before one was up, and for a work without a segment, as tests make them.
+func (s *Segment) lastAddress() string {
+	if s == nil {
+		return ""
+	}
+	if a := s.address.Load(); a != nil {
+		return (*a).String()
+	}
+	return ""
+}
 
 // Counters are those of the segment's owner, also after the segment was removed.
 func (s *Segment) Counters() *metrics.Peer {

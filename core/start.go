@@ -29,6 +29,7 @@ type Transfer struct {
 	Notify  *metadata.Notification
 	Limit   time.Duration // from now, or from the stream's turn; 0 is none without a stream, and the engine's with one
 	Stream  *Stream       // nil for none
+	Parent  string        // the span of the program that the transfer belongs to, as a traceparent of W3C; "" for none
 }
 
 // Stream is a stream of the application.
@@ -70,6 +71,7 @@ func (e *Engine) startNow(t *Transfer, id SegmentID) (b *Batch, err error) {
 	if t.Plan != nil {
 		b, err = e.SubmitPlanned(t.planned(id), 0)
 	} else if b, err = e.AllocateBatch(t.requests()); err == nil {
+		b.parent = t.Parent
 		if err = e.SubmitArrays(b, t.arrays(id), t.Notify); err != nil {
 			err = inOrder(err, e.FreeBatch(b))
 		}
@@ -84,7 +86,7 @@ func (e *Engine) startNow(t *Transfer, id SegmentID) (b *Batch, err error) {
 }
 
 func (t *Transfer) planned(id SegmentID) Planned {
-	return Planned{Opcode: t.Opcode, Target: id, Transfer: t.Plan, Notify: t.Notify}
+	return Planned{Opcode: t.Opcode, Target: id, Transfer: t.Plan, Notify: t.Notify, Parent: t.Parent}
 }
 
 func (t *Transfer) arrays(id SegmentID) *Arrays {
@@ -115,6 +117,7 @@ func (e *Engine) startLater(t *Transfer, id SegmentID, open bool) (*Batch, error
 	if err != nil {
 		return nil, err
 	}
+	b.parent = t.Parent
 	if err := e.feedBatch(b, t.requests(), l.local(), func(f *feed) error { return l.run(b, f) }); err != nil {
 		return nil, inOrder(err, e.FreeBatch(b))
 	}

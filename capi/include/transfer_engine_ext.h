@@ -233,6 +233,8 @@ typedef struct kvferry_transfer {
     const char *stream_kind; /* a stream that orders the transfer, as for kvferry_transfer_on_stream; NULL for none */
     void *stream;
     int announce;            /* 1: kvferry_completions_next returns the batch when it has ended */
+    const char *traceparent; /* the program's span that the transfer belongs to, by W3C's Trace Context, for KVFERRY_TRACE_FILE;
+                                NULL for none */
 } kvferry_transfer_t;
 
 /*
@@ -309,6 +311,24 @@ typedef struct kvferry_failure {
  */
 int kvferry_batch_failure(transfer_engine_t engine, batch_id_t batch, kvferry_failure_t *failure, size_t size, char *buf_out,
                           size_t buf_len);
+
+/* How the bytes of a batch have gone. */
+#define KVFERRY_PATH_TCP 1
+#define KVFERRY_PATH_HOST 2  /* copied from the memory of another process on the same host */
+#define KVFERRY_PATH_LOCAL 4 /* copied within the process */
+
+/* What a program's own traces say of a batch. */
+typedef struct kvferry_outcome {
+    uint64_t began;    /* when it was started, in nanoseconds since 1970; 0 before anything was submitted */
+    uint64_t ended;    /* 0 while it is under way */
+    uint64_t requests; /* a transfer of a plan between memory of hosts is one */
+    int paths;         /* KVFERRY_PATH_, or'ed, of the bytes that have arrived */
+    char trace[64];    /* names the batch in KVFERRY_TRACE_FILE, as trace_id; "" where nothing is recorded */
+    char address[128]; /* of the last data connection to the peer: host:port, or a Unix socket with @; "" before one was up */
+} kvferry_outcome_t;
+
+/* Fills *outcome. size is sizeof(kvferry_outcome_t). 0, or a negated Status code. */
+int kvferry_batch_outcome(transfer_engine_t engine, batch_id_t batch, kvferry_outcome_t *outcome, size_t size);
 
 /* How many tasks of a batch are in which state, all counted in one call. */
 typedef struct kvferry_batch_status {

@@ -18,6 +18,7 @@ type Batch struct {
 	recorder     *Recorder
 	next, before *Batch // under the recorder's lock
 	number       uint64
+	parent       string        // the span of the program that the batch belongs to, see Recorder.Begin
 	began        time.Duration // when it was submitted; all times are by clock.Now
 
 	full    atomic.Bool // it has mostSteps
@@ -74,12 +75,12 @@ type step struct {
 	answered   time.Duration // its status frame has come; 0 before that
 }
 
-// Begin begins the record of a batch.
-func (r *Recorder) Begin(number uint64, now time.Duration) *Batch {
+// Begin begins the record of a batch. parent is the traceparent of the program's span that the batch belongs to; "" for none.
+func (r *Recorder) Begin(number uint64, parent string, now time.Duration) *Batch {
 	if r == nil {
 		return nil
 	}
-	b := &Batch{recorder: r, number: number, began: now}
+	b := &Batch{recorder: r, number: number, parent: parent, began: now}
 	b.steps = b.room[:0]
 	r.mu.Lock()
 	b.next, b.before = &r.underWay, r.underWay.before
@@ -110,7 +111,15 @@ func (b *Batch) End(now time.Duration, o Outcome) (kept bool) {
 }
 
 // ID names the batch in the file, and in metrics.
-func (b *Batch) ID() string { return fmt.Sprintf("%.8s-%d", b.recorder.identity, b.number) }
+func (b *Batch) ID() string { return b.recorder.ID(b.number) }
+
+// ID names a batch of that number in the file, and in metrics; "" where nothing is recorded.
+func (r *Recorder) ID(number uint64) string {
+	if r == nil {
+		return ""
+	}
+	return fmt.Sprintf("%.8s-%d", r.identity, number)
+}
 
 // add adds a step, and returns its number; 0 if it is left out. The lock is held.
 func (b *Batch) add(s step) int32 {
@@ -232,7 +241,7 @@ func (b *Batch) described() *Batch {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	d := &Batch{
-		recorder: b.recorder, number: b.number, began: b.began, steps: append([]step(nil), b.steps...),
+		recorder: b.recorder, number: b.number, parent: b.parent, began: b.began, steps: append([]step(nil), b.steps...),
 		first: b.first, ended: b.ended, Outcome: b.Outcome,
 	}
 	d.leftOut.Store(b.leftOut.Load())

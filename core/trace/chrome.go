@@ -307,6 +307,9 @@ func (w *writer) until(ended time.Duration) (at time.Duration, open bool) {
 func (w *writer) batch(b *Batch) {
 	ended, open := w.until(b.ended)
 	with := w.arguments().number("batch", b.number).string("trace_id", b.ID()).number("steps_left_out", b.leftOut.Load())
+	if b.parent != "" {
+		with.string("traceparent", b.parent)
+	}
 	if open {
 		with.yes("unfinished")
 	} else {

@@ -81,7 +81,7 @@ func TestWhatIsNotTracedIsRecordedByNobody(t *testing.T) {
 	r.Listening(1)
 	r.Met("peer", "11", 1, 2, 3)
 	require.Zero(t, r.Now())
-	b, c, s := r.Begin(1, 1), r.Connection("peer", [16]byte{}, 1), r.Session("peer")
+	b, c, s := r.Begin(1, "", 1), r.Connection("peer", [16]byte{}, 1), r.Session("peer")
 	require.Nil(t, b)
 	require.Zero(t, c.Take(b, true, 1, clock.Now()))
 	require.Zero(t, b.Now())
@@ -94,13 +94,13 @@ func TestWhatIsNotTracedIsRecordedByNobody(t *testing.T) {
 	}
 	b.Lost(1)
 	r.Close()
-	require.Zero(t, testing.AllocsPerRun(10, func() { c.Take(r.Begin(1, 1), true, 1, clock.Now()); b.Ended(1, clock.Now()) }))
+	require.Zero(t, testing.AllocsPerRun(10, func() { c.Take(r.Begin(1, "", 1), true, 1, clock.Now()); b.Ended(1, clock.Now()) }))
 }
 
 func TestTheLastBatchesAreKeptAndThoseThatTookLong(t *testing.T) {
 	r := unwritten(Options{Batches: 3, Slower: time.Millisecond})
 	for i := range 10 {
-		b := r.Begin(uint64(i), clock.Now())
+		b := r.Begin(uint64(i), "", clock.Now())
 		kept := b.End(b.began+time.Duration(i%2)*time.Millisecond, Outcome{Operation: "read"})
 		require.Equal(t, i%2 == 1, kept)
 	}
@@ -117,7 +117,7 @@ func TestTheLastBatchesAreKeptAndThoseThatTookLong(t *testing.T) {
 
 func TestStepsOfABatchAreBounded(t *testing.T) {
 	r := unwritten(Options{})
-	b := r.Begin(1, clock.Now())
+	b := r.Begin(1, "", clock.Now())
 	c := r.Connection("peer", [16]byte{1}, 1)
 	for range mostSteps {
 		b.Ended(c.Take(b, true, 1, clock.Now()), clock.Now())
@@ -134,7 +134,7 @@ func TestStepsOfABatchAreBounded(t *testing.T) {
 
 func TestWhatIsUnderWayIsInTheFile(t *testing.T) {
 	r := unwritten(Options{Slower: time.Hour})
-	b := r.Begin(7, clock.Now())
+	b := r.Begin(7, "00-af-b7-01", clock.Now())
 	c := r.Connection("peer", [16]byte{1}, 4)
 	c.Take(b, true, 100, clock.Now())
 	f, unfinished := encoded(t, r)
@@ -142,6 +142,7 @@ func TestWhatIsUnderWayIsInTheFile(t *testing.T) {
 	require.Equal(t, 1, f.count("unfinished batch"))
 	require.Equal(t, 1, f.count("WRITE"))
 	require.Equal(t, true, f.Events[0].Args["unfinished"])
+	require.Equal(t, "00-af-b7-01", f.Events[0].Args["traceparent"])
 	b.End(clock.Now(), Outcome{Operation: "write", Error: errors.New("a\xffb")})
 	f, unfinished = encoded(t, r)
 	require.False(t, unfinished)
@@ -150,7 +151,7 @@ func TestWhatIsUnderWayIsInTheFile(t *testing.T) {
 
 func TestAnAnswerBeforeTheSendingCallReturnsHasNoWait(t *testing.T) {
 	r := unwritten(Options{})
-	b := r.Begin(1, clock.Now())
+	b := r.Begin(1, "", clock.Now())
 	c := r.Connection("peer", [16]byte{1}, 1)
 	number := c.Take(b, true, 100, clock.Now())
 	b.Ended(number, clock.Now())
@@ -164,7 +165,7 @@ func TestAnAnswerBeforeTheSendingCallReturnsHasNoWait(t *testing.T) {
 
 func TestABatchThatFailedSaysWhy(t *testing.T) {
 	r := unwritten(Options{})
-	r.Begin(1, clock.Now()).End(clock.Now(), Outcome{Operation: "read", Requests: 2, Failed: 1, Error: errors.New("a\xffb \"quoted\"")})
+	r.Begin(1, "", clock.Now()).End(clock.Now(), Outcome{Operation: "read", Requests: 2, Failed: 1, Error: errors.New("a\xffb \"quoted\"")})
 	f, _ := encoded(t, r)
 	require.Equal(t, "a\uFFFDb \"quoted\"", f.Events[0].Args["error"])
 	require.EqualValues(t, 1, f.Events[0].Args["failed"])
@@ -180,7 +181,7 @@ func TestEventsOfATrackDoNotCross(t *testing.T) {
 			c := r.Connection("peer", [16]byte{byte(worker)}, uint64(worker%4))
 			s := r.Session("address")
 			for i := range 20 {
-				b := r.Begin(uint64(100*worker+i), clock.Now())
+				b := r.Begin(uint64(100*worker+i), "", clock.Now())
 				began := clock.Now()
 				one, other := c.Take(b, i%2 == 0, 10, clock.Now()), c.Take(b, i%3 == 0, 10, clock.Now())
 				b.Copied(CopyOut, "npu:0", 10, began)
@@ -227,7 +228,7 @@ func TestBothSidesNameARequestAlike(t *testing.T) {
 	origin := [16]byte{1, 2}
 	c, s := r.Connection("peer", origin, 9), r.Session("address")
 	s.Greeted(origin, 9)
-	b := r.Begin(1, clock.Now())
+	b := r.Begin(1, "", clock.Now())
 	for range 2 {
 		b.Ended(c.Take(b, true, 1, clock.Now()), clock.Now())
 		s.Answered([]Served{s.Next(Served{Write: true, Began: clock.Now(), Received: clock.Now()})}, 0, 0)
@@ -290,7 +291,7 @@ func TestTheFileIsWrittenAtTheEndAndHasEnginesThatEndedBefore(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trace.json")
 	for i := range mostEnded + 3 {
 		r := opened(t, path, zap.NewNop())
-		r.Begin(uint64(i), clock.Now()).End(clock.Now(), Outcome{Operation: "read"})
+		r.Begin(uint64(i), "", clock.Now()).End(clock.Now(), Outcome{Operation: "read"})
 		r.Close()
 		info, err := os.Stat(path)
 		require.NoError(t, err)
@@ -310,7 +311,7 @@ func TestTheFileIsWrittenWhileTheEngineWorks(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trace.json")
 	r := opened(t, path, zap.NewNop())
 	defer r.Close()
-	r.Begin(1, clock.Now()).End(clock.Now(), Outcome{Operation: "read"})
+	r.Begin(1, "", clock.Now()).End(clock.Now(), Outcome{Operation: "read"})
 	require.Eventually(t, func() bool {
 		text, err := os.ReadFile(path)
 		return err == nil && bytes.Contains(text, []byte("read batch"))
@@ -367,7 +368,7 @@ func (f *full) Write(b []byte) (int, error) {
 
 func TestAFullDiskIsAnErrorWhereverItBecomesFull(t *testing.T) {
 	r := unwritten(Options{})
-	r.Begin(1, clock.Now()).End(clock.Now(), Outcome{Operation: "read"})
+	r.Begin(1, "", clock.Now()).End(clock.Now(), Outcome{Operation: "read"})
 	for room := range 300 {
 		_, err := encode(&full{room}, []*Recorder{r})
 		require.Error(t, err)
@@ -379,7 +380,7 @@ func BenchmarkEncode(b *testing.B) {
 	r := unwritten(Options{Batches: 256})
 	c, s := r.Connection("10.0.0.1:15000", [16]byte{1}, 3), r.Session("10.0.0.2:33000")
 	for i := range 256 {
-		batch := r.Begin(uint64(i), clock.Now())
+		batch := r.Begin(uint64(i), "", clock.Now())
 		for range 32 {
 			n := c.Take(batch, true, 1<<20, clock.Now())
 			batch.Sent(n, clock.Now())
@@ -404,7 +405,7 @@ func BenchmarkBatch(b *testing.B) {
 	c := r.Connection("10.0.0.1:15000", [16]byte{1}, 3)
 	b.ReportAllocs()
 	for b.Loop() {
-		batch := r.Begin(1, clock.Now())
+		batch := r.Begin(1, "", clock.Now())
 		n := c.Take(batch, true, 1<<20, clock.Now())
 		batch.Sent(n, clock.Now())
 		batch.Answered(n, clock.Now())

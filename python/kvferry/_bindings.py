@@ -52,6 +52,9 @@ KVFERRY_REASON_CANCELLED = 9
 KVFERRY_REASON_CLOSED = 10
 KVFERRY_REASON_OTHER = 11
 KVFERRY_REASON_REVOKED = 12
+KVFERRY_PATH_TCP = 1
+KVFERRY_PATH_HOST = 2
+KVFERRY_PATH_LOCAL = 4
 KVFERRY_BLOCKS = 0
 KVFERRY_SLOTS = 1
 KVFERRY_OFFERED = 2
@@ -211,6 +214,7 @@ class kvferry_transfer_t(ctypes.Structure):
     stream_kind: bytes | None
     stream: int | None
     announce: int
+    traceparent: bytes | None
     _fields_: ClassVar = [
         ("segment", ctypes.c_char_p),
         ("opcode", ctypes.c_int),
@@ -226,6 +230,7 @@ class kvferry_transfer_t(ctypes.Structure):
         ("stream_kind", ctypes.c_char_p),
         ("stream", ctypes.c_void_p),
         ("announce", ctypes.c_int),
+        ("traceparent", ctypes.c_char_p),
     ]
 
 
@@ -256,6 +261,23 @@ class kvferry_failure_t(ctypes.Structure):
         ("remote", ctypes.c_uint64),
         ("length", ctypes.c_uint64),
         ("progress", kvferry_progress_t),
+    ]
+
+
+class kvferry_outcome_t(ctypes.Structure):
+    began: int
+    ended: int
+    requests: int
+    paths: int
+    trace: bytes
+    address: bytes
+    _fields_: ClassVar = [
+        ("began", ctypes.c_uint64),
+        ("ended", ctypes.c_uint64),
+        ("requests", ctypes.c_uint64),
+        ("paths", ctypes.c_int),
+        ("trace", ctypes.c_char * 64),
+        ("address", ctypes.c_char * 128),
     ]
 
 
@@ -383,6 +405,7 @@ class Functions:
     kvferry_completions_next: Callable[[Address, Any, int], int]
     kvferry_batch_progress: Callable[[Address, int, Any], int]
     kvferry_batch_failure: Callable[[Address, int, Any, int, Text, int], int]
+    kvferry_batch_outcome: Callable[[Address, int, Any, int], int]
     kvferry_batch_status: Callable[[Address, int, Any], int]
     kvferry_batch_error: Callable[[Address, int, Text, int], int]
     kvferry_batch_bytes: Callable[[Address, int], int]
@@ -483,6 +506,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kvferry_completions_next": (ctypes.c_int64, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64), ctypes.c_size_t]),
     "kvferry_batch_progress": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_progress_t)]),
     "kvferry_batch_failure": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_failure_t), ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]),
+    "kvferry_batch_outcome": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_outcome_t), ctypes.c_size_t]),
     "kvferry_batch_status": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(kvferry_batch_status_t)]),
     "kvferry_batch_error": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t]),
     "kvferry_batch_bytes": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_uint64]),

@@ -15,6 +15,7 @@ type counters struct {
 // count adds a piece whose bytes have arrived.
 func (c *counters) count(piece *piece, path metrics.Path) {
 	c.Add(metrics.BytesOf(metrics.Operation(piece.op), path), piece.length)
+	piece.work.Went(path)
 }
 
 // settled is how many bytes were moved.

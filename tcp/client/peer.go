@@ -176,6 +176,7 @@ func (p *peer) connect(ctx context.Context, only *piece) (*connection, error) {
 	}
 	conn.free = free
 	p.Add(metrics.Connected, 1)
+	p.segment.NoteAddress(conn.Remote)
 	switch {
 	case only != nil && p.mayCarry(conn, only):
 		return conn, nil

@@ -53,6 +53,7 @@ static void test_ends_are_announced_by_a_descriptor(void)
     kvferry_transfer_t t = transfer_to(name, &local, &remote, &length);
     kvferry_progress_t progress;
     kvferry_failure_t failure;
+    kvferry_outcome_t outcome;
     batch_id_t batch, ended[4];
     notify_msg_t *messages;
     int fd, other, size;
@@ -77,6 +78,11 @@ static void test_ends_are_announced_by_a_descriptor(void)
     CHECK(progress.moved == SIZE && progress.total == SIZE && progress.nanoseconds > 0);
     CHECK_EQUAL(kvferry_batch_failure(initiator, batch, &failure, sizeof failure, text, sizeof text), 0);
     CHECK(failure.reason == KVFERRY_REASON_NONE && text[0] == '\0');
+    CHECK_EQUAL(kvferry_batch_outcome(initiator, batch, &outcome, sizeof outcome), 0);
+    CHECK(outcome.began > 0 && outcome.ended >= outcome.began && outcome.requests == 1);
+    CHECK(outcome.paths == KVFERRY_PATH_TCP || outcome.paths == KVFERRY_PATH_HOST || outcome.paths == KVFERRY_PATH_LOCAL);
+    CHECK_EQUAL(kvferry_batch_outcome(initiator, batch, &outcome, sizeof outcome.began), 0);
+    CHECK_EQUAL(kvferry_batch_outcome(initiator, batch, NULL, 0), -1);
     CHECK_EQUAL(kvferry_batch_discard(initiator, batch), 0);
 
     CHECK(readable(other, LIMIT));

@@ -81,6 +81,7 @@ static void check_child(transfer_engine_t engine, batch_id_t batch, segment_id_t
     CHECK_FORKED(kvferry_completions_next(engine, &made, 1), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_batch_progress(engine, batch, NULL), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_batch_failure(engine, batch, NULL, 0, NULL, 0), KVFERRY_ERR_FORKED);
+    CHECK_FORKED(kvferry_batch_outcome(engine, batch, NULL, 0), KVFERRY_ERR_FORKED);
     CHECK(kvferry_start_engine_with("P2PHANDSHAKE", "127.0.0.1", "", NULL, 0) == NULL);
     CHECK_FORKED(kvferry_open_segment(engine, "x", -1), KVFERRY_ERR_FORKED);
     CHECK_FORKED(kvferry_probe(engine, "x"), KVFERRY_ERR_FORKED);

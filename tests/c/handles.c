@@ -94,6 +94,7 @@ static void check_refused(transfer_engine_t engine, batch_id_t batch)
     CHECK_EQUAL(kvferry_completions_next(engine, &made, 1), -1);
     CHECK_EQUAL(kvferry_batch_progress(engine, batch, NULL), -1);
     CHECK_EQUAL(kvferry_batch_failure(engine, batch, NULL, 0, NULL, 0), -1);
+    CHECK_EQUAL(kvferry_batch_outcome(engine, batch, NULL, 0), -1);
     CHECK_EQUAL(kvferry_open_segment(engine, "127.0.0.1:15000", -1), -1);
     CHECK_EQUAL(kvferry_probe(engine, "x"), -1);
     CHECK_EQUAL(kvferry_first_buffer(engine, "x"), 0);
