@@ -146,13 +146,16 @@ func (t *Transfer) Patterns() iter.Seq[Pattern] {
 // patterns goes through the patterns of a transfer: pair by pair, and for each of them group by group.
 type patterns struct {
 	transfer    *Transfer
-	pair, group int
+	pair, group int    // pair is the index into the patterns where these are listed
 	index       uint64 // of the pattern within its form
 }
 
 // next returns false after the last one.
 func (c *patterns) next() (Pattern, bool) {
 	t := c.transfer
+	if t.listed != nil {
+		return c.nextListed()
+	}
 	if c.pair == len(t.pairs) {
 		return Pattern{}, false
 	}

@@ -30,6 +30,8 @@ type Transfer struct {
 	tokens *grouping
 	kinds  []kind
 	pairs  []pair
+
+	listed []Pattern // all of its patterns, of a transfer that was not planned; nil for the others
 }
 
 // MaxPlaces is how many sources a request may have, and how many destinations.
