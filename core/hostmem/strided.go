@@ -49,6 +49,15 @@ func (s *Strided) Bytes() uint64 {
 	return bytes
 }
 
+// Merge makes longer runs of those that lie together and follow each other in the stream. The stream stays the same.
+func (s *Strided) Merge() {
+	for s.Count > 0 && s.Axes[s.Count-1].Stride == int64(s.Run) {
+		s.Count--
+		s.Run *= s.Axes[s.Count].Count
+		s.Axes[s.Count] = Axis{}
+	}
+}
+
 // Bounds are the first address of the memory, and the number of bytes from there to its end, gaps included.
 func (s *Strided) Bounds() (addr uintptr, length uint64) {
 	addr, length = s.Base, s.Run

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 
 	"github.com/stretchr/testify/require"
 )
@@ -18,7 +19,7 @@ func (s *putBacks) putBack(pieces []piece) { s.pieces += len(pieces) }
 
 // packedAndPlain are a strided WRITE and a plain one.
 func packedAndPlain() []piece {
-	return []piece{{op: core.Write, strided: &strided{axes: 1}}, {op: core.Write, length: 1}}
+	return []piece{{op: core.Write, strided: &strided{memory: hostmem.Strided{Count: 1}, axes: 1}}, {op: core.Write, length: 1}}
 }
 
 func TestWhatIsLeftToTheWriterIsInOneHandOnly(t *testing.T) {

@@ -29,9 +29,9 @@ const (
 
 // strided is what a piece moves that is a part of a pattern.
 type strided struct {
-	memory hostmem.Strided // of this process
+	memory hostmem.Strided // of this process; without axes if the payload lies together there, as in a staging block
 	frame  wire.Strided
-	axes   int
+	axes   int        // of the frame
 	local  core.Range // the smallest range that holds all of it, on each side
 	remote core.Range // likewise
 	packed int        // of a WRITE: where its payload begins in the packed bytes of its lane
@@ -53,7 +53,7 @@ func (c *cursor) cutFor(to destination, limit uint64, d *metadata.Descriptor) pi
 	}
 	local, remote := core.Sides(op, &part)
 	p := piece{work: c.work, first: c.task, op: op, local: local.Base, remote: uint64(remote.Base), length: part.Bytes()}
-	if local.Count > 0 {
+	if remote.Count > 0 {
 		p.strided = newStrided(c.work, local, remote)
 	}
 	p.useKey()
@@ -71,6 +71,7 @@ func (p *piece) useKey() {
 }
 
 func newStrided(w *core.Work, local, remote hostmem.Strided) *strided {
+	local.Merge()
 	s := &strided{memory: local, axes: remote.Count, frame: wire.Strided{Key: wire.Key(w.Key), ID: w.ID, Run: remote.Run}}
 	for i, a := range remote.Axes[:remote.Count] {
 		s.frame.Axes[i] = wire.Axis(a)
@@ -86,13 +87,13 @@ func (s *strided) put(b []byte, p *piece) {
 }
 
 // isPacked reports whether the payload is packed before it is sent.
-func (p *piece) isPacked() bool { return p.hasAxes() && p.op == core.Write }
+func (p *piece) isPacked() bool { return p.isSpread() && p.op == core.Write }
 
 // isScattered reports whether the payload is unpacked when it has come.
-func (p *piece) isScattered() bool { return p.hasAxes() && p.op == core.Read }
+func (p *piece) isScattered() bool { return p.isSpread() && p.op == core.Read }
 
-// hasAxes reports whether the piece moves more than a range.
-func (p *piece) hasAxes() bool { return p.strided != nil && p.strided.axes > 0 }
+// isSpread reports whether the payload does not lie together in this process.
+func (p *piece) isSpread() bool { return p.strided != nil && p.strided.memory.Count > 0 }
 
 // errNoOffers is why a piece is not sent that has the key of an offer.
 var errNoOffers = errors.New("offers need a connection that takes strided requests, as kvferry engines make them with MC_TCP_ENABLE_CONNECTION_POOL and version 2")
