@@ -39,7 +39,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 SOURCES := $(shell find ascend capi core cuda internal metaserver tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.ptx' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
-.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 test-vllm test-sglang soak lint build \
+.PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 test-vllm test-sglang soak soak-offers lint build \
     wheel wheels install changelog generate generate-kernels clean
 .DELETE_ON_ERROR:
 
@@ -94,6 +94,11 @@ SOAK ?= $(if $(SEED),--seed $(SEED))
 
 soak: $(VENV)/installed $(VENV)/test-tools
 	cd tests && ../$(VENV)/bin/python -m ownership --seconds $(SECONDS) $(SOAK)
+
+ROUNDS ?= 100000
+
+soak-offers: $(VENV)/installed $(VENV)/test-tools
+	cd tests && ../$(VENV)/bin/python -m revocation --rounds $(ROUNDS) $(SOAK)
 
 lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	test -z "$$(gofmt -l ascend bench capi core cuda internal metaserver tcp tests | tee /dev/stderr)"
