@@ -10,8 +10,12 @@ import array
 import base64
 import importlib
 import os
+import time
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Union
+
+from comparison.case import Case
+from comparison.changes import CHANGES
 
 Addresses = Union[Sequence[int], Any]  # a list, or an array of uint64
 Move = Callable[[], bool]  # moves all of its blocks, and tells whether that succeeded
@@ -86,6 +90,39 @@ class Mooncake:
         """Nothing: the engine has threads for that."""
 
 
+class Ours(Mooncake):
+    """kvferry as mooncake.engine, and what it has besides."""
+
+    def planned(self, operation: str, peer: str, plan: Any) -> Move:
+        """A change of layout as one transfer."""
+        start = getattr(plan, operation)
+        return lambda: start(self._engine, peer) is None
+
+    def post(self, operation: str, peer: str, plan: Any, times: int) -> list[float]:
+        """The seconds of so many calls that start a change of layout. Each transfer ends before the next one begins."""
+        found = []
+        with importlib.import_module("kvferry").Engine(self._host) as engine:
+            start = getattr(engine.open(peer), operation)
+            for _ in range(times):
+                before = time.perf_counter()
+                transfer = start(plan)
+                found.append(time.perf_counter() - before)
+                transfer.result()
+        return found
+
+
+def change_plan(case: Case, local: int, remote: int) -> Any:
+    """kvferry.plan of a change of layout, for the initiator, by the addresses of the caches. Heads that the source does
+    not have stay as they are."""
+    kvferry = importlib.import_module("kvferry")
+    change = CHANGES[case.change]
+    sides = []
+    for cache, address in zip(change[1:], (local, remote) if case.operation == "write" else (remote, local)):
+        layout = kvferry.Layout.from_json(cache.layout(address, change.tokens, change.model))
+        sides.append(layout.blocks(cache.table(change.tokens)))
+    return kvferry.plan(*sides, change.tokens, partial=True)
+
+
 class Nixl:
     """NIXL over UCX. Nothing moves without a call at either end, so both ends call all the time."""
 
@@ -138,7 +175,7 @@ class Nixl:
 
 
 Adapter = Union[Mooncake, Nixl]
-KINDS: dict[str, Callable[[str, str], Adapter]] = {"ours": Mooncake, "mooncake": Mooncake, "nixl": Nixl}
+KINDS: dict[str, Callable[[str, str], Adapter]] = {"ours": Ours, "mooncake": Mooncake, "nixl": Nixl}
 MODULES = {"ours": "mooncake.engine", "mooncake": "mooncake.engine", "nixl": "nixl_cu12._api"}
 NIXL_FOR_NEWER_CUDA = "nixl_cu13._api"
 

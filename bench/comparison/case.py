@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
+from comparison.changes import BYTES, CHANGES, ranges
+
 KIB, MIB = 1 << 10, 1 << 20
+
 MANY = 16  # processors from which on a machine is taken for a large one: it has other cases
 
 
@@ -17,6 +20,8 @@ class Case(NamedTuple):
     blocks: int  # of one call
     threads: int = 1  # that call at the same time, each with blocks of its own
     scattered: bool = True  # every other block, on the target in another order; else neighbours
+    change: str = ""  # of layout, by its name in CHANGES: the blocks are its runs, and lie where it says
+    planned: bool = False  # a change of layout as one transfer of kvferry's, and not as a list of blocks
 
     @property
     def stride(self) -> int:
@@ -26,22 +31,49 @@ class Case(NamedTuple):
     @property
     def span(self) -> int:
         """Bytes of the memory that the blocks of one thread lie in."""
+        if self.change:
+            return CHANGES[self.change].span
         return self.stride * self.blocks
 
     def offsets(self, side: str, thread: int) -> list[int]:
         """Where the blocks of a thread lie on the "initiator" or the "target", in the order of the transfer."""
+        if self.change:
+            return ranges(self.change)[side == self.sink]
         places = list(range(self.blocks))
         if self.scattered and side == "target":
             random.Random(self.blocks).shuffle(places)
         return [thread * self.span + self.stride * place for place in places]
 
+    @property
+    def sink(self) -> str:
+        """The side to which bytes move."""
+        return "target" if self.operation == "write" else "initiator"
+
     def __str__(self) -> str:
         parts = [f"{self.operation.upper()} {size_text(self.block)} x {self.blocks}"]
         if not self.scattered:
             parts.append("adjacent")
+        if self.change:
+            parts.append(self.change)
         if self.threads > 1:
             parts.append(f"{self.threads} threads")
         return ", ".join(parts)
+
+
+def changing(operation: str, change: str) -> Case:
+    """A change of layout."""
+    run = CHANGES[change].run
+    return Case(operation, run, BYTES // run, change=change)
+
+
+def planned(case: Case) -> Case:
+    """The same change of layout as a plan."""
+    return case._replace(planned=True)
+
+
+def plain(case: Case) -> Case:
+    """As many bytes in scattered blocks of 64 KiB."""
+    return Case(case.operation, 64 * KIB, case.block * case.blocks // (64 * KIB))
 
 
 def size_text(size: int) -> str:

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 import link
-from comparison.adapters import KINDS, Adapter, Blocks, Mooncake, Move, load
+from comparison.adapters import KINDS, Adapter, Blocks, Mooncake, Move, Ours, change_plan, load
 from comparison.case import MIB, Case, percentile
 from comparison.memory import allocate, peak
 
@@ -67,13 +67,13 @@ class Served:
 
     def prepare(self, case: list[Any], side: str, source: bool) -> None:
         """Fill the blocks of a case: those of the source with random bytes, each with others; else with none."""
-        data = random_step()
+        data = 2 * random_step()
         for number, offset in enumerate(self._offsets(Case(*case), side)):
             block = Case(*case).block
             for start in range(offset, offset + block, MIB):
                 length = min(MIB, offset + block - start)
                 turn = (number * 4099 + start // MIB * 31) % MIB
-                self._room.write(start, turned(data, turn)[:length] if source else bytes(length))
+                self._room.write(start, data[turn : turn + length] if source else bytes(length))
 
     def digest(self, case: list[Any], side: str) -> str:
         """The digest of the blocks of a case in the order of the transfer."""
@@ -102,7 +102,12 @@ class Served:
         return [self._move(case, thread) for thread in range(case.threads)]
 
     def _move(self, case: Case, thread: int) -> Move:
-        return self.engine.move(case.operation, self._blocks(case, thread, self._peer, self._remote))
+        engine = self.engine
+        if case.planned:
+            assert isinstance(engine, Ours)
+            return engine.planned(case.operation, self._peer, change_plan(case, self._memory, self._remote))
+        blocks = self._blocks(case, thread, self._peer, self._remote)
+        return engine.move(case.operation, blocks.packed("array") if case.change and self._kind == "ours" else blocks)
 
     def _blocks(self, case: Case, thread: int, peer: str, remote: int) -> Blocks:
         return Blocks(
@@ -152,6 +157,18 @@ class Served:
         move = self.engine.batch("write", blocks)
         timed(move, WARM_UP * seconds)
         return percentile(timed(move, seconds), 0.5)
+
+    def post(self, case: list[Any], times: int) -> dict[str, float]:
+        """Microseconds to plan a change of layout, and to start its transfer, in the middle of so many calls each."""
+        one, engine = Case(*case), self.engine
+        assert isinstance(engine, Ours)
+        planning = []
+        for _ in range(times):
+            before = time.perf_counter()
+            plan = change_plan(one, self._memory, self._remote)
+            planning.append(time.perf_counter() - before)
+        starting = engine.post(one.operation, self._peer, plan, times)
+        return {"to plan": percentile(planning, 0.5), "to start": percentile(starting, 0.5)}
 
     def transfers(self, count: int) -> None:
         """So many calls with a request of 4 KiB."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
-from comparison import busy, observed, secured
+from comparison import busy, layouts, observed, secured
 from comparison.case import MIB, Case, size_text
 from comparison.results import (
     DIRECT,
@@ -43,7 +43,10 @@ beforehand. The plain C program sends a header and a payload, and receives a sta
 peak of resident memory, less what is registered, less the peak of the same process when it had imported the engine's
 module with its native library, and had no engine yet; in brackets with that. Processor time is that of both ends.
 Growth is that of kvferry alone. Many peers are not measured with NIXL, which would have to call all the time for
-every one of them. "load before" tells how many programs were running beside: other work falsifies the figures."""
+every one of them. A change of layout moves 6 MiB of the heads that both ends have, as a plan, as plain blocks of 64
+KiB, or as a list with a range for each run. Lists are prepared beforehand for kvferry and NIXL; Mooncake takes them as
+they are, here with queues that are long enough. "load before" tells how many programs were running beside: other work
+falsifies the figures."""
 
 CROSSING = "A call with so many neighbours of 8 bytes, microseconds"
 SERIES = {
@@ -57,6 +60,7 @@ SERIES = {
     "regions, transfer": "Microseconds for a batch of 64 requests to different regions, of so many registered ones",
     "TIME_WAIT": "Sockets in TIME_WAIT, of the two ends, after so many transfers",
     "crossing": CROSSING,
+    layouts.POSTING: "Microseconds to plan a change of layout of so many runs, and to start its transfer, from Python",
 }
 NETWORKS = {
     "loopback": "loopback interface",
@@ -65,6 +69,9 @@ NETWORKS = {
     secured.ON_LOOPBACK: "loopback interface, with TLS and without",
     secured.ON_LINK: "link, with TLS and without",
     observed.WHERE: "loopback interface, with all metrics and traces and without",
+    layouts.ON_HOST: "shortcut of one host, changes of layout",
+    layouts.ON_LOOPBACK: "loopback interface, changes of layout, same-host shortcut off",
+    layouts.ON_LINK: "link, changes of layout",
 }
 PLOTS = {  # file, title, across, upwards, whether upwards is logarithmic
     "lanes": ("lanes", "WRITE 1 MiB x 32 over lanes", "lanes", "GB/s", False),

@@ -39,6 +39,8 @@ NIXL_SETTINGS = {
     "NIXL_LOG_LEVEL": "ERROR",
 }
 NO_SHORTCUT = {"KVFERRY_SAME_HOST": "0"}  # as between two machines
+# Mooncake refuses thousands of requests at once by default.
+PATIENT = {"MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER": "65535", "MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER": "65535"}
 LANES = "MC_TCP_LANES_PER_PEER"
 SETUPS = {
     setup.name: setup

@@ -14,6 +14,7 @@ from typing import Callable, NamedTuple
 
 from comparison.busy import busy
 from comparison.case import KIB, MANY, MIB, Case
+from comparison.layouts import layouts
 from comparison.observed import observed
 from comparison.pairs import LOOPBACK, EndError, Mover, Network, Pair, PlainC, Setup, Star
 from comparison.results import (
@@ -31,6 +32,7 @@ from comparison.results import (
 from comparison.running import (
     LANES,
     NO_SHORTCUT,
+    PATIENT,
     SETUPS,
     Make,
     Plan,
@@ -61,7 +63,6 @@ TARGETS = 4  # processes that the engines of many peers share
 PEER_MEMORY = 2 * MIB  # bytes of each of many peers
 POWERS = (1, 10, 100, 1000, 10_000, 100_000)
 CROSSINGS = (1, 64, 4096)  # requests of a call
-PATIENT = {"MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER": "65535", "MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER": "65535"}
 LISTEN, TIME_WAIT = "0A", "06"  # of net/tcp_states.h
 
 
@@ -390,6 +391,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], None], str]] = {
     "link": (over_link, "delaylink"),
     "security": (secured, ""),
     "observed": (observed, ""),
+    "layouts": (layouts, ""),
     "lanes": (over_lanes, ""),
     "roundtrip": (over_round_trip, "rawtcp"),
     "peers": (over_peers, ""),

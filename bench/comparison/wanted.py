@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from comparison import busy, observed, secured
+from comparison import busy, layouts, observed, secured
 from comparison.case import KIB, MANY, MIB, Case
 from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, TLS, Results, cpu, p50, p99, rate
 from comparison.sections import ADJACENT, BATCHES, BY_ONE, ON_LINK, OPERATIONS, THREADS, batch, one
@@ -64,6 +64,8 @@ def wanted(results: Results, processors: int) -> list[Wanted]:
         rows += security(results, processors)
     if observed.WHERE in results.cases:
         rows += watched(results)
+    if layouts.ON_LOOPBACK in results.cases:
+        rows += reshaped(results)
     return [*rows, *resources(results)]
 
 
@@ -177,6 +179,25 @@ def _observed(results: Results, name: str, cases: Iterable[Case]) -> Iterator[fl
     for case in cases:
         if (ratio := results.ratio(observed.WHERE, case, observed.on(name), name)) is not None:
             yield ratio
+
+
+def reshaped(results: Results) -> Iterator[Wanted]:
+    """Changes of layout. On one host nothing is wanted."""
+    for where, least in ((layouts.ON_HOST, None), (layouts.ON_LOOPBACK, 0.5), (layouts.ON_LINK, 0.8)):
+        for case in layouts.CASES if where in results.cases else ():
+            ratio = results.ratio(where, case, layouts.PLAN, layouts.BLOCKS)
+            yield Wanted(f"{where}, {case}: plan / plain blocks", ratio, least)
+            if case.block == layouts.SHORT.block:
+                best = _fastest(results, where, case, [layouts.RANGES, results.best(where, case, MOONCAKE), NIXL])
+                ratio = results.ratio(where, case, layouts.PLAN, best)
+                yield Wanted(f"{where}, {case}: plan / the best list of ranges ({best})", ratio, least and 5)
+    posting = results.series.get(layouts.POSTING, {}).get(layouts.POST, {}).get(layouts.SHORT.blocks)
+    milliseconds = statistics.median(posting) / 1e3 if posting else None
+    yield Wanted(f"ms to start a change of layout of {layouts.SHORT.blocks} runs from Python", milliseconds, 1, True)
+
+
+def _fastest(results: Results, where: str, case: Case, names: Iterable[str]) -> str:
+    return max(names, key=lambda name: results.median(where, case, name, rate) or 0)
 
 
 def resources(results: Results) -> Iterator[Wanted]:

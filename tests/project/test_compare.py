@@ -17,9 +17,11 @@ from support import venvs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
-from comparison.case import Case
-from comparison.pairs import LOOPBACK, EndError, Pair, Setup
-from comparison.results import MOONCAKE, OURS, PLAIN, Results
+from comparison import layouts
+from comparison.case import Case, changing, plain, planned
+from comparison.changes import BYTES, CHANGES
+from comparison.pairs import LOOPBACK, EndError, Measured, Pair, Setup
+from comparison.results import MOONCAKE, NIXL, OURS, PLAIN, Results
 from comparison.sections import SWEEP, loopback_plan
 from comparison.wanted import wanted
 
@@ -87,7 +89,7 @@ def test_the_report_has_every_case_and_its_plots(output: Path, found: Any) -> No
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     for name, value in venvs.ours().items():
         monkeypatch.setenv(name, value)
-    ours = Pair(Setup(OURS, "ours", "ours"), {"ours": sys.executable}, tmp_path, LOOPBACK, 1 << 20)
+    ours = Pair(Setup(OURS, "ours", "ours"), {"ours": sys.executable}, tmp_path, LOOPBACK, 12 << 20)
     yield ours
     ours.close()
 
@@ -103,6 +105,33 @@ def test_blocks_are_moved_and_a_difference_is_noticed(pair: Pair, operation: str
     assert found.bytes > 0 and found.bytes % (4096 * 20) == 0
 
 
+@pytest.mark.parametrize("change", [layouts.SHORT.change, "blocks of 128 to 16, HND to NHD"])
+@pytest.mark.parametrize("operation", ["write", "read"])
+def test_a_change_of_layout_is_made_as_a_plan_as_a_list_and_as_plain_blocks(
+    pair: Pair, operation: str, change: str
+) -> None:
+    case = changing(operation, change)
+    for one in (planned(case), case, plain(case)):
+        assert one.span <= 12 << 20
+        pair.check(one)
+        assert pair.move(one, 0.001).bytes % BYTES == 0
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_runs_of_a_change_of_layout_are_as_long_as_it_says(change: str) -> None:
+    """They cover as many bytes as move, none twice, and not many continue each other on both sides."""
+    one = CHANGES[change]
+    sources, destinations = one.ranges()
+    assert len(sources) * one.run == BYTES
+    for cache, places in ((one.source, sources), (one.destination, destinations)):
+        ordered = sorted(places)
+        assert all(b - a >= one.run for a, b in zip(ordered, ordered[1:]))
+        assert ordered[-1] + one.run <= cache.size(one.tokens)
+    pairs = list(zip(sources, destinations))
+    joined = sum(b[0] - a[0] == one.run == b[1] - a[1] for a, b in zip(pairs, pairs[1:]))
+    assert joined < len(pairs) / 100
+
+
 def test_what_fails_in_a_process_is_told(pair: Pair) -> None:
     with pair.awake(), pytest.raises(EndError, match=r"^ours initiator: add_peers: TypeError: "):
         pair.initiator.ask("add_peers", 1)
@@ -114,6 +143,19 @@ def test_what_is_wanted_is_compared_with_what_was_measured() -> None:
     assert row.row() == ["processor time of an idle pair, seconds a second", "0.01 at most", "0.50", "no", "-"]
     results.cases["loopback"] = {}
     assert "not measured" in {row.reached(row.measured) for row in wanted(results, 2)}
+
+
+def test_a_plan_is_compared_with_plain_blocks_and_with_the_fastest_list() -> None:
+    results = Results()
+    for name, rate in ((layouts.PLAN, 6), (layouts.BLOCKS, 8), (layouts.RANGES, 1), (MOONCAKE, 2), (NIXL, 0.5)):
+        results.add(layouts.ON_LOOPBACK, layouts.SHORT, name, Measured(1, int(rate * 1e9), 0, 0, 0))
+    results.add_to_series(layouts.POSTING, layouts.POST, layouts.SHORT.blocks, 300)
+    rows = {row.what: row for row in wanted(results, 2)}
+    compared = f"{layouts.ON_LOOPBACK}, {layouts.SHORT}: plan"
+    assert rows[f"{compared} / plain blocks"].row()[1:4] == ["0.50 at least", "0.75", "yes"]
+    assert rows[f"{compared} / the best list of ranges ({MOONCAKE})"].row()[1:4] == ["5.00 at least", "3.00", "no"]
+    (posted,) = (row for what, row in rows.items() if what.startswith("ms to start"))
+    assert posted.row()[1:4] == ["1.00 at most", "0.30", "yes"]
 
 
 def test_the_sizes_are_those_that_others_are_measured_with() -> None:
