@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from kvferry._bindings import KVFERRY_ACCESS_NONE, KVFERRY_ACCESS_REMOTE_READ, KVFERRY_ACCESS_REMOTE_WRITE
@@ -16,12 +17,10 @@ NAMES = {
 }
 
 
-def flags(access: Any) -> int:
-    """The flags of a name; None is everything. A TypeError for no str, and a ValueError for another one."""
-    if access is None:
-        return READ_WRITE
+def flags(access: Any, names: Mapping[str, int] = NAMES) -> int:
+    """The flags of a name. A TypeError for no str, and a ValueError for one that is no name."""
     if not isinstance(access, str):
         raise TypeError(f"access must be a str, not {type(access).__name__}")
-    if access not in NAMES:
-        raise ValueError(f"access must be one of {', '.join(map(repr, NAMES))}, not {access!r}")
-    return NAMES[access]
+    if access not in names:
+        raise ValueError(f"access must be one of {', '.join(map(repr, names))}, not {access!r}")
+    return names[access]

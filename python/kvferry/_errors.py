@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Optional
 
+UNREACHABLE = (-101, -102, -103, -104, -200)  # codes of the library: there is no way to the peer
+
 
 class Error(RuntimeError):
     """The root of kvferry's errors. Mistakes in arguments are a TypeError or a ValueError instead."""

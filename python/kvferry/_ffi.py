@@ -43,10 +43,18 @@ class U64Array:
 
 def u64(value: SupportsIndex, name: str) -> int:
     """value as an int of 64 bits, unsigned. name is the argument's, for the error."""
-    number = operator.index(value)
+    number = integer(value, name)
     if not 0 <= number <= U64_MAX:
         raise TypeError(f"{name} must be from 0 to 2^64-1, not {number}")
     return number
+
+
+def integer(value: SupportsIndex, name: str) -> int:
+    """value as an int. name is the argument's, for the error."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
 
 
 def flag(value: Any, name: str) -> bool:
@@ -61,7 +69,7 @@ pack_u64 = struct.Struct("Q").pack  # the fastest way to an array of one item; s
 
 def u64_array(values: Integers, name: str) -> U64Array:
     """The items of a sequence of integers. A writable array of 64-bit integers is not copied."""
-    items: Any = values if type(values) in (list, tuple, range) else _view_or_list(values)
+    items: Any = values if type(values) in (list, tuple, range) else _view_or_list(values, name)
     if isinstance(items, memoryview):
         if items.readonly or not items.contiguous:
             packed = items.tobytes()
@@ -79,15 +87,21 @@ def _layout(count: int) -> struct.Struct:
     return struct.Struct(f"{count}Q")
 
 
-def _view_or_list(values: Any) -> Any:
+def _view_or_list(values: Any, name: str) -> Any:
     """A view of an array whose items are as C wants them; a list of any other sequence's items."""
     try:
         view = memoryview(values)
         if view.ndim == 1 and view.nbytes and (view.format in ("Q", "L") or _is_unsigned(view)):
             return view
-        return list(view.tolist())
+        items = list(view.tolist())
     except (TypeError, ValueError, NotImplementedError):  # no buffer, or one of items that Python has no integers for
-        return list(values)
+        try:
+            return list(values)
+        except TypeError:
+            raise TypeError(f"{name} must be integers from 0 to 2^64-1, not {type(values).__name__}") from None
+    if view.format == "?":
+        raise TypeError(f"{name} must be integers from 0 to 2^64-1, and this array is of bools, such as a mask")
+    return items
 
 
 def _is_unsigned(view: memoryview) -> bool:

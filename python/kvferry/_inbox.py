@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvferry._completions import Completions, call_soon
+from kvferry._library import check_process
 from kvferry._waiting import LONGEST_WAIT
 
 if TYPE_CHECKING:
@@ -76,8 +77,10 @@ def decoded(name: str, text: str) -> Message:
 class Inbox:
     """The messages that an engine has received. Any thread may call it; each message is returned once."""
 
-    def __init__(self, engine: Engine, completions: Completions) -> None:
+    def __init__(self, engine: Engine, completions: Completions, pid: int) -> None:
+        """pid is of the process that the engine belongs to."""
         self._engine = engine
+        self._pid = pid
         self._completions = completions
         self._messages: deque[Message] = deque()  # taken from the library, which bounds how many those are
 
@@ -110,6 +113,7 @@ class Inbox:
         """Each message, as it arrives, until the engine is closed."""
         loop = asyncio.get_running_loop()
         while True:
+            check_process(self._pid)
             arrived = loop.create_future()
 
             def wake(arrived: asyncio.Future[None] = arrived) -> None:

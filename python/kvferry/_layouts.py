@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from kvferry._bindings import KVFERRY_BLOCKS, KVFERRY_SLOTS, Functions, kvferry_place_t
-from kvferry._ffi import Integers, U64Array, last_error, u64, u64_array
+from kvferry._ffi import Integers, U64Array, c_string, integer, last_error, u64, u64_array
 from kvferry._library import load
 from kvferry._tensors import Tensor, tensor
 
@@ -24,7 +24,7 @@ AXES = ("layer", "kv", "block", "token", "slot", "head", "dim")
 PARTS = {"k": 0, "v": 1}
 SAME = ("element_size", "blocks", "block_tokens", "layers", "kv", "heads")  # what the parts of a layout have in common
 
-Part = Optional[tuple[int, int]]  # the first number, and how many the model has
+Part = tuple[int, int]  # the first number, and how many the model has
 
 
 class Layout:
@@ -39,9 +39,9 @@ class Layout:
         tensors: Any,
         axes: str,
         *,
-        layers: Part = None,
-        heads: Part = None,
-        dims: Part = None,
+        layers: Optional[Part] = None,
+        heads: Optional[Part] = None,
+        dims: Optional[Part] = None,
         kv: str | None = None,
         dtype: str | None = None,
     ) -> None:
@@ -68,13 +68,16 @@ class Layout:
         if not items:
             raise ValueError("there are no tensors")
         parsed = [tensor(item) for item in items]
+        c_string(axes, "axes")
+        if dtype is not None:
+            c_string(dtype, "dtype")
         self._set(_describe(parsed, _axes(axes, parsed[0]), layers, heads, dims, kv, dtype))
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
         """The layout with that text, which may come from anybody. ValueError says what is wrong with it."""
         layout = cls.__new__(cls)
-        layout._handle = _parsed(load(), text.encode())
+        layout._handle = _parsed(load(), c_string(text, "the text of a layout"))
         layout._text = text
         return layout
 
@@ -93,6 +96,8 @@ class Layout:
     def __add__(self, other: Layout) -> Layout:
         """One layout with the tensors of both: K and V, or parts of a head, that are apart. ValueError where they
         differ in more than that, or have the same elements."""
+        if not isinstance(other, Layout):
+            return NotImplemented
         mine, theirs = self._numbers(), other._numbers()
         for key in SAME:
             if mine[key] != theirs[key]:
@@ -186,9 +191,9 @@ def _axes(names: str, of: Tensor) -> dict[str, tuple[int, int]]:
 def _describe(
     tensors: Sequence[Tensor],
     axes: dict[str, tuple[int, int]],
-    layers: Part,
-    heads: Part,
-    dims: Part,
+    layers: Optional[Part],
+    heads: Optional[Part],
+    dims: Optional[Part],
     kv: str | None,
     dtype: str | None,
 ) -> dict[str, Any]:
@@ -197,6 +202,9 @@ def _describe(
     for other in tensors:
         if other[1:] != like[1:]:
             raise ValueError(f"the tensors of a list have the same shape, strides and type, not {like} and {other}")
+    for name, (_, step) in axes.items():
+        if step < 0:
+            raise ValueError(f"the axis {name} has a stride of {step} bytes: a layout has none that is negative")
     blocks, block_stride = axes.get("slot") or axes["block"]
     tokens, token_stride = axes.get("token", (1, 0))
     if "layer" in axes and len(tensors) > 1:
@@ -206,9 +214,9 @@ def _describe(
     parts, first_part, kv_count, kv_stride = _parts(axes, kv)
     head_count, head_stride = axes.get("head", (1, 0))
     dim_count, dim_stride = axes["dim"]
-    first_layer, layer_count = layers or (0, len(addresses))
-    first_head, heads_of = heads or (0, head_count)
-    first_dim, dims_of = dims or (0, dim_count)
+    first_layer, layer_count = _part(layers, len(addresses), "layers")
+    first_head, heads_of = _part(heads, head_count, "heads")
+    first_dim, dims_of = _part(dims, dim_count, "dims")
     return {
         "kvferry_layout": VERSION,
         "dtype": like.dtype if dtype is None else dtype,
@@ -229,6 +237,20 @@ def _describe(
             }
         ],
     }
+
+
+def _part(given: Optional[Part], count: int, name: str) -> Part:
+    """Which part of the model tensors are that have so many; all of it for None."""
+    if given is None:
+        return 0, count
+    try:
+        first, of = given
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is a pair: the first one, and how many the model has, not {given!r}") from None
+    first, of = integer(first, name), integer(of, name)
+    if first < 0 or of < 0:
+        raise ValueError(f"{name} must not be negative: {given!r}")
+    return first, of
 
 
 def _parts(axes: dict[str, tuple[int, int]], kv: str | None) -> tuple[int, int, int, int]:

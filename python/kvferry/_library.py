@@ -51,6 +51,15 @@ def load() -> Functions:
         return _loaded.functions
 
 
+def check_process(pid: int) -> None:
+    """LibraryError where this process was forked from the one with that id, which has made an engine."""
+    if os.getpid() != pid:
+        raise LibraryError(
+            f"this engine was made by process {pid}, from which this one was forked; an engine cannot be used after "
+            "fork(): make a new one"
+        )
+
+
 def in_use() -> Path | None:
     """The file of the library that load() has loaded; None before."""
     return None if _loaded is None else _loaded.path

@@ -17,23 +17,23 @@ from kvferry import _engine as inner
 from kvferry._bindings import KVFERRY_OK, Functions, kvferry_transfer_t
 from kvferry._buffers import buffer_of
 from kvferry._completions import Completions, Flight, Kept
-from kvferry._errors import EngineClosed, Error, PeerUnreachable, RangeRejected, TransferError
+from kvferry._errors import UNREACHABLE, EngineClosed, Error, PeerUnreachable, RangeRejected, TransferError
 from kvferry._ffi import last_error
 from kvferry._inbox import Inbox, Message
 from kvferry._layouts import Place
-from kvferry._library import LibraryError, load
+from kvferry._library import check_process, load
 from kvferry._offers import Offer, Offered
 from kvferry._peers import Descriptor, Notify, Peer
 from kvferry._ranges import Range
 from kvferry._regions import Region, Registration, Slice
 from kvferry._transfers import Transfer
+from kvferry._waiting import limit, seconds
 from kvferry.stats import Stats
 
 P2P = "P2PHANDSHAKE"
 
 # Status codes, negated, of a transfer that the engine refuses at once.
 _INVALID_ARGUMENT, _NO_SUCH_MEMORY = -1, -3
-_UNREACHABLE = (-101, -102, -103, -104, -200)
 
 
 class Engine:
@@ -81,29 +81,30 @@ class Engine:
         EngineError says why it cannot be made: also for a setting that does not exist or has no valid value.
         """
         own = {
-            "KVFERRY_LISTEN": _joined(listen),
-            "KVFERRY_ALLOW": _joined(allow),
-            "KVFERRY_NAMES": _joined(names),
+            "KVFERRY_LISTEN": _joined(listen, "listen"),
+            "KVFERRY_ALLOW": _joined(allow, "allow"),
+            "KVFERRY_NAMES": _joined(names, "names"),
             "KVFERRY_SECURITY": security,
             "KVFERRY_SECRET_FILE": _path(secret_file),
             "KVFERRY_TLS_CERT": _path(tls_cert),
             "KVFERRY_TLS_KEY": _path(tls_key),
             "KVFERRY_TLS_CA": _path(tls_ca),
-            "KVFERRY_TLS_PEERS": _joined(tls_peers),
+            "KVFERRY_TLS_PEERS": _joined(tls_peers, "tls_peers"),
             "KVFERRY_MAX_SESSIONS": _number(max_sessions),
             "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": _number(max_messages),
             "KVFERRY_STAGING_POOL_SIZE": _number(staging_pool_size),
-            **(settings or {}),
+            **_named(settings),
         }
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"a time limit is more than 0 seconds, not {timeout!r}")
+        if timeout is not None:
+            limit(timeout)
+        limit(start_timeout, "start_timeout")
         self._kept = Kept()
         given = {key: value for key, value in own.items() if value is not None}
         self._engine = inner.Engine(name, metadata, None, self._kept, start_timeout, given)
         self._pid = os.getpid()
         self._functions = load()
         self._completions = Completions(self._functions, self._engine.handle, self._kept)
-        self._inbox = Inbox(self._engine, self._completions)
+        self._inbox = Inbox(self._engine, self._completions, self._pid)
         self._timeout = self._engine.timeout() if timeout is None else timeout
         self._name = self._engine.name() if metadata == P2P else name
         self._port = self._engine.rpc_port()
@@ -137,22 +138,19 @@ class Engine:
 
     def stats(self) -> Stats:
         """What it has done since it was made, and does now: see kvferry.stats. EngineClosed once it is closed."""
-        self._check("stats")
+        self.check_usable("stats")
         try:
             return self._engine.stats()
         except RuntimeError as e:
-            self._check("stats")
+            self.check_usable("stats")
             raise Error(str(e), who=self._name, what="stats") from e
 
     def check_fork(self) -> None:
         """LibraryError in a child that was forked since the engine was made."""
-        if os.getpid() != self._pid:
-            raise LibraryError(
-                f"this engine was made by process {self._pid}, from which this one was forked; an engine cannot be "
-                "used after fork(): make a new one"
-            )
+        check_process(self._pid)
 
-    def _check(self, what: str) -> None:
+    def check_usable(self, what: str) -> None:
+        """LibraryError in a forked child, and EngineClosed where it was closed."""
         self.check_fork()
         if self.closed:
             raise EngineClosed("the engine is closed", who=self._name, what=what)
@@ -176,15 +174,21 @@ class Engine:
             raise ValueError("there are no bytes to register")
         if buffer.readonly and flags & _access.NAMES["write"]:
             raise ValueError(f'this {type(memory).__name__} is read-only: register it with access="read"')
-        self._check(what)
+        self.check_usable(what)
         if self._engine.register(buffer.address, buffer.nbytes, location, flags) != KVFERRY_OK:
             reason = self._engine.last_error()
-            self._check(what)
+            self.check_usable(what)
             raise Error(reason, who=self._name, what=what)
         return Region(self, Registration(self._functions, self._engine.handle, buffer, self._kept.registered), access)
 
     def describe(self, *memory: Region | Slice | Range) -> Descriptor:
         """Its name, and ranges of its memory, to be sent to a peer, whose engine opens it by this."""
+        for part in memory:
+            if not isinstance(part, (Region, Slice, Range)):
+                raise TypeError(f"what is described is a Region, a slice of one or a Range, not {type(part).__name__}")
+            region = part.region if isinstance(part, Slice) else part
+            if isinstance(region, Region) and region.closed:
+                raise ValueError(f"{region!r} is already closed")
         return Descriptor(self._name, [Range(m.address, m.nbytes) for m in memory])
 
     def offer(self, place: Place, access: str = "write", *, once: bool = False, lifetime: float | None = None) -> Offer:
@@ -194,7 +198,7 @@ class Engine:
         one transfer alone. lifetime is for how long, in seconds; None is until the offer is revoked. Only kvferry
         engines understand offers. ValueError says what is wrong with the place, as a block that is twice in its table.
         """
-        self._check("offer")
+        self.check_usable("offer")
         return Offer(self, place, access, once, lifetime)
 
     # Its peers
@@ -215,16 +219,26 @@ class Engine:
         return opened
 
     def _peer(self, peer: str | Descriptor | Offered) -> Peer:
+        if not isinstance(peer, (str, Descriptor, Offered)):
+            raise TypeError(f"a peer is opened by its name, a Descriptor or an Offered, not {type(peer).__name__}")
         if isinstance(peer, Offered):
             return Peer(self, peer.engine)
         if isinstance(peer, Descriptor):
             return Peer(self, peer.name, peer.ranges)
         return Peer(self, peer)
 
-    def start(self, what: kvferry_transfer_t, flight: Flight, who: str, text: str, total: int) -> Transfer:
+    def start(
+        self,
+        what: kvferry_transfer_t,
+        flight: Flight,
+        who: str,
+        text: str,
+        total: int,
+        rejected: type[TransferError],
+    ) -> Transfer:
         """Start a transfer, for a Peer."""
-        self._check(text)
-        transfer = Transfer(self, self._completions, flight, who, text, total)
+        self.check_usable(text)
+        transfer = Transfer(self, self._completions, flight, who, text, total, rejected)
         code = self._completions.start(what, flight)
         if code != KVFERRY_OK:
             raise self._refusal(code, who, text)
@@ -233,17 +247,17 @@ class Engine:
     def _refusal(self, code: int, who: str, what: str) -> Exception:
         """Why the library did not start a transfer."""
         reason = last_error(self._functions)
-        self._check(what)
+        self.check_usable(what)
         if code == _INVALID_ARGUMENT:
             return ValueError(f"{who}: {what}: {reason}")
-        kind = RangeRejected if code == _NO_SUCH_MEMORY else PeerUnreachable if code in _UNREACHABLE else TransferError
+        kind = RangeRejected if code == _NO_SUCH_MEMORY else PeerUnreachable if code in UNREACHABLE else TransferError
         return kind(reason, who=who, what=what)
 
     # Messages
 
     def send(self, peer: Peer | str, message: Notify, *, timeout: float | None = None) -> Transfer:
         """Start sending a message to a peer: see Peer.send(). A peer that is not open is opened."""
-        to = peer if isinstance(peer, Peer) else Peer(self, peer)
+        to = peer if isinstance(peer, Peer) else self._peer(peer)
         if to.engine is not self:
             raise ValueError(f"{to!r} was opened by another engine")
         return to.send(message, timeout=timeout)
@@ -253,14 +267,14 @@ class Engine:
 
         EngineClosed where it was closed before.
         """
-        self._check("messages")
+        self.check_usable("messages")
         return self._inbox.each()
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """The next message; None where none comes within timeout seconds, or the engine is closed meanwhile. timeout
         None is without a limit. Ctrl-C ends the wait. In a coroutine use messages()."""
-        self._check("receive")
-        return self._inbox.wait(math.inf if timeout is None else timeout)
+        self.check_usable("receive")
+        return self._inbox.wait(math.inf if timeout is None else seconds(timeout, "a timeout"))
 
     # Its end
 
@@ -280,7 +294,7 @@ class Engine:
             self._kept.release()
 
     def __enter__(self) -> Engine:
-        self._check("enter")
+        self.check_usable("enter")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -296,8 +310,19 @@ class Engine:
         return f"<Engine {self._name}{', closed' if self.closed else ''}>"
 
 
-def _joined(values: str | Sequence[str] | None) -> str | None:
-    return values if values is None or isinstance(values, str) else ",".join(values)
+def _joined(values: str | Sequence[str] | None, name: str) -> str | None:
+    if values is None or isinstance(values, str):
+        return values
+    try:
+        return ",".join(values)
+    except TypeError:
+        raise TypeError(f"{name} is a str or a list of them, not {values!r}") from None
+
+
+def _named(settings: Mapping[str, str] | None) -> Mapping[str, str]:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise TypeError(f"settings has values by the names of settings, and is no {type(settings).__name__}")
+    return settings or {}
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:

@@ -4,9 +4,11 @@ describes them."""
 from __future__ import annotations
 
 import functools
+import math
 from ctypes import byref, create_string_buffer
 from typing import TYPE_CHECKING, Any
 
+from kvferry import _access
 from kvferry._bindings import (
     KVFERRY_OFFER_ONCE,
     KVFERRY_OFFER_READ,
@@ -16,11 +18,11 @@ from kvferry._bindings import (
     Functions,
 )
 from kvferry._errors import Error, RegionInUse
-from kvferry._ffi import U64Array, last_error, python_string, u64
+from kvferry._ffi import U64Array, c_string, flag, last_error, python_string, u64
 from kvferry._layouts import Handle, Place
 from kvferry._library import load
 from kvferry._managed import Managed
-from kvferry._waiting import milliseconds
+from kvferry._waiting import limit, milliseconds
 
 if TYPE_CHECKING:
     from kvferry._native import Engine
@@ -41,15 +43,17 @@ class Offer(Managed):
     """
 
     def __init__(self, engine: Engine, place: Place, access: str, once: bool, lifetime: float | None) -> None:
-        if access not in ACCESS:
-            raise ValueError(f"access must be one of {', '.join(map(repr, ACCESS))}, not {access!r}")
-        if lifetime is not None and not lifetime > 0:
-            raise ValueError(f"the lifetime of an offer is more than 0 seconds, not {lifetime!r}")
+        if not isinstance(place, Place) or isinstance(place.layout, Offered):
+            kind = (
+                "an Offered, which is memory of another process" if isinstance(place, Place) else type(place).__name__
+            )
+            raise TypeError(f"what is offered is Layout.blocks() or Layout.slots(), not {kind}")
+        flags = _access.flags(access, ACCESS) | (KVFERRY_OFFER_ONCE if flag(once, "once") else 0)
+        life = math.inf if lifetime is None else limit(lifetime, "the lifetime of an offer")
         self.engine = engine
         self._functions, handle = engine.native
-        flags = ACCESS[access] | (KVFERRY_OFFER_ONCE if once else 0)
-        limit = 0 if lifetime is None else milliseconds(lifetime)
-        made = self._functions.kvferry_offer_make(handle, byref(place.entry(self._functions)), flags, limit)
+        most = 0 if life == math.inf else milliseconds(life)
+        made = self._functions.kvferry_offer_make(handle, byref(place.entry(self._functions)), flags, most)
         if not made:
             raise ValueError(last_error(self._functions))
         self._handle = made
@@ -94,7 +98,7 @@ class Offered:
 
     def __init__(self, text: str) -> None:
         """Read the text of an offer, which may come from anybody. ValueError says what is wrong with it."""
-        self._written = text.encode()
+        self._written = c_string(text, "the text of an offer")
         self._handle = self._parse(load())
         functions = self._handle.functions
         self.engine = _text(functions, functions.kvferry_offered_engine, self._handle.number)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Union, overload
 from kvferry._bindings import OPCODE_READ, OPCODE_WRITE, kvferry_transfer_t
 from kvferry._buffers import buffer_of
 from kvferry._completions import Flight
+from kvferry._errors import PeerUnreachable, RangeRejected, TransferError
 from kvferry._ffi import c_string, u64
 from kvferry._inbox import Message, encoded
 from kvferry._plans import GIB, Plan
 from kvferry._ranges import Range
 from kvferry._regions import Region, Slice
 from kvferry._transfers import Transfer
-from kvferry._waiting import milliseconds
+from kvferry._waiting import limit, milliseconds
 
 if TYPE_CHECKING:
     from kvferry._native import Engine
@@ -41,8 +42,12 @@ class Descriptor:
     """
 
     def __init__(self, name: str, ranges: Sequence[Range] = ()) -> None:
+        c_string(name, "the name of an engine")
         self.name = name
         self.ranges = tuple(ranges)
+        for each in self.ranges:
+            if not isinstance(each, Range):
+                raise TypeError(f"the memory in a descriptor is a Range, not {type(each).__name__}")
 
     def json(self) -> str:
         """The text: JSON in one line."""
@@ -52,6 +57,8 @@ class Descriptor:
     @classmethod
     def from_json(cls, text: str | bytes) -> Descriptor:
         """The descriptor with that text. ValueError says what is wrong with it."""
+        if not isinstance(text, (str, bytes)):
+            raise TypeError(f"the text of a descriptor is a str or bytes, not {type(text).__name__}")
         if len(text) > LONGEST_TEXT:
             raise ValueError(f"this is no descriptor of an engine: it is longer than {LONGEST_TEXT}")
         try:
@@ -85,7 +92,9 @@ class Peer:
         self.engine = engine
         self.name = name
         self.ranges = tuple(ranges)  # of its memory, if it was opened by a descriptor
-        self._encoded = c_string(name, "name")
+        self._encoded = c_string(name, "the name of a peer")
+        if not self._encoded:
+            raise ValueError("the name of a peer is empty")
 
     @overload
     def write(
@@ -184,11 +193,12 @@ class Peer:
         Engine.messages() of the peer returns it. A message has no order with others or with transfers.
         """
         sent = encoded(message)
-        return self._start(kvferry_transfer_t(), (), f"send a message of {len(sent[1])} bytes", 0, timeout, sent, None)
+        text = f"send a message of {len(sent[1])} bytes"
+        return self._start(kvferry_transfer_t(), (), text, 0, timeout, sent, None, TransferError)
 
     def opening(self, timeout: float | None) -> Transfer:
         """Start opening it. Engine.open() and Engine.connect() wait for that."""
-        return self._start(kvferry_transfer_t(), (), "open", 0, timeout, None, None)
+        return self._start(kvferry_transfer_t(), (), "open", 0, timeout, None, None, PeerUnreachable)
 
     def _move(
         self,
@@ -224,6 +234,8 @@ class Peer:
     ) -> Transfer:
         what = kvferry_transfer_t(opcode=opcode)
         total = ranges = 0
+        plan.check_index("source", source)
+        plan.check_index("destination", destination)
         for index, moved in enumerate(plan.transfers):
             if (moved.source, moved.destination) == (source, destination):
                 what.plan, what.plan_index = plan.handle(self.engine.native[0]), index
@@ -262,18 +274,17 @@ class Peer:
         timeout: float | None,
         notify: Encoded | None,
         stream: Any,
+        rejected: type[TransferError] = RangeRejected,
     ) -> Transfer:
         what.segment = self._encoded
         what.announce = 1
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"a time limit is more than 0 seconds, not {timeout!r}")
-        limit = self.engine.timeout + total / GIB if timeout is None else timeout
-        what.timeout_ms = milliseconds(limit) if limit < LONGEST else 0
+        most = self.engine.timeout + total / GIB if timeout is None else limit(timeout)
+        what.timeout_ms = milliseconds(most) if most < LONGEST else 0
         if notify is not None:
             what.notify_name, what.notify_text = notify
         if stream is not None:
             what.stream_kind, what.stream = b"cuda", _stream(stream)
-        return self.engine.start(what, Flight(keep), self.name, text, total)
+        return self.engine.start(what, Flight(keep), self.name, text, total, rejected)
 
     def __repr__(self) -> str:
         return f"<Peer {self.name}>"

@@ -20,12 +20,12 @@ from kvferry._bindings import (
     kvferry_plan_transfer_t,
 )
 from kvferry._engine import Engine
-from kvferry._errors import TransferError
-from kvferry._ffi import last_error
+from kvferry._errors import UNREACHABLE, PeerUnreachable, TimedOut, TransferError
+from kvferry._ffi import flag, integer, last_error, u64
 from kvferry._layouts import Place
 from kvferry._library import load
 from kvferry._offers import Offered
-from kvferry._waiting import given_up
+from kvferry._waiting import given_up, limit
 
 if TYPE_CHECKING:
     from kvferry import _native
@@ -53,8 +53,9 @@ class Plan:
 
     def __init__(self, sources: Sequence[Place], destinations: Sequence[Place], tokens: int, partial: bool) -> None:
         self._functions = functions = load()
+        self._sides = {"source": len(sources), "destination": len(destinations)}
         lists = self._array(sources), len(sources), self._array(destinations), len(destinations)
-        handle = functions.kvferry_plan_make(*lists, tokens, int(partial))
+        handle = functions.kvferry_plan_make(*lists, u64(tokens, "tokens"), int(flag(partial, "partial")))
         if not handle:
             raise ValueError(last_error(functions))
         self._handle = handle
@@ -78,6 +79,13 @@ class Plan:
             raise ValueError("this plan was made before fork(): make it again from its layouts")
         return self._handle
 
+    def check_index(self, side: str, index: int) -> int:
+        """The index of a "source" or a "destination". ValueError where there is none with it."""
+        count = self._sides[side]
+        if not 0 <= integer(index, side) < count:
+            raise ValueError(f"there is no {side} {index}: the plan has {count}, and the first is 0")
+        return index
+
     @property
     def ranges(self) -> int:
         """How many ranges move, each contiguous on both sides."""
@@ -94,6 +102,7 @@ class Plan:
         peers are the destinations' names, in the plan's order; source is this process's index in the sources. The rest
         is as for read().
         """
+        self.check_index("source", source)
         mine = [(i, t.destination) for i, t in enumerate(self.transfers) if t.source == source]
         self._move(engine, OPCODE_WRITE, mine, peers, timeout)
 
@@ -104,6 +113,7 @@ class Plan:
         names, in the plan's order; destination is this process's index in the destinations. The time limit is timeout,
         in seconds, and a second for each GiB; None is the engine's. TransferError says why not all bytes have moved.
         """
+        self.check_index("destination", destination)
         mine = [(i, t.source) for i, t in enumerate(self.transfers) if t.destination == destination]
         self._move(engine, OPCODE_READ, mine, peers, timeout)
 
@@ -116,24 +126,26 @@ class Plan:
         timeout: float | None,
     ) -> None:
         """Move some transfers, each given by its index and its peer's."""
-        engine, limit = _engine(of, timeout)
+        engine, most = _engine(of, timeout)
         names = [peers] if isinstance(peers, str) else peers
+        if not isinstance(names, Sequence):
+            raise TypeError(f"peers are named by a str, or by a list of them, not {type(peers).__name__}")
         for _, peer in transfers:
             if peer >= len(names):
                 raise ValueError(f"the plan needs peer {peer}, and {len(names)} are named")
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + most
         segments = []
         for index, peer in transfers:
             segment = engine.segment(names[peer], deadline - time.monotonic())
             if segment < 0:
-                raise _failure(engine, segment, limit, names[peer])
+                raise _failure(engine, segment, most, names[peer])
             segments.append((segment, index))
         if not segments:
             return
         extra = sum(self.transfers[index].bytes for index, _ in transfers) / GIB
         code = engine.transfer_plan(opcode, self._handle, segments, deadline - time.monotonic(), lambda: extra)
         if code != 0:
-            raise _failure(engine, code, limit + extra, ", ".join(sorted({names[peer] for _, peer in transfers})))
+            raise _failure(engine, code, most + extra, ", ".join(sorted({names[peer] for _, peer in transfers})))
 
     def __repr__(self) -> str:
         return f"<Plan of {self.bytes} bytes in {self.ranges} ranges, {len(self.transfers)} transfers>"
@@ -153,20 +165,30 @@ def plan(source: Places, destination: Places, tokens: int, *, partial: bool = Fa
 
 
 def _places(given: Places) -> Sequence[Place]:
-    sides = [given] if isinstance(given, (Place, Offered)) else given
+    sides = given if isinstance(given, (list, tuple)) and not isinstance(given, Place) else [given]
+    for side in sides:
+        if not isinstance(side, (Place, Offered)):
+            raise TypeError(
+                "each side of a plan is Layout.blocks(), Layout.slots() or an Offered, or a list of these, "
+                f"not {type(side).__name__}"
+            )
     return [side.place() if isinstance(side, Offered) else side for side in sides]
 
 
 def _engine(of: AnyEngine, timeout: float | None) -> tuple[Engine, float]:
     """The native engine, and the time limit in seconds without the time for the bytes."""
-    engine: Engine | None = of if isinstance(of, Engine) else getattr(of, "_engine", None)
+    if not isinstance(of, Engine) and not hasattr(of, "_engine"):
+        raise TypeError(f"a kvferry.Engine or a TransferEngine of Mooncake's is needed, not {type(of).__name__}")
+    if hasattr(of, "check_usable"):
+        of.check_usable("move a plan")
+    engine: Engine | None = of if isinstance(of, Engine) else of._engine
     if engine is None:
         raise ValueError("the engine is not initialized")
-    return engine, engine.timeout() if timeout is None else timeout
+    return engine, engine.timeout() if timeout is None else limit(timeout)
 
 
 def _failure(engine: Engine, code: int, limit: float, peers: str) -> TransferError:
     reason = engine.last_error()
     if code == KVFERRY_ERR_TIMED_OUT:
-        reason = f"{given_up(limit)}: {reason}"
-    return TransferError(reason, who=peers)
+        return TimedOut(f"{given_up(limit)}: {reason}", who=peers)
+    return (PeerUnreachable if code in UNREACHABLE else TransferError)(reason, who=peers)

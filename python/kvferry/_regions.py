@@ -100,7 +100,7 @@ class Region:
         """Unregister the memory. Peers' transfers of it end, and so do those of this engine, with Cancelled.
 
         When it returns, nothing touches the memory any more. RegionInUse says what is stuck and may still use it, after
-        about seven seconds. A second call does nothing.
+        about seven seconds. A second call does nothing, nor does one in a forked child.
         """
         code, reason = self.registration.end()
         if code != KVFERRY_OK:

@@ -27,7 +27,7 @@ from kvferry._errors import (
     TransferError,
 )
 from kvferry._ffi import U64_MAX, python_string
-from kvferry._waiting import UNFINISHED, wait_in_steps
+from kvferry._waiting import UNFINISHED, seconds, wait_in_steps
 
 if TYPE_CHECKING:
     from kvferry._native import Engine
@@ -65,8 +65,16 @@ class Transfer:
     """
 
     def __init__(
-        self, engine: Engine, completions: Completions, flight: Flight, who: str, what: str, total: int
+        self,
+        engine: Engine,
+        completions: Completions,
+        flight: Flight,
+        who: str,
+        what: str,
+        total: int,
+        rejected: type[TransferError],
     ) -> None:
+        """rejected is what it raises where it was rejected as a whole, and not for one of its ranges."""
         self.peer = who  # the peer's name
         self._what = what
         self._engine = engine
@@ -74,6 +82,7 @@ class Transfer:
         self._flight = flight
         self._functions, self._handle = engine.native
         self._total = total
+        self._rejected = rejected
         self._ended = False
         self._error: Error | None = None
         self._final = Progress(0, total, 0.0)
@@ -94,7 +103,7 @@ class Transfer:
         if not self._ended:
             self._engine.check_fork()
             code = wait_in_steps(
-                FOR_EVER if timeout is None else timeout,
+                FOR_EVER if timeout is None else seconds(timeout, "a timeout"),
                 lambda ms: self._functions.kvferry_batch_wait(self._handle, self._batch, ms),
             )
             if code not in UNFINISHED:
@@ -140,8 +149,11 @@ class Transfer:
 
     @property
     def progress(self) -> Progress:
-        """How far it has come. Takes some nanoseconds for each range that moves."""
+        """How far it has come. Takes some nanoseconds for each range that moves.
+
+        LibraryError in a forked child, where it was under way at the fork."""
         if not self._ended:
+            self._engine.check_fork()
             self._look()
         return self._final
 
@@ -174,7 +186,7 @@ class Transfer:
         why, who, what, done = python_string(text.value), self.peer, self._what, self._final.bytes
         if f.reason in _REJECTED:
             if f.request == U64_MAX:
-                return RangeRejected(why, who=who, what=what, done=done)
+                return self._rejected(why, who=who, what=what, done=done)
             what = f"{what}, range {f.request}: {f.length} bytes, here at {f.local:#x}, there at {f.remote:#x}"
             return RangeRejected(
                 why, who=who, what=what, done=done, index=f.request, local=f.local, remote=f.remote, nbytes=f.length

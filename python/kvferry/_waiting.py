@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from typing import Callable
+from typing import Callable, SupportsFloat
 
 from kvferry._bindings import KVFERRY_ERR_INTERRUPTED, KVFERRY_ERR_TIMED_OUT
 
@@ -35,6 +35,21 @@ def wait_in_steps(timeout: float, wait: Callable[[int], int]) -> int:
         code = wait(milliseconds(min(left, LONGEST_WAIT)))
         if code not in UNFINISHED or (code == KVFERRY_ERR_TIMED_OUT and left <= LONGEST_WAIT):
             return code
+
+
+def seconds(value: float, what: str) -> float:
+    """A time that a caller gives, in seconds. TypeError for what is no number."""
+    if isinstance(value, str) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{what} is a number of seconds, not {type(value).__name__}")
+    return float(value)
+
+
+def limit(value: float, what: str = "a time limit") -> float:
+    """seconds() of what must be more than 0: ValueError where it is not, or is NaN."""
+    found = seconds(value, what)
+    if not found > 0:
+        raise ValueError(f"{what} is more than 0 seconds, not {value!r}")
+    return found
 
 
 def milliseconds(seconds: float) -> int:

@@ -118,12 +118,12 @@ CACHE = np.zeros((2, 10, 16, 4, 8), np.float16)
         (CACHE, "layer block token head dim", {"kv": "q"}, 'is "k" or "v"'),
         (CACHE, "layer block token head dim", {"layers": (31, 32)}, "layers: 2 from 31 on are not within 32"),
         (CACHE, "kv block token head dim", {"heads": (5, 8)}, "heads: 4 from 5 on are not within 8"),
-        (CACHE, "kv block token head dim", {"heads": (-4, 8)}, "not valid JSON"),
+        (CACHE, "kv block token head dim", {"heads": (-4, 8)}, "heads must not be negative"),
         ([CACHE, CACHE], "kv block token head dim", {}, "share bytes"),
         ([CACHE, CACHE], "layer block token head dim", {}, "a tensor for each layer"),
         ([CACHE, CACHE[:, :5]], "kv block token head dim", {}, "the same shape"),
         (np.broadcast_to(CACHE[:, :1], CACHE.shape), "kv block token head dim", {}, "axis block has a stride of 0"),
-        (CACHE[:, ::-1], "kv block token head dim", {}, "not valid JSON"),
+        (CACHE[:, ::-1], "kv block token head dim", {}, "the axis block has a stride of -"),
     ],
 )
 def test_tensors_that_are_no_layout_are_refused(tensors: Any, axes: str, more: dict[str, Any], says: str) -> None:

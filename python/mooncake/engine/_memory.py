@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex
 
-from kvferry._access import flags
+from kvferry._access import READ_WRITE, flags
 from kvferry._bindings import KVFERRY_ACCESS_NONE
 from kvferry._ffi import Integers, address_of, flag, u64, u64_array
 from mooncake.engine._base import Calls, checked
@@ -36,7 +36,7 @@ class MemoryCalls(Calls):
         its address where they can; otherwise location "cuda:N" or "npu:N" says which device it is on.
         """
         address, length = u64(buffer_addr, "buffer_addr"), u64(capacity, "capacity")
-        granted = flags(access)
+        granted = READ_WRITE if access is None else flags(access)
         if not flag(remote_accessible, "remote_accessible"):
             if access is not None:
                 raise ValueError(f"remote_accessible is False, and access is {access!r}: only one may say it")
@@ -63,7 +63,7 @@ class MemoryCalls(Calls):
         """Register all of the ranges or none; 0 or negative. access as for register_memory()."""
         addresses = u64_array(buffer_addresses, "buffer_addresses")
         lengths = u64_array(capacities, "capacities")
-        granted = flags(access)
+        granted = READ_WRITE if access is None else flags(access)
         engine = self._initialized()
         if addresses.length != lengths.length:
             raise Refused(f"{addresses.length} addresses and {lengths.length} capacities do not match")
