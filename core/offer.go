@@ -83,6 +83,9 @@ func (e *Engine) Offer(p layout.Place, o OfferOptions) (*Offer, error) {
 	if o.Access == NoAccess || o.For < 0 {
 		return nil, status.Errorf(status.InvalidArgument, "an offer lets peers read, write, or both, for some time")
 	}
+	if p.Key != (layout.Key{}) { // its addresses are another process's, perhaps of a stranger's choice
+		return nil, status.Errorf(status.InvalidArgument, "what is offered is itself an offer of another process")
+	}
 	ranges, err := p.Ranges()
 	if err != nil {
 		return nil, status.Errorf(status.InvalidArgument, "what is offered: %w", err)

@@ -221,6 +221,14 @@ func TestAnOfferIsNoMemoryOfThisProcess(t *testing.T) {
 	}
 }
 
+func TestAnOfferOfAnotherProcessIsNotOfferedAgain(t *testing.T) {
+	c := newOffered(t, 64, []uint64{1}, both)
+	there, err := layout.ParseOffer(c.offer.Text())
+	require.NoError(t, err)
+	_, err = c.e.Offer(there.Place, both)
+	require.ErrorContains(t, err, "an offer of another process")
+}
+
 func TestAnOfferHasATextThatItsReceiverCanRead(t *testing.T) {
 	c := newOffered(t, 64, []uint64{1}, both)
 	place := c.far.Place
