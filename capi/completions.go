@@ -122,20 +122,36 @@ func (c *completions) descriptor(e *core.Engine) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.event == 0 {
-		event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+		event, err := newEvent()
 		if err != nil {
 			return -1, status.Errorf(status.Context, "no descriptor for the completions of %s can be made: %w", e.Name(), err)
 		}
-		c.event = event
+		c.event, c.set = event, false
 		if len(c.queue) > 0 || c.ended {
 			c.signal()
 		}
+	}
+	if c.ended { // a call that began before: nobody closes it after the caller
+		event := c.event
+		c.event = 0
+		return event, nil
 	}
 	duplicate, err := unix.FcntlInt(uintptr(c.event), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return -1, status.Errorf(status.Context, "the descriptor for the completions of %s cannot be duplicated: %w", e.Name(), err)
 	}
 	return duplicate, nil
+}
+
+// newEvent makes an eventfd. It never has the number of a standard stream, which the application may have closed: others would
+// write to it, and 0 stands for none.
+func newEvent() (int, error) {
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil || event > unix.Stderr {
+		return event, err
+	}
+	defer func() { _ = unix.Close(event) }()
+	return unix.FcntlInt(uintptr(event), unix.F_DUPFD_CLOEXEC, unix.Stderr+1)
 }
 
 // listen has messages announced, from the first call on, and those that wait.

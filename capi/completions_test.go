@@ -104,3 +104,32 @@ func TestABatchThatHasEndedIsAnnouncedAtOnceAndFewerThanTheLimitWait(t *testing.
 	c.release()
 	require.NoError(t, c.reserve())
 }
+
+func TestADescriptorOfAnEngineThatHasEndedIsReadableAndTheCallersAlone(t *testing.T) {
+	e, c, _ := announcing(t)
+	c.add(1)
+	c.end()
+	late, err := c.descriptor(e)
+	require.NoError(t, err)
+	require.True(t, readable(t, late))
+	require.NoError(t, unix.Close(late))
+	require.Zero(t, c.event, "the engine has no other one")
+}
+
+func TestADescriptorWorksWhereStandardInputIsClosed(t *testing.T) {
+	e, err := core.New(core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig()})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, e.Close()) }()
+	input, err := unix.Dup(unix.Stdin)
+	require.NoError(t, err)
+	require.NoError(t, unix.Close(unix.Stdin))
+	c := &completions{}
+	fd, err := c.descriptor(e)
+	require.NoError(t, unix.Dup3(input, unix.Stdin, 0))
+	require.NoError(t, unix.Close(input))
+	require.NoError(t, err)
+	c.add(1)
+	require.True(t, readable(t, fd))
+	require.NoError(t, unix.Close(fd))
+	c.end()
+}
