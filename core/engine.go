@@ -96,6 +96,7 @@ const (
 // New makes an engine: it opens the metadata store, starts the handshake server, and publishes its descriptor. A
 // transport is installed afterwards.
 func New(o Options) (*Engine, error) {
+	guardStandardStreams()
 	name, err := address.Parse(o.Name, o.Config.HandshakePort)
 	if err != nil {
 		return nil, err
