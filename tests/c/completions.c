@@ -145,7 +145,9 @@ static void test_what_cannot_be_started_is_refused(void)
     CHECK_EQUAL(kvferry_start(engine, NULL, sizeof t, &batch), -1);
     CHECK(batch == INVALID_BATCH);
     CHECK_EQUAL(kvferry_start(engine, &t, sizeof t, NULL), -1);
-    CHECK_EQUAL(kvferry_start(engine, &t, 0, &batch), -1); /* all members are 0 */
+    CHECK_EQUAL(kvferry_start(engine, &t, 0, &batch), -1);
+    CHECK_EQUAL(kvferry_start(engine, &t, sizeof(void *), &batch), -1); /* of the pointer, which is a mistake */
+    CHECK(strstr(kvferry_last_error(), "bytes") != NULL);
     t.local = NULL;
     CHECK_EQUAL(kvferry_start(engine, &t, sizeof t, &batch), -1);
     t.local = &number;
