@@ -23,12 +23,12 @@ import (
 type pendingCall struct {
 	undo func(value uint64) // destroys the result of an abandoned call; nil if there is nothing to destroy
 
-	mu        sync.Mutex
-	done      bool
-	abandoned bool
-	value     uint64
-	err       error
-	words     map[*C.uint32_t]struct{} // of the callers that wait
+	mu    sync.Mutex
+	done  bool
+	over  bool // the handle has ended, or is about to: a caller has taken the result, or abandoned the call
+	value uint64
+	err   error
+	words map[*C.uint32_t]struct{} // of the callers that wait
 }
 
 // startPending starts f and returns the handle.
@@ -47,7 +47,7 @@ func (p *pendingCall) run(f func() (uint64, error)) {
 	p.mu.Lock()
 	p.done, p.value, p.err = true, value, err
 	p.wakeAll()
-	abandoned := p.abandoned
+	abandoned := p.over
 	p.mu.Unlock()
 	if abandoned {
 		p.discard()
@@ -159,6 +159,56 @@ func kvferry_go_start_probe(engine unsafe.Pointer, segment C.text_t, reason *C.c
 	return call
 }
 
+// startWait notes a word on a caller's stack, which is set when the call has ended.
+func (p *pendingCall) startWait(call unsafe.Pointer, word *C.uint32_t) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return notUnderWay(call)
+	}
+	if p.done {
+		C.kvferry_signal_word(word)
+	}
+	p.words[word] = struct{}{}
+	return nil
+}
+
+// endWait ends a caller's wait: nothing touches the word any more. If the call has ended, and nobody has taken its result before, it
+// returns the result, and ends the handle.
+func (p *pendingCall) endWait(call unsafe.Pointer, word *C.uint32_t) (value uint64, done bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.words, word)
+	switch {
+	case p.over:
+		return 0, true, notUnderWay(call)
+	case !p.done:
+		return 0, false, nil
+	}
+	p.over = true
+	handles.end(call)
+	return p.value, true, p.err
+}
+
+// abandon ends the handle. Who waits is told, before a wait can fail for want of the handle: after that the word is gone.
+func (p *pendingCall) abandon(call unsafe.Pointer) error {
+	p.mu.Lock()
+	if p.over {
+		p.mu.Unlock()
+		return notUnderWay(call)
+	}
+	p.over = true
+	p.wakeAll()
+	clear(p.words)
+	handles.end(call)
+	ended := p.done
+	p.mu.Unlock()
+	if ended {
+		p.discard()
+	}
+	return nil
+}
+
 //export kvferry_go_start_wait
 func kvferry_go_start_wait(call unsafe.Pointer, word *C.uint32_t, reason *C.char) C.int {
 	return negated(reason, func() error {
@@ -166,16 +216,7 @@ func kvferry_go_start_wait(call unsafe.Pointer, word *C.uint32_t, reason *C.char
 		if err != nil {
 			return err
 		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.abandoned {
-			return notUnderWay(call)
-		}
-		if p.done {
-			C.kvferry_signal_word(word)
-		}
-		p.words[word] = struct{}{}
-		return nil
+		return p.startWait(call, word)
 	})
 }
 
@@ -189,16 +230,11 @@ func kvferry_go_end_wait(call unsafe.Pointer, word *C.uint32_t, done *C.int, val
 			*done = 1
 			return err
 		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.words, word)
-		if !p.done {
-			return nil
+		result, ended, err := p.endWait(call, word)
+		if ended {
+			*done, *value = 1, C.uint64_t(result)
 		}
-		*done = 1
-		*value = C.uint64_t(p.value)
-		handles.end(call)
-		return p.err
+		return err
 	})
 }
 
@@ -209,16 +245,6 @@ func kvferry_go_abandon_call(call unsafe.Pointer, reason *C.char) C.int {
 		if err != nil {
 			return err
 		}
-		handles.end(call)
-		p.mu.Lock()
-		p.abandoned = true
-		p.wakeAll()
-		clear(p.words) // the handle has ended: kvferry_go_end_wait will not find the call
-		ended := p.done
-		p.mu.Unlock()
-		if ended {
-			p.discard()
-		}
-		return nil
+		return p.abandon(call)
 	})
 }
