@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/clock"
 	"kvferry/core/hostmem"
 	"kvferry/core/status"
 	"kvferry/tcp/samehost"
@@ -97,8 +98,8 @@ type lane struct {
 	over      bool          // quit was called: the lane waits for no answers
 
 	// See lane_stuck.go.
-	inHand, copying []piece     // taken, and neither in flight nor settled; those in copying are being copied
-	stuckTimer      *time.Timer // set by quit
+	inHand, copying []piece      // taken, and neither in flight nor settled; those in copying are being copied
+	stuckTimer      *clock.Steps // set by quit
 	retired         bool
 	stuck           *stuck        // set when the lane was given up while a system call used its memory
 	givenUp         chan struct{} // closed when giveUpStuck has done with the lane
@@ -223,7 +224,7 @@ func (l *lane) quit(reason error) {
 	}
 	l.over = true
 	if l.stuckTimer == nil && l.conn != nil {
-		l.stuckTimer = time.AfterFunc(cmp.Or(l.stuckTimeout, stuckTimeout), l.giveUpStuck)
+		l.stuckTimer = clock.AfterSteps(cmp.Or(l.stuckTimeout, stuckTimeout), l.giveUpStuck)
 	}
 	conn := l.conn
 	l.mu.Unlock()

@@ -38,7 +38,8 @@ func (l *lane) overtakable(slow bool, call func()) {
 	}
 }
 
-// stuckTimeout is how long a lane may take to end. A copy takes a millisecond at most.
+// stuckTimeout is how long a lane may take to end. A copy takes a millisecond at most, and longer only where the process is stopped
+// or gets no processor: that time does not count (clock.Steps).
 const stuckTimeout = 2 * time.Second
 
 // giveUpStuck settles everything that the lane carries, because its goroutines do not end.
