@@ -13,7 +13,7 @@ import (
 //
 //  1. cut makes a chunk: a share of each task, as far as the lease has room.
 //  2. start begins. WRITE: copy fills the lease from the device, and then forward submits the chunk's work to the transport. READ:
-//     forward comes first.
+//     forward comes first, for several chunks together.
 //  3. settle is called by the transport for each range. It settles a WRITE for the parent's tasks at once, and notes how much of a
 //     READ has arrived.
 //  4. moved: the transport is done. READ: copy takes what has arrived to the device, and land settles it.
@@ -72,12 +72,15 @@ func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *chunk {
 	return p
 }
 
-// start begins with a chunk: a WRITE is copied into the lease first, a READ goes to the transport first.
-func (p *chunk) start() {
-	if p.queue.route.opcode == Write {
-		p.copy(p.forward)
-	} else {
-		p.forward(nil)
+// start begins with chunks: a WRITE is copied into the lease first, a READ goes to the transport first.
+func (q *stagedQueue) start(chunks []*chunk) {
+	if q.route.opcode == Read {
+		q.forward(chunks)
+		return
+	}
+	for _, p := range chunks {
+		p.job.After = q.forwardCopied
+		p.copy(p.copied)
 	}
 }
 
@@ -115,21 +118,45 @@ func (p *chunk) recorded(then func(error)) func(error) {
 	}
 }
 
-// forward gives the chunk to the transport. err is why the copy before it has failed. If other chunks are under way, the calling
-// thread has to wait for their copies, and the transport must not let it send: see Work.Staged.
-func (p *chunk) forward(err error) {
-	q := p.queue
-	q.mu.Lock()
-	if err == nil {
-		err = q.givenUp(p.parent)
-	}
-	p.work.Staged = p.more || q.underWay > p.work.Bytes
-	q.mu.Unlock()
+// copied is called when a chunk of a WRITE is in the lease, or err is why it is not. forwardCopied follows.
+func (p *chunk) copied(err error) {
 	if err != nil {
 		p.work.settleAll(err)
 		return
 	}
-	q.transport.Submit(&p.work)
+	q := p.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.copied = append(q.copied, p)
+}
+
+// forwardCopied forwards the chunks of a WRITE that are in their leases.
+func (q *stagedQueue) forwardCopied() {
+	q.mu.Lock()
+	chunks := q.copied
+	q.copied = nil
+	q.mu.Unlock()
+	q.forward(chunks)
+}
+
+// forward gives chunks to the transport. If other chunks are under way, the calling thread has to wait for their copies, and the
+// transport must not let it send: see Work.Staged.
+func (q *stagedQueue) forward(chunks []*chunk) {
+	works := make([]*Work, 0, len(chunks))
+	for _, p := range chunks {
+		q.mu.Lock()
+		err := q.givenUp(p.parent)
+		p.work.Staged = p.more || q.underWay > p.work.Bytes
+		q.mu.Unlock()
+		if err != nil {
+			p.work.settleAll(err)
+			continue
+		}
+		works = append(works, &p.work)
+	}
+	if len(works) > 0 {
+		q.transport.Submit(works...)
+	}
 }
 
 func (p *chunk) aborted() error { return p.parent.Aborted() }

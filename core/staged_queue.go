@@ -13,11 +13,16 @@ import (
 // larger than a block.
 const shortChunk = 256 << 10
 
+// chunksTogether is how many chunks of a READ are given to the transport at once. To cut so many takes less time than the chunk
+// before them is under way.
+const chunksTogether = 16
+
 // stagedQueue is the works of one route. It exists while it has works, or chunks of them are under way.
 //
 //  1. add queues a work.
 //  2. pump starts chunks, as long as next finds a work and a lease for one. chunkSize says how large a chunk may be, and rotate
-//     gives the next work its turn.
+//     gives the next work its turn. After the first chunk of a READ, several are started together: the transport wakes threads once
+//     for all of them.
 //  3. end and settleQueued fail what is queued and given up.
 //  4. endIfIdle removes the queue from the stager's map.
 type stagedQueue struct {
@@ -29,6 +34,7 @@ type stagedQueue struct {
 	mu       sync.Mutex
 	cursors  []*stagedCursor // the first one is next
 	underWay uint64          // bytes in chunks
+	copied   []*chunk        // of a WRITE, that are in their leases and not with the transport yet
 	pumping  bool            // a goroutine is in pump
 	again    bool            // that goroutine has to go through the queue once more
 	ended    error           // why the queue takes no further work
@@ -89,15 +95,32 @@ func (q *stagedQueue) pump() {
 	q.pumping = true
 	for q.again {
 		q.again = false
-		for p := q.next(); p != nil; p = q.next() {
+		for chunks := q.nextFew(); len(chunks) > 0; chunks = q.nextFew() {
 			q.mu.Unlock()
-			p.start()
+			q.start(chunks)
 			q.mu.Lock()
 		}
 	}
 	q.pumping = false
 	q.mu.Unlock()
 	q.endIfIdle()
+}
+
+// nextFew cuts the chunks that are started together. The lock is held.
+func (q *stagedQueue) nextFew() []*chunk {
+	most := chunksTogether
+	if q.route.opcode == Write || q.underWay == 0 {
+		most = 1 // the copies of a chunk of a WRITE begin at once, and so does the network if it has nothing to do yet
+	}
+	var chunks []*chunk
+	for len(chunks) < most {
+		p := q.next()
+		if p == nil {
+			break
+		}
+		chunks = append(chunks, p)
+	}
+	return chunks
 }
 
 // next cuts a chunk from the first work; nil if there is no work, or no lease. The lock is held.

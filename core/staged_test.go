@@ -209,6 +209,35 @@ func TestGivenUpStagedTransfersEndAtEveryStep(t *testing.T) {
 	}
 }
 
+// The transport wakes threads for each call. The first chunk waits for no other one.
+func TestTheChunksOfAReadGoToTheTransportTogether(t *testing.T) {
+	transport := &transporttest.Transport{}
+	p := startStaged(t, transport, nil)
+	read := func(memory []byte) []*transporttest.Held {
+		length := uint64(len(memory))
+		b := p.batch(t, 1)
+		require.NoError(t, p.Submit(b, []core.Request{{Opcode: core.Read, Local: at(memory), Target: p.segment, Length: length}}, nil))
+		var held []*transporttest.Held
+		eventually(t, func() bool {
+			held = transport.Held()
+			bytes := uint64(0)
+			for _, h := range held {
+				bytes += h.Bytes
+			}
+			return bytes == length
+		})
+		transport.SettleAll(nil)
+		wait(t, b)
+		require.NoError(t, b.Err())
+		return held
+	}
+	memory := p.memory(0, 32<<20)
+	read(memory) // makes staging blocks
+	before := transport.Calls().Submit
+	require.Greater(t, len(read(memory[:4<<20])), 10, "chunks")
+	require.Equal(t, 2, transport.Calls().Submit-before, "calls: the first chunk, and all others")
+}
+
 func TestClosingTheEngineSettlesWhatIsStaged(t *testing.T) {
 	p := startStaged(t, &transporttest.Transport{}, func(c *core.Config) { c.StagingPoolSize = 4 << 20 })
 	memory := p.memory(0, 16<<20)

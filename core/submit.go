@@ -71,7 +71,7 @@ func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, f
 	if e.ctx.Err() != nil { // Close may not have seen these tasks in the batch
 		s.abort(ErrClosed)
 	}
-	for _, w := range s.works {
+	for i, w := range s.works {
 		switch {
 		case w.Head < 0: // it has no tasks
 		case w.Segment == e.local.segment:
@@ -79,7 +79,7 @@ func (e *Engine) submit(b *Batch, requests int, notify *metadata.Notification, f
 		case w.device != nil:
 			e.stager.submit(w, transports[len(transports)-1])
 		default:
-			transports[len(transports)-1].Submit(w)
+			transports[len(transports)-1].Submit(s.works[i : i+1]...)
 		}
 	}
 	b.endUnmoved(s)

@@ -14,7 +14,11 @@ import (
 // atOnce is a transport for which all works are done as soon as it gets them.
 type atOnce struct{ transporttest.Transport }
 
-func (*atOnce) Submit(w *core.Work) { w.Settle(w.Head, 0, w.Bytes, nil) }
+func (*atOnce) Submit(works ...*core.Work) {
+	for _, w := range works {
+		w.Settle(w.Head, 0, w.Bytes, nil)
+	}
+}
 
 // prompt is an engine with that transport, and requests for it.
 type prompt struct {

@@ -18,10 +18,10 @@ type Transport interface {
 	// Endpoint is what peers need to know to reach it.
 	Endpoint() Endpoint
 
-	// Submit takes over one submission's work for one segment. It does not wait for the network: it queues the work, or moves
-	// the part that can be moved at once. Failures are reported per range by Work.Settle, perhaps before Submit returns. w must
-	// not be copied by value.
-	Submit(w *Work)
+	// Submit takes over works for one segment, which are parts of one submission: one or more, all of the same opcode. It does not
+	// wait for the network: it queues the works, or moves the part that can be moved at once. Failures are reported per range by
+	// Work.Settle, perhaps before Submit returns. A work must not be copied by value.
+	Submit(works ...*Work)
 
 	// TakesTransfers reports whether Submit takes works that are transfers of plans: see Work.Transfer.
 	TakesTransfers() bool

@@ -112,7 +112,7 @@ func congestionOf(config *core.Config, listener syscall.Conn, log *zap.Logger) s
 func (t *Transport) Endpoint() core.Endpoint { return t.endpoint }
 
 // Submit queues the work at its peer.
-func (t *Transport) Submit(w *core.Work) { t.client.Submit(w) }
+func (t *Transport) Submit(works ...*core.Work) { t.client.Submit(works...) }
 
 // TakesTransfers says that works may be transfers of plans.
 func (t *Transport) TakesTransfers() bool { return t.client.TakesTransfers() }

@@ -45,9 +45,11 @@ func (c *copier) unbound(reason error) {
 	if asked {
 		c.pool.grown(0, reason)
 	}
+	var after []func()
 	for _, j := range jobs {
-		c.report(j, reason)
+		after = c.report(j, reason, after)
 	}
+	callAll(after)
 }
 
 // threadEnded is called at the end of a thread.

@@ -9,28 +9,52 @@ import (
 
 // Step 4 of the way of a job: its end. See copier.
 
+// endedTogether bounds the jobs that are reported together.
+const endedTogether = 8
+
+// completeNext completes the oldest job, and others that are known to be done by now.
 func (c *copier) completeNext() {
-	next := c.flight.pop()
+	ended := c.popEnded()
 	c.completing = true
 	if c.queue.len() > 0 && !c.issuing {
 		c.work.wakeOne() // the other thread goes on while this one reports
 	}
 	c.mu.Unlock()
+	var after []func()
+	for i := range ended {
+		after = c.completeOne(&ended[i], after)
+	}
+	callAll(after)
+	c.mu.Lock()
+	c.completing = false
+}
+
+// popEnded removes the oldest job from those in flight, and the jobs behind it of which the device says that they are done. To ask it
+// takes a microsecond, where each report may wake threads. The lock is held, and released meanwhile.
+func (c *copier) popEnded() []issued {
+	ended := []issued{c.flight.pop()}
+	for ended[len(ended)-1].happened && len(ended) < endedTogether && c.done() && c.flight.first().happened {
+		ended = append(ended, c.flight.pop())
+	}
+	return ended
+}
+
+// completeOne reports a job, and others that have failed with it. It adds what is to be called after that.
+func (c *copier) completeOne(next *issued, after []func()) []func() {
 	err := next.err
 	var others []failure
 	if next.queued {
-		others, err = c.complete(&next)
+		others, err = c.complete(next)
 	}
 	c.recycle(next.event)
 	if err == nil {
 		c.counters.copying.Add(int64(time.Since(next.begun)))
 	}
-	c.report(next.job, err)
+	after = c.report(next.job, err, after)
 	for _, f := range others {
-		c.report(f.job, f.err)
+		after = c.report(f.job, f.err, after)
 	}
-	c.mu.Lock()
-	c.completing = false
+	return after
 }
 
 // complete waits for the end of a job that has copies on the stream.
@@ -57,12 +81,13 @@ type failure struct {
 	err error
 }
 
-func (c *copier) report(j *Job, err error) {
+// report tells the owner of a job about its end, and adds what is to be called after that.
+func (c *copier) report(j *Job, err error, after []func()) []func() {
 	if err != nil {
 		c.counters.failed.Add(1)
 		c.log.Warn("a staging job failed", zap.String("device", c.name), zap.Int("moves", len(j.Moves)), zap.Error(err))
 	} else {
 		c.counters.count(j)
 	}
-	j.Done(err)
+	return j.end(err, after)
 }

@@ -92,7 +92,7 @@ func (c *copier) start(j *Job) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closing {
-		go j.Done(closedError(c.name))
+		go func() { callAll(j.end(closedError(c.name), nil)) }()
 		return
 	}
 	c.queue.push(j)

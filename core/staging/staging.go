@@ -187,6 +187,25 @@ type Job struct {
 	// its stream be closed, it is not known whether the copy will ever be made. The error says so. The blocks are not used again,
 	// but the device memory belongs to the caller, and may still be touched.
 	Done func(err error)
+
+	// After is called once after Done, on the same goroutine and by the same rules: after the Done of all jobs that were found to
+	// have ended at the same time. It may use what several of them have brought together. It is nil for jobs that need no such call.
+	After func()
+}
+
+// end calls Done, and returns the calls that are to follow: those given, and that of After.
+func (j *Job) end(err error, after []func()) []func() {
+	if j.After != nil {
+		after = append(after, j.After)
+	}
+	j.Done(err) // from here on the job belongs to its owner
+	return after
+}
+
+func callAll(after []func()) {
+	for _, f := range after {
+		f()
+	}
 }
 
 // Move is one range of bytes of a job. All moves of a job are in one lease. Ranges that overlap are written in the order of the

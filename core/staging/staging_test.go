@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -315,4 +316,78 @@ func TestStatsCount(t *testing.T) {
 	s.Waits, s.Copying = 0, 0
 	require.Equal(t, staging.Stats{Jobs: 1, Bytes: 63 + 127 + 64*kib, Copies: 2, Within: 2, Gathered: 2, Blocks: 2, Leased: 256 * kib}, s)
 	require.Equal(t, staging.Stats{}, r.staging.Stats(staging.In))
+}
+
+// late is a device that can be asked whether a copy is done, and does not answer before it is.
+type late struct{ asking }
+
+func (d late) NewEvent() (device.Event, error) {
+	e, err := d.asking.NewEvent()
+	return lateEvent{e}, err
+}
+
+func (d late) NewStream() (device.Stream, error) {
+	s, err := d.asking.NewStream()
+	return lateStream{s}, err
+}
+
+type lateEvent struct{ device.Event }
+
+func (e lateEvent) Wait(time.Duration) (bool, error) { return e.Event.Wait(10 * time.Second) }
+
+type lateStream struct{ device.Stream }
+
+func (s lateStream) Record(e device.Event) error { return s.Stream.Record(e.(lateEvent).Event) }
+
+// Who forwards the bytes of a job wakes threads: once for all jobs that have ended.
+func TestJobsThatHaveEndedAreReportedTogether(t *testing.T) {
+	var f *faulty
+	r := newRig(t, options(), func(d device.Device) device.Device {
+		f = newFaulty(d)
+		return late{asking{f}}
+	})
+	const others = 4
+	calls, ended := make(chan string, 4*others), make(chan struct{})
+	job := func(then func(), last bool) *staging.Job {
+		return &staging.Job{
+			Done: func(err error) {
+				assert.NoError(t, err)
+				calls <- "done"
+				then()
+			},
+			After: func() {
+				calls <- "after"
+				if last {
+					close(ended)
+				}
+			},
+		}
+	}
+	r.staging.Start(staging.Out, job(func() {
+		for i := range others {
+			r.staging.Start(staging.Out, job(func() {}, i == others-1))
+		}
+		for f.count("Record") < 1+others { // by the other thread
+			runtime.Gosched()
+		}
+	}, false))
+	<-ended
+	for _, want := range []string{"done", "after", "done", "done", "done", "done", "after", "after", "after", "after"} {
+		require.Equal(t, want, <-calls)
+	}
+}
+
+func TestAJobThatIsNotDoneIsToldThatToo(t *testing.T) {
+	r := newRig(t, options(), nil)
+	require.NoError(t, r.staging.Close())
+	calls := make(chan string, 2)
+	r.staging.Start(staging.Out, &staging.Job{
+		Done: func(err error) {
+			assert.ErrorIs(t, err, staging.ErrClosed)
+			calls <- "done"
+		},
+		After: func() { calls <- "after" },
+	})
+	require.Equal(t, "done", <-calls)
+	require.Equal(t, "after", <-calls)
 }

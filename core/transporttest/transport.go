@@ -94,9 +94,14 @@ func (t *Transport) SettleAll(err error) {
 func (t *Transport) Endpoint() core.Endpoint { return t.Address }
 
 // Submit implements core.Transport.
-func (t *Transport) Submit(w *core.Work) {
-	h := &Held{Work: w, open: []span{{0, w.Bytes}}}
+func (t *Transport) Submit(works ...*core.Work) {
 	t.count(func(c *Calls) { c.Submit++ })
+	for _, w := range works {
+		t.submit(&Held{Work: w, open: []span{{0, w.Bytes}}})
+	}
+}
+
+func (t *Transport) submit(h *Held) {
 	if t.OnSubmit != nil {
 		t.OnSubmit(h)
 	}

@@ -82,14 +82,20 @@ func New(o Options) *Client {
 	return c
 }
 
-// Submit queues the work at its peer.
-func (c *Client) Submit(w *core.Work) {
-	p, err := c.peer(w.Segment)
+// Submit queues works for one segment at its peer.
+func (c *Client) Submit(works ...*core.Work) {
+	p, err := c.peer(works[0].Segment)
 	if err != nil {
-		w.Settle(w.Head, 0, w.Bytes, err)
+		settleAll(works, err)
 		return
 	}
-	p.submit(w)
+	p.submit(works)
+}
+
+func settleAll(works []*core.Work, err error) {
+	for _, w := range works {
+		w.Settle(w.Head, 0, w.Bytes, err)
+	}
 }
 
 // TakesTransfers: see core.Transport.

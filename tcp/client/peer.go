@@ -72,24 +72,32 @@ func newPeer(c *Client, s *core.Segment) *peer {
 	}
 }
 
-// submit queues a work.
-func (p *peer) submit(w *core.Work) {
+// submit queues works, and then has lanes woken for all of them together.
+func (p *peer) submit(works []*core.Work) {
 	p.mu.Lock()
 	if p.closed != nil {
 		p.mu.Unlock()
-		w.Settle(w.Head, 0, w.Bytes, p.closed)
+		settleAll(works, p.closed)
 		return
 	}
+	for _, w := range works {
+		p.enqueue(w)
+	}
+	first := works[0]
+	mayWrite := (!first.Staged || p.lastReading) && first.Transfer == nil // a READ request takes no time to send
+	p.mu.Unlock()
+	p.dispatch(mayWrite)
+}
+
+// enqueue queues a work. The lock is held.
+func (p *peer) enqueue(w *core.Work) {
 	p.cursors = append(p.cursors, newCursor(w))
 	p.queued += w.Bytes
-	reading := w.Tasks[w.Head].Opcode == core.Read
-	p.lastStaged, p.lastReading = w.Staged, reading
+	p.lastStaged, p.lastReading = w.Staged, w.Tasks[w.Head].Opcode == core.Read
 	p.limiter.Note(w.Bytes)
 	if w.Bytes <= shortWork && p.allBusy() {
 		p.reserved = time.Now().Add(reserveTime)
 	}
-	p.mu.Unlock()
-	p.dispatch((!w.Staged || reading) && w.Transfer == nil) // a READ request takes no time to send
 }
 
 // abort settles what is queued of aborted works, and ends the carriers that hold pieces of them.
