@@ -85,6 +85,27 @@ func magnitude(stride int64) uint64 {
 	return uint64(stride)
 }
 
+// Within reports whether each run lies in a range for which holds is true. It asks about as few ranges as it can: about that
+// of all runs, and about those of parts where that is too long.
+func (s *Strided) Within(holds func(addr uintptr, length uint64) bool) bool {
+	if holds(s.Bounds()) {
+		return true
+	}
+	if s.Count == 0 {
+		return false
+	}
+	outer, inner := s.Axes[0], *s
+	copy(inner.Axes[:], s.Axes[1:])
+	inner.Count--
+	for range outer.Count {
+		if !inner.Within(holds) {
+			return false
+		}
+		inner.Base += uintptr(outer.Stride)
+	}
+	return true
+}
+
 // Runs are the addresses of the runs, in the order of the stream.
 func (s *Strided) Runs() iter.Seq[uintptr] {
 	return func(yield func(uintptr) bool) {

@@ -106,6 +106,40 @@ func TestStridedMemoryIsGatheredAndScatteredByteForByte(t *testing.T) {
 	}
 }
 
+func TestRunsThatFollowEachOtherAreMergedAndTheStreamStaysTheSame(t *testing.T) {
+	const base = uintptr(1 << 20)
+	for range 300 {
+		s := randomStrided(base, 64<<10)
+		extent := s.Run // some inner axes become dense
+		for i := s.Count - 1; i >= s.Count/2; i-- {
+			s.Axes[i].Stride = int64(extent)
+			extent *= s.Axes[i].Count
+		}
+		places := s.places(base)
+		s.Merge()
+		require.Equal(t, places, s.places(base))
+		require.True(t, s.Count == 0 || s.Axes[s.Count-1].Stride != int64(s.Run))
+	}
+}
+
+func TestWithinAsksAboutEachRunOnlyWhereItHasTo(t *testing.T) {
+	s := Strided{Base: 1000, Run: 10, Axes: [MaxAxes]Axis{{Count: 3, Stride: 1000}, {Count: 50, Stride: 20}}, Count: 2}
+	asked := 0
+	in := func(size uintptr) func(addr uintptr, length uint64) bool {
+		asked = 0
+		return func(addr uintptr, length uint64) bool {
+			asked++
+			return addr/size == (addr+uintptr(length)-1)/size
+		}
+	}
+	require.True(t, s.Within(in(1<<20)))
+	require.Equal(t, 1, asked)
+	require.True(t, s.Within(in(1000)))
+	require.Equal(t, 4, asked)
+	require.True(t, s.Within(in(100)))
+	require.False(t, s.Within(in(15)))
+}
+
 func TestStridedMemoryThatIsGoneIsAnError(t *testing.T) {
 	memory := mapped(t, 8*page)
 	s := Strided{Base: AddressOf(memory), Run: 16, Axes: [MaxAxes]Axis{{Count: 8, Stride: page}, {Count: 4, Stride: 64}}, Count: 2}

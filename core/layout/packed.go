@@ -9,7 +9,7 @@ import (
 // long as its own memory has them:
 //
 //  1. Sort brings the axes of a part into the order of the other side's addresses. The bytes lie in the buffer in that order.
-//  2. Packed is the part with the buffer in place of the side's memory.
+//  2. Packed is the part with the buffer in place of the side's memory, and Merged has longer runs where the other side allows it.
 //  3. Listed makes a transfer of such parts.
 
 // Side is the source or the destination of a transfer.
@@ -46,37 +46,48 @@ func (p *Pattern) Sort(by Side) {
 	})
 }
 
-// Packed moves the same bytes in the same order. On one side they lie together, from an address on, and runs that follow each other
-// on the other side are merged.
+// Packed moves the same bytes in the same order. On one side they lie together, from an address on.
 func (p *Pattern) Packed(side Side, at uint64) Pattern {
-	packed := Pattern{Source: at, Destination: p.Destination, Run: p.Run}
-	if side == Destination {
-		packed.Source, packed.Destination = p.Source, at
+	packed := *p
+	bytes := p.Run
+	if side == Source {
+		packed.Source = at
+	} else {
+		packed.Destination = at
 	}
-	var inner [MaxAxes]Axis // the innermost first
-	count, bytes := 0, p.Run
 	for i := p.count - 1; i >= 0; i-- {
-		a := p.axes[i]
-		step := a.stride(side.Other())
-		switch {
-		case count == 0 && step == int64(packed.Run):
-			packed.Run *= a.Count
-		case count > 0 && step == int64(inner[count-1].Count)*inner[count-1].stride(side.Other()):
-			inner[count-1].Count *= a.Count
-		default:
-			inner[count] = Axis{Count: a.Count, Source: int64(bytes), Destination: step}
-			if side == Destination {
-				inner[count].Source, inner[count].Destination = step, int64(bytes)
-			}
-			count++
+		if side == Source {
+			packed.axes[i].Source = int64(bytes)
+		} else {
+			packed.axes[i].Destination = int64(bytes)
 		}
-		bytes *= a.Count
-	}
-	for packed.count < count {
-		packed.axes[packed.count] = inner[count-1-packed.count]
-		packed.count++
+		bytes *= p.axes[i].Count
 	}
 	return packed
+}
+
+// Merged moves the same bytes in the same order, with as few runs and axes as there are for that.
+func (p *Pattern) Merged() Pattern {
+	merged := Pattern{Source: p.Source, Destination: p.Destination, Run: p.Run}
+	var inner [MaxAxes]Axis // the innermost first
+	count := 0
+	for i := p.count - 1; i >= 0; i-- {
+		a := p.axes[i]
+		switch {
+		case count == 0 && a.follows(Axis{Count: merged.Run, Source: 1, Destination: 1}):
+			merged.Run *= a.Count
+		case count > 0 && a.follows(inner[count-1]):
+			inner[count-1].Count *= a.Count
+		default:
+			inner[count] = a
+			count++
+		}
+	}
+	for i := range count {
+		merged.axes[i] = inner[count-1-i]
+	}
+	merged.count = count
+	return merged
 }
 
 // Listed is a transfer that consists of these patterns, which it keeps.

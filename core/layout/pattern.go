@@ -25,6 +25,11 @@ type Axis struct {
 	Source, Destination int64
 }
 
+// follows reports whether each step along the axis goes on where the one before it ends along an inner one, on both sides.
+func (a Axis) follows(inner Axis) bool {
+	return a.Source == int64(inner.Count)*inner.Source && a.Destination == int64(inner.Count)*inner.Destination
+}
+
 // Axes are the axes of the pattern, the outermost first: the runs are in the order of the destination's addresses
 // where axes do not interleave.
 func (p *Pattern) Axes() []Axis { return p.axes[:p.count] }
@@ -100,14 +105,14 @@ func newForm(run uint64, axes []Axis) form {
 // both sides.
 func (f *form) mergeOne() bool {
 	for i, a := range f.axes {
-		if a.Source == int64(f.run) && a.Destination == int64(f.run) {
+		if a.follows(Axis{Count: f.run, Source: 1, Destination: 1}) {
 			f.run *= a.Count
 			f.axes = slices.Delete(f.axes, i, i+1)
 			return true
 		}
 		for j := range f.axes {
 			b := &f.axes[j]
-			if j != i && a.Source == int64(b.Count)*b.Source && a.Destination == int64(b.Count)*b.Destination {
+			if j != i && a.follows(*b) {
 				b.Count *= a.Count
 				f.axes = slices.Delete(f.axes, i, i+1)
 				return true
