@@ -8,16 +8,16 @@ import (
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/core/metadata"
+	"kvferry/core/staging"
 	"kvferry/core/status"
 )
 
 // Planned is one transfer of a plan. A READ moves its runs of bytes from the segment, whose owner is the transfer's source, and
 // a WRITE to the segment, whose owner is its destination.
 //
-//  1. Where all memory of this process is host memory, the transfer is one task, and its transport gets its patterns
-//     (submitTransfer). Nothing is made for each run.
-//  2. Otherwise each run is a request: device memory passes through staging blocks in these (submitPlanned). At most so many
-//     are submitted at a time (feedPlanned).
+//  1. Where all memory of this process is host memory, or on one device, the transfer is one task, and its transport gets its
+//     patterns (submitTransfer). Those of a device pass through staging blocks (staged_parts.go).
+//  2. Otherwise each run is a request (submitPlanned). At most so many are submitted at a time (feedPlanned).
 type Planned struct {
 	Opcode   Opcode
 	Target   SegmentID
@@ -63,7 +63,7 @@ const mostPlanned = 1 << 16
 const maxPlanned = 1 << 26
 
 // errNotOneTask is why a transfer is to be made of requests.
-var errNotOneTask = errors.New("the transfer of a plan is on a device")
+var errNotOneTask = errors.New("the transfer of a plan is at several places")
 
 // errOwnOffer is why an offer is not used within a process.
 var errOwnOffer = status.Errorf(status.NotImplemented, "an offer of a process that has registered memory of a device is of no use within it")
@@ -168,12 +168,15 @@ func (d *distribution) transfer(p *Planned) error {
 		Opcode: p.Opcode, Local: local.Base, Target: p.Target, Remote: uint64(remote.Base), Length: t.Bytes,
 	}
 	task.Next, task.outstanding = -1, t.Bytes
-	for pattern := range t.Patterns() {
-		if memory, _ := Sides(p.Opcode, &pattern); !d.pinStrided(memory) {
-			return errNotOneTask
-		}
+	on, err := d.pinTransfer(p)
+	if err != nil {
+		return err
 	}
-	w, err := d.work(route{target: p.Target})
+	way := route{target: p.Target, device: on}
+	if on != nil {
+		way.opcode = p.Opcode
+	}
+	w, err := d.work(way)
 	if err != nil {
 		return err
 	}
@@ -183,26 +186,52 @@ func (d *distribution) transfer(p *Planned) error {
 	return nil
 }
 
-// pinStrided pins the regions that share bytes with strided memory. It returns false for memory of a device. It looks at
-// parts of the memory only where different regions lie in it, or in its gaps.
-func (d *distribution) pinStrided(memory hostmem.Strided) bool {
+// pinTransfer pins the regions that share bytes with the memory of a transfer in this process. on is the device that all of it is
+// on; nil for host memory. It fails with errNotOneTask if there is no such answer.
+func (d *distribution) pinTransfer(p *Planned) (on *staging.Device, err error) {
+	var all placement
+	for pattern := range p.Transfer.Patterns() {
+		memory, _ := Sides(p.Opcode, &pattern)
+		if !d.pinStrided(memory, &all) {
+			return nil, errNotOneTask
+		}
+	}
+	return all.on, nil
+}
+
+// placement is where the memory seen so far is.
+type placement struct {
+	on   *staging.Device // nil for host memory
+	seen bool
+}
+
+// takes adds memory. It returns false if it is at another place.
+func (p *placement) takes(on *staging.Device) bool {
+	same := !p.seen || p.on == on
+	*p = placement{on, true}
+	return same
+}
+
+// pinStrided pins the regions that share bytes with strided memory. It returns false if that is not at one place, with the memory
+// before. It looks at parts of the memory only where different regions lie in it, or in its gaps.
+func (d *distribution) pinStrided(memory hostmem.Strided, all *placement) bool {
 	addr, length := memory.Bounds()
 	bounds := Range{Addr: addr, Length: length}
 	if region := d.engine.memory.pinHolder(bounds, &d.pins); region != nil {
-		return region.Device == nil
+		return all.takes(region.Device)
 	}
 	if !d.engine.memory.overlaps(bounds) {
-		return true
+		return all.takes(nil)
 	}
 	if memory.Count == 0 {
 		on, err := d.engine.memory.pinOverlapping(bounds, &d.pins)
-		return on == nil && err == nil
+		return err == nil && all.takes(on)
 	}
 	outer, inner := memory.Axes[0], memory
 	copy(inner.Axes[:], memory.Axes[1:])
 	inner.Count--
 	for range outer.Count {
-		if !d.pinStrided(inner) {
+		if !d.pinStrided(inner, all) {
 			return false
 		}
 		inner.Base += uintptr(outer.Stride)

@@ -42,7 +42,7 @@ type stagedRoute struct {
 
 // submit takes over a work. t is the transport that gets its chunks.
 func (s *stager) submit(w *Work, t Transport) {
-	c := &stagedCursor{work: w, task: w.Head, left: w.Bytes}
+	c := newStagedCursor(w)
 	for {
 		q, err := s.queue(stagedRoute{w.Segment, w.device, w.Tasks[w.Head].Opcode}, t)
 		if err != nil {

@@ -23,8 +23,9 @@ type chunk struct {
 	parent *Work
 	lease  *staging.Lease
 	work   Work
-	shares []share // one for each task of the work
-	more   bool    // further chunks of the parent follow
+	shares []share        // one for each task of the work
+	moves  []staging.Move // those of the shares, one after the other
+	more   bool           // further chunks of the parent follow
 	job    staging.Job
 
 	mu      sync.Mutex
@@ -36,40 +37,56 @@ const longPart = 32 << 10
 
 // share is a part of one of the parent's tasks.
 type share struct {
-	task    int32        // of the parent
-	move    staging.Move // between the device and the lease
-	arrived uint64       // bytes of a READ that are in the lease
+	task    int32  // of the parent
+	moves   int    // between the device and the lease: the end of its part of the chunk's moves
+	length  uint64 // bytes
+	arrived uint64 // bytes of a READ that are in the lease
 }
 
-func (s *share) complete() bool { return s.arrived == s.move.Length }
+func (s *share) complete() bool { return s.arrived == s.length }
 
 // cut makes a chunk of the next bytes of a work. The queue's lock is held.
 func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *chunk {
 	p := &chunk{queue: q, parent: c.work, lease: lease}
 	p.work = Work{Segment: c.work.Segment, ID: c.work.ID, Key: c.work.Key, Head: -1, owner: p, shared: &c.work.own, trace: c.work.trace}
-	expected := min(lease.Length/c.work.Tasks[c.task].Length+1, uint64(len(c.work.Tasks)))
-	p.work.Tasks, p.shares = make([]Task, 0, expected), make([]share, 0, expected)
-	for end := uint64(0); c.left > 0; {
-		task := &c.work.Tasks[c.task]
-		local, length := task.Local+uintptr(c.skip), task.Length-c.skip
-		at := q.route.device.Place(end, local, length)
-		if at >= lease.Length {
-			break
-		}
-		length = min(length, lease.Length-at)
-		block := lease.Addr + uintptr(at)
-		p.shares = append(p.shares, share{task: c.task, move: staging.Move{Device: local, Block: block, Length: length}})
-		p.work.Tasks = append(p.work.Tasks, Task{Request: task.Request, Next: -1})
-		part := &p.work.Tasks[len(p.work.Tasks)-1].Request
-		part.Local, part.Remote, part.Length = block, task.Remote+c.skip, length
-		p.work.append(int32(len(p.shares) - 1))
-		end = at + length
-		c.advance(length)
+	if c.parts != nil {
+		p.cutParts(c)
+	} else {
+		p.cutTasks(c)
 	}
 	p.unmoved, p.more = p.work.Bytes, c.left > 0
 	q.underWay += p.work.Bytes
 	q.stager.chunks.Add(1)
 	return p
+}
+
+// cutTasks takes tasks, as many as the lease has room for.
+func (p *chunk) cutTasks(c *stagedCursor) {
+	expected := min(p.lease.Length/c.work.Tasks[c.task].Length+1, uint64(len(c.work.Tasks)))
+	p.work.Tasks, p.shares, p.moves = make([]Task, 0, expected), make([]share, 0, expected), make([]staging.Move, 0, expected)
+	for end := uint64(0); c.left > 0; {
+		task := &c.work.Tasks[c.task]
+		local, length := task.Local+uintptr(c.skip), task.Length-c.skip
+		at := p.queue.route.device.Place(end, local, length)
+		if at >= p.lease.Length {
+			break
+		}
+		length = min(length, p.lease.Length-at)
+		block := p.lease.Addr + uintptr(at)
+		p.moves = append(p.moves, staging.Move{Device: local, Block: block, Length: length})
+		p.addShare(c.task, length, Request{
+			Opcode: task.Opcode, Local: block, Target: task.Target, Remote: task.Remote + c.skip, Length: length,
+		})
+		end = at + length
+		c.advance(length)
+	}
+}
+
+// addShare adds a share that consists of the moves since the last one, and what the transport has to do for it.
+func (p *chunk) addShare(task int32, length uint64, request Request) {
+	p.shares = append(p.shares, share{task: task, moves: len(p.moves), length: length})
+	p.work.Tasks = append(p.work.Tasks, Task{Request: request, Next: -1})
+	p.work.append(int32(len(p.shares) - 1))
 }
 
 // start begins with chunks: a WRITE is copied into the lease first, a READ goes to the transport first.
@@ -88,13 +105,24 @@ func (q *stagedQueue) start(chunks []*chunk) {
 // on a goroutine of the device, also if there is nothing to copy.
 func (p *chunk) copy(then func(error)) {
 	route := p.queue.route
-	for i := range p.shares {
-		if s := &p.shares[i]; route.opcode == Write || s.complete() {
-			p.job.Moves = append(p.job.Moves, s.move)
-		}
+	if p.job.Moves = p.moves; route.opcode == Read {
+		p.job.Moves = p.arrived()
 	}
 	p.job.Done = p.recorded(then)
 	route.device.Start(directionOf(route.opcode), &p.job)
+}
+
+// arrived removes the moves of shares that have not arrived completely, and returns the others.
+func (p *chunk) arrived() []staging.Move {
+	rest, first := p.moves[:0], 0
+	for i := range p.shares {
+		s := &p.shares[i]
+		if s.complete() {
+			rest = append(rest, p.moves[first:s.moves]...)
+		}
+		first = s.moves
+	}
+	return rest
 }
 
 // recorded has the copies of a job that is about to start recorded, before then is called.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 
+	"kvferry/core/layout"
 	"kvferry/core/staging"
 )
 
@@ -47,6 +48,16 @@ type stagedCursor struct {
 	task int32  // the task in which the next chunk begins
 	skip uint64 // bytes of that task before the next chunk
 	left uint64 // bytes that are not cut yet
+
+	parts *layout.Parts // of a transfer of a plan, instead of skip; nil otherwise
+}
+
+func newStagedCursor(w *Work) *stagedCursor {
+	c := &stagedCursor{work: w, task: w.Head, left: w.Bytes}
+	if w.Transfer != nil {
+		c.parts = w.Transfer.Parts()
+	}
+	return c
 }
 
 // settleRest ends the part of the work that is not cut yet.
@@ -58,6 +69,9 @@ func (c *stagedCursor) settleRest(err error) {
 // settleTask ends the rest of the task in which the next chunk begins.
 func (c *stagedCursor) settleTask(err error) {
 	rest := c.work.Tasks[c.task].Length - c.skip
+	if c.parts != nil {
+		rest = c.left
+	}
 	c.work.Settle(c.task, c.skip, rest, err)
 	c.advance(rest)
 }
@@ -66,6 +80,9 @@ func (c *stagedCursor) settleTask(err error) {
 // least as many left.
 func (c *stagedCursor) advance(length uint64) {
 	c.left -= length
+	if c.parts != nil {
+		return
+	}
 	c.skip += length
 	if task := &c.work.Tasks[c.task]; c.skip == task.Length {
 		c.task, c.skip = task.Next, 0
@@ -153,7 +170,12 @@ func (q *stagedQueue) chunkSize(c *stagedCursor) uint64 {
 	if q.route.opcode == Read {
 		size = c.left / 8
 	}
-	return min(q.route.device.BlockSize(), max(shortChunk, size))
+	size = min(q.route.device.BlockSize(), max(shortChunk, size))
+	if c.parts != nil {
+		next := c.parts.Run()
+		size = min(size, bytesOf(mostMoves, next.Run))
+	}
+	return size
 }
 
 // rotate moves the first work to the end of the queue, so that the works take turns.

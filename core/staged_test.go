@@ -59,17 +59,24 @@ type wire struct {
 // carry moves what a work is about, and settles it.
 func (w *wire) carry(h *transporttest.Held) {
 	w.mu.Lock()
-	for i := h.Head; i >= 0; i = h.Tasks[i].Next {
-		task := &h.Tasks[i]
-		local, remote := hostmem.At(task.Local, task.Length), w.memory[task.Remote:][:task.Length]
-		if task.Opcode == core.Write {
-			copy(remote, local)
-		} else {
-			copy(local, remote)
+	if h.Transfer != nil {
+		w.carryTransfer(h)
+	} else {
+		for i := h.Head; i >= 0; i = h.Tasks[i].Next {
+			w.move(&h.Tasks[i].Request)
 		}
 	}
 	w.mu.Unlock()
 	h.SettleRest(nil)
+}
+
+func (w *wire) move(r *core.Request) {
+	local, remote := hostmem.At(r.Local, r.Length), w.memory[r.Remote:][:r.Length]
+	if r.Opcode == core.Write {
+		copy(remote, local)
+	} else {
+		copy(local, remote)
+	}
 }
 
 func TestStagedTransfersOfAllSizesMoveEveryByteAndNoOther(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/device"
 	"kvferry/tcp/internal/tcptest"
 
 	"github.com/stretchr/testify/require"
@@ -21,6 +22,14 @@ func transportOf(t testing.TB, e *core.Engine) *Transport {
 // newEngine is an engine with this transport.
 func newEngine(t testing.TB, change ...func(*core.Config)) *core.Engine {
 	return tcptest.Engine(t, Open, change...)
+}
+
+// engineOn is newEngine for one with memory of the host's devices; nil for none.
+func engineOn(t testing.TB, on *device.Host, change ...func(*core.Config)) *core.Engine {
+	if on == nil {
+		return newEngine(t, change...)
+	}
+	return tcptest.EngineOn(t, Open, on, change...)
 }
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -45,7 +45,7 @@ func (c *twoCaches) planned(t testing.TB, op core.Opcode, text []byte, blocks []
 	require.NoError(t, err)
 	require.Equal(t, c.target.Name(), there.Engine)
 	there.Blocks = blocks
-	source, destination := cache{there.Place, c.far.memory}, *c.near
+	source, destination := cache{there.Place, c.far.memory, nil}, *c.near
 	destination.Blocks = blocks
 	if op == core.Write {
 		source, destination = destination, source

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/device"
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/tcp/internal/tcptest"
@@ -14,13 +15,18 @@ import (
 
 // headsOf is a cache of 8 layers in NHD with blocks of 16 tokens, and runs of `run` bytes for each token.
 func headsOf(b testing.TB, blocks uint64, heads layout.Span, of, run uint64) *cache {
+	return headsOn(b, nil, blocks, heads, of, run)
+}
+
+// headsOn is headsOf for memory of a device, which is freed with the test; nil for host memory.
+func headsOn(b testing.TB, on *device.Host, blocks uint64, heads layout.Span, of, run uint64) *cache {
 	const layers, tokens = 8, 16
 	block := tokens * heads.Count * run
 	tensor := layout.Tensor{
 		KV: layout.Span{Count: 2}, Dims: layout.Span{Count: run},
 		Strides: layout.Strides{KV: blocks * block, Block: block, Token: heads.Count * run, Head: run, Dim: 1},
 	}
-	memory := tcptest.Mapped(b, int(2*layers*blocks*block))
+	memory := memoryOn(b, on, int(2*layers*blocks*block))
 	for layer := range uint64(layers) {
 		tensor.Addresses = append(tensor.Addresses, uint64(hostmem.AddressOf(memory))+layer*2*blocks*block)
 	}
@@ -32,7 +38,8 @@ func headsOf(b testing.TB, blocks uint64, heads layout.Span, of, run uint64) *ca
 		Tensors: []layout.Tensor{tensor},
 	}
 	require.NoError(b, l.Check())
-	c := &cache{memory: memory}
+	c := &cache{memory: memory, on: on}
+	b.Cleanup(func() { c.free(b) })
 	c.Layout = l
 	for i := range blocks {
 		c.Blocks = append(c.Blocks, i*7%blocks)

@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/device"
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/core/shut"
@@ -27,13 +29,24 @@ type twoCaches struct {
 }
 
 func newCaches(t testing.TB, run uint64, change ...func(*core.Config)) *twoCaches {
+	return newCachesOn(t, inHost, run, change...)
+}
+
+// newCachesOn has the memory of the engine on a new device; on returns nil for host memory.
+func newCachesOn(t testing.TB, newHost func() *device.Host, run uint64, change ...func(*core.Config)) *twoCaches {
 	const bytes = 4 << 20
-	c := &twoCaches{target: newEngine(t, change...), e: newEngine(t, change...)}
 	blocks := bytes / (8 * 2 * 16 * run)
-	c.far = headsOf(t, blocks, layout.Span{Count: 2}, 2, run)
-	c.near = headsOf(t, blocks, layout.Span{First: 1, Count: 1}, 2, run)
+	on := newHost()
+	if on != nil {
+		t.Cleanup(func() { require.Empty(t, on.Leaks()) })
+	}
+	c := &twoCaches{
+		far:  headsOf(t, blocks, layout.Span{Count: 2}, 2, run),
+		near: headsOn(t, on, blocks, layout.Span{First: 1, Count: 1}, 2, run),
+	}
+	c.target, c.e = newEngine(t, change...), engineOn(t, on, change...)
 	require.NoError(t, c.target.Register(hostmem.AddressOf(c.far.memory), uint64(len(c.far.memory)), "cpu:0", true))
-	require.NoError(t, c.e.Register(hostmem.AddressOf(c.near.memory), uint64(len(c.near.memory)), "cpu:0", true))
+	require.NoError(t, c.e.Register(hostmem.AddressOf(c.near.memory), uint64(len(c.near.memory)), "*", true))
 	c.id = tcptest.OpenSegment(t, c.e, c.target.Name())
 	return c
 }
@@ -107,10 +120,21 @@ func killSome(t, initiator *Transport) (stop func()) {
 	})
 }
 
+func inHost() *device.Host { return nil }
+
+// hostAndDevice are places for the memory of an initiator.
+var hostAndDevice = map[string]func() *device.Host{"host": inHost, "device": npus}
+
 func TestTransfersOfPlansArriveWhileConnectionsBreak(t *testing.T) {
+	for place, on := range hostAndDevice {
+		t.Run(place, func(t *testing.T) { arriveWhileConnectionsBreak(t, on) })
+	}
+}
+
+func arriveWhileConnectionsBreak(t *testing.T, on func() *device.Host) {
 	random := rand.New(rand.NewPCG(rand.Uint64(), 1))
 	for _, run := range []uint64{16, 256, 8 << 10} {
-		c := newCaches(t, run, func(config *core.Config) { config.RetryCount = 127 })
+		c := newCachesOn(t, on, run, func(config *core.Config) { config.RetryCount = 127 })
 		stop := killSome(transportOf(t, c.target), transportOf(t, c.e))
 		defer stop()
 		for round := range 12 {
@@ -134,33 +158,45 @@ func TestTransfersOfPlansArriveWhileConnectionsBreak(t *testing.T) {
 }
 
 func TestATransferOfAPlanThatWasGivenUpTouchesNothingAfterwards(t *testing.T) {
-	for _, sameHost := range []bool{false, true} {
-		c := newCaches(t, 64, func(config *core.Config) { config.SameHost = sameHost })
-		for round := range 20 {
-			op := core.Opcode(round % 2)
-			transfer, _ := c.plan(t, op, c.allBlocks())
-			b := c.submit(t, op, transfer)
-			waitForBytes(t, b)
-			require.NoError(t, c.e.DiscardBatch(b))
-			tcptest.Wait(t, b)
-			// Local memory is the caller's again. Bytes of a WRITE may land at the target until a later one is acknowledged.
-			tcptest.Fill(c.near.memory, byte(round))
-			mine := slices.Clone(c.near.memory)
-			later, _ := c.plan(t, core.Write, c.allBlocks()[:5])
-			next := c.submit(t, core.Write, later)
-			tcptest.Completes(t, next)
-			require.True(t, bytes.Equal(mine, c.near.memory))
-			_, want := c.plan(t, core.Write, c.allBlocks()[:5]) // changes nothing where that has arrived
-			require.True(t, bytes.Equal(want, c.far.memory), "the later WRITE is what is there")
-			require.NoError(t, c.e.FreeBatch(next))
+	for place, on := range hostAndDevice {
+		for _, sameHost := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, one host: %v", place, sameHost), func(t *testing.T) { touchesNothingAfterwards(t, on, sameHost) })
 		}
 	}
 }
 
+func touchesNothingAfterwards(t *testing.T, on func() *device.Host, sameHost bool) {
+	c := newCachesOn(t, on, 64, func(config *core.Config) { config.SameHost = sameHost })
+	for round := range 10 {
+		op := core.Opcode(round % 2)
+		transfer, _ := c.plan(t, op, c.allBlocks())
+		b := c.submit(t, op, transfer)
+		waitForBytes(t, b)
+		require.NoError(t, c.e.DiscardBatch(b))
+		tcptest.Wait(t, b)
+		// Local memory is the caller's again. Bytes of a WRITE may land at the target until a later one is acknowledged.
+		tcptest.Fill(c.near.memory, byte(round))
+		mine := slices.Clone(c.near.memory)
+		later, _ := c.plan(t, core.Write, c.allBlocks()[:5])
+		next := c.submit(t, core.Write, later)
+		tcptest.Completes(t, next)
+		require.True(t, bytes.Equal(mine, c.near.memory))
+		_, want := c.plan(t, core.Write, c.allBlocks()[:5]) // changes nothing where that has arrived
+		require.True(t, bytes.Equal(want, c.far.memory), "the later WRITE is what is there")
+		require.NoError(t, c.e.FreeBatch(next))
+	}
+}
+
 func TestMemoryOfATransferOfAPlanIsUnregisteredWhileItIsUsed(t *testing.T) {
+	for place, on := range hostAndDevice {
+		t.Run(place, func(t *testing.T) { unregisteredWhileItIsUsed(t, on) })
+	}
+}
+
+func unregisteredWhileItIsUsed(t *testing.T, on func() *device.Host) {
 	for _, op := range []core.Opcode{core.Read, core.Write} {
 		for _, atTarget := range []bool{false, true} {
-			c := newCaches(t, 64)
+			c := newCachesOn(t, on, 64)
 			for range 4 {
 				transfer, _ := c.plan(t, op, c.allBlocks())
 				b := c.submit(t, op, transfer)
@@ -174,7 +210,7 @@ func TestMemoryOfATransferOfAPlanIsUnregisteredWhileItIsUsed(t *testing.T) {
 				mine := slices.Clone(memory)
 				tcptest.Wait(t, b)
 				require.True(t, bytes.Equal(mine, memory))
-				require.NoError(t, owner.Register(hostmem.AddressOf(memory), uint64(len(memory)), "cpu:0", true))
+				require.NoError(t, owner.Register(hostmem.AddressOf(memory), uint64(len(memory)), "*", true))
 				require.NoError(t, c.e.FreeBatch(b))
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/device"
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/tcp/internal/tcptest"
@@ -31,11 +32,22 @@ func randomModel(r *rand.Rand) model {
 type cache struct {
 	layout.Place
 	memory []byte
+	on     *device.Host // whose device the memory is on; nil for host memory
+}
+
+// memoryOn is memory of a device; host memory for nil.
+func memoryOn(t testing.TB, on *device.Host, length int) []byte {
+	if on == nil {
+		return tcptest.Mapped(t, length)
+	}
+	memory, err := on.Allocate(0, uint64(length))
+	require.NoError(t, err)
+	return memory
 }
 
 // randomCache makes a cache with some heads, of random form: the axes in any order, with gaps, in one tensor or in one for each
-// layer or for each of K and V. It has room for so many tokens.
-func randomCache(t *testing.T, r *rand.Rand, m model, heads layout.Span, tokens uint64) *cache {
+// layer or for each of K and V. It has room for so many tokens, and is on a device, or in host memory for nil.
+func randomCache(t *testing.T, r *rand.Rand, m model, heads layout.Span, tokens uint64, on *device.Host) *cache {
 	l := &layout.Layout{
 		ElementSize: m.element, Layers: m.layers, KV: m.kv, Dim: m.dim, HeadsOf: m.heads, Heads: heads,
 		BlockTokens: pick[uint64](r, 1, 4, 16, 128),
@@ -74,7 +86,7 @@ func randomCache(t *testing.T, r *rand.Rand, m model, heads layout.Span, tokens 
 		}
 		l.Tensors = append(l.Tensors, tensor)
 	}
-	c := &cache{memory: tcptest.Mapped(t, int(size+100))}
+	c := &cache{memory: memoryOn(t, on, int(size+100)), on: on}
 	for i := range l.Tensors {
 		for j := range l.Tensors[i].Addresses {
 			l.Tensors[i].Addresses[j] += uint64(hostmem.AddressOf(c.memory))
@@ -89,6 +101,13 @@ func randomCache(t *testing.T, r *rand.Rand, m model, heads layout.Span, tokens 
 	}
 	require.NoError(t, l.Check())
 	return c
+}
+
+// free frees the memory of a cache on a device.
+func (c *cache) free(t testing.TB) {
+	if c.on != nil {
+		require.NoError(t, c.on.Free(c.memory))
+	}
 }
 
 // register registers the memory of a cache: as one region, in one for each layer, or in pieces that cut through tensors.
@@ -106,7 +125,7 @@ func (c *cache) register(t *testing.T, r *rand.Rand, e *core.Engine) {
 	slices.Sort(cuts)
 	for i, at := range cuts[1:] {
 		if at > cuts[i] {
-			require.NoError(t, e.Register(hostmem.AddressOf(c.memory)+uintptr(cuts[i]), uint64(at-cuts[i]), "cpu:0", true))
+			require.NoError(t, e.Register(hostmem.AddressOf(c.memory)+uintptr(cuts[i]), uint64(at-cuts[i]), "*", true))
 		}
 	}
 }
@@ -141,6 +160,16 @@ func isWhole(transfer *layout.Transfer, e *core.Engine, remote func(layout.Run) 
 	return true
 }
 
+// npus are devices that gather, and gpus devices that take batches.
+func npus() *device.Host { return device.NewHost("npu", 1) }
+
+func gpus() *device.Host {
+	host := device.NewHost("cuda", 1)
+	host.Batches = true
+	host.Traits = device.Traits{Alignment: 16, Ways: device.WaysOf(device.Single, device.Batch), Default: device.Batch, Asks: true}
+	return host
+}
+
 // TestTransfersOfPlansMoveEachByteAndTouchNoOther moves random caches to random others, in both directions, over TCP and on one
 // host, to engines that take strided requests and to others, within a process, and from and to devices.
 func TestTransfersOfPlansMoveEachByteAndTouchNoOther(t *testing.T) {
@@ -148,6 +177,8 @@ func TestTransfersOfPlansMoveEachByteAndTouchNoOther(t *testing.T) {
 		change func(*core.Config)
 		own    bool
 		few    bool // each run has a connection of its own
+
+		near, far func() *device.Host // whose device the memory of the initiator is on, and that of the target; nil for host memory
 	}{
 		"TCP":               {change: func(*core.Config) {}},
 		"one host":          {change: func(c *core.Config) { c.SameHost = true }},
@@ -155,6 +186,17 @@ func TestTransfersOfPlansMoveEachByteAndTouchNoOther(t *testing.T) {
 		"a connection each": {change: func(c *core.Config) { c.ConnectionPool = false }, few: true},
 		"one lane":          {change: func(c *core.Config) { c.LanesPerPeer = 1 }},
 		"itself":            {change: func(*core.Config) {}, own: true},
+
+		"device to host, TCP":               {change: func(*core.Config) {}, near: npus},
+		"device to host, one host":          {change: func(c *core.Config) { c.SameHost = true }, near: npus},
+		"device to host, version 1":         {change: func(c *core.Config) { c.ForceProtoV1 = true }, few: true, near: npus},
+		"device to host, a connection each": {change: func(c *core.Config) { c.ConnectionPool = false }, few: true, near: npus},
+		"host to device, TCP":               {change: func(*core.Config) {}, far: gpus},
+		"device to device, TCP":             {change: func(*core.Config) {}, near: npus, far: gpus},
+		"device to device, one host":        {change: func(c *core.Config) { c.SameHost = true }, near: gpus, far: npus},
+		"device to device, small blocks": {change: func(c *core.Config) {
+			c.StagingBlockSize, c.StagingPoolSize = 64<<10, 256<<10
+		}, near: npus, far: gpus},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := range uint64(12) {
@@ -168,8 +210,20 @@ func TestTransfersOfPlansMoveEachByteAndTouchNoOther(t *testing.T) {
 				if half.First+half.Count > m.heads {
 					half.First--
 				}
-				source := randomCache(t, r, m, layout.Span{Count: m.heads}, tokens)
-				destination := randomCache(t, r, m, pick(r, half, layout.Span{Count: m.heads}), tokens)
+				op := core.Opcode(r.IntN(2))
+				var mine, theirs *device.Host
+				if test.near != nil {
+					mine = test.near()
+				}
+				if test.far != nil {
+					theirs = test.far()
+				}
+				from, to := theirs, mine
+				if op == core.Write {
+					from, to = to, from
+				}
+				source := randomCache(t, r, m, layout.Span{Count: m.heads}, tokens, from)
+				destination := randomCache(t, r, m, pick(r, half, layout.Span{Count: m.heads}), tokens, to)
 				request := layout.Request{Sources: []layout.Place{source.Place}, Destinations: []layout.Place{destination.Place}, Tokens: tokens}
 				plan, err := request.NewPlan()
 				require.NoError(t, err)
@@ -177,22 +231,23 @@ func TestTransfersOfPlansMoveEachByteAndTouchNoOther(t *testing.T) {
 				if test.few && transfer.Runs > 500 {
 					continue
 				}
-				op := core.Opcode(r.IntN(2))
 				near, far := destination, source
 				remote := func(run layout.Run) uint64 { return run.Source }
 				if op == core.Write {
 					near, far = far, near
 					remote = func(run layout.Run) uint64 { return run.Destination }
 				}
-				target, e := newEngine(t, test.change), newEngine(t, test.change)
-				id := core.LocalSegment
+				target, e := engineOn(t, theirs, test.change), engineOn(t, mine, test.change)
+				id, refused := core.LocalSegment, "rejected"
 				if test.own {
-					target = e
+					target, refused = e, "beyond the registered"
 				} else {
 					id = tcptest.OpenSegment(t, e, target.Name())
 				}
 				far.register(t, r, target)
-				if r.IntN(3) > 0 {
+				if mine != nil {
+					require.NoError(t, e.Register(hostmem.AddressOf(near.memory), uint64(len(near.memory)), "*", true))
+				} else if r.IntN(3) > 0 {
 					near.register(t, r, e)
 				}
 				want, kept := apply(transfer, source, destination), slices.Clone(source.memory)
@@ -200,7 +255,7 @@ func TestTransfersOfPlansMoveEachByteAndTouchNoOther(t *testing.T) {
 				require.NoError(t, err)
 				tcptest.Wait(t, b)
 				if !isWhole(transfer, target, remote, op) {
-					require.ErrorContains(t, b.Err(), "rejected", "seed %d", seed)
+					require.ErrorContains(t, b.Err(), refused, "seed %d", seed)
 					continue
 				}
 				require.NoError(t, b.Err(), "seed %d", seed)
@@ -210,7 +265,63 @@ func TestTransfersOfPlansMoveEachByteAndTouchNoOther(t *testing.T) {
 				require.NoError(t, e.FreeBatch(b))
 				require.NoError(t, e.Close())
 				require.NoError(t, target.Close())
+				source.free(t)
+				destination.free(t)
+				for _, on := range []*device.Host{mine, theirs} {
+					if on != nil {
+						require.Empty(t, on.Leaks())
+					}
+				}
 			}
 		})
+	}
+}
+
+// The peer has whole blocks in a row, and each run is a head of one token on the device.
+func TestADevicePacksItsRunsSoThatOthersGetFewRequests(t *testing.T) {
+	const (
+		run, blocks = 64, 4
+		block       = 16 * 2 * run           // bytes
+		size        = 8 * 2 * blocks * block // bytes of the memory of headsOf
+	)
+	both := layout.Span{Count: 2}
+	for name, cut := range map[string]int{"in one buffer": 0, "in two buffers": size/4 + block} {
+		for _, op := range []core.Opcode{core.Write, core.Read} {
+			far := headsOf(t, blocks, both, 2, run)
+			on := npus()
+			near := headsOn(t, on, blocks, both, 2, run)
+			strides := &near.Layout.Tensors[0].Strides
+			strides.Token, strides.Head = run, 16*run
+			near.Blocks, far.Blocks = []uint64{0, 1, 2, 3}, []uint64{0, 1, 2, 3}
+			require.Len(t, far.memory, size)
+
+			buffers := [][]byte{far.memory[:cut], far.memory[cut:]}
+			if cut == 0 {
+				buffers = buffers[1:]
+			}
+			p := tcptest.Perform(t, 2, tcptest.ServeWell, buffers...)
+			e := engineOn(t, on)
+			require.NoError(t, e.Register(hostmem.AddressOf(near.memory), uint64(len(near.memory)), "*", true))
+			source, destination := far, near
+			if op == core.Write {
+				source, destination = near, far
+			}
+			for i := range source.memory {
+				source.memory[i] = byte(i * 7 >> 3)
+			}
+			request := layout.Request{Sources: []layout.Place{source.Place}, Destinations: []layout.Place{destination.Place}, Tokens: 16 * blocks}
+			plan, err := request.NewPlan()
+			require.NoError(t, err)
+			want := apply(plan.Transfers[0], source, destination)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			b, err := e.SubmitPlanned(core.Planned{Opcode: op, Target: id, Transfer: plan.Transfers[0]}, 0)
+			require.NoError(t, err)
+			tcptest.Completes(t, b)
+			require.True(t, bytes.Equal(want, destination.memory), name)
+			require.EqualValues(t, 8*2*16*2*blocks, plan.Transfers[0].Runs)
+			if cut == 0 {
+				require.LessOrEqual(t, len(p.Requests()), 8, "%v", op)
+			}
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/device"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
@@ -23,12 +24,22 @@ func Waits(t testing.TB, w core.Waits) {
 // Engine is an engine that has a transport made by open, if that is not nil. It stands for an engine on another host.
 func Engine(t testing.TB, open func(*core.Engine) (core.Transport, error), change ...func(*core.Config)) *core.Engine {
 	t.Helper()
+	return EngineOn(t, open, nil, change...)
+}
+
+// EngineOn is Engine for one that knows the devices of a runtime; nil for none.
+func EngineOn(t testing.TB, open func(*core.Engine) (core.Transport, error), on device.Runtime, change ...func(*core.Config)) *core.Engine {
+	t.Helper()
 	config := core.DefaultConfig()
 	config.SameHost = false // engines stand for those of several hosts
 	for _, f := range change {
 		f(&config)
 	}
-	e, err := core.New(core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: config, Log: zap.NewNop(), Waits: waits})
+	options := core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: config, Log: zap.NewNop(), Waits: waits}
+	if on != nil {
+		options.Runtimes = []device.Runtime{on}
+	}
+	e, err := core.New(options)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = e.Close() })
 	_, err = e.Install("tcp", open)

@@ -1,0 +1,85 @@
+package core
+
+import (
+	"kvferry/core/layout"
+	"kvferry/core/staging"
+)
+
+// A transfer of a plan whose local memory is on a device passes through staging blocks in chunks as other works do, with its runs
+// packed:
+//
+//  1. cutParts cuts parts of its patterns, as many as the lease has room for. The bytes of a part lie together in the lease, in the
+//     order of the peer's addresses.
+//  2. Each run of a part is a move of the chunk's job. So the device gathers the runs of a WRITE, and scatters those of a READ, by
+//     the means that the planner of core/staging finds best for them.
+//  3. The transport gets the chunk as a transfer of a plan of its own, from the lease or into it. Runs that follow each other at the
+//     peer, in one of its buffers, are one run there, whatever their places on the device are.
+//  4. A READ of which a part has not arrived is not copied to the device at all: the transfer fails.
+
+// mostMoves bounds the moves of a chunk.
+const mostMoves = 4096
+
+// cutParts takes parts of patterns, as many as the lease has room for.
+func (p *chunk) cutParts(c *stagedCursor) {
+	op := p.queue.route.opcode
+	here := layout.Source
+	if op == Read {
+		here = layout.Destination
+	}
+	var parts []layout.Pattern
+	var request Request
+	for end := uint64(0); c.left > 0 && len(p.moves) < mostMoves; {
+		next := c.parts.Run()
+		local, remote := Sides(op, &next)
+		at := p.queue.route.device.Place(end, local.Base, local.Run)
+		if at >= p.lease.Length {
+			break
+		}
+		if request.Length == 0 {
+			request = c.work.Tasks[c.task].Request
+			request.Local, request.Remote, request.Length = p.lease.Addr+uintptr(at), uint64(remote.Base), 0
+		}
+		part := c.parts.Cut(min(p.lease.Length-at, bytesOf(mostMoves-len(p.moves), next.Run)), nil)
+		part.Sort(here.Other())
+		p.addMoves(op, &part, p.lease.Addr+uintptr(at))
+		part = part.Packed(here, uint64(p.lease.Addr)+at)
+		if merged := part.Merged(); p.isWithinBuffers(op, &merged) {
+			part = merged
+		}
+		parts = append(parts, part)
+		request.Length += part.Bytes()
+		end = at + part.Bytes()
+		c.advance(part.Bytes())
+	}
+	p.work.Transfer = layout.Listed(parts)
+	p.addShare(c.task, request.Length, request)
+}
+
+// addMoves adds the moves of a part whose bytes lie together from an address in the lease on.
+func (p *chunk) addMoves(op Opcode, part *layout.Pattern, block uintptr) {
+	local, _ := Sides(op, part)
+	local.Merge()
+	for run := range local.Runs() {
+		p.moves = append(p.moves, staging.Move{Device: run, Block: block, Length: local.Run})
+		block += uintptr(local.Run)
+	}
+}
+
+// isWithinBuffers reports whether the peer has each run in one of its buffers, as its descriptor shows them. One run of a request
+// may not lie in two.
+func (p *chunk) isWithinBuffers(op Opcode, part *layout.Pattern) bool {
+	d := p.work.Segment.Descriptor()
+	_, remote := Sides(op, part)
+	return remote.Within(func(addr uintptr, length uint64) bool {
+		_, held := d.Contains(uint64(addr), length)
+		return held
+	})
+}
+
+// bytesOf is how many bytes so many runs have; as many as there are numbers for, if that is more.
+func bytesOf(runs int, run uint64) uint64 {
+	if n := uint64(runs); run <= 1<<63/n {
+		return n * run
+	}
+	return 1 << 63
+}
