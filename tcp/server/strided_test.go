@@ -229,8 +229,9 @@ func TestTheRunsOfAStridedRequestMayLieInSeveralRegionsAndAllOfThemStayPinned(t 
 	c.Expect(payload)
 }
 
-// inManyRegions is a request for runs of a byte in a thousand regions, each along both axes in another region than the one before.
-func inManyRegions(t testing.TB, rounds int) (h *harness, r *strided) {
+// inManyRegions is a request for runs of a byte in a thousand regions, each along both axes in another region than the one before,
+// and a session without a goroutine that may pin them.
+func inManyRegions(t testing.TB, rounds int) (h *harness, s *session, r *strided) {
 	const regions, size = maxRegions, 1 << 10
 	memory := tcptest.Mapped(t, regions*size)
 	h = serve(t, Options{})
@@ -241,12 +242,12 @@ func inManyRegions(t testing.TB, rounds int) (h *harness, r *strided) {
 	r.Op = wire.Write
 	r.memory.Axes[0] = hostmem.Axis{Count: uint64(rounds), Stride: size + 1}
 	r.memory.Axes[1] = hostmem.Axis{Count: uint64(regions - rounds + 1), Stride: size}
-	return h, r
+	return h, &session{server: h.server, turn: newTurn()}, r
 }
 
 func TestRunsInManyRegionsPinEachOnceWhateverTheirOrder(t *testing.T) {
 	for _, backwards := range []bool{false, true} {
-		h, r := inManyRegions(t, 3)
+		h, s, r := inManyRegions(t, 3)
 		if backwards {
 			for i := range r.memory.Axes[:2] {
 				axis := &r.memory.Axes[i]
@@ -254,8 +255,6 @@ func TestRunsInManyRegionsPinEachOnceWhateverTheirOrder(t *testing.T) {
 				axis.Stride = -axis.Stride
 			}
 		}
-		h.dial()
-		s := h.only()
 		first, err := s.pinStrided(r)
 		require.NoError(t, err)
 		require.True(t, first.Holds(uint64(r.memory.Base), 1))
@@ -268,9 +267,7 @@ func TestRunsInManyRegionsPinEachOnceWhateverTheirOrder(t *testing.T) {
 
 // The runs of one request cost about as much as their copy would.
 func BenchmarkPinManyRunsInManyRegions(b *testing.B) {
-	h, r := inManyRegions(b, 256)
-	h.dial()
-	s := h.only()
+	_, s, r := inManyRegions(b, 256)
 	for b.Loop() {
 		if _, err := s.pinStrided(r); err != nil {
 			b.Fatal(err)
