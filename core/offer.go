@@ -21,8 +21,9 @@ import (
 //     channel.
 //  2. Each request of a peer that has the key is served by Registry.UseOffer: only within that memory, in the direction that is
 //     offered, and while the offer lives. The regions need not be open to peers.
-//  3. Revoke refuses further requests, and waits for those that are being served. Those of slow peers are ended. The engine
-//     does the same when the time of the offer is over.
+//  3. Revoke refuses further requests, and waits for those that are being served. A request that waits for its peer, and touches
+//     no memory meanwhile, ends its use for as long (Resume). Others of slow peers are ended. The engine does the same when the
+//     time of the offer is over.
 //  4. An offer ends when a region is unregistered that has some of its memory (endWithin). Its requests end with the region's.
 
 // The reasons why a request with a key is refused.
@@ -169,12 +170,29 @@ func (o *Offer) begin(id uint64, op Opcode, memory *hostmem.Strided) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case o.revoked || !o.until.IsZero() && time.Now().After(o.until):
+	case o.isOver():
 		return status.Errorf(status.AddressNotRegistered, "%w", ErrRevoked)
 	case o.o.Once && o.taken && o.by != id:
 		return status.Errorf(status.AddressNotRegistered, "%w", ErrOfferUsed)
 	}
 	o.taken, o.by = true, id
+	o.uses++
+	return nil
+}
+
+// isOver reports whether the offer was revoked, or its time is over. The lock is held.
+func (o *Offer) isOver() bool {
+	return o.revoked || !o.until.IsZero() && time.Now().After(o.until)
+}
+
+// Resume begins a use again that was ended while its request waited for the peer. The error has ErrRevoked in it: nothing of the
+// memory may be touched by the request any more.
+func (o *Offer) Resume() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.isOver() {
+		return status.Errorf(status.AddressNotRegistered, "%w", ErrRevoked)
+	}
 	o.uses++
 	return nil
 }

@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"bytes"
+	"io"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -171,21 +172,88 @@ func dialTo(t testing.TB, e *core.Engine) *tcptest.Client {
 	return tcptest.NewClient(t, conn)
 }
 
-func TestRevokeEndsTheRequestOfAPeerThatHasStopped(t *testing.T) {
-	c := newOffered(t, 64, []uint64{1}, both)
-	conn := dialTo(t, c.target)
+// raw is a connection of a peer that sends requests by the offer, and what is offered.
+func (c *offered) raw(t testing.TB) (conn *tcptest.Client, key wire.Key, memory []byte) {
+	conn = dialTo(t, c.target)
 	require.EqualValues(t, wire.StatusOK, conn.Greet(wire.Hello{Number: 1, Target: wire.ParseIdentity(c.target.Identity())}).Code)
 	there, err := layout.ParseOffer(c.offer.Text())
 	require.NoError(t, err)
 	ranges, err := there.Place.Ranges()
 	require.NoError(t, err)
-	frame := make([]byte, wire.HeaderSize+wire.StridedBody(0))
-	wire.PutStrided(frame, wire.Write, ranges[0].Address, 100, &wire.Strided{Key: wire.Key(there.Key), Run: 100}, 0)
-	conn.Send(frame, make([]byte, 60))
-	place := c.far.memory[ranges[0].Address-uint64(hostmem.AddressOf(c.far.memory)):][:60]
-	require.Eventually(t, func() bool { return bytes.Equal(make([]byte, 60), place) }, tcptest.Patience, time.Millisecond)
+	at := ranges[0].Address - uint64(hostmem.AddressOf(c.far.memory))
+	return conn, wire.Key(there.Key), c.far.memory[at:][:ranges[0].Bytes]
+}
+
+// byKey is a strided request with a key, without payload.
+func byKey(op wire.Opcode, key wire.Key, memory []byte, run uint64, axes ...wire.Axis) []byte {
+	body, length := wire.Strided{Key: key, Run: run}, run
+	for i, a := range axes {
+		body.Axes[i] = a
+		length *= a.Count
+	}
+	frame := make([]byte, wire.HeaderSize+wire.StridedBody(len(axes)))
+	wire.PutStrided(frame, op, uint64(hostmem.AddressOf(memory)), length, &body, len(axes))
+	return frame
+}
+
+func TestRevokeEndsTheRequestOfAPeerThatHasStopped(t *testing.T) {
+	c := newOffered(t, 64, []uint64{1}, both)
+	conn, key, memory := c.raw(t)
+	conn.Send(byKey(wire.Write, key, memory, 100), make([]byte, 60))
+	require.Eventually(t, func() bool { return bytes.Equal(make([]byte, 60), memory[:60]) }, tcptest.Patience, time.Millisecond)
 	require.NoError(t, c.offer.Revoke())
 	require.NoError(t, c.target.Unregister(hostmem.AddressOf(c.far.memory)))
+}
+
+func TestRevokeDoesNotWaitForThePayloadOfShortRuns(t *testing.T) {
+	c := newOffered(t, 64, []uint64{1}, both)
+	conn, key, memory := c.raw(t)
+	conn.Send(byKey(wire.Write, key, memory, 10, wire.Axis{Count: 10, Stride: 16}), make([]byte, 60))
+	require.Eventually(t, func() bool { return bytes.Equal(make([]byte, 10), memory[5*16:][:10]) }, tcptest.Patience, time.Millisecond)
+	require.NoError(t, c.offer.Revoke())
+	mine := tcptest.Pattern(len(memory), 9)
+	copy(memory, mine)
+	conn.Send(make([]byte, 40))
+	conn.ExpectStatus(wire.StatusRevoked) // on the same connection
+	require.True(t, bytes.Equal(mine, memory))
+}
+
+func TestRevokeDoesNotWaitForAPeerThatTakesNoAnswers(t *testing.T) {
+	c := newOffered(t, 64, []uint64{0, 1, 2, 3}, both)
+	conn, key, memory := c.raw(t)
+	want := slices.Clone(memory)
+	run := uint64(len(memory)) / 4
+	frame := byKey(wire.Read, key, memory, run, wire.Axis{Count: 2, Stride: int64(2 * run)})
+	requests := int((16<<20)/(2*run)) + 1 // more than sockets take
+	for range requests {
+		conn.Send(frame)
+	}
+	var before uint64
+	quiet := 0
+	require.Eventually(t, func() bool { // the target sends no more
+		sent := transportOf(t, c.target).server.Links()[0].BytesOut
+		if quiet++; sent == 0 || sent != before {
+			quiet = 0
+		}
+		before = sent
+		return quiet > 20
+	}, tcptest.Patience, time.Millisecond)
+	require.NoError(t, c.offer.Revoke())
+	for range requests {
+		status := make([]byte, wire.StatusSize)
+		_, err := io.ReadFull(conn.Conn, status)
+		require.NoError(t, err)
+		code, err := wire.ParseStatus(status)
+		require.NoError(t, err)
+		if code == wire.StatusRevoked {
+			conn.ExpectEnd()
+			return
+		}
+		require.EqualValues(t, wire.StatusOK, code)
+		conn.Expect(want[:run])
+		conn.Expect(want[2*run : 3*run])
+	}
+	require.Fail(t, "all requests were served")
 }
 
 func TestAnOfferEndsWithARegionThatItLiesIn(t *testing.T) {

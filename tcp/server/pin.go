@@ -43,6 +43,41 @@ func (s *session) pin(h wire.Header) (*core.Region, error) {
 	return region, nil
 }
 
+// leaveOffer ends the use of the offer of the request that is served, and returns the offer; nil where it uses none. Nothing
+// touches memory of the offer until resumeOffer begins the use again. So a peer that keeps the session waiting keeps nobody from
+// revoking the offer.
+func (s *session) leaveOffer() *core.Offer {
+	if s.offersUsed == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.turn
+	last := len(t.offers) - 1
+	offer := t.offers[last]
+	offer.End()
+	t.offers[last] = nil
+	t.offers, s.offersUsed = t.offers[:last], 0
+	return offer
+}
+
+// resumeOffer begins the use of an offer again, nil for none, or refuses the request.
+func (s *session) resumeOffer(r *strided, offer *core.Offer) error {
+	if offer == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause != nil {
+		return errEnded
+	}
+	if err := offer.Resume(); err != nil {
+		return refusal(r.Header, err)
+	}
+	s.turn.offers, s.offersUsed = append(s.turn.offers, offer), 1
+	return nil
+}
+
 // refusal says why a request has no region.
 func refusal(h wire.Header, reason error) error {
 	code := uint32(wire.StatusRejected)

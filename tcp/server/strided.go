@@ -64,13 +64,18 @@ func (s *session) moveStrided(r *strided, region *core.Region) error {
 	var err error
 	switch {
 	case r.Axes == 0:
-		return s.move(r.Header, region)
+		if err = s.move(r.Header, region); err == nil && r.Op == wire.Write && region.Device == nil {
+			s.leaveOffer()
+		}
+		return err
 	case region.Device != nil:
 		err = s.stageStrided(r, region.Device)
 	case r.Op == wire.Read:
 		err = s.readOutStrided(r)
+		s.leaveOffer() // it is answered from a copy
 	default:
 		err = s.applyStrided(r)
+		s.leaveOffer()
 	}
 	if err == nil {
 		s.serving = nil
@@ -90,8 +95,12 @@ func (s *session) applyStrided(r *strided) error {
 	for done := uint64(0); done < r.Length; {
 		if s.parsed == s.filled {
 			s.parsed, s.filled = 0, 0
+			offer := s.leaveOffer()
 			if _, err := s.receive(sockio.Vector{}); err != nil {
 				return cutShort(r.Header, r.Length-done, err)
+			}
+			if err := s.resumeOffer(r, offer); err != nil {
+				return err
 			}
 		}
 		payload := s.ahead[s.parsed:s.filled]
@@ -118,7 +127,11 @@ func (s *session) readOutStrided(r *strided) error {
 	}
 	packed := s.turn.room(r.Length)
 	if packed == nil {
+		offer := s.leaveOffer()
 		if err := s.flush(); err != nil {
+			return err
+		}
+		if err := s.resumeOffer(r, offer); err != nil {
 			return err
 		}
 		packed = s.turn.room(r.Length)
