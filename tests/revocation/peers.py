@@ -24,7 +24,7 @@ class Member:
         self.peer = Peer(f"peer {number}", sys.executable, env, logs / f"peer {number}.log", "revocation.worker")
         self.ending: Optional[Pending] = None  # of what it has begun
         self.round = 0
-        self.wakes_at = 0  # the round in which it runs again, where it is stopped
+        self.wakes_at = 0  # when it runs again, where it is stopped
         self.is_slow = False
 
     @property

@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Sequence
 
-from .world import LIVING, SLOW, STOPPED, TRICKLE, UNUSED, Result
+from .world import LIVING, SLOW, STOPPED, TRICKLES, UNUSED, Result
 
 WHAT = {
     LIVING: "the peer lives",
     SLOW: "the peer is stopped for moments",
     STOPPED: "the peer is stopped",
-    TRICKLE: "the peer sends its payload little by little",
+    TRICKLES[False]: "the peer sends runs little by little",
+    TRICKLES[True]: "the peer sends one run little by little",
     UNUSED: "nobody uses the offer",
 }
 LEAST = {  # of a hundred rounds

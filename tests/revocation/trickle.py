@@ -21,17 +21,20 @@ REVOKED = 9  # of a status frame
 PAUSE = 0.0005  # seconds between them
 
 
-def request(offer: str) -> bytes:
-    """The request for half of each row of a head, in the first page that is offered."""
+def request(offer: str, whole: bool) -> bytes:
+    """The request for half of a head's bytes in the first page that is offered: for the first half, where it is whole,
+    or else for half of each row."""
     offered = json.loads(offer)
     place = offered["layout"]["tensors"][0]
     address = place["addresses"][0] + offered["blocks"][0] * place["strides"][1]
     head = wire.HEADER.pack(PAYLOAD, address, wire.WRITE | wire.V2 | STRIDED)
-    body = BODY.pack(bytes.fromhex(offered["key"]), 1, RUN) + AXIS.pack(TOKENS, ROW)
-    return head[:17] + b"\x01" + head[18:] + body
+    key = bytes.fromhex(offered["key"])
+    if whole:
+        return head + BODY.pack(key, 1, PAYLOAD)
+    return head[:17] + b"\x01" + head[18:] + BODY.pack(key, 1, RUN) + AXIS.pack(TOKENS, ROW)
 
 
-def trickle(offer: str, path: str, word: bytes) -> str:
+def trickle(offer: str, whole: bool, path: str, word: bytes) -> str:
     """Send the request and its payload on a connection of their own, and say how that has ended."""
     name = json.loads(offer)["engine"]
     with hello.connect(name, path) as connection:
@@ -40,7 +43,7 @@ def trickle(offer: str, path: str, word: bytes) -> str:
         assert answer is not None and answer.code == wire.OK and answer.flags & hello.STRIDED, answer
         payload = word * (PAYLOAD // len(word))
         try:
-            connection.sendall(request(offer) + payload[:AT_ONCE])
+            connection.sendall(request(offer, whole) + payload[:AT_ONCE])
             for at in range(AT_ONCE, PAYLOAD, PIECE):
                 time.sleep(PAUSE)
                 connection.sendall(payload[at : at + PIECE])

@@ -57,9 +57,9 @@ class Worker:
         ends = [_outcome(transfer) for transfer in transfers]
         return {"ends": ends, "wrong": _strays(pages, count, round_) if opcode == "read" else ""}
 
-    def trickle(self, round_: int, offer: str, path: str) -> dict[str, Any]:
+    def trickle(self, round_: int, offer: str, whole: bool, path: str) -> dict[str, Any]:
         """Send one WRITE little by little, on a connection of its own."""
-        return {"ends": [trickle(offer, path, word(Kind.PAYLOAD, round_))], "wrong": ""}
+        return {"ends": [trickle(offer, whole, path, word(Kind.PAYLOAD, round_))], "wrong": ""}
 
 
 def _strays(pages: Pages, count: int, round_: int) -> str:

@@ -29,7 +29,8 @@ from .worker import MOST
 
 PAGES = 80  # of the owner
 OPEN = 3  # rounds whose offers live at a time
-LIVING, SLOW, STOPPED, TRICKLE, UNUSED = "living", "slow", "stopped", "trickle", "unused"
+LIVING, SLOW, STOPPED, UNUSED = "living", "slow", "stopped", "unused"
+TRICKLES = {False: "trickle of runs", True: "trickle"}  # by whether it is for one run
 ENDS = ("done", "revoked", "cancelled", "cut off")  # of a transfer
 LIMIT = 60.0  # seconds that a peer may take for anything
 
@@ -69,7 +70,7 @@ class Round:
     op: str
     pages: list[int]
     offer: Offer
-    is_trickle: bool
+    trickle: str  # one of TRICKLES; "" for a transfer
 
 
 class Violation(Exception):
@@ -92,6 +93,7 @@ class World:
         self.counts: collections.Counter[str] = collections.Counter()
         self.times: dict[str, list[float]] = {}
         self._number = 0
+        self._time = 0  # rounds, and moments in which no peer was there for one
         self._open: list[Round] = []
         self._members = [Member(i, setting.variables(), logs) for i in range(4)]
         for member in self._members:
@@ -138,7 +140,7 @@ class World:
 
     def _wake(self, everybody: bool = False) -> None:
         for member in self._members:
-            if member.is_stopped and (everybody or member.wakes_at <= self._number):
+            if member.is_stopped and (everybody or member.wakes_at <= self._time):
                 member.go_on()
 
     def _take(self, member: Member, seconds: float) -> None:
@@ -162,12 +164,13 @@ class World:
 
     def _begin(self, member: Member, pages: Optional[list[int]]) -> None:
         """Offer pages to a peer: those that were just taken back, or any."""
-        chance, self._number = self._random, self._number + 1
+        chance, self._number, self._time = self._random, self._number + 1, self._time + 1
         number = self._number
         if pages is None:
             pages = self._draw()
         op = "read" if chance.random() < 0.25 else "write"
-        trickle = op == "write" and member in self._members[:2] and chance.random() < 0.02
+        whole = chance.random() < 0.5
+        trickle = TRICKLES[whole] if op == "write" and member in self._members[:2] and chance.random() < 0.02 else ""
         for page in pages:
             self._judge(page)
         words = [word(Kind.OFFERED, number)]
@@ -178,7 +181,9 @@ class World:
             self._allowed[page] = words
         offer = self._engine.offer(self._layout.blocks(pages), op)
         if trickle:
-            member.ending = member.peer.start("trickle", round_=number, offer=offer.json(), path=self._setting.path)
+            member.ending = member.peer.start(
+                "trickle", round_=number, offer=offer.json(), whole=whole, path=self._setting.path
+            )
         else:
             member.ending = member.peer.start(
                 "move",
@@ -210,7 +215,7 @@ class World:
         member = now.member
         self._delay(now)
         if member is self._stopping and self._random.random() < 0.3:
-            member.stop(self._number + self._random.randint(1, 30))
+            member.stop(self._time + self._random.randint(1, 30))
         self._revoke(now)
         for page in now.pages:
             self._judge(page)
@@ -218,7 +223,7 @@ class World:
 
     def _wait(self) -> None:
         """Wait a moment for the peers, of which each is busy or stopped."""
-        self._number += 1  # those that are stopped are woken in time
+        self._time += 1  # those that are stopped are woken in time
         waited_for = next((m for m in self._members if not m.is_stopped and m.ending is not None), None)
         if waited_for is not None:
             self._take(waited_for, 0.01)
@@ -226,7 +231,7 @@ class World:
     def _delay(self, now: Round) -> None:
         """Let a moment go by: none, some, or until the first bytes are there, as long as they take."""
         how, until = self._random.random(), time.perf_counter()
-        if now.is_trickle:
+        if now.trickle:
             until += 0.02
         elif how < 0.9:
             until += self._random.uniform(0, 0.006)
@@ -236,7 +241,7 @@ class World:
                 return
 
     def _revoke(self, now: Round) -> None:
-        kind = TRICKLE if now.is_trickle else LIVING
+        kind = now.trickle or LIVING
         if now.member.is_stopped:
             kind = STOPPED
         elif now.member.is_slow:
