@@ -69,6 +69,7 @@ type Config struct {
 	StagingGatherBelow      int    // bytes; 0 is off
 	StagingMinRate          int    // bytes per second; 0 is off
 	DeviceCopy              staging.Copying
+	DevicePrepare           bool
 	MaxSessions             int
 	MaxHandshakes           int
 	MaxNotifications        int

@@ -221,6 +221,8 @@ var settings = []setting{
 		"Blocks of device memory shorter than this may be gathered on the device, and copied together. 0: the engine copies each block by itself, whatever `KVFERRY_DEVICE_COPY` says."},
 	{one("KVFERRY_DEVICE_COPY", "auto"), copying(func(c *Config) *staging.Copying { return &c.DeviceCopy }),
 		"How the engine copies the blocks of a transfer between a device and the host. `single`: each by itself. `batch`: all in one call. `gather`: by way of a block of device memory. `kernel`: by a kernel of the device. `matrix`: blocks at one distance from each other as the rows of a matrix. What a device or a block does not allow is copied the next simpler way. `default`: `gather` on NPUs, on GPUs `kernel` for blocks below 32 KiB and `batch` for longer ones. `auto`: as `default`, until a short measurement on the device has found the fastest way for each block size."},
+	{one("KVFERRY_DEVICE_PREPARE", "1"), onOff(func(c *Config) *bool { return &c.DevicePrepare }),
+		"On: when memory of a device is registered for the first time, the engine makes streams, loads the kernels that copy, and measures the device, in the background. Off: the first transfers do, and take some milliseconds longer."},
 	{one("KVFERRY_STAGING_MIN_RATE", "16384"), integer("bytes per second", 0, 1<<30, func(c *Config) *int { return &c.StagingMinRate }),
 		"Minimum rate of a peer's connection that holds staging memory while others wait for some. The engine closes a slower one. 0: none."},
 	{one("KVFERRY_TCP_CONGESTION", ""), text(func(c *Config) *string { return &c.Congestion }),

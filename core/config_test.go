@@ -59,7 +59,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		TransferTimeout: 30 * time.Second, RetryCount: 9,
 		MetadataKeepInterval: 10 * time.Second, EtcdLease: 30 * time.Second,
 		LogLevel: "WARNING", MetricsInterval: 5 * time.Second, MetricsPeers: 64, SocketDir: "auto", TraceBatches: 256,
-		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10, StagingMinRate: 16384, DeviceCopy: staging.Measured,
+		StagingBlockSize: 2 << 20, StagingPoolSize: 256 << 20, StagingGatherBelow: 256 << 10, StagingMinRate: 16384, DeviceCopy: staging.Measured, DevicePrepare: true,
 		SameHost: true, MaxSessions: 1024, FirstRequestTimeout: 10 * time.Second, MaxHandshakes: 128, MaxNotifications: 65536, MaxNotifyBytes: 64 << 20,
 	}, DefaultConfig())
 }
@@ -83,7 +83,7 @@ func TestEverySettingIsTakenFromItsVariable(t *testing.T) {
 		"KVFERRY_ETCD_TLS":              "yes", "KVFERRY_ETCD_USERNAME": "root", "KVFERRY_ETCD_PASSWORD": "door", "KVFERRY_ETCD_LEASE_SECONDS": "19",
 		"KVFERRY_ASCENDCL": "/opt/cann/libascendcl.so", "KVFERRY_STAGING_BLOCK_SIZE": "65536",
 		"KVFERRY_STAGING_POOL_SIZE": "262144", "KVFERRY_STAGING_GATHER_BELOW": "0", "KVFERRY_STAGING_MIN_RATE": "21",
-		"KVFERRY_DEVICE_COPY":  "batch",
+		"KVFERRY_DEVICE_COPY": "batch", "KVFERRY_DEVICE_PREPARE": "0",
 		"KVFERRY_MAX_SESSIONS": "12", "KVFERRY_FIRST_REQUEST_TIMEOUT_SEC": "20", "KVFERRY_MAX_HANDSHAKES": "13", "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": "14",
 		"KVFERRY_NOTIFY_BYTES":             "1048576",
 		"MC_TCP_MAX_QUEUED_BYTES_PER_PEER": "-1", "MC_NUM_TCP_IO_THREADS": "many", "MC_FORCE_SHM": "",

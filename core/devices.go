@@ -22,6 +22,7 @@ import (
 type devices struct {
 	runtimes []device.Runtime
 	options  staging.Options
+	prepares bool   // a device is prepared when memory of it is registered
 	named    string // location of the device in the engine's name, or ""
 
 	mu     sync.Mutex
@@ -30,7 +31,7 @@ type devices struct {
 }
 
 func newDevices(runtimes []device.Runtime, name address.Name, c *Config, log *zap.Logger) *devices {
-	d := &devices{runtimes: runtimes, staged: map[string]*staging.Device{}, options: staging.Options{
+	d := &devices{runtimes: runtimes, staged: map[string]*staging.Device{}, prepares: c.DevicePrepare, options: staging.Options{
 		BlockSize:   uint64(c.StagingBlockSize),
 		PoolSize:    uint64(c.StagingPoolSize),
 		GatherBelow: uint64(c.StagingGatherBelow),

@@ -19,7 +19,8 @@ type streams struct {
 	device.Runtime
 	queued []func()
 	refuse error
-	made   atomic.Int32 // streams of its devices
+	made   atomic.Int32  // streams of its devices
+	hold   chan struct{} // if not nil, streams are made when it is closed
 }
 
 const streamHandle = 0x5000
@@ -59,16 +60,19 @@ func startOrdered(t *testing.T, configure func(*core.Config)) (*pair, *streams) 
 // Open returns a device that counts its streams.
 func (s *streams) Open(index int) (device.Device, error) {
 	d, err := s.Runtime.Open(index)
-	return counting{d, &s.made}, err
+	return counting{d, s}, err
 }
 
 type counting struct {
 	device.Device
-	made *atomic.Int32
+	streams *streams
 }
 
 func (c counting) NewStream() (device.Stream, error) {
-	c.made.Add(1)
+	if c.streams.hold != nil {
+		<-c.streams.hold
+	}
+	c.streams.made.Add(1)
 	return c.Device.NewStream()
 }
 
@@ -102,7 +106,7 @@ func TestNothingIsMovedBeforeTheStreamHasComeToThePlace(t *testing.T) {
 
 // What a device needs for its first copies may have to wait for the streams of the application.
 func TestDevicesArePreparedBeforeTheStreamComesToThePlace(t *testing.T) {
-	p, s := startOrdered(t, nil)
+	p, s := startOrdered(t, func(c *core.Config) { c.DevicePrepare = false })
 	memory, err := s.Runtime.(*device.Host).Allocate(0, 1<<16)
 	require.NoError(t, err)
 	require.NoError(t, p.Register(at(memory), 1<<16, "*", true))
@@ -117,6 +121,33 @@ func TestDevicesArePreparedBeforeTheStreamComesToThePlace(t *testing.T) {
 		p.transport.SettleAll(nil)
 		receive(t, gone)
 	}
+}
+
+func TestADeviceIsPreparedWhenItsMemoryIsRegisteredWhichDoesNotWaitForThat(t *testing.T) {
+	p, s := startOrdered(t, nil)
+	s.hold = make(chan struct{})
+	memory, err := s.Runtime.(*device.Host).Allocate(0, 1<<16)
+	require.NoError(t, err)
+	require.NoError(t, p.Register(at(memory), 1<<15, "*", true))
+	require.NoError(t, p.Register(at(memory)+1<<15, 1<<15, "*", true))
+	require.Zero(t, s.made.Load())
+	close(s.hold)
+	eventually(t, func() bool { return s.made.Load() == 2 }) // one for each direction
+	require.NoError(t, p.Close())
+	require.EqualValues(t, 2, s.made.Load())
+}
+
+func TestADeviceThatCannotBePreparedInTimeIsLeftWhenTheEngineIsClosed(t *testing.T) {
+	p, s := startOrdered(t, nil)
+	s.hold = make(chan struct{})
+	memory, err := s.Runtime.(*device.Host).Allocate(0, 1<<16)
+	require.NoError(t, err)
+	require.NoError(t, p.Register(at(memory), 1<<16, "*", true))
+	p.SetEnding(10 * time.Millisecond)
+	requireInUse(t, p.Close(), "cuda:0", "a call of its library does not return")
+	close(s.hold)
+	eventually(t, func() bool { return len(s.Runtime.(*device.Host).Leaks()) == 1 }) // the memory of the application
+	require.Contains(t, s.Runtime.(*device.Host).Leaks()[0], "65536")
 }
 
 func TestTheStreamWaitsForTheTransfer(t *testing.T) {

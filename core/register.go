@@ -76,6 +76,9 @@ func (e *Engine) add(r Range, location string, access Access) error {
 	if errors.As(err, &conflict) {
 		return fmt.Errorf("%w: %s", err, e.holders(conflict.leaving))
 	}
+	if err == nil && on != nil && e.devices.prepares {
+		on.PrepareSoon()
+	}
 	return err
 }
 

@@ -17,8 +17,8 @@ import (
 
 // How long each way of copying takes is measured once in a process, for each device and direction:
 //
-//  1. The first job with several moves finds that there is no table yet. One of all copiers of the process takes the task, and
-//     starts a thread for it; jobs are copied in the device's default way meanwhile.
+//  1. The preparation of the device, or else the first job with several moves, finds that there is no table yet. One of all copiers
+//     of the process takes the task, and starts a thread for it; jobs are copied in the device's default way meanwhile.
 //  2. The thread has a stream, events, a page-locked block and device memory of its own. For each length of block and each way
 //     it plans a job as the copier would, queues it between two events, and asks the device for the time between them.
 //  3. Of several times it keeps the shortest: other work on the device only makes a time longer.
@@ -51,8 +51,8 @@ type calibration struct {
 }
 
 // calibrate has the table of the device used, or measured. It is called by the thread that issues a job.
-func (c *copier) calibrate(moves int) {
-	if c.tables == nil || c.planner.ways.table != nil || moves < 2 {
+func (c *copier) calibrate() {
+	if c.tables == nil || c.planner.ways.table != nil {
 		return
 	}
 	kind := c.planner.dir.kind()

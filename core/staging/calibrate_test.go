@@ -346,17 +346,60 @@ func TestAPreparedDeviceHasItsKernelsBeforeTheFirstJob(t *testing.T) {
 	require.EqualValues(t, 1, loads())
 }
 
-func TestADeviceThatCannotBePreparedIsUsedAllTheSame(t *testing.T) {
-	for _, fault := range []string{"cuModuleLoadData:1+", "cuStreamCreateWithPriority:1+", "cuEventCreate:1"} {
+func TestADeviceThatCannotBePreparedIsUsedAllTheSameAndThatIsSaidOnce(t *testing.T) {
+	for fault, said := range map[string]int{
+		"cuModuleLoadData:1+": 0, "cuStreamCreateWithPriority:1+": 1, "cuEventCreate:1": 1, "cuDevicePrimaryCtxRetain:1+": 1,
+	} {
 		t.Run(fault, func(t *testing.T) {
 			simtest.UseCUDA(t, "")
 			simtest.NoLeaks(t)
-			n := newSimulated(t, 0, options())
+			o := options()
+			warnings := observed(&o)
+			n := newSimulated(t, 0, o)
 			defer func() { require.NoError(t, n.staging.Close()) }()
 			simtest.Faults(t, fault)
 			n.staging.Prepare()
 			simtest.Faults(t, "")
+			require.Len(t, warnings.FilterMessageSnippet("is not prepared").All(), said)
+			require.Zero(t, warnings.FilterMessageSnippet("job failed").Len())
 			n.blocks(staging.Out, 4096, 4)
+		})
+	}
+}
+
+func TestPreparingADeviceMeasuresIt(t *testing.T) {
+	for _, cost := range []string{"npu-slow-within", "gpu-h200"} {
+		t.Run(cost, func(t *testing.T) {
+			if cost == "gpu-h200" {
+				simtest.UseCUDA(t, "")
+			}
+			simtest.NoLeaks(t)
+			n := unmeasured(t, cost, measuring())
+			n.staging.PrepareSoon()
+			for dir := range staging.In + 1 {
+				require.Eventually(t, func() bool { return n.staging.Table(dir) != nil }, time.Minute, time.Millisecond)
+				require.Zero(t, n.staging.Stats(dir).Jobs)
+			}
+		})
+	}
+}
+
+func TestClosingADeviceThatIsBeingPreparedLeavesNothing(t *testing.T) {
+	for _, cost := range []string{"0", "d2h=25/5000,h2d=25/5000"} { // a table takes seconds then
+		t.Run(cost, func(t *testing.T) {
+			simtest.UseCUDA(t, "")
+			simtest.NoLeaks(t)
+			o := measuring()
+			warnings := observed(&o)
+			n := unmeasured(t, cost, o)
+			for range 20 {
+				other := newSimulated(t, 0, o)
+				other.staging.PrepareSoon()
+				require.NoError(t, other.staging.Close())
+				other.staging.Prepare()
+			}
+			n.staging.Prepare()
+			require.Zero(t, warnings.Len())
 		})
 	}
 }

@@ -45,6 +45,9 @@ func (c *copier) issueNext() {
 
 // issue puts a job on the stream.
 func (c *copier) issue(j *issued) (err error) {
+	if j.job.prepares && c.isClosing() {
+		return closedError(c.name)
+	}
 	if c.stream == nil {
 		if c.stream, err = c.newStream(); err != nil {
 			return err
@@ -54,10 +57,11 @@ func (c *copier) issue(j *issued) (err error) {
 		return err
 	}
 	j.queued = true
-	if len(j.job.Moves) == 0 {
-		c.loadKernels()
+	if j.job.prepares {
+		c.prepare()
+	} else if len(j.job.Moves) > 1 {
+		c.calibrate()
 	}
-	c.calibrate(len(j.job.Moves))
 	err = c.copyInSomeWay(j.job.Moves)
 	if errors.Is(err, device.ErrOutOfReach) {
 		c.log.Warn("these blocks are copied without a kernel", zap.String("device", c.name), zap.Error(err))

@@ -9,7 +9,6 @@ package staging
 
 import (
 	"errors"
-	"sync"
 	"time"
 
 	"kvferry/core/device"
@@ -67,7 +66,7 @@ type Device struct {
 	options   Options
 	alignment uint64
 	copiers   [2]*copier // by direction
-	prepare   sync.Once
+	preparation
 }
 
 // New returns the staging of a device. Threads, streams and blocks are made when they are first needed. name is for logs
@@ -77,7 +76,7 @@ func New(d device.Device, name string, o Options) *Device {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	s := &Device{name: name, options: o, alignment: uint64(d.Traits().Alignment)}
+	s := &Device{name: name, options: o, alignment: uint64(d.Traits().Alignment), preparation: newPreparation()}
 	for dir := range s.copiers {
 		s.copiers[dir] = newCopier(d, name, Direction(dir), o)
 	}
@@ -157,27 +156,6 @@ func (d *Device) Start(dir Direction, j *Job) { d.copiers[dir].start(j) }
 // does not block.
 func (d *Device) Expect(dir Direction) { d.copiers[dir].expect() }
 
-// Prepare makes what the first jobs would make: threads, streams, and the kernels that copy. It waits until that is done, at most
-// for the time limit of one job, and does it once. CUDA loads kernels only when all streams of the application have come to rest.
-// So this is called before one of them waits for a transfer. A device that cannot be prepared fails its first job.
-func (d *Device) Prepare() {
-	d.prepare.Do(func() {
-		done := make(chan struct{}, len(d.copiers))
-		for _, c := range d.copiers {
-			c.start(&Job{Done: func(error) { done <- struct{}{} }})
-		}
-		over := time.NewTimer(d.options.Timeout)
-		defer over.Stop()
-		for range d.copiers {
-			select {
-			case <-done:
-			case <-over.C:
-				return
-			}
-		}
-	})
-}
-
 // Job is a set of moves between device memory and leased blocks.
 type Job struct {
 	Moves []Move
@@ -191,6 +169,8 @@ type Job struct {
 	// After is called once after Done, on the same goroutine and by the same rules: after the Done of all jobs that were found to
 	// have ended at the same time. It may use what several of them have brought together. It is nil for jobs that need no such call.
 	After func()
+
+	prepares bool // see prepare.go
 }
 
 // end calls Done, and returns the calls that are to follow: those given, and that of After.

@@ -60,8 +60,9 @@ func newNode(t testing.TB, configure func(*core.Config), runtimes ...device.Runt
 	t.Helper()
 	observed, logs := observer.New(zapcore.DebugLevel)
 	o := core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig(), Log: zap.New(observed)}
-	o.Config.SameHost = false               // the engines stand for two hosts
-	o.Config.DeviceCopy = staging.ByDefault // tests count calls and have them fail: nothing else may make some
+	o.Config.SameHost = false // the engines stand for two hosts
+	// Tests count calls and have them fail: nothing else may make some.
+	o.Config.DeviceCopy, o.Config.DevicePrepare = staging.ByDefault, false
 	o.Runtimes = runtimes
 	if configure != nil {
 		configure(&o.Config)

@@ -1,0 +1,81 @@
+package staging
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// A device is prepared once, so that its first jobs need not wait for what takes milliseconds:
+//
+//  1. PrepareSoon starts a job without moves in each direction. So the copiers' threads do the work, and Close ends it.
+//  2. The job has the copier make its stream and an event, load the kernels that copy, and begin to measure the device, if that is
+//     to be measured and was not yet.
+//  3. What fails is logged once, and tried again by the first job.
+
+// preparation is how far a device is prepared.
+type preparation struct {
+	begin sync.Once
+	done  chan struct{} // closed at the end, also of what has failed
+
+	mu      sync.Mutex
+	left    int // jobs
+	failure error
+}
+
+func newPreparation() preparation { return preparation{done: make(chan struct{})} }
+
+// PrepareSoon has made what the first jobs would make: threads, streams, the kernels that copy, and the measurement of how blocks
+// are copied fastest. It does so once, and does not wait. Close waits for what is being made then, and the rest is not made.
+func (d *Device) PrepareSoon() {
+	d.begin.Do(func() {
+		d.left = len(d.copiers)
+		for _, c := range d.copiers {
+			c.start(&Job{prepares: true, Done: d.prepared})
+		}
+	})
+}
+
+// Prepare is PrepareSoon, and waits until all but the measurement is done, at most for the time limit of one job. CUDA loads kernels
+// only when all streams of the application have come to rest. So this is called before one of them waits for a transfer. A device
+// that cannot be prepared fails its first job.
+func (d *Device) Prepare() {
+	d.PrepareSoon()
+	over := time.NewTimer(d.options.Timeout)
+	defer over.Stop()
+	select {
+	case <-d.done:
+	case <-over.C:
+	}
+}
+
+// prepared is called at the end of each job of the preparation.
+func (d *Device) prepared(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.failure == nil {
+		d.failure = err
+	}
+	if d.left--; d.left > 0 {
+		return
+	}
+	close(d.done)
+	if d.failure != nil && !errors.Is(d.failure, ErrClosed) {
+		d.options.Log.Warn("the device is not prepared: its first transfer tries that again", zap.String("device", d.name), zap.Error(d.failure))
+	}
+}
+
+// prepare does the work of the job, with the stream of the copier.
+func (c *copier) prepare() {
+	c.loadKernels()
+	c.calibrate()
+}
+
+// isClosing reports whether close was called.
+func (c *copier) isClosing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closing
+}
