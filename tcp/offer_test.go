@@ -16,6 +16,7 @@ import (
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // offered are two caches, of which the far one is offered and closed to other requests.
@@ -196,41 +197,34 @@ func byKey(op wire.Opcode, key wire.Key, memory []byte, run uint64, axes ...wire
 	return frame
 }
 
-func TestRevokeEndsTheRequestOfAPeerThatHasStopped(t *testing.T) {
-	c := newOffered(t, 64, []uint64{1}, both)
-	conn, key, memory := c.raw(t)
-	conn.Send(byKey(wire.Write, key, memory, 100), make([]byte, 60))
-	require.Eventually(t, func() bool { return bytes.Equal(make([]byte, 60), memory[:60]) }, tcptest.Patience, time.Millisecond)
-	require.NoError(t, c.offer.Revoke())
-	require.NoError(t, c.target.Unregister(hostmem.AddressOf(c.far.memory)))
+func TestRevokeDoesNotWaitForThePayloadOfARequest(t *testing.T) {
+	for _, axes := range [][]wire.Axis{nil, {{Count: 10, Stride: 16}}} {
+		c := newOffered(t, 64, []uint64{1}, both)
+		conn, key, memory := c.raw(t)
+		run, last := uint64(100), 50
+		if axes != nil {
+			run, last = 10, 5*16
+		}
+		conn.Send(byKey(wire.Write, key, memory, run, axes...), make([]byte, 60))
+		require.Eventually(t, func() bool { return bytes.Equal(make([]byte, 10), memory[last:][:10]) }, tcptest.Patience, time.Millisecond)
+		require.NoError(t, c.offer.Revoke())
+		mine := tcptest.Pattern(len(memory), 9)
+		copy(memory, mine)
+		conn.Send(make([]byte, 40))
+		conn.ExpectStatus(wire.StatusRevoked) // on the same connection
+		require.True(t, bytes.Equal(mine, memory))
+	}
 }
 
-func TestRevokeDoesNotWaitForThePayloadOfShortRuns(t *testing.T) {
-	c := newOffered(t, 64, []uint64{1}, both)
-	conn, key, memory := c.raw(t)
-	conn.Send(byKey(wire.Write, key, memory, 10, wire.Axis{Count: 10, Stride: 16}), make([]byte, 60))
-	require.Eventually(t, func() bool { return bytes.Equal(make([]byte, 10), memory[5*16:][:10]) }, tcptest.Patience, time.Millisecond)
-	require.NoError(t, c.offer.Revoke())
-	mine := tcptest.Pattern(len(memory), 9)
-	copy(memory, mine)
-	conn.Send(make([]byte, 40))
-	conn.ExpectStatus(wire.StatusRevoked) // on the same connection
-	require.True(t, bytes.Equal(mine, memory))
-}
-
-func TestRevokeDoesNotWaitForAPeerThatTakesNoAnswers(t *testing.T) {
-	c := newOffered(t, 64, []uint64{0, 1, 2, 3}, both)
-	conn, key, memory := c.raw(t)
-	want := slices.Clone(memory)
-	run := uint64(len(memory)) / 4
-	frame := byKey(wire.Read, key, memory, run, wire.Axis{Count: 2, Stride: int64(2 * run)})
-	requests := int((16<<20)/(2*run)) + 1 // more than sockets take
+// ask sends more READs than the target can answer while nobody takes the answers, and waits until it sends no more.
+func (c *offered) ask(t testing.TB, conn *tcptest.Client, frame []byte, length uint64) (requests int) {
+	requests = int((16<<20)/length) + 1
 	for range requests {
 		conn.Send(frame)
 	}
 	var before uint64
 	quiet := 0
-	require.Eventually(t, func() bool { // the target sends no more
+	require.Eventually(t, func() bool {
 		sent := transportOf(t, c.target).server.Links()[0].BytesOut
 		if quiet++; sent == 0 || sent != before {
 			quiet = 0
@@ -238,6 +232,15 @@ func TestRevokeDoesNotWaitForAPeerThatTakesNoAnswers(t *testing.T) {
 		before = sent
 		return quiet > 20
 	}, tcptest.Patience, time.Millisecond)
+	return requests
+}
+
+func TestRevokeDoesNotWaitForAPeerThatTakesNoAnswersOfShortRuns(t *testing.T) {
+	c := newOffered(t, 64, []uint64{0, 1, 2, 3}, both)
+	conn, key, memory := c.raw(t)
+	want := slices.Clone(memory)
+	run := uint64(len(memory)) / 4
+	requests := c.ask(t, conn, byKey(wire.Read, key, memory, run, wire.Axis{Count: 2, Stride: int64(2 * run)}), 2*run)
 	require.NoError(t, c.offer.Revoke())
 	for range requests {
 		status := make([]byte, wire.StatusSize)
@@ -254,6 +257,16 @@ func TestRevokeDoesNotWaitForAPeerThatTakesNoAnswers(t *testing.T) {
 		conn.Expect(want[2*run : 3*run])
 	}
 	require.Fail(t, "all requests were served")
+}
+
+func TestRevokeEndsTheRequestsOfAPeerThatHasStopped(t *testing.T) {
+	c := newOffered(t, 64, []uint64{0, 1, 2, 3}, both)
+	conn, key, memory := c.raw(t)
+	c.ask(t, conn, byKey(wire.Read, key, memory, uint64(len(memory))), uint64(len(memory)))
+	require.NoError(t, c.offer.Revoke())
+	_, err := io.Copy(io.Discard, conn.Conn)
+	require.ErrorIs(t, err, unix.ECONNRESET)
+	require.NoError(t, c.target.Unregister(hostmem.AddressOf(c.far.memory)))
 }
 
 func TestAnOfferEndsWithARegionThatItLiesIn(t *testing.T) {
