@@ -2,9 +2,11 @@ package sockio
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,10 +51,18 @@ func newSet() (*set, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create", err)
 	}
+	return setOf(fd)
+}
+
+// setOf makes a set of an epoll descriptor, which is the set's from then on.
+func setOf(fd int) (*set, error) {
 	if err := unix.SetNonblock(fd, true); err != nil { // os.NewFile gives only such files to Go's poller
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	s := &set{fd: fd, file: os.NewFile(uintptr(fd), "the readiness of sockets"), members: map[uint64]*member{}}
+	if err := s.file.SetReadDeadline(time.Time{}); err != nil { // the poller has not taken it, and nobody would be woken
+		return nil, errors.Join(fmt.Errorf("the sockets of the process cannot be waited for (fs.epoll.max_user_watches?): %w", err), s.file.Close())
+	}
 	raw, err := s.file.SyscallConn()
 	if err != nil {
 		return nil, errors.Join(err, s.file.Close())

@@ -25,7 +25,7 @@ func openFiles(t *testing.T) int {
 // delivering is how many goroutines wait for a set.
 func delivering() int {
 	stacks := make([]byte, 1<<20)
-	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "sockio.newSet.func1()")
+	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "sockio.setOf.func1()")
 }
 
 func TestASocketTakesOneDescriptor(t *testing.T) {
@@ -125,4 +125,15 @@ func TestCloseWaitsForWhoHoldsTheSocket(t *testing.T) {
 		require.NoError(t, err)
 	}))
 	require.NoError(t, <-over)
+}
+
+func TestASetThatGoDoesNotPollIsAnErrorAndNotAWaitForEver(t *testing.T) {
+	file, err := os.CreateTemp(t.TempDir(), "") // the poller takes no regular file
+	require.NoError(t, err)
+	defer file.Close()
+	fd, err := unix.Dup(int(file.Fd()))
+	require.NoError(t, err)
+	_, err = setOf(fd)
+	require.ErrorContains(t, err, "max_user_watches")
+	require.ErrorIs(t, unix.Close(fd), unix.EBADF, "it was closed")
 }
