@@ -5,8 +5,10 @@ import "C"
 
 import (
 	"runtime"
+	"time"
 	"unsafe"
 
+	"kvferry/core/device"
 	"kvferry/core/status"
 	"kvferry/internal/driver"
 
@@ -21,6 +23,8 @@ import (
 //
 // Where the context has failed before step 2, the driver never calls, and the function stays in memory. That cannot pile up:
 // a failed context refuses every later Call.
+//
+// While a stream waits for a function, nothing is freed: see AwaitCalls.
 
 var _ driver.Caller = (*library)(nil)
 
@@ -52,12 +56,36 @@ func (l *library) launch(stream C.uintptr_t, f func()) error {
 	if capture.value != C.CUDA_CAPTURES_NOTHING {
 		return status.Errorf(status.InvalidArgument, "the stream %#x is being captured: a transfer cannot be part of a graph", stream)
 	}
-	handle := pointer.Save(f)
+	handle := pointer.Save(func() {
+		defer l.calls.Add(-1)
+		f()
+	})
+	l.calls.Add(1)
 	err := l.check(C.kvferry_cuda_call(l.cuda, stream, handle), status.Context, "cuLaunchHostFunc(%#x)", stream)
 	if err != nil {
+		l.calls.Add(-1)
 		pointer.Unref(handle)
 	}
 	return err
+}
+
+var _ device.Quiet = (*gpu)(nil)
+
+// AwaitCalls: see device.Quiet. cuMemFree and cuMemFreeHost wait for all streams of the context.
+func (d *gpu) AwaitCalls(limit time.Duration) {
+	if d.library.calls.Load() == 0 {
+		return
+	}
+	health, err := d.newEvent(C.CUDA_EVENT_DISABLE_TIMING)
+	if err != nil {
+		return
+	}
+	defer func() { _ = health.Close() }() // fails where the context has failed, which is said of what is freed
+	for over := time.Now().Add(limit); d.library.calls.Load() > 0 && time.Now().Before(over); pause(time.Millisecond) {
+		if _, err := health.complete(); err != nil {
+			return
+		}
+	}
 }
 
 //export kvferry_cuda_reached

@@ -7,6 +7,7 @@ import (
 	"time"
 	"unsafe"
 
+	"kvferry/core/device"
 	"kvferry/core/status"
 	"kvferry/internal/driver"
 	"kvferry/internal/driver/drivertest"
@@ -226,4 +227,40 @@ func TestAContextThatIsBrokenCallsNothing(t *testing.T) {
 // never is what must not be called.
 func never(t *testing.T) func() {
 	return func() { t.Error("called, though that was to fail") }
+}
+
+func TestWhoIsToFreeMemoryWaitsForTheCallsThatStreamsWaitFor(t *testing.T) {
+	r := simulated(t)
+	a := newApplication(t, 0, true)
+	d := drivertest.Open(t, 0).(device.Quiet)
+	a.hang()
+	returned := false
+	require.NoError(t, a.call(r, func() { returned = true }))
+	drivertest.OnThread(t, d, func() {
+		d.AwaitCalls(time.Millisecond)
+		require.False(t, returned, "there is a limit")
+		simtest.ReleaseHangs(t)
+		d.AwaitCalls(time.Hour)
+		require.True(t, returned)
+	})
+	a.stream.Wait()
+}
+
+func TestWhoIsToFreeMemoryDoesNotWaitForCallsThatNeverCome(t *testing.T) {
+	simtest.UseCUDA(t, "")
+	r := inUse(t)
+	a := newApplication(t, 0, true)
+	d := drivertest.Open(t, 0).(device.Quiet)
+	driver.OnOwnThread(func() {
+		require.NoError(t, d.Bind())
+		defer func() { _ = d.Unbind() }() // fails, as all calls on a broken context
+		simtest.Faults(t, "exec:1=hang,exec:2")
+		a.read()
+		a.read()
+		require.NoError(t, a.call(r, never(t)), "nothing has failed yet")
+		a.faultsHappened(1)
+		simtest.ReleaseHangs(t)
+		a.faultsHappened(2)
+		d.AwaitCalls(time.Hour)
+	})
 }

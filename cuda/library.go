@@ -5,6 +5,7 @@ import "C"
 
 import (
 	"fmt"
+	"sync/atomic"
 	"unsafe"
 
 	"kvferry/core/device"
@@ -17,6 +18,7 @@ import (
 type library struct {
 	cuda   *C.struct_cuda
 	tables driver.Tables
+	calls  atomic.Int64 // of Call that have not returned
 }
 
 func use(handle dl.Library) (driver.Library, error) {

@@ -77,6 +77,16 @@ type Traits struct {
 	Asks bool
 }
 
+// Quiet is a Device whose library waits for streams of the application when memory is freed, and lets no copy be queued meanwhile. A
+// stream may wait for a transfer, of any engine of the process, and the transfer for its copies.
+type Quiet interface {
+	Device
+
+	// AwaitCalls returns when no stream has a function of Ordering.Call that has not returned, when the limit is over, or when the
+	// device has failed.
+	AwaitCalls(limit time.Duration)
+}
+
 // Kind is the direction of a copy.
 type Kind int
 

@@ -315,6 +315,7 @@ func (m *calibration) leave(block, memory uintptr) {
 	}
 	m.mu.Unlock()
 	if late {
+		m.awaitCalls()
 		m.freeLeftover(leftover{block, memory})
 	}
 }

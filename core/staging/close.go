@@ -76,6 +76,7 @@ func (c *copier) endIfIdle() {
 // free releases everything on the device, also memory that was given up: nothing uses the memory any more that a late copy could
 // overwrite, and the library knows what the device still does. But the memory of a stream that is still stuck is left alone.
 func (c *copier) free() {
+	c.awaitCalls()
 	stuck := false
 	for _, a := range c.abandoned {
 		stuck = !c.freeAbandoned(a) || stuck
@@ -92,6 +93,13 @@ func (c *copier) free() {
 	}
 	for _, addr := range blocks {
 		c.failedTo("free a staging block", c.device.FreePinned(addr))
+	}
+}
+
+// awaitCalls waits until memory may be freed, for a limited time: see device.Quiet.
+func (c *copier) awaitCalls() {
+	if d, able := c.device.(device.Quiet); able {
+		d.AwaitCalls(c.timeout)
 	}
 }
 
