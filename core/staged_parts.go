@@ -1,6 +1,8 @@
 package core
 
 import (
+	"strings"
+
 	"kvferry/core/layout"
 	"kvferry/core/staging"
 )
@@ -8,8 +10,8 @@ import (
 // A transfer of a plan whose local memory is on a device passes through staging blocks in chunks as other works do, with its runs
 // packed:
 //
-//  1. cutParts cuts parts of its patterns, as many as the lease has room for. The bytes of a part lie together in the lease, in the
-//     order of the peer's addresses.
+//  1. cutParts cuts parts of its patterns, as many as the lease has room for. The bytes of a part lie together in the lease. The
+//     side that does it at less cost puts them in another order: see order.
 //  2. Each run of a part is a move of the chunk's job. So the device gathers the runs of a WRITE, and scatters those of a READ, by
 //     the means that the planner of core/staging finds best for them.
 //  3. The transport gets the chunk as a transfer of a plan of its own, from the lease or into it. Runs that follow each other at the
@@ -40,7 +42,7 @@ func (p *chunk) cutParts(c *stagedCursor) {
 			request.Local, request.Remote, request.Length = p.lease.Addr+uintptr(at), uint64(remote.Base), 0
 		}
 		part := c.parts.Cut(min(p.lease.Length-at, bytesOf(mostMoves-len(p.moves), next.Run)), nil)
-		part.Sort(here.Other())
+		part.Sort(p.order(here, &part))
 		p.addMoves(op, &part, p.lease.Addr+uintptr(at))
 		part = part.Packed(here, uint64(p.lease.Addr)+at)
 		if merged := part.Merged(); p.isWithinBuffers(op, &merged) {
@@ -53,6 +55,30 @@ func (p *chunk) cutParts(c *stagedCursor) {
 	}
 	p.work.Transfer = layout.Listed(parts)
 	p.addShare(c.task, request.Length, request)
+}
+
+// order is the side whose addresses give the bytes of a part their order: there its runs are longest, and the other side changes
+// the order. That is the peer where its processor or a kernel copies the runs, and each of them would cost our device a copy.
+func (p *chunk) order(here layout.Side, part *layout.Pattern) layout.Side {
+	op := p.queue.route.opcode
+	if !p.queue.route.device.CopiesOneByOne() || runsOf(op, *part, here) == runsOf(op, *part, here.Other()) {
+		return here.Other()
+	}
+	_, remote := Sides(op, part)
+	d := p.work.Segment.Descriptor()
+	buffer, held := d.Contains(uint64(remote.Base), remote.Run)
+	if !held || d.Hello == 0 || strings.HasPrefix(buffer.Name, "npu") { // Mooncake takes no patterns
+		return here.Other()
+	}
+	return here
+}
+
+// runsOf is how many runs a part has on our device in the order of a side.
+func runsOf(op Opcode, part layout.Pattern, by layout.Side) uint64 {
+	part.Sort(by)
+	local, _ := Sides(op, &part)
+	local.Merge()
+	return local.Bytes() / local.Run
 }
 
 // addMoves adds the moves of a part whose bytes lie together from an address in the lease on.

@@ -96,6 +96,13 @@ func (d *Device) Copying() (who Copying, has device.Ways, prefer device.Way) {
 	return d.options.Copying, traits.Ways, newWays(traits, d.options).prefer
 }
 
+// CopiesOneByOne reports whether each block costs the device a copy of its own, as far as that is known by now: it does not when a
+// kernel or one call copies many.
+func (d *Device) CopiesOneByOne() bool {
+	_, _, prefer := d.Copying()
+	return prefer == device.Single || prefer == device.Gather
+}
+
 // Table is what was measured on the device in a direction, by this engine or another one of the process; nil if nothing was.
 func (d *Device) Table(dir Direction) *device.Table {
 	if tables := d.copiers[dir].tables; tables != nil {
