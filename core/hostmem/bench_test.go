@@ -62,3 +62,43 @@ func BenchmarkReadable(b *testing.B) {
 		Readable(addr, 1)
 	}
 }
+
+// BenchmarkHeads measures how heads of a cache in blocks of 16 tokens are packed and unpacked, in requests of 128 KiB. The heads
+// lie together, or beside as many of others ("apart"), or before the tokens ("HND"). The cache is more than processors' caches
+// hold.
+func BenchmarkHeads(b *testing.B) {
+	const tokens, size, request = 16, 64 << 20, 128 << 10
+	cache, buffer := mapped(b, size), make([]byte, request)
+	fill(cache, 1)
+	for _, run := range []uint64{64, 256, 1024} {
+		blocks := request / run / tokens
+		for shape, axes := range map[string][2]Axis{
+			"together": {{blocks, int64(tokens * run)}, {tokens, int64(run)}},
+			"apart":    {{blocks, int64(2 * tokens * run)}, {tokens, int64(2 * run)}},
+			"HND":      {{tokens, int64(run)}, {blocks, int64(tokens * run)}},
+		} {
+			s := Strided{Run: run, Count: 2}
+			copy(s.Axes[:], axes[:])
+			_, span := s.Bounds()
+			for name, way := range map[string]func(*Copier) error{
+				"gather":  func(c *Copier) error { return c.Gather(buffer, &s, 0) },
+				"scatter": func(c *Copier) error { return c.Scatter(&s, 0, buffer) },
+			} {
+				b.Run(fmt.Sprintf("%s/%s/run=%d", name, shape, run), func(b *testing.B) {
+					var c Copier
+					b.SetBytes(request)
+					at := uint64(0)
+					for b.Loop() {
+						if at += span; at+span > size {
+							at = 0
+						}
+						s.Base = AddressOf(cache) + uintptr(at)
+						if err := way(&c); err != nil {
+							b.Fatal(err)
+						}
+					}
+				})
+			}
+		}
+	}
+}

@@ -49,13 +49,27 @@ func (s *Strided) Bytes() uint64 {
 	return bytes
 }
 
-// Merge makes longer runs of those that lie together and follow each other in the stream. The stream stays the same.
+// Merge makes longer runs of those that lie together and follow each other in the stream, and one axis of two of which the inner one
+// goes on where the outer one's next step is. The stream stays the same.
 func (s *Strided) Merge() {
-	for s.Count > 0 && s.Axes[s.Count-1].Stride == int64(s.Run) {
-		s.Count--
-		s.Run *= s.Axes[s.Count].Count
-		s.Axes[s.Count] = Axis{}
+	merged := Strided{Base: s.Base, Run: s.Run}
+	first := MaxAxes // of the axes so far, which are the last ones of the array
+	for i := s.Count - 1; i >= 0; i-- {
+		axis := s.Axes[i]
+		switch {
+		case axis.Count == 1:
+		case first == MaxAxes && axis.Stride == int64(merged.Run):
+			merged.Run *= axis.Count
+		case first < MaxAxes && axis.Stride == merged.Axes[first].Stride*int64(merged.Axes[first].Count):
+			merged.Axes[first].Count *= axis.Count
+		default:
+			first--
+			merged.Axes[first] = axis
+		}
 	}
+	merged.Count = copy(merged.Axes[:], merged.Axes[first:])
+	clear(merged.Axes[merged.Count:])
+	*s = merged
 }
 
 // Bounds are the first address of the memory, and the number of bytes from there to its end, gaps included.
@@ -109,14 +123,16 @@ func (s *Strided) Within(holds func(addr uintptr, length uint64) bool) bool {
 // Runs are the addresses of the runs, in the order of the stream.
 func (s *Strided) Runs() iter.Seq[uintptr] {
 	return func(yield func(uintptr) bool) {
-		for index, runs := uint64(0), s.Bytes()/s.Run; index < runs; {
-			addr, rest, stride := s.find(index)
-			for i := range min(rest, runs-index) {
-				if !yield(addr + uintptr(i*uint64(stride))) {
+		at := s.find(0)
+		for left := s.Bytes() / s.Run; left > 0; {
+			rest, stride := at.row()
+			for i := range rest {
+				if !yield(at.addr + uintptr(i*uint64(stride))) {
 					return
 				}
 			}
-			index += rest
+			at.advance(rest)
+			left -= rest
 		}
 	}
 }
@@ -169,10 +185,10 @@ func (c *Copier) stream(s *Strided, at uint64, buffer []byte, a Access) (err err
 func (c *Copier) rows(s *Strided, at uint64, buffer []byte, slow *slowRuns) error {
 	place := AddressOf(buffer)
 	left := uint64(len(buffer))
-	index, skip := at/s.Run, at%s.Run
+	next, skip := s.find(at/s.Run), at%s.Run
 	for left > 0 {
-		addr, rest, stride := s.find(index)
-		r := row{addr: addr, stride: stride, run: s.Run, count: min(rest, left/s.Run), buffer: place}
+		rest, stride := next.row()
+		r := row{addr: next.addr, stride: stride, run: s.Run, count: min(rest, left/s.Run), buffer: place}
 		if skip > 0 || r.count == 0 { // a part of one run
 			r.addr += uintptr(skip)
 			r.run, r.count = min(s.Run-skip, left), 1
@@ -181,26 +197,52 @@ func (c *Copier) rows(s *Strided, at uint64, buffer []byte, slow *slowRuns) erro
 		if err := c.row(&r, slow); err != nil {
 			return err
 		}
-		index += r.count
+		next.advance(r.count)
 		place += uintptr(r.run * r.count)
 		left -= r.run * r.count
 	}
 	return nil
 }
 
-// find is where a run lies, and how many runs follow along the innermost axis, itself included.
-func (s *Strided) find(index uint64) (addr uintptr, rest uint64, stride int64) {
-	addr, rest = s.Base, 1
+// position is where one of the runs lies.
+type position struct {
+	of   *Strided
+	addr uintptr
+	step [MaxAxes]uint64 // along each axis
+}
+
+// find is the position of a run by its number.
+func (s *Strided) find(number uint64) position {
+	p := position{of: s, addr: s.Base}
 	for i := s.Count - 1; i >= 0; i-- {
 		axis := s.Axes[i]
-		step := index % axis.Count
-		index /= axis.Count
-		addr += uintptr(step * uint64(axis.Stride))
-		if i == s.Count-1 {
-			rest, stride = axis.Count-step, axis.Stride
-		}
+		p.step[i] = number % axis.Count
+		number /= axis.Count
+		p.addr += uintptr(p.step[i] * uint64(axis.Stride))
 	}
-	return addr, rest, stride
+	return p
+}
+
+// row is how many runs there are from this one to the last one along the innermost axis, and the bytes from one to the next.
+func (p *position) row() (rest uint64, stride int64) {
+	last := p.of.Count - 1
+	if last < 0 {
+		return 1, 0
+	}
+	return p.of.Axes[last].Count - p.step[last], p.of.Axes[last].Stride
+}
+
+// advance goes on by runs of a row, at most to the first one of the next row. Behind the last row it is at the first one.
+func (p *position) advance(runs uint64) {
+	for i := p.of.Count - 1; i >= 0; i-- {
+		axis := p.of.Axes[i]
+		p.addr += uintptr(runs * uint64(axis.Stride))
+		if p.step[i] += runs; p.step[i] < axis.Count {
+			return
+		}
+		p.step[i], runs = 0, 1
+		p.addr -= uintptr(axis.Count * uint64(axis.Stride))
+	}
 }
 
 // row copies a row, or adds its runs to those for system calls.
@@ -363,8 +405,7 @@ func (s *Strided) There(now Time, a Access) bool {
 	runs := s.Bytes() / s.Run
 	step := (runs + most - 1) / most
 	for index := uint64(0); index < runs; index += step {
-		addr, _, _ := s.find(index)
-		if !now.There(addr, s.Run, a) {
+		if !now.There(s.find(index).addr, s.Run, a) {
 			return false
 		}
 	}

@@ -224,3 +224,21 @@ func TestPagesBetweenRunsAreNotBroughtIn(t *testing.T) {
 		require.False(t, Resident(base+(2*i+1)*pageSize, run), "gap %d", i)
 	}
 }
+
+func TestMergedStridedMemoryIsTheSameStreamInFewerRuns(t *testing.T) {
+	for range 300 {
+		s := randomStrided(1<<40, 1<<20)
+		merged := s
+		merged.Merge()
+		require.True(t, slices.Equal(s.places(0), merged.places(0)), "%+v, merged: %+v", s, merged)
+		require.LessOrEqual(t, merged.Count, s.Count)
+	}
+	heads := Strided{Base: 1 << 40, Run: 256, Count: 4}
+	heads.Axes = [MaxAxes]Axis{{4, 1 << 20}, {3, 16 << 10}, {1, 7}, {16, 256}}
+	heads.Merge()
+	want := Strided{Base: 1 << 40, Run: 4096, Count: 2, Axes: [MaxAxes]Axis{{4, 1 << 20}, {3, 16 << 10}}}
+	require.Equal(t, want, heads)
+	beside := Strided{Base: 1 << 40, Run: 8, Count: 2, Axes: [MaxAxes]Axis{{4, 64}, {4, 16}}}
+	beside.Merge()
+	require.Equal(t, Strided{Base: 1 << 40, Run: 8, Count: 1, Axes: [MaxAxes]Axis{{16, 16}}}, beside)
+}
