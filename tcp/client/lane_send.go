@@ -17,7 +17,7 @@ import (
 //
 //  1. serveQueue, on the writer's goroutine, and writeIfIdle, on a submitter's, take turns at write.
 //  2. fill takes pieces from the peer's queue, and layOut makes vectors of their headers and payloads. The payloads of strided
-//     WRITEs are packed before (lane_strided.go).
+//     WRITEs with short runs are packed before (lane_strided.go).
 //  3. send sends them, as many as the socket takes, in one system call.
 //  4. blameSender finds the piece whose memory cannot be read. endSending leaves the rest to the receiver.
 
@@ -207,16 +207,27 @@ func (l *lane) layOut(p *piece, now hostmem.Time) {
 	l.vectors = sockio.Extend(l.vectors, hostmem.AddressOf(l.headers[at:]), size)
 	l.laidOut += size
 	if p.op == core.Write && !p.byAddress {
-		payload := p.local
-		if p.isPacked() {
-			payload = hostmem.AddressOf(l.packed[p.strided.packed:])
-		}
-		l.vectors = append(l.vectors, sockio.Vector{Base: payload, Length: p.length})
+		l.layOutPayload(p)
 		l.laidOut += p.length
 	}
 	p.end = l.laidOut
 	if l.conn.trace != nil {
 		p.step = l.conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length, l.tookAt)
+	}
+}
+
+// layOutPayload appends the payload of a WRITE to the vectors.
+func (l *lane) layOutPayload(p *piece) {
+	switch {
+	case p.isPacked():
+		l.vectors = append(l.vectors, sockio.VectorOf(l.packed[p.strided.packed:][:p.length]))
+	case p.isSpread():
+		memory := &p.strided.memory
+		for run := range memory.Runs() {
+			l.vectors = append(l.vectors, sockio.Vector{Base: run, Length: memory.Run})
+		}
+	default:
+		l.vectors = append(l.vectors, sockio.Vector{Base: p.local, Length: p.length})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/tcp/sockio"
 
 	"github.com/stretchr/testify/require"
 )
@@ -39,4 +40,23 @@ func TestPiecesOfALaneThatWasGivenUpAreNotQueuedOnceMore(t *testing.T) {
 	require.Zero(t, back.pieces)
 	require.Empty(t, l.fetchGranted(packedAndPlain(), false), "giveUpStuck has not seen these")
 	require.Equal(t, 2, back.pieces)
+}
+
+// headsOf is 32 runs of 512 bytes, so many bytes apart, which a WRITE moves to places that are apart.
+func headsOf(stride int64) piece {
+	local := hostmem.Strided{Base: 1 << 40, Run: 512, Count: 2}
+	local.Axes = [hostmem.MaxAxes]hostmem.Axis{{Count: 2, Stride: 1 << 20}, {Count: 16, Stride: stride}}
+	remote := local
+	remote.Axes[1].Stride = 1024
+	return piece{op: core.Write, length: local.Bytes(), strided: newStrided(&core.Work{}, local, remote)}
+}
+
+func TestRunsOfAWriteThatLieTogetherAreSentFromWhereTheyAre(t *testing.T) {
+	l := &lane{}
+	together := headsOf(512)
+	require.False(t, together.isPacked())
+	l.layOutPayload(&together)
+	require.Equal(t, []sockio.Vector{{Base: 1 << 40, Length: 8192}, {Base: 1<<40 + 1<<20, Length: 8192}}, l.vectors)
+	apart := headsOf(1024)
+	require.True(t, apart.isPacked())
 }

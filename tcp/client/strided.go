@@ -16,7 +16,8 @@ import (
 //     where the runs are short, or a part of one run.
 //  2. The peer says whether it has a part of a pattern, which may lie in several of its buffers. Its descriptor is not asked
 //     (refusalBy).
-//  3. A lane packs and unpacks the payload (lane_strided.go). A one-shot carrier has requests for ranges only.
+//  3. A lane packs and unpacks the payload (lane_strided.go). It sends long runs as they are. A one-shot carrier has requests for
+//     ranges only.
 
 const (
 	// mostStridedRun bounds the runs of strided requests, in bytes. Longer runs are sent straight from memory, and received
@@ -25,16 +26,20 @@ const (
 	mostLocalRun   = minByAddress - 1
 	// stridedBytes is the payload of a strided request: it stays in the processor's cache between the copy and the system call.
 	stridedBytes = 128 << 10
+	// minDirectRun is the least length of runs that lie together in this process and are sent straight from memory, although they
+	// are apart at the peer. To copy shorter ones takes less than the kernel needs for each.
+	minDirectRun = 1 << 10
 )
 
 // strided is what a piece moves that is a part of a pattern.
 type strided struct {
-	memory hostmem.Strided // of this process; without axes if the payload lies together there, as in a staging block
+	memory hostmem.Strided // of this process, with the longest runs that it has; without axes if the payload lies together there
 	frame  wire.Strided
 	axes   int        // of the frame
 	local  core.Range // the smallest range that holds all of it, on each side
 	remote core.Range // likewise
-	packed int        // of a WRITE: where its payload begins in the packed bytes of its lane
+	direct bool       // a WRITE is sent straight from memory
+	packed int        // of another WRITE: where its payload begins in the packed bytes of its lane
 }
 
 // cutFor is cut for a carrier that is connected to an engine.
@@ -73,6 +78,7 @@ func (p *piece) useKey() {
 func newStrided(w *core.Work, local, remote hostmem.Strided) *strided {
 	local.Merge()
 	s := &strided{memory: local, axes: remote.Count, frame: wire.Strided{Key: wire.Key(w.Key), ID: w.ID, Run: remote.Run}}
+	s.direct = local.Run >= minDirectRun
 	for i, a := range remote.Axes[:remote.Count] {
 		s.frame.Axes[i] = wire.Axis(a)
 	}
@@ -87,7 +93,7 @@ func (s *strided) put(b []byte, p *piece) {
 }
 
 // isPacked reports whether the payload is packed before it is sent.
-func (p *piece) isPacked() bool { return p.isSpread() && p.op == core.Write }
+func (p *piece) isPacked() bool { return p.isSpread() && p.op == core.Write && !p.strided.direct }
 
 // isScattered reports whether the payload is unpacked when it has come.
 func (p *piece) isScattered() bool { return p.isSpread() && p.op == core.Read }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"slices"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
@@ -18,7 +19,8 @@ import (
 //  2. Their regions are pinned (pin_strided.go). Gaps between the runs are not touched.
 //  3. WRITE: applyStrided copies the payload from the read-ahead buffer to its places, and applyOffered does so for a range by
 //     an offer. Neither touches the places while it waits for the peer.
-//  4. READ: readOutStrided packs the runs into memory of the turn, and owes them from there.
+//  4. READ: readOutStrided packs the runs into memory of the turn, and owes them from there. Where they are long in this process,
+//     and no offer has to be left, it owes them from where they are (minDirectRun).
 //  5. stageStrided takes their place for device memory: each run is one of the moves of a load (staged.go).
 //
 // A request whose runs lie together is served as any other.
@@ -36,6 +38,10 @@ type strided struct {
 
 // mostRuns bounds the moves of a load.
 const mostRuns = 4096
+
+// minDirectRun is the least length of runs that lie together in this process and are sent straight from memory, although they are
+// apart at the peer. To copy shorter ones takes less than the kernel needs for each.
+const minDirectRun = 1 << 10
 
 var errNotGreeted = errors.New("a strided request on a connection that did not begin with a hello")
 
@@ -95,6 +101,8 @@ func (s *session) applyStrided(r *strided) error {
 		return err
 	}
 	s.bulk = false
+	memory := r.memory
+	memory.Merge()
 	for done := uint64(0); done < r.Length; {
 		if s.parsed == s.filled {
 			s.parsed, s.filled = 0, 0
@@ -108,7 +116,7 @@ func (s *session) applyStrided(r *strided) error {
 		}
 		payload := s.ahead[s.parsed:s.filled]
 		payload = payload[:min(uint64(len(payload)), r.Length-done)]
-		if err := s.copier.Scatter(&r.memory, done, payload); err != nil {
+		if err := s.copier.Scatter(&memory, done, payload); err != nil {
 			return inaccessible(r.Header, s.serving, err)
 		}
 		s.parsed += len(payload)
@@ -176,13 +184,19 @@ func (s *session) receiveOffered(r *strided, place sockio.Vector) (placed uint64
 	return 0, s.resumeOffer(r, offer)
 }
 
-// readOutStrided owes the answer to a READ, from a copy of the runs.
+// readOutStrided owes the answer to a READ. By an offer it is always from a copy of the runs.
 func (s *session) readOutStrided(r *strided) error {
 	s.bulk = false
 	if s.fetchList != nil && s.fetchList.meets(r.bounds) { // a WRITE came first
 		if err := s.fetch(); err != nil {
 			return err
 		}
+	}
+	memory := r.memory
+	memory.Merge()
+	runs := int(r.Length / memory.Run)
+	if memory.Run >= minDirectRun && runs < len(s.turn.owed) && s.offersUsed == 0 && !s.servesUnverified() {
+		return s.oweRuns(r, &memory, runs)
 	}
 	packed := s.turn.room(r.Length)
 	if packed == nil {
@@ -195,12 +209,33 @@ func (s *session) readOutStrided(r *strided) error {
 		}
 		packed = s.turn.room(r.Length)
 	}
-	if err := s.copier.Gather(packed, &r.memory, 0); err != nil {
+	if err := s.copier.Gather(packed, &memory, 0); err != nil {
 		return inaccessible(r.Header, s.serving, err)
 	}
 	s.turn.oweStatus(wire.StatusOK)
 	s.turn.owePayload(hostmem.AddressOf(packed), r.Length)
 	return nil
+}
+
+// oweRuns owes the answer to a READ, from where its runs are. A turn has room for them and a status.
+func (s *session) oweRuns(r *strided, memory *hostmem.Strided, runs int) error {
+	if s.turn.vectors+1+runs > len(s.turn.owed) {
+		if err := s.flush(); err != nil {
+			return err
+		}
+	}
+	s.reads.add(r.bounds)
+	s.turn.oweStatus(wire.StatusOK)
+	for run := range memory.Runs() {
+		s.turn.owePayload(run, memory.Run)
+	}
+	return nil
+}
+
+// servesUnverified reports whether memory of the request that is served has to be checked first: see readOut.
+func (s *session) servesUnverified() bool {
+	held := s.turn.held
+	return slices.ContainsFunc(held[len(held)-s.pinned:], (*core.Region).Unverified)
 }
 
 // stageStrided moves or owes the payload of a request for device memory.

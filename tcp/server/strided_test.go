@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"io"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -313,6 +314,25 @@ func TestAStridedRequestForMemoryThatIsGoneFailsAlone(t *testing.T) {
 		c.ExpectStatus(wire.StatusInaccessible)
 		c.ExpectEnd()
 	}
+}
+
+// TestALongRunThatIsGoneIsRefusedTheNextTime sends a READ for runs that are not packed: a part of the answer may be sent before the
+// server finds out.
+func TestALongRunThatIsGoneIsRefusedTheNextTime(t *testing.T) {
+	memory := tcptest.Mapped(t, 8*4096)
+	h := serve(t, Options{}, memory)
+	require.NoError(t, unix.Mprotect(memory[4*4096:5*4096], unix.PROT_NONE))
+	frame, length := stridedRequest(wire.Read, hostmem.AddressOf(memory), minDirectRun, wire.Axis{Count: 4, Stride: 2 * 4096})
+	c := h.dial()
+	c.Greet(wire.Hello{Number: 1})
+	c.Send(frame)
+	answer, _ := io.ReadAll(c.Conn)
+	require.Less(t, uint64(len(answer)), wire.StatusSize+length, "a promise that was not kept")
+	c = h.dial()
+	c.Greet(wire.Hello{Number: 2})
+	c.Send(frame)
+	c.ExpectStatus(wire.StatusInaccessible)
+	c.ExpectEnd()
 }
 
 func TestAStridedRequestKeepsItsRegionPinnedUntilItIsServed(t *testing.T) {
