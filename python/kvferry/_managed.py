@@ -8,6 +8,17 @@ from typing import Any, Callable, TypeVar
 Self = TypeVar("Self", bound="Managed")
 
 
+class OfProcess:
+    """The base class of objects that no other process can have, and that there are no copies of."""
+
+    _instead = ""  # what may be sent in place of it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            f"this {type(self).__name__} belongs to its process, and cannot be pickled or copied{self._instead}"
+        )
+
+
 class Managed:
     """Releases what it owns once: by close(), at the end of a with block, when the last reference goes, or at
     interpreter exit. Any thread may close it."""

@@ -22,6 +22,7 @@ from kvferry._ffi import last_error
 from kvferry._inbox import Inbox, Message
 from kvferry._layouts import Place
 from kvferry._library import check_process, load
+from kvferry._managed import OfProcess
 from kvferry._offers import Offer, Offered
 from kvferry._peers import Descriptor, Notify, Peer
 from kvferry._ranges import Range
@@ -36,7 +37,7 @@ P2P = "P2PHANDSHAKE"
 _INVALID_ARGUMENT, _NO_SUCH_MEMORY = -1, -3
 
 
-class Engine:
+class Engine(OfProcess):
     """An engine: memory that peers may read and write, and transfers between it and theirs.
 
     Any thread may use it, and any number of event loops. It starts no thread of Python, but one for callbacks that
@@ -45,6 +46,8 @@ class Engine:
     under way then end, too, within about a second, or some seconds where something is stuck in a system call or on a
     device. In a child that was forked it cannot be used: each call is a LibraryError. The child makes its own.
     """
+
+    _instead = ": send its name, or Engine.describe()"
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from kvferry._errors import Error, RegionInUse
 from kvferry._ffi import U64Array, c_string, flag, last_error, python_string, u64
 from kvferry._layouts import Handle, Place
 from kvferry._library import load
-from kvferry._managed import Managed
+from kvferry._managed import Managed, OfProcess
 from kvferry._waiting import limit, milliseconds
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ ACCESS = {
 _ROOM = 1 << 16  # bytes: what most texts fit
 
 
-class Offer(Managed):
+class Offer(OfProcess, Managed):
     """Blocks or slots of this process, offered to one peer. Engine.offer() makes it; it keeps the engine.
 
     Any thread may use it. revoke(), close(), the end of a with block, or the last reference ends it. The memory itself
     is the program's, who registers it, with any access.
     """
+
+    _instead = ": send its json()"
 
     def __init__(self, engine: Engine, place: Place, access: str, once: bool, lifetime: float | None) -> None:
         if not isinstance(place, Place) or isinstance(place.layout, Offered):
@@ -93,7 +95,7 @@ class Offered:
     """An offer of another process. It does not change; any thread may use it.
 
     It takes the place of the peer's side in a plan: plan(mine, offered, tokens). Engine.open() opens the engine that
-    has made it.
+    has made it. It can be pickled, and has the key then, too.
     """
 
     def __init__(self, text: str) -> None:
@@ -111,6 +113,9 @@ class Offered:
         if self._handle.functions is not functions:  # this process was forked meanwhile
             self._handle = self._parse(functions)
         return self._handle.number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Offered, (self._written.decode(),)
 
     def place(self, first: int = 0) -> Place:
         """What a plan takes: from the position first on, counted from the first one that is offered."""

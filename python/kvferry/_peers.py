@@ -13,6 +13,7 @@ from kvferry._completions import Flight
 from kvferry._errors import PeerUnreachable, RangeRejected, TransferError
 from kvferry._ffi import c_string, u64
 from kvferry._inbox import Message, encoded
+from kvferry._managed import OfProcess
 from kvferry._plans import GIB, Plan
 from kvferry._ranges import Range
 from kvferry._regions import Region, Slice
@@ -81,12 +82,14 @@ class Descriptor:
         return f"Descriptor({self.name!r}, {list(self.ranges)})"
 
 
-class Peer:
+class Peer(OfProcess):
     """Another engine, or a Mooncake's. Engine.open() makes it; it keeps the engine. Any thread may use it.
 
     write() and read() return at once: the Transfer goes on by itself. A peer that has restarted under its name is found
     again. What a peer has registered decides what may be moved.
     """
+
+    _instead = ": send its name"
 
     def __init__(self, engine: Engine, name: str, ranges: Sequence[Range] = ()) -> None:
         self.engine = engine
@@ -248,6 +251,8 @@ class Peer:
     ) -> Transfer:
         mine = local if isinstance(local, (list, tuple)) else [local]
         theirs = remote if isinstance(remote, (list, tuple)) else [remote]
+        if theirs is not remote and not isinstance(remote, (Range, Region)):
+            u64(remote, "remote")
         if len(mine) != len(theirs):
             raise ValueError(f"{len(mine)} pieces of local memory do not match {len(theirs)} ranges of the peer")
         addresses, sizes, keep = [], [], []

@@ -24,6 +24,7 @@ from kvferry._errors import UNREACHABLE, PeerUnreachable, TimedOut, TransferErro
 from kvferry._ffi import flag, integer, last_error, u64
 from kvferry._layouts import Place
 from kvferry._library import load
+from kvferry._managed import OfProcess
 from kvferry._offers import Offered
 from kvferry._waiting import given_up, limit
 
@@ -48,8 +49,10 @@ class Moved(NamedTuple):
     bytes: int
 
 
-class Plan:
+class Plan(OfProcess):
     """What has to move. A plan does not change; any thread may use it, as often as it likes."""
+
+    _instead = ": send the layouts, and make it again"
 
     def __init__(self, sources: Sequence[Place], destinations: Sequence[Place], tokens: int, partial: bool) -> None:
         self._functions = functions = load()

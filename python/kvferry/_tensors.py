@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ def _interface(array: Any, interface: dict[str, Any]) -> Tensor:
     shape, kind = tuple(interface["shape"]), str(interface["typestr"])
     if kind[1] not in "biufcV":  # of others the number is not a size in bytes, or the elements are elsewhere
         raise TypeError(f"an array of numbers is needed, not one of {kind}")
+    if kind[0] == (">" if sys.byteorder == "little" else "<"):
+        raise TypeError(f"an array in the byte order of this machine is needed, not one of {kind}")
     size = int(kind[2:])
     strides = interface.get("strides") or contiguous_strides(shape, size)
     name = str(getattr(getattr(array, "dtype", None), "name", ""))

@@ -27,6 +27,7 @@ from kvferry._errors import (
     TransferError,
 )
 from kvferry._ffi import U64_MAX, python_string
+from kvferry._managed import OfProcess
 from kvferry._waiting import UNFINISHED, seconds, wait_in_steps
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Progress(NamedTuple):
         return f"{self.bytes} of {self.total} bytes are known to have arrived"
 
 
-class Transfer:
+class Transfer(OfProcess):
     """Bytes on their way, or a message. Peer.read(), Peer.write() and Peer.send() start it; awaiting it gives result().
 
     It goes on by itself. The memory that it moves is kept until nothing touches it any more, also where the program

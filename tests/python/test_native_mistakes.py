@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -64,6 +66,11 @@ WRONG: dict[str, tuple[type[Exception], str, Call]] = {
     "an address that is a text": (TypeError, "remote must be an integer, not str", lambda w: w.peer.write(w.mine, "5")),
     "an address with a fraction": (TypeError, "address must be an integer, not float", lambda w: untyped.Range(1.5, 1)),
     "a negative size": (TypeError, "nbytes must be from 0 to", lambda w: untyped.Range(1, -1)),
+    "an array of addresses": (
+        TypeError,
+        "remote must be an integer, not ndarray",
+        lambda w: w.peer.write([w.mine, w.mine], np.zeros(2, np.uint64)),
+    ),
     "NULL as local memory": (TypeError, "memory is needed: .* not NoneType", lambda w: w.peer.write(None, 5)),
     # Waiting
     "a transfer's limit that is a text": (TypeError, "a time limit is", lambda w: w.peer.write(w.mine, 5, timeout="5")),
@@ -87,6 +94,11 @@ WRONG: dict[str, tuple[type[Exception], str, Call]] = {
         TypeError,
         "dtype must be a str",
         lambda w: untyped.Layout(w.mine, AXES, dtype=5),
+    ),
+    "elements of another machine": (
+        TypeError,
+        "byte order of this machine",
+        lambda w: untyped.Layout(foreign(w), AXES),
     ),
     "an array backwards": (
         ValueError,
@@ -169,6 +181,10 @@ WRONG: dict[str, tuple[type[Exception], str, Call]] = {
 }
 
 
+def foreign(world: Any) -> Any:
+    return world.mine.astype(world.mine.dtype.newbyteorder())
+
+
 def both(world: Any, tokens: Any, **arguments: Any) -> Any:
     return plan(world.here.blocks([1]), world.there.blocks([1]), tokens, **arguments)
 
@@ -186,6 +202,21 @@ def test_a_mistake_in_an_argument_is_named(world: Any, what: str) -> None:
 
 def test_an_offer_without_an_end_may_say_so(world: Any) -> None:
     offer(world, lifetime=math.inf).close()
+
+
+def test_what_belongs_to_a_process_says_so_when_it_is_pickled_or_copied(world: Any) -> None:
+    transfer = world.peer.write(world.mine, world.region)
+    for thing in (world.near, world.peer, world.offer, world.plan, world.region, transfer):
+        for call in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="belongs to its process"):
+                call(thing)
+    assert transfer.result(LIMIT) == world.mine.nbytes
+
+
+def test_an_offered_is_the_same_in_another_process(world: Any) -> None:
+    offered = pickle.loads(pickle.dumps(Offered(world.offer.json())))
+    made = plan(world.here.blocks([1]), offered, 16)
+    assert world.near.open(offered).write(made).result(LIMIT) == made.bytes
 
 
 def test_a_region_that_is_closed_is_not_described(world: Any) -> None:
