@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "core/metadata/kv/kvtest": "core/metadata/kv core/status",
     "core/metadata/metadatatest": "core/metadata core/status",
     "core/transporttest": "core core/metrics core/status",
-    "internal/driver/drivertest": "core/device tests/simtest",
+    "internal/driver/drivertest": "core/device core/hostmem tests/simtest",
     "tcp/internal/tcptest": "core core/device core/hostmem core/metadata core/staging tcp/wire",
     "tests/kerneltest": "core/device",
     "tests/simtest": "ascend core/device cuda internal/dl internal/driver",
