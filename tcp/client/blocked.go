@@ -33,6 +33,8 @@ func (p *peer) mayGo(target string, piece *piece) bool {
 	switch waited := time.Duration(now - piece.blocked); {
 	case unknown:
 		piece.settle(p.blockedError(piece, "nobody can know until when: the connection "+end.where+" has no orderly end, and the target is Mooncake, which cannot be asked"))
+	case waited >= limit && piece.isRegular(): // between its runs there may be what it waits for
+		piece.split(p.requeue)
 	case waited >= limit:
 		piece.settle(p.blockedError(piece, fmt.Sprintf("the target has not ended the connection %s within %v (MC_TCP_STATUS_TIMEOUT_SEC)", end.where, limit)))
 	default:

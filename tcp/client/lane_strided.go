@@ -52,8 +52,8 @@ func (l *lane) pack(pieces []piece, mayWait bool) []piece {
 	return l.endPacking(pieces, failed)
 }
 
-// endPacking fails the pieces with an error, and returns the others, in the same slice. Where the lane was given up meanwhile,
-// all of them are settled.
+// endPacking gives the pieces with an error back, which fails them or splits them, and returns the others, in the same slice.
+// Where the lane was given up meanwhile, all of them are settled.
 func (l *lane) endPacking(pieces []piece, failed []error) []piece {
 	l.mu.Lock()
 	l.copying = nil
@@ -76,9 +76,7 @@ func (l *lane) endPacking(pieces []piece, failed []error) []piece {
 	}
 	l.inHand = rest
 	l.mu.Unlock()
-	for i := range bad {
-		bad[i].settle(bad[i].fatal)
-	}
+	l.source.putBack(bad)
 	return rest
 }
 

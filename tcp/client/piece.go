@@ -109,7 +109,7 @@ func (p *piece) split(f func(piece)) {
 		return
 	}
 	part := *p
-	part.merged = false
+	part.merged, part.strided = false, nil
 	for left, i := p.length, p.first; left > 0; i = p.work.Tasks[i].Next {
 		task := &p.work.Tasks[i]
 		part.first = i

@@ -43,9 +43,13 @@ type strided struct {
 }
 
 // cutFor is cut for a carrier that is connected to an engine.
-func (c *cursor) cutFor(to destination, limit uint64, d *metadata.Descriptor) piece {
+func (c *cursor) cutFor(to destination, limit uint64, d *metadata.Descriptor, asked bool) piece {
 	if c.parts == nil {
+		whole := c.skip == 0
 		p := c.cut(limit, d)
+		if whole && c.skip == 0 {
+			c.repeat(&p, to, limit, d, asked)
+		}
 		p.useKey()
 		return p
 	}

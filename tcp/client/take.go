@@ -37,7 +37,7 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 	}
 	checked := p.checked || !p.acknowledges(d)
 	for got := uint64(0); pieces > 0 && got < bytes && len(p.unverified) < maxUnverified; {
-		next, ok := p.next(limit, d, to, mine)
+		next, ok := p.next(limit, d, to, mine, checked || d.IsRestricted())
 		if !ok {
 			break
 		}
@@ -50,6 +50,10 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 			continue
 		}
 		if to.owner != nil && !p.mayGoTo(to, &next) {
+			continue
+		}
+		if next.isRegular() && to.runs == 0 {
+			next.split(p.requeue)
 			continue
 		}
 		if next.strided != nil && to.runs == 0 {
@@ -79,7 +83,7 @@ func (p *peer) mayTakeFrom(c carrier) func(*cursor) bool {
 }
 
 // next removes a piece from the queue, of the first work that mine allows. The lock is held.
-func (p *peer) next(limit uint64, d *metadata.Descriptor, to destination, mine func(*cursor) bool) (piece, bool) {
+func (p *peer) next(limit uint64, d *metadata.Descriptor, to destination, mine func(*cursor) bool, asked bool) (piece, bool) {
 	if n := len(p.returned); n > 0 {
 		next := p.returned[n-1]
 		p.returned = p.returned[:n-1]
@@ -108,7 +112,7 @@ func (p *peer) next(limit uint64, d *metadata.Descriptor, to destination, mine f
 			p.dropIfCut(at)
 			continue
 		}
-		next := c.cutFor(to, limit, d)
+		next := c.cutFor(to, limit, d, asked)
 		if at == 0 {
 			p.turn += next.length
 		}
