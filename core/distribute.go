@@ -21,7 +21,8 @@ type route struct {
 	opcode Opcode          // only with a device: its tasks are queued by direction
 }
 
-// distribution links the tasks of a submission into works, each task once, in the order of their indices.
+// distribution links the tasks of a submission into works, each task once. They are in the order of their indices, but for
+// pages (linkByColumns).
 type distribution struct {
 	*submission
 	engine        *Engine
@@ -111,4 +112,12 @@ func (d *distribution) work(way route) (*Work, error) {
 	}
 	d.last, d.lastRoute = w, way
 	return w, nil
+}
+
+// only is the work that all tasks are in; nil where there is none.
+func (d *distribution) only() *Work {
+	if len(d.works) != 1 || d.empty || len(d.refused) > 0 {
+		return nil
+	}
+	return d.works[0]
 }

@@ -110,6 +110,11 @@ func (p *Pages) fill(d *distribution, first int) error {
 		}
 		done += count
 	}
+	if len(d.tasks) == p.Count() && p.goByColumns() {
+		if w := d.only(); w != nil {
+			p.linkByColumns(w)
+		}
+	}
 	return nil
 }
 

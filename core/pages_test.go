@@ -279,3 +279,90 @@ func TestPagesInPartsAreRefusedAtOnceForWhatNoPartCouldDo(t *testing.T) {
 	}, 1)
 	requireCode(t, status.NotSupportedTransport, err)
 }
+
+// layers are so many rows at a constant distance on each side, and pages in groups of two whose order is another on each side.
+func layers(p *pair, rows int) *core.Pages {
+	pages := &core.Pages{
+		Opcode: core.Write, Target: p.segment,
+		Local: []uint64{4, 5, 0, 1, 8, 9, 2, 3}, Remote: []uint64{0, 1, 6, 7, 2, 3, 20, 21},
+	}
+	for i := range uint64(rows) {
+		pages.Rows = append(pages.Rows, core.PageRow{
+			LocalBase: 0x10000 + i*0x1000, LocalStride: 0x80, RemoteBase: 0x200000 + i*0x3000, RemoteStride: 0x100, Length: 0x40,
+		})
+	}
+	return pages
+}
+
+func TestPagesOfRegularRowsGoColumnByColumnAndKeepTheirNumbers(t *testing.T) {
+	const rows = 8
+	for name, region := range map[string][]core.Range{
+		"memory that is not registered": nil,
+		"one region":                    {{Addr: 0x10000, Length: 0x10000}},
+		"a region for each row":         {{Addr: 0x10000, Length: 0x1000}, {Addr: 0x11000, Length: 0x1000}, {Addr: 0x12000, Length: 0x8000}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := startPair(t, nil)
+			for _, r := range region {
+				require.NoError(t, p.Register(r.Addr, r.Length, "cpu:0", true)) // never touched
+			}
+			pages := layers(p, rows)
+			b, err := p.SubmitPages(pages, 0)
+			require.NoError(t, err)
+			var want []core.Request
+			for group := 0; group < len(pages.Local); group += 2 {
+				for row := range pages.Rows {
+					want = append(want, requestOf(pages, row, group), requestOf(pages, row, group+1))
+				}
+			}
+			require.Equal(t, want, requestsOf(p.transport))
+
+			p.transport.Held()[0].Settle(2*0x40, 0x40, errBroken) // the first page of the second row
+			state, _, err := b.Status(len(pages.Local))
+			require.NoError(t, err)
+			require.Equal(t, core.Failed, state, "the task of that page and row")
+		})
+	}
+}
+
+func TestOtherPagesGoRowByRow(t *testing.T) {
+	for name, change := range map[string]func(*core.Pages){
+		"few rows":       func(p *core.Pages) { p.Rows = p.Rows[:7] },
+		"long pages":     func(p *core.Pages) { p.Rows[3].Length = 0x1000 },
+		"two lengths":    func(p *core.Pages) { p.Rows[3].Length = 0x20 },
+		"irregular rows": func(p *core.Pages) { p.Rows[1].LocalBase, p.Rows[4].RemoteBase, p.Rows[6].LocalBase = 0, 0, 0 },
+		"one group":      func(p *core.Pages) { p.Local, p.Remote = numbers(5, 20), numbers(7, 20) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := startPair(t, nil)
+			pages := layers(p, 8)
+			change(pages)
+			_, err := p.SubmitPages(pages, 0)
+			require.NoError(t, err)
+			var want []core.Request
+			for row := range pages.Rows {
+				for page := range pages.Local {
+					want = append(want, requestOf(pages, row, page))
+				}
+			}
+			require.Equal(t, want, requestsOf(p.transport))
+		})
+	}
+}
+
+// requestOf is the request for a page of a row.
+func requestOf(p *core.Pages, row, page int) core.Request {
+	r := p.Rows[row]
+	return core.Request{
+		Opcode: p.Opcode, Target: p.Target, Length: r.Length,
+		Local: uintptr(r.LocalBase + p.Local[page]*r.LocalStride), Remote: r.RemoteBase + p.Remote[page]*r.RemoteStride,
+	}
+}
+
+// numbers are so many numbers in a row.
+func numbers(first uint64, count int) (all []uint64) {
+	for i := range count {
+		all = append(all, first+uint64(i))
+	}
+	return all
+}
