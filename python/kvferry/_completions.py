@@ -104,7 +104,8 @@ class Completions:
             return code
         except BaseException:  # Ctrl-C: nobody has the transfer
             if flight.batch.value != INVALID_BATCH:
-                self._functions.kvferry_batch_discard(self._engine, flight.batch.value)
+                if self._functions.kvferry_batch_discard(self._engine, flight.batch.value) != KVFERRY_OK:
+                    kept.left.append(flight)  # something stuck may still use its memory
                 kept.flights.pop(flight.batch.value, None)
             raise
         finally:

@@ -33,6 +33,8 @@ from kvferry import (
     TimedOut,
     plan,
 )
+from kvferry._bindings import KVFERRY_ERR_IN_USE, kvferry_transfer_t
+from kvferry._completions import Completions, Flight, Kept
 from support import absent
 from support.inprocess import run_python
 from support.native import NOWHERE, SIZE, Couple, couple, some_bytes
@@ -828,3 +830,26 @@ engine.close()
     )
     assert done.stdout.splitlines()[0] == "0", done.stderr
     assert "Cancelled" in done.stdout
+
+
+class _Interrupted:
+    """A library whose kvferry_start is interrupted by Ctrl-C when the transfer is under way, and stuck from then on."""
+
+    def kvferry_start(self, _engine: int, _what: Any, _size: int, batch: Any) -> int:
+        batch._obj.value = 7
+        raise KeyboardInterrupt
+
+    def kvferry_batch_discard(self, _engine: int, _batch: int) -> int:
+        return KVFERRY_ERR_IN_USE
+
+
+def test_memory_of_a_start_that_was_interrupted_is_kept_while_something_is_stuck() -> None:
+    kept = Kept()
+    functions: Any = _Interrupted()
+    flight = Flight(keep=bytearray(5))
+    with pytest.raises(KeyboardInterrupt):
+        Completions(functions, 0, kept).start(kvferry_transfer_t(), flight)
+    assert flight.keep == bytearray(5)
+    assert kept.left == [flight]
+    kept.release()
+    assert flight.keep is None
