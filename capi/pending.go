@@ -173,8 +173,8 @@ func (p *pendingCall) startWait(call unsafe.Pointer, word *C.uint32_t) error {
 	return nil
 }
 
-// endWait ends a caller's wait: nothing touches the word any more. If the call has ended, and nobody has taken its result before, it
-// returns the result, and ends the handle.
+// endWait ends a caller's wait: nothing touches the word any more. If the call has ended, and nobody has taken its result
+// before, it returns the result, and ends the handle.
 func (p *pendingCall) endWait(call unsafe.Pointer, word *C.uint32_t) (value uint64, done bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
