@@ -40,8 +40,10 @@ func kvferry_go_start(engine unsafe.Pointer, what C.transfer_t, size C.size_t, b
 		if what == nil {
 			return status.Errorf(status.InvalidArgument, "the transfer is NULL")
 		}
-		var from C.kvferry_transfer_t                                                                      // members that the caller does not know are 0
-		if least := unsafe.Offsetof(from.announce) + unsafe.Sizeof(from.announce); uintptr(size) < least { // those of the first version
+		// Members that the caller does not know are 0. Every caller knows those of the first version.
+		var from C.kvferry_transfer_t
+		least := unsafe.Offsetof(from.announce) + unsafe.Sizeof(from.announce)
+		if uintptr(size) < least {
 			return status.Errorf(status.InvalidArgument, "the transfer is said to have %d bytes, where a kvferry_transfer_t has %d",
 				uint64(size), uint64(unsafe.Sizeof(from)))
 		}

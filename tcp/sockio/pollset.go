@@ -61,7 +61,8 @@ func setOf(fd int) (*set, error) {
 	}
 	s := &set{fd: fd, file: os.NewFile(uintptr(fd), "the readiness of sockets"), members: map[uint64]*member{}}
 	if err := s.file.SetReadDeadline(time.Time{}); err != nil { // the poller has not taken it, and nobody would be woken
-		return nil, errors.Join(fmt.Errorf("the sockets of the process cannot be waited for (fs.epoll.max_user_watches?): %w", err), s.file.Close())
+		err = fmt.Errorf("the sockets of the process cannot be waited for (fs.epoll.max_user_watches?): %w", err)
+		return nil, errors.Join(err, s.file.Close())
 	}
 	raw, err := s.file.SyscallConn()
 	if err != nil {
