@@ -57,13 +57,13 @@ func (l *library) launch(stream C.uintptr_t, f func()) error {
 		return status.Errorf(status.InvalidArgument, "the stream %#x is being captured: a transfer cannot be part of a graph", stream)
 	}
 	handle := pointer.Save(func() {
-		defer l.calls.Add(-1)
+		defer l.callEnded()
 		f()
 	})
 	l.calls.Add(1)
 	err := l.check(C.kvferry_cuda_call(l.cuda, stream, handle), status.Context, "cuLaunchHostFunc(%#x)", stream)
 	if err != nil {
-		l.calls.Add(-1)
+		l.callEnded()
 		pointer.Unref(handle)
 	}
 	return err
@@ -71,20 +71,29 @@ func (l *library) launch(stream C.uintptr_t, f func()) error {
 
 var _ device.Quiet = (*gpu)(nil)
 
-// AwaitCalls: see device.Quiet. cuMemFree and cuMemFreeHost wait for all streams of the context.
+// AwaitCalls: see device.Quiet. cuMemFree and cuMemFreeHost wait for all streams of the context. If that has failed, calls that are
+// still in its streams are forgotten: they never come.
 func (d *gpu) AwaitCalls(limit time.Duration) {
 	if d.library.calls.Load() == 0 {
 		return
 	}
 	health, err := d.newEvent(C.CUDA_EVENT_DISABLE_TIMING)
 	if err != nil {
+		d.library.calls.Store(0)
 		return
 	}
 	defer func() { _ = health.Close() }() // fails where the context has failed, which is said of what is freed
 	for over := time.Now().Add(limit); d.library.calls.Load() > 0 && time.Now().Before(over); pause(time.Millisecond) {
 		if _, err := health.complete(); err != nil {
+			d.library.calls.Store(0)
 			return
 		}
+	}
+}
+
+// callEnded counts a call that has returned, or was not queued. A context that has failed may have had it forgotten.
+func (l *library) callEnded() {
+	for n := l.calls.Load(); n > 0 && !l.calls.CompareAndSwap(n, n-1); n = l.calls.Load() {
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 type library struct {
 	cuda   *C.struct_cuda
 	tables driver.Tables
-	calls  atomic.Int64 // of Call that have not returned
+	calls  atomic.Int64 // functions of Call that have not returned
 }
 
 func use(handle dl.Library) (driver.Library, error) {
