@@ -299,7 +299,7 @@ func TestPagesOfRegularRowsGoColumnByColumnAndKeepTheirNumbers(t *testing.T) {
 	for name, region := range map[string][]core.Range{
 		"memory that is not registered": nil,
 		"one region":                    {{Addr: 0x10000, Length: 0x10000}},
-		"a region for each row":         {{Addr: 0x10000, Length: 0x1000}, {Addr: 0x11000, Length: 0x1000}, {Addr: 0x12000, Length: 0x8000}},
+		"a region for some rows":        {{Addr: 0x10000, Length: 0x1000}, {Addr: 0x11000, Length: 0x1000}, {Addr: 0x12000, Length: 0x8000}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := startPair(t, nil)

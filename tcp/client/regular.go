@@ -99,7 +99,8 @@ func (r *regular) find(next int32, most uint64) (runs uint64, behind int32) {
 		}
 		axis := layout.Axis{Count: 1, Source: int64(local - uint64(r.local)), Destination: int64(remote - r.remote)}
 		for (axis.Count+1)*runs <= most {
-			behind, ok := r.again(r.count, next, uint64(r.local)+axis.Count*uint64(axis.Source), r.remote+axis.Count*uint64(axis.Destination))
+			local, remote := uint64(r.local)+axis.Count*uint64(axis.Source), r.remote+axis.Count*uint64(axis.Destination)
+			behind, ok := r.again(r.count, next, local, remote)
 			if !ok {
 				break
 			}

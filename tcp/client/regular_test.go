@@ -232,11 +232,31 @@ func TestRunsInMemoryOfTwoKindsDoNotShareARequestWhereTheDescriptorIsAsked(t *te
 	}
 }
 
-func TestARegularPieceForAPeerThatTakesNoneIsSentTaskByTask(t *testing.T) {
+func TestARegularPieceIsSplitIntoItsTasks(t *testing.T) {
 	w := workOf(poolOf(256, upTo(512)...)...)
 	p := cutRegular(w, stridedBytes, buffers([2]uint64{1 << 40, 1 << 30}), false)[0]
 	require.True(t, p.isRegular())
 	var all []piece
 	p.split(func(part piece) { all = append(all, part) })
 	require.Len(t, all, 512)
+}
+
+func TestARegularWriteThatWaitsForTooLongIsJudgedTaskByTask(t *testing.T) {
+	e := newEngine(t)
+	p := &peer{environment: environment{config: &core.Config{}, fence: &transportOf(t, e).fence}}
+	regular := cutRegular(workOf(poolOf(256, upTo(512)...)...), stridedBytes, buffers([2]uint64{1 << 40, 1 << 30}), false)[0]
+	former := piece{op: core.Write, work: workOf(write(0x1000, 0x10000, 1)), remote: regular.remote + 3*256*100, length: 300}
+	end := &connectionEnd{target: "target"}
+	p.fence.quarantines.add([]piece{former}, end)
+	defer p.fence.quarantines.release(end)
+
+	regular.blocked = 1
+	require.False(t, p.mayGo("target", &regular))
+	require.Empty(t, p.blocked)
+	require.Len(t, p.returned, 512)
+	for i := range p.returned {
+		waits, _ := p.fence.quarantines.check("target", &p.returned[i])
+		require.Equal(t, i == 100, waits != nil, "task %d", i)
+		require.EqualValues(t, 1, p.returned[i].blocked, "the time that it has waited counts")
+	}
 }
