@@ -10,6 +10,7 @@ import pytest
 from support import devices
 from support.pairs import DIRECTIONS, SETTINGS, Pair
 from support.peers import Peers
+from support.plans import move_between_layouts
 from support.spans import adjacent_near_only, scattered
 
 pytestmark = pytest.mark.devices
@@ -61,6 +62,11 @@ def test_a_batch_arrives_whatever_its_blocks_look_like(
 def test_every_way_of_waiting_sees_the_bytes(pair: Pair, direction: str, opcode: str, how: str, seed: int) -> None:
     pair.fill(seed)
     pair.transfer(direction, opcode, how, LAYOUTS["all sizes, scattered"])
+
+
+@opcodes
+def test_a_plan_moves_between_layouts_and_nothing_else(pair: Pair, opcode: str, seed: int) -> None:
+    move_between_layouts(pair, opcode, seed)
 
 
 def test_transfers_both_ways_at_once_do_not_mix(pair: Pair, seed: int) -> None:

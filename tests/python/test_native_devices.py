@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import random
 from collections.abc import Iterator
 from typing import Any, Union
 
@@ -107,21 +108,54 @@ def test_bytes_move_between_all_kinds_of_memory(devices: Devices, here: str, the
     remote.close()
 
 
-@pytest.mark.parametrize(("here", "there"), [("npu", "cuda"), ("cuda", "npu")])
-def test_a_plan_of_long_blocks_to_short_ones_moves_between_devices(devices: Devices, here: str, there: str) -> None:
-    tokens, heads, dim = 256, 2, 16
-    cache = some_bytes(tokens * heads * dim).reshape(2, 128, heads, dim)
-    mine = devices.memory(here, cache)
-    theirs = devices.memory(there, np.zeros(cache.nbytes, np.uint8))
-    regions = devices.near.register(thing(mine, cache.nbytes)), devices.far.register(thing(theirs, cache.nbytes))
-    source = Layout(thing(mine, 2, 128, heads, dim), "block token head dim").blocks([1, 0])
-    destination = Layout(thing(theirs, 16, heads, 16, dim), "block head token dim").blocks(range(16))
-    transfer = devices.peer.write(plan(source, destination, tokens))
-    assert transfer.result(LIMIT) == cache.nbytes
-    wanted = cache[::-1].reshape(16, 16, heads, dim).transpose(0, 2, 1, 3)
-    assert contents(theirs) == wanted.tobytes()
-    for region in regions:
-        region.close()
+AXES = {"layer": 3, "kv": 2, "head": 4}  # and how many of each
+DIMS = (1, 24, 128, 256)  # bytes of a head of one token
+
+
+class Cache:
+    """A cache of random form in a place, registered with an engine, and the blocks of some tokens in it."""
+
+    def __init__(self, devices: Devices, engine: Engine, place: str, rng: random.Random, dim: int, tokens: int) -> None:
+        block_tokens = rng.choice((1, 3, 16, 128))
+        first = rng.randrange(block_tokens)
+        needed = math.ceil((first + tokens) / block_tokens)
+        counts = {**AXES, "token": block_tokens, "block": needed + rng.randrange(4)}
+        self.axes = [*rng.sample(list(counts), len(counts)), "dim"]
+        self.shape = (*(counts[name] for name in self.axes[:-1]), dim)
+        self.before = some_bytes(math.prod(self.shape), rng.randrange(1 << 30)).reshape(self.shape)
+        self.memory = devices.memory(place, self.before)
+        self.region = engine.register(thing(self.memory, self.before.nbytes))
+        table = rng.sample(range(counts["block"]), needed)
+        self.place = Layout(thing(self.memory, *self.shape), " ".join(self.axes)).blocks(table, first)
+        positions = range(first, first + tokens)
+        self.where = [table[p // block_tokens] for p in positions], [p % block_tokens for p in positions]
+
+    def tokens(self, cache: Any) -> Any:
+        """The array as [block, token, layer, kv, head, dim]."""
+        names = ("block", "token", *AXES, "dim")
+        return cache.transpose([self.axes.index(name) for name in names])
+
+
+@pytest.mark.parametrize("opcode", ("write", "read"))
+@pytest.mark.parametrize(("here", "there"), list(itertools.product(PLACES, PLACES)))
+def test_a_plan_moves_between_layouts_in_all_kinds_of_memory_and_nothing_else(
+    devices: Devices, here: str, there: str, opcode: str
+) -> None:
+    rng = random.Random(f"{here} {there} {opcode}")
+    for dim in DIMS:
+        tokens = rng.randrange(1, 200)
+        mine = Cache(devices, devices.near, here, rng, dim, tokens)
+        theirs = Cache(devices, devices.far, there, rng, dim, tokens)
+        source, destination = (mine, theirs) if opcode == "write" else (theirs, mine)
+        move = devices.peer.write if opcode == "write" else devices.peer.read
+        moved = move(plan(source.place, destination.place, tokens)).result(LIMIT)
+        assert moved == tokens * dim * math.prod(AXES.values())
+        wanted = destination.before.copy()
+        destination.tokens(wanted)[destination.where] = source.tokens(source.before)[source.where]
+        assert contents(destination.memory) == wanted.tobytes(), (mine.axes, theirs.axes, dim)
+        assert contents(source.memory) == source.before.tobytes()
+        mine.region.close()
+        theirs.region.close()
 
 
 class LikeTorch:

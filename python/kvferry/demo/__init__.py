@@ -9,7 +9,10 @@ and GPU to GPU. For each pair:
 4. decode takes the digests of its cache, and prefill compares them with its own;
 5. prefill wipes its cache, reads all blocks back, and compares again.
 
-nodes.py has the two processes, cache.py the cache, devices.py the NPUs and GPUs.
+Between an NPU and another kind of memory the cache changes its layout on the way: prefill has blocks of 128 tokens with
+the heads first, as vllm-ascend may have it, and decode blocks of 16 with the tokens first. A batch is a layer there.
+
+nodes.py has the two processes, cache.py the cache, layouts.py its two layouts, devices.py the NPUs and GPUs.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from kvferry._command.declaration import Command, CommandError, option
 from kvferry._command.output import Output
 from kvferry._options import positive
 from kvferry._places import size_text
-from kvferry.demo.cache import Shape, compare
+from kvferry.demo.cache import Cache, Shape, compare
 from kvferry.demo.devices import DemoError, Devices, find_gpus, find_npus
-from kvferry.demo.nodes import DecodeProcess, Prefill
+from kvferry.demo.layouts import CHANGE, LongCache
+from kvferry.demo.nodes import DecodeProcess, Prefill, ReshapingPrefill
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -61,12 +65,15 @@ def move_and_check(
     out.text("prefill   decode             bytes   blocks  batches    time    GB/s  p50/batch  p99/batch")
     rows = []
     for here, there in pairs(npus, gpus):
-        prefill = Prefill(host, shape, here, batch, decode.serve(there))
+        prefill = make_prefill(host, shape, here, there, batch, decode)
         written, read = both_ways(prefill, decode)
         prefill.close()
         out.text(table_row(f"{here:6} -> {there:6} write", shape, written))
         out.text(table_row(f"{here:6} <- {there:6} read ", shape, read))
-        rows += [row(here, there, "write", written), row(here, there, "read", read)]
+        changed = isinstance(prefill, ReshapingPrefill)
+        if changed:
+            out.text(f"       with a change of layout: {CHANGE}")
+        rows += [row(here, there, "write", written, changed), row(here, there, "read", read, changed)]
     out.text(f"\nevery byte checked: the digests of all {shape.layers} layers agree on both sides, in each row")
     out.result({"version": __version__, "bytes": shape.bytes, "checked": True, "transfers": rows})
 
@@ -76,6 +83,14 @@ def pairs(npus: Devices, gpus: Devices | None) -> list[tuple[str, str]]:
     if gpus is None:
         return [("host", "host"), (npus.place(), "host"), (npus.place(), npus.place(other=True))]
     return [("host", "host"), (npus.place(), gpus.place()), (gpus.place(), gpus.place(other=True))]
+
+
+def make_prefill(host: str, shape: Shape, here: str, there: str, batch: int, decode: DecodeProcess) -> Prefill:
+    """Prefill with a cache here and decode with one there. Their layouts differ if the kinds of memory do."""
+    peer = decode.serve(there)
+    if peer.tokens is None or here.split(":")[0] == there.split(":")[0]:
+        return Prefill(host, Cache(shape, here), here, batch, peer)
+    return ReshapingPrefill(host, LongCache(shape, here), here, peer, peer.tokens)
 
 
 def both_ways(prefill: Prefill, decode: DecodeProcess) -> tuple[list[float], list[float]]:
@@ -90,9 +105,15 @@ def both_ways(prefill: Prefill, decode: DecodeProcess) -> tuple[list[float], lis
     return written, read
 
 
-def row(here: str, there: str, direction: str, times: list[float]) -> dict[str, Any]:
+def row(here: str, there: str, direction: str, times: list[float], changed: bool) -> dict[str, Any]:
     """What --json has of a transfer."""
-    return {"prefill": here, "decode": there, "direction": direction, "batch_seconds": times}
+    return {
+        "prefill": here,
+        "decode": there,
+        "direction": direction,
+        "change_of_layout": CHANGE if changed else None,
+        "batch_seconds": times,
+    }
 
 
 def table_row(name: str, shape: Shape, times: list[float]) -> str:

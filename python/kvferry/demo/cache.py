@@ -73,12 +73,13 @@ class Cache:
 
     def _digest(self, layer: int) -> bytes:
         size = self.shape.bytes // self.shape.layers
-        digest = hashlib.blake2b(digest_size=16)
-        with memoryview(self.memory.read(size, layer * size)) as view:
-            for offset in self.shape.offsets(layer, self.table):
-                start = offset - layer * size
-                digest.update(view[start : start + self.shape.block_size])
-        return digest.digest()
+        contents = self.in_order(self.memory.read(size, layer * size))
+        return hashlib.blake2b(b"".join(contents), digest_size=16).digest()
+
+    def in_order(self, layer: bytes) -> list[bytes]:
+        """The blocks of a layer in the order of the sequence, K's and then V's."""
+        size = self.shape.block_size
+        return [layer[start : start + size] for start in self.shape.offsets(0, self.table)]
 
 
 def compare(sent: list[bytes], arrived: list[bytes], who: str) -> None:

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from kvferry import Layout, plan
 from kvferry._bindings import OPCODE_WRITE
 from kvferry._engine import Engine
 from kvferry._errors import EngineError
 from kvferry._ffi import u64_array
-from kvferry._library import LibraryError
+from kvferry._library import LibraryError, load
 from kvferry.demo.cache import Cache, Shape, Table
 from kvferry.demo.devices import DemoError
+from kvferry.demo.layouts import LongCache, Tokens, short_blocks
 
 ANSWER_TIME = 60.0  # seconds that the decode process may take to answer
 END_TIME = 5.0  # seconds that it may take to end
@@ -27,14 +29,14 @@ DIGESTS = "digests"  # a request to decode; any other one is a place for a new c
 class Node:
     """An engine and the cache that is registered with it."""
 
-    def __init__(self, host: str, shape: Shape, place: str) -> None:
-        self.cache = Cache(shape, place)
-        memory = self.cache.memory
+    def __init__(self, host: str, cache: Cache, place: str) -> None:
+        self.cache = cache
+        memory = cache.memory
         try:
             self.engine = Engine(host, "P2PHANDSHAKE", "tcp", memory)
         except (EngineError, LibraryError, ValueError) as e:
             raise DemoError(f"no engine can be started on {host}: {e}") from e
-        if self.engine.register(memory.address, shape.bytes, memory.location) != 0:
+        if self.engine.register(memory.address, cache.shape.bytes, memory.location) != 0:
             raise DemoError(f"the cache on {place} cannot be registered: {self.engine.last_error()}")
 
     def close(self) -> None:
@@ -48,6 +50,7 @@ class Decode(NamedTuple):
     name: str
     address: int
     table: Table
+    tokens: Tokens | None
 
 
 def decode(connection: Connection, host: str, shape: Shape) -> None:
@@ -56,7 +59,7 @@ def decode(connection: Connection, host: str, shape: Shape) -> None:
     try:
         place = connection.recv()
         while True:
-            place = _serve(connection, Node(host, shape, place))
+            place = _serve(connection, Node(host, Cache(shape, place), place))
     except DemoError as e:
         connection.send(e)
     except (EOFError, OSError):
@@ -66,7 +69,8 @@ def decode(connection: Connection, host: str, shape: Shape) -> None:
 def _serve(connection: Connection, node: Node) -> str:
     """Send where the cache is, and the cache's digests as often as prefill asks. Returns the next place."""
     node.cache.wipe()  # so that its pages are there, as those of a cache in use
-    connection.send(Decode(node.engine.name(), node.cache.memory.address, node.cache.table))
+    cache = node.cache
+    connection.send(Decode(node.engine.name(), cache.memory.address, cache.table, short_blocks(cache)))
     while (asked := connection.recv()) == DIGESTS:
         connection.send(node.cache.digests())
     node.close()
@@ -133,8 +137,8 @@ class DecodeProcess:
 class Prefill(Node):
     """The side that moves the bytes."""
 
-    def __init__(self, host: str, shape: Shape, place: str, batch: int, peer: Decode) -> None:
-        super().__init__(host, shape, place)
+    def __init__(self, host: str, cache: Cache, place: str, batch: int, peer: Decode) -> None:
+        super().__init__(host, cache, place)
         self._batch = batch
         self._peer = peer
         self._segment = self.engine.segment(peer.name, TRANSFER_TIME)
@@ -159,7 +163,32 @@ class Prefill(Node):
         lengths = u64_array([self.cache.shape.block_size] * len(blocks), "lengths").address
         start = time.perf_counter()
         code = self.engine.transfer(opcode, self._segment, local, remote, lengths, len(blocks), None, TRANSFER_TIME)
+        self._check(code, opcode)
+        return time.perf_counter() - start
+
+    def _check(self, code: int, opcode: int) -> None:
         if code != 0:
             verb = "writing to" if opcode == OPCODE_WRITE else "reading from"
             raise DemoError(f"{verb} decode failed: {self.engine.last_error()}")
+
+
+class ReshapingPrefill(Prefill):
+    """Prefill with a layout of its own, which moves the cache a layer at a time, each by a plan."""
+
+    def __init__(self, host: str, cache: LongCache, place: str, peer: Decode, tokens: Tokens) -> None:
+        super().__init__(host, cache, place, 1, peer)
+        self._long = cache
+        self._tokens = tokens
+
+    def move(self, opcode: int) -> list[float]:
+        return [self._move_layer(opcode, layer) for layer in range(self.cache.shape.layers)]
+
+    def _move_layer(self, opcode: int, layer: int) -> float:
+        start = time.perf_counter()
+        mine = self._long.layout(layer).blocks(self.cache.table)
+        theirs = Layout.from_json(self._tokens.layout).blocks(self._tokens.table)
+        source, destination = (mine, theirs) if opcode == OPCODE_WRITE else (theirs, mine)
+        what = plan(source, destination, self._tokens.number, partial=True)  # of the layers, only this one
+        moved = [(self._segment, 0)]
+        self._check(self.engine.transfer_plan(opcode, what.handle(load()), moved, TRANSFER_TIME), opcode)
         return time.perf_counter() - start
