@@ -73,7 +73,7 @@ class Cache:
 
     def _digest(self, layer: int) -> bytes:
         size = self.shape.bytes // self.shape.layers
-        contents = self.in_order(self.memory.read(size, layer * size))
+        contents = self.in_order(bytes(self.memory.read(size, layer * size)))
         return hashlib.blake2b(b"".join(contents), digest_size=16).digest()
 
     def in_order(self, layer: bytes) -> list[bytes]:

@@ -1,5 +1,5 @@
-"""The layouts of the demo's second part: prefill has blocks of 128 tokens with the heads first (HND), and decode blocks of
-16 with the tokens first (NHD)."""
+"""The layouts of the demo's second part: prefill has blocks of 128 tokens with the heads first (HND), and decode has
+blocks of 16 with the tokens first (NHD)."""
 
 from __future__ import annotations
 
