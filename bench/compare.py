@@ -10,7 +10,7 @@
 
 Sections are: loopback (every case, processor time, memory), busy (beside processes that compute), link (the same cases
 over a round trip of 0.65 ms), security (with a secret and without, over both), observed
-(all metrics and traces on, and off), layouts (a plan of kvferry's that changes the layout of a cache, beside plain
+(with metrics, with traces, with both, and with none of them), layouts (a plan of kvferry's that changes the layout of a cache, beside plain
 blocks and lists of ranges, on one host, over TCP and over the link), lanes, roundtrip, peers, growth (of what
 a program has under way, registered, or moved), and crossing (from Python).
 

@@ -203,7 +203,7 @@ var settings = []setting{
 	{one("KVFERRY_TRACE_FILE", ""), text(func(c *Config) *string { return &c.TraceFile }),
 		"File for [traces](operations.md#traces) of the process's engines: where the time of each batch went. `%p` in it is the process's number. If it is not set, nothing is recorded."},
 	{one("KVFERRY_TRACE_BATCHES", "256"), integer("batches", 1, 65536, func(c *Config) *int { return &c.TraceBatches }),
-		"How many batches the trace has, the last ones of each engine, and sixteen times as many requests of peers."},
+		"How many batches the trace has, the last ones of each engine that were recorded, and sixteen times as many events of peers' requests. So many are recorded in each quarter of a second."},
 	{one("KVFERRY_TRACE_SLOWER_US", "0"), microseconds(0, 3600000000, func(c *Config) *time.Duration { return &c.TraceSlower }),
 		"The trace has only batches that took as long as this, or longer."},
 	{one("MC_CUSTOM_TOPO_JSON", ""), text(func(*Config) *string { return new(string) }),

@@ -1,7 +1,9 @@
 package core
 
 import (
+	"cmp"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +42,21 @@ func (b *Batch) endTrace(ended *metrics.Batch, submissions []*submission, now ti
 	if b.trace.End(now, o) {
 		b.engine.metrics.CountTraced(ended, b.trace.ID())
 	}
+}
+
+// unrecorded returns the oldest batches that have not ended and are not in the trace.
+func (e *Engine) unrecorded(most int) (all []trace.UnderWay) {
+	e.batches.Range(func(_, found any) bool {
+		b := found.(*Batch)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.began != 0 && b.trace == nil {
+			all = append(all, trace.UnderWay{Number: b.id, Began: b.began})
+		}
+		return true
+	})
+	slices.SortFunc(all, func(a, b trace.UnderWay) int { return cmp.Compare(a.Began, b.Began) })
+	return all[:min(most, len(all))]
 }
 
 // countEnded counts the tasks of a submission, those with one target together.

@@ -172,6 +172,7 @@ func start(o Options, name address.Name, self self, store metadata.Store) (*Engi
 	}
 	e.trace = trace.Open(e.name, e.identity, trace.Options{
 		File: o.Config.TraceFile, Batches: o.Config.TraceBatches, Slower: o.Config.TraceSlower, Log: o.Log,
+		UnderWay: e.unrecorded,
 	})
 	e.running.Go(e.keepSynced)
 	if o.Config.Metrics {

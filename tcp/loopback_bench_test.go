@@ -3,7 +3,10 @@ package tcp
 import (
 	"fmt"
 	"math"
+	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
@@ -76,6 +79,41 @@ func BenchmarkLoopback(b *testing.B) {
 			}
 		}
 	}
+}
+
+// BenchmarkTraces moves batches of 4 KiB blocks with traces and without, in turns, since other work on the machine comes and goes.
+// traced/op is the time with traces, as a part of that without: of turns that three quarters of the others take longer than.
+func BenchmarkTraces(b *testing.B) {
+	const length, turn = 4096, 32 // batches
+	for _, path := range paths {
+		for _, op := range []core.Opcode{core.Write, core.Read} {
+			for _, requests := range []int{1, 64} {
+				b.Run(fmt.Sprintf("%s/%v/requests=%d", path.name, op, requests), func(b *testing.B) {
+					traced := func(c *core.Config) {
+						c.TraceFile, c.TraceBatches = filepath.Join(b.TempDir(), "trace.json"), 256
+					}
+					without := startLoopback(b, op, requests, length, path.config)
+					with := startLoopback(b, op, requests, length, path.config, traced)
+					var took, base []float64 // of each turn
+					for b.Loop() {
+						base, took = append(base, seconds(b, without, turn)), append(took, seconds(b, with, turn))
+					}
+					slices.Sort(base)
+					slices.Sort(took)
+					b.ReportMetric(took[len(took)/4]/base[len(base)/4], "traced/op")
+				})
+			}
+		}
+	}
+}
+
+// seconds is how long so many transfers take.
+func seconds(b *testing.B, l *loopback, transfers int) float64 {
+	began := time.Now()
+	for range transfers {
+		l.transfer(b)
+	}
+	return time.Since(began).Seconds()
 }
 
 // Both sides are counted: the initiator's work and the target's.

@@ -1,4 +1,5 @@
-"""What metrics and traces cost: the same transfers with all of them on and with all off, in the same rounds."""
+"""What metrics and traces cost: the same transfers with metrics, with traces, with both, and with none of them, in the same
+rounds."""
 
 from __future__ import annotations
 
@@ -26,25 +27,34 @@ ENGINES = (DIRECT, OURS)
 SCRAPE = 1.0  # seconds between two scrapes of a process
 
 
-def on(name: str) -> str:
-    """What results call an engine with everything on."""
-    return f"{name}, observed"
+METRICS, TRACES, BOTH = "metrics", "traces", "metrics and traces"
+
+
+def on(name: str, what: str) -> str:
+    """What results call an engine with METRICS, TRACES or BOTH on."""
+    return f"{name}, {what}"
+
+
+def settings(folder: str) -> dict[str, dict[str, str]]:
+    """The settings by what they turn on, with sockets and files in a folder."""
+    metrics = {
+        "KVFERRY_METRICS_LISTEN": f"unix:{folder}/%p.sock",
+        "KVFERRY_SOCKET_DIR": f"{folder}/sockets",
+        "MC_TE_METRIC": "1",
+    }
+    traces = {"KVFERRY_TRACE_FILE": f"{folder}/%p.json"}
+    return {METRICS: metrics, TRACES: {**OFF, **traces}, BOTH: {**metrics, **traces}}
 
 
 def observed(run: Run) -> None:
-    progress("  all metrics and traces on, and off")
+    progress("  metrics and traces, each on and off")
     with tempfile.TemporaryDirectory() as folder:
-        everything = {
-            "KVFERRY_METRICS_LISTEN": f"unix:{folder}/%p.sock",
-            "KVFERRY_SOCKET_DIR": f"{folder}/sockets",
-            "KVFERRY_TRACE_FILE": f"{folder}/%p.json",
-            "MC_TE_METRIC": "1",
-        }
         setups: list[Setup] = []
         for name in ENGINES:
             setup = SETUPS[name]
             setups.append(setup._replace(settings={**setup.settings, **OFF}))
-            setups.append(setup._replace(name=on(name), settings={**setup.settings, **everything}))
+            for what, turned in settings(folder).items():
+                setups.append(setup._replace(name=on(name, what), settings={**setup.settings, **turned}))
         size = max(case.span for case in CASES)
         making: dict[str, Make[Mover]] = {
             setup.name: functools.partial(pair, run, setup, LOOPBACK, size) for setup in setups

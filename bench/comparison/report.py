@@ -68,7 +68,7 @@ NETWORKS = {
     "link": "link",
     secured.ON_LOOPBACK: "loopback interface, with TLS and without",
     secured.ON_LINK: "link, with TLS and without",
-    observed.WHERE: "loopback interface, with all metrics and traces and without",
+    observed.WHERE: "loopback interface, with metrics, with traces, with both and without",
     layouts.ON_HOST: "shortcut of one host, changes of layout",
     layouts.ON_LOOPBACK: "loopback interface, changes of layout, same-host shortcut off",
     layouts.ON_LINK: "link, changes of layout",

@@ -167,17 +167,19 @@ def security(results: Results, processors: int) -> Iterator[Wanted]:
 
 
 def watched(results: Results) -> Iterator[Wanted]:
-    """Rates with all metrics and traces on. Other work on the machine moves single cases more than the traces do."""
+    """Rates with metrics, with traces, and with both. Other work on the machine moves single cases more than these do."""
     mean = f"the mean of {len(observed.CASES)} cases"
-    for what, cases, least in (*((str(case), [case], None) for case in observed.CASES), (mean, observed.CASES, 0.99)):
-        both = [list(_observed(results, name, cases)) for name in (OURS, DIRECT)]
-        ratio, direct = (statistics.geometric_mean(found) if found else None for found in both)
-        yield Wanted(f"loopback, {what}: metrics and traces on / off", ratio, least, direct=direct)
+    for on in (observed.METRICS, observed.TRACES, observed.BOTH):
+        least = 0.99 if on == observed.BOTH else None
+        for what, cases in (*((str(case), [case]) for case in observed.CASES), (mean, observed.CASES)):
+            both = [list(_observed(results, name, on, cases)) for name in (OURS, DIRECT)]
+            ratio, direct = (statistics.geometric_mean(found) if found else None for found in both)
+            yield Wanted(f"loopback, {what}: {on} on / off", ratio, least if what == mean else None, direct=direct)
 
 
-def _observed(results: Results, name: str, cases: Iterable[Case]) -> Iterator[float]:
+def _observed(results: Results, name: str, on: str, cases: Iterable[Case]) -> Iterator[float]:
     for case in cases:
-        if (ratio := results.ratio(observed.WHERE, case, observed.on(name), name)) is not None:
+        if (ratio := results.ratio(observed.WHERE, case, observed.on(name, on), name)) is not None:
             yield ratio
 
 

@@ -258,6 +258,7 @@ func (w *writer) engine(r *Recorder) aboutEngine {
 	for b := r.underWay.next; b != &r.underWay; b = b.next {
 		batches = append(batches, b)
 	}
+	others, limit := r.others, r.batches.limit
 	r.mu.Unlock()
 	slices.SortFunc(known.Clocks, func(a, b aboutClock) int { return cmp.Compare(a.Identity, b.Identity) })
 
@@ -265,6 +266,11 @@ func (w *writer) engine(r *Recorder) aboutEngine {
 	described := make([]*Batch, 0, len(batches))
 	for _, b := range batches {
 		described = append(described, b.described())
+	}
+	if others != nil {
+		for _, b := range others(limit) {
+			described = append(described, &Batch{recorder: r, number: b.Number, began: b.Began, onlyNumber: true})
+		}
 	}
 	slices.SortStableFunc(described, func(a, b *Batch) int { return cmp.Compare(a.began, b.began) })
 	for _, b := range described {
@@ -310,6 +316,9 @@ func (w *writer) batch(b *Batch) {
 	if b.parent != "" {
 		with.string("traceparent", b.parent)
 	}
+	if b.onlyNumber {
+		with.yes("not_recorded")
+	}
 	if open {
 		with.yes("unfinished")
 	} else {
@@ -321,7 +330,7 @@ func (w *writer) batch(b *Batch) {
 	ended = max(ended, b.began)
 	thread := w.track(group{what: "batches"}, b.began, ended)
 	w.span(thread, cmp.Or(b.Operation, "unfinished")+" batch", "batch", b.began, ended, with)
-	if queued := min(cmp.Or(b.first, ended), ended); queued > b.began {
+	if queued := min(cmp.Or(b.first, ended), ended); queued > b.began && !b.onlyNumber {
 		w.span(thread, "queue", "queue", b.began, queued, nil)
 	}
 }
@@ -334,26 +343,37 @@ type stepOf struct {
 
 func (w *writer) step(s stepOf) {
 	ended := s.ended
+	if s.underWay > 0 {
+		ended = 0
+	}
 	if s.batch.ended != 0 { // a step that did not end before is over, too
 		ended = min(cmp.Or(ended, s.batch.ended), s.batch.ended)
 	}
 	ended, open := w.until(ended)
 	ended = max(ended, s.began)
-	with := w.arguments().number("batch", s.batch.number).number("bytes", s.bytes)
+	allLost := s.lost > 0 && s.lost == s.requests
+	bytes := s.bytes
+	if !allLost {
+		bytes -= s.lostBytes
+	}
+	with := w.arguments().number("batch", s.batch.number).number("bytes", bytes)
 	if open {
 		with.yes("unfinished")
-	}
-	if s.lost {
-		with.yes("lost")
 	}
 	if s.kind != request {
 		thread := w.track(group{what: s.kind.String(), where: s.where}, s.began, ended)
 		w.span(thread, s.kind.String(), "copy", s.began, ended, with)
 		return
 	}
-	thread := w.track(group{"to", s.where, s.connection}, s.began, ended)
-	w.span(thread, operationOf(s.write), "request", s.began, ended, with.number("request", s.number))
-	w.flow('s', s.key, s.number, s.began, thread)
+	if allLost {
+		with.yes("lost")
+	} else if s.lost > 0 {
+		with.number("lost_requests", s.lost)
+	}
+	c := s.connection
+	thread := w.track(group{"to", c.peer, c.number}, s.began, ended)
+	w.span(thread, operationOf(s.write), "request", s.began, ended, with.number("request", s.number).number("requests", s.requests))
+	w.flows('s', c.key, s.number, s.requests, s.began, thread)
 	answered := min(cmp.Or(s.answered, ended), ended)
 	sent := min(cmp.Or(s.sent, answered), answered)
 	w.span(thread, "send", "send", s.began, sent, nil)
@@ -361,7 +381,7 @@ func (w *writer) step(s stepOf) {
 		w.span(thread, "wait for the peer", "peer", sent, answered, nil)
 	}
 	switch {
-	case open || s.lost || s.ended == 0:
+	case open || allLost || s.ended == 0 || s.underWay > 0:
 	case s.write:
 		w.event(event{phase: 'i', name: "acknowledged", category: "peer", at: answered, thread: thread})
 	case ended > answered:
@@ -369,10 +389,13 @@ func (w *writer) step(s stepOf) {
 	}
 }
 
-// flow writes an end of a flow, if the connection has a key.
-func (w *writer) flow(phase byte, key, number uint64, at time.Duration, thread int) {
-	if key != 0 {
-		w.event(event{phase: phase, name: "request", category: "flow", at: at, thread: thread, id: requestKey(key, number)})
+// flows writes an end of the flow of each request from a number on, if the connection has a key.
+func (w *writer) flows(phase byte, key, number, requests uint64, at time.Duration, thread int) {
+	if key == 0 {
+		return
+	}
+	for i := range requests {
+		w.event(event{phase: phase, name: "request", category: "flow", at: at, thread: thread, id: requestKey(key, number+i)})
 	}
 }
 
@@ -385,10 +408,10 @@ func operationOf(write bool) string {
 
 // served writes a request that the engine has served.
 func (w *writer) served(s *Served) {
-	thread := w.track(group{what: "from", where: s.peer}, s.Began, s.answered)
-	with := w.arguments().number("bytes", s.Bytes).number("request", s.number)
+	thread := w.track(group{what: "from", where: s.session.peer}, s.Began, s.answered)
+	with := w.arguments().number("bytes", s.Bytes).number("request", s.number).number("requests", s.requests)
 	w.span(thread, operationOf(s.Write), "served", s.Began, s.answered, with)
-	w.flow('f', s.key, s.number, s.Began, thread)
+	w.flows('f', s.session.key, s.number, s.requests, s.Began, thread)
 	from := s.Began
 	if s.Write && !s.ByAddress {
 		from = min(max(s.Received, s.Began), s.answered)

@@ -22,6 +22,15 @@ type Options struct {
 	Batches int           // the last ones are kept, of each engine
 	Slower  time.Duration // only batches that take as long are kept; 0: all
 	Log     *zap.Logger
+	// UnderWay returns the oldest batches that have not ended and are not recorded. It may be nil; it is not called once the
+	// recorder is closed.
+	UnderWay func(most int) []UnderWay
+}
+
+// UnderWay is a batch that has not ended.
+type UnderWay struct {
+	Number uint64
+	Began  time.Duration // by clock.Now
 }
 
 const (
@@ -86,7 +95,7 @@ func (r *Recorder) Close() {
 		return
 	}
 	r.mu.Lock()
-	r.closed = true
+	r.closed, r.others = true, nil
 	r.mu.Unlock()
 	f := r.file
 	f.touch()

@@ -2,6 +2,8 @@ package trace
 
 import (
 	"time"
+
+	"kvferry/core/clock"
 )
 
 // Session records the requests of one connection that this engine serves. The goroutines of the session guard it. nil records
@@ -9,7 +11,7 @@ import (
 type Session struct {
 	recorder *Recorder
 	peer     string
-	key      uint64 // see connectionKey
+	key      uint64 // see connectionKey; it stays once a request was recorded
 	requests uint64 // so far
 }
 
@@ -28,15 +30,19 @@ func (s *Session) Greeted(origin [16]byte, number uint64) {
 	}
 }
 
-// Now is clock.Now where something is recorded, and otherwise 0.
+// Now is clock.Now where requests are recorded now, and otherwise 0.
 func (s *Session) Now() time.Duration {
-	if s == nil {
+	if s == nil || s.recorder.turnsLeft.used.Load() {
 		return 0
 	}
-	return s.recorder.Now()
+	return clock.Now()
 }
 
-// Served is a request that was served. Times are by clock.Now; 0 for what did not happen.
+// mostTogether is how many requests one Served stands for.
+const mostTogether = 8
+
+// Served is a request that was served, or small ones that came together and were answered together. Times are by clock.Now; 0 for
+// what did not happen.
 type Served struct {
 	Write     bool
 	ByAddress bool // a WRITE whose payload is copied from the peer's process
@@ -48,15 +54,30 @@ type Served struct {
 	// Of all requests that were answered together, see Session.Answered.
 	copying, copied, answered time.Duration
 
-	peer        string
-	key, number uint64
+	session  *Session
+	number   uint64 // of the first one, in the session
+	requests uint64
 }
 
-// Next names the next request of the session.
-func (s *Session) Next(r Served) Served {
+// Record appends the next request of the session to those that wait to be answered together. One that began at 0 is only counted.
+func (s *Session) Record(to []Served, r Served) []Served {
 	s.requests++
-	r.peer, r.key, r.number = s.peer, s.key, s.requests
-	return r
+	if r.Began == 0 {
+		return to
+	}
+	if n := len(to); n > 0 && r.Bytes <= smallRequest && to[n-1].takes(&r, s.requests) {
+		to[n-1].Bytes += r.Bytes
+		to[n-1].requests++
+		return to
+	}
+	r.session, r.number, r.requests = s, s.requests, 1
+	return append(to, r)
+}
+
+// takes reports whether a small request with a number came together with those of the record.
+func (s *Served) takes(r *Served, number uint64) bool {
+	return s.Write == r.Write && s.ByAddress == r.ByAddress && s.OnDevice == r.OnDevice && s.Began == r.Began &&
+		s.Received == r.Received && s.number+s.requests == number && s.requests < mostTogether && s.Bytes <= s.requests*smallRequest
 }
 
 // Answered keeps requests that were answered just now, together. copying and copied are when bytes were copied, between the device or
@@ -66,12 +87,19 @@ func (s *Session) Answered(all []Served, copying, copied time.Duration) {
 	if s == nil || len(all) == 0 {
 		return
 	}
-	now := s.Now()
+	now := clock.Now()
+	bytes := uint64(0)
+	for i := range all {
+		all[i].copying, all[i].copied, all[i].answered = copying, copied, now
+		bytes += all[i].Bytes
+	}
 	r := s.recorder
 	r.mu.Lock()
-	for _, one := range all {
-		one.copying, one.copied, one.answered = copying, copied, now
-		r.served.put(one)
+	for i := range all {
+		r.served.put(all[i])
+	}
+	if bytes <= shortTurn {
+		r.turnsLeft.spend(now)
 	}
 	r.mu.Unlock()
 	r.file.touch()

@@ -2,8 +2,8 @@
 //
 //  1. Open makes the Recorder of an engine, and of the process's file. There is none while tracing is off: each place that records
 //     has one branch then.
-//  2. As the initiator: Recorder.Begin makes the record of a batch. Its requests and copies are added while it is under way
-//     (batch.go). Batch.End keeps it among the last ones.
+//  2. As the initiator: Recorder.Begin makes the record of a batch, unless many were recorded just now (allowance.go). Its requests
+//     and copies are added while it is under way (batch.go). Batch.End keeps it among the last ones.
 //  3. As the target: a Session records the requests that it serves (session.go).
 //  4. A goroutine writes the file while there is something new, and at the end (file.go, chrome.go).
 //  5. Engines have different clocks. The answer to a hello says how old the target is; Recorder.Met notes which moment that makes
@@ -36,6 +36,9 @@ type Recorder struct {
 	slower         time.Duration // batches that take less are not kept
 	file           *file
 
+	batchesLeft allowance // of batches that are kept
+	turnsLeft   allowance // of short answers as the target
+
 	mu       sync.Mutex
 	began    time.Duration // when the engine's age began, by clock.SinceBoot; 0 before it listens
 	underWay Batch         // the anchor of a ring of those that have not ended
@@ -43,6 +46,7 @@ type Recorder struct {
 	served   ring[Served]
 	clocks   map[string]met // by identity
 	closed   bool           // the engine has ended
+	others   func(most int) []UnderWay
 }
 
 // met is what is known of another engine's clock.
@@ -57,6 +61,9 @@ func newRecorder(name, identity string, o Options, f *file) *Recorder {
 	r := &Recorder{name: name, identity: identity, slower: o.Slower, file: f, clocks: map[string]met{}}
 	r.batches, r.served = newRing[*Batch](o.Batches), newRing[Served](o.Batches*servedPerBatch)
 	r.underWay.next, r.underWay.before = &r.underWay, &r.underWay
+	r.batchesLeft = allowance{most: o.Batches, size: sampleWindow}
+	r.turnsLeft = allowance{most: o.Batches * turnsPerBatch, size: sampleWindow}
+	r.others = o.UnderWay
 	return r
 }
 
@@ -85,12 +92,15 @@ func (r *Recorder) Met(name, identity string, asked, answered, age time.Duration
 	r.clocks[identity] = now
 }
 
-// Now is clock.Now where something is recorded, and otherwise 0.
-func (r *Recorder) Now() time.Duration {
-	if r == nil {
-		return 0
+// Moment is when several things happen together. The clock is read when the first one of them is recorded. The zero value is ready to
+// be used.
+type Moment struct{ at time.Duration }
+
+func (m *Moment) get() time.Duration {
+	if m.at == 0 {
+		m.at = clock.Now()
 	}
-	return clock.Now()
+	return m.at
 }
 
 // Connection is a connection of an initiator, as far as its requests are recorded. The carrier of the connection guards it.

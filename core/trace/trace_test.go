@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -69,10 +70,22 @@ func (f *found) count(name string) (n int) {
 	return n
 }
 
-// unwritten is a recorder whose file is never written.
+// now is a moment of its own.
+func now() *Moment { return new(Moment) }
+
+// unwritten is a recorder whose file is never written, and which leaves nothing out.
 func unwritten(o Options) *Recorder {
+	r := sampling(o)
+	r.batchesLeft.most, r.turnsLeft.most = math.MaxInt, math.MaxInt
+	return r
+}
+
+// sampling is a recorder whose file is never written. It records nothing more once its allowance is used up.
+func sampling(o Options) *Recorder {
 	o.Batches = max(o.Batches, 1)
-	return newRecorder("host:1", "0123456789abcdef", o, &file{changed: make(chan struct{}, 1)})
+	r := newRecorder("host:1", "0123456789abcdef", o, &file{changed: make(chan struct{}, 1)})
+	r.batchesLeft.size, r.turnsLeft.size = time.Hour<<10, time.Hour<<10
+	return r
 }
 
 func TestWhatIsNotTracedIsRecordedByNobody(t *testing.T) {
@@ -80,21 +93,20 @@ func TestWhatIsNotTracedIsRecordedByNobody(t *testing.T) {
 	require.Nil(t, r)
 	r.Listening(1)
 	r.Met("peer", "11", 1, 2, 3)
-	require.Zero(t, r.Now())
 	b, c, s := r.Begin(1, "", 1), r.Connection("peer", [16]byte{}, 1), r.Session("peer")
 	require.Nil(t, b)
-	require.Zero(t, c.Take(b, true, 1, clock.Now()))
+	require.Zero(t, c.Take(b, true, 1, now()))
 	require.Zero(t, b.Now())
 	require.Zero(t, s.Now())
 	s.Greeted([16]byte{}, 1)
 	s.Answered([]Served{{}}, 1, 1)
 	b.Copied(Local, "", 1, 1)
-	for _, note := range []func(int32, time.Duration){b.Sent, b.Answered, b.Ended} {
-		note(1, 1)
+	for _, note := range []func(int32, *Moment){b.Sent, b.Answered, b.Ended} {
+		note(1, now())
 	}
-	b.Lost(1)
+	b.Lost(1, 1)
 	r.Close()
-	require.Zero(t, testing.AllocsPerRun(10, func() { c.Take(r.Begin(1, "", 1), true, 1, clock.Now()); b.Ended(1, clock.Now()) }))
+	require.Zero(t, testing.AllocsPerRun(10, func() { c.Take(r.Begin(1, "", 1), true, 1, now()); b.Ended(1, now()) }))
 }
 
 func TestTheLastBatchesAreKeptAndThoseThatTookLong(t *testing.T) {
@@ -120,23 +132,175 @@ func TestStepsOfABatchAreBounded(t *testing.T) {
 	b := r.Begin(1, "", clock.Now())
 	c := r.Connection("peer", [16]byte{1}, 1)
 	for range mostSteps {
-		b.Ended(c.Take(b, true, 1, clock.Now()), clock.Now())
+		b.Ended(c.Take(b, true, 1, now()), now())
 	}
-	require.Zero(t, c.Take(b, true, 1, clock.Now()))
+	require.Zero(t, c.Take(b, true, 1, now()))
 	b.Copied(Local, "", 1, clock.Now())
-	b.Ended(0, clock.Now())
+	b.Ended(0, now())
 	b.End(clock.Now(), Outcome{Operation: "write"})
-	require.Zero(t, c.Take(b, true, 1, clock.Now()), "nothing is added to what has ended")
+	require.Zero(t, c.Take(b, true, 1, now()), "nothing is added to what has ended")
 	f, _ := encoded(t, r)
 	require.Equal(t, mostSteps, f.count("WRITE"))
 	require.EqualValues(t, 3, f.Events[0].Args["steps_left_out"])
+}
+
+func TestOfManyBatchesInAWindowOnlySoManyAreRecordedAsTheFileHas(t *testing.T) {
+	for _, slower := range []time.Duration{0, time.Millisecond} {
+		r := sampling(Options{Batches: 4, Slower: slower})
+		for i := range 20 {
+			b := r.Begin(uint64(i), "", clock.Now())
+			if b == nil {
+				continue
+			}
+			for range i % 2 { // where there is a limit, only what is kept counts
+				b.began -= 2 * slower
+			}
+			b.End(clock.Now(), Outcome{Operation: "read"})
+		}
+		f, _ := encoded(t, r)
+		require.Equal(t, 4, f.count("read batch"))
+		require.True(t, r.batchesLeft.used.Load())
+		const sampled, unsampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+		require.Nil(t, r.Begin(21, "", clock.Now()))
+		require.Nil(t, r.Begin(22, unsampled, clock.Now()))
+		require.NotNil(t, r.Begin(23, sampled, clock.Now()), "the program records it")
+	}
+}
+
+func TestOfManyAnswersInAWindowOnlySomeAreRecordedAndTheOtherRequestsAreCounted(t *testing.T) {
+	r := sampling(Options{Batches: 1})
+	s := r.Session("address")
+	s.Greeted([16]byte{1}, 1)
+	s.Answered(s.Record(nil, Served{Began: s.Now(), Bytes: shortTurn + 1}), 0, 0) // not counted
+	for range turnsPerBatch {
+		s.Answered(s.Record(nil, Served{Began: s.Now()}), 0, 0)
+	}
+	require.Zero(t, s.Now(), "the clock is not read, either")
+	require.True(t, r.turnsLeft.used.Load())
+	require.Empty(t, s.Record(nil, Served{Began: s.Now()}))
+	r.turnsLeft.used.Store(false)
+	s.Answered(s.Record(nil, Served{Began: s.Now()}), 0, 0)
+	f, _ := encoded(t, r)
+	var numbers []any
+	for _, e := range f.Events {
+		if e.Cat == "served" {
+			numbers = append(numbers, e.Args["request"])
+		}
+	}
+	require.Equal(t, []any{1., 2., 3., 5.}, numbers, "the initiator counts alike")
+}
+
+func TestRecordingGoesOnInTheNextWindow(t *testing.T) {
+	r := sampling(Options{Batches: 1})
+	r.batchesLeft.size = time.Millisecond
+	r.Begin(1, "", clock.Now()).End(clock.Now(), Outcome{})
+	require.Eventually(t, func() bool { return r.Begin(2, "", clock.Now()) != nil }, 30*time.Second, time.Millisecond)
+}
+
+func TestWindowsBeginAtTheSameDatesInAllProcesses(t *testing.T) {
+	const size = time.Hour
+	for range 3 {
+		a := allowance{most: 2, size: size}
+		now := clock.Now()
+		a.spend(now)
+		ends := time.Now().Add(a.ends - clock.Now()).Round(time.Second)
+		require.Equal(t, ends.Truncate(size), ends)
+	}
+}
+
+func TestABatchUnderWayThatIsNotRecordedIsInTheFileWithoutSteps(t *testing.T) {
+	r := unwritten(Options{Batches: 2, UnderWay: func(most int) []UnderWay {
+		return []UnderWay{{Number: 9, Began: 1}, {Number: 10, Began: 2}}[:most]
+	}})
+	f, unfinished := encoded(t, r)
+	require.True(t, unfinished)
+	require.Equal(t, 2, f.count("unfinished batch"))
+	require.Zero(t, f.count("queue"), "nobody knows")
+	require.Equal(t, true, f.Events[0].Args["not_recorded"])
+}
+
+func TestSmallRequestsThatAreSentTogetherAreOneStep(t *testing.T) {
+	r := unwritten(Options{})
+	b := r.Begin(1, "", clock.Now())
+	c := r.Connection("peer", [16]byte{1}, 1)
+	together := now()
+	first, second := c.Take(b, false, 10, together), c.Take(b, false, 20, together)
+	require.Equal(t, first, second)
+	large := c.Take(b, false, smallRequest+1, together)
+	require.NotEqual(t, first, large)
+	require.NotEqual(t, large, c.Take(b, false, 1, together), "a large one has an event of its own")
+	write := c.Take(b, true, 1, together)
+	c.Take(nil, true, 1, together) // of a batch that is not recorded
+	require.NotEqual(t, write, c.Take(b, true, 1, together))
+	later := c.Take(b, true, 1, &Moment{at: together.at + 1})
+	require.NotEqual(t, write, later)
+
+	b.Answered(first, now())
+	b.Ended(first, now())
+	f, _ := encoded(t, r)
+	read := f.Events[2]
+	require.Equal(t, "READ", read.Name)
+	require.EqualValues(t, 30, read.Args["bytes"])
+	require.EqualValues(t, 2, read.Args["requests"])
+	require.Equal(t, true, read.Args["unfinished"], "one of the two has not ended")
+	b.Lost(first, 20)
+	b.Lost(large, smallRequest+1)
+	b.Lost(write, 1)
+	b.End(clock.Now(), Outcome{Operation: "mixed"})
+	f, _ = encoded(t, r)
+	read = f.Events[2]
+	require.EqualValues(t, 10, read.Args["bytes"], "the lost one is another step, or failed")
+	require.EqualValues(t, 1, read.Args["lost_requests"])
+	require.NotContains(t, read.Args, "lost")
+	lost := 0
+	for _, e := range f.Events {
+		if e.Args["lost"] == true {
+			lost++
+		}
+	}
+	require.Equal(t, 2, lost)
+	flows := 0
+	for _, e := range f.Events {
+		if e.Ph == "s" {
+			flows++
+		}
+	}
+	require.Equal(t, 7, flows, "one for each request")
+}
+
+func TestSmallRequestsThatComeTogetherAreOneEventWithAFlowForEach(t *testing.T) {
+	r := unwritten(Options{})
+	s := r.Session("address")
+	s.Greeted([16]byte{1}, 1)
+	var all []Served
+	for range mostTogether + 1 {
+		all = s.Record(all, Served{Began: 5, Bytes: 10})
+	}
+	all = s.Record(all, Served{Began: 5, Bytes: smallRequest + 1})
+	all = s.Record(all, Served{Began: 5, Bytes: 10, Write: true})
+	all = s.Record(all, Served{Began: 6, Bytes: 10, Write: true})
+	s.Answered(all, 0, 0)
+	f, _ := encoded(t, r)
+	var requests, numbers []any
+	flows := map[string]bool{}
+	for _, e := range f.Events {
+		if e.Cat == "served" {
+			requests, numbers = append(requests, e.Args["requests"]), append(numbers, e.Args["request"])
+		}
+		if e.Ph == "f" {
+			flows[e.ID] = true
+		}
+	}
+	require.Equal(t, []any{8., 1., 1., 1., 1.}, requests)
+	require.Equal(t, []any{1., 9., 10., 11., 12.}, numbers)
+	require.Len(t, flows, mostTogether+4)
 }
 
 func TestWhatIsUnderWayIsInTheFile(t *testing.T) {
 	r := unwritten(Options{Slower: time.Hour})
 	b := r.Begin(7, "00-af-b7-01", clock.Now())
 	c := r.Connection("peer", [16]byte{1}, 4)
-	c.Take(b, true, 100, clock.Now())
+	c.Take(b, true, 100, now())
 	f, unfinished := encoded(t, r)
 	require.True(t, unfinished)
 	require.Equal(t, 1, f.count("unfinished batch"))
@@ -153,9 +317,9 @@ func TestAnAnswerBeforeTheSendingCallReturnsHasNoWait(t *testing.T) {
 	r := unwritten(Options{})
 	b := r.Begin(1, "", clock.Now())
 	c := r.Connection("peer", [16]byte{1}, 1)
-	number := c.Take(b, true, 100, clock.Now())
-	b.Ended(number, clock.Now())
-	b.Sent(number, clock.Now())
+	number := c.Take(b, true, 100, now())
+	b.Ended(number, now())
+	b.Sent(number, now())
 	b.End(clock.Now(), Outcome{Operation: "write"})
 	f, _ := encoded(t, r)
 	require.Zero(t, f.count("wait for the peer"))
@@ -183,17 +347,18 @@ func TestEventsOfATrackDoNotCross(t *testing.T) {
 			for i := range 20 {
 				b := r.Begin(uint64(100*worker+i), "", clock.Now())
 				began := clock.Now()
-				one, other := c.Take(b, i%2 == 0, 10, clock.Now()), c.Take(b, i%3 == 0, 10, clock.Now())
+				one, other := c.Take(b, i%2 == 0, 10, now()), c.Take(b, i%3 == 0, 10, now())
 				b.Copied(CopyOut, "npu:0", 10, began)
-				b.Sent(one, clock.Now())
-				b.Answered(other, clock.Now()) // before it was noted that it was sent
-				b.Sent(other, clock.Now())
-				b.Answered(one, clock.Now())
-				b.Ended(one, clock.Now())
+				b.Sent(one, now())
+				b.Answered(other, now()) // before it was noted that it was sent
+				b.Sent(other, now())
+				b.Answered(one, now())
+				b.Ended(one, now())
 				if i%4 == 0 {
-					b.Lost(other)
+					b.Lost(other, 10)
 				}
-				s.Answered([]Served{s.Next(Served{Write: true, Began: began, Received: clock.Now()}), s.Next(Served{Began: clock.Now()})}, began, clock.Now())
+				served := s.Record(nil, Served{Write: true, Began: began, Received: clock.Now()})
+				s.Answered(s.Record(served, Served{Began: clock.Now()}), began, clock.Now())
 				b.End(clock.Now(), Outcome{Operation: "mixed"})
 			}
 		})
@@ -230,8 +395,8 @@ func TestBothSidesNameARequestAlike(t *testing.T) {
 	s.Greeted(origin, 9)
 	b := r.Begin(1, "", clock.Now())
 	for range 2 {
-		b.Ended(c.Take(b, true, 1, clock.Now()), clock.Now())
-		s.Answered([]Served{s.Next(Served{Write: true, Began: clock.Now(), Received: clock.Now()})}, 0, 0)
+		b.Ended(c.Take(b, true, 1, now()), now())
+		s.Answered(s.Record(nil, Served{Write: true, Began: clock.Now(), Received: clock.Now()}), 0, 0)
 	}
 	b.End(clock.Now(), Outcome{Operation: "write"})
 	f, _ := encoded(t, r)
@@ -382,14 +547,14 @@ func BenchmarkEncode(b *testing.B) {
 	for i := range 256 {
 		batch := r.Begin(uint64(i), "", clock.Now())
 		for range 32 {
-			n := c.Take(batch, true, 1<<20, clock.Now())
-			batch.Sent(n, clock.Now())
-			batch.Answered(n, clock.Now())
-			batch.Ended(n, clock.Now())
+			n := c.Take(batch, true, 1<<20, now())
+			batch.Sent(n, now())
+			batch.Answered(n, now())
+			batch.Ended(n, now())
 		}
 		batch.End(clock.Now(), Outcome{Operation: "write"})
 		for range servedPerBatch {
-			s.Answered([]Served{s.Next(Served{Write: true, Began: clock.Now(), Received: clock.Now()})}, 0, 0)
+			s.Answered(s.Record(nil, Served{Write: true, Began: clock.Now(), Received: clock.Now()}), 0, 0)
 		}
 	}
 	for b.Loop() {
@@ -406,10 +571,10 @@ func BenchmarkBatch(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		batch := r.Begin(1, "", clock.Now())
-		n := c.Take(batch, true, 1<<20, clock.Now())
-		batch.Sent(n, clock.Now())
-		batch.Answered(n, clock.Now())
-		batch.Ended(n, clock.Now())
+		n := c.Take(batch, true, 1<<20, now())
+		batch.Sent(n, now())
+		batch.Answered(n, now())
+		batch.Ended(n, now())
 		batch.End(clock.Now(), Outcome{Operation: "write"})
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"kvferry/core/metadata"
 	"kvferry/core/metrics"
 	"kvferry/core/security"
-	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
 )
 
@@ -84,8 +83,7 @@ type environment struct {
 	limiter *samehost.CopyLimiter
 	fence   *fence
 
-	stuckTimeout time.Duration   // how long a lane may take to end; 0 for stuckTimeout
-	trace        *trace.Recorder // nil for none
+	stuckTimeout time.Duration // how long a lane may take to end; 0 for stuckTimeout
 	counters
 }
 

@@ -13,6 +13,7 @@ import (
 	"kvferry/core/clock"
 	"kvferry/core/hostmem"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
@@ -87,7 +88,7 @@ type lane struct {
 	mu        sync.Mutex
 	conn      *connection   // nil before the connection is up
 	flight    ring[piece]   // oldest first
-	tookAt    time.Duration // when the pieces that are being laid out were taken, for the trace
+	tookAt    trace.Moment  // when the pieces that are being laid out were taken, for the trace
 	flying    atomic.Uint64 // their bytes; changed under the lock
 	coldReads atomic.Int32  // READs among them whose memory may have to be brought in
 	scattered atomic.Int32  // READs among them that are strided
@@ -118,8 +119,8 @@ type lane struct {
 	receiving  sync.Mutex // held by the goroutine that receives: the receiver, or one that assists
 	onReadable func() bool
 	onAssist   func()
-	failure    error         // why nothing can be received any more
-	cameAt     time.Duration // when something was received last, for the trace
+	failure    error        // why nothing can be received any more
+	cameAt     trace.Moment // when something was received last, for the trace
 	statuses   [receivePieces * wire.StatusSize]byte
 	got        uint64 // bytes that have come of the oldest piece's answer
 	alone      bool   // one answer at a time is received
@@ -283,7 +284,7 @@ func (l *lane) empty() (held, unanswered []piece) {
 		if piece.op == core.Write && piece.end-piece.frame() < l.sent {
 			unanswered = append(unanswered, piece)
 		}
-		piece.work.Trace().Lost(piece.step)
+		piece.work.Trace().Lost(piece.step, piece.length)
 		held = append(held, piece)
 	}
 	l.flying.Store(0)

@@ -68,7 +68,7 @@ func (l *lane) fetchGranted(pieces []piece, mayWait bool) []piece {
 	l.leaveToWriter(later)
 	if len(r.chosen) > 0 {
 		var err error
-		began := l.trace.Now()
+		began := nowIfTraced(r.chosen)
 		l.overtakable(r.unsure, func() { err = r.copies.Run(r.Process, nil, by) })
 		if l.endCopying(rest, err == nil) {
 			r.copies.Reset()
@@ -123,10 +123,10 @@ func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time, began ti
 		if r.unsure {
 			r.note(now)
 		}
+		l.recordFetched(began)
 		for i := range r.chosen {
 			p := &r.chosen[i]
 			l.count(p, metrics.Host)
-			p.work.Trace().Copied(trace.Fetch, l.segment.Name, p.length, began)
 			p.settle(nil)
 		}
 	} else {
@@ -137,6 +137,28 @@ func (l *lane) settleFetched(rest []piece, err error, now hostmem.Time, began ti
 	r.chosen = r.chosen[:0]
 	r.copies.Reset()
 	return rest
+}
+
+// nowIfTraced is clock.Now if a copy of a piece is to be recorded, and otherwise 0.
+func nowIfTraced(pieces []piece) time.Duration {
+	for i := range pieces {
+		if now := pieces[i].work.Trace().Now(); now != 0 {
+			return now
+		}
+	}
+	return 0
+}
+
+// recordFetched records the copies of the chosen pieces, those of one batch together.
+func (l *lane) recordFetched(began time.Duration) {
+	chosen := l.peerMemory.chosen
+	for i := 0; i < len(chosen); {
+		batch, bytes := chosen[i].work.Trace(), uint64(0)
+		for ; i < len(chosen) && chosen[i].work.Trace() == batch; i++ {
+			bytes += chosen[i].length
+		}
+		batch.Copied(trace.Fetch, l.segment.Name, bytes, began)
+	}
 }
 
 // leaveToWriter queues pieces again for the lane's writer.

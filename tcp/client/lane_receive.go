@@ -8,6 +8,7 @@ import (
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/core/trace"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
@@ -187,7 +188,7 @@ func (p *plan) expect(base uintptr, length, skip uint64) uint64 {
 func (l *lane) consume(n uint64) error {
 	l.planned.vectors = l.planned.vectors[:0]
 	now := hostmem.Now()
-	l.cameAt = l.trace.Now()
+	l.cameAt = trace.Moment{}
 	var unpacked uint64
 	for i := 0; n > 0; i++ {
 		l.mu.Lock()
@@ -238,7 +239,7 @@ func (l *lane) checkStatus(frame []byte) error {
 	defer l.mu.Unlock()
 	p := l.flight.at(0)
 	if p.op == core.Read {
-		p.work.Trace().Answered(p.step, l.cameAt)
+		p.work.Trace().Answered(p.step, &l.cameAt)
 	}
 	return l.answered(judgeStatus(l.segment.Name, frame, p))
 }
@@ -265,7 +266,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 	}
 	l.mu.Unlock()
 	if p.unmoved() {
-		p.work.Trace().Lost(p.step)
+		p.work.Trace().Lost(p.step, p.length)
 		l.comeBack(p)
 		return nil
 	}
@@ -273,7 +274,7 @@ func (l *lane) settleOldest(p piece, now hostmem.Time) error {
 		now.Note(p.local, p.length, hostmem.Reading)
 	}
 	l.count(&p, p.way())
-	p.work.Trace().Ended(p.step, l.cameAt)
+	p.work.Trace().Ended(p.step, &l.cameAt)
 	p.settle(nil)
 	return nil
 }

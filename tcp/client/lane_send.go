@@ -9,6 +9,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
@@ -117,10 +118,10 @@ func (l *lane) noteSent(n int) {
 
 // recordSent records the requests whose last bytes were sent after a position in the stream. The lock is held.
 func (l *lane) recordSent(after uint64) {
-	now := l.trace.Now()
+	var now trace.Moment
 	for i := l.flight.len() - 1; i >= 0 && l.flight.at(i).end > after; i-- {
 		if p := l.flight.at(i); p.end <= l.sent {
-			p.work.Trace().Sent(p.step, now)
+			p.work.Trace().Sent(p.step, &now)
 		}
 	}
 }
@@ -149,7 +150,7 @@ func (l *lane) fill(mayWait bool) bool {
 	l.roomForHeaders(l.taken)
 	l.vectors = l.vectors[:0]
 	now := hostmem.Now()
-	l.tookAt = l.trace.Now()
+	l.tookAt = trace.Moment{}
 	for i := range l.taken {
 		p := &l.taken[i]
 		if err := p.work.Aborted(); err != nil { // since it was taken: abort has not seen it here
@@ -212,7 +213,7 @@ func (l *lane) layOut(p *piece, now hostmem.Time) {
 	}
 	p.end = l.laidOut
 	if l.conn.trace != nil {
-		p.step = l.conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length, l.tookAt)
+		p.step = l.conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length, &l.tookAt)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/metrics"
 	"kvferry/core/status"
+	"kvferry/core/trace"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
@@ -73,10 +74,10 @@ func (o *oneShot) run() {
 			o.source.ended(o, ending{reason: err, unreachable: true, held: o.held})
 			return
 		}
-		p.step = conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length, o.trace.Now())
+		p.step = conn.trace.Take(p.work.Trace(), p.op == core.Write, p.length, new(trace.Moment))
 		if err = o.exchange(conn, p); err != nil {
 			reason := o.reason(err)
-			p.work.Trace().Lost(p.step)
+			p.work.Trace().Lost(p.step, p.length)
 			o.release()
 			o.source.ended(o, ending{reason: reason, held: []piece{*p}, conn: conn, unanswered: writesOf(p)})
 			return
@@ -84,7 +85,7 @@ func (o *oneShot) run() {
 		_ = conn.Close()
 		conn.release()
 		o.count(p, metrics.TCP)
-		p.work.Trace().Ended(p.step, o.trace.Now())
+		p.work.Trace().Ended(p.step, new(trace.Moment))
 		o.release()
 		p.settle(nil)
 	}
@@ -151,7 +152,7 @@ func (o *oneShot) exchange(conn *connection, p *piece) error {
 	}
 	sendErr := o.move(conn, p, frame, func(v []sockio.Vector) (int, error) { return o.send(conn.Socket, v) }, progressLimit(o.config))
 	if sendErr == nil {
-		p.work.Trace().Sent(p.step, o.trace.Now())
+		p.work.Trace().Sent(p.step, new(trace.Moment))
 	}
 	if acknowledged && p.fatal == nil {
 		// What the peer said of the request before it stopped reading is still there.
@@ -216,7 +217,7 @@ func (o *oneShot) receiveStatus(conn *connection, p *piece) error {
 	if err := o.move(conn, p, []sockio.Vector{sockio.VectorOf(o.answer[:])}, conn.Receive, limit); err != nil {
 		return err
 	}
-	p.work.Trace().Answered(p.step, o.trace.Now())
+	p.work.Trace().Answered(p.step, new(trace.Moment))
 	return o.answered(judgeStatus(o.segment.Name, o.answer[:], p))
 }
 

@@ -65,7 +65,7 @@ func newPeer(c *Client, s *core.Segment) *peer {
 	return &peer{
 		client: c,
 		environment: environment{
-			ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter, fence: &c.fence, trace: c.Trace, stuckTimeout: c.StuckTimeout,
+			ctx: c.ctx, config: c.Config, segment: s, limiter: c.Limiter, fence: &c.fence, stuckTimeout: c.StuckTimeout,
 			counters: counters{Peer: s.Counters()},
 		},
 		answers: spin.Spinner{Contention: c.Processors.Contention, Polling: c.Config.Polling},

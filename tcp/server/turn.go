@@ -102,7 +102,7 @@ func (t *turn) record(s *trace.Session, h wire.Header, onDevice bool, began, rec
 	if one.Write {
 		one.Received = received
 	}
-	t.served = append(t.served, s.Next(one))
+	t.served = s.Record(t.served, one)
 }
 
 // hasLoad reports whether the turn has a load.
