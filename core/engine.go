@@ -53,8 +53,10 @@ type Engine struct {
 	started  startInfo
 	metrics  *metrics.Engine
 	trace    *trace.Recorder // nil while tracing is off
-	version  string
-	made     time.Duration // by clock.Now
+
+	notAllowed atomic.Uint64 // connections from networks that KVFERRY_ALLOW does not have
+	version    string
+	made       time.Duration // by clock.Now
 
 	policy *security.Policy
 	store  metadata.Store
@@ -144,7 +146,9 @@ type self struct {
 // newSelf reads the secret or the certificate of an engine.
 func newSelf(o Options) (s self, err error) {
 	s.identity = newIdentity()
-	s.policy, err = security.New(o.Config.Security, s.identity, o.Log)
+	settings := o.Config.Security
+	settings.ShownPeers = o.Config.MetricsPeers
+	s.policy, err = security.New(settings, s.identity, o.Log)
 	return s, err
 }
 

@@ -94,7 +94,7 @@ func (s *site) warn(name string, mode security.Mode, log *zap.Logger) {
 // it.
 func (e *Engine) Listen(minPort, maxPort, backlog int) (*address.Listener, error) {
 	l, err := address.Listen(e.ctx, address.Options{
-		Hosts: e.site.listen, MinPort: minPort, MaxPort: maxPort, Backlog: backlog, Allow: e.site.allow, Log: e.log,
+		Hosts: e.site.listen, MinPort: minPort, MaxPort: maxPort, Backlog: backlog, Allow: e.site.allow, Log: e.log, Refused: &e.notAllowed,
 	})
 	if err != nil && e.config.Listen != "" {
 		err = status.Errorf(status.Of(err, status.Socket), "KVFERRY_LISTEN: %w", err)

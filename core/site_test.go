@@ -88,6 +88,8 @@ func TestAnEngineAnswersOnlyTheNetworksThatMayConnect(t *testing.T) {
 		return len(refused) > 0
 	})
 	assert.Contains(t, refused[0].ContextMap()["peer"], "127.0.0.1:")
+	assert.EqualValues(t, len(refused), closed.Stats().Security.NotAllowed)
+	assert.Zero(t, open.Stats().Security.NotAllowed)
 }
 
 func TestAnEngineThatRequiresASecretMayListenOnEveryAddress(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 
 	"kvferry/core/clock"
 	"kvferry/core/metrics"
+	"kvferry/core/security"
 )
 
 // Stats describes the engine now.
@@ -28,6 +29,7 @@ func (e *Engine) Stats() *metrics.Stats {
 	c := e.policy.Counters()
 	s.Security = metrics.Security{
 		Mode: e.policy.Mode().String(), Refused: c.Refused, Older: c.Older, Reloads: c.Reloads, FailedReloads: c.FailedReloads,
+		NotAllowed: e.notAllowed.Load(), Failures: securityFailures(c.Failures),
 	}
 	s.Staging = e.devices.describe()
 	s.Process = metrics.ReadProcess()
@@ -46,4 +48,12 @@ func (e *Engine) describeBatches(s *metrics.Stats) {
 		}
 		return true
 	})
+}
+
+func securityFailures(all []security.Failures) []metrics.SecurityFailures {
+	described := make([]metrics.SecurityFailures, len(all))
+	for i, f := range all {
+		described[i] = metrics.SecurityFailures{Peer: f.Peer, Reason: string(f.Kind), Count: f.Count}
+	}
+	return described
 }

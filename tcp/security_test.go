@@ -18,6 +18,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/metadata"
+	"kvferry/core/metrics"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/samehost"
 	"kvferry/tcp/wire"
@@ -197,6 +198,9 @@ func TestTheDataPortAndTheSocketOfThisHostRefuseStrangers(t *testing.T) {
 			require.Zero(t, a.Age, "it tells a stranger nothing")
 			_, err = c.Conn.Read(make([]byte, 1))
 			require.Error(t, err)
+			require.True(t, slices.ContainsFunc(target.Stats().Security.Failures, func(f metrics.SecurityFailures) bool {
+				return f.Reason == "plain" && f.Count >= 2 // the request above, and this hello
+			}))
 		})
 	}
 }

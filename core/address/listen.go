@@ -1,6 +1,7 @@
 package address
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"kvferry/core/status"
@@ -177,6 +179,8 @@ type Options struct {
 	Backlog          int         // connections that the kernel keeps until they are accepted; below 1: the system's default
 	Allow            Networks    // the networks that may connect
 	Log              *zap.Logger // nil: none
+
+	Refused *atomic.Uint64 // counts connections from other networks; nil: the listener has a counter of its own
 }
 
 // Listen opens a listener on a random port, the same on all addresses. Busy and privileged ports are skipped. It fails if
@@ -197,7 +201,7 @@ func Listen(ctx context.Context, o Options) (*Listener, error) {
 	for port := range shuffled(o.MinPort, o.MaxPort) {
 		sockets, err := listenOnAll(ctx, hosts, port, o.Backlog)
 		if err == nil {
-			return newListener(sockets, o.Allow, o.Log), nil
+			return newListener(sockets, o.Allow, o.Log, cmp.Or(o.Refused, new(atomic.Uint64))), nil
 		}
 		last = err
 		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EACCES) {

@@ -35,7 +35,7 @@ type Listener struct {
 	sockets []*net.TCPListener // at least one; all have the same port
 	allowed Networks
 	log     *zap.Logger
-	refused atomic.Uint64
+	refused *atomic.Uint64
 
 	accepted chan outcome // with several sockets
 	closed   chan struct{}
@@ -50,9 +50,9 @@ type outcome struct {
 }
 
 // newListener owns the sockets from then on.
-func newListener(sockets []*net.TCPListener, allowed Networks, log *zap.Logger) *Listener {
+func newListener(sockets []*net.TCPListener, allowed Networks, log *zap.Logger, refused *atomic.Uint64) *Listener {
 	l := &Listener{
-		sockets: sockets, allowed: allowed, accepted: make(chan outcome), closed: make(chan struct{}),
+		sockets: sockets, allowed: allowed, refused: refused, accepted: make(chan outcome), closed: make(chan struct{}),
 		log: log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 			return zapcore.NewSamplerWithOptions(c, refusalPeriod, refusalLines, 0)
 		})),

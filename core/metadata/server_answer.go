@@ -35,6 +35,7 @@ func (s *Server) answer(conn *served) (stream, error) {
 	var body []byte
 	if refuse {
 		s.counts.plain.Add(1)
+		s.options.Security.CountPlain(conn.RemoteAddr())
 		s.log.Warn("a handshake was refused", zap.Stringer("peer", conn.RemoteAddr()), zap.Stringer("request", request.kind), zap.Error(security.ErrPlain))
 		body, err = s.refuse(request)
 	} else {

@@ -194,6 +194,16 @@ type Security struct {
 	Older         uint64 `json:"older"`   // peers that were accepted by another secret than the first one
 	Reloads       uint64 `json:"reloads"` // changed files that were taken
 	FailedReloads uint64 `json:"failed_reloads"`
+	NotAllowed    uint64 `json:"not_allowed"` // connections from addresses that KVFERRY_ALLOW does not have
+
+	Failures []SecurityFailures `json:"failures"` // by peer and reason; some peers are shown together, as OtherPeers
+}
+
+// SecurityFailures are those of one peer for one reason: one of the two could not prove to the other who it is.
+type SecurityFailures struct {
+	Peer   string `json:"peer"`   // its address; "local" for a process on this host, "store" for an entry of the metadata store
+	Reason string `json:"reason"` // a security.Kind
+	Count  uint64 `json:"count"`
 }
 
 // Staging is one direction of the staging of a device.

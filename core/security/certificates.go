@@ -126,9 +126,9 @@ func (c *certified) verify(chain []*x509.Certificate, use x509.ExtKeyUsage) erro
 func (c *certified) check(certificates []*x509.Certificate, use x509.ExtKeyUsage) (Peer, error) {
 	switch {
 	case len(certificates) == 0:
-		return Peer{}, refuse(nil, "presents no certificate")
+		return Peer{}, refuse(NoCertificate, nil, "presents no certificate")
 	case len(certificates) > maxChain:
-		return Peer{}, refuse(nil, "presents %d certificates, more than %d", len(certificates), maxChain)
+		return Peer{}, refuse(BadCertificate, nil, "presents %d certificates, more than %d", len(certificates), maxChain)
 	}
 	if err := c.verify(certificates, use); err != nil {
 		return Peer{}, refusalOf(certificates[0], err)
@@ -136,7 +136,7 @@ func (c *certified) check(certificates []*x509.Certificate, use x509.ExtKeyUsage
 	own := certificates[0]
 	peer := Peer{Names: namesIn(own), until: own.NotAfter}
 	if len(c.patterns) > 0 && !slices.ContainsFunc(c.patterns, func(p pattern) bool { return p.fits(own) }) {
-		return Peer{}, refuse(nil, "presents a certificate of %s, and KVFERRY_TLS_PEERS names none of these", strings.Join(peer.Names, ", "))
+		return Peer{}, refuse(OtherName, nil, "presents a certificate of %s, and KVFERRY_TLS_PEERS names none of these", strings.Join(peer.Names, ", "))
 	}
 	return peer, nil
 }
@@ -144,20 +144,20 @@ func (c *certified) check(certificates []*x509.Certificate, use x509.ExtKeyUsage
 // refusalOf says why a certificate was not accepted.
 func refusalOf(certificate *x509.Certificate, err error) *Refusal {
 	if id, ok := strings.CutPrefix(certificate.Issuer.CommonName, authorityName); ok {
-		return refuse(err, "presents a certificate of a cluster secret (%.16q): it uses KVFERRY_SECRET_FILE, and this engine KVFERRY_TLS_CERT", id)
+		return refuse(OtherSecret, err, "presents a certificate of a cluster secret (%.16q): it uses KVFERRY_SECRET_FILE, and this engine KVFERRY_TLS_CERT", id)
 	}
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	switch {
 	case errors.As(err, &unknown):
-		return refuse(err, "presents a certificate that KVFERRY_TLS_CA does not vouch for: it is of %.200q", certificate.Issuer.String())
+		return refuse(BadCertificate, err, "presents a certificate that KVFERRY_TLS_CA does not vouch for: it is of %.200q", certificate.Issuer.String())
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return refuse(err, "presents a certificate that is valid from %s to %s, which is not now by this machine's clock",
+		return refuse(BadCertificate, err, "presents a certificate that is valid from %s to %s, which is not now by this machine's clock",
 			certificate.NotBefore.UTC().Format(time.DateTime), certificate.NotAfter.UTC().Format(time.DateTime))
 	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
-		return refuse(err, "presents a certificate that is not for servers and for clients (extended key usage)")
+		return refuse(BadCertificate, err, "presents a certificate that is not for servers and for clients (extended key usage)")
 	}
-	return refuse(err, "presents a certificate that is no good: %v", err)
+	return refuse(BadCertificate, err, "presents a certificate that is no good: %v", err)
 }
 
 // namesIn are the names that a certificate is for, a few of them, quoted where a peer could have put anything there.

@@ -39,6 +39,7 @@ type Policy struct {
 	files    *reload.Reloader[credentials] // nil where security is off
 
 	refused, older atomic.Uint64
+	failures       failures
 
 	mu    sync.Mutex
 	known map[string]struct{} // peers that have spoken TLS; see Knows
@@ -86,6 +87,8 @@ type Counters struct {
 	FailedReloads uint64 // changed files that were not, because of an error; one that lasts counts once
 	Refused       uint64 // peers that were refused for what they presented
 	Older         uint64 // peers that were accepted by another secret than the first one: rotation has not come to its end
+
+	Failures []Failures // by peer and kind
 }
 
 type source = reload.Source[credentials]
@@ -114,7 +117,7 @@ func New(s Settings, identity string, log *zap.Logger) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Policy{mode: mode, identity: identity}
+	p := &Policy{mode: mode, identity: identity, failures: failures{shown: s.ShownPeers}}
 	if mode == Off {
 		if s.SecretFile != "" || s.usesCertificates() {
 			log.Warn("KVFERRY_SECURITY=off: the secret or certificate that is configured is not used, and anybody may connect")
@@ -156,7 +159,7 @@ func (p *Policy) Identity() string { return p.identity }
 
 // Counters are those since the start.
 func (p *Policy) Counters() Counters {
-	c := Counters{Refused: p.refused.Load(), Older: p.older.Load()}
+	c := Counters{Refused: p.refused.Load(), Older: p.older.Load(), Failures: p.failures.all()}
 	if p.files != nil {
 		c.Reloads, c.FailedReloads = p.files.Changes(), p.files.Failures()
 	}

@@ -17,6 +17,7 @@ import (
 
 // Refusal says why a peer is refused.
 type Refusal struct {
+	Kind Kind
 	// Reason goes after the name of the peer: "presents a certificate of another cluster secret".
 	Reason string
 	Err    error // the cause; may be nil
@@ -26,8 +27,8 @@ func (r *Refusal) Error() string { return "the peer " + r.Reason }
 
 func (r *Refusal) Unwrap() error { return r.Err }
 
-func refuse(cause error, format string, args ...any) *Refusal {
-	return &Refusal{Reason: fmt.Sprintf(format, args...), Err: cause}
+func refuse(kind Kind, cause error, format string, args ...any) *Refusal {
+	return &Refusal{Kind: kind, Reason: fmt.Sprintf(format, args...), Err: cause}
 }
 
 // Explain puts the error of a TLS connection into words that name the peer and say what to do. It does so for errors of the

@@ -214,7 +214,7 @@ func (c *cluster) String() string {
 // certificate vouches for another one: the pool of intermediate certificates stays empty.
 func (c *cluster) check(certificates []*x509.Certificate, use x509.ExtKeyUsage) (Peer, error) {
 	if len(certificates) > maxSecrets {
-		return Peer{}, refuse(nil, "presents %d certificates, more than %d", len(certificates), maxSecrets)
+		return Peer{}, refuse(BadCertificate, nil, "presents %d certificates, more than %d", len(certificates), maxSecrets)
 	}
 	for _, certificate := range certificates {
 		if !bytes.Equal(certificate.RawSubjectPublicKeyInfo, certificates[0].RawSubjectPublicKeyInfo) {
@@ -239,7 +239,7 @@ func (c *cluster) check(certificates []*x509.Certificate, use x509.ExtKeyUsage) 
 // refusal says why no certificate was accepted.
 func (c *cluster) refusal(certificates []*x509.Certificate) error {
 	if len(certificates) == 0 {
-		return refuse(nil, "presents no certificate")
+		return refuse(NoCertificate, nil, "presents no certificate")
 	}
 	var ids []string
 	for _, certificate := range certificates {
@@ -249,10 +249,10 @@ func (c *cluster) refusal(certificates []*x509.Certificate) error {
 	}
 	accepted := strings.Join(c.ids, ", ")
 	if len(ids) == 0 {
-		return refuse(nil, "presents a certificate that no cluster secret has made (of %.80q): here KVFERRY_SECRET_FILE is used (%s), "+
+		return refuse(OtherSecret, nil, "presents a certificate that no cluster secret has made (of %.80q): here KVFERRY_SECRET_FILE is used (%s), "+
 			"there perhaps KVFERRY_TLS_CERT", certificates[0].Issuer.String(), accepted)
 	}
-	return refuse(nil, "presents a certificate of another cluster secret: %s, where %s is accepted", strings.Join(ids, ", "), accepted)
+	return refuse(OtherSecret, nil, "presents a certificate of another cluster secret: %s, where %s is accepted", strings.Join(ids, ", "), accepted)
 }
 
 // identityIn is the engine's identity in its certificate.
@@ -262,5 +262,5 @@ func identityIn(certificate *x509.Certificate) (string, error) {
 			return identity, nil
 		}
 	}
-	return "", refuse(nil, "presents a certificate of this cluster's secret that does not say which engine it is")
+	return "", refuse(BadCertificate, nil, "presents a certificate of this cluster's secret that does not say which engine it is")
 }

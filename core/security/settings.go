@@ -14,6 +14,8 @@ type Settings struct {
 	KeyFile    string // KVFERRY_TLS_KEY
 	CAFile     string // KVFERRY_TLS_CA
 	Peers      string // KVFERRY_TLS_PEERS
+
+	ShownPeers int // so many peers have their own counts of failures, and the others are counted together
 }
 
 // Mode is what an engine demands of its peers.

@@ -1,6 +1,7 @@
 package security
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -90,6 +91,7 @@ func (p *Policy) Verify(place string, payload, signature []byte, identity string
 	peer, err := p.verify(place, payload, signature, identity)
 	if err != nil {
 		p.refused.Add(1)
+		p.failures.addNamed(Store, cmp.Or(kindOf(err), Broken))
 		return Peer{}, &status.Error{Code: status.RejectHandshake, Err: err}
 	}
 	return peer, nil

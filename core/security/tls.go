@@ -90,14 +90,14 @@ func (p *Policy) check(state tls.ConnectionState, peersUse x509.ExtKeyUsage, ide
 		return Peer{}, errOff
 	}
 	if state.NegotiatedProtocol != protocol {
-		return Peer{}, refuse(errOtherProtocol, "speaks TLS, but is no kvferry engine: it does not offer the protocol %q", protocol)
+		return Peer{}, refuse(OtherProtocol, errOtherProtocol, "speaks TLS, but is no kvferry engine: it does not offer the protocol %q", protocol)
 	}
 	peer, err := p.files.Current().check(state.PeerCertificates, peersUse)
 	if err != nil {
 		return Peer{}, err
 	}
 	if identity != "" && peer.Identity != "" && peer.Identity != identity {
-		return Peer{}, refuse(ErrOtherEngine, "is engine %s, and the connection is meant for engine %s", peer.Identity, identity)
+		return Peer{}, refuse(OtherEngine, ErrOtherEngine, "is engine %s, and the connection is meant for engine %s", peer.Identity, identity)
 	}
 	return peer, nil
 }
@@ -133,6 +133,7 @@ func (p *Policy) Accept(ctx context.Context, conn net.Conn) (*tls.Conn, Peer, er
 	client, generation := Peer{}, p.generation()
 	c := tls.Server(conn, p.server(&client))
 	if err := c.HandshakeContext(ctx); err != nil {
+		p.countFailed(conn.RemoteAddr(), err)
 		return nil, Peer{}, Explain(conn.RemoteAddr(), err)
 	}
 	client.generation = generation
@@ -144,6 +145,7 @@ func (p *Policy) Connect(ctx context.Context, conn net.Conn, identity string) (*
 	server, generation := Peer{}, p.generation()
 	c := tls.Client(conn, p.client(identity, &server))
 	if err := c.HandshakeContext(ctx); err != nil {
+		p.countFailed(conn.RemoteAddr(), err)
 		return nil, Peer{}, Explain(conn.RemoteAddr(), err)
 	}
 	server.generation = generation

@@ -48,22 +48,24 @@ func TestAnEngineWithAnotherSecretIsRefusedOnBothSides(t *testing.T) {
 }
 
 // A stranger does not check whom it talks to: it is the server that must refuse it.
-func TestAStrangerIsRefusedByTheServerBeforeAByteIsRead(t *testing.T) {
-	server := withSecrets(t, oldSecret)
+func TestAStrangerIsRefusedByTheServerBeforeAByteIsReadAndCounted(t *testing.T) {
 	for name, change := range map[string]struct {
 		with   *Policy
 		change func(*tls.Config)
 		reason string
+		kind   Kind
 	}{
-		"another secret":          {withSecrets(t, otherSecret).Policy, func(*tls.Config) {}, "another cluster secret"},
-		"certificates of a CA":    {newEngine(t, newCA(t, "a CA").issue(nil, "decode")).Policy, func(*tls.Config) {}, "no cluster secret has made"},
-		"no certificate":          {withSecrets(t, oldSecret).Policy, func(c *tls.Config) { c.GetClientCertificate = nil }, "certificate"},
-		"TLS 1.2":                 {withSecrets(t, oldSecret).Policy, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }, "does not offer TLS 1.3"},
-		"another protocol":        {withSecrets(t, oldSecret).Policy, func(c *tls.Config) { c.NextProtos = []string{"h2"} }, "no kvferry engine"},
-		"no protocol":             {withSecrets(t, oldSecret).Policy, func(c *tls.Config) { c.NextProtos = nil }, "no kvferry engine"},
-		"the key of someone else": {withSecrets(t, oldSecret).Policy, withoutKey, "fails in the TLS handshake"},
+		"another secret":          {withSecrets(t, otherSecret).Policy, func(*tls.Config) {}, "another cluster secret", OtherSecret},
+		"certificates of a CA":    {newEngine(t, newCA(t, "a CA").issue(nil, "decode")).Policy, func(*tls.Config) {}, "no cluster secret has made", OtherSecret},
+		"no certificate":          {withSecrets(t, oldSecret).Policy, func(c *tls.Config) { c.GetClientCertificate = nil }, "certificate", NoCertificate},
+		"TLS 1.2":                 {withSecrets(t, oldSecret).Policy, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }, "does not offer TLS 1.3", OtherProtocol},
+		"another protocol":        {withSecrets(t, oldSecret).Policy, func(c *tls.Config) { c.NextProtos = []string{"h2"} }, "no kvferry engine", OtherProtocol},
+		"no protocol":             {withSecrets(t, oldSecret).Policy, func(c *tls.Config) { c.NextProtos = nil }, "no kvferry engine", OtherProtocol},
+		"the key of someone else": {withSecrets(t, oldSecret).Policy, withoutKey, "fails in the TLS handshake", Broken},
 	} {
 		t.Run(name, func(t *testing.T) {
+			server := withSecrets(t, oldSecret)
+			server.failures.shown = 1
 			c, s := overTCP(t)
 			defer c.Close()
 			defer s.Close()
@@ -83,6 +85,7 @@ func TestAStrangerIsRefusedByTheServerBeforeAByteIsRead(t *testing.T) {
 			err := <-refused
 			require.ErrorContains(t, err, change.reason)
 			assert.ErrorContains(t, err, c.LocalAddr().String(), "the error names the peer")
+			assert.Equal(t, []Failures{{c.LocalAddr().(*net.TCPAddr).IP.String(), change.kind, 1}}, server.Counters().Failures)
 		})
 	}
 }
@@ -104,6 +107,8 @@ func TestAConnectionThatAnotherEngineAnswersIsRefused(t *testing.T) {
 	atServer, atClient := meet(t, overTCP, server.Policy, client.Policy, meant.identity)
 	require.ErrorContains(t, atClient.err, "is engine "+server.identity+", and the connection is meant for engine "+meant.identity)
 	assert.Error(t, atServer.err)
+	assert.Equal(t, []Failures{{OtherPeers, OtherEngine, 1}}, client.Counters().Failures)
+	assert.Equal(t, []Failures{{OtherPeers, ByPeer, 1}}, server.Counters().Failures)
 }
 
 func TestAPeerThatSpeaksPlainTCPIsTold(t *testing.T) {

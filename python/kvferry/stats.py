@@ -148,6 +148,14 @@ class Notifications(TypedDict):
     waiting_bytes: int
 
 
+class SecurityFailures(TypedDict):
+    """How often one of the two could not prove to the other who it is, by the peer's address and the reason."""
+
+    peer: str
+    reason: str
+    count: int
+
+
 class Security(TypedDict):
     """What was found out about peers."""
 
@@ -156,6 +164,8 @@ class Security(TypedDict):
     older: int
     reloads: int
     failed_reloads: int
+    not_allowed: int
+    failures: list[SecurityFailures]
 
 
 class Staging(TypedDict):

@@ -65,6 +65,7 @@ func (s *session) accept(h wire.Hello) error {
 	switch {
 	case s.refusesPlain():
 		answer = wire.Answer{Code: wire.StatusDemandsTLS, Target: h.Target}
+		s.server.options.Security.CountPlain(s.conn.Remote)
 		refusal = security.ErrPlain
 	case h.Target != s.server.options.Identity:
 		answer.Code = wire.StatusOtherEngine

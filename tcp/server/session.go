@@ -230,6 +230,7 @@ func (s *session) refusePlain() error {
 		return err
 	}
 	s.v2 = h.V2
+	s.server.options.Security.CountPlain(s.conn.Remote)
 	return &rejection{Header: h, code: wire.StatusRejected, reason: security.ErrPlain}
 }
 

@@ -46,7 +46,7 @@ func stats(name string) *metrics.Stats {
 		Handshakes:    metrics.Handshakes{Open: 1, Limit: 2, Refused: 3, GaveWay: 4, Answered: map[string]uint64{"probe": 5}, Plain: 6, Failed: 7},
 		Notifications: metrics.Notifications{Sent: 1, SendFailures: 2, Received: 3, Refused: 4, Waiting: 5, WaitingBytes: 6},
 		Metadata:      map[string]metrics.Calls{"fetch": {Durations: d.Durations(), Failures: 1}, "publish": {Durations: d.Durations()}, "address": {Durations: d.Durations()}},
-		Security:      metrics.Security{Mode: "require", Refused: 1, Older: 2, Reloads: 3, FailedReloads: 4},
+		Security:      metrics.Security{Mode: "require", Refused: 1, Older: 2, Reloads: 3, FailedReloads: 4, NotAllowed: 5, Failures: []metrics.SecurityFailures{{Peer: "10.0.0.9", Reason: "plain", Count: 6}}},
 		Staging:       []metrics.Staging{{Device: "npu:0", Direction: "out", Pool: 1, Leased: 2, Waits: 3, Jobs: 4, Failed: 5, Bytes: 6, Copying: 7.5}},
 		Process:       metrics.Process{Goroutines: 1, Threads: 2, OpenFiles: 3, MaxFiles: 4, ResidentBytes: 5, HeapBytes: 6, DroppedLogLines: 7},
 	}

@@ -159,6 +159,12 @@ var families = []family{
 		}
 	}, false},
 	{"kvferry_security_refused_peers_total", "counter", nil, "Peers that were refused for what they presented: another secret, or a certificate that is not accepted", func(s *metrics.Stats, give give) { give(s.Security.Refused) }, false},
+	{"kvferry_security_failures_total", "counter", []string{"peer", "reason"}, "Failures to prove who a peer or this engine is, by the peer's address. The reasons are listed below; one that has not occurred is left out", func(s *metrics.Stats, give give) {
+		for _, f := range s.Security.Failures {
+			give(f.Count, f.Peer, f.Reason)
+		}
+	}, false},
+	{"kvferry_connections_not_allowed_total", "counter", nil, "Connections at both ports that were refused because KVFERRY_ALLOW does not have their address", func(s *metrics.Stats, give give) { give(s.Security.NotAllowed) }, false},
 	{"kvferry_security_older_secret_peers_total", "counter", nil, "Peers that were accepted by another secret than the first one of the file: the rotation of secrets has not ended", func(s *metrics.Stats, give give) { give(s.Security.Older) }, false},
 	{"kvferry_security_reloads_total", "counter", []string{"result"}, "Changed files with secrets or certificates: taken, or failed", func(s *metrics.Stats, give give) {
 		give(s.Security.Reloads, "taken")
