@@ -55,8 +55,15 @@ class Joined(NamedTuple):
 
     def close_port(self, port: int) -> None:
         """Lose what is sent to a port of TCP."""
+        self._tell(port)
+
+    def lose_longer(self, size: int) -> None:
+        """Lose packets of more bytes, and say nothing."""
+        self._tell(-size)
+
+    def _tell(self, number: int) -> None:
         assert self.program.stdin is not None
-        self.program.stdin.write(f"{port}\n")
+        self.program.stdin.write(f"{number}\n")
         self.program.stdin.flush()
 
 

@@ -2,7 +2,7 @@
  * delaylink NAMESPACE ADDRESS NAMESPACE ADDRESS DELAY_US [MBIT_PER_S [LOSE_ONE_IN]]: joins two network namespaces, given
  * as files like /proc/PID/ns/net, by a pair of TUN devices called dl0, with so many microseconds of delay each way. The
  * network is ADDRESS/24. It needs root, prints "up", and runs until standard input closes. A number on a line of standard
- * input is a port of TCP: packets to it are lost from then on.
+ * input is a port of TCP: packets to it are lost from then on. A negative one is a size in bytes: longer packets are lost.
  *
  * MBIT_PER_S bounds the rate of each way; 0 is no bound. Of LOSE_ONE_IN long packets one is lost; 0 is none.
  *
@@ -49,6 +49,7 @@ enum { LONG = 500 }; /* bytes: packets with payload */
 static long delay;            /* nanoseconds */
 static long rate, lose;       /* Mbit/s, and of how many packets one is lost; 0 is none */
 static int closed_port;       /* of TCP; 0 is none; two kinds of threads use it */
+static int longest = MTU;     /* bytes of a packet; likewise */
 
 static void die(const char *what)
 {
@@ -69,6 +70,8 @@ static int is_lost(struct way *w, const struct packet *p)
     const unsigned char *b = (const unsigned char *)p->bytes;
     int header = (b[0] & 15) * 4, closed = __atomic_load_n(&closed_port, __ATOMIC_RELAXED);
     if (b[0] >> 4 == 4 && b[9] == IPPROTO_TCP && p->length > header + 4 && b[header + 2] * 256 + b[header + 3] == closed)
+        return 1;
+    if (p->length > __atomic_load_n(&longest, __ATOMIC_RELAXED))
         return 1;
     return lose > 0 && p->length > LONG && ++w->seen % (unsigned long)lose == 0;
 }
@@ -227,7 +230,12 @@ int main(int argc, char **argv)
     start(&back, b, a);
     puts("up");
     fflush(stdout);
-    while (fgets(line, sizeof line, stdin) != NULL)
-        __atomic_store_n(&closed_port, atoi(line), __ATOMIC_RELAXED);
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        int number = atoi(line);
+        if (number < 0)
+            __atomic_store_n(&longest, -number, __ATOMIC_RELAXED);
+        else
+            __atomic_store_n(&closed_port, number, __ATOMIC_RELAXED);
+    }
     return 0;
 }

@@ -51,10 +51,15 @@ class Hosts:
         script = f"echo '{value}' > /proc/sys/{name.replace('.', '/')}"
         subprocess.run(self.on(keeper, ["sh", "-c", script]), check=True, timeout=LIMIT)
 
+    def set_mtu(self, keeper: int, size: int) -> None:
+        """Have a host send packets of so many bytes at most."""
+        command = ["ip", "link", "set", link.INTERFACE, "mtu", str(size)]
+        subprocess.run(self.on(keeper, command), check=True, timeout=LIMIT)
+
     def limit_windows(self, keeper: int, size: int) -> None:
         """Bound the receive buffers of a host, in packets as networks have them."""
         self.set(keeper, "net.ipv4.tcp_rmem", f"4096 {size} {size}")
-        subprocess.run(self.on(keeper, ["ip", "link", "set", link.INTERFACE, "mtu", "1500"]), check=True, timeout=LIMIT)
+        self.set_mtu(keeper, 1500)
 
     @contextlib.contextmanager
     def serving(self, *options: str, **settings: str) -> Iterator[str]:

@@ -77,6 +77,29 @@ def test_a_busy_processor_is_named(link_program: Path) -> None:
     assert "processors" in here.wrong(), "it may use one processor"
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_way_that_loses_large_packets_without_a_word_is_named(
+    secure: bool, link_program: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    secret.write_text(secrets.token_hex(32) + "\n")
+    settings = {"KVFERRY_SECRET_FILE": str(secret)} if secure else {}
+    with joined(link_program) as hosts:
+        for keeper in (hosts.link.here, hosts.link.there):
+            hosts.set_mtu(keeper, 1500)
+        with hosts.serving(**settings) as name:
+            passing = hosts.doctor(name, *SECONDS, **settings)
+            hosts.link.lose_longer(1300 if secure else 1420)
+            report = hosts.doctor(name, *SECONDS, **settings)
+    assert "packet size" not in passing.wrong(), passing.findings
+    assert "packet size" in report.of("error") and report.status == 1, report.findings
+    if not secure:
+        assert passing.measured["packets"] == {"passes": 1500, "lost": None}
+        assert report.measured["packets"] == {"passes": 1400, "lost": 1450}
+        assert report.of("error") == {"packet size"}, "it comes before what cannot succeed"
+
+
 def test_a_wrong_published_address_is_named(link_program: Path) -> None:
     """The peer takes itself for another host, and is reached at the address that its ports listen on."""
     with joined(link_program) as hosts, hosts.serving("--name", "10.77.0.77", KVFERRY_LISTEN=THERE) as name:

@@ -1,6 +1,7 @@
 """What the doctor says of the way to a peer, in the order in which an engine goes it:
 
-1. The name leads to addresses, and the handshake port answers.
+1. The name leads to addresses, and the handshake port answers. Large packets get there. With security on that is found
+   out only where a later step fails: it takes a request without TLS, which the peer refuses and logs.
 2. An engine of this process asks the peer what it offers: its identity, its memory, the address of its data port.
    Security is decided here.
 3. The data port answers at the address that the peer publishes, or at that of its handshake port.
@@ -24,13 +25,13 @@ from kvferry._command.bench_target import Target, target_of
 from kvferry._command.declaration import CommandError
 from kvferry._command.diagnosis import Measured, diagnose
 from kvferry._command.doctor_host import lanes_of, of_descriptors
-from kvferry._command.findings import Finding, error, info, ok, warning
+from kvferry._command.findings import ERROR, Finding, error, info, ok, warning
 from kvferry._command.rates import Range, Rate, environment, measure
 from kvferry._command.serving import PAGE
 from kvferry._command.settings import Settings, value
 from kvferry._engine import Engine
 from kvferry._places import HostMemory, PlaceError, allocate
-from kvferry._probes import addresses, connecting, limits
+from kvferry._probes import addresses, connecting, limits, packets
 from kvferry._texts import Description
 
 PATIENCE = 3.0  # seconds in which a port has to answer: two lost packets
@@ -73,6 +74,19 @@ def examine(way: Way) -> Iterator[Finding]:
             return
         address = reached.address
         yield from of_path(reached)
+        if not is_secure(way) and (yield from of_large_packets(way, address, port)):
+            return
+    found_wrong = False
+    for finding in examine_engine(way, address):
+        found_wrong = found_wrong or finding.severity == ERROR
+        yield finding
+    if found_wrong and address and is_secure(way):
+        yield from of_large_packets(way, address, port)
+
+
+def examine_engine(way: Way, address: str) -> Iterator[Finding]:
+    """Steps 2 to 6. address is that of the handshake port; "" with a metadata store."""
+    peer = way.arguments.peer
     landing = HostMemory(PAGE)
     try:
         with environment(APART), engines.engine(way.arguments, peer, landing) as engine:
@@ -179,6 +193,32 @@ def of_path(reached: connecting.Connected) -> Iterator[Finding]:
     own = addresses.interface(name).mtu if name else None
     if own and reached.path_mtu and reached.path_mtu < min(own, 65535):
         yield info("mtu", f"the path to the peer has an MTU of {reached.path_mtu}, and {name} has {own}")
+
+
+def is_secure(way: Way) -> bool:
+    """Whether an engine with these settings demands TLS, or prefers it."""
+    return any(value(way.settings, name) for name in ("KVFERRY_SECRET_FILE", "KVFERRY_TLS_CERT"))
+
+
+def of_large_packets(way: Way, address: str, port: int) -> Generator[Finding, None, bool]:
+    """Whether packets as large as the interfaces allow get to the handshake port. It returns whether they are lost."""
+    found = packets.largest(address, port, PATIENCE)
+    way.measured["packets"] = found and found._asdict()
+    if found is None or found.lost is None:
+        if found is not None:
+            yield ok("packet size", f"packets of {found.passes} bytes get to the peer")
+        return False
+    source = addresses.source_address(address)
+    name = (addresses.interface_of(source) if source else None) or "the interface"
+    smaller = "smaller ones neither" if found.passes is None else f"those of {found.passes} do"
+    yield error(
+        "packet size",
+        f"packets of {found.lost} bytes do not get to the peer, {smaller}, and nothing says so: connections come up, and"
+        " stand as soon as data is sent",
+        f"Set the MTU of {name}, on both machines, to {found.passes or 'what the network takes'}, or let ICMP's"
+        ' "fragmentation needed" through firewalls; net.ipv4.tcp_mtu_probing=1 finds the size by itself, slowly.',
+    )
+    return True
 
 
 def ask(engine: Engine, peer: str) -> Generator[Finding, None, Description | None]:
