@@ -8,6 +8,7 @@ from typing import Callable, NamedTuple, Union
 from kvferry import gpu, npu
 from kvferry._device import DeviceError, Memory, Runtime
 from kvferry._memory import Mapping
+from kvferry._options import takes
 from kvferry.gpu import CUDA
 from kvferry.npu import AscendCL
 
@@ -56,6 +57,7 @@ class HostMemory:
 Placed = Union[HostMemory, Memory]
 
 
+@takes("host, npu:N or cuda:N")
 def place(text: str) -> str:
     """A place as an option has it: "host", "npu:0", "cuda:1"; "npu" is the first one. ValueError for any other."""
     if text == HOST:

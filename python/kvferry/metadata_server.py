@@ -20,7 +20,7 @@ from kvferry._command.output import Output
 from kvferry._ffi import c_string, last_error, python_string
 from kvferry._library import LibraryError, load
 from kvferry._managed import Managed
-from kvferry._options import positive
+from kvferry._options import positive, takes
 
 TOKEN = "MC_METADATA_HTTP_TOKEN"  # engines send the token that this variable has, also Mooncake's
 ENDING = {signal.SIGTERM, signal.SIGINT}
@@ -94,6 +94,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return status.OK
 
 
+@takes("a port, from 0 to 65535")
 def port(text: str) -> int:
     """A port, or 0. ValueError for anything else."""
     number = int(text)

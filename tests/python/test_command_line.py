@@ -6,6 +6,8 @@ import argparse
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +61,22 @@ def test_a_wrong_argument_is_a_usage_error_that_says_where_help_is(capsys: pytes
             main.main(arguments)
         assert ended.value.code == status.USAGE
         assert "--help" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_arguments_of_a_command_is_said_by_that_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, said in (
+        (["ping", "a", "b"], "kvferry ping: unrecognized arguments: b; see kvferry ping --help"),
+        (["info", "--no-such"], "kvferry info: unrecognized arguments: --no-such; see kvferry info --help"),
+        (["--no-such"], "kvferry: unrecognized arguments: --no-such; see kvferry --help"),
+        (["ls"], "kvferry ls: the following arguments are required: STORE; see kvferry ls --help"),
+        (["rm"], "kvferry rm: the following arguments are required: STORE, NAME; see kvferry rm --help"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main.main(arguments)
+        assert ended.value.code == status.USAGE
+        assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 def use_probes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,3 +246,47 @@ def test_control_characters_of_strangers_do_not_reach_the_terminal() -> None:
     out.table(("name",), [("x\ny\t\x1b",)])
     assert stream.getvalue() == "one?[2Jtwo??\n\tthree\nname\nx?y??\n"
     assert errors.getvalue() == "a?b\nc?d\n"
+
+
+@pytest.mark.parametrize("command", registered.COMMANDS, ids=lambda command: str(command.name))
+def test_a_value_that_an_option_does_not_take_is_named_with_what_it_takes(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in command.options:
+        if "type" not in option.settings:
+            continue
+        wrong = "?"
+        with pytest.raises(SystemExit) as ended:
+            main.main([command.name, *([] if option.positional else [option.names[0]]), wrong])
+        assert ended.value.code == status.USAGE
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert re.search(r": argument \S.*: '\?' is not (a|read|host|HOST)", said), said
+
+
+def test_a_command_that_is_terminated_ends_as_by_ctrl_c_and_a_handler_of_the_program_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleaned = []
+
+    def run(arguments: argparse.Namespace, out: Output) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it was not interrupted")
+        finally:
+            cleaned.append(True)
+
+    def handler(number: int, frame: object) -> None:
+        cleaned.append(False)
+
+    monkeypatch.setattr(main, "COMMANDS", (Command("waiting", "", "", run),))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert main.main(["waiting"]) == status.TERMINATED == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "kvferry waiting was terminated\n"
+    assert cleaned == [True] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(AssertionError):
+            main.main(["waiting"])
+        assert cleaned == [True, False, True] and signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

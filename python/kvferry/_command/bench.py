@@ -28,7 +28,7 @@ from kvferry._command.serving import PAGE
 from kvferry._command.texts import duration
 from kvferry._device import DeviceError
 from kvferry._engine import Engine
-from kvferry._options import positive, seconds
+from kvferry._options import positive, seconds, several, takes
 from kvferry._places import HostMemory, Placed, PlaceError, allocate, place, size_text
 
 LONGEST = 10  # times the seconds of a case that its rounds may take with filling and checking
@@ -180,15 +180,7 @@ COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 RIGHT = range(1, 8)
 
 
-def several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """The values of an option that are joined by commas."""
-
-    def values(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
-
-    return values
-
-
+@takes("read or write")
 def operation(text: str) -> str:
     """read or write; ValueError for any other."""
     if text not in OPCODES:
@@ -196,6 +188,7 @@ def operation(text: str) -> str:
     return text
 
 
+@takes("a whole number from 0 on")
 def number(text: str) -> int:
     """A number from 0 on; ValueError for any other text."""
     if not text.isdecimal():
@@ -207,11 +200,13 @@ MOST_THREADS = 256
 MOST_BLOCKS = 1 << 20
 
 
+@takes(f"a whole number from 1 to {MOST_THREADS}")
 def threads(text: str) -> int:
     """A number of threads; ValueError for one that is too large."""
     return _at_most(MOST_THREADS, text)
 
 
+@takes(f"a whole number from 1 to {MOST_BLOCKS}")
 def blocks(text: str) -> int:
     """A number of blocks of a batch; ValueError for one that is too large."""
     return _at_most(MOST_BLOCKS, text)

@@ -9,7 +9,7 @@ from kvferry._command import doctor_host, doctor_peer, engines, findings, settin
 from kvferry._command.declaration import Command, Example, option
 from kvferry._command.findings import Finding
 from kvferry._command.output import Output
-from kvferry._options import seconds
+from kvferry._options import seconds, takes
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return findings.conclude(all_findings, measured, out)
 
 
+@takes("a number of bits per second, perhaps with K, M or G after it")
 def bits(text: str) -> float:
     """A rate in bits per second, perhaps with M or G after it. ValueError for any other text."""
     scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 1)

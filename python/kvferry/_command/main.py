@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import kvferry
@@ -15,6 +18,7 @@ from kvferry._command import status
 from kvferry._command.declaration import GLOBAL, Command, CommandError, Example, Option
 from kvferry._command.output import Output, OutputError
 from kvferry._command.registered import COMMANDS
+from kvferry._options import checked
 
 DESCRIPTION = "Move KV cache between machines over TCP, and find out why it does not move, or moves slowly."
 
@@ -40,20 +44,50 @@ def _discard_output() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a subcommand. SystemExit for --help and --version, and for wrong arguments."""
     parser = make_parser(COMMANDS)
-    chosen = parser.parse_args(arguments)
+    chosen, rest = parser.parse_known_args(arguments)
+    if rest:
+        chosen.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if chosen.command is None:
         parser.print_help()
         return status.OK
     out = Output(chosen.json, chosen.quiet, chosen.verbose)
     command: Command = chosen.command
     try:
-        return command.run(chosen, out)
+        with terminable():
+            return command.run(chosen, out)
     except CommandError as e:
         out.error(f"kvferry {command.name} failed: {e}")
         return status.FAILED
+    except Terminated:
+        out.error(f"kvferry {command.name} was terminated")
+        return status.TERMINATED
     except KeyboardInterrupt:
         out.error(f"kvferry {command.name} was interrupted")
         return status.INTERRUPTED
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come. A command ends by it as by Ctrl-C: it gives back what it has at a peer or in a store."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Have SIGTERM raise Terminated in the block. A handler of the program, or that it is ignored, stays as it is, and so does
+    all in another thread than the first one."""
+    first = threading.current_thread() is threading.main_thread()
+    if not first or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _raise_terminated(number: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait for the end of what the first one began
+    raise Terminated
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +109,7 @@ def make_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
     parser = Parser(prog="kvferry", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"kvferry {kvferry.__version__}")
     add_options(parser, GLOBAL)
-    parser.set_defaults(command=None, commands=commands)
+    parser.set_defaults(command=None, commands=commands, parser=parser)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in commands:
         subparser = subparsers.add_parser(
@@ -85,14 +119,19 @@ def make_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         # Without SUPPRESS, the default of one that is absent here would replace what was given before the name.
         group = subparser.add_argument_group("output")
         add_options(group, [o._replace(settings={**o.settings, "default": argparse.SUPPRESS}) for o in GLOBAL])
-        subparser.set_defaults(command=command)
+        subparser.set_defaults(command=command, parser=subparser)
     return parser
 
 
 def add_options(group: argparse._ActionsContainer, options: Sequence[Option]) -> None:
     """Add declared options to a parser, or to a group of one."""
     for option in options:
-        group.add_argument(*option.names, help=option.help, **option.settings)
+        settings = dict(option.settings)
+        if "type" in settings:
+            settings["type"] = checked(settings["type"])
+        if settings.get("nargs") == "*":
+            settings.setdefault("default", [])  # without one argparse says that it is required, where others are missing
+        group.add_argument(*option.names, help=option.help, **settings)
 
 
 def epilog(examples: Sequence[Example]) -> str | None:

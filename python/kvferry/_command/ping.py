@@ -19,7 +19,7 @@ from kvferry._command.engines import ENGINE, P2P, describe, engine, open_peer, q
 from kvferry._command.output import Output
 from kvferry._engine import Engine
 from kvferry._ffi import pack_u64
-from kvferry._options import positive, seconds
+from kvferry._options import positive, seconds, takes
 from kvferry._places import HostMemory
 from kvferry._texts import Description
 
@@ -180,6 +180,7 @@ def _pings(pinger: Pinger, arguments: argparse.Namespace, out: Output) -> None:
         time.sleep(max(0.0, pause))
 
 
+@takes("a whole number from 1 to 1M, perhaps with K or M after it")
 def size(text: str) -> int:
     """A number of bytes for a READ; ValueError for one that is too large."""
     number = positive(text)

@@ -14,7 +14,7 @@ from kvferry._command.output import Output
 from kvferry._command.pattern import Pattern
 from kvferry._device import DeviceError
 from kvferry._engine import Engine
-from kvferry._options import positive
+from kvferry._options import positive, takes
 from kvferry._places import Placed, PlaceError, allocate, place, size_text
 
 ENDING = {signal.SIGTERM, signal.SIGINT}
@@ -117,6 +117,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return status.OK
 
 
+@takes(f"a whole number from 1 to {serving.MOST_PARTS}")
 def parts(text: str) -> int:
     """A number of parts. ValueError for one that a notice has no room for."""
     number = int(text)

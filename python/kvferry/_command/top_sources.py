@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from kvferry._options import takes
 from kvferry.stats import Stats
 
 FOLDER = "KVFERRY_SOCKET_DIR"
@@ -88,6 +89,7 @@ def _pid_of(name: str) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
+@takes("HOST:PORT, or unix:/ and a path")
 def address(text: str) -> str:
     """An address as KVFERRY_METRICS_LISTEN has it; ValueError for any other text."""
     if text.startswith("unix:/"):
