@@ -1,5 +1,5 @@
-"""What metrics and traces cost: the same transfers with metrics, with traces, with both, and with none of them, in the same
-rounds."""
+"""What metrics and traces cost: the same transfers with metrics, with traces, with both, and with none of them, in the
+same rounds."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def security(results: Results, processors: int) -> Iterator[Wanted]:
 
 
 def watched(results: Results) -> Iterator[Wanted]:
-    """Rates with metrics, with traces, and with both. Other work on the machine moves single cases more than these do."""
+    """Rates with metrics, with traces, and with both. Other work on the machine moves single cases more than these."""
     mean = f"the mean of {len(observed.CASES)} cases"
     for on in (observed.METRICS, observed.TRACES, observed.BOTH):
         least = 0.99 if on == observed.BOTH else None

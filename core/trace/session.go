@@ -77,7 +77,8 @@ func (s *Session) Record(to []Served, r Served) []Served {
 // takes reports whether a small request with a number came together with those of the record.
 func (s *Served) takes(r *Served, number uint64) bool {
 	return s.Write == r.Write && s.ByAddress == r.ByAddress && s.OnDevice == r.OnDevice && s.Began == r.Began &&
-		s.Received == r.Received && s.number+s.requests == number && s.requests < mostTogether && s.Bytes <= s.requests*smallRequest
+		s.Received == r.Received && s.number+s.requests == number && s.requests < mostTogether &&
+		s.Bytes <= s.requests*smallRequest
 }
 
 // Answered keeps requests that were answered just now, together. copying and copied are when bytes were copied, between the device or

@@ -92,8 +92,8 @@ func (r *Recorder) Met(name, identity string, asked, answered, age time.Duration
 	r.clocks[identity] = now
 }
 
-// Moment is when several things happen together. The clock is read when the first one of them is recorded. The zero value is ready to
-// be used.
+// Moment is when several things happen together. The clock is read when the first one of them is recorded. The zero value is ready
+// to be used.
 type Moment struct{ at time.Duration }
 
 func (m *Moment) get() time.Duration {

@@ -160,10 +160,10 @@ func TestOfManyBatchesInAWindowOnlySoManyAreRecordedAsTheFileHas(t *testing.T) {
 		f, _ := encoded(t, r)
 		require.Equal(t, 4, f.count("read batch"))
 		require.True(t, r.batchesLeft.used.Load())
-		const sampled, unsampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+		const span = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-"
 		require.Nil(t, r.Begin(21, "", clock.Now()))
-		require.Nil(t, r.Begin(22, unsampled, clock.Now()))
-		require.NotNil(t, r.Begin(23, sampled, clock.Now()), "the program records it")
+		require.Nil(t, r.Begin(22, span+"00", clock.Now()))
+		require.NotNil(t, r.Begin(23, span+"01", clock.Now()), "the program records it")
 	}
 }
 

@@ -1,7 +1,7 @@
 """Values of the command's options.
 
-A kind of values is a function from a text, which raises ValueError for one that is no such value. What the kind takes is
-declared by `takes`, for the message that a user gets then.
+A kind of values is a function from a text, which raises ValueError for one that is no such value. What the kind takes
+is declared by `takes`, for the message that a user gets then.
 """
 
 from __future__ import annotations

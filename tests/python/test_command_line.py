@@ -252,12 +252,12 @@ def test_control_characters_of_strangers_do_not_reach_the_terminal() -> None:
 def test_a_value_that_an_option_does_not_take_is_named_with_what_it_takes(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for option in command.options:
-        if "type" not in option.settings:
+    for declared in command.options:
+        if "type" not in declared.settings:
             continue
         wrong = "?"
         with pytest.raises(SystemExit) as ended:
-            main.main([command.name, *([] if option.positional else [option.names[0]]), wrong])
+            main.main([command.name, *([] if declared.positional else [declared.names[0]]), wrong])
         assert ended.value.code == status.USAGE
         said = capsys.readouterr().err.splitlines()[-1]
         assert re.search(r": argument \S.*: '\?' is not (a|read|host|HOST)", said), said

@@ -94,7 +94,9 @@ def test_both_files_have_the_steps_of_a_transfer(peers: Peers, tmp_path: Path, s
     )
 
 
-def test_small_requests_that_are_sent_together_are_one_event_with_an_arrow_for_each(peers: Peers, tmp_path: Path) -> None:
+def test_small_requests_that_are_sent_together_are_one_event_with_an_arrow_for_each(
+    peers: Peers, tmp_path: Path
+) -> None:
     settings = {"KVFERRY_TRACE_FILE": f"{tmp_path}/%p.json", "KVFERRY_SAME_HOST": "0"}
     target, initiator = (peers("ours", **settings).create() for _ in range(2))
     there, here = (peer.memory(LARGE) for peer in (target, initiator))

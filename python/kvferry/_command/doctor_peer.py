@@ -213,8 +213,8 @@ def of_large_packets(way: Way, address: str, port: int) -> Generator[Finding, No
     smaller = "smaller ones neither" if found.passes is None else f"those of {found.passes} do"
     yield error(
         "packet size",
-        f"packets of {found.lost} bytes do not get to the peer, {smaller}, and nothing says so: connections come up, and"
-        " stand as soon as data is sent",
+        f"packets of {found.lost} bytes do not get to the peer, {smaller}, and nothing says so: connections come up,"
+        " and stand as soon as data is sent",
         f"Set the MTU of {name}, on both machines, to {found.passes or 'what the network takes'}, or let ICMP's"
         ' "fragmentation needed" through firewalls; net.ipv4.tcp_mtu_probing=1 finds the size by itself, slowly.',
     )

@@ -72,8 +72,10 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Have SIGTERM raise Terminated in the block. A handler of the program, or that it is ignored, stays as it is, and so does
-    all in another thread than the first one."""
+    """Have SIGTERM raise Terminated in the block. A handler of the program stays, and so does that it is ignored.
+
+    In another thread than the first one nothing changes.
+    """
     first = threading.current_thread() is threading.main_thread()
     if not first or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
@@ -130,7 +132,7 @@ def add_options(group: argparse._ActionsContainer, options: Sequence[Option]) ->
         if "type" in settings:
             settings["type"] = checked(settings["type"])
         if settings.get("nargs") == "*":
-            settings.setdefault("default", [])  # without one argparse says that it is required, where others are missing
+            settings.setdefault("default", [])  # without one argparse takes it for required
         group.add_argument(*option.names, help=option.help, **settings)
 
 

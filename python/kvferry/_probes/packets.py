@@ -2,8 +2,8 @@
 
 A machine on the way that drops a packet for its size should say so by ICMP, and the sender's kernel then sends smaller
 ones. Where that message is lost, connections come up, since the packets of that are small, and stand as soon as data is
-sent. So this sends data, on connections with segments of several sizes, and looks whether the peer's kernel acknowledges
-it. It finds the packets from this machine to the peer; of those from the peer it finds nothing out.
+sent. So this sends data, on connections with segments of several sizes, and looks whether the peer's kernel
+acknowledges it. It finds the packets from this machine to the peer; of those from the peer it finds nothing out.
 """
 
 from __future__ import annotations
