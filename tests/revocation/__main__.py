@@ -59,7 +59,7 @@ def run(setting: Setting) -> Result:
         timeout=SECONDS[0] + SECONDS[1] * setting.rounds,
     )
     if done.returncode != 0:
-        return Result(violation=f"the owner has ended with {done.returncode}: {done.stderr[-4000:]}")
+        return Result(broken=f"the owner has ended with {done.returncode}: {done.stderr[-4000:]}")
     return Result(**json.loads(done.stdout))
 
 
@@ -73,6 +73,9 @@ def main(given: Sequence[str]) -> int:
         print(f"\n{setting}: {setting.rounds} rounds\n{report.table(results[-1])}", flush=True)
         if results[-1].violation:
             print(f"VIOLATION with seed {seed}: {results[-1].violation}")
+            return 1
+        if results[-1].broken:
+            print(f"FAILED with seed {seed}: {results[-1].broken}")
             return 1
     whole = report.joined(results)
     print(f"\nall\n{report.table(whole)}\n{report.summary(whole.counts)}")

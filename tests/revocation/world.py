@@ -59,6 +59,7 @@ class Result:
     """What a world came to."""
 
     violation: str = ""
+    broken: str = ""  # why it has come to no end
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     times: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # that revoke took, in ms, by kind of peer
 
@@ -291,7 +292,7 @@ def run(setting: Setting, logs: Path) -> Result:
         violation = str(e)
     finally:
         world.close()
-    return Result(violation, dict(world.counts), world.times)
+    return Result(violation, counts=dict(world.counts), times=world.times)
 
 
 def main(given: Sequence[str]) -> None:
