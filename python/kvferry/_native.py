@@ -14,7 +14,7 @@ from typing import Any
 
 from kvferry import _access
 from kvferry import _engine as inner
-from kvferry._bindings import KVFERRY_OK, Functions, kvferry_transfer_t
+from kvferry._bindings import KVFERRY_OK, Functions, kvferry_outcome_t, kvferry_transfer_t
 from kvferry._buffers import buffer_of
 from kvferry._completions import Completions, Flight, Kept
 from kvferry._errors import UNREACHABLE, EngineClosed, Error, PeerUnreachable, RangeRejected, TransferError
@@ -27,6 +27,7 @@ from kvferry._offers import Offer, Offered
 from kvferry._peers import Descriptor, Notify, Peer
 from kvferry._ranges import Range
 from kvferry._regions import Region, Registration, Slice
+from kvferry._spans import Span
 from kvferry._transfers import Transfer
 from kvferry._waiting import limit, seconds
 from kvferry.stats import Stats
@@ -40,11 +41,11 @@ _INVALID_ARGUMENT, _NO_SUCH_MEMORY = -1, -3
 class Engine(OfProcess):
     """An engine: memory that peers may read and write, and transfers between it and theirs.
 
-    Any thread may use it, and any number of event loops. It starts no thread of Python, but one for callbacks that
-    belong to no event loop, when the first one is given. It ends by close(), at the end of a with or async with block,
-    when the last reference to it, its regions, peers and transfers goes, or at interpreter exit. Transfers that are
-    under way then end, too, within about a second, or some seconds where something is stuck in a system call or on a
-    device. In a child that was forked it cannot be used: each call is a LibraryError. The child makes its own.
+    Any thread may use it, and any number of event loops. It starts no thread of Python, but one for callbacks and for
+    spans that belong to no event loop, when the first one is given. It ends by close(), at the end of a with or async
+    with block, when the last reference to it, its regions, peers and transfers goes, or at interpreter exit. Transfers
+    that are under way then end, too, within about a second, or some seconds where something is stuck in a system call
+    or on a device. In a child that was forked it cannot be used: each call is a LibraryError. The child makes its own.
     """
 
     _instead = ": send its name, or Engine.describe()"
@@ -238,13 +239,20 @@ class Engine(OfProcess):
         text: str,
         total: int,
         rejected: type[TransferError],
+        span: Span | None,
     ) -> Transfer:
         """Start a transfer, for a Peer."""
         self.check_usable(text)
-        transfer = Transfer(self, self._completions, flight, who, text, total, rejected)
+        transfer = Transfer(self, self._completions, flight, who, text, total, rejected, span)
         code = self._completions.start(what, flight)
         if code != KVFERRY_OK:
-            raise self._refusal(code, who, text)
+            refusal = self._refusal(code, who, text)
+            if span is not None:
+                span.finish(kvferry_outcome_t(), 0, refusal)
+                span.make()
+            raise refusal
+        if span is not None:
+            transfer.add_done_callback(_nothing)  # so that somebody sees its end, also where the program forgets it
         return transfer
 
     def _refusal(self, code: int, who: str, what: str) -> Exception:
@@ -326,6 +334,10 @@ def _named(settings: Mapping[str, str] | None) -> Mapping[str, str]:
     if settings is not None and not isinstance(settings, Mapping):
         raise TypeError(f"settings has values by the names of settings, and is no {type(settings).__name__}")
     return settings or {}
+
+
+def _nothing(_: Transfer) -> None:
+    """A callback."""
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from ctypes import addressof, c_uint64, sizeof
-from typing import TYPE_CHECKING, Any, Union, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, overload
 
 from kvferry._bindings import OPCODE_READ, OPCODE_WRITE, kvferry_transfer_t
 from kvferry._buffers import buffer_of
@@ -17,10 +17,13 @@ from kvferry._managed import OfProcess
 from kvferry._plans import GIB, Plan
 from kvferry._ranges import Range
 from kvferry._regions import Region, Slice
+from kvferry._spans import Span
 from kvferry._transfers import Transfer
 from kvferry._waiting import limit, milliseconds
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
     from kvferry._native import Engine
 
 VERSION = 1  # of a descriptor's text
@@ -34,6 +37,15 @@ Notify = Union[Message, bytes, str]
 Encoded = tuple[bytes, bytes]  # the name and the text of a notification
 
 KINDS = {OPCODE_READ: "read", OPCODE_WRITE: "write"}
+
+
+class How(NamedTuple):
+    """How a transfer goes, beside what it moves: see Peer.write()."""
+
+    timeout: float | None
+    notify: Encoded | None = None
+    stream: Any = None
+    context: Context | None = None
 
 
 class Descriptor:
@@ -108,6 +120,7 @@ class Peer(OfProcess):
         timeout: float | None = None,
         notify: Notify | None = None,
         stream: Any = None,
+        context: Context | None = None,
     ) -> Transfer: ...
 
     @overload
@@ -120,6 +133,7 @@ class Peer(OfProcess):
         timeout: float | None = None,
         notify: Notify | None = None,
         stream: Any = None,
+        context: Context | None = None,
     ) -> Transfer: ...
 
     def write(
@@ -132,6 +146,7 @@ class Peer(OfProcess):
         timeout: float | None = None,
         notify: Notify | None = None,
         stream: Any = None,
+        context: Context | None = None,
     ) -> Transfer:
         """Start writing memory of this process to the peer's.
 
@@ -145,10 +160,14 @@ class Peer(OfProcess):
         PyTorch and CuPy have them, or its address. Then bytes move when the stream has come to the transfer, the
         stream goes on when it has ended, whether it has failed or not, and the time limit counts from there.
 
+        context is a Context of opentelemetry.context, and has OpenTelemetry's API make a span of the transfer, a child
+        of the span in the context, when the transfer has ended: before result(), done() and callbacks tell of the end.
+        Any thread may make it. docs/operations.md lists its attributes. ImportError where the API is not installed.
+
         ValueError for memory that is not contiguous or of another length than its range; EngineClosed; TransferError
         where the engine refuses it at once. Other failures are the Transfer's.
         """
-        return self._move(OPCODE_WRITE, local, remote, source, destination, timeout, notify, stream)
+        return self._move(OPCODE_WRITE, local, remote, source, destination, _how(timeout, notify, stream, context))
 
     @overload
     def read(
@@ -159,6 +178,7 @@ class Peer(OfProcess):
         timeout: float | None = None,
         notify: Notify | None = None,
         stream: Any = None,
+        context: Context | None = None,
     ) -> Transfer: ...
 
     @overload
@@ -171,6 +191,7 @@ class Peer(OfProcess):
         timeout: float | None = None,
         notify: Notify | None = None,
         stream: Any = None,
+        context: Context | None = None,
     ) -> Transfer: ...
 
     def read(
@@ -183,12 +204,13 @@ class Peer(OfProcess):
         timeout: float | None = None,
         notify: Notify | None = None,
         stream: Any = None,
+        context: Context | None = None,
     ) -> Transfer:
         """Start reading the peer's memory into this process's: see write().
 
         local must be writable. For a Plan the peer is its source of that index, and this process its destination.
         """
-        return self._move(OPCODE_READ, local, remote, source, destination, timeout, notify, stream)
+        return self._move(OPCODE_READ, local, remote, source, destination, _how(timeout, notify, stream, context))
 
     def send(self, message: Notify, *, timeout: float | None = None) -> Transfer:
         """Start sending a message. The Transfer ends when the peer's engine has accepted it, and fails if it does not.
@@ -197,44 +219,24 @@ class Peer(OfProcess):
         """
         sent = encoded(message)
         text = f"send a message of {len(sent[1])} bytes"
-        return self._start(kvferry_transfer_t(), (), text, 0, timeout, sent, None, TransferError)
+        return self._start(kvferry_transfer_t(), (), text, 0, How(timeout, sent), rejected=TransferError)
 
     def opening(self, timeout: float | None) -> Transfer:
         """Start opening it. Engine.open() and Engine.connect() wait for that."""
-        return self._start(kvferry_transfer_t(), (), "open", 0, timeout, None, None, PeerUnreachable)
+        return self._start(kvferry_transfer_t(), (), "open", 0, How(timeout), rejected=PeerUnreachable)
 
-    def _move(
-        self,
-        opcode: int,
-        local: Any,
-        remote: Any,
-        source: int,
-        destination: int,
-        timeout: float | None,
-        notify: Notify | None,
-        stream: Any,
-    ) -> Transfer:
-        message = None if notify is None else encoded(notify)
+    def _move(self, opcode: int, local: Any, remote: Any, source: int, destination: int, how: How) -> Transfer:
         if isinstance(local, Plan):
             if remote is not None:
                 raise TypeError("a plan says itself where its bytes go: there is no remote memory to give")
-            return self._move_plan(opcode, local, source, destination, timeout, message, stream)
+            return self._move_plan(opcode, local, source, destination, how)
         if source or destination:
             raise TypeError("source and destination are for plans")
         if remote is None:
             raise TypeError("remote says where the memory of the peer is: a Range, or an address")
-        return self._move_ranges(opcode, local, remote, timeout, message, stream)
+        return self._move_ranges(opcode, local, remote, how)
 
-    def _move_plan(
-        self,
-        opcode: int,
-        plan: Plan,
-        source: int,
-        destination: int,
-        timeout: float | None,
-        notify: Encoded | None,
-        stream: Any,
-    ) -> Transfer:
+    def _move_plan(self, opcode: int, plan: Plan, source: int, destination: int, how: How) -> Transfer:
         what = kvferry_transfer_t(opcode=opcode)
         total = ranges = 0
         plan.check_index("source", source)
@@ -244,11 +246,9 @@ class Peer(OfProcess):
                 what.plan, what.plan_index = plan.handle(self.engine.native[0]), index
                 total, ranges = moved.bytes, moved.ranges
         text = f"{KINDS[opcode]} {total} bytes of a plan in {ranges} ranges"
-        return self._start(what, (plan,), text, total, timeout, notify, stream)
+        return self._start(what, (plan,), text, total, how, self._span(opcode, total, ranges, how))
 
-    def _move_ranges(
-        self, opcode: int, local: Any, remote: Any, timeout: float | None, notify: Encoded | None, stream: Any
-    ) -> Transfer:
+    def _move_ranges(self, opcode: int, local: Any, remote: Any, how: How) -> Transfer:
         mine = local if isinstance(local, (list, tuple)) else [local]
         theirs = remote if isinstance(remote, (list, tuple)) else [remote]
         if theirs is not remote and not isinstance(remote, (Range, Region)):
@@ -268,7 +268,11 @@ class Peer(OfProcess):
         what.local, what.remote, what.lengths = first, first + step, first + 2 * step
         total = sum(sizes)
         text = f"{KINDS[opcode]} {total} bytes" + (f" in {count} ranges" if count != 1 else "")
-        return self._start(what, keep, text, total, timeout, notify, stream)
+        return self._start(what, keep, text, total, how, self._span(opcode, total, count, how))
+
+    def _span(self, opcode: int, total: int, ranges: int, how: How) -> Span | None:
+        """The span of a transfer; None where the program asks for none."""
+        return None if how.context is None else Span(how.context, KINDS[opcode], self.name, total, ranges)
 
     def _start(
         self,
@@ -276,26 +280,31 @@ class Peer(OfProcess):
         keep: Any,
         text: str,
         total: int,
-        timeout: float | None,
-        notify: Encoded | None,
-        stream: Any,
+        how: How,
+        span: Span | None = None,
         rejected: type[TransferError] = RangeRejected,
     ) -> Transfer:
         what.segment = self._encoded
         what.announce = 1
-        most = self.engine.timeout + total / GIB if timeout is None else limit(timeout)
+        most = self.engine.timeout + total / GIB if how.timeout is None else limit(how.timeout)
         what.timeout_ms = milliseconds(most) if most < LONGEST else 0
-        if notify is not None:
-            what.notify_name, what.notify_text = notify
-        if stream is not None:
-            what.stream_kind, what.stream = b"cuda", _stream(stream)
-        return self.engine.start(what, Flight(keep), self.name, text, total, rejected)
+        if how.notify is not None:
+            what.notify_name, what.notify_text = how.notify
+        if how.stream is not None:
+            what.stream_kind, what.stream = b"cuda", _stream(how.stream)
+        if span is not None:
+            what.traceparent = span.traceparent
+        return self.engine.start(what, Flight(keep), self.name, text, total, rejected, span)
 
     def __repr__(self) -> str:
         return f"<Peer {self.name}>"
 
 
 LONGEST = 1e9  # seconds: a longer limit is none
+
+
+def _how(timeout: float | None, notify: Notify | None, stream: Any, context: Context | None) -> How:
+    return How(timeout, None if notify is None else encoded(notify), stream, context)
 
 
 def _local(thing: Local, written: bool) -> tuple[int, int, Any]:

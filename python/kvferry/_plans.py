@@ -29,6 +29,8 @@ from kvferry._offers import Offered
 from kvferry._waiting import given_up, limit
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
     from kvferry import _native
     from mooncake.engine import TransferEngine
 
@@ -99,7 +101,15 @@ class Plan(OfProcess):
         """How many bytes move."""
         return sum(t.bytes for t in self.transfers)
 
-    def write(self, engine: AnyEngine, peers: Peers, *, source: int = 0, timeout: float | None = None) -> None:
+    def write(
+        self,
+        engine: AnyEngine,
+        peers: Peers,
+        *,
+        source: int = 0,
+        timeout: float | None = None,
+        context: Context | None = None,
+    ) -> None:
         """Move what this process has as one of the sources to the destinations, and wait.
 
         peers are the destinations' names, in the plan's order; source is this process's index in the sources. The rest
@@ -107,18 +117,27 @@ class Plan(OfProcess):
         """
         self.check_index("source", source)
         mine = [(i, t.destination) for i, t in enumerate(self.transfers) if t.source == source]
-        self._move(engine, OPCODE_WRITE, mine, peers, timeout)
+        self._move(engine, OPCODE_WRITE, mine, peers, timeout, context)
 
-    def read(self, engine: AnyEngine, peers: Peers, *, destination: int = 0, timeout: float | None = None) -> None:
+    def read(
+        self,
+        engine: AnyEngine,
+        peers: Peers,
+        *,
+        destination: int = 0,
+        timeout: float | None = None,
+        context: Context | None = None,
+    ) -> None:
         """Move what this process needs as one of the destinations from the sources, and wait.
 
         engine is a kvferry.Engine, or a mooncake.engine.TransferEngine that was initialized. peers are the sources'
         names, in the plan's order; destination is this process's index in the destinations. The time limit is timeout,
         in seconds, and a second for each GiB; None is the engine's. TransferError says why not all bytes have moved.
+        context is as for Peer.write(), and takes a kvferry.Engine: there is a span for each peer.
         """
         self.check_index("destination", destination)
         mine = [(i, t.source) for i, t in enumerate(self.transfers) if t.destination == destination]
-        self._move(engine, OPCODE_READ, mine, peers, timeout)
+        self._move(engine, OPCODE_READ, mine, peers, timeout, context)
 
     def _move(
         self,
@@ -127,6 +146,7 @@ class Plan(OfProcess):
         transfers: Sequence[tuple[int, int]],
         peers: Peers,
         timeout: float | None,
+        context: Context | None,
     ) -> None:
         """Move some transfers, each given by its index and its peer's."""
         engine, most = _engine(of, timeout)
@@ -136,6 +156,9 @@ class Plan(OfProcess):
         for _, peer in transfers:
             if peer >= len(names):
                 raise ValueError(f"the plan needs peer {peer}, and {len(names)} are named")
+        if context is not None:
+            self._move_traced(of, opcode, [(index, names[peer]) for index, peer in transfers], most, context)
+            return
         deadline = time.monotonic() + most
         segments = []
         for index, peer in transfers:
@@ -149,6 +172,34 @@ class Plan(OfProcess):
         code = engine.transfer_plan(opcode, self._handle, segments, deadline - time.monotonic(), lambda: extra)
         if code != 0:
             raise _failure(engine, code, most + extra, ", ".join(sorted({names[peer] for _, peer in transfers})))
+
+    def _move_traced(
+        self, of: AnyEngine, opcode: int, transfers: Sequence[tuple[int, str]], most: float, context: Context
+    ) -> None:
+        """Move some transfers, each given by its index and its peer's name, with a span for each."""
+        from kvferry._native import Engine
+        from kvferry._peers import Peer
+        from kvferry._transfers import GIVE_UP, Transfer
+
+        if not isinstance(of, Engine):
+            raise TypeError(f"with a context, plans take a kvferry.Engine, not {type(of).__name__}")
+        most += sum(self.transfers[index].bytes for index, _ in transfers) / GIB
+        started: list[Transfer] = []
+        try:
+            for index, name in transfers:
+                peer, moved = Peer(of, name), self.transfers[index]
+                move = peer.write if opcode == OPCODE_WRITE else peer.read
+                started.append(
+                    move(self, source=moved.source, destination=moved.destination, timeout=most, context=context)
+                )
+            for transfer in started:
+                transfer.result()
+        except BaseException:
+            for transfer in started:
+                transfer.cancel()
+            for transfer in started:
+                transfer.wait(GIVE_UP)
+            raise
 
     def __repr__(self) -> str:
         return f"<Plan of {self.bytes} bytes in {self.ranges} ranges, {len(self.transfers)} transfers>"

@@ -14,7 +14,7 @@ from ctypes import byref, create_string_buffer, sizeof
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from kvferry import _bindings, _log
-from kvferry._bindings import KVFERRY_OK, KVFERRY_REASON_NONE, kvferry_failure_t
+from kvferry._bindings import KVFERRY_OK, KVFERRY_REASON_NONE, kvferry_failure_t, kvferry_outcome_t
 from kvferry._completions import Completions, Flight, Wake, call_soon
 from kvferry._errors import (
     Cancelled,
@@ -28,6 +28,7 @@ from kvferry._errors import (
 )
 from kvferry._ffi import U64_MAX, python_string
 from kvferry._managed import OfProcess
+from kvferry._spans import Span
 from kvferry._waiting import UNFINISHED, seconds, wait_in_steps
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Transfer(OfProcess):
         what: str,
         total: int,
         rejected: type[TransferError],
+        span: Span | None,
     ) -> None:
         """rejected is what it raises where it was rejected as a whole, and not for one of its ranges."""
         self.peer = who  # the peer's name
@@ -84,6 +86,7 @@ class Transfer(OfProcess):
         self._functions, self._handle = engine.native
         self._total = total
         self._rejected = rejected
+        self._span = span  # for the program's traces; None for none
         self._ended = False
         self._error: Error | None = None
         self._final = Progress(0, total, 0.0)
@@ -109,6 +112,8 @@ class Transfer(OfProcess):
             )
             if code not in UNFINISHED:
                 self._completions.settle(self._flight)
+        if self._ended and self._span is not None:
+            self._span.make()  # or wait until the thread that settled the transfer has made it
         return self._ended
 
     @property
@@ -176,9 +181,18 @@ class Transfer(OfProcess):
             self._error = EngineClosed(f"the engine was closed; {self._final}", who=self.peer, what=self._what)
         elif f.reason != KVFERRY_REASON_NONE:
             self._error = self._failure(f)
-        self._ended = True
         told, self._told = self._told, []
+        if self._span is not None:
+            self._span.finish(self._outcome(), self._final.bytes, self._error)
+            told.insert(0, self._span.make)
+        self._ended = True
         return told
+
+    def _outcome(self) -> kvferry_outcome_t:
+        """How the batch has gone; zeros where the library does not know it any more."""
+        o = kvferry_outcome_t()
+        self._functions.kvferry_batch_outcome(self._handle, self._batch, byref(o), sizeof(o))
+        return o
 
     def _failure(self, f: kvferry_failure_t) -> Error:
         """Why the batch has failed."""
@@ -282,6 +296,8 @@ class Transfer(OfProcess):
                 if not self._ended:
                     _log.error("%s: %s was given up, and is stuck: its memory is kept", self.peer, self._what)
                 raise
+        if self._span is not None:
+            self._span.make()
         return self._value()
 
     async def _end(self, timeout: float) -> None:
