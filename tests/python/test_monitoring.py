@@ -115,6 +115,38 @@ def test_the_dashboard_and_the_alerts_name_metrics_that_exist(peers: Peers) -> N
     assert used - exist == set()
 
 
+def labels_of(scraped: str) -> dict[str, set[str]]:
+    """The labels of each metric, and those that Prometheus adds."""
+    found: dict[str, set[str]] = {}
+    for name, labels in re.findall(r"^(\w+)\{(.*)\} ", scraped, re.MULTILINE):
+        found.setdefault(name, {"instance", "job"}).update(re.findall(r'(\w+)="', labels))
+    return found
+
+
+def test_the_dashboard_and_the_alerts_name_labels_that_these_metrics_have(peers: Peers) -> None:
+    ports = free_ports(2)
+    settings = [devices.settings(KVFERRY_METRICS_LISTEN=f"127.0.0.1:{port}") for port in ports]
+    target, initiator = (peers("ours", **each).create() for each in settings)
+    exchange(initiator, target, "npu:0")
+    has = labels_of("".join(scrape(port) for port in ports))
+    alerts = [text.split("\n      - alert")[0] for text in ALERTS.read_text().split("expr:")[1:]]
+    parts = [part for text in (*queries(), *alerts) for part in re.split(r"\b(?=(?:sum|count) )", text)]
+    checked = 0
+    for part in parts:
+        for metric in names(part) & has.keys():
+            used = {label for by in re.findall(r"\bby \(([^)]*)\)", part) for label in re.split(r", *", by)}
+            used |= set(re.findall(r'(\w+)(?:=~|!~|!=|=)"', part))
+            assert used <= has[metric], (metric, part)
+            checked += len(used)
+    assert checked > 100
+    for panel in panels():
+        for query in panel["targets"]:
+            grouped = re.findall(r"\bby \(([^)]*)\)", query["expr"])
+            shown = set(re.findall(r"{{ *(\w+) *}}", query["legendFormat"]))
+            for by in grouped:
+                assert shown <= set(re.split(r", *", by)), (panel["title"], query)
+
+
 def test_promtool_finds_nothing_wrong_with_the_alerts() -> None:
     done = subprocess.run([program("promtool"), "check", "rules", str(ALERTS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
