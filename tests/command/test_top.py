@@ -6,15 +6,11 @@ import argparse
 import http.server
 import json
 import os
-import pty
 import re
-import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +19,17 @@ from typing import Any
 import pytest
 
 from kvferry._command import top, top_sources
+from kvferry._command.terminal import HOME as FRAME
+from kvferry._command.terminal import OTHER_SCREEN, USUAL_SCREEN, width
 from kvferry._command.texts import age, duration
 from kvferry._command.top_rates import EngineRates, PeerRates, rates
 from kvferry._command.top_sources import Reading, Source
 from kvferry.stats import Stats
 from support.commands import result, run, running
 from support.commands import serving as served
-from support.inprocess import Node, environment
+from support.inprocess import Node
 from support.process import until
+from support.terminals import Terminal
 
 QUICK = "-i", "0.2"
 
@@ -223,45 +222,68 @@ def test_an_answer_that_has_more_is_shown(stats: Stats) -> None:
 # Terminals.
 
 
-def in_terminal(columns: int, rows: int, frames: int, *arguments: str, **settings: str) -> str:
-    """What the command prints on a terminal of that size in so many frames, after which Ctrl-C ends it well."""
-    here, there = pty.openpty()
-    size = {"COLUMNS": str(columns), "LINES": str(rows)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kvferry", *arguments],
-        env=environment(**size, **settings),
-        stdin=there,
-        stdout=there,
-        stderr=there,
-    )
-    os.close(there)
-    shown = b""
-    deadline = time.monotonic() + 60
-    try:
-        while shown.count(b"\x1b[J") < frames and time.monotonic() < deadline:
-            if select.select([here], [], [], 1)[0]:
-                shown += os.read(here, 1 << 16)
-        process.send_signal(signal.SIGINT)
-        while data := os.read(here, 1 << 16):
-            shown += data
-    except OSError:  # the terminal has no writer any more
-        pass
-    finally:
-        os.close(here)
-    assert process.wait(60) == 0, shown
-    return shown.decode()
+@contextmanager
+def in_terminal(columns: int, rows: int, *arguments: str, **settings: str) -> Iterator[Terminal]:
+    """The command on a terminal of that size."""
+    with Terminal(columns, rows, sys.executable, "-m", "kvferry", *arguments, **settings) as terminal:
+        yield terminal
 
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_a_terminal_is_written_over_and_lines_fit(columns: int, sockets: str) -> None:
-    with served("--size", "1M", KVFERRY_SOCKET_DIR=sockets):
-        shown = in_terminal(columns, 24, 3, "top", "--peers", "-i", "0.1", KVFERRY_SOCKET_DIR=sockets)
-    frames = re.split("\x1b\\[\\d+F", shown)
-    assert len(frames) >= 3
-    lines = [line for frame in frames for line in re.sub("\x1b\\[[KJ]", "", frame).replace("\r", "").split("\n")]
-    assert max(map(len, lines)) <= columns
-    assert sum("engines: 1, out 0.0 MB/s" in line for line in lines) >= 3
-    assert ("RETRIES" in shown) == (columns == 200)
+    arguments, settings = ("top", "--peers", "-i", "0.1"), {"KVFERRY_SOCKET_DIR": sockets}
+    with served("--size", "1M", **settings), in_terminal(columns, 24, *arguments, **settings) as terminal:
+        terminal.until(lambda shown: shown.count(FRAME) >= 4)
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 0
+    first, *frames = terminal.shown.split(FRAME)
+    assert first == OTHER_SCREEN and "the first rates come in 0.1 s" in frames[0]
+    *frames, last = frames
+    within, after = last.split(USUAL_SCREEN)
+    for frame in (*frames, within, after):
+        assert max(map(len, lines_of(frame))) <= columns
+    assert all("engines: 1, out 0.0 MB/s" in frame for frame in frames[1:])
+    assert ("RETRIES" in last) == (columns == 200)
+    assert lines_of(after)[:-1] == lines_of(within), "what was shown last stays"
+
+
+def lines_of(frame: str) -> list[str]:
+    return re.sub("\x1b\\[[KJ]", "", frame).replace("^C", "").replace("\r", "").split("\n")
+
+
+def test_another_size_of_the_window_is_drawn_at_once(sockets: str) -> None:
+    arguments, settings = ("top", "-i", "0.5"), {"KVFERRY_SOCKET_DIR": sockets}
+    with served("--size", "1M", **settings), in_terminal(200, 24, *arguments, **settings) as terminal:
+        terminal.until(lambda shown: "RETRIES" in shown)
+        terminal.resize(60, 5)
+        terminal.until(lambda shown: max(map(len, lines_of(shown.split(FRAME)[-1]))) <= 60)
+
+
+def test_what_ends_it_leaves_the_usual_screen(sockets: str) -> None:
+    with in_terminal(80, 24, "top", "-i", "600", KVFERRY_SOCKET_DIR=sockets) as terminal:
+        terminal.until(lambda shown: "the first rates come in 600 s" in shown)
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.end() == 0
+        assert USUAL_SCREEN in terminal.shown
+
+
+@pytest.mark.parametrize("command", ["top", "bench"])
+def test_a_dumb_terminal_gets_lines_alone(command: str, sockets: str) -> None:
+    with served("--size", "1M", KVFERRY_SOCKET_DIR=sockets) as (peer, _):
+        arguments = {"top": ("-i", "0.1"), "bench": (peer, "--seconds", "0.1", "--size", "4K", "--batch", "2")}
+        settings = {"TERM": "dumb", "KVFERRY_SOCKET_DIR": sockets}
+        with in_terminal(80, 24, command, *arguments[command], **settings) as terminal:
+            assert terminal.end() == 0
+            assert "\x1b" not in terminal.shown and "\r" not in terminal.shown.replace("\r\n", "")
+            assert max(map(len, lines_of(terminal.shown))) <= 80
+            assert {"top": "OUT MB/s", "bench": "every byte was checked"}[command] in terminal.shown
+
+
+def test_names_of_wide_letters_leave_the_columns_in_line() -> None:
+    table = top.lines([engine_rates("節点一"), engine_rates("cafe\u0301"), engine_rates("node-1")], False, 60)
+    assert len({width(line) for line in table}) == 1
+    assert len({width(line.split("12345")[0]) for line in table[1:]}) == 1
+    assert all(width(line) <= 30 for line in top.lines([engine_rates("節" * 50)], False, 30))
 
 
 def test_a_low_terminal_says_how_many_lines_it_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,9 @@ def of_processors(rate: Rate) -> Iterator[Finding]:
     if rate.load > BUSY and rate.starved > STARVED:
         yield warning(
             "processors",
-            f"the processors that this process may use are busy {rate.load:.0%} of the time, {rate.others:.0%} of it"
-            f" with other processes, and {rate.starved:.1f} of its threads wait for one in the mean",
+            f"during the {rate.direction.upper()}s the processors that this process may use are busy {rate.load:.0%} of"
+            f" the time, {rate.others:.0%} of it with other processes, and"
+            f" {rate.starved:.1f} of its threads wait for one in the mean",
             "Give the transfers processors of their own (taskset, cpuset), or move the other processes.",
         )
 

@@ -12,6 +12,7 @@ ERROR = "error"  # it does not work
 WARNING = "warning"  # it works, slower or less safely than it could
 INFO = "info"  # worth knowing
 OK = "ok"
+INDENT = 9  # of the lines after the one with the severity
 SEVERITIES = (ERROR, WARNING, INFO, OK)
 
 
@@ -48,15 +49,11 @@ def show(findings: Iterable[Finding], out: Output) -> None:
     """Print findings as they come. With --quiet only errors and warnings, and only with --verbose what is as it should
     be."""
     for finding in findings:
-        line = f"{finding.severity:8} {finding.subject}: {finding.found}"
-        if finding.severity == OK:
-            out.detail(line)
-        elif finding.severity == INFO:
-            out.note(line)
-        else:
-            out.text(line)
-        if finding.advice and (finding.severity != INFO or not out.quiet):
-            out.text(f"{'':8} {finding.advice}")
+        if (finding.severity == OK and not out.verbose) or (finding.severity == INFO and out.quiet):
+            continue
+        out.paragraph(f"{finding.severity:8} {finding.subject}: {finding.found}", INDENT)
+        if finding.advice:
+            out.paragraph(" " * INDENT + finding.advice, INDENT)
 
 
 def conclude(findings: list[Finding], measured: dict[str, Any], out: Output) -> int:

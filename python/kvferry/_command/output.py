@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
+
+from kvferry._command import terminal
+
+LEAST_ROOM = 20  # columns in which words are still broken into lines
 
 
 class OutputError(RuntimeError):
@@ -36,8 +41,18 @@ class Output:
 
     @property
     def terminal(self) -> bool:
-        """Whether text goes to a terminal, on which a line can be written over."""
+        """Whether text goes to a terminal."""
         return not self.as_json and self._stream is not None and self._stream.isatty()
+
+    @property
+    def rewritable(self) -> bool:
+        """Whether text goes to a terminal on which a line can be written over."""
+        return self.terminal and not terminal.is_dumb()
+
+    @property
+    def columns(self) -> int | None:
+        """How wide the terminal is; None where text goes elsewhere, and lines are as long as they are."""
+        return terminal.size()[0] if self.terminal else None
 
     def text(self, text: str = "") -> None:
         """A line of what was asked for."""
@@ -54,9 +69,16 @@ class Output:
         if self.verbose:
             self.text(text)
 
+    def paragraph(self, text: str, indent: int = 0) -> None:
+        """text() of sentences: on a terminal broken between words, each further line after so many spaces."""
+        columns = self.columns
+        for line in [text] if columns is None else _broken(text, columns, indent):
+            self.text(line)
+
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> None:
-        """A table, of which the columns with these indices are aligned to the right. With --quiet without headings."""
-        for line in table_lines(headings, rows, right)[1 if self.quiet else 0 :]:
+        """A table, of which the columns with these indices are aligned to the right. With --quiet without headings. On
+        a terminal a long text in the last column is broken between words."""
+        for line in table_lines(headings, rows, right, self.columns)[1 if self.quiet else 0 :]:
             self.text(line)
 
     def result(self, value: Any) -> None:
@@ -100,15 +122,36 @@ def printable(text: str) -> str:
     return harmless(text).replace("\n", "?").replace("\t", "?")
 
 
-def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> list[str]:
-    """The lines of a table, its headings first."""
+def table_lines(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    right: Iterable[int] = (),
+    columns: int | None = None,
+    least: Sequence[int] = (),
+) -> list[str]:
+    """The lines of a table, its headings first. The last column is broken between words where the table does not fit in
+    so many columns of a terminal. least is how wide each column is at least."""
     cells = [list(headings), *([printable(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
+    widths = [max(map(terminal.width, column)) for column in zip(*cells)]
+    widths = [max(both) for both in zip(widths, least or widths)]
     aligned = set(right)
-    return [
-        "  ".join(
-            cell.rjust(width) if index in aligned else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in cells
+    before = sum(widths[:-1]) + 2 * len(widths[:-1])
+    lines = []
+    for row in cells:
+        *others, last = row
+        first, *more = [last] if columns is None or len(others) in aligned else _broken(last, columns - before, 0)
+        padded = zip([*others, first], widths)
+        line = "  ".join(terminal.pad(cell, size, index in aligned) for index, (cell, size) in enumerate(padded))
+        lines += [line.rstrip(), *(" " * before + part for part in more)]
+    return lines
+
+
+def _broken(text: str, columns: int, indent: int) -> list[str]:
+    """Text in lines of so many columns, each after the first one with an indent. Words, such as paths, are not broken.
+    Where there is little room, neither is the text."""
+    if columns - indent < LEAST_ROOM:
+        return [text]
+    after = " " * indent
+    return textwrap.wrap(text, columns, subsequent_indent=after, break_long_words=False, break_on_hyphens=False) or [
+        text
     ]

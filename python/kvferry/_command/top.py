@@ -2,20 +2,20 @@
 
 1. top_sources.py asks the processes, and top_rates.py compares with what they said before.
 2. The columns that fit the terminal are shown, the busiest engines first.
-3. On a terminal the lines are written over after each interval, until Ctrl-C. Elsewhere the table is printed once.
+3. On a terminal the screen is written over after each interval, until Ctrl-C. Elsewhere the table is printed once.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import shutil
-import sys
+import signal
 import time
 from collections.abc import Sequence
 from typing import Callable, NamedTuple
 
-from kvferry._command import status
+from kvferry._command import status, terminal
 from kvferry._command.declaration import Command, CommandError, Example, option
 from kvferry._command.output import Output, table_lines
 from kvferry._command.texts import age, duration, memory_text
@@ -23,8 +23,8 @@ from kvferry._command.top_rates import EngineRates, PeerRates, rates
 from kvferry._command.top_sources import FOLDER, Reading, Source, SourceError, address, folder, found, read_all
 from kvferry._options import positive, seconds
 
-UP, CLEAR_LINE, CLEAR_BELOW = "\x1b[{}F", "\x1b[K", "\x1b[J"
 LONGEST_NAME = 40
+LONGEST_PAUSE = 0.2  # seconds until the window's size is looked at again
 
 
 class Column(NamedTuple):
@@ -35,6 +35,7 @@ class Column(NamedTuple):
     cell: Callable[[EngineRates], str]
     of_peer: Callable[[PeerRates], str]
     right: bool = True
+    least: int = 0  # how wide it is at least, so that it stays where it is while numbers change
 
 
 def rate(value: float) -> str:
@@ -49,7 +50,7 @@ def amount(value: int) -> str:
 
 def name(text: str) -> str:
     """A name, which is cut where it is long."""
-    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "~"
+    return text if terminal.width(text) <= LONGEST_NAME else terminal.cut(text, LONGEST_NAME - 1) + "~"
 
 
 def _none(_: PeerRates) -> str:
@@ -70,20 +71,20 @@ COLUMNS: tuple[Column, ...] = (
     Column("UP", 6, lambda e: age(e.uptime), _none),
     Column("OUT MB/s", 0, lambda e: rate(e.out), lambda p: rate(p.write if p.role == "initiator" else p.read)),
     Column("IN MB/s", 0, lambda e: rate(e.into), lambda p: rate(p.read if p.role == "initiator" else p.write)),
-    Column("READ", 9, lambda e: rate(e.read), _none),
-    Column("WRITE", 9, lambda e: rate(e.write), _none),
-    Column("SERVED", 9, lambda e: rate(e.served_read + e.served_write), _none),
+    Column("READ", 9, lambda e: rate(e.read), _none, least=7),
+    Column("WRITE", 9, lambda e: rate(e.write), _none, least=7),
+    Column("SERVED", 9, lambda e: rate(e.served_read + e.served_write), _none, least=7),
     Column("BATCH/s", 4, lambda e: f"{e.batches:.0f}", _none),
-    Column("P50", 7, lambda e: duration(e.p50), _none),
-    Column("P99", 3, lambda e: duration(e.p99), _none),
-    Column("QUEUE", 1, lambda e: amount(e.queued), lambda p: amount(p.queued)),
-    Column("FLIGHT", 2, lambda e: amount(e.in_flight), lambda p: amount(p.in_flight)),
+    Column("P50", 7, lambda e: duration(e.p50), _none, least=6),
+    Column("P99", 3, lambda e: duration(e.p99), _none, least=6),
+    Column("QUEUE", 1, lambda e: amount(e.queued), lambda p: amount(p.queued), least=6),
+    Column("FLIGHT", 2, lambda e: amount(e.in_flight), lambda p: amount(p.in_flight), least=6),
     Column("PEERS", 2, lambda e: str(len(e.peers)), _none),
     Column("CONN", 8, lambda e: str(sum(p.connections for p in e.peers)), lambda p: str(p.connections)),
     Column("ERRORS", 1, _errors, lambda p: str(p.failures)),
     Column("RETRIES", 8, lambda e: str(sum(p.retries for p in e.peers)), lambda p: str(p.retries)),
     Column("FILES", 10, lambda e: str(e.open_files), _none),
-    Column("MEM", 10, lambda e: amount(e.resident), _none),
+    Column("MEM", 10, lambda e: amount(e.resident), _none, least=6),
 )
 
 
@@ -97,10 +98,13 @@ def lines(engines: Sequence[EngineRates], peers: bool, columns: int | None) -> l
     while True:
         cells = [[c.cell(e) if p is None else c.of_peer(p) for c in shown] for e, p in rows]
         right = [index for index, column in enumerate(shown) if column.right]
-        table = table_lines([column.title for column in shown], cells, right)
+        least = [column.least for column in shown]
+        table = table_lines([column.title for column in shown], cells, right, least=least)
+        if columns is None:
+            return table
         worst = max(shown, key=lambda column: column.rank)
-        if columns is None or max(map(len, table)) <= columns or worst.rank == 0:
-            return [line[:columns] for line in table]
+        if max(map(terminal.width, table)) <= columns or worst.rank == 0:
+            return [terminal.cut(line, columns) for line in table]
         shown.remove(worst)
 
 
@@ -108,8 +112,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     """The command."""
     given = [Source(text, None) for text in arguments.addresses]
     try:
-        if out.terminal and arguments.count != 1:
-            refresh(given, arguments, out)
+        if out.rewritable and arguments.count != 1:
+            refresh(given, arguments)
             return status.OK
         return once(given, arguments, out)
     except SourceError as e:
@@ -137,8 +141,7 @@ def once(given: list[Source], arguments: argparse.Namespace, out: Output) -> int
 
 def _print(engines: list[EngineRates], after: list[Reading], arguments: argparse.Namespace, out: Output) -> None:
     if engines:
-        width = shutil.get_terminal_size().columns if out.terminal else None
-        for line in lines(engines, arguments.peers, width)[1 if out.quiet else 0 :]:
+        for line in lines(engines, arguments.peers, out.columns)[1 if out.quiet else 0 :]:
             out.text(line)
     else:
         out.note(_nothing(after))
@@ -157,23 +160,42 @@ def _problems(after: list[Reading], given: bool) -> list[str]:
     return [f"{r.source.address} does not say what its engines do: {r.problem}" for r in after if r.problem and given]
 
 
-def refresh(given: list[Source], arguments: argparse.Namespace, out: Output) -> None:
+def refresh(given: list[Source], arguments: argparse.Namespace) -> None:
     """Write the table over itself after each interval, until Ctrl-C or as often as was asked for."""
-    before = read_all(given or found())
-    height = 0
-    try:
-        for _ in itertools.repeat(None, arguments.count) if arguments.count else itertools.count():
-            time.sleep(arguments.interval)
-            after = read_all(given or found())
-            height = frame(screen(rates(before, after), after, arguments, bool(given)), height)
-            before = after
-    except KeyboardInterrupt:
-        sys.stdout.write(CLEAR_LINE)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, ends with the usual screen
+    draw: Callable[[], list[str]] = functools.partial(_first, arguments.interval)
+    with terminal.Screen() as shown:
+        try:
+            before = read_all(given or found())
+            shown.show(draw())
+            for _ in itertools.repeat(None, arguments.count) if arguments.count else itertools.count():
+                _wait(arguments.interval, shown, draw)
+                after = read_all(given or found())
+                draw = functools.partial(screen, rates(before, after), after, arguments, bool(given))
+                shown.show(draw())
+                before = after
+        except KeyboardInterrupt:
+            pass
+
+
+def _first(interval: float) -> list[str]:
+    """What is shown before there are rates."""
+    return [terminal.cut(f"kvferry top: the first rates come in {interval:g} s; Ctrl-C ends it", terminal.size()[0])]
+
+
+def _wait(interval: float, shown: terminal.Screen, draw: Callable[[], list[str]]) -> None:
+    """Wait for so many seconds, and draw anew where the window gets another size meanwhile."""
+    end, drawn = time.monotonic() + interval, terminal.size()
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, LONGEST_PAUSE))
+        if terminal.size() != drawn:
+            drawn = terminal.size()
+            shown.show(draw())
 
 
 def screen(engines: list[EngineRates], after: list[Reading], arguments: argparse.Namespace, given: bool) -> list[str]:
     """The lines of the terminal: a summary, the table, and what is wrong."""
-    columns, rows = shutil.get_terminal_size()
+    columns, rows = terminal.size()
     out, into = (sum(values) / 1e6 for values in ([e.out for e in engines], [e.into for e in engines]))
     clock = time.strftime("%H:%M:%S")
     summary = f"kvferry top {clock}, engines: {len(engines)}, out {out:.1f} MB/s, in {into:.1f} MB/s; Ctrl-C ends it"
@@ -182,15 +204,7 @@ def screen(engines: list[EngineRates], after: list[Reading], arguments: argparse
     room = max(2, rows - 1)
     if len(shown) > room:
         shown = [*shown[: room - 1], f"({len(shown) - room + 1} more lines)"]
-    return [line[:columns] for line in shown]
-
-
-def frame(shown: list[str], height: int) -> int:
-    """Write lines over the height lines above the cursor, with one call. Returns how many there are now."""
-    back = UP.format(height) if height else ""
-    sys.stdout.write(back + "".join(f"{line}{CLEAR_LINE}\n" for line in shown) + CLEAR_BELOW)
-    sys.stdout.flush()
-    return len(shown)
+    return [terminal.cut(line, columns) for line in shown]
 
 
 COMMAND = Command(
