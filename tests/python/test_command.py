@@ -225,8 +225,8 @@ def test_the_digest_covers_every_block_in_the_order_of_the_sequence() -> None:
 
 def test_the_error_of_a_failed_transfer_has_its_direction() -> None:
     shape = caches.Shape(1, 4, 4096)
-    target = nodes.Node("127.0.0.1", shape, "host")
-    nowhere = nodes.Decode(target.engine.name(), target.cache.memory.address + shape.bytes, target.cache.table)
-    prefill = nodes.Prefill("127.0.0.1", shape, "host", 2, nowhere)
+    target = nodes.Node("127.0.0.1", caches.Cache(shape, "host"), "host")
+    nowhere = nodes.Decode(target.engine.name(), target.cache.memory.address + shape.bytes, target.cache.table, None)
+    prefill = nodes.Prefill("127.0.0.1", caches.Cache(shape, "host"), "host", 2, nowhere)
     with pytest.raises(DemoError, match="writing to decode failed: "):
         prefill.move(OPCODE_WRITE)
