@@ -16,8 +16,8 @@ import (
 //     through it (staged_chunk.go).
 //  2. WRITE: a job copies the shares into the lease. Then the chunk goes to the transport, as a work whose local addresses
 //     are in the lease. What the transport settles is settled for the tasks at once.
-//  3. READ: the chunk goes to the transport first, together with others. When all its ranges are settled, a job copies those that arrived to the
-//     device. They are settled for the tasks when that has ended.
+//  3. READ: the chunk goes to the transport first, together with others. When all its ranges are settled, a job copies those that
+//     arrived to the device. They are settled for the tasks when that has ended.
 //  4. end gives the lease back. The account of a queue that waits for a lease calls its pump.
 //
 // Copying and the network overlap, since several chunks for a peer are under way. What is given up is settled at once while
