@@ -31,6 +31,7 @@ type rejection struct {
 	started bool   // the answer to the READ has been sent in part, so that no status can follow
 	reason  error
 	region  *core.Region // whose memory is inaccessible; nil otherwise
+	first   bool         // this was the first fault of the region for a while
 }
 
 func (r *rejection) Error() string {
@@ -139,7 +140,7 @@ func (s *session) report(err error) {
 		switch {
 		case rejected.code == wire.StatusFailed:
 			level, message = zapcore.WarnLevel, "data request failed"
-		case rejected.region != nil && rejected.region.NoteFault():
+		case rejected.first:
 			level, message = zapcore.WarnLevel, "data request failed"
 			log = log.With(zap.Stringer("region", rejected.region.Range))
 		}

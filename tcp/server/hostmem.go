@@ -83,8 +83,11 @@ func (s *session) readOut(h wire.Header, region *core.Region) error {
 // errInaccessible is about memory that its owner has unmapped or protected without unregistering it first.
 var errInaccessible = errors.New("registered memory cannot be accessed: it was unmapped or protected, or its file cut short")
 
+// inaccessible rejects a request for such memory. The region has the fault noted before the peer can ask for it again.
 func inaccessible(h wire.Header, region *core.Region, err error) error {
-	return &rejection{Header: h, code: wire.StatusInaccessible, reason: fmt.Errorf("%w: %w", errInaccessible, err), region: region}
+	r := &rejection{Header: h, code: wire.StatusInaccessible, reason: fmt.Errorf("%w: %w", errInaccessible, err), region: region}
+	r.first = region != nil && region.NoteFault()
+	return r
 }
 
 // errCutShort is in the error of a WRITE whose payload did not arrive completely.

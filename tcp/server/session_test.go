@@ -280,6 +280,7 @@ func TestAPeerThatEndsInTheMiddleOfManyWritesIsWarnedOfOnce(t *testing.T) {
 	for _, c := range conns {
 		c.Send(begun)
 	}
+	h.waitForSessions(len(conns))
 	for _, c := range conns {
 		require.NoError(t, c.Conn.Close())
 	}
