@@ -139,7 +139,8 @@ def test_an_engine_that_cannot_be_made_is_a_finding(link_program: Path) -> None:
     with joined(link_program) as hosts, hosts.serving() as name:
         report = hosts.doctor(name, KVFERRY_SECRET_FILE="/nonexistent")
     assert report.of("error") == {"engine"}, report.findings
-    assert "/nonexistent" in report.findings[-1]["found"]
+    (error,) = (f for f in report.findings if f["severity"] == "error")
+    assert "/nonexistent" in error["found"]
 
 
 def test_a_peer_with_another_secret_is_named(link_program: Path, tmp_path: Path) -> None:
