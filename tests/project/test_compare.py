@@ -153,7 +153,8 @@ def test_a_plan_is_compared_with_plain_blocks_and_with_the_fastest_list() -> Non
     rows = {row.what: row for row in wanted(results, 2)}
     compared = f"{layouts.ON_LOOPBACK}, {layouts.SHORT}: plan"
     assert rows[f"{compared} / plain blocks"].row()[1:4] == ["0.50 at least", "0.75", "yes"]
-    assert rows[f"{compared} / the best list of ranges ({MOONCAKE})"].row()[1:4] == ["5.00 at least", "3.00", "no"]
+    assert rows[f"{compared} / the best list of the others ({MOONCAKE})"].row()[1:4] == ["5.00 at least", "3.00", "no"]
+    assert rows[f"{compared} / its ranges as a list, which kvferry joins"].row()[1:4] == ["-", "6.00", "-"]
     (posted,) = (row for what, row in rows.items() if what.startswith("ms to start"))
     assert posted.row()[1:4] == ["1.00 at most", "0.30", "yes"]
 
