@@ -54,3 +54,10 @@ func (o *Offer) PassTime() {
 	defer o.mu.Unlock()
 	o.timer.Reset(0)
 }
+
+// HasTimer reports whether a timer will end the offer.
+func (o *Offer) HasTimer() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.timer != nil && o.timer.Stop()
+}

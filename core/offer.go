@@ -129,11 +129,16 @@ func (s *offers) remove(o *Offer) {
 }
 
 // endWithin ends the offers that have memory of a range.
-func (s *offers) endWithin(r Range) {
+func (s *offers) endWithin(r Range) { s.endThose(func(o *Offer) bool { return o.overlaps(r) }) }
+
+// close ends all offers, so that no timer keeps their engine.
+func (s *offers) close() { s.endThose(func(*Offer) bool { return true }) }
+
+func (s *offers) endThose(which func(*Offer) bool) {
 	s.mu.RLock()
 	var ended []*Offer
 	for _, o := range s.byKey {
-		if o.overlaps(r) {
+		if which(o) {
 			ended = append(ended, o)
 		}
 	}
@@ -241,7 +246,7 @@ func (o *Offer) overlaps(r Range) bool {
 func (o *Offer) revokeLater() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.revoked || o.until.IsZero() {
+	if o.revoked || o.until.IsZero() || o.engine.ctx.Err() != nil {
 		return
 	}
 	o.timer = time.AfterFunc(time.Until(o.until), func() {

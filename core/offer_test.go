@@ -32,3 +32,14 @@ func TestWhenTheTimeOfAnOfferIsOverItsRequestsEnd(t *testing.T) {
 	require.ErrorIs(t, err, core.ErrRevoked)
 	require.NoError(t, offer.Revoke())
 }
+
+func TestAnOfferKeepsNoEngineThatIsClosed(t *testing.T) {
+	p := startPairWith(t, &transporttest.Transport{}, nil)
+	place := layout.Place{Layout: cache(0x10000, 0x20000, 2, 4, layout.Span{Count: 4}), Blocks: []uint64{0}}
+	offer, err := p.Offer(place, core.OfferOptions{Access: core.RemoteWrite, For: time.Hour})
+	require.NoError(t, err)
+	require.NoError(t, p.Close())
+	require.False(t, offer.HasTimer())
+	_, err = p.Offer(place, core.OfferOptions{Access: core.RemoteWrite, For: time.Hour})
+	require.Error(t, err)
+}
