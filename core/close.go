@@ -36,7 +36,6 @@ func (e *Engine) close() error {
 		return true
 	})
 	e.memory.close()
-	e.memory.offers.close()
 	withdrawn, served := e.Withdraw(), e.server.Close()
 
 	e.installing.Lock() // waits for an Install under way, and keeps out any later one

@@ -168,7 +168,8 @@ func (o *Offer) begin(id uint64, op Opcode, memory *hostmem.Strided) error {
 	if !o.o.Access.Allows(op) {
 		return status.Errorf(status.AddressNotRegistered, "%w: it does not let peers %s", ErrNotOffered, op.Verb())
 	}
-	if !o.covers(memory.ByStride()) {
+	sorted := memory.ByStride()
+	if !sorted.Within(o.covers) {
 		addr, length := memory.Bounds()
 		return status.Errorf(status.AddressNotRegistered, "%w: some of %v is not offered", ErrNotOffered, Range{Addr: addr, Length: length})
 	}
@@ -202,29 +203,14 @@ func (o *Offer) Resume() error {
 	return nil
 }
 
-// covers reports whether each run of strided memory lies in what is offered. It looks at parts only where the whole does not.
-func (o *Offer) covers(memory hostmem.Strided) bool {
-	addr, length := memory.Bounds()
+// covers reports whether a range lies in what is offered.
+func (o *Offer) covers(addr uintptr, length uint64) bool {
 	after := sort.Search(len(o.ranges), func(i int) bool { return o.ranges[i].Address > uint64(addr) })
-	if after > 0 {
-		r := o.ranges[after-1]
-		if (Range{Addr: uintptr(r.Address), Length: r.Bytes}).Holds(uint64(addr), length) {
-			return true
-		}
-	}
-	if memory.Count == 0 {
+	if after == 0 {
 		return false
 	}
-	outer, inner := memory.Axes[0], memory
-	copy(inner.Axes[:], memory.Axes[1:])
-	inner.Count--
-	for range outer.Count {
-		if !o.covers(inner) {
-			return false
-		}
-		inner.Base += uintptr(outer.Stride)
-	}
-	return true
+	r := o.ranges[after-1]
+	return (Range{Addr: uintptr(r.Address), Length: r.Bytes}).Holds(uint64(addr), length)
 }
 
 // End ends a use.

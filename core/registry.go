@@ -114,8 +114,9 @@ func (m *Registry) changeEpoch() {
 	}
 }
 
-// close revokes all memory from peers that look at the epoch.
+// close ends all offers, and revokes all memory from peers that look at the epoch.
 func (m *Registry) close() {
+	m.offers.close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.epoch.Store(0)
