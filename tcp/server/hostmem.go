@@ -16,7 +16,8 @@ import (
 // Requests for host memory, whose region is pinned already (pin.go):
 //
 //  1. WRITE: apply waits for READs of the same memory before it, and copies what was read ahead of the payload into its place.
-//  2. It receives the rest of the payload straight into the region, and owes a status frame.
+//  2. It receives the rest of the payload straight into the region, and owes a status frame. By an offer it does not touch the
+//     region while it waits for the peer.
 //  3. READ: readOut owes a status frame and the payload, which stays in the region until flush sends it (send.go).
 //  4. Memory that cannot be accessed is the fault of one request: inaccessible rejects it.
 
@@ -27,23 +28,28 @@ func (s *session) apply(h wire.Header) error {
 	}
 	s.bulk = h.Length >= bulkLength
 	left := sockio.Vector{Base: uintptr(h.Addr), Length: h.Length}
-	buffered := min(uint64(s.filled-s.parsed), left.Length)
-	if err := s.copier.Fill(left.Base, s.ahead[s.parsed:][:buffered]); err != nil {
-		return inaccessible(h, s.serving, err)
-	}
-	s.parsed += int(buffered)
-	for placed := buffered; placed < left.Length; {
-		left.Base += uintptr(placed)
-		left.Length -= placed
+	for {
+		if buffered := min(uint64(s.filled-s.parsed), left.Length); buffered > 0 {
+			if err := s.copier.Fill(left.Base, s.ahead[s.parsed:][:buffered]); err != nil {
+				return inaccessible(h, s.serving, err)
+			}
+			s.parsed += int(buffered)
+			left = behind(left, buffered)
+		}
+		if left.Length == 0 {
+			break
+		}
 		s.parsed, s.filled = 0, 0
-		var err error
-		placed, err = s.receive(left)
+		placed, err := s.receivePayload(h, left)
 		switch {
 		case errors.Is(err, unix.EFAULT):
 			return inaccessible(h, s.serving, err)
+		case errors.Is(err, core.ErrRevoked), err == errEnded:
+			return err
 		case err != nil:
 			return cutShort(h, left.Length, err)
 		}
+		left = behind(left, placed)
 	}
 	s.bytesIn.Add(h.Length)
 	s.written.Add(1)
@@ -51,6 +57,27 @@ func (s *session) apply(h wire.Header) error {
 		s.turn.oweStatus(wire.StatusOK)
 	}
 	return nil
+}
+
+// behind is what is left of a vector behind so many bytes.
+func behind(v sockio.Vector, bytes uint64) sockio.Vector {
+	return sockio.Vector{Base: v.Base + uintptr(bytes), Length: v.Length - bytes}
+}
+
+// receivePayload is receive. Where the place is offered, it waits for bytes with room in the read-ahead buffer only.
+func (s *session) receivePayload(h wire.Header, place sockio.Vector) (placed uint64, err error) {
+	if s.offersUsed == 0 {
+		return s.receive(place)
+	}
+	v := s.plan(place)
+	n, again, err := s.conn.TryReceive(v)
+	if err != nil {
+		return 0, err
+	}
+	if !again {
+		return s.received(v, place, n), nil
+	}
+	return 0, s.receiveWithoutOffer(h)
 }
 
 // finishBefore finishes the requests before a WRITE that move bytes of the same memory.

@@ -9,6 +9,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -61,8 +62,17 @@ func (s *session) leaveOffer() *core.Offer {
 	return offer
 }
 
+// receiveWithoutOffer receives into the read-ahead buffer, and does not use the offer of the request meanwhile.
+func (s *session) receiveWithoutOffer(h wire.Header) error {
+	offer := s.leaveOffer()
+	if _, err := s.receive(sockio.Vector{}); err != nil {
+		return err
+	}
+	return s.resumeOffer(h, offer)
+}
+
 // resumeOffer begins the use of an offer again, nil for none, or refuses the request.
-func (s *session) resumeOffer(r *strided, offer *core.Offer) error {
+func (s *session) resumeOffer(h wire.Header, offer *core.Offer) error {
 	if offer == nil {
 		return nil
 	}
@@ -72,7 +82,7 @@ func (s *session) resumeOffer(r *strided, offer *core.Offer) error {
 		return errEnded
 	}
 	if err := offer.Resume(); err != nil {
-		return refusal(r.Header, err)
+		return refusal(h, err)
 	}
 	s.turn.offers, s.offersUsed = append(s.turn.offers, offer), 1
 	return nil

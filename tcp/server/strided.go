@@ -9,16 +9,14 @@ import (
 	"kvferry/core/staging"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
-
-	"golang.org/x/sys/unix"
 )
 
 // Strided requests (wire/strided.go):
 //
 //  1. nextStrided takes the body, which says where the runs of bytes lie, and checks it.
 //  2. Their regions are pinned (pin_strided.go). Gaps between the runs are not touched.
-//  3. WRITE: applyStrided copies the payload from the read-ahead buffer to its places, and applyOffered does so for a range by
-//     an offer. Neither touches the places while it waits for the peer.
+//  3. WRITE: applyStrided copies the payload from the read-ahead buffer to its places. It does not touch them while it waits for
+//     the peer.
 //  4. READ: readOutStrided packs the runs into memory of the turn, and owes them from there. Where they are long in this process,
 //     and no offer has to be left, it owes them from where they are (minDirectRun).
 //  5. stageStrided takes their place for device memory: each run is one of the moves of a load (staged.go).
@@ -72,16 +70,16 @@ func (s *session) moveStrided(r *strided, region *core.Region) error {
 	s.serving = region
 	var err error
 	switch {
-	case r.Axes == 0 && (r.Op == wire.Read || region.Device != nil || s.offersUsed == 0):
-		return s.move(r.Header, region)
+	case r.Axes == 0:
+		if err = s.move(r.Header, region); r.Op == wire.Write && region.Device == nil {
+			s.leaveOffer()
+		}
+		return err
 	case region.Device != nil:
 		err = s.stageStrided(r, region.Device)
 	case r.Op == wire.Read:
 		err = s.readOutStrided(r)
 		s.leaveOffer() // it is answered from a copy
-	case r.Axes == 0:
-		err = s.applyOffered(r)
-		s.leaveOffer()
 	default:
 		err = s.applyStrided(r)
 		s.leaveOffer()
@@ -106,12 +104,12 @@ func (s *session) applyStrided(r *strided) error {
 	for done := uint64(0); done < r.Length; {
 		if s.parsed == s.filled {
 			s.parsed, s.filled = 0, 0
-			offer := s.leaveOffer()
-			if _, err := s.receive(sockio.Vector{}); err != nil {
-				return cutShort(r.Header, r.Length-done, err)
-			}
-			if err := s.resumeOffer(r, offer); err != nil {
+			err := s.receiveWithoutOffer(r.Header)
+			switch {
+			case errors.Is(err, core.ErrRevoked), err == errEnded:
 				return err
+			case err != nil:
+				return cutShort(r.Header, r.Length-done, err)
 			}
 		}
 		payload := s.ahead[s.parsed:s.filled]
@@ -126,62 +124,6 @@ func (s *session) applyStrided(r *strided) error {
 	s.written.Add(1)
 	s.turn.oweStatus(wire.StatusOK)
 	return nil
-}
-
-// applyOffered is apply for a range that is offered. It receives into the memory what has come. To wait for more, it receives into
-// the read-ahead buffer.
-func (s *session) applyOffered(r *strided) error {
-	if err := s.finishBefore(r.Header); err != nil {
-		return err
-	}
-	s.bulk = r.Length >= bulkLength
-	left := sockio.Vector{Base: uintptr(r.Addr), Length: r.Length}
-	for {
-		buffered := min(uint64(s.filled-s.parsed), left.Length)
-		if err := s.copier.Fill(left.Base, s.ahead[s.parsed:][:buffered]); err != nil {
-			return inaccessible(r.Header, s.serving, err)
-		}
-		s.parsed += int(buffered)
-		left.Base += uintptr(buffered)
-		left.Length -= buffered
-		if left.Length == 0 {
-			break
-		}
-		placed, err := s.receiveOffered(r, left)
-		switch {
-		case errors.Is(err, unix.EFAULT):
-			return inaccessible(r.Header, s.serving, err)
-		case errors.Is(err, core.ErrRevoked), err == errEnded:
-			return err
-		case err != nil:
-			return cutShort(r.Header, left.Length, err)
-		}
-		left.Base += uintptr(placed)
-		left.Length -= placed
-	}
-	s.bytesIn.Add(r.Length)
-	s.written.Add(1)
-	s.turn.oweStatus(wire.StatusOK)
-	return nil
-}
-
-// receiveOffered receives payload of a request into its place, or into the read-ahead buffer, and returns how much went to the
-// place.
-func (s *session) receiveOffered(r *strided, place sockio.Vector) (placed uint64, err error) {
-	s.parsed, s.filled = 0, 0
-	v := s.plan(place)
-	n, again, err := s.conn.TryReceive(v)
-	if err != nil {
-		return 0, err
-	}
-	if !again {
-		return s.received(v, place, n), nil
-	}
-	offer := s.leaveOffer()
-	if _, err := s.receive(sockio.Vector{}); err != nil {
-		return 0, err
-	}
-	return 0, s.resumeOffer(r, offer)
 }
 
 // readOutStrided owes the answer to a READ. By an offer it is always from a copy of the runs.
@@ -204,7 +146,7 @@ func (s *session) readOutStrided(r *strided) error {
 		if err := s.flush(); err != nil {
 			return err
 		}
-		if err := s.resumeOffer(r, offer); err != nil {
+		if err := s.resumeOffer(r.Header, offer); err != nil {
 			return err
 		}
 		packed = s.turn.room(r.Length)
