@@ -7,17 +7,18 @@ package core
 //  2. linkByColumns links the tasks again, when all of them are in one work. Neighbouring pages of a row stay together. The
 //     tasks have the same indices as before.
 
+// What a transport joins into one request, where it can: runs of bytes at regular places.
 const (
-	// mostColumnPage bounds the pages that go column by column, in bytes. Larger ones are requests of their own anyway.
-	mostColumnPage = 512
-	// fewestColumnRows is how many rows are worth it.
-	fewestColumnRows = 8
+	// MostRegularRun bounds these runs, in bytes: beyond, their own requests are faster.
+	MostRegularRun = 512
+	// FewestRegularRuns is how many are worth such a request. Its header has the size of three others.
+	FewestRegularRuns = 8
 )
 
 // goByColumns reports whether the requests are to go column by column.
 func (p *Pages) goByColumns() bool {
 	const long = 16 // neighbours, which are worth a request in their row
-	return len(p.Rows) >= fewestColumnRows && p.hasRegularRows() && p.groups() > len(p.Local)/long
+	return len(p.Rows) >= FewestRegularRuns && p.hasRegularRows() && p.groups() > len(p.Local)/long
 }
 
 // hasRegularRows reports whether most rows are small pages at the distance from each other that the ones before have.
@@ -25,7 +26,7 @@ func (p *Pages) hasRegularRows() bool {
 	changes := 0
 	for i := 1; i < len(p.Rows); i++ {
 		before, row := &p.Rows[i-1], &p.Rows[i]
-		if row.Length > mostColumnPage || row.Length != before.Length ||
+		if row.Length > MostRegularRun || row.Length != before.Length ||
 			row.LocalStride != before.LocalStride || row.RemoteStride != before.RemoteStride {
 			return false
 		}
@@ -33,7 +34,7 @@ func (p *Pages) hasRegularRows() bool {
 			changes++
 		}
 	}
-	return changes <= 2*len(p.Rows)/fewestColumnRows
+	return changes <= 2*len(p.Rows)/FewestRegularRuns
 }
 
 // distance is how far a row is behind another, on each side.

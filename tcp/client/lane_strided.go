@@ -9,7 +9,7 @@ import (
 // The payloads of strided requests on a lane. The lane's memory is bounded, whatever is in flight:
 //
 //  1. pack copies the payloads of the WRITEs with short runs that were just taken, one behind the other. They are sent from there
-//     before the next ones are taken. Those with long runs are not copied (minDirectRun).
+//     before the next ones are taken. Those with long runs are not copied (sockio.MinDirectRun).
 //  2. layOutAnswers has a system call receive the payloads of READs into a buffer, as much as it takes.
 //  3. scatter copies them to their places as they come, also when only a part has come.
 //

@@ -21,14 +21,8 @@ import (
 // Each task is looked at a few times at most, whatever the tasks are: what is compared in vain for an axis is no longer than the
 // piece so far.
 
-const (
-	// fewestRuns is how many runs are worth a strided request. Its header has the size of three others.
-	fewestRuns = 8
-	// mostRegularRun bounds runs of tasks, in bytes: beyond, their own requests are faster.
-	mostRegularRun = 512
-	// mostRegularRuns bounds the runs of a piece: a target takes no request for more regions.
-	mostRegularRuns = 1024
-)
+// mostRegularRuns bounds the runs of a piece: a target takes no request for more regions.
+const mostRegularRuns = 1024
 
 // regular is what repeats.
 type regular struct {
@@ -44,7 +38,7 @@ type regular struct {
 // repeat extends a piece, which is a run of whole tasks, over the tasks that follow it at regular places. asked says that the
 // descriptor has to show each run.
 func (c *cursor) repeat(p *piece, to destination, limit uint64, d *metadata.Descriptor, asked bool) {
-	if p.length > min(to.runs, mostRegularRun) || c.short() || c.work.Key != (layout.Key{}) || !c.mayRepeat(p) {
+	if p.length > min(to.runs, core.MostRegularRun) || c.short() || c.work.Key != (layout.Key{}) || !c.mayRepeat(p) {
 		return
 	}
 	r := regular{piece: p, tasks: c.work.Tasks, shown: d, asked: asked}
@@ -52,7 +46,7 @@ func (c *cursor) repeat(p *piece, to destination, limit uint64, d *metadata.Desc
 		return
 	}
 	runs, next := r.find(c.task, min(limit, stridedBytes, mostRegularRuns*p.length)/p.length)
-	if runs < fewestRuns {
+	if runs < core.FewestRegularRuns {
 		return
 	}
 	c.left -= (runs - 1) * p.length

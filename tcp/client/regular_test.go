@@ -144,7 +144,7 @@ func TestTasksAtRegularPlacesKeepEachByteAtItsPlaceAndInOrder(t *testing.T) {
 			}
 			patterns++
 			require.True(t, p.isRegular())
-			require.GreaterOrEqual(t, len(runs), fewestRuns)
+			require.GreaterOrEqual(t, len(runs), core.FewestRegularRuns)
 			header := make([]byte, wire.HeaderSize+wire.MaxStridedBody)
 			p.strided.put(header, &p)
 			h, err := wire.ParseHeader(header[:wire.HeaderSize], true)
@@ -201,7 +201,7 @@ func TestPagesGoTogetherOnlyWhereThatPaysAndThePeerTakesIt(t *testing.T) {
 		"more than a request has":       {reqs: poolOf(256, upTo(1024)...), to: takes, patterns: 2},
 		"no strided requests":           {reqs: poolOf(256, upTo(512)...), to: destination{}},
 		"longer runs than go there":     {reqs: poolOf(256, upTo(512)...), to: destination{runs: 255}},
-		"pages that are too long":       {reqs: poolOf(mostRegularRun+1, upTo(512)...), to: takes},
+		"pages that are too long":       {reqs: poolOf(core.MostRegularRun+1, upTo(512)...), to: takes},
 		"a short batch":                 {reqs: poolOf(64, upTo(1024)...), to: takes},
 		"pages in no order":             {reqs: poolOf(256, shuffled...), to: takes},
 		"of an offer, one by one":       {reqs: poolOf(256, upTo(512)...), to: takes, key: layout.Key{1}},

@@ -7,6 +7,7 @@ import (
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/core/metadata"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 )
 
@@ -26,9 +27,6 @@ const (
 	mostLocalRun   = minByAddress - 1
 	// stridedBytes is the payload of a strided request: it stays in the processor's cache between the copy and the system call.
 	stridedBytes = 128 << 10
-	// minDirectRun is the least length of runs that lie together in this process and are sent straight from memory, although they
-	// are apart at the peer. To copy shorter ones takes less than the kernel needs for each.
-	minDirectRun = 1 << 10
 )
 
 // strided is what a piece moves that is a part of a pattern.
@@ -82,7 +80,7 @@ func (p *piece) useKey() {
 func newStrided(w *core.Work, local, remote hostmem.Strided) *strided {
 	local.Merge()
 	s := &strided{memory: local, axes: remote.Count, frame: wire.Strided{Key: wire.Key(w.Key), ID: w.ID, Run: remote.Run}}
-	s.direct = local.Run >= minDirectRun
+	s.direct = local.Run >= sockio.MinDirectRun
 	for i, a := range remote.Axes[:remote.Count] {
 		s.frame.Axes[i] = wire.Axis(a)
 	}

@@ -18,7 +18,7 @@ import (
 //  3. WRITE: applyStrided copies the payload from the read-ahead buffer to its places. It does not touch them while it waits for
 //     the peer.
 //  4. READ: readOutStrided packs the runs into memory of the turn, and owes them from there. Where they are long in this process,
-//     and no offer has to be left, it owes them from where they are (minDirectRun).
+//     and no offer has to be left, it owes them from where they are (sockio.MinDirectRun).
 //  5. stageStrided takes their place for device memory: each run is one of the moves of a load (staged.go).
 //
 // A request whose runs lie together is served as any other.
@@ -36,10 +36,6 @@ type strided struct {
 
 // mostRuns bounds the moves of a load.
 const mostRuns = 4096
-
-// minDirectRun is the least length of runs that lie together in this process and are sent straight from memory, although they are
-// apart at the peer. To copy shorter ones takes less than the kernel needs for each.
-const minDirectRun = 1 << 10
 
 var errNotGreeted = errors.New("a strided request on a connection that did not begin with a hello")
 
@@ -137,7 +133,7 @@ func (s *session) readOutStrided(r *strided) error {
 	memory := r.memory
 	memory.Merge()
 	runs := int(r.Length / memory.Run)
-	if memory.Run >= minDirectRun && runs < len(s.turn.owed) && s.offersUsed == 0 && !s.servesUnverified() {
+	if memory.Run >= sockio.MinDirectRun && runs < len(s.turn.owed) && s.offersUsed == 0 && !s.servesUnverified() {
 		return s.oweRuns(r, &memory, runs)
 	}
 	packed := s.turn.room(r.Length)

@@ -10,6 +10,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/hostmem"
 	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
 
 	"github.com/stretchr/testify/require"
@@ -322,7 +323,7 @@ func TestALongRunThatIsGoneIsRefusedTheNextTime(t *testing.T) {
 	memory := tcptest.Mapped(t, 8*4096)
 	h := serve(t, Options{}, memory)
 	require.NoError(t, unix.Mprotect(memory[4*4096:5*4096], unix.PROT_NONE))
-	frame, length := stridedRequest(wire.Read, hostmem.AddressOf(memory), minDirectRun, wire.Axis{Count: 4, Stride: 2 * 4096})
+	frame, length := stridedRequest(wire.Read, hostmem.AddressOf(memory), sockio.MinDirectRun, wire.Axis{Count: 4, Stride: 2 * 4096})
 	c := h.dial()
 	c.Greet(wire.Hello{Number: 1})
 	c.Send(frame)

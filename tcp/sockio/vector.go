@@ -5,6 +5,10 @@ import "kvferry/core/hostmem"
 // MaxVectors is how many vectors one sendmsg or recvmsg takes (UIO_MAXIOV).
 const MaxVectors = 1024
 
+// MinDirectRun is the least length of runs of a payload, in bytes, for each of which it pays to have a vector, where they lie apart.
+// To pack shorter ones takes less than the kernel needs for each.
+const MinDirectRun = 1 << 10
+
 // Vector is one range of memory to send from or receive into, laid out as struct iovec. Base is a plain address: the caller
 // keeps the memory in place, and the memory may belong to somebody else. A call with an address that is not mapped fails
 // with EFAULT.
