@@ -84,6 +84,13 @@ func writeText(buffer *C.char, size C.size_t, text string) {
 	out[len(text)] = 0
 }
 
+// copyStruct fills a struct of the caller's, which has that size: members that the library does not know are 0 in it.
+func copyStruct[T any](to *T, size C.size_t, from *T) {
+	known := unsafe.Slice((*byte)(unsafe.Pointer(from)), unsafe.Sizeof(*from))
+	room := unsafe.Slice((*byte)(unsafe.Pointer(to)), size)
+	clear(room[copy(room, known):])
+}
+
 // readText copies a string from C. what names the argument in the error for NULL.
 func readText(what string, s *C.char) (string, error) {
 	if s == nil {

@@ -190,7 +190,8 @@ func (p *pendingCall) endWait(call unsafe.Pointer, word *C.uint32_t) (value uint
 	return p.value, true, p.err
 }
 
-// abandon ends the handle. Who waits is told, before a wait can fail for want of the handle: after that the word is gone.
+// abandon ends the handle. Callers that wait are woken first: once the handle has ended, their waits return, and their words do not
+// exist any more.
 func (p *pendingCall) abandon(call unsafe.Pointer) error {
 	p.mu.Lock()
 	if p.over {

@@ -145,7 +145,7 @@ func kvferry_go_batch_failure(engine unsafe.Pointer, batch C.uint64_t, out *C.kv
 			return status.Errorf(status.InvalidArgument, "there is no room for the failure: NULL")
 		}
 		found, why := failureOf(b)
-		copyStruct(unsafe.Pointer(out), size, unsafe.Slice((*byte)(unsafe.Pointer(&found)), unsafe.Sizeof(found)))
+		copyStruct(out, size, &found)
 		if text != nil {
 			writeText(text, length, why)
 		}
@@ -190,7 +190,7 @@ func kvferry_go_batch_outcome(engine unsafe.Pointer, batch C.uint64_t, out *C.kv
 			return status.Errorf(status.InvalidArgument, "there is no room for the outcome: NULL")
 		}
 		found := outcomeOf(b)
-		copyStruct(unsafe.Pointer(out), size, unsafe.Slice((*byte)(unsafe.Pointer(&found)), unsafe.Sizeof(found)))
+		copyStruct(out, size, &found)
 		return nil
 	})
 }
@@ -214,10 +214,4 @@ func unixNanoseconds(t time.Time) C.uint64_t {
 		return 0
 	}
 	return C.uint64_t(t.UnixNano())
-}
-
-// copyStruct fills a struct of the caller's, which has that size: members that the library does not know are 0 in it.
-func copyStruct(to unsafe.Pointer, size C.size_t, known []byte) {
-	room := unsafe.Slice((*byte)(to), size)
-	clear(room[copy(room, known):])
 }

@@ -23,9 +23,7 @@ func kvferry_go_stats(engine unsafe.Pointer, out *C.kvferry_stats_t, size C.size
 			return status.Errorf(status.InvalidArgument, "there is no room for the statistics of %s: NULL", e.Name())
 		}
 		all := mainStats(e.Stats())
-		known := unsafe.Slice((*byte)(unsafe.Pointer(&all)), unsafe.Sizeof(all))
-		room := unsafe.Slice((*byte)(unsafe.Pointer(out)), size)
-		clear(room[copy(room, known):])
+		copyStruct(out, size, &all)
 		return nil
 	})
 }
