@@ -19,7 +19,8 @@ type streams struct {
 	device.Runtime
 	queued []func()
 	refuse error
-	made   atomic.Int32  // streams of its devices
+	asked  atomic.Int32  // for streams of its devices
+	made   atomic.Int32  // of these
 	hold   chan struct{} // if not nil, streams are made when it is closed
 }
 
@@ -69,6 +70,7 @@ type counting struct {
 }
 
 func (c counting) NewStream() (device.Stream, error) {
+	c.streams.asked.Add(1)
 	if c.streams.hold != nil {
 		<-c.streams.hold
 	}
@@ -143,6 +145,7 @@ func TestADeviceThatCannotBePreparedInTimeIsLeftWhenTheEngineIsClosed(t *testing
 	memory, err := s.Runtime.(*device.Host).Allocate(0, 1<<16)
 	require.NoError(t, err)
 	require.NoError(t, p.Register(at(memory), 1<<16, "*", true))
+	eventually(t, func() bool { return s.asked.Load() == 2 }) // before that Close ends the preparation
 	p.SetEnding(10 * time.Millisecond)
 	requireInUse(t, p.Close(), "cuda:0", "a call of its library does not return")
 	close(s.hold)
