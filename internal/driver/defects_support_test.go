@@ -113,6 +113,17 @@ func newDevice(t testing.TB, index int) *accelerator {
 	return &accelerator{simtest.NewDevice(t, index), fmt.Sprintf("%s:%d", simtest.Runtime(t).Name(), index)}
 }
 
+// forgetTables has what was measured on a device be forgotten, now and at the end of the test.
+func forgetTables(t testing.TB, index int) *device.Tables {
+	t.Helper()
+	d, err := simtest.Runtime(t).Open(index)
+	require.NoError(t, err)
+	tables := d.(device.Timer).Tables()
+	tables.Forget()
+	t.Cleanup(tables.Forget)
+	return tables
+}
+
 // on registers new memory of a device, with unlike bytes in it.
 func (n *node) on(device *accelerator, length int) *memory {
 	n.t.Helper()

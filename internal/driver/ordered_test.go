@@ -103,11 +103,7 @@ func TestAnEngineThatClosesWhileItMeasuresADeviceLeavesThatToAnotherOne(t *testi
 		simtest.NoLeaks(t)
 		simtest.Cost(t, "d2h=25/5000,h2d=25/5000") // a table takes long
 		app := newDevice(t, 1)
-		d, err := simtest.Runtime(t).Open(1)
-		require.NoError(t, err)
-		tables := d.(device.Timer).Tables()
-		tables.Forget()
-		t.Cleanup(tables.Forget)
+		tables := forgetTables(t, 1)
 		one, other := startNode(t, asUsers), startNode(t, asUsers)
 		one.on(app, mib)
 		eventually(t, func() bool { // it measures
