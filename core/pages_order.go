@@ -4,7 +4,7 @@ package core
 // all rows at regular places then, and not the pages of a row. With kvferry's, those are one request.
 //
 //  1. goByColumns looks at the rows and at the numbers. It takes one pass over them.
-//  2. linkByColumns links the tasks again, when all of them are in one work. Neighbouring pages of a row stay together. The
+//  2. linkByColumns links the tasks again, when all of them are in one work. Consecutive pages of a row stay together. The
 //     tasks have the same indices as before.
 
 // What a transport joins into one request, where it can: runs of bytes at regular places.
@@ -17,7 +17,7 @@ const (
 
 // goByColumns reports whether the requests are to go column by column.
 func (p *Pages) goByColumns() bool {
-	const long = 16 // neighbours, which are worth a request in their row
+	const long = 16 // consecutive pages, which are worth a request in their row
 	return len(p.Rows) >= FewestRegularRuns && p.hasRegularRows() && p.groups() > len(p.Local)/long
 }
 
@@ -42,8 +42,7 @@ func (r *PageRow) distance(other *PageRow) [2]uint64 {
 	return [2]uint64{r.LocalBase - other.LocalBase, r.RemoteBase - other.RemoteBase}
 }
 
-// groups is how many groups of neighbours there are: pages of which each has the number behind that of the one before, on both
-// sides.
+// groups is how many groups of consecutive pages there are: each page has the number of the one before it plus 1, on both sides.
 func (p *Pages) groups() int {
 	groups := 0
 	for first := 0; first < len(p.Local); first += p.group(first) {
@@ -52,7 +51,7 @@ func (p *Pages) groups() int {
 	return groups
 }
 
-// group is how many neighbours a page begins.
+// group is how many consecutive pages begin with a page.
 func (p *Pages) group(first int) int {
 	last := first
 	for last+1 < len(p.Local) && p.Local[last+1] == p.Local[last]+1 && p.Remote[last+1] == p.Remote[last]+1 {

@@ -15,7 +15,7 @@ import (
 )
 
 // pagesOf are pages of so many bytes, of 64 rows. Rows are at a constant distance, or at random ones. Page numbers come in groups
-// of neighbours, the groups in another order on each side. Pages have gaps of their own length between them.
+// of consecutive ones, the groups in another order on each side. Pages have gaps of their own length between them.
 func pagesOf(op core.Opcode, id core.SegmentID, near, far []byte, length, group int, regularRows bool) *core.Pages {
 	const rows = 64
 	pages := len(near) / 2 / rows / length
@@ -42,7 +42,7 @@ func pagesOf(op core.Opcode, id core.SegmentID, near, far []byte, length, group 
 	return p
 }
 
-// BenchmarkPages moves 8 MiB in small pages by one call. Neighbours, and the same page of layers at a constant distance, go
+// BenchmarkPages moves 8 MiB in small pages by one call. Consecutive pages, and the same page of layers at a constant distance, go
 // together. Irregular pages are requests of their own. The processor time is that of both engines.
 func BenchmarkPages(b *testing.B) {
 	const bytes = 8 << 20
@@ -51,7 +51,7 @@ func BenchmarkPages(b *testing.B) {
 			name    string
 			group   int
 			regular bool
-		}{{"neighbours", 64, false}, {"layers", 1, true}, {"irregular", 1, false}} {
+		}{{"consecutive", 64, false}, {"layers", 1, true}, {"irregular", 1, false}} {
 			for _, op := range tcptest.Opcodes {
 				b.Run(fmt.Sprintf("page=%d/%v/%s", length, op, c.name), func(b *testing.B) {
 					target, e := newEngine(b), newEngine(b)

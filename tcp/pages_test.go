@@ -64,7 +64,7 @@ func (p *pools) scatter() *core.Scatter {
 	return s
 }
 
-// randomNumbers are different page numbers, in groups of neighbours.
+// randomNumbers are different page numbers, in groups of consecutive ones.
 func randomNumbers(r *rand.Rand, groups []int) (numbers []uint64, pages uint64) {
 	at := make([]uint64, len(groups))
 	for _, i := range r.Perm(len(groups)) {

@@ -9,7 +9,7 @@ import (
 )
 
 // BenchmarkCutRegular cuts a work of 4096 tasks of 256 bytes into pieces, for an engine that takes strided requests and for one
-// that does not. Tasks have gaps between them, and come in groups of neighbours.
+// that does not. Tasks have gaps between them, and come in groups of consecutive ones.
 func BenchmarkCutRegular(b *testing.B) {
 	const tasks, length = 4096, 256
 	for _, group := range []int{1, 2, 8, 64} {

@@ -197,7 +197,7 @@ func TestPagesGoTogetherOnlyWhereThatPaysAndThePeerTakesIt(t *testing.T) {
 		key      layout.Key
 		patterns int
 	}{
-		"neighbours":                    {reqs: poolOf(256, upTo(512)...), to: takes, patterns: 1},
+		"consecutive":                   {reqs: poolOf(256, upTo(512)...), to: takes, patterns: 1},
 		"more than a request has":       {reqs: poolOf(256, upTo(1024)...), to: takes, patterns: 2},
 		"no strided requests":           {reqs: poolOf(256, upTo(512)...), to: destination{}},
 		"longer runs than go there":     {reqs: poolOf(256, upTo(512)...), to: destination{runs: 255}},
