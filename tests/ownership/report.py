@@ -77,7 +77,7 @@ def too_little(counts: Counts, worlds: Sequence[tuple[World, float]]) -> list[st
         if possible >= LONG_ENOUGH:
             wanted[what] = max(1.0, rate * possible)
     return [
-        f"{what}: {counts[what]:,}, and not {least:,.0f} at least"
+        f"{what}: {counts[what]:,}, and not {least:,.1f} at least"
         for what, least in wanted.items()
         if counts[what] < least
     ]
