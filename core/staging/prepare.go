@@ -61,10 +61,10 @@ func (d *Device) prepared(err error) {
 	if d.left--; d.left > 0 {
 		return
 	}
-	close(d.done)
 	if d.failure != nil && !errors.Is(d.failure, ErrClosed) {
 		d.options.Log.Warn("the device is not prepared: its first transfer tries that again", zap.String("device", d.name), zap.Error(d.failure))
 	}
+	close(d.done) // after the warning: Prepare returns then
 }
 
 // prepare does the work of the job, with the stream of the copier.
