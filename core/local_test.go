@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
 	"kvferry/core"
 	"kvferry/core/hostmem/hostmemtest"
+	"kvferry/core/layout"
 	"kvferry/core/metadata/metadatatest"
 	"kvferry/core/status"
+	"kvferry/core/transporttest"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -234,4 +237,93 @@ func TestDiscardedCopyFreesItsMemory(t *testing.T) {
 	require.NoError(t, e.Submit(b, reqs, nil))
 	require.NoError(t, e.DiscardBatch(b))
 	require.NoError(t, e.Unregister(at(memory)))
+}
+
+// TestAnOfferIsUsedWithinTheProcessThatMadeIt has memory of the host and of devices on both sides, and none of what is offered is
+// open to peers otherwise.
+func TestAnOfferIsUsedWithinTheProcessThatMadeIt(t *testing.T) {
+	p := startStaged(t, &transporttest.Transport{}, nil)
+	private := func(memory []byte) []byte {
+		_ = p.Unregister(at(memory)) // host memory is not registered yet
+		require.NoError(t, p.Register(at(memory), planMemory, "*", false))
+		return memory
+	}
+	r := rand.New(rand.NewPCG(5, 1))
+	for name, memory := range map[string][2][]byte{
+		"host to host":     {pages(t, planMemory), private(pages(t, planMemory))},
+		"host to device":   {pages(t, planMemory), private(p.memory(0, planMemory))},
+		"device to host":   {p.memory(0, planMemory), private(pages(t, planMemory))},
+		"device to device": {p.memory(0, planMemory), private(p.memory(1, planMemory))},
+	} {
+		mine := newSide(r, memory[0], uint64(at(memory[0])), 128, 24, true)
+		for _, op := range []core.Opcode{core.Write, core.Read} {
+			for _, limit := range []int{0, 100} {
+				t.Run(fmt.Sprintf("%s, %v, limit %d", name, op, limit), func(t *testing.T) {
+					fill(memory[0], 1)
+					fill(memory[1], 2)
+					offered := newSide(r, memory[1], uint64(at(memory[1])), 16, 24, false)
+					offer, err := p.Offer(offered.place, core.OfferOptions{Access: 1 << op})
+					require.NoError(t, err)
+					there, err := layout.ParseOffer(offer.Text())
+					require.NoError(t, err)
+					use := func(op core.Opcode, blocks []uint64) error {
+						there.Blocks = blocks
+						offered.place = there.Place
+						b, err := p.SubmitPlanned(between(t, op, mine, offered), limit)
+						require.NoError(t, err)
+						wait(t, b)
+						defer func() { require.NoError(t, p.FreeBatch(b)) }()
+						return b.Err()
+					}
+					others := slices.Clone(there.Blocks)
+					others[0] = outside(others)
+					want := exchanged(t, op, mine, offered)
+					require.NoError(t, use(op, there.Blocks))
+					require.True(t, bytes.Equal(want[0], memory[0]), "local memory")
+					require.True(t, bytes.Equal(want[1], memory[1]), "what is offered")
+
+					blocks := there.Blocks
+					require.ErrorIs(t, use(core.Read+core.Write-op, blocks), core.ErrNotOffered)
+					require.ErrorIs(t, use(op, others), core.ErrNotOffered)
+					require.NoError(t, offer.Revoke())
+					require.ErrorIs(t, use(op, blocks), core.ErrRevoked)
+				})
+			}
+		}
+	}
+}
+
+// between is a transfer within the process, of the tokens of two sides.
+func between(t *testing.T, op core.Opcode, local, remote side) core.Planned {
+	source, destination := local, remote
+	if op == core.Read {
+		source, destination = remote, local
+	}
+	return core.Planned{Opcode: op, Target: core.LocalSegment, Transfer: transferBetween(t, source, destination)}
+}
+
+// exchanged is the memory of both sides after such a transfer.
+func exchanged(t *testing.T, op core.Opcode, local, remote side) (memory [2][]byte) {
+	memory = [2][]byte{slices.Clone(local.memory), slices.Clone(remote.memory)}
+	to, from, source := memory[1], local.memory, local
+	destination := remote
+	if op == core.Read {
+		to, from, source, destination = memory[0], remote.memory, remote, local
+	}
+	planned := between(t, op, local, remote)
+	runs, portion := planned.Transfer.Each(), make([]layout.Run, 100)
+	for n := runs.Next(portion); n > 0; n = runs.Next(portion) {
+		for _, run := range portion[:n] {
+			copy(to[run.Destination-uint64(at(destination.memory)):][:run.Bytes], from[run.Source-uint64(at(source.memory)):])
+		}
+	}
+	return memory
+}
+
+// outside is the number of a block that is not among some.
+func outside(blocks []uint64) (number uint64) {
+	for slices.Contains(blocks, number) {
+		number++
+	}
+	return number
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"kvferry/core/hostmem"
+	"kvferry/core/layout"
 	"kvferry/core/metrics"
 	"kvferry/core/status"
 	"kvferry/core/trace"
@@ -21,6 +22,7 @@ type localWork struct {
 	pinned *Region // nil when none is pinned
 	op     Opcode  // what the region is pinned for
 	left   uint64  // what may still be copied by this pin
+	offer  *Offer  // used by the pinned task; nil where the work has no key
 }
 
 // What is copied by one pin takes some microseconds: no longer than an answer about the signal handlers counts. A task counts as
@@ -93,6 +95,9 @@ func (c *localWork) copyOne(i int32) bool {
 
 // pin checks the remote range of a task, and pins its region, unless the pin of the task before it will do.
 func (c *localWork) pin(r *Request) (err error) {
+	if c.Key != (layout.Key{}) {
+		return c.pinOffered(r)
+	}
 	cost := r.Length + pinTask
 	if c.pinned != nil && c.op == r.Opcode && cost <= c.left && c.pinned.Holds(r.Remote, r.Length) {
 		c.left -= cost
@@ -105,7 +110,23 @@ func (c *localWork) pin(r *Request) (err error) {
 	return err
 }
 
+// pinOffered pins the region of the remote range of a task, and begins to use the offer.
+func (c *localWork) pinOffered(r *Request) (err error) {
+	c.unpin()
+	c.copier.Renew()
+	if c.pinned, err = c.transport.memory.PinOffered(r.Remote, r.Length); err != nil {
+		return err
+	}
+	memory := hostmem.Strided{Base: uintptr(r.Remote), Run: r.Length}
+	c.offer, err = c.transport.memory.UseOffer(c.Key, c.ID, r.Opcode, &memory)
+	return err
+}
+
 func (c *localWork) unpin() {
+	if c.offer != nil {
+		c.offer.End()
+		c.offer = nil
+	}
 	if c.pinned != nil {
 		c.pinned.Unpin()
 		c.pinned = nil

@@ -160,7 +160,10 @@ func (m *Registry) UseOffer(key layout.Key, id uint64, op Opcode, memory *hostme
 	if o == nil {
 		return nil, status.Errorf(status.AddressNotRegistered, "%w", ErrRevoked)
 	}
-	return o, o.begin(id, op, memory)
+	if err := o.begin(id, op, memory); err != nil {
+		return nil, err
+	}
+	return o, nil
 }
 
 // begin counts a use, or says why there is none.

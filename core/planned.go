@@ -65,9 +65,6 @@ const maxPlanned = 1 << 26
 // errNotOneTask is why a transfer is to be made of requests.
 var errNotOneTask = errors.New("the transfer of a plan is at several places")
 
-// errOwnOffer is why an offer is not used within a process.
-var errOwnOffer = status.Errorf(status.NotImplemented, "an offer of a process that has registered memory of a device is of no use within it")
-
 // SubmitPlanned makes a batch and submits the transfer to it; on an error there is no batch. If it goes as requests, at most
 // limit of them, or mostPlanned for a limit of 0, are submitted at a time: the next ones when these have completed, and none
 // when one of them has failed.
@@ -76,9 +73,6 @@ func (e *Engine) SubmitPlanned(p Planned, limit int) (*Batch, error) {
 	b, err := e.submitTransfer(p)
 	if !errors.Is(err, errNotOneTask) {
 		return b, err
-	}
-	if p.Target == LocalSegment && p.key() != (layout.Key{}) {
-		return nil, errOwnOffer
 	}
 	if p.Transfer.Runs > maxPlanned {
 		return nil, tooManyRuns(p.Transfer)
@@ -281,9 +275,6 @@ func (e *Engine) feedPlanned(b *Batch, p Planned, runs *layout.Runs, limit int) 
 func (e *Engine) feedRuns(b *Batch, f *feed, p Planned, runs *layout.Runs, limit int) error {
 	if p.id == 0 {
 		p.id = randomNumber()
-	}
-	if p.Target == LocalSegment && p.key() != (layout.Key{}) && !e.takesTransfers(p.Target) {
-		return errOwnOffer
 	}
 	if err := e.feedTransfer(b, f, p); !errors.Is(err, errNotOneTask) {
 		return err
