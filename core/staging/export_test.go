@@ -18,6 +18,14 @@ func (d *Device) Measures(dir Direction) bool {
 	return c.calibrating
 }
 
+// InFlight is how many jobs of a direction were issued and not completed.
+func (d *Device) InFlight(dir Direction) int {
+	c := d.copiers[dir]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.flight.len()
+}
+
 // LetThreadsLinger has the threads of copiers made from now on look out for jobs and sleep as with many processors, or as with few.
 // It returns a function that undoes this.
 func LetThreadsLinger(many bool) (undo func()) {

@@ -341,11 +341,7 @@ func (s lateStream) Record(e device.Event) error { return s.Stream.Record(e.(lat
 
 // Who forwards the bytes of a job wakes threads: once for all jobs that have ended.
 func TestJobsThatHaveEndedAreReportedTogether(t *testing.T) {
-	var f *faulty
-	r := newRig(t, options(), func(d device.Device) device.Device {
-		f = newFaulty(d)
-		return late{asking{f}}
-	})
+	r := newRig(t, options(), func(d device.Device) device.Device { return late{asking{d}} })
 	const others = 4
 	calls, ended := make(chan string, 4*others), make(chan struct{})
 	job := func(then func(), last bool) *staging.Job {
@@ -367,7 +363,7 @@ func TestJobsThatHaveEndedAreReportedTogether(t *testing.T) {
 		for i := range others {
 			r.staging.Start(staging.Out, job(func() {}, i == others-1))
 		}
-		for f.count("Record") < 1+others { // by the other thread
+		for r.staging.InFlight(staging.Out) < others { // the other thread issues them
 			runtime.Gosched()
 		}
 	}, false))
