@@ -55,8 +55,13 @@ func TestAYieldThatTookLongBeginsAPause(t *testing.T) {
 	var c Contention
 	require.True(t, c.measure(clock.Now()+time.Hour), "as if no time had passed")
 	require.False(t, c.Holds(clock.Now()))
-	require.False(t, c.measure(clock.Now()-lostTime))
-	require.True(t, c.Holds(clock.Now()))
+	before := clock.Now()
+	require.False(t, c.measure(before-lostTime))
+	require.True(t, c.Holds(before+firstPause-1))
+}
+
+func TestNoYieldIsMadeWhileTheProcessorsAreContended(t *testing.T) {
+	c := contended()
 	require.False(t, c.Yield(clock.Now()))
 	require.False(t, c.YieldPlace(clock.Now()))
 }
