@@ -1,9 +1,9 @@
 package sockio
 
 import (
+	"bytes"
 	"os"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,10 +22,13 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-// delivering is how many goroutines wait for a set.
-func delivering() int {
+// requireNoneDelivering waits until no goroutine waits for a set.
+func requireNoneDelivering(t *testing.T) {
+	t.Helper()
 	stacks := make([]byte, 1<<20)
-	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "sockio.setOf.func1()")
+	require.Eventually(t, func() bool {
+		return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("sockio.setOf.func1()"))
+	}, tcptest.Patience, time.Millisecond)
 }
 
 func TestASocketTakesOneDescriptor(t *testing.T) {
@@ -52,7 +55,7 @@ func TestASocketTakesOneDescriptor(t *testing.T) {
 
 // TestTheSetIsThereWhileThereAreSockets makes and ends sets again and again, while goroutines wait for their sockets.
 func TestTheSetIsThereWhileThereAreSockets(t *testing.T) {
-	before := delivering()
+	requireNoneDelivering(t) // those of other tests are about to end
 	p := NewProcessors(2)
 	var users sync.WaitGroup
 	for range 8 {
@@ -80,7 +83,7 @@ func TestTheSetIsThereWhileThereAreSockets(t *testing.T) {
 		})
 	}
 	users.Wait()
-	require.Eventually(t, func() bool { return delivering() == before }, tcptest.Patience, time.Millisecond)
+	requireNoneDelivering(t)
 	require.Nil(t, p.sockets.set)
 }
 
