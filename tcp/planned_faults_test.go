@@ -246,8 +246,8 @@ func TestShortRunsTravelTogetherAndLongRunsByThemselves(t *testing.T) {
 			require.EqualValues(t, 4<<20/run, transfer.Runs)
 			tcptest.Completes(t, c.submit(t, op, transfer))
 		}
-		served := transportOf(t, c.target).Stats().Target[0]
-		require.EqualValues(t, wanted, served.Read.Requests)
-		require.EqualValues(t, wanted, served.Write.Requests)
+		at := served(t, c.target, wanted)
+		require.EqualValues(t, wanted, at.Read.Requests)
+		require.EqualValues(t, wanted, at.Write.Requests)
 	}
 }
