@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support.ports import free_ports
 from support.process import until
 
 from .environments import Environment, Wheels
@@ -37,12 +38,6 @@ print("both work")
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        port: int = s.getsockname()[1]
-        return port
-
-
 def answers(port: int) -> bool:
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
@@ -60,9 +55,9 @@ def environment(wheels: Wheels, tmp_path: Path) -> Environment:
 @pytest.fixture
 def master(environment: Environment) -> Iterator[str]:
     """The address of a running master of the store."""
-    port = free_port()
+    port, metrics = free_ports(2)
     program = str(environment.packages / "mooncake" / "mooncake_master")
-    options = [f"--rpc_port={port}", f"--metrics_port={free_port()}"]
+    options = [f"--rpc_port={port}", f"--metrics_port={metrics}"]
     with subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             until(lambda: answers(port), 60, "the store's master answers")

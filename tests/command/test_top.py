@@ -28,6 +28,7 @@ from kvferry.stats import Stats
 from support.commands import result, run, running
 from support.commands import serving as served
 from support.inprocess import Node
+from support.ports import free_ports
 from support.process import until
 from support.terminals import Terminal
 
@@ -76,9 +77,7 @@ def test_engines_of_this_user_are_shown_with_their_rates(sockets: str) -> None:
 
 @pytest.mark.parametrize("kind", ["port", "socket"])
 def test_engines_at_a_given_address_are_shown(kind: str, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     address = f"127.0.0.1:{port}" if kind == "port" else f"unix:{tmp_path}/x.sock"
     settings = {"KVFERRY_METRICS_LISTEN": address, "KVFERRY_SOCKET_DIR": "off"}
     with served("--size", "1M", **settings) as (peer, _):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -18,6 +17,7 @@ import pytest
 from support import devices
 from support.peer import Peer
 from support.peers import Peers, unavailable
+from support.ports import free_ports
 from support.process import until
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -38,18 +38,6 @@ def peers(tmp_path: Path) -> Iterator[Peers]:
 def program(name: str) -> str:
     """The path of a program of Debian's package prometheus."""
     return shutil.which(name) or unavailable(f"{name} is missing: it is in Debian's package prometheus")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def panels() -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import typing
 from ctypes import create_string_buffer
 from pathlib import Path
@@ -16,6 +15,7 @@ from kvferry._engine import Engine
 from kvferry._library import load
 from mooncake.engine import TransferEngine
 from support.inprocess import run_python
+from support.ports import free_ports
 
 
 def started() -> TransferEngine:
@@ -41,12 +41,6 @@ def fits(value: Any, kind: Any) -> None:
             fits(one, typing.get_args(kind)[1])
     else:
         assert isinstance(value, (int, float) if kind is float else kind), (value, kind)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def test_stats_have_the_entries_of_their_type() -> None:
@@ -103,7 +97,8 @@ except OSError:
 
 
 def test_the_engines_of_a_process_are_shown_until_they_end() -> None:
-    address = f"127.0.0.1:{free_port()}"
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
     done = run_python(PROGRAM, KVFERRY_METRICS_LISTEN=address)
     assert done.stdout == "ended\n", done.stderr
 
@@ -133,9 +128,8 @@ def test_a_process_has_a_socket_for_commands_of_its_user(tmp_path: Path) -> None
 
 def test_engines_work_where_no_socket_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = run_python(
-        PROGRAM, KVFERRY_SOCKET_DIR=str(tmp_path / "file"), KVFERRY_METRICS_LISTEN=f"127.0.0.1:{free_port()}"
-    )
+    (port,) = free_ports(1)
+    done = run_python(PROGRAM, KVFERRY_SOCKET_DIR=str(tmp_path / "file"), KVFERRY_METRICS_LISTEN=f"127.0.0.1:{port}")
     assert done.stdout == "ended\n", done.stderr
 
 

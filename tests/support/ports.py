@@ -48,5 +48,14 @@ def free_range(count: int) -> dict[str, str]:
     return settings
 
 
+def free_ports(count: int) -> list[int]:
+    """Return so many ports that nobody has, and that no connection and no other engine is given meanwhile."""
+    held = hold_range(count)
+    found = [port_of(s) for s in held]
+    for s in held:
+        s.close()
+    return found
+
+
 def confined_to(held: list[socket.socket]) -> dict[str, str]:
     return {"MC_MIN_RPC_PORT": str(port_of(held[0])), "MC_MAX_RPC_PORT": str(port_of(held[-1]))}

@@ -16,7 +16,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Optional
 
-from . import ports, venvs
+from . import venvs
+from .ports import free_ports
 
 LIMIT = 30.0  # seconds that a server may take for anything
 
@@ -132,12 +133,3 @@ class RedisServer(Server):
 
 def encoded(value: bytes) -> str:
     return base64.b64encode(value).decode()
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback device that nobody has."""
-    held = ports.hold_range(count)
-    found = [ports.port_of(s) for s in held]
-    for s in held:
-        s.close()
-    return found
