@@ -26,7 +26,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         description="Drive engines through READs, WRITEs and faults at random, and check whose bytes are where.",
         epilog="faults: " + "; ".join(f"{name}: {what}" for name, what in plan.FAULTS.items()),
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long it runs; 60")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long it runs at least; 60")
     parser.add_argument("--seed", type=int, help="a number for all choices; drawn, and printed, where there is none")
     parser.add_argument("--only", type=words(WORDS), default=[], help=f"worlds of these: {', '.join(WORDS)}")
     parser.add_argument("--faults", type=words(plan.FAULTS), default=list(plan.FAULTS), help="only these faults")
@@ -100,7 +100,7 @@ def check(options: argparse.Namespace, missing: Sequence[str]) -> int:
     if little:
         print(f"seed {seed}: too little was done for this to mean anything: {'; '.join(little)}")
         return 1
-    print(f"seed {seed}: {len(lived)} worlds, nothing was where it may not be")
+    print(f"seed {seed}: {counts['worlds']} worlds, nothing was where it may not be")
     return 0
 
 

@@ -27,6 +27,7 @@ from .slots import START_LIMIT, Call, Process, Slot
 from .transfers import STREAMS, Owner, Stream, Watch
 
 WORLD_SECONDS = 6.5
+PATIENCE = 4  # times the seconds of a run that it may take to do enough
 END_LIMIT = 150.0  # seconds that calls, faults and starts may take after the time is over; each has a limit of its own
 SETTLE = 0.5  # seconds in which late bytes arrive
 WATCHED_EVERY = 0.5  # seconds
@@ -179,23 +180,31 @@ Outcome = tuple[list[Violation], report.Counts, list[tuple[plan.World, float]]]
 
 
 def run(worlds: Iterator[plan.World], seconds: float, logs: Path, goes_on: bool, seed: int) -> Outcome:
-    """Run worlds one after the other for so long, and tell what was found and done."""
+    """Run worlds one after the other for so long, and further ones until enough was done, which takes longer on a slow
+    machine. Tell what was found and done, and the worlds of the first so many seconds, with how long each was to last:
+    they say what is enough."""
     counts: report.Counts = collections.Counter()
     violations: list[Violation] = []
     lived: list[tuple[plan.World, float]] = []
     start = time.monotonic()
-    while (left := start + seconds - time.monotonic()) > 0 and (goes_on or not violations):
+    while goes_on or not violations:
+        left = start + seconds - time.monotonic()
+        if left <= 0 and (left < -(PATIENCE - 1) * seconds or not report.too_little(counts, lived)):
+            break
         world = next(worlds)
         folder = logs / f"world {world.number}"
         folder.mkdir(parents=True)
         print(f"{world}: {', '.join(world.faults)}", flush=True)
         running = Running(world, folder, goes_on, seed, start)
+        lasts = min(WORLD_SECONDS, max(left, 2.0)) if left > 0 else WORLD_SECONDS
+        if left > 0:
+            lived.append((world, lasts))
         began = time.monotonic()
         with contextlib.suppress(PeerError):
-            asyncio.run(running.run(min(WORLD_SECONDS, max(left, 2.0))))
-        lived.append((world, time.monotonic() - began))
-        print(f"  {lived[-1][1]:.1f} s", flush=True)
+            asyncio.run(running.run(lasts))
+        print(f"  {time.monotonic() - began:.1f} s", flush=True)
         counts.update(running.model.counts)
+        counts["worlds"] += 1
         violations += running.violations
     return violations, counts, lived
 

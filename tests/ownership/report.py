@@ -10,7 +10,7 @@ from .plan import FAULTS, OF_CALLS, World
 
 Counts = collections.Counter[str]
 
-# What a run must have done of each kind per second of its worlds at least, or else it proves nothing.
+# What a run must have done of each kind per second that its worlds were to last at least, or else it proves nothing.
 LEAST = {
     "writes acknowledged": 2.0,
     "writes failed": 0.2,
@@ -68,7 +68,7 @@ def summary(counts: Counts) -> str:
 
 
 def too_little(counts: Counts, worlds: Sequence[tuple[World, float]]) -> list[str]:
-    """What was done too little for the run to mean anything, in these worlds that each lasted so many seconds."""
+    """What was done too little for the run to mean anything, by what can be done in these worlds of so many seconds."""
     seconds = sum(lasted for _, lasted in worlds)
     wanted = {what: rate * seconds for what, rate in LEAST.items()}
     for fault in FAULTS:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import collections
 import itertools
+import types
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ownership import arena, model, plan, report
+from ownership import arena, driver, model, plan, report
 
 KINDS = len(plan.WORLDS)
 
@@ -70,3 +73,47 @@ def test_faults_that_were_not_asked_for_are_not_missed() -> None:
     worlds = [(world, 8.0) for world in some_worlds(7, faults=("stop",))]
     plenty = collections.Counter(dict.fromkeys([*report.LEAST, "fault stop"], 1 << 40))
     assert report.too_little(plenty, worlds) == []
+
+
+EVERYTHING = dict.fromkeys(
+    [
+        *report.LEAST,
+        *(f"fault {fault}" for fault in plan.FAULTS),
+        *(name for name, _ in report.LEAST_OF_FAULTS.values()),
+    ],
+    1 << 40,
+)
+
+
+class SlowWorld:
+    """A world that takes ten seconds, in which everything happens but resets, which come late in the run."""
+
+    now = 0.0
+    resets_from = 0.0
+
+    def __init__(self, *_: Any) -> None:
+        self.model = self
+        self.counts = collections.Counter(EVERYTHING)
+        self.violations: list[model.Violation] = []
+
+    async def run(self, seconds: float) -> None:
+        self.counts["fault reset"] = int(SlowWorld.now >= SlowWorld.resets_from)
+        SlowWorld.now += 10.0
+
+
+@pytest.mark.parametrize("resets_from", [150.0, float("inf")], ids=["late", "never"])
+def test_a_run_that_has_done_too_little_goes_on_until_it_has_done_enough_or_took_too_long(
+    resets_from: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlowWorld, "now", 0.0)
+    monkeypatch.setattr(SlowWorld, "resets_from", resets_from)
+    monkeypatch.setattr(driver, "Running", SlowWorld)
+    monkeypatch.setattr(driver, "time", types.SimpleNamespace(monotonic=lambda: SlowWorld.now))
+    _, counts, lived = driver.run(plan.worlds(7, (), tuple(plan.FAULTS), ()), 100.0, tmp_path, False, 7)
+    assert len(lived) == 10
+    if resets_from == float("inf"):
+        assert [text.split(":")[0] for text in report.too_little(counts, lived)] == ["fault reset"]
+        assert SlowWorld.now > driver.PATIENCE * 100.0
+    else:
+        assert not report.too_little(counts, lived)
+        assert 150.0 < SlowWorld.now < 200.0
