@@ -230,12 +230,15 @@ class World:
             self._take(waited_for, 0.01)
 
     def _delay(self, now: Round) -> None:
-        """Let a moment go by: none, some, or until the first bytes are there, as long as they take."""
+        """Let a moment go by: none, some, or until the first bytes are there, as long as they take. Now and then wait
+        until the peer has ended: on a slow machine it may have begun in none of these moments."""
         how, until = self._random.random(), time.perf_counter()
         if now.trickle:
             until += 0.02
         elif how < 0.9:
             until += self._random.uniform(0, 0.006)
+        elif how < 0.95 and now.member.ending is not None:
+            concurrent.futures.wait([now.member.ending.future], LIMIT)
         page = self._random.choice(now.pages)
         while time.perf_counter() < until and not now.member.is_done():
             if how < 0.5 and self._setting.place == "host" and self._pages.read(page)[0] == Kind.PAYLOAD:
