@@ -20,7 +20,7 @@ from support.venvs import VERSIONS
 from support.world import GIVEN_UP, HUNG, QUICK, World
 
 SIZE = 16 << 20  # bytes
-REPEATS = 256  # blocks of that size in a transfer that somebody dies in: takes half a second or more
+REPEATS = 1024  # blocks of that size in a transfer that somebody dies in: takes two seconds or more
 SMALL = 1 << 20
 SPANS = scattered([1, 2, 100, 1023, 4095, 4096, 65536, 262147, 500_000])
 
