@@ -180,7 +180,7 @@ def test_ctrl_c_ends_the_demo_at_once_and_its_processes() -> None:
     line = until_printed(process, "decode")
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=5)
+    _, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, err) == (130, "kvferry demo was interrupted\n")
     assert not Path(f"/proc/{decode_of(line)}").exists()
 

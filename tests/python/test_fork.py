@@ -17,7 +17,7 @@ NOT_ALLOWED = 77  # exit status of a program that may not do what it is for
 def forked(program: str, stderr: str = "", **settings: str) -> None:
     """Run a program that must succeed, with that on its standard error, or nothing."""
     # From 3.12 on Python warns of every fork() of a process with threads.
-    done = run_python(program, limit=40, PYTHONWARNINGS="ignore::DeprecationWarning", **settings)
+    done = run_python(program, PYTHONWARNINGS="ignore::DeprecationWarning", **settings)
     if done.returncode == NOT_ALLOWED:
         unavailable("mount namespaces cannot be made here: run as root, with CAP_SYS_ADMIN")
     assert done.returncode == 0, done.stderr
@@ -65,7 +65,7 @@ def refuses():
                 assert f"made by process {os.getppid()}" in str(e) and "make a new TransferEngine()" in str(e), e
             else:
                 raise AssertionError(name)
-            assert time.monotonic() - begin < 0.1
+            assert time.monotonic() - begin < 5
 assert child(refuses) == 0
 """)
 

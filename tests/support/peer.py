@@ -20,8 +20,8 @@ from .memory import Memory
 
 TESTS = Path(__file__).parents[1]
 LIMIT = 60.0  # seconds that any request may take unless it says otherwise
-LOG_LIMIT = 5.0  # seconds within which a peer writes what it has logged
-EXIT_LIMIT = 10.0  # seconds that a peer may take to end after its standard input did
+LOG_LIMIT = 30.0  # seconds within which a peer writes what it has logged
+EXIT_LIMIT = 30.0  # seconds that a peer may take to end after its standard input did
 
 started: list[Peer] = []
 """Every peer that still runs, or ended since the list was last cleaned, for the report of a failed test."""

@@ -72,7 +72,7 @@ def works() -> None:
     assert b.read_bytes_from_buffer(memory.address + 4096, 256) == source
 
 
-def child(f: Callable[[], None], limit: float = 15) -> Union[int, str]:
+def child(f: Callable[[], None], limit: float = 60) -> Union[int, str]:
     """Run f in a forked child and return its exit status; one that hangs is killed."""
     pid = os.fork()
     if pid == 0:

@@ -29,8 +29,8 @@ PATIENT = {
 }
 """Settings with which nothing ends a transfer but what a test does."""
 
-GIVEN_UP = 8.0  # seconds within which a sync call ends with QUICK: its own 5, and time for a busy machine
-HUNG = 20.0  # seconds after which a peer that did not end a call is killed
+GIVEN_UP = 15.0  # seconds within which a sync call ends with QUICK: its own 5, and time for a busy machine
+HUNG = 40.0  # seconds after which a peer that did not end a call is killed
 HELD_UP = 2.0  # seconds that a transfer to a healthy peer may take; less than any of the times in QUICK
 SIZE = 1 << 20
 MORE = 4  # transfers that show that the engine goes on
