@@ -32,8 +32,7 @@ func (w *Work) Went(p metrics.Path) {
 
 // Outcome describes the batch.
 func (b *Batch) Outcome() Outcome {
-	now := clock.Now()
-	date := time.Now()
+	now, date := clock.NowAndDate()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	began := cmp.Or(b.made, b.start)

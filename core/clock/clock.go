@@ -19,6 +19,12 @@ func init() { SinceBoot() }
 // for all that begins and ends in this process. It is never 0.
 func Now() time.Duration { return max(1, time.Since(start)) }
 
+// NowAndDate is one moment by this clock and by the system's date, also where the thread is held up meanwhile.
+func NowAndDate() (now time.Duration, date time.Time) {
+	date = time.Now() // reads both clocks
+	return max(1, date.Sub(start)), date
+}
+
 // SinceBoot is the time since the machine started, suspended time included. Ages that engines tell each other are
 // differences of it: while one machine is suspended, a process on another one may end and be started again. It takes a
 // system call.
@@ -29,6 +35,12 @@ func SinceBoot() time.Duration {
 	}
 	noteAhead(boot.Nano() - int64(Now())) // Now is read second: the difference is never too large
 	return time.Duration(boot.Nano())
+}
+
+// Ahead is how far SinceBoot is ahead of Now, as exactly as this process has found it: never by more.
+func Ahead() time.Duration {
+	SinceBoot()
+	return time.Duration(ahead.Load())
 }
 
 // AtMostSinceBoot is SinceBoot without its system call, or an earlier time: it leaves out for how long the machine was suspended

@@ -30,6 +30,28 @@ func TestTheTimeSinceBootWithoutASystemCallIsNeverTooLate(t *testing.T) {
 	}
 }
 
+func TestTheDifferenceOfTheClocksIsNeverTooLargeAndGetsMoreExact(t *testing.T) {
+	last := Ahead()
+	for range 1000 {
+		now := Now()
+		atMost := SinceBoot() - now // read in this order it is too large, if anything
+		found := Ahead()
+		require.GreaterOrEqual(t, found, last)
+		require.LessOrEqual(t, found, atMost)
+		last = found
+	}
+}
+
+func TestADateIsThatOfTheSameMomentByTheClock(t *testing.T) {
+	for range 1000 {
+		before := Now()
+		now, date := NowAndDate()
+		require.GreaterOrEqual(t, now, before)
+		require.LessOrEqual(t, now, Now())
+		require.Equal(t, now, date.Sub(start))
+	}
+}
+
 func TestALessExactDifferenceOfTheClocksIsNotKept(t *testing.T) {
 	before := ahead.Load()
 	noteAhead(before - 1)

@@ -69,11 +69,12 @@ type aboutClock struct {
 
 // encode writes the file. unfinished says that something in it has not ended.
 func encode(to io.Writer, recorders []*Recorder) (unfinished bool, err error) {
-	w := &writer{to: to, now: clock.Now(), shift: clock.SinceBoot() - clock.Now()}
+	now, date := clock.NowAndDate()
+	w := &writer{to: to, now: now, shift: clock.Ahead()}
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	known := about{
 		Format: formatName, BootID: strings.TrimSpace(string(boot)), Engines: []aboutEngine{},
-		Unix: float64(time.Now().UnixMicro())/1e6 - clock.SinceBoot().Seconds(),
+		Unix: float64(date.UnixMicro())/1e6 - (now + w.shift).Seconds(),
 	}
 	w.bytes([]byte(`{"displayTimeUnit":"ns","traceEvents":[`))
 	for i, r := range recorders {
