@@ -60,9 +60,10 @@ def listed(store: str, *arguments: str, **settings: str) -> dict[str, Any]:
 
 @contextmanager
 def engine_in(store: str, name: str, **settings: str) -> Iterator[Any]:
-    """A process with an engine of that name, which offers 1 MiB and a page."""
+    """A process with an engine of that name, which offers 1 MiB and a page, and writes its entries once."""
     arguments = "-v", "serve", "--metadata", store, "--name", name, "--size", "1M"
-    with running(*arguments, **{**PASSWORD, "MC_TCP_BIND_ADDRESS": "127.0.0.1", **settings}) as made:
+    own = {"MC_TCP_BIND_ADDRESS": "127.0.0.1", "KVFERRY_METADATA_KEEP_SECONDS": "0"}
+    with running(*arguments, **{**PASSWORD, **own, **settings}) as made:
         made.line(f"^kvferry bench {name} --metadata")
         yield made
 
