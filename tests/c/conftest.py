@@ -20,7 +20,7 @@ from support.venvs import REPOSITORY
 TESTS = Path(__file__).parent
 BUILD_LIMIT = 600.0  # seconds
 COMPILE_LIMIT = 120.0
-RUN_LIMIT = 60.0
+RUN_LIMIT = 150.0
 STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 SANITIZER = "-fsanitize=address"
 

@@ -74,11 +74,12 @@ static void test_threads_of_the_library_block_the_programs_signals(void)
     CHECK(others > 0);
 }
 
-/* Signals that a thread is sent, so many of that number, each after a pause. */
+/* Signals that a thread is sent, so many of that number unless it is over before, each after a pause. */
 struct shots {
     pthread_t thread;
     int number, count;
     struct timespec pause;
+    volatile int over;
 };
 
 static void *shoot(void *arg)
@@ -87,17 +88,17 @@ static void *shoot(void *arg)
     int i;
 
     own_threads[1] = (int)syscall(SYS_gettid);
-    for (i = 0; i < shots->count; i++) {
+    for (i = 0; i < shots->count && !shots->over; i++) {
         nanosleep(&shots->pause, NULL);
         CHECK(pthread_kill(shots->thread, shots->number) == 0);
     }
     return NULL;
 }
 
-/* What interrupts a wait three times. */
+/* What interrupts waits until it is over: a signal that comes between two waits interrupts none. */
 static struct shots interruptions(void)
 {
-    struct shots shots = {pthread_self(), SIGUSR1, 3, {0, 200000000}};
+    struct shots shots = {pthread_self(), SIGUSR1, 1000, {0, 200000000}, 0};
 
     return shots;
 }
@@ -116,10 +117,11 @@ static void check_interrupted(transfer_engine_t engine, segment_id_t stuck, int 
     CHECK(pthread_create(&sender, NULL, shoot, &shots) == 0);
     for (i = 0; i < 3; i++) {
         CHECK_EQUAL(kvferry_batch_wait(engine, batch, -1), KVFERRY_ERR_INTERRUPTED);
-        CHECK_EQUAL(handled, i + 1);
+        CHECK(handled > i);
     }
+    shots.over = 1;
     CHECK(pthread_join(sender, NULL) == 0);
-    CHECK(now() - began < 10);
+    CHECK(now() - began < 20);
     CHECK_EQUAL(kvferry_batch_wait(engine, batch, 10), KVFERRY_ERR_TIMED_OUT);
     CHECK_EQUAL(kvferry_batch_discard(engine, batch), 0);
 }
@@ -128,7 +130,7 @@ static void check_interrupted(transfer_engine_t engine, segment_id_t stuck, int 
 static void test_gos_own_signal_interrupts_no_wait(transfer_engine_t engine, segment_id_t stuck)
 {
     batch_id_t batch = start(engine, OPCODE_WRITE, near, stuck, STUCK_BASE, SIZE);
-    struct shots shots = {pthread_self(), SIGURG, 10, {0, 20000000}};
+    struct shots shots = {pthread_self(), SIGURG, 10, {0, 20000000}, 0};
     pthread_t sender;
     sigset_t mask;
 
@@ -157,9 +159,10 @@ static void test_open_is_interrupted_and_ended(void)
     for (i = 0; i < 3; i++) {
         CHECK_EQUAL(kvferry_open_segment(engine, name, -1), KVFERRY_ERR_INTERRUPTED);
     }
+    shots.over = 1;
     CHECK(pthread_join(sender, NULL) == 0);
     destroyTransferEngine(engine);
-    CHECK(now() - began < 3);
+    CHECK(now() - began < 20);
 }
 
 static volatile int storm_over;
