@@ -124,7 +124,7 @@ def wake(sleeper: Sleeper) -> None:
     """Let the target go on and wait until it has sent, or read, all that there is."""
     assert sleeper.stopped.is_set(), "the transfer never reached the payload"
     sleeper.woken.set()
-    assert sleeper.finished.wait(10), "the connection of a transfer that was given up is not closed"
+    assert sleeper.finished.wait(30), "the connection of a transfer that was given up is not closed"
 
 
 @versions
@@ -137,7 +137,7 @@ def test_a_local_region_in_use_can_be_unregistered_and_is_not_touched_afterwards
     sleeper = Sleeper()
     with RawTarget(sleeper, proto=version) as target:
         moving = engine.start_move(target.name, opcode, [[buffer.address, BASE, LENGTH]], "batch")
-        assert sleeper.stopped.wait(10)
+        assert sleeper.stopped.wait(30)
         assert engine.call("unregister_memory", buffer.address, limit=GIVEN_UP) == 0
         buffer.fill(2)
         wake(sleeper)
@@ -169,5 +169,5 @@ def test_an_engine_with_a_stuck_peer_ends_with_its_process(start_peer: Peers, me
     sleeper = Sleeper()
     with RawTarget(sleeper) as target:
         engine.start_move(target.name, opcode, [[buffer.address, BASE, LENGTH]], "batch")
-        assert sleeper.stopped.wait(10)
+        assert sleeper.stopped.wait(30)
         assert engine.close() == 0

@@ -134,7 +134,7 @@ class Hung:
         self.pending = self.engine.start_move(
             self.engine.name, "write", [[self.host.address, self.stuck.address, LESS]], "async"
         )
-        until(lambda: bool(self.simulate("report")["faults"]), 10, "a copy")
+        until(lambda: bool(self.simulate("report")["faults"]), 30, "a copy")
 
     def simulate(self, control: str, *arguments: Any) -> Any:
         return simulate(self.engine, self.kind, control, *arguments)

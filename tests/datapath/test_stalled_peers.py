@@ -82,7 +82,7 @@ def test_a_target_that_is_stopped_and_goes_on_gets_everything(
 def test_waiting_for_a_stalled_target_uses_no_processor(world: World, much: Memory, opcode: str) -> None:
     with RawTarget(rawpeer.stall) as target:
         pending = world.engine.start_move(target.name, opcode, [[much.address, BASE, MUCH]] * MANY)
-        until(lambda: target.taken > 0, 10, "a connection to the target")
+        until(lambda: target.taken > 0, 30, "a connection to the target")
         (used,) = cpu_use([world.engine.pid], 1.0)
         assert used < IDLE_CPU
     assert pending.result(HUNG)["code"] < 0

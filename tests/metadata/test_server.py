@@ -72,10 +72,10 @@ def test_a_killed_server_comes_back_with_its_snapshot(start_peer: Peers, tmp_pat
         held = old.memory(SIZE, 1)
         kept = [server.ask("GET", key) for key in keys_of("old")]
         # The snapshot follows within a second.
-        process.until(lambda: "mooncake/ram/old" in snapshot.read_text(), 10, "the entry is in the snapshot")
+        process.until(lambda: "mooncake/ram/old" in snapshot.read_text(), 30, "the entry is in the snapshot")
         before = snapshot.read_text()
         server.ask("PUT", "last", "change")
-        process.until(lambda: snapshot.read_text() != before, 10, "a change is in the snapshot")
+        process.until(lambda: snapshot.read_text() != before, 30, "a change is in the snapshot")
         server.end(signal.SIGKILL)
         port = server.port
     with MetadataServer(tmp_path / "second.log", f"--snapshot={snapshot}", port=port) as server:

@@ -184,7 +184,7 @@ def test_threads_may_use_an_engine_while_another_one_replaces_it(far: Node) -> N
         time.sleep(0.02)
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert trouble == []
     assert done[0] > 0

@@ -170,7 +170,7 @@ def test_a_failure_lets_the_stream_go_on_and_is_logged_and_raised_once(
         logged.extend(line for line in capfd.readouterr().err.splitlines() if "order of a stream failed" in line)
         return bool(logged)
 
-    until(is_logged, 10, "the failure is logged")
+    until(is_logged, 30, "the failure is logged")
     assert len(logged) == 1 and pair.peer in logged[0], logged
     with pytest.raises(RuntimeError, match=f"(?s)earlier transfer.*{pair.peer}"):
         pair.put("write")

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from . import wire
 from .process import connections_to, same_host_connections, until
 
-LIMIT = 10.0  # seconds until a connection must be there
+LIMIT = 30.0  # seconds until a connection must be there
 
 
 class DataPort:

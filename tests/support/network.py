@@ -14,7 +14,7 @@ NEAR, FAR, STRANGER, OTHER_STRANGER = "10.90.0.1", "10.90.0.2", "10.90.9.1", "10
 SET_UP = "ip link set lo up && " + " && ".join(
     f"ip addr add {address}/32 dev lo" for address in (NEAR, FAR, STRANGER, OTHER_STRANGER)
 )
-LIMIT = 10.0  # seconds that a program may take to end after its standard input did
+LIMIT = 30.0  # seconds that a program may take to end after its standard input did
 
 
 class Network:
