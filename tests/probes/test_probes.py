@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from kvferry._probes import (
     clocks,
     connecting,
     devices,
-    limits,
     ports,
     processors,
     samehost,
@@ -94,23 +92,28 @@ def test_settings_of_tcp_are_those_of_the_namespace(namespace: network.Network) 
     assert found.congestion
 
 
+def check_descriptors(program: str) -> None:
+    """Run a program in a process whose descriptors are its own: here engines of other tests have some."""
+    begin = "import os, resource\nfrom kvferry._probes import limits\n"
+    done = subprocess.run([sys.executable, "-c", begin + program], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_limits_of_descriptors_are_those_of_the_process() -> None:
-    before = limits.limits()
-    assert before.max_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    with open(os.devnull), open(os.devnull):
-        assert limits.open_files() == before.open_files + 2
+    check_descriptors("""
+before = limits.limits()
+assert before.max_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+with open(os.devnull), open(os.devnull):
+    assert limits.open_files() == before.open_files + 2
+""")
 
 
 def test_open_descriptors_are_counted_where_none_is_left() -> None:
-    program = """
-import os, resource
-from kvferry._probes import limits
+    check_descriptors("""
 held = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
 resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, 4096))
 assert limits.open_files() == max(held) + 1, limits.open_files()
-"""
-    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+""")
 
 
 def test_a_child_can_read_this_process_where_the_system_allows_it() -> None:
