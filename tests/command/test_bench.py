@@ -225,7 +225,7 @@ def test_a_bench_that_does_not_come_to_its_end_prints_one_value(number: signal.S
     with served("--size", "4M", **folder) as (peer, server), running(*arguments, peer, **folder) as bench_:
 
         def moves() -> bool:  # faster than the bench looks at the notice
-            return any(engine["read"] > 1 << 22 for engine in result("top", "-i", "0.2", **folder))
+            return any(engine["read"] > 1 << 20 for engine in result("top", "-i", "0.2", **folder))
 
         until(moves, 60, "the bench has begun")
         (bench_ if number == signal.SIGINT else server).process.send_signal(number)
