@@ -55,7 +55,7 @@ def test_a_small_window_is_named(link_program: Path) -> None:
 def test_a_single_lane_is_named_where_more_are_faster(link_program: Path) -> None:
     with joined(link_program, microseconds=5000) as hosts:
         for keeper in (hosts.link.here, hosts.link.there):  # a connection by itself is slow, whatever the reason
-            hosts.limit_windows(keeper, 131072)
+            hosts.limit_windows(keeper, 32768)
         with hosts.serving() as name:
             report = hosts.doctor(name, *SECONDS, MC_TCP_LANES_PER_PEER="1")
     assert "lanes" in report.wrong(), report.findings

@@ -311,8 +311,8 @@ def test_a_stuck_transfer_is_given_up_after_its_time_and_its_buffers_are_left_al
     assert engine.transfer_sync_write(*one) == 0
     stopped.stop()
     results: dict[str, tuple[Any, float]] = {}
-    batch = engine.batch_transfer_async_write(*many)
     early = time.monotonic()
+    batch = engine.batch_transfer_async_write(*many)
     calls = {
         "write": lambda: engine.transfer_sync_write(*one),
         "read": lambda: engine.transfer_sync_read(stopped.name, one[1] + size, *one[2:]),
