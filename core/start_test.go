@@ -9,6 +9,7 @@ import (
 	"kvferry/core/metadata"
 	"kvferry/core/metrics"
 	"kvferry/core/status"
+	"kvferry/core/transporttest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -119,14 +120,14 @@ func TestATimeLimitEndsWhatHasNotEndedAndSaysHowFarItCame(t *testing.T) {
 }
 
 func TestAStartedTransferHasATimeLimit(t *testing.T) {
-	p := startPair(t, nil)
+	submitted := make(chan *transporttest.Held, 1)
+	p := startPairWith(t, &transporttest.Transport{OnSubmit: func(h *transporttest.Held) { submitted <- h }}, nil)
 	what := towards(p.peer.Name(), 16)
 	what.Limit = time.Millisecond
 	b, err := p.Start(what)
 	require.NoError(t, err)
-	held := p.transport.Held()[0]
 	wait(t, b)
-	require.ErrorIs(t, held.Aborted(), core.ErrTimeLimit)
+	require.ErrorIs(t, receive(t, submitted).Aborted(), core.ErrTimeLimit)
 	require.ErrorIs(t, b.Err(), core.ErrTimeLimit)
 }
 
