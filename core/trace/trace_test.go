@@ -451,13 +451,20 @@ func opened(t *testing.T, path string, log *zap.Logger) *Recorder {
 	return r
 }
 
+// closeWritten closes the only engine of a file, and waits until that is written, however long that takes: Close waits for a second.
+func closeWritten(r *Recorder) {
+	written := r.file.written
+	r.Close()
+	<-written
+}
+
 func TestTheFileIsWrittenAtTheEndAndHasEnginesThatEndedBefore(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	path := filepath.Join(t.TempDir(), "trace.json")
 	for i := range mostEnded + 3 {
 		r := opened(t, path, zap.NewNop())
 		r.Begin(uint64(i), "", clock.Now()).End(clock.Now(), Outcome{Operation: "read"})
-		r.Close()
+		closeWritten(r)
 		info, err := os.Stat(path)
 		require.NoError(t, err)
 		require.Equal(t, os.FileMode(0o600), info.Mode())
@@ -513,7 +520,7 @@ func TestWhatAKilledProcessHasBegunToWriteIsReplacedAndALinkInItsPlaceIsNotFollo
 	require.NoError(t, os.WriteFile(precious, []byte("old"), 0o644))
 	path := filepath.Join(folder, "trace.json")
 	require.NoError(t, os.Symlink(precious, fmt.Sprintf("%s.%d.new", path, os.Getpid())))
-	opened(t, path, zap.NewNop()).Close()
+	closeWritten(opened(t, path, zap.NewNop()))
 	require.FileExists(t, path)
 	text, err := os.ReadFile(precious)
 	require.NoError(t, err)
