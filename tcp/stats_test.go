@@ -31,7 +31,7 @@ func served(t *testing.T, target *core.Engine, reads uint64) metrics.TargetPeer 
 
 func TestBothSidesShowWhatTheKernelKnowsOfTheirConnections(t *testing.T) {
 	const size = 1 << 20
-	target, e := newEngine(t), newEngine(t)
+	target, e := newEngine(t), newEngine(t, tcptest.OneLane) // another one may be about to connect
 	memory, local := tcptest.Mapped(t, size), tcptest.Mapped(t, size)
 	require.NoError(t, target.Register(tcptest.AddressOf(memory), size, "cpu:0", true))
 	id := tcptest.OpenSegment(t, e, target.Name())
