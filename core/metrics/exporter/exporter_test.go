@@ -245,7 +245,7 @@ func TestEnginesOfAProcessAreShownAtOnePlaceUntilTheyEnd(t *testing.T) {
 }
 
 func TestAnEngineIsNotAskedOnceItIsDetached(t *testing.T) {
-	address := "unix:" + filepath.Join(t.TempDir(), "socket")
+	address := "unix:" + filepath.Join(shortFolder(t), "socket")
 	attachAt(t, address, func() *metrics.Stats { return stats("other") })
 	var ended, late atomic.Bool
 	detach := attachAt(t, address, func() *metrics.Stats {
@@ -294,7 +294,7 @@ func TestOnlyAnAddressIsAnAddress(t *testing.T) {
 }
 
 func TestASocketThatWasLeftBehindIsReplacedAndALivingOneIsNot(t *testing.T) {
-	folder := t.TempDir()
+	folder := shortFolder(t)
 	path := filepath.Join(folder, "socket")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	require.NoError(t, err)
@@ -322,13 +322,13 @@ func TestASocketThatWasLeftBehindIsReplacedAndALivingOneIsNot(t *testing.T) {
 }
 
 func TestAPathMayHaveTheNumberOfTheProcess(t *testing.T) {
-	folder := t.TempDir()
+	folder := shortFolder(t)
 	attachAt(t, "unix:"+folder+"/%p.socket", func() *metrics.Stats { return stats("one") })
 	require.FileExists(t, fmt.Sprintf("%s/%d.socket", folder, os.Getpid()))
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "socket")
+	path := filepath.Join(shortFolder(t), "socket")
 	detach := attachAt(t, "unix:"+path, func() *metrics.Stats { return stats("one") })
 	var open []net.Conn
 	for range maxConnections {

@@ -30,6 +30,16 @@ func showPrivately(t *testing.T, folder, engine string) (sockets []string, detac
 	return sockets, detach
 }
 
+// shortFolder is a new folder whose path leaves room for the names of sockets: one has 107 bytes at most, and t.TempDir has the test's
+// name in its own.
+func shortFolder(t *testing.T) string {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "kvferry-test")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(folder)) })
+	return folder
+}
+
 // leaveSocket makes a socket that nobody listens at.
 func leaveSocket(t *testing.T, path string) {
 	t.Helper()
@@ -52,7 +62,7 @@ func refusal(t *testing.T, folder string) (told string) {
 }
 
 func TestTheEnginesOfAProcessHaveOneSocketInAFolderOfTheUser(t *testing.T) {
-	folder := filepath.Join(t.TempDir(), "new")
+	folder := filepath.Join(shortFolder(t), "new")
 	first, endFirst := showPrivately(t, folder, "one")
 	require.Len(t, first, 1)
 	second, endSecond := showPrivately(t, folder, "two")
@@ -72,8 +82,7 @@ func TestTheEnginesOfAProcessHaveOneSocketInAFolderOfTheUser(t *testing.T) {
 }
 
 func TestSocketsOfKilledProcessesAreRemovedAndNothingElse(t *testing.T) {
-	folder := t.TempDir()
-	require.NoError(t, os.Chmod(folder, 0o700))
+	folder := shortFolder(t) // and this user's alone
 	at := func(name string) string { return filepath.Join(folder, name) }
 	leaveSocket(t, at("1-00000000.sock"))
 	leaveSocket(t, at("1-00000000.sock.1")) // killed before it had its name
@@ -134,9 +143,7 @@ func TestAnotherUserIsToldNothingAlthoughTheSocketIsOpenToAll(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can become another user")
 	}
-	folder, err := os.MkdirTemp("", "kvferry-test") // t.TempDir is in a folder that others cannot enter
-	require.NoError(t, err)
-	defer os.RemoveAll(folder)
+	folder := shortFolder(t) // t.TempDir is in a folder that others cannot enter
 	path := filepath.Join(folder, "socket")
 	attachAt(t, "unix:"+path, func() *metrics.Stats { return stats("one") })
 	require.NoError(t, os.Chmod(folder, 0o711))
