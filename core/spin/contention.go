@@ -15,7 +15,7 @@ import (
 //
 //  1. A yield measures for how long the processor was away. After more than lostTime the processors count as
 //     contended for a pause.
-//  2. While they do, a yield does nothing, and a Spinner does not spin: its goroutine sleeps instead.
+//  2. While they do, a yield does nothing, and a Spinner does not spin: its thread sleeps instead.
 //  3. After the pause goroutines yield and spin again. If one loses its processor soon, the next pause is twice as long.
 //
 // Any goroutine may use it. The zero value is ready for use. Nil never holds, and yields without measuring.
@@ -41,6 +41,9 @@ const (
 
 // Holds reports whether the processors count as contended at a time by clock.Now.
 func (c *Contention) Holds(now time.Duration) bool { return c != nil && int64(now) < c.until.Load() }
+
+// HoldUntil has the processors count as contended until a time by clock.Now. It is for tests of what is done meanwhile.
+func (c *Contention) HoldUntil(at time.Duration) { c.until.Store(int64(at)) }
 
 // Yield gives the processor to another thread that is ready, perhaps to the one that serves an awaited answer. It does
 // nothing while the processors count as contended. now is the time by clock.Now. It reports whether it has the processor

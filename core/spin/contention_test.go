@@ -76,25 +76,71 @@ func TestWithoutContentionToMeasureEveryYieldIsMade(t *testing.T) {
 // contended are processors that count as contended for longer than a test lasts.
 func contended() *Contention {
 	c := &Contention{}
-	c.until.Store(int64(clock.Now() + time.Hour))
+	c.HoldUntil(clock.Now() + time.Hour)
 	return c
 }
 
 func TestASpinnerDoesNotSpinWhileTheProcessorsAreContended(t *testing.T) {
 	s := Spinner{Contention: contended()}
-	require.False(t, s.Spin(time.Hour, func() bool { return true }))
+	require.False(t, s.SpinBriefly(time.Hour, func() bool { return true }))
 	s.Contention = &Contention{}
-	require.True(t, s.Spin(time.Hour, func() bool { return true }))
+	require.True(t, s.SpinBriefly(time.Hour, func() bool { return true }))
 }
 
 func TestASpinnerThatIsToldToPollDoesSoOnContendedProcessors(t *testing.T) {
 	s := Spinner{Contention: contended(), Polling: time.Hour}
 	calls := 0
-	require.True(t, s.Spin(0, func() bool { calls++; return calls == 3 }))
+	require.True(t, s.Spin(0, func() bool { calls++; return calls == 3 }, nil))
 }
 
 func TestASpinThatFindsTheProcessorsContendedEnds(t *testing.T) {
 	calls := 0
 	require.False(t, Until(time.Hour, contended(), func() bool { calls++; return false }))
 	require.Equal(t, 2, calls, "before and after the yield")
+}
+
+func TestOnContendedProcessorsAThreadSleepsForWhatIsExpected(t *testing.T) {
+	s := Spinner{Contention: contended()}
+	slept := 0
+	found := func() bool { return slept == 3 }
+	require.True(t, s.Spin(time.Hour, found, func(most time.Duration) bool {
+		require.Positive(t, most)
+		require.LessOrEqual(t, most, sleepStep)
+		slept++
+		return true
+	}))
+	require.Equal(t, 3, slept)
+}
+
+func TestAThreadThatMayNotSleepLeavesTheWaitToThePoller(t *testing.T) {
+	s := Spinner{Contention: contended()}
+	require.False(t, s.Spin(time.Hour, func() bool { return false }, func(time.Duration) bool { return false }))
+}
+
+func TestAThreadThatSleepsInVainSleepsEverMoreRarely(t *testing.T) {
+	s := Spinner{Contention: contended()}
+	slept := 0
+	for range 100 {
+		s.Spin(time.Hour, func() bool { return false }, func(time.Duration) bool { slept++; return false })
+	}
+	require.Less(t, slept, 10)
+	require.Positive(t, slept)
+}
+
+func TestASpinThatFindsTheProcessorsContendedGoesOnAsleep(t *testing.T) {
+	s := Spinner{Contention: &Contention{}}
+	slept := false
+	lose := func() bool {
+		s.Contention.HoldUntil(clock.Now() + time.Hour)
+		return slept
+	}
+	require.True(t, s.Spin(time.Hour, lose, func(time.Duration) bool { slept = true; return true }))
+}
+
+func TestNobodySleepsOnProcessorsThatAreNotContended(t *testing.T) {
+	s := Spinner{Contention: &Contention{}}
+	require.False(t, s.Spin(time.Microsecond, func() bool { return false }, func(time.Duration) bool {
+		t.Error("it has slept")
+		return true
+	}))
 }

@@ -36,7 +36,9 @@ func (p *peer) assist(done func() bool) {
 	if p.answers.Polling > 0 && !p.isShort() {
 		p.answers.SpinBriefly(spinTime, found)
 	} else {
-		p.answers.Spin(spinTime, found)
+		p.answers.Spin(spinTime, found, func(most time.Duration) bool {
+			return slices.ContainsFunc(spun, func(l pipelined) bool { return l.load() > 0 && l.mayBeAssisted() && l.assistAsleep(most, done) })
+		})
 	}
 	for _, l := range spun {
 		l.setSpinning(false)

@@ -43,6 +43,9 @@ type pipelined interface {
 	renewIfStale(by *security.Policy)
 	// assist has the calling goroutine receive what has come, without waiting. The carrier holds something.
 	assist()
+	// assistAsleep is assist after the calling thread has slept until something may have come, for at most so long. It does not
+	// sleep when done returns true. It returns false where the thread may not sleep, or another one receives.
+	assistAsleep(most time.Duration, done func() bool) bool
 	// setSpinning says whether another goroutine assists again and again, so that its own need not wake up.
 	setSpinning(bool)
 }

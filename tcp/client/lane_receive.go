@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"syscall"
+	"time"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
@@ -56,6 +57,22 @@ func (l *lane) assist() {
 	if l.failure == nil {
 		_ = l.conn.Hold(l.onAssist) // fails on what is closed
 	}
+}
+
+// assistAsleep: see pipelined. While it sleeps nobody else receives, so nobody else ends what it waits for on this lane.
+func (l *lane) assistAsleep(most time.Duration, done func() bool) bool {
+	if !l.receiving.TryLock() {
+		return false
+	}
+	defer l.receiving.Unlock()
+	if done() {
+		return true
+	}
+	if l.failure != nil || !l.conn.SleepUntilReadable(most) {
+		return false
+	}
+	_ = l.conn.Hold(l.onAssist) // fails on what is closed
+	return true
 }
 
 // assistHeld is assist while the stream is held.

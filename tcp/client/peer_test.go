@@ -23,6 +23,8 @@ func (b *loaded) assist()      { b.assisted++ }
 func (b *loaded) mayBeAssisted() bool { return true }
 func (b *loaded) setSpinning(bool)    {}
 
+func (b *loaded) assistAsleep(time.Duration, func() bool) bool { return false }
+
 func TestAWaitForAShortAnswerIsNotHeldUpByLongOnes(t *testing.T) {
 	long, short, none := &loaded{bytes: busyBytes + 1}, &loaded{bytes: busyBytes}, &loaded{}
 	var p peer

@@ -168,7 +168,7 @@ func (s *session) spin(v []sockio.Vector) (n int, again bool, err error) {
 	s.spinner.Spin(spinTime, func() bool {
 		n, again, err = s.conn.TryReceive(v)
 		return !again || s.server.polled.Load() != before
-	})
+	}, s.conn.SleepUntilReadable)
 	return n, again, err
 }
 

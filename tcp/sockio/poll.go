@@ -51,14 +51,21 @@ func (d *direction) pollBriefly() bool {
 	if d.processors.count < manyProcessors {
 		return false
 	}
+	ready, _ := d.poll(pollTime)
+	return ready
+}
+
+// poll has the calling thread sleep until the socket may be ready, for at most so long. may is false, and the thread has not slept,
+// where there are too many threads that poll.
+func (d *direction) poll(most time.Duration) (ready, may bool) {
 	defer d.processors.polling.Add(-1)
 	if int(d.processors.polling.Add(1)) > d.processors.count/2 {
-		return false
+		return false, false
 	}
 	which := unix.PollFd{Fd: int32(d.socket), Events: d.events}
-	left := unix.NsecToTimespec(int64(pollTime))
+	left := unix.NsecToTimespec(int64(most))
 	n, _, _ := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&which)), 1, uintptr(unsafe.Pointer(&left)), 0, 0, 0)
-	return n == 1
+	return n == 1, true
 }
 
 // wakePoller is called after a wait with Go's poller. To start a goroutine wakes a thread. When the thread finds nothing

@@ -198,6 +198,18 @@ func (s *Socket) BeginSpin() { s.in.readiness.beginSpin() }
 // EndSpin: see BeginSpin.
 func (s *Socket) EndSpin() { s.in.readiness.endSpin() }
 
+// SleepUntilReadable has the calling thread sleep until there may be something to receive, for at most so long. Close waits for
+// its end, and a deadline does not end it. It returns false at once when the socket is closed, or when as many threads sleep in this
+// way as may.
+func (s *Socket) SleepUntilReadable(most time.Duration) bool {
+	if s.in.readiness.enter() != nil {
+		return false
+	}
+	defer s.in.readiness.leave()
+	_, may := s.in.poll(most)
+	return may
+}
+
 // AwaitsBytes reports whether a goroutine waits for something to receive.
 func (s *Socket) AwaitsBytes() bool { return s.in.readiness.isAwaited() }
 
