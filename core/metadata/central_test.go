@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata/kv"
+	"kvferry/core/metadata/kv/kvtest"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -42,13 +43,6 @@ func join(t *testing.T, url, name string, o Options) *member {
 	t.Cleanup(func() { require.NoError(t, store.Close()) })
 	_, at := start(t, Handlers{Name: name, Descriptor: func() *Descriptor { return nil }, Notify: refuse}, HandshakeOptions{})
 	return &member{central: store.(*central), name: name, at: at}
-}
-
-// deadAddress is where nobody is.
-func deadAddress(t *testing.T) string {
-	l := listen(t, "127.0.0.1:0")
-	require.NoError(t, l.Close())
-	return l.Addr().String()
 }
 
 func entryOf(t *testing.T, hostPort string) string {
@@ -133,7 +127,7 @@ func TestADeadPredecessorIsReplaced(t *testing.T) {
 	t.Cleanup(served.Wait)
 	t.Cleanup(func() { require.NoError(t, stranger.Close()) })
 	for what, at := range map[string]string{
-		"nobody": deadAddress(t), "an engine of another name": sibling,
+		"nobody": kvtest.ClosedPort(t), "an engine of another name": sibling,
 		"something else": stranger.Addr().String(),
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata/kv"
+	"kvferry/core/metadata/kv/kvtest"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -248,11 +249,10 @@ func TestAServerThatMisbehavesGivesAnErrorThatSaysHow(t *testing.T) {
 }
 
 func TestAServerThatIsNotThereGivesAnErrorThatNamesIt(t *testing.T) {
-	l := listen(t, "127.0.0.1:0")
-	require.NoError(t, l.Close())
-	s := openHTTP(t, "http://user:secret@"+l.Addr().String()+"/metadata", kv.Options{})
+	at := kvtest.ClosedPort(t)
+	s := openHTTP(t, "http://user:secret@"+at+"/metadata", kv.Options{})
 	_, _, err := s.Get(context.Background(), "mooncake/ram/a")
-	assert.ErrorContains(t, err, "metadata store http://"+l.Addr().String()+"/metadata: GET mooncake/ram/a: ")
+	assert.ErrorContains(t, err, "metadata store http://"+at+"/metadata: GET mooncake/ram/a: ")
 	assert.ErrorContains(t, err, "refused")
 	assert.NotContains(t, err.Error(), "secret")
 	stopped, stop := context.WithCancel(context.Background())

@@ -47,7 +47,7 @@ func TestAPredecessorInAStoreOfEveryKindIsReplacedOnlyIfItIsDead(t *testing.T) {
 	everyKind(t, func(t *testing.T, kind kvtest.Kind) {
 		server := kind.Start(t, kvtest.Serving{}).Address
 		url := kind.Scheme + "://" + server
-		kind.Raw(t, server, "mooncake/rpc_meta/a", []byte(entryOf(t, deadAddress(t))+"\n"))
+		kind.Raw(t, server, "mooncake/rpc_meta/a", []byte(entryOf(t, kvtest.ClosedPort(t))+"\n"))
 		first := join(t, url, "a", Options{})
 		require.NoError(t, first.publish())
 

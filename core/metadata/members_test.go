@@ -38,7 +38,7 @@ func TestADirectoryTellsTheLivingFromTheDead(t *testing.T) {
 		lives, killed := join(t, url, "lives", Options{}), join(t, url, "killed", Options{})
 		lives.buffers.Store(3)
 		require.NoError(t, lives.publish())
-		killed.at = deadAddress(t)
+		killed.at = kvtest.ClosedPort(t)
 		require.NoError(t, killed.publish())
 		moved := join(t, url, "moved", Options{})
 		moved.at = lives.at
@@ -82,7 +82,7 @@ func TestOnlyTheDeadAreForgotten(t *testing.T) {
 		d := directory(t, url, Options{})
 		lives, killed := join(t, url, "lives", Options{}), join(t, url, "killed", Options{})
 		require.NoError(t, lives.publish())
-		killed.at = deadAddress(t)
+		killed.at = kvtest.ClosedPort(t)
 		require.NoError(t, killed.publish())
 
 		require.ErrorContains(t, d.Forget(t.Context(), "lives", false), lives.at)
@@ -126,7 +126,7 @@ func TestAServerOfMooncakesThatCannotListSaysSo(t *testing.T) {
 func TestWithoutAStoreTheEnginesThemselvesAreAsked(t *testing.T) {
 	d := directory(t, P2P, Options{})
 	_, at := start(t, Handlers{Name: "a", Descriptor: func() *Descriptor { return sample(2) }, Notify: refuse}, HandshakeOptions{})
-	dead := deadAddress(t)
+	dead := kvtest.ClosedPort(t)
 	members, err := d.Members(t.Context(), []string{at, dead, "no address:x"})
 	require.NoError(t, err)
 	states := map[string]State{}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata/kv"
+	"kvferry/core/metadata/kv/kvtest"
 	"kvferry/core/security"
 	"kvferry/core/status"
 
@@ -111,7 +112,7 @@ func TestACentralStoreCannotRedirectEnginesWithASecret(t *testing.T) {
 			store, err := Open(url, Options{Security: own})
 			require.NoError(t, err)
 			defer func() { require.NoError(t, store.Close()) }()
-			require.NoError(t, store.Publish(ctx, deadAddress(t), func() *Descriptor { return described("node1", identity) }))
+			require.NoError(t, store.Publish(ctx, kvtest.ClosedPort(t), func() *Descriptor { return described("node1", identity) }))
 			looking, err := Open(url, Options{Security: reader})
 			require.NoError(t, err)
 			defer func() { require.NoError(t, looking.Close()) }()
@@ -169,7 +170,7 @@ type published struct {
 func publish(t *testing.T, own *security.Policy, identity, cluster string) published {
 	t.Helper()
 	_, url := serveMetadata(t)
-	p := published{url: url, peer: deadAddress(t)}
+	p := published{url: url, peer: kvtest.ClosedPort(t)}
 	p.store = p.open(t, own, cluster)
 	require.NoError(t, p.store.Publish(context.Background(), p.peer, func() *Descriptor { return described("node1", identity) }))
 	var err error
@@ -370,7 +371,7 @@ func TestAnEngineThatIsRefusedKeepsItsName(t *testing.T) {
 			late, err := Open(url, Options{Security: other()})
 			require.NoError(t, err)
 			defer func() { require.NoError(t, late.Close()) }()
-			err = late.Publish(ctx, deadAddress(t), func() *Descriptor { return described("node1", randomHex(16)) })
+			err = late.Publish(ctx, kvtest.ClosedPort(t), func() *Descriptor { return described("node1", randomHex(16)) })
 			require.ErrorContains(t, err, "it is not known whether that is alive")
 			at, err := store.HandshakeAddress(ctx, "node1")
 			require.NoError(t, err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kvferry/core/metadata/kv"
+	"kvferry/core/metadata/kv/kvtest"
 	"kvferry/core/status"
 
 	"github.com/stretchr/testify/assert"
@@ -50,7 +51,7 @@ func TestASuccessorsVersionsAreHigherThanItsPredecessorsWhateverTheClockSays(t *
 	for what, left := range map[string][2]uint64{"address": {future, 1}, "descriptor": {1, future}, "both": {future + 1, future}} {
 		t.Run(what, func(t *testing.T) {
 			server, url := serveMetadata(t)
-			meta, err := metaOf(deadAddress(t))
+			meta, err := metaOf(kvtest.ClosedPort(t))
 			require.NoError(t, err)
 			meta.Version = version(left[0])
 			server.set("mooncake/rpc_meta/a", string(mustEncode(meta)))
@@ -147,7 +148,7 @@ func TestAnAddressOfASuccessorWhoseClockIsBehindIsTakenOnceNobodyAnswersAtTheFor
 	ctx := context.Background()
 	server, url := serveMetadata(t)
 	peer := join(t, url, "b", Options{})
-	dead, err := metaOf(deadAddress(t))
+	dead, err := metaOf(kvtest.ClosedPort(t))
 	require.NoError(t, err)
 	dead.Version = 1000
 	server.set("mooncake/rpc_meta/a", string(mustEncode(dead)))

@@ -14,12 +14,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // Server is a program that serves a central store on a port of 127.0.0.1.
@@ -35,7 +37,7 @@ type Server struct {
 // startServer starts a program, which ends with the test. command is told a free port, and one more.
 func startServer(t *testing.T, ready string, command func(port, second string) *exec.Cmd) *Server {
 	for range 10 { // somebody may take the ports before the program does
-		port, second := portOf(ClosedPort(t)), portOf(ClosedPort(t))
+		port, second := freePort(t), freePort(t)
 		s := &Server{t: t, Address: "127.0.0.1:" + port, ready: ready, command: func() *exec.Cmd { return command(port, second) }}
 		if output, ok := s.run(); ok {
 			t.Cleanup(s.Kill)
@@ -100,12 +102,25 @@ func program(t *testing.T, name, debian string) string {
 	return ""
 }
 
-// ClosedPort is an address of this machine where nobody listens.
+// ClosedPort is an address of this machine where nobody listens, and which nobody else gets before the test ends.
 func ClosedPort(t *testing.T) string {
+	t.Helper()
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = unix.Close(socket) })
+	require.NoError(t, unix.Bind(socket, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	bound, err := unix.Getsockname(socket)
+	require.NoError(t, err)
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(bound.(*unix.SockaddrInet4).Port))
+}
+
+// freePort is a port of this machine that nobody has now.
+func freePort(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
-	return l.Addr().String()
+	return portOf(l.Addr().String())
 }
 
 func portOf(address string) string { return address[strings.LastIndex(address, ":")+1:] }
