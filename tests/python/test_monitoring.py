@@ -206,13 +206,13 @@ def test_each_alert_is_raised_by_what_it_is_for_and_by_nothing_else(tmp_path: Pa
 
 
 class Prometheus:
-    """A server that scrapes these ports every second, with the alerts, until it is closed."""
+    """A server that scrapes these ports every two seconds, with the alerts, until it is closed."""
 
     def __init__(self, folder: Path, ports: list[int]) -> None:
         (own,) = free_ports(1)
         self.address = f"127.0.0.1:{own}"
         config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": "2s", "evaluation_interval": "1s"},
             "rule_files": [str(ALERTS)],
             "scrape_configs": [
                 {"job_name": "kvferry", "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}]}
@@ -276,10 +276,12 @@ def test_a_real_prometheus_scrapes_64_engines(peers: Peers, tmp_path: Path) -> N
     exchange(initiator, target, "cuda:0")
     server = Prometheus(tmp_path, ports)
     try:
+        # On a slow machine a scrape runs out of time now and then, and its series are gone until the next one.
         until(lambda: server.number("count(kvferry_engine_info)") == PROCESSES * ENGINES, 60, "all engines are scraped")
         until(lambda: server.number("min(up)") == 1, 60, "all scrapes succeed")
-        assert server.number("count(count by (engine) (kvferry_sessions_limit))") == PROCESSES * ENGINES
-        assert server.number("sum(kvferry_peer_bytes_total)") == SIZE
+        names_of = "count(count by (engine) (kvferry_sessions_limit))"
+        until(lambda: server.number(names_of) == PROCESSES * ENGINES, 60, "each engine has its name")
+        until(lambda: server.number("sum(kvferry_peer_bytes_total)") == SIZE, 60, "all bytes are counted")
         for expression in queries():
             server.query(expression)
         until(lambda: all(rule["health"] == "ok" for rule in rules(server)), 60, "all alerts are evaluated")
