@@ -25,7 +25,8 @@ def allow(more):
 become(USER, True)
 """
 
-USERS = iter(range(60100, 60200))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+USERS = iter(range(60100 + 100 * WORKER, 60200 + 100 * WORKER))
 
 
 def limited(program: str) -> str:
