@@ -28,6 +28,9 @@ from comparison.wanted import wanted
 COMPARE = venvs.REPOSITORY / "bench" / "compare.py"
 SECTIONS = ("loopback", "growth", "crossing")
 SHORTEST = ("--rounds", "1", "--seconds", "0.001", "--idle", "0.01", "--largest", "100", "--nixl", "none")
+LIMIT = 600.0  # seconds that the run of the fixture may take
+
+pytestmark = pytest.mark.timeout(LIMIT + 60)
 
 
 def mooncake() -> str:
@@ -44,7 +47,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     only = [text for section in SECTIONS for text in ("--only", section)]
     command = [sys.executable, str(COMPARE), *SHORTEST, *only, "--mooncake", mooncake()]
-    done = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nixl: left out by --nixl none" in done.stdout
     return folder

@@ -32,7 +32,7 @@ SIMULATED = {"KVFERRY_SIM_DEVICES": "2", "KVFERRY_SIM_COST": "0"}
 def run(program: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(program), *arguments]
     found = environment(**{**venvs.ours(), **settings})
-    return subprocess.run(command, env=found, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=found, capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture
