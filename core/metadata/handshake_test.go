@@ -378,6 +378,21 @@ func TestAServerWithoutFileDescriptorsWaitsAndGoesOn(t *testing.T) {
 	assert.LessOrEqual(t, logs.Len(), 3, "peers cannot fill the log")
 }
 
+func TestAPeerThatResetsAfterTheAnswerIsNoWarning(t *testing.T) {
+	const times = 500
+	logged, logs := observer.New(zap.WarnLevel)
+	s, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{Log: zap.New(logged)})
+	for range times { // some of these resets come before the server has closed its sending side
+		c := send(t, peer, encodeFrame(kindProbe, false, []byte("{}")))
+		_, err := io.ReadFull(c, make([]byte, 1))
+		require.NoError(t, err)
+		require.NoError(t, c.SetLinger(0))
+		require.NoError(t, c.Close())
+	}
+	require.NoError(t, s.Close())
+	assert.Zero(t, logs.Len(), logs.All())
+}
+
 func TestAConnectionThatSendsNothingIsNoWarningHoweverItEnds(t *testing.T) {
 	logged, logs := observer.New(zap.DebugLevel)
 	_, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{StepTimeout: tick, Log: zap.New(logged)})

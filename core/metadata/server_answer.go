@@ -54,14 +54,12 @@ func (s *Server) answer(conn *served) (stream, error) {
 	if _, err := over.Write(encodeFrame(request.kind, request.old, body)); err != nil {
 		return nil, err
 	}
-	if err := over.CloseWrite(); err != nil {
+	err = over.CloseWrite()
+	if err == nil && isSecure(over) {
+		err = conn.CloseWrite()
+	}
+	if err != nil && !errors.Is(err, unix.ENOTCONN) { // the peer has reset the connection already, after the answer
 		return nil, err
-	}
-	if !isSecure(over) {
-		return over, nil
-	}
-	if err := conn.CloseWrite(); !errors.Is(err, unix.ENOTCONN) { // the peer has closed it already, after the answer
-		return over, err
 	}
 	return over, nil
 }
