@@ -39,6 +39,7 @@ func kvferry_go_submit_pages_and_watch(engine unsafe.Pointer, opcode C.int, targ
 	pages C.size_t, rows C.numbers_t, rowCount C.size_t, limit C.size_t, batch *C.uint64_t, word *C.uint32_t,
 	handle *unsafe.Pointer, reason *C.char) (result C.int) {
 	code := negated(reason, func() error {
+		defer expect(engine, target)()
 		e, b, err := submitPages(engine, opcode, target, local, remote, pages, rows, rowCount, limit)
 		if err != nil {
 			return err

@@ -160,6 +160,7 @@ func kvferry_go_submit_plan(engine unsafe.Pointer, opcode C.int, target C.int32_
 func kvferry_go_submit_plan_and_watch(engine unsafe.Pointer, opcode C.int, target C.int32_t, plan unsafe.Pointer,
 	index, limit C.size_t, batch *C.uint64_t, word *C.uint32_t, handle *unsafe.Pointer, reason *C.char) (result C.int) {
 	code := negated(reason, func() error {
+		defer expect(engine, target)()
 		e, b, err := submitPlan(engine, opcode, target, plan, index, limit)
 		if err != nil {
 			return err

@@ -37,6 +37,15 @@ func startWatch(e *core.Engine, b *core.Batch, word *C.uint32_t, handle *unsafe.
 	return C.BATCH_RUNNING
 }
 
+// expect has the engine expect that the calling thread submits a batch, and assists. The caller calls end afterwards.
+func expect(engine unsafe.Pointer, target C.int32_t) (end func()) {
+	e, err := engineOf(engine)
+	if err != nil { // the submission fails with it
+		return func() {}
+	}
+	return e.Expect(core.SegmentID(target))
+}
+
 //export kvferry_go_watch
 func kvferry_go_watch(engine unsafe.Pointer, batch C.uint64_t, assist C.int, word *C.uint32_t, handle *unsafe.Pointer, reason *C.char) (result C.int) {
 	code := negated(reason, func() error {
@@ -56,6 +65,7 @@ func kvferry_go_watch(engine unsafe.Pointer, batch C.uint64_t, assist C.int, wor
 func kvferry_go_submit_and_watch(engine unsafe.Pointer, opcode C.int, target C.int32_t, local, remote, lengths C.numbers_t,
 	count C.size_t, notify C.message_t, batch *C.uint64_t, word *C.uint32_t, handle *unsafe.Pointer, reason *C.char) (result C.int) {
 	code := negated(reason, func() error {
+		defer expect(engine, target)()
 		e, b, err := submitArrays(engine, opcode, target, local, remote, lengths, count, notify)
 		if err != nil {
 			return err

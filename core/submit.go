@@ -106,6 +106,16 @@ func (e *Engine) openTarget(id SegmentID, haveTransport bool) (*Segment, error) 
 	return e.segment(id)
 }
 
+// Expect is for a caller that is about to submit a batch on one segment, and to call Assist for it. The caller calls the returned
+// function when Assist has returned, or when nothing was submitted.
+func (e *Engine) Expect(id SegmentID) (end func()) {
+	all := e.installed()
+	if s := e.segments.numbered(id); s != nil && len(all) > 0 {
+		return all[len(all)-1].Expect(s)
+	}
+	return func() {}
+}
+
 // AssistLatest is Assist for the segment of the first request that was submitted last.
 func (e *Engine) AssistLatest(b *Batch) {
 	if s := b.latest.Load(); s != nil {
@@ -114,8 +124,8 @@ func (e *Engine) AssistLatest(b *Batch) {
 }
 
 // Assist is for a caller that is about to wait for a batch on one segment. If the batch is short, the calling thread helps to
-// finish it, for a fraction of a millisecond: that is faster than to sleep and be woken. The batch may be unfinished when it
-// returns.
+// finish it, for a fraction of a millisecond, or some milliseconds while other programs want the processors, too: that is faster
+// than to sleep and be woken by a thread that was woken itself. The batch may be unfinished when it returns.
 func (e *Engine) Assist(b *Batch, id SegmentID) {
 	const short = 256 << 10 // bytes
 	if b.bytes.Load() > short || b.Done() {

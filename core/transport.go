@@ -26,8 +26,13 @@ type Transport interface {
 	// TakesTransfers reports whether Submit takes works that are transfers of plans: see Work.Transfer.
 	TakesTransfers() bool
 
+	// Expect says that the calling goroutine is about to submit work on the segment, and to call Assist for it. The transport
+	// need wake nobody else for answers until the returned function is called, which is never nil. It may do nothing.
+	Expect(s *Segment) (end func())
+
 	// Assist lets the calling goroutine, which waits for work on the segment, help to finish it. It returns when done reports
-	// true, and otherwise after a fraction of a millisecond. It may do nothing.
+	// true, and otherwise after a fraction of a millisecond, or some milliseconds while other programs want the processors, too.
+	// It may do nothing.
 	Assist(s *Segment, done func() bool)
 
 	// Abort makes the transport settle the ranges of all work whose Work.Aborted is not nil: queued ranges at once, ranges in

@@ -117,6 +117,9 @@ func (t *Transport) Submit(works ...*core.Work) { t.client.Submit(works...) }
 // TakesTransfers says that works may be transfers of plans.
 func (t *Transport) TakesTransfers() bool { return t.client.TakesTransfers() }
 
+// Expect says that the calling goroutine is about to submit a request to the segment's peer, and to call Assist for it.
+func (t *Transport) Expect(s *core.Segment) (end func()) { return t.client.Expect(s) }
+
 // Assist receives answers of the segment's peer on the calling goroutine until done reports true, or for a moment.
 func (t *Transport) Assist(s *core.Segment, done func() bool) { t.client.Assist(s, done) }
 

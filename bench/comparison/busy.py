@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from comparison.case import KIB, MANY, MIB, Case
 from comparison.pairs import LOOPBACK
-from comparison.results import DIRECT, MOONCAKE, OURS, UNPOOLED
+from comparison.results import DIRECT, MOONCAKE, NIXL, OURS, UNPOOLED
 from comparison.running import Plan, Run, in_rounds, makers_of, opened, progress
 
 CASES = [
@@ -23,7 +23,7 @@ CASES = [
     Case("write", 64 * KIB, 64),
     Case("write", MIB, 32),
 ]
-ENGINES = (OURS, DIRECT, MOONCAKE, UNPOOLED)
+ENGINES = (OURS, DIRECT, MOONCAKE, UNPOOLED, NIXL)
 COUNTS = (2, 4)  # processes beside the two ends; on a large machine there is one for each processor instead
 LONGER = 3  # times as long as other sections: a call may wait for whole time slices
 COMPUTE = "while True: pass"

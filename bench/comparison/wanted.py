@@ -120,6 +120,7 @@ def over_link(results: Results) -> Iterator[Wanted]:
 def beside_busy(results: Results, where: str) -> Iterator[Wanted]:
     for case in busy.CASES:
         yield faster(results, where, case, MOONCAKE, 1.2)
+        yield faster(results, where, case, NIXL, None)
         yield Wanted(f"{where}, {case}: one host / shortcut off", results.ratio(where, case, OURS, DIRECT), 1)
         if case.blocks == 1:
             base = results.best(where, case, MOONCAKE)
@@ -214,7 +215,7 @@ def resources(results: Results) -> Iterator[Wanted]:
         yield Wanted("memory of a process beside what is registered: ours / Mooncake", ratio, 1, True)
 
 
-def faster(results: Results, where: str, case: Case, family: str, least: float) -> Wanted:
+def faster(results: Results, where: str, case: Case, family: str, least: float | None) -> Wanted:
     """GB/s of ours, and of the best of Mooncake's settings, or of another engine."""
     base = results.best(where, case, family) if family == MOONCAKE else family
     ratios = [results.ratio(where, case, name, base) for name in (OURS, DIRECT)]

@@ -137,8 +137,8 @@ func TestASpinThatFindsTheProcessorsContendedGoesOnAsleep(t *testing.T) {
 	require.True(t, s.Spin(time.Hour, lose, func(time.Duration) bool { slept = true; return true }))
 }
 
-func TestNobodySleepsOnProcessorsThatAreNotContended(t *testing.T) {
-	s := Spinner{Contention: &Contention{}}
+func TestNobodySleepsWhereProcessorsAreNotContended(t *testing.T) {
+	var s Spinner
 	require.False(t, s.Spin(time.Microsecond, func() bool { return false }, func(time.Duration) bool {
 		t.Error("it has slept")
 		return true

@@ -142,6 +142,9 @@ func (t *Transport) giveUp(h *Held) {
 	}
 }
 
+// Expect implements core.Transport; it does nothing.
+func (t *Transport) Expect(*core.Segment) (end func()) { return func() {} }
+
 // Assist implements core.Transport; it does nothing.
 func (t *Transport) Assist(*core.Segment, func() bool) {}
 

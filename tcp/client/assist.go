@@ -3,6 +3,8 @@ package client
 import (
 	"slices"
 	"time"
+
+	"kvferry/core/clock"
 )
 
 const (
@@ -44,6 +46,19 @@ func (p *peer) assist(done func() bool) {
 		l.setSpinning(false)
 	}
 }
+
+// expect says that the calling goroutine is about to submit a request, and to assist. On contended processors the answer may come
+// before it does: the peer's thread runs in place of the thread that sends. Then a thread would be woken that has nothing to do,
+// so the lane that sends the request wakes nobody from before that until end is called.
+func (p *peer) expect() (end func()) {
+	lanes := p.listed().lanes
+	if i := slices.IndexFunc(lanes, pipelined.idle); i >= 0 && p.answers.Contention.Holds(clock.Now()) {
+		return lanes[i].expect()
+	}
+	return endNothing
+}
+
+func endNothing() {}
 
 // isShort reports whether what is queued and in flight is short.
 func (p *peer) isShort() bool {

@@ -46,6 +46,9 @@ type pipelined interface {
 	// assistAsleep is assist after the calling thread has slept until something may have come, for at most so long. It does not
 	// sleep when done returns true. It returns false where the thread may not sleep, or another one receives.
 	assistAsleep(most time.Duration, done func() bool) bool
+	// expect has the goroutine that sends the next request on it begin to spin before that, on behalf of the caller, who calls
+	// end when it does not wait for the answer any more.
+	expect() (end func())
 	// setSpinning says whether another goroutine assists again and again, so that its own need not wake up.
 	setSpinning(bool)
 }

@@ -152,6 +152,15 @@ func (c *Client) Abort() {
 	}
 }
 
+// Expect says that the calling goroutine is about to submit a request to the segment's peer, and to call Assist for it. Until the
+// returned function is called, no other goroutine is woken for answers on the lane that sends the request.
+func (c *Client) Expect(s *core.Segment) (end func()) {
+	if p := c.known(s); p != nil {
+		return p.expect()
+	}
+	return endNothing
+}
+
 // Assist receives answers of the segment's peer on the calling goroutine until done reports true, or for a moment.
 func (c *Client) Assist(s *core.Segment, done func() bool) {
 	if p := c.known(s); p != nil {

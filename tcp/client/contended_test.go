@@ -96,13 +96,51 @@ func TestTransfersCompleteOnContendedProcessors(t *testing.T) {
 				op := []core.Opcode{core.Write, core.Read}[i%2]
 				tcptest.Fill(local, byte(i))
 				tcptest.Fill(memory, byte(i+1))
+				end := e.Expect(id)
 				b := tcptest.Submit(t, e, tcptest.Scattered(op, local, id, memory, 4, 4096)...)
-				e.Assist(b, id)
+				if i%3 > 0 { // or the caller has changed its mind
+					e.Assist(b, id)
+				}
+				end()
 				tcptest.Completes(t, b)
 				for _, r := range tcptest.Scattered(op, local, id, memory, 4, 4096) {
 					require.Equal(t, hostmem.At(r.Local, r.Length), hostmem.At(uintptr(r.Remote), r.Length))
 				}
 			}
 		})
+	}
+}
+
+func TestALaneWakesNobodyForAnAnswerThatTheSenderExpects(t *testing.T) {
+	contended(t)
+	b, l, answer := unanswered(t)
+	close(answer)
+	tcptest.Completes(t, b)
+	first, second := l.expect(), l.expect()
+	require.False(t, l.expected.spinning, "nothing was sent")
+	l.spinIfExpected()
+	l.spinIfExpected()
+	first()
+	require.True(t, l.expected.spinning)
+	second()
+	require.False(t, l.expected.spinning)
+	l.spinIfExpected()
+	require.False(t, l.expected.spinning, "nobody expects an answer")
+}
+
+func TestAnAnswerIsExpectedOnContendedProcessorsOnly(t *testing.T) {
+	_, e, memory, local, id := sameHost(t, 4096, tcptest.OneLane)
+	tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, local, id, memory)))
+	p := onlyPeer(t, e)
+	l := p.listed().lanes[0].(*lane)
+	for _, holds := range []bool{false, true} {
+		p.answers.Contention = &spin.Contention{}
+		if holds {
+			p.answers.Contention.HoldUntil(clock.Now() + time.Hour)
+		}
+		end := e.Expect(id)
+		require.Equal(t, holds, l.expected.callers == 1)
+		end()
+		require.Zero(t, l.expected.callers)
 	}
 }

@@ -105,6 +105,8 @@ type lane struct {
 	stuck           *stuck        // set when the lane was given up while a system call used its memory
 	givenUp         chan struct{} // closed when giveUpStuck has done with the lane
 
+	expected expected // answers that callers are going to receive themselves
+
 	renewing   atomic.Bool // it takes nothing more, see renew.go; changed under the lock
 	renewTimer *time.Timer
 
@@ -135,6 +137,7 @@ func newLane(s source, e *environment) *lane {
 	l.sending = sync.NewCond(&l.mu)
 	l.onReadable = l.readable
 	l.onAssist = l.assistHeld
+	l.expected.onEnd = l.endExpect
 	l.watchdog = time.AfterFunc(time.Hour, l.watch)
 	l.watchdog.Stop()
 	return l

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"syscall"
 	"time"
 
@@ -98,6 +99,44 @@ func (l *lane) setSpinning(on bool) {
 		l.conn.BeginSpin()
 	} else {
 		l.conn.EndSpin()
+	}
+}
+
+// expected is the state of callers that are about to send a request and to receive the answer.
+type expected struct {
+	mu       sync.Mutex
+	callers  int
+	spinning bool   // on their behalf
+	onEnd    func() // endExpect, bound when the lane is made: binding allocates
+}
+
+// expect: see pipelined.
+func (l *lane) expect() (end func()) {
+	l.expected.mu.Lock()
+	defer l.expected.mu.Unlock()
+	l.expected.callers++
+	return l.expected.onEnd
+}
+
+// endExpect ends what expect began.
+func (l *lane) endExpect() {
+	e := &l.expected
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.callers--; e.callers == 0 && e.spinning {
+		e.spinning = false
+		l.setSpinning(false)
+	}
+}
+
+// spinIfExpected is called before a request is sent. The lane is connected.
+func (l *lane) spinIfExpected() {
+	e := &l.expected
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.callers > 0 && !e.spinning {
+		e.spinning = true
+		l.setSpinning(true)
 	}
 }
 

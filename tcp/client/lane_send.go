@@ -100,6 +100,7 @@ func (l *lane) send(mayWait bool) (n int, again bool, err error) {
 		l.overtakable(!l.conn.SendsAtOnce(v), func() { n, err = l.conn.Send(v) })
 		return n, false, err
 	}
+	l.spinIfExpected()
 	return l.conn.TrySend(v)
 }
 

@@ -22,6 +22,7 @@ func (b *loaded) assist()      { b.assisted++ }
 
 func (b *loaded) mayBeAssisted() bool { return true }
 func (b *loaded) setSpinning(bool)    {}
+func (b *loaded) expect() func()      { return endNothing }
 
 func (b *loaded) assistAsleep(time.Duration, func() bool) bool { return false }
 
