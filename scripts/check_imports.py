@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "core/metadata/kv": "core/status",
     "core/metadata/redis": "core/metadata/kv",
     "core/metrics": "",
-    "core/metrics/exporter": "core/metrics core/shut core/status",
+    "core/metrics/exporter": "core/fair core/metrics core/shut core/status",
     "core/reload": "core/status",
     "core/security": "core/reload core/status",
     "core/shut": "",

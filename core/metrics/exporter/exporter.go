@@ -12,7 +12,6 @@ package exporter
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"log"
 	"net"
@@ -37,10 +36,7 @@ const (
 )
 
 const (
-	// maxConnections is how many connections a server has open. Further ones wait in the kernel's queue until one has ended.
-	maxConnections = 16
-	// requestTimeout is how long a request and its answer may take each, and how long a connection is kept between two. It is
-	// short, so that connections without requests do not keep others out for long.
+	// requestTimeout is how long a request and its answer may take each, and how long a connection is kept between two.
 	requestTimeout = 5 * time.Second
 	// closeTimeout is how long the end of a server waits for answers that are being sent.
 	closeTimeout = time.Second
@@ -125,6 +121,10 @@ func serve(l listener) *server {
 	s.http = &http.Server{
 		Handler: s, Protocols: &protocols, MaxHeaderBytes: maxHeader, ErrorLog: log.New(io.Discard, "", 0),
 		ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, IdleTimeout: requestTimeout,
+		ConnState: noteState,
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, conn)
+		},
 	}
 	s.serving.Go(func() { _ = s.http.Serve(bounded(l)) })
 	return s
@@ -153,6 +153,7 @@ func (s *server) close() {
 
 // ServeHTTP answers a request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	noteRequest(r)
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "the metrics can be read only", http.StatusMethodNotAllowed)
@@ -186,52 +187,4 @@ func (s *server) stats() []*metrics.Stats {
 	}
 	slices.SortFunc(all, func(a, b *metrics.Stats) int { return strings.Compare(a.Engine, b.Engine) })
 	return all
-}
-
-// boundedListener accepts connections while fewer than maxConnections are open.
-type boundedListener struct {
-	listener
-	places chan struct{} // has an element for each open connection
-	closed chan struct{}
-	once   sync.Once
-}
-
-func bounded(l listener) net.Listener {
-	return &boundedListener{listener: l, places: make(chan struct{}, maxConnections), closed: make(chan struct{})}
-}
-
-func (b *boundedListener) Accept() (net.Conn, error) {
-	select {
-	case b.places <- struct{}{}:
-	case <-b.closed:
-		return nil, net.ErrClosed
-	}
-	conn, err := b.listener.Accept()
-	if err != nil {
-		<-b.places
-		return nil, err
-	}
-	return &boundedConn{Conn: conn, leave: sync.OnceFunc(func() { <-b.places })}, nil
-}
-
-func (b *boundedListener) Close() error {
-	b.once.Do(func() { close(b.closed) })
-	if err := b.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return err
-	}
-	return nil
-}
-
-// boundedConn gives its place back when it is closed.
-type boundedConn struct {
-	net.Conn
-	leave func()
-}
-
-func (c *boundedConn) Close() error {
-	defer c.leave()
-	if conn, ok := c.Conn.(shut.Conn); ok {
-		return shut.Close(conn) // also for forked children
-	}
-	return c.Conn.Close()
 }

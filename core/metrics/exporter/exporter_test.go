@@ -327,29 +327,35 @@ func TestAPathMayHaveTheNumberOfTheProcess(t *testing.T) {
 	require.FileExists(t, fmt.Sprintf("%s/%d.socket", folder, os.Getpid()))
 }
 
-func TestConnectionsAreBounded(t *testing.T) {
-	path := filepath.Join(shortFolder(t), "socket")
-	detach := attachAt(t, "unix:"+path, func() *metrics.Stats { return stats("one") })
-	var open []net.Conn
-	for range maxConnections {
-		conn, err := net.Dial("unix", path)
-		require.NoError(t, err)
-		open = append(open, conn)
-	}
-	answered := make(chan error, 1)
-	go func() {
-		answer, err := client("unix", path).Get("http://x/metrics")
-		if err == nil {
-			err = answer.Body.Close()
+func TestSilentConnectionsGiveWayToARequest(t *testing.T) {
+	for network, address := range map[string]string{
+		"unix": "unix:" + filepath.Join(shortFolder(t), "socket"),
+		"tcp":  fmt.Sprintf("127.0.0.1:%d", freePort(t)),
+	} {
+		target := strings.TrimPrefix(address, "unix:")
+		detach := attachAt(t, address, func() *metrics.Stats { return stats("one") })
+		var silent []net.Conn
+		for range 4 * maxConnections {
+			conn, err := net.Dial(network, target)
+			require.NoError(t, err)
+			silent = append(silent, conn)
 		}
-		answered <- err
-	}()
-	require.Never(t, func() bool { return len(answered) > 0 }, 50*time.Millisecond, time.Millisecond)
-	require.NoError(t, open[0].Close())
-	require.NoError(t, <-answered, "it is served once there is a place")
-	detach() // with connections that are silent
-	for _, conn := range open[1:] {
-		require.NoError(t, conn.Close())
+		answer, err := client(network, target).Get("http://x/metrics")
+		require.NoError(t, err)
+		require.NoError(t, answer.Body.Close())
+
+		_, err = silent[0].Read(make([]byte, 1))
+		require.Error(t, err, "the oldest has given way")
+		newest := silent[len(silent)-1]
+		_, err = newest.Write([]byte("GET /metrics HTTP/1.0\r\n\r\n"))
+		require.NoError(t, err)
+		all, err := io.ReadAll(newest)
+		require.NoError(t, err)
+		require.Contains(t, string(all), "200 OK", "the newest has not, and has not waited until its time was over")
+		detach() // with connections that are silent
+		for _, conn := range silent {
+			require.NoError(t, conn.Close())
+		}
 	}
 }
 
