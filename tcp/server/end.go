@@ -139,7 +139,11 @@ func (s *session) report(err error) {
 		level, message := zapcore.InfoLevel, "data request rejected"
 		switch {
 		case rejected.code == wire.StatusFailed:
-			level, message = zapcore.WarnLevel, "data request failed"
+			message = "data request failed"
+			if count, warn := s.server.failures.Add(); warn {
+				level = zapcore.WarnLevel
+				log = log.With(zap.Int("requests that failed since the last such warning", count))
+			}
 		case rejected.first:
 			level, message = zapcore.WarnLevel, "data request failed"
 			log = log.With(zap.Stringer("region", rejected.region.Range))
