@@ -81,7 +81,7 @@ func TestPeersThatTrickleDoNotKeepStagingMemoryFromOthers(t *testing.T) {
 func TestAPeerMayBeSlowWhileNobodyElseWantsItsStagingMemory(t *testing.T) {
 	a := tcptest.Accelerate(t, tcptest.Blocks(2, 512<<10))
 	memory := a.Memory(4096)
-	h := serveDevice(a, Options{ProgressTimeout: 100 * time.Millisecond, StagingRate: 1 << 30}, memory)
+	h := serveDevice(a, Options{ProgressTimeout: 400 * time.Millisecond, StagingRate: 1 << 30}, memory)
 	c := startSlowWrite(t, h, hostmem.AddressOf(memory), 100)
 	c.ExpectStatus(wire.StatusOK)
 }
