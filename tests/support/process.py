@@ -15,7 +15,7 @@ from .peer import Peer
 
 THREAD_SLACK = 6  # threads that a runtime may make for itself and keep
 MEMORY_SLACK = 24 << 20  # bytes that an allocator may keep
-SETTLE_LIMIT = 30.0  # seconds within which what a call left behind must be gone
+SETTLE_LIMIT = 200.0  # seconds within which what a call left behind is gone; Go looks for garbage every two minutes
 
 
 @dataclass
