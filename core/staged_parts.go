@@ -1,8 +1,6 @@
 package core
 
 import (
-	"strings"
-
 	"kvferry/core/layout"
 	"kvferry/core/staging"
 )
@@ -67,7 +65,7 @@ func (p *chunk) order(here layout.Side, part *layout.Pattern) layout.Side {
 	_, remote := Sides(op, part)
 	d := p.work.Segment.Descriptor()
 	buffer, held := d.Contains(uint64(remote.Base), remote.Run)
-	if !held || d.Hello == 0 || strings.HasPrefix(buffer.Name, "npu") { // Mooncake takes no patterns
+	if !held || d.Hello == 0 || buffer.CopiesEachRun() { // Mooncake takes no patterns
 		return here.Other()
 	}
 	return here

@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -324,4 +325,53 @@ func TestADevicePacksItsRunsSoThatOthersGetFewRequests(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The bytes travel in the order of either side. The tables are shuffled, and the heads of a block of 128 tokens are many pages apart.
+func TestHeadsBeforeTokensBecomeHeadsBehindTokensAndBack(t *testing.T) {
+	for _, sameHost := range []bool{false, true} {
+		for _, op := range []core.Opcode{core.Write, core.Read} {
+			for _, offered := range []bool{false, true} {
+				t.Run(fmt.Sprintf("one host %v, %v, offered %v", sameHost, op, offered), func(t *testing.T) {
+					change := func(c *core.Config) { c.SameHost = sameHost }
+					reorder(t, op, offered, ordered(t, "HND", 128), ordered(t, "NHD", 16), change)
+					reorder(t, op, offered, ordered(t, "NHD", 16), ordered(t, "HND", 128), change)
+					reorder(t, op, offered, ordered(t, "HND", 16), ordered(t, "NHD", 16), change)
+				})
+			}
+		}
+	}
+}
+
+// reorder moves all of a cache to another one, and looks at each byte.
+func reorder(t *testing.T, op core.Opcode, offered bool, source, destination *cache, change func(*core.Config)) {
+	r := rand.New(rand.NewPCG(uint64(op), 2))
+	for i := range source.memory {
+		source.memory[i] = byte(i * 7 >> 3)
+	}
+	near, far := source, destination
+	if op == core.Read {
+		near, far = far, near
+	}
+	target, e := newEngine(t, change), newEngine(t, change)
+	far.register(t, r, target)
+	near.register(t, r, e)
+	if offered {
+		offer, err := target.Offer(far.Place, both)
+		require.NoError(t, err)
+		there, err := layout.ParseOffer(offer.Text())
+		require.NoError(t, err)
+		far.Key = there.Key
+	}
+	request := layout.Request{Sources: []layout.Place{source.Place}, Destinations: []layout.Place{destination.Place}, Tokens: orderedTokens}
+	plan, err := request.NewPlan()
+	require.NoError(t, err)
+	want := apply(plan.Transfers[0], source, destination)
+	b, err := e.SubmitPlanned(core.Planned{
+		Opcode: op, Target: tcptest.OpenSegment(t, e, target.Name()), Transfer: plan.Transfers[0],
+	}, 0)
+	require.NoError(t, err)
+	tcptest.Completes(t, b)
+	require.NoError(t, e.FreeBatch(b))
+	require.True(t, bytes.Equal(want, destination.memory))
 }

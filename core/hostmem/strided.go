@@ -245,17 +245,24 @@ func (p *position) advance(runs uint64) {
 	}
 }
 
-// row copies a row, or adds its runs to those for system calls.
+// row copies a row, or adds its runs to those for system calls. Where other pages lie between the runs, each run is a row.
 func (c *Copier) row(r *row, slow *slowRuns) error {
-	if r.count > 1 && magnitude(r.stride) >= r.run+uint64(pageSize) { // pages between the runs are none of ours
-		for i := range r.count {
-			one := row{r.addr + uintptr(i*uint64(r.stride)), 0, r.run, 1, r.buffer + uintptr(i*r.run)}
-			if err := c.row(&one, slow); err != nil {
-				return err
-			}
-		}
-		return nil
+	if r.count == 1 || magnitude(r.stride) < r.run+uint64(pageSize) {
+		return c.rowOfPages(r, slow)
 	}
+	one := row{addr: r.addr, run: r.run, count: 1, buffer: r.buffer}
+	for range r.count {
+		if err := c.rowOfPages(&one, slow); err != nil {
+			return err
+		}
+		one.addr += uintptr(r.stride)
+		one.buffer += uintptr(r.run)
+	}
+	return nil
+}
+
+// rowOfPages is row for runs without other pages between them.
+func (c *Copier) rowOfPages(r *row, slow *slowRuns) error {
 	if !c.mayTouchRow(r, slow.access) {
 		return slow.add(r)
 	}

@@ -225,6 +225,16 @@ func TestPagesBetweenRunsAreNotBroughtIn(t *testing.T) {
 	}
 }
 
+func TestRunsWithPagesBetweenThemAreCopiedWithoutAllocations(t *testing.T) {
+	memory := mapped(t, 64*page)
+	s := Strided{Base: AddressOf(memory), Run: 256, Count: 1}
+	s.Axes[0] = Axis{32, 2 * page}
+	buffer := make([]byte, s.Bytes())
+	var c Copier
+	require.NoError(t, c.Scatter(&s, 0, buffer))
+	require.Zero(t, testing.AllocsPerRun(20, func() { require.NoError(t, c.Gather(buffer, &s, 0)) }))
+}
+
 func TestMergedStridedMemoryIsTheSameStreamInFewerRuns(t *testing.T) {
 	for range 300 {
 		s := randomStrided(1<<40, 1<<20)

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	"kvferry/core/address"
@@ -267,6 +268,10 @@ func (d *Descriptor) Contains(addr, length uint64) (Buffer, bool) {
 	}
 	return d.Buffers[widest], true
 }
+
+// CopiesEachRun reports whether the buffer is on a device that makes a copy for each run of strided memory: an NPU. Other devices
+// and processors take a request as a whole.
+func (b *Buffer) CopiesEachRun() bool { return strings.HasPrefix(b.Name, "npu") }
 
 func isNull(encoded []byte) bool {
 	return string(bytes.TrimSpace(encoded)) == "null"

@@ -55,6 +55,7 @@ func (c *cursor) cutFor(to destination, limit uint64, d *metadata.Descriptor, as
 	var part layout.Pattern
 	if c.parts.Run().Run <= to.runs {
 		part = c.parts.Cut(min(limit, stridedBytes), nil)
+		c.sort(op, &part, d)
 	} else {
 		part = c.parts.CutRun(limit)
 	}
@@ -66,6 +67,30 @@ func (c *cursor) cutFor(to destination, limit uint64, d *metadata.Descriptor, as
 	p.useKey()
 	c.left -= p.length
 	return p
+}
+
+// sort gives the bytes of a part the order of the source's addresses, where the source can then send them from where they are, and
+// otherwise could not. What passes through staging blocks of this process has its order already, and an NPU is spared short runs.
+func (c *cursor) sort(op core.Opcode, part *layout.Pattern, d *metadata.Descriptor) {
+	if c.work.Staged || isSentDirectly(part) {
+		return
+	}
+	if op == core.Write {
+		if buffer, held := d.Contains(part.Destination, part.Run); held && buffer.CopiesEachRun() {
+			return
+		}
+	}
+	sorted := *part
+	if sorted.Sort(layout.Source); isSentDirectly(&sorted) {
+		*part = sorted
+	}
+}
+
+// isSentDirectly reports whether the source need not pack the bytes of a part.
+func isSentDirectly(part *layout.Pattern) bool {
+	source, _ := core.Sides(core.Write, part)
+	source.Merge()
+	return source.Run >= sockio.MinDirectRun
 }
 
 // useKey makes a strided request of a piece whose work has the key of an offer: one without axes, if it moves a range.
