@@ -54,9 +54,6 @@ var Past = time.Unix(1, 0)
 // keepAlive finds dead peers that have nothing to say. An idle connection is never closed otherwise.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
 
-// localBuffer is the size of the socket buffers on one host, in bytes, where the system allows it.
-const localBuffer = 1 << 20
-
 // New sets a connection up and takes it over. When New fails it has reset the connection.
 func New(conn Conn, p *Processors) (*Socket, error) {
 	s, err := newSocket(conn, p)
@@ -119,7 +116,7 @@ func duplicate(conn syscall.Conn) (socket int, err error) {
 func tune(conn Conn) error {
 	switch c := conn.(type) {
 	case *net.TCPConn:
-		return c.SetKeepAliveConfig(keepAlive)
+		return errors.Join(c.SetKeepAliveConfig(keepAlive), boundBuffer(c))
 	case *net.UnixConn:
 		return errors.Join(c.SetReadBuffer(localBuffer), c.SetWriteBuffer(localBuffer))
 	}
