@@ -139,11 +139,15 @@ func isLocalhost(host string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
-// prefixes are the addresses of this machine's interfaces with their networks.
+// prefixes are the addresses of this machine's interfaces with their networks. None: they are not known.
 type prefixes []netip.Prefix
 
+// interfaceAddrs fails where the process is out of descriptors, or may have no sockets of AF_NETLINK, as under systemd's
+// RestrictAddressFamilies.
+var interfaceAddrs = net.InterfaceAddrs
+
 func localAddresses() prefixes {
-	addrs, err := net.InterfaceAddrs()
+	addrs, err := interfaceAddrs()
 	if err != nil {
 		return nil
 	}
@@ -163,6 +167,9 @@ func (local prefixes) has(ip netip.Addr) bool {
 	if ip.Is6() && ip.IsLinkLocalUnicast() && ip.Zone() == "" {
 		return false
 	}
+	if len(local) == 0 {
+		return mayBind(ip)
+	}
 	ip = ip.WithZone("")
 	for _, p := range local {
 		if p.Addr() == ip || p.Addr().IsLoopback() && p.Contains(ip) {
@@ -170,6 +177,24 @@ func (local prefixes) has(ip netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// mayBind finds out by the kernel whether ip is an address of this machine. Where that fails, too, it counts as one: the engine
+// then listens there or not at all, and not on all addresses.
+func mayBind(ip netip.Addr) bool {
+	if ip.IsUnspecified() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return false // the kernel binds to these
+	}
+	family, at := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: ip.As16()})
+	if ip.Is4() {
+		family, at = unix.AF_INET, &unix.SockaddrInet4{Addr: ip.As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err != unix.EAFNOSUPPORT
+	}
+	defer unix.Close(fd)
+	return unix.Bind(fd, at) != unix.EADDRNOTAVAIL
 }
 
 // Options say what Listen opens.

@@ -153,6 +153,29 @@ func TestANameThatNoPeerCanConnectToRaisesDoubt(t *testing.T) {
 	assert.Empty(t, doubtOfName("node7", []netip.Addr{netip.MustParseAddr("127.0.1.1")}, nil, local), "peers resolve it to another address")
 }
 
+// Under systemd's RestrictAddressFamilies, or without descriptors, the addresses cannot be listed.
+func TestAddressesThatCannotBeListedDoNotMakeAnEngineListenOnAll(t *testing.T) {
+	interfaceAddrs = func() ([]net.Addr, error) { return nil, unix.EAFNOSUPPORT }
+	t.Cleanup(func() { interfaceAddrs = net.InterfaceAddrs })
+	for host, listen := range map[string]string{
+		"127.0.0.1": "127.0.0.1", "127.0.0.9": "127.0.0.9", "localhost": "127.0.0.1",
+		"203.0.113.7": "", "2001:db8::7": "", "0.0.0.0": "", "::": "", "224.0.0.1": "", "255.255.255.255": "",
+	} {
+		got, doubt := Inspect(host)
+		assert.Equal(t, listen, got, host)
+		assert.Equal(t, listen == "", doubt != "", host)
+	}
+}
+
+func TestAnAddressCountsAsHereWhereTheKernelCannotBeAsked(t *testing.T) {
+	var before unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: before.Max}))
+	here := mayBind(netip.MustParseAddr("203.0.113.7"))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+	assert.True(t, here, "an engine listens there or not at all")
+}
+
 // holdPorts listens on n consecutive ports until the test ends.
 func holdPorts(t *testing.T, n int) (held []net.Listener, minPort, maxPort int) {
 	for first := 20000; first < 32000; first += n {
