@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -92,7 +93,9 @@ def _platform_problem() -> str | None:
 
 
 LOADING_ROOM = 1664 << 20  # bytes of address space that the Go runtime and its threads take when it is loaded
+LOADING_DESCRIPTORS = 8  # more than loading opens at a time; the Go runtime ends the process if it cannot open its own
 LOADING_THREADS = 8  # the most that the Go runtime starts when it is loaded; it ends the process if it cannot
+MOST_PROCESSORS = 4096  # GOMAXPROCS with which the threads of the library are within what the Go runtime allows
 
 
 def _require_address_space() -> None:
@@ -108,6 +111,36 @@ def _require_address_space() -> None:
             f"loading the library takes {LOADING_ROOM >> 20} MiB of address space, and RLIMIT_AS leaves less: {e}: "
             "raise it (ulimit -v)"
         ) from e
+
+
+def _require_descriptors() -> None:
+    """LibraryError where the process may not open the files that loading takes."""
+    opened: list[int] = []
+    try:
+        while len(opened) < LOADING_DESCRIPTORS:
+            opened.extend(os.pipe())
+    except OSError as e:
+        raise LibraryError(
+            f"the {LOADING_DESCRIPTORS} file descriptors that loading the library takes cannot be opened: {e}: raise "
+            "RLIMIT_NOFILE (ulimit -n)"
+        ) from e
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _require_go_settings() -> None:
+    """LibraryError where the environment has a setting of the Go runtime by which it would end the process."""
+    text = os.environ.get("GOMEMLIMIT", "")
+    number = re.fullmatch(r"([0-9]+)(B|KiB|MiB|GiB|TiB)?", text)
+    units = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    if text not in ("", "off") and not (number and int(number[1]) * units.get(number[2], 1) < 1 << 63):
+        raise LibraryError(
+            f"GOMEMLIMIT={text!r} in the environment is not a number of bytes, such as 512MiB: unset or correct it"
+        )
+    processors = os.environ.get("GOMAXPROCS", "")
+    if re.fullmatch(r"[0-9]+", processors) and int(processors) > MOST_PROCESSORS:
+        raise LibraryError(f"GOMAXPROCS={processors} in the environment is above {MOST_PROCESSORS}: unset or lower it")
 
 
 def _require_threads() -> None:
@@ -132,6 +165,8 @@ def _require_threads() -> None:
 def _open(path: Path | str) -> Functions:
     _require_address_space()
     _require_threads()
+    _require_descriptors()
+    _require_go_settings()
     try:
         functions = Functions(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL))
         functions.kvferry_rpc_port(0)  # returns an error once the Go runtime has started
