@@ -17,7 +17,7 @@ NOT_ALLOWED = 77  # exit status of a program that may not do what it is for
 def forked(program: str, stderr: str = "", **settings: str) -> None:
     """Run a program that must succeed, with that on its standard error, or nothing."""
     # From 3.12 on Python warns of every fork() of a process with threads.
-    done = run_python(program, PYTHONWARNINGS="ignore::DeprecationWarning", **settings)
+    done = run_python(program, limit=90, PYTHONWARNINGS="ignore::DeprecationWarning", **settings)
     if done.returncode == NOT_ALLOWED:
         unavailable("mount namespaces cannot be made here: run as root, with CAP_SYS_ADMIN")
     assert done.returncode == 0, done.stderr
