@@ -95,6 +95,7 @@ size_t sim_write_report(char *out, size_t size)
     add_counts(&text, "copied_bytes", kind_names, counters->copied_bytes, KINDS);
     add(&text, "  \"pageable_copies\": %llu,\n", (unsigned long long)counters->pageable_copies);
     add(&text, "  \"executed\": %llu,\n", (unsigned long long)counters->executed);
+    add(&text, "  \"busy_streams\": %zu,\n", sim_count_busy_streams());
     add(&text, "  \"worked_ns\": %lld,\n", (long long)counters->worked);
     add(&text, "  \"faults\": %llu,\n", (unsigned long long)counters->faults);
     add_counts(&text, "calls", sim_api.calls, counters->calls, (size_t)sim_api.call_count);

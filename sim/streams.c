@@ -218,6 +218,17 @@ size_t sim_count_streams(void)
     return count;
 }
 
+size_t sim_count_busy_streams(void)
+{
+    size_t position = 0, count = 0;
+    struct stream *stream;
+
+    while ((stream = sim_next_object(OBJECT_STREAM, &position)) != NULL) {
+        count += !stream_is_complete(stream);
+    }
+    return count;
+}
+
 /* Queued operations are not executed, as if the device were broken. */
 size_t sim_drop_streams(int device)
 {

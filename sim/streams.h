@@ -16,6 +16,7 @@ enum sim_streams { STREAMS_ALL, STREAMS_BLOCKING };
 int sim_synchronize_device(enum sim_streams which);
 
 size_t sim_count_streams(void);      /* without default streams */
+size_t sim_count_busy_streams(void); /* with operations that are not complete */
 size_t sim_drop_streams(int device); /* destroys all of a device; returns how many there were */
 
 /* The timeout is in milliseconds; -1 is none. */

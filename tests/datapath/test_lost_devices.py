@@ -118,6 +118,7 @@ def test_a_copy_that_does_not_end_is_given_up_and_ends_no_other(
         pass
     simulate(world.engine, kind, "faults", "")  # a busy machine may not have come to the copy that is to hang
     simulate(world.engine, kind, "release_hangs")
+    until(lambda: simulate(world.engine, kind, "report")["busy_streams"] == 0, 60, "the device has done its copies")
 
 
 class Hung:

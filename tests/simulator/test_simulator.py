@@ -110,7 +110,7 @@ def test_report_of_a_clean_process_has_no_leaks(simulator: Simulator, tmp_path: 
     assert set(found["misuse"].values()) == {0}
     assert found["copies"] == {"h2h": 0, "h2d": 1, "d2h": 0, "d2d": 0}
     assert found["copied_bytes"]["h2d"] == 4 << 20
-    assert (found["pageable_copies"], found["executed"], found["faults"]) == (0, 1, 0)
+    assert (found["pageable_copies"], found["executed"], found["faults"], found["busy_streams"]) == (0, 1, 0, 0)
     assert found["calls"]["aclrtMemcpyAsync"] == 1
     assert found["calls"]["aclrtMemcpy"] == 0
     assert found["devices"] == [{"sets": 1, "resets": 1, "lost": False}, {"sets": 0, "resets": 0, "lost": False}]
