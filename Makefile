@@ -36,7 +36,7 @@ TYPED := bench python scripts tests setup.py
 
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
-SOURCES := $(shell find ascend capi core cuda internal metaserver tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.[ch]' -o -name '*.ptx' -o -name '*.map' \))
+SOURCES := $(shell find ascend capi core cuda internal metaserver tcp sim python scripts \( -name '*.py' -o -name '*.go' -o -name '*.s' -o -name '*.[ch]' -o -name '*.ptx' -o -name '*.map' \))
 PACKAGING := setup.py pyproject.toml MANIFEST.in go.mod go.sum
 
 .PHONY: demo bench bench-npu bench-gpu bench-go test test-npu test-gpu test-aarch64 test-vllm test-sglang soak soak-offers lint build \

@@ -17,7 +17,7 @@ import (
 // unpacked from one:
 //
 //  1. Gather and Scatter go through the memory row by row (stream). A row is the runs along the innermost axis.
-//  2. A row whose pages may be touched is copied by a plain loop. Pages that were not touched within the last second are
+//  2. A row whose pages may be touched is copied by a plain loop (runs.go). Pages that were not touched within the last second are
 //     brought in first, a row at a time (mayTouchRow).
 //  3. Other runs are collected, and one system call copies up to mostSlow of them (slowRuns).
 
@@ -171,6 +171,9 @@ func (c *Copier) stream(s *Strided, at uint64, buffer []byte, a Access) (err err
 	slow := c.slow
 	slow.access, slow.now, slow.count, slow.bytes = a, c.now, 0, 0
 	fault := Guard(func() { err = c.rows(s, at, buffer, slow) })
+	if a == Writing {
+		orderStreams()
+	}
 	if err == nil {
 		err = fault
 	}
@@ -269,7 +272,7 @@ func (c *Copier) rowOfPages(r *row, slow *slowRuns) error {
 	if slow.access == Reading {
 		copyRuns(r.buffer, uintptr(r.run), r.addr, uintptr(r.stride), uintptr(r.run), r.count)
 	} else {
-		copyRuns(r.addr, uintptr(r.stride), r.buffer, uintptr(r.run), uintptr(r.run), r.count)
+		spreadRuns(r.addr, uintptr(r.stride), r.buffer, uintptr(r.run), r.count)
 	}
 	return nil
 }
@@ -288,40 +291,6 @@ func (c *Copier) mayTouchRow(r *row, a Access) bool {
 	}
 	return c.now.Seen(addr, length, a) || c.BringIn(addr, length, a)
 }
-
-// copyRuns copies runs that are fromStep bytes apart to places that are toStep bytes apart.
-func copyRuns(dst, toStep, src, fromStep, run uintptr, count uint64) {
-	switch run {
-	case 8:
-		for ; count > 0; count-- {
-			*(*[8]byte)(pointer(dst)) = *(*[8]byte)(pointer(src))
-			dst, src = dst+toStep, src+fromStep
-		}
-	case 16:
-		for ; count > 0; count-- {
-			*(*[16]byte)(pointer(dst)) = *(*[16]byte)(pointer(src))
-			dst, src = dst+toStep, src+fromStep
-		}
-	case 32:
-		for ; count > 0; count-- {
-			*(*[32]byte)(pointer(dst)) = *(*[32]byte)(pointer(src))
-			dst, src = dst+toStep, src+fromStep
-		}
-	case 64:
-		for ; count > 0; count-- {
-			*(*[64]byte)(pointer(dst)) = *(*[64]byte)(pointer(src))
-			dst, src = dst+toStep, src+fromStep
-		}
-	default:
-		for ; count > 0; count-- {
-			copy(At(dst, uint64(run)), At(src, uint64(run)))
-			dst, src = dst+toStep, src+fromStep
-		}
-	}
-}
-
-// pointer is an address of memory that the collector neither keeps nor moves, or that its owner keeps alive.
-func pointer(addr uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&addr)) }
 
 // mostSlow is how many runs one system call copies.
 const mostSlow = 256
