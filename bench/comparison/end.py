@@ -19,6 +19,7 @@ import os
 import random
 import select
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -142,12 +143,17 @@ class Served:
         return first / min(later)
 
     def beside(self, small: list[Any], bulk: list[Any], seconds: float) -> dict[str, float]:
-        """One small request after the other, alone, and beside a bulk transfer to the same peer. Microseconds."""
+        """One small request after the other, alone, and beside a bulk transfer to the same peer, in microseconds; and
+        the part of its rate that the bulk transfer keeps."""
         behind = Case(*bulk).span // Case(*small).span  # the place of a thread that bulk does not touch
         one, many = self._move(Case(*small), behind), self._move(Case(*bulk), 0)
-        alone = timed(one, seconds)
-        times = side_by_side([functools.partial(timed, move, seconds) for move in (one, many)])
-        return {"alone_p50": percentile(alone, 0.5), "beside_p99": percentile(times[0], 0.99)}
+        alone, bulk_alone = timed(one, seconds), timed(many, seconds)
+        times, bulk_beside = side_by_side([functools.partial(timed, move, seconds) for move in (one, many)])
+        return {
+            "alone_p50": percentile(alone, 0.5),
+            "beside_p99": percentile(times, 0.99),
+            "bulk_kept": statistics.fmean(bulk_alone) / statistics.fmean(bulk_beside),
+        }
 
     def crossing(self, count: int, kind: str, seconds: float) -> float:
         """Microseconds of a call, in the middle of many, that writes so many neighbours of 8 bytes; arrays are of that

@@ -44,6 +44,11 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
 def wanted(results: Results, processors: int) -> list[Wanted]:
     """The rows of the sections that were run."""
     rows: list[Wanted] = []
@@ -98,11 +103,11 @@ def threads(results: Results) -> Iterator[Wanted]:
     )
     totals = [median_ratio(a, b) if a and b else None for a, b in zip(many, single)]
     yield Wanted(f"loopback, {THREADS} / 1 thread, {BY_ONE.blocks} blocks", totals[0], 1, direct=totals[1])
-    beside = [
-        statistics.median(each["beside_p99"] / each["alone_p50"] for each in found) if found else None
-        for found in (results.beside.get(name) for name in (OURS, DIRECT))
-    ]
+    found = [results.beside.get(name, []) for name in (OURS, DIRECT)]
+    beside = [_median(each["beside_p99"] / each["alone_p50"] for each in rounds) for rounds in found]
+    kept = [_median(each["bulk_kept"] for each in rounds) for rounds in found]
     yield Wanted("loopback, a 4 KiB request: p99 beside bulk / p50 alone", beside[0], 5, True, beside[1])
+    yield Wanted("loopback, bulk beside 4 KiB requests / alone", kept[0], 0.9, direct=kept[1])
 
 
 def over_link(results: Results) -> Iterator[Wanted]:
