@@ -523,7 +523,7 @@ func TestStalledPeerOfADeviceIsCutOff(t *testing.T) {
 		"not reading":  tcptest.ReadV2(memory),
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := serveDevice(a, Options{ProgressTimeout: 50 * time.Millisecond}, memory)
+			h := serveDevice(a, Options{ProgressTimeout: 500 * time.Millisecond}, memory)
 			stalled, waiting := h.dial(), h.dial()
 			stalled.Send(b)
 			h.waitForLog("data connection lost")

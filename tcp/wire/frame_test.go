@@ -101,6 +101,7 @@ func FuzzParseHeader(f *testing.F) {
 	PutHeaderByAddress(b, Write, 4096, 1, 1<<40)
 	f.Add(b, true)
 	f.Add(b, false)
+	f.Add(stridedFrame(Write, 4096, 1, Strided{Run: 1}, MaxAxes), false)
 	f.Fuzz(func(t *testing.T, b []byte, sameHost bool) {
 		if len(b) < HeaderSize {
 			return
@@ -109,13 +110,17 @@ func FuzzParseHeader(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again := make([]byte, HeaderSize)
-		if h.ByAddress {
+		again, written := make([]byte, HeaderSize+MaxStridedBody), 17 // bytes: the others of a header have no meaning
+		switch {
+		case h.ByAddress:
 			require.True(t, sameHost)
 			PutHeaderByAddress(again, h.Op, h.Addr, h.Length, h.Source)
-		} else {
+		case h.Strided:
+			PutStrided(again, h.Op, h.Addr, h.Length, &Strided{}, h.Axes)
+			written = 18
+		default:
 			PutHeader(again, h.Op, h.Addr, h.Length, h.V2)
 		}
-		require.Equal(t, b[:17], again[:17])
+		require.Equal(t, b[:written], again[:written])
 	})
 }
