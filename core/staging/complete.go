@@ -87,7 +87,7 @@ func (c *copier) report(j *Job, err error, after []func()) []func() {
 	case j.prepares: // Device.prepared says what has failed
 	case err != nil:
 		c.counters.failed.Add(1)
-		c.log.Info("a staging job failed", zap.String("device", c.name), zap.Int("moves", len(j.Moves)), zap.Error(err))
+		c.log.Warn("a staging job failed", zap.String("device", c.name), zap.Int("moves", len(j.Moves)), zap.Error(err))
 	default:
 		c.counters.count(j)
 	}

@@ -139,11 +139,7 @@ func (s *session) report(err error) {
 		level, message := zapcore.InfoLevel, "data request rejected"
 		switch {
 		case rejected.code == wire.StatusFailed:
-			message = "data request failed"
-			if count, warn := s.server.failures.Add(); warn {
-				level = zapcore.WarnLevel
-				log = log.With(zap.Int("requests that failed since the last such warning", count))
-			}
+			level, message = zapcore.WarnLevel, "data request failed"
 		case rejected.first:
 			level, message = zapcore.WarnLevel, "data request failed"
 			log = log.With(zap.Stringer("region", rejected.region.Range))

@@ -27,9 +27,6 @@ import (
 // logLinesPerSecond bounds the log lines of one kind that sessions cause: a peer must not be able to fill the disk.
 const logLinesPerSecond = 10
 
-// failuresPeriod is the shortest time between warnings about requests that a device has failed. One cause fails many of them.
-const failuresPeriod = 10 * time.Second
-
 // errClosed ends the sessions of a server that is being closed.
 var errClosed = errors.New("the engine is being closed")
 
@@ -90,8 +87,6 @@ type Server struct {
 	hosts    map[string]*host           // that are or were served
 	lastLoss loss                       // the last one that was logged as a warning
 
-	failures fair.Tally // of requests that a device has failed
-
 	shown  *metrics.Peers // of hosts
 	counts serverCounts
 
@@ -107,7 +102,6 @@ func New(log *zap.Logger, memory Memory, listener Listener, local *net.UnixListe
 			return zapcore.NewSamplerWithOptions(c, time.Second, logLinesPerSecond, 0)
 		})),
 		memory:      memory,
-		failures:    fair.Tally{Period: failuresPeriod},
 		listener:    listener,
 		local:       local,
 		options:     o,

@@ -20,7 +20,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
 )
 
 // stagedLengths are those of host memory, and around blocks of 512 KiB.
@@ -390,24 +389,6 @@ func TestReadThatFailsInTheMiddleIsCutOff(t *testing.T) {
 	require.Error(t, err)
 	require.LessOrEqual(t, len(got), wire.StatusSize+2*block)
 	h.waitForLog("data request failed")
-}
-
-func TestRequestsThatADeviceFailsAreOneWarningForAWhile(t *testing.T) {
-	const times = 5
-	a := tcptest.Accelerate(t, tcptest.Blocks(4, 512<<10))
-	memory := a.Memory(4096)
-	h := serveDevice(a, Options{}, memory)
-	for range times {
-		a.FailAround(device.DeviceToHost, hostmem.AddressOf(memory))
-		c := h.dial()
-		c.Send(tcptest.ReadV2(memory))
-		c.ExpectStatus(wire.StatusFailed)
-		c.ExpectEnd()
-		require.NoError(t, c.Conn.Close())
-		h.waitForSessions(0)
-	}
-	require.Len(t, h.logs.FilterMessage("data request failed").All(), times)
-	require.Equal(t, 1, h.logs.Filter(func(e observer.LoggedEntry) bool { return e.Level > zapcore.InfoLevel }).Len(), h.logs.All())
 }
 
 func TestWriteThatFailsInTheMiddleIsToldWhileItIsStillSent(t *testing.T) {
