@@ -60,11 +60,12 @@ MAY_IMPORT = {
     # What tests, benchmarks and the demo use; nothing else imports these.
     "bench": "",
     "core/hostmem/hostmemtest": "",
-    "core/metadata/kv/kvtest": "core/metadata/kv core/status",
+    "core/metadata/kv/kvtest": "core/metadata/kv core/status internal/porttest",
     "core/metadata/metadatatest": "core/metadata core/status",
     "core/transporttest": "core core/metrics core/status",
+    "internal/porttest": "",
     "internal/driver/drivertest": "core/device core/hostmem tests/simtest",
-    "tcp/internal/tcptest": "core core/device core/hostmem core/metadata core/staging tcp/wire",
+    "tcp/internal/tcptest": "core core/device core/hostmem core/metadata core/staging internal/porttest tcp/wire",
     "tests/kerneltest": "core/device",
     "tests/simtest": "ascend core/device cuda internal/dl internal/driver",
 }

@@ -20,8 +20,9 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/internal/porttest"
+
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 // Server is a program that serves a central store on a port of 127.0.0.1.
@@ -105,13 +106,8 @@ func program(t *testing.T, name, debian string) string {
 // ClosedPort is an address of this machine where nobody listens, and which nobody else gets before the test ends.
 func ClosedPort(t *testing.T) string {
 	t.Helper()
-	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = unix.Close(socket) })
-	require.NoError(t, unix.Bind(socket, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
-	bound, err := unix.Getsockname(socket)
-	require.NoError(t, err)
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(bound.(*unix.SockaddrInet4).Port))
+	_, port := porttest.Bound(t)
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
 // freePort is a port of this machine that nobody has now.
