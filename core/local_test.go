@@ -269,7 +269,7 @@ func TestAnOfferIsUsedWithinTheProcessThatMadeIt(t *testing.T) {
 					use := func(op core.Opcode, blocks []uint64) error {
 						there.Blocks = blocks
 						offered.place = there.Place
-						b, err := p.SubmitPlanned(between(t, op, mine, offered), limit)
+						b, err := p.SubmitPlanned(plannedTo(t, core.LocalSegment, op, mine, offered), limit)
 						require.NoError(t, err)
 						wait(t, b)
 						defer func() { require.NoError(t, p.FreeBatch(b)) }()
@@ -277,10 +277,11 @@ func TestAnOfferIsUsedWithinTheProcessThatMadeIt(t *testing.T) {
 					}
 					others := slices.Clone(there.Blocks)
 					others[0] = outside(others)
-					want := exchanged(t, op, mine, offered)
+					planned := plannedTo(t, core.LocalSegment, op, mine, offered)
+					wantLocal, wantOffered := moved(&planned, memory[0], memory[1], uint64(at(memory[1])))
 					require.NoError(t, use(op, there.Blocks))
-					require.True(t, bytes.Equal(want[0], memory[0]), "local memory")
-					require.True(t, bytes.Equal(want[1], memory[1]), "what is offered")
+					require.True(t, bytes.Equal(wantLocal, memory[0]), "local memory")
+					require.True(t, bytes.Equal(wantOffered, memory[1]), "what is offered")
 
 					blocks := there.Blocks
 					require.ErrorIs(t, use(core.Read+core.Write-op, blocks), core.ErrNotOffered)
@@ -291,33 +292,6 @@ func TestAnOfferIsUsedWithinTheProcessThatMadeIt(t *testing.T) {
 			}
 		}
 	}
-}
-
-// between is a transfer within the process, of the tokens of two sides.
-func between(t *testing.T, op core.Opcode, local, remote side) core.Planned {
-	source, destination := local, remote
-	if op == core.Read {
-		source, destination = remote, local
-	}
-	return core.Planned{Opcode: op, Target: core.LocalSegment, Transfer: transferBetween(t, source, destination)}
-}
-
-// exchanged is the memory of both sides after such a transfer.
-func exchanged(t *testing.T, op core.Opcode, local, remote side) (memory [2][]byte) {
-	memory = [2][]byte{slices.Clone(local.memory), slices.Clone(remote.memory)}
-	to, from, source := memory[1], local.memory, local
-	destination := remote
-	if op == core.Read {
-		to, from, source, destination = memory[0], remote.memory, remote, local
-	}
-	planned := between(t, op, local, remote)
-	runs, portion := planned.Transfer.Each(), make([]layout.Run, 100)
-	for n := runs.Next(portion); n > 0; n = runs.Next(portion) {
-		for _, run := range portion[:n] {
-			copy(to[run.Destination-uint64(at(destination.memory)):][:run.Bytes], from[run.Source-uint64(at(source.memory)):])
-		}
-	}
-	return memory
 }
 
 // outside is the number of a block that is not among some.

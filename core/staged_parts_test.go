@@ -77,25 +77,29 @@ func transferBetween(t testing.TB, source, destination side) *layout.Transfer {
 // planned is a transfer of a plan between a device and the peer, in a direction.
 func (p *stagedPair) planned(op core.Opcode, local, remote side) core.Planned {
 	p.t.Helper()
-	planned := core.Planned{Opcode: op, Target: p.segment}
-	if op == core.Write {
-		planned.Transfer = transferBetween(p.t, local, remote)
-	} else {
-		planned.Transfer = transferBetween(p.t, remote, local)
-	}
-	return planned
+	return plannedTo(p.t, p.segment, op, local, remote)
 }
 
-// moved is what the memory of both sides is after a transfer.
-func moved(p *core.Planned, local, remote []byte) (wantLocal, wantRemote []byte) {
+// plannedTo is a transfer of a plan between memory of this process and that of a segment, in a direction.
+func plannedTo(t testing.TB, target core.SegmentID, op core.Opcode, local, remote side) core.Planned {
+	t.Helper()
+	source, destination := local, remote
+	if op == core.Read {
+		source, destination = remote, local
+	}
+	return core.Planned{Opcode: op, Target: target, Transfer: transferBetween(t, source, destination)}
+}
+
+// moved is what the memory of both sides is after a transfer. base is the address of the remote memory.
+func moved(p *core.Planned, local, remote []byte, base uint64) (wantLocal, wantRemote []byte) {
 	wantLocal, wantRemote = slices.Clone(local), slices.Clone(remote)
 	runs, portion := p.Transfer.Each(), make([]layout.Run, 100)
 	for n := runs.Next(portion); n > 0; n = runs.Next(portion) {
 		for _, run := range portion[:n] {
 			if p.Opcode == core.Write {
-				copy(wantRemote[run.Destination:][:run.Bytes], local[run.Source-uint64(at(local)):])
+				copy(wantRemote[run.Destination-base:][:run.Bytes], local[run.Source-uint64(at(local)):])
 			} else {
-				copy(wantLocal[run.Destination-uint64(at(local)):][:run.Bytes], remote[run.Source:])
+				copy(wantLocal[run.Destination-uint64(at(local)):][:run.Bytes], remote[run.Source-base:])
 			}
 		}
 	}
@@ -129,7 +133,7 @@ func TestAPlanWithMemoryOfADeviceIsOneTaskAndMovesEveryByteAndNoOther(t *testing
 					fill(w.memory, 2)
 					local := newSide(r, memory, uint64(at(memory)), tokens[0], head, order&1 > 0)
 					planned := p.planned(op, local, newSide(r, w.memory, 0, tokens[1], head, order&2 > 0))
-					wantLocal, wantRemote := moved(&planned, memory, w.memory)
+					wantLocal, wantRemote := moved(&planned, memory, w.memory, 0)
 					works.Store(0)
 					runs.Store(0)
 					b, err := p.SubmitPlanned(planned, 0)
