@@ -51,8 +51,11 @@ func (p *peer) assist(done func() bool) {
 // before it does: the peer's thread runs in place of the thread that sends. Then a thread would be woken that has nothing to do,
 // so the lane that sends the request wakes nobody from before that until end is called.
 func (p *peer) expect() (end func()) {
+	if !p.answers.Contention.Holds(clock.Now()) {
+		return endNothing
+	}
 	lanes := p.listed().lanes
-	if i := slices.IndexFunc(lanes, pipelined.idle); i >= 0 && p.answers.Contention.Holds(clock.Now()) {
+	if i := slices.IndexFunc(lanes, pipelined.idle); i >= 0 {
 		return lanes[i].expect()
 	}
 	return endNothing

@@ -139,8 +139,8 @@ func TestAnAnswerIsExpectedOnContendedProcessorsOnly(t *testing.T) {
 			p.answers.Contention.HoldUntil(clock.Now() + time.Hour)
 		}
 		end := e.Expect(id)
-		require.Equal(t, holds, l.expected.callers == 1)
+		require.Equal(t, holds, l.expected.callers.Load() == 1)
 		end()
-		require.Zero(t, l.expected.callers)
+		require.Zero(t, l.expected.callers.Load())
 	}
 }

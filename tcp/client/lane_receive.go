@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -104,8 +105,8 @@ func (l *lane) setSpinning(on bool) {
 
 // expected is the state of callers that are about to send a request and to receive the answer.
 type expected struct {
+	callers  atomic.Int32 // changed under the lock
 	mu       sync.Mutex
-	callers  int
 	spinning bool   // on their behalf
 	onEnd    func() // endExpect, bound when the lane is made: binding allocates
 }
@@ -114,7 +115,7 @@ type expected struct {
 func (l *lane) expect() (end func()) {
 	l.expected.mu.Lock()
 	defer l.expected.mu.Unlock()
-	l.expected.callers++
+	l.expected.callers.Add(1)
 	return l.expected.onEnd
 }
 
@@ -123,7 +124,7 @@ func (l *lane) endExpect() {
 	e := &l.expected
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.callers--; e.callers == 0 && e.spinning {
+	if e.callers.Add(-1) == 0 && e.spinning {
 		e.spinning = false
 		l.setSpinning(false)
 	}
@@ -132,9 +133,12 @@ func (l *lane) endExpect() {
 // spinIfExpected is called before a request is sent. The lane is connected.
 func (l *lane) spinIfExpected() {
 	e := &l.expected
+	if e.callers.Load() == 0 {
+		return
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.callers > 0 && !e.spinning {
+	if e.callers.Load() > 0 && !e.spinning {
 		e.spinning = true
 		l.setSpinning(true)
 	}
