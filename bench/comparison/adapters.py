@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Union
 
 from comparison.case import Case
-from comparison.changes import CHANGES
 
 Addresses = Union[Sequence[int], Any]  # a list, or an array of uint64
 Move = Callable[[], bool]  # moves all of its blocks, and tells whether that succeeded
@@ -115,9 +114,11 @@ def change_plan(case: Case, local: int, remote: int) -> Any:
     """kvferry.plan of a change of layout, for the initiator, by the addresses of the caches. Heads that the source does
     not have stay as they are."""
     kvferry = importlib.import_module("kvferry")
-    change = CHANGES[case.change]
+    change = case.caches
     sides = []
-    for cache, address in zip(change[1:], (local, remote) if case.operation == "write" else (remote, local)):
+    for cache, address in zip(
+        (change.source, change.destination), (local, remote) if case.operation == "write" else (remote, local)
+    ):
         layout = kvferry.Layout.from_json(cache.layout(address, change.tokens, change.model))
         sides.append(layout.blocks(cache.table(change.tokens)))
     return kvferry.plan(*sides, change.tokens, partial=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from comparison.changes import BYTES, CHANGES, ranges
+from comparison.changes import BYTES, CHANGES, Change, ranges
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -24,6 +24,11 @@ class Case(NamedTuple):
     planned: bool = False  # a change of layout as one transfer of kvferry's, and not as a list of blocks
 
     @property
+    def caches(self) -> Change:
+        """The change of layout, of as many bytes as the case moves."""
+        return CHANGES[self.change]._replace(bytes=self.block * self.blocks)
+
+    @property
     def stride(self) -> int:
         """Bytes from one block to the next one in memory."""
         return 2 * self.block if self.scattered else self.block
@@ -32,13 +37,13 @@ class Case(NamedTuple):
     def span(self) -> int:
         """Bytes of the memory that the blocks of one thread lie in."""
         if self.change:
-            return CHANGES[self.change].span
+            return self.caches.span
         return self.stride * self.blocks
 
     def offsets(self, side: str, thread: int) -> list[int]:
         """Where the blocks of a thread lie on the "initiator" or the "target", in the order of the transfer."""
         if self.change:
-            return ranges(self.change)[side == self.sink]
+            return ranges(self.caches)[side == self.sink]
         places = list(range(self.blocks))
         if self.scattered and side == "target":
             random.Random(self.blocks).shuffle(places)
@@ -60,10 +65,10 @@ class Case(NamedTuple):
         return ", ".join(parts)
 
 
-def changing(operation: str, change: str) -> Case:
-    """A change of layout."""
+def changing(operation: str, change: str, size: int = BYTES) -> Case:
+    """A change of layout of so many bytes."""
     run = CHANGES[change].run
-    return Case(operation, run, BYTES // run, change=change)
+    return Case(operation, run, size // run, change=change)
 
 
 def planned(case: Case) -> Case:

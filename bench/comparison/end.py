@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 import link
+from comparison import reorder
 from comparison.adapters import KINDS, Adapter, Blocks, Mooncake, Move, Ours, change_plan, load
 from comparison.case import MIB, Case, percentile
 from comparison.memory import allocate, peak
@@ -68,19 +69,20 @@ class Served:
 
     def prepare(self, case: list[Any], side: str, source: bool) -> None:
         """Fill the blocks of a case: those of the source with random bytes, each with others; else with none."""
-        data = 2 * random_step()
-        for number, offset in enumerate(self._offsets(Case(*case), side)):
-            block = Case(*case).block
-            for start in range(offset, offset + block, MIB):
-                length = min(MIB, offset + block - start)
-                turn = (number * 4099 + start // MIB * 31) % MIB
-                self._room.write(start, data[turn : turn + length] if source else bytes(length))
+        data, one = 2 * random_step(), Case(*case)
+        with self._room.rewritten(one.span * one.threads) as view:
+            for number, offset in enumerate(self._offsets(one, side)):
+                for start in range(offset, offset + one.block, MIB):
+                    length = min(MIB, offset + one.block - start)
+                    turn = (number * 4099 + start // MIB * 31) % MIB
+                    view[start : start + length] = data[turn : turn + length] if source else bytes(length)
 
     def digest(self, case: list[Any], side: str) -> str:
         """The digest of the blocks of a case in the order of the transfer."""
-        digest = hashlib.sha256()
-        for offset in self._offsets(Case(*case), side):
-            digest.update(self._room.read(offset, Case(*case).block))
+        digest, one = hashlib.sha256(), Case(*case)
+        view = self._room.read(one.span * one.threads)
+        for offset in self._offsets(one, side):
+            digest.update(view[offset : offset + one.block])
         return digest.hexdigest()
 
     @staticmethod
@@ -182,6 +184,33 @@ class Served:
         move = self._move(Case("write", 4096, 1), 0)
         for _ in range(count):
             done(move)
+
+    # Whole blocks, put in order behind their transfer
+
+    def cannot_reorder(self) -> str:
+        """Why PyTorch cannot reorder memory of this process; "" where it can."""
+        return reorder.missing()
+
+    def receive_once(self, case: list[Any]) -> None:
+        """Read the target's cache of a change of layout in plain blocks, and reorder them."""
+        done(self._receiving(Case(*case)))
+
+    def receive(self, case: list[Any], seconds: float) -> dict[str, float]:
+        """run() with receive_once."""
+        return self._measured(Case(*case), [self._receiving(Case(*case))], seconds)
+
+    def reordering(self, case: list[Any], seconds: float) -> float:
+        """Microseconds to reorder what was received, in the middle of as many times as fit."""
+        reordered = reorder.Reorder(Case(*case).caches, self._memory, self._place)
+        return percentile(timed(reordered, seconds), 0.5)
+
+    def _receiving(self, case: Case) -> Move:
+        assert case.operation == "read"
+        places, begin = reorder.pieces(case.caches), self._memory + reorder.behind(case.caches)
+        local, remote = ([start + place for place in places] for start in (begin, self._remote))
+        read = self.engine.move("read", Blocks(self._peer, local, remote, [reorder.PIECE] * len(places)))
+        reordered = reorder.Reorder(case.caches, self._memory, self._place)
+        return lambda: read() and reordered()
 
     # Many peers
 

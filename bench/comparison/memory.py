@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
-from ctypes import byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint64, c_void_p
+from collections.abc import Iterator
+from ctypes import byref, c_int, c_size_t, c_ubyte, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, Union
 
@@ -24,11 +26,14 @@ class HostMemory:
         """Have the first so many bytes there."""
         ctypes.memset(self.address, 7, size)
 
-    def write(self, offset: int, data: bytes) -> None:
-        self._view[offset : offset + len(data)] = data
+    @contextlib.contextmanager
+    def rewritten(self, size: int) -> Iterator[memoryview]:
+        """The first so many bytes, to be changed within the block."""
+        yield self._view[:size]
 
-    def read(self, offset: int, size: int) -> Union[bytes, memoryview]:
-        return self._view[offset : offset + size]
+    def read(self, size: int) -> memoryview:
+        """The first so many bytes."""
+        return self._view[:size]
 
     def taken(self) -> int:
         """Bytes of a device that are in use, by whatever process."""
@@ -58,14 +63,22 @@ class GpuMemory:
         self._call("cuMemsetD8_v2", c_uint64(self.address), c_ubyte(7), c_size_t(size))
         self._call("cuCtxSynchronize")
 
-    def write(self, offset: int, data: bytes) -> None:
-        self._call("cuMemcpyHtoD_v2", c_uint64(self.address + offset), c_char_p(data), c_size_t(len(data)))
+    @contextlib.contextmanager
+    def rewritten(self, size: int) -> Iterator[memoryview]:
+        """The first so many bytes, to be changed within the block: they are on the host meanwhile."""
+        data = self._fetched(size)
+        yield memoryview(data).cast("B")
+        self._call("cuMemcpyHtoD_v2", c_uint64(self.address), data, c_size_t(size))
         self._call("cuCtxSynchronize")  # small copies may be under way when they return
 
-    def read(self, offset: int, size: int) -> bytes:
-        data = ctypes.create_string_buffer(size)
-        self._call("cuMemcpyDtoH_v2", data, c_uint64(self.address + offset), c_size_t(size))
-        return data.raw
+    def read(self, size: int) -> memoryview:
+        """The first so many bytes, as they are now."""
+        return memoryview(self._fetched(size)).cast("B")
+
+    def _fetched(self, size: int) -> ctypes.Array[ctypes.c_char]:
+        data = (ctypes.c_char * size)()
+        self._call("cuMemcpyDtoH_v2", data, c_uint64(self.address), c_size_t(size))
+        return data
 
     def taken(self) -> int:
         if not hasattr(self._cuda, "cuMemGetInfo_v2"):  # as of simulated GPUs

@@ -245,9 +245,12 @@ class Pair(Star):
         with self.awake():
             ends[source].ask("prepare", case, source, True)
             ends[sink].ask("prepare", case, sink, False)
-            self.initiator.ask("once", case)
+            self._once(case)
             if len({end.ask("digest", case, side) for side, end in ends.items()}) != 1:
                 raise EndError(f"bytes differ after {case}")
+
+    def _once(self, case: Case) -> None:
+        self.initiator.ask("once", case)
 
 
 class PlainC:
