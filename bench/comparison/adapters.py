@@ -115,10 +115,9 @@ def change_plan(case: Case, local: int, remote: int) -> Any:
     not have stay as they are."""
     kvferry = importlib.import_module("kvferry")
     change = case.caches
+    source, destination = (local, remote) if case.operation == "write" else (remote, local)
     sides = []
-    for cache, address in zip(
-        (change.source, change.destination), (local, remote) if case.operation == "write" else (remote, local)
-    ):
+    for cache, address in ((change.source, source), (change.destination, destination)):
         layout = kvferry.Layout.from_json(cache.layout(address, change.tokens, change.model))
         sides.append(layout.blocks(cache.table(change.tokens)))
     return kvferry.plan(*sides, change.tokens, partial=True)
