@@ -140,12 +140,16 @@ struct cuda_copy {
     uint64_t length; /* bytes */
 };
 
-/* Runs of one length, as kernel_strided of kernels.h has them: the layout of device.Strided. */
+/* The shape of a group of runs, as kernel_strided of kernels.h has it: the layout of device.Strided. */
 struct cuda_strided {
-    uintptr_t to, from;
     uint64_t length; /* bytes */
     uint32_t counts[4];
     int64_t to_strides[4], from_strides[4];
+};
+
+/* Where a group of runs begins: the layout of device.Base. */
+struct cuda_base {
+    uintptr_t to, from;
 };
 
 /* The result of a call, and where it succeeded the number, address or handle that it returned. */
@@ -243,9 +247,9 @@ int kvferry_cuda_unload_module(const struct cuda *cuda, uintptr_t module);
 int kvferry_cuda_launch_list(const struct cuda *cuda, uintptr_t function, const struct cuda_copy *copies, size_t count,
                              unsigned blocks, uintptr_t stream);
 
-/* The same for runs; CUDA_INVALID_VALUE where one is longer than 1 GiB, or all are longer than 32 GiB. */
+/* The same for groups of runs; CUDA_INVALID_VALUE where a run is longer than 1 GiB, or a group longer than 32 GiB. */
 int kvferry_cuda_launch_strided(const struct cuda *cuda, uintptr_t function, const struct cuda_strided *runs,
-                                unsigned blocks, uintptr_t stream);
+                                const struct cuda_base *at, size_t count, unsigned blocks, uintptr_t stream);
 
 /*
  * Checks that kernels of a context can access the device's side of the copies. A kernel that touches memory

@@ -49,8 +49,11 @@ var (
 	_ device.StridedStream = (*stream)(nil)
 )
 
-// C takes a device.Strided as it is.
-var _ = [1]struct{}{}[unsafe.Sizeof(device.Strided{})-C.sizeof_struct_cuda_strided]
+// C takes a device.Strided and a device.Base as they are.
+var (
+	_ = [1]struct{}{}[unsafe.Sizeof(device.Strided{})-C.sizeof_struct_cuda_strided]
+	_ = [1]struct{}{}[unsafe.Sizeof(device.Base{})-C.sizeof_struct_cuda_base]
+)
 
 // CopyKernel queues the copies in one or more kernels. Any failure is a device.ErrNoKernel or device.ErrOutOfReach: copies can
 // take the place of the kernel. A part of the kernels may have been queued.
@@ -69,28 +72,45 @@ func (s *stream) CopyKernel(kind device.Kind, copies []device.Copy) error {
 	return nil
 }
 
-// CopyStrided is CopyKernel for copies of one length.
-func (s *stream) CopyStrided(kind device.Kind, strided *device.Strided) error {
+// CopyStrided is CopyKernel for groups of copies of one shape.
+func (s *stream) CopyStrided(kind device.Kind, strided *device.Strided, at []device.Base) error {
 	if err := s.useKernels(); err != nil {
 		return err
 	}
-	to, from := strided.Extents()
+	if err := s.checkExtents(kind, strided, at); err != nil {
+		return err
+	}
+	runs := (*C.struct_cuda_strided)(unsafe.Pointer(strided))
+	bases := (*C.struct_cuda_base)(unsafe.Pointer(unsafe.SliceData(at)))
+	code := C.kvferry_cuda_launch_strided(s.gpu.library.cuda, s.gpu.kernels.strided, runs, bases, C.size_t(len(at)),
+		C.uint(blocks[kind]), s.handle)
+	if err := s.gpu.failed(code, status.Context, "cuLaunchKernel(%d strided groups, %v)", len(at), kind); err != nil {
+		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
+	}
+	return nil
+}
+
+// checkExtents is checkReach for all that lies between the first byte and the last one of each group.
+func (s *stream) checkExtents(kind device.Kind, strided *device.Strided, at []device.Base) error {
+	to, from := strided.Extents(device.Base{}) // of a group at 0: its addresses can be below that, and wrap around
 	if kind != device.DeviceToHost {
-		if err := s.checkReach(device.HostToDevice, []device.Copy{to}); err != nil {
+		if err := s.checkReach(device.HostToDevice, s.placed(to, at)); err != nil {
 			return err
 		}
 	}
 	if kind != device.HostToDevice {
-		if err := s.checkReach(device.DeviceToHost, []device.Copy{from}); err != nil {
-			return err
-		}
-	}
-	runs := (*C.struct_cuda_strided)(unsafe.Pointer(strided))
-	code := C.kvferry_cuda_launch_strided(s.gpu.library.cuda, s.gpu.kernels.strided, runs, C.uint(blocks[kind]), s.handle)
-	if err := s.gpu.failed(code, status.Context, "cuLaunchKernel(strided, %v)", kind); err != nil {
-		return fmt.Errorf("%w: %w", device.ErrNoKernel, err)
+		return s.checkReach(device.DeviceToHost, s.placed(from, at))
 	}
 	return nil
+}
+
+// placed are the extents of groups: those of the group at 0, moved to each base. They are valid until the next call.
+func (s *stream) placed(extent device.Copy, at []device.Base) []device.Copy {
+	s.extents = s.extents[:0]
+	for _, base := range at {
+		s.extents = append(s.extents, device.Copy{Dst: extent.Dst + base.Dst, Src: extent.Src + base.Src, Length: extent.Length})
+	}
+	return s.extents
 }
 
 // checkReach fails with device.ErrOutOfReach if a kernel cannot access the GPU's side of the copies.

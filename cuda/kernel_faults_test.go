@@ -100,15 +100,60 @@ func TestStreamsShareTheKernelsAndTheLastOneUnloadsThem(t *testing.T) {
 func TestStridedCopiesThatAreTooLongAreRefused(t *testing.T) {
 	simulated(t)
 	drivertest.OnBench(t, drivertest.Open(t, 0), func(b *drivertest.Bench) {
-		s := device.Strided{
-			Dst: drivertest.AddressOf(b.Host), Src: b.Memory,
-			Length: 1 << 10, Counts: [device.Dimensions]uint32{1 << 10, 1 << 8, 1 << 8, 1},
-		}
-		err := b.Stream.(device.StridedStream).CopyStrided(device.DeviceToHost, &s)
+		s := device.Strided{Length: 1 << 10, Counts: [device.Dimensions]uint32{1 << 10, 1 << 8, 1 << 8, 1}}
+		at := []device.Base{{Dst: drivertest.AddressOf(b.Host), Src: b.Memory}}
+		stream := b.Stream.(device.StridedStream)
+		err := stream.CopyStrided(device.DeviceToHost, &s, at)
 		require.ErrorIs(t, err, device.ErrNoKernel)
-		require.ErrorContains(t, err, "cuLaunchKernel(strided, device to host) failed with 1")
+		require.ErrorContains(t, err, "cuLaunchKernel(1 strided groups, device to host) failed with 1")
+		require.NoError(t, stream.CopyStrided(device.DeviceToHost, &s, nil), "no groups")
 		s.Counts = [device.Dimensions]uint32{}
-		require.NoError(t, b.Stream.(device.StridedStream).CopyStrided(device.DeviceToHost, &s), "no copies")
+		require.NoError(t, stream.CopyStrided(device.DeviceToHost, &s, at), "no copies")
+		require.Zero(t, simtest.TakeReport(t).Calls["cuLaunchKernel"])
+	})
+}
+
+func TestOneLaunchMakesStridedCopiesOfManyGroups(t *testing.T) {
+	simulated(t)
+	drivertest.OnBench(t, drivertest.Open(t, 0), func(b *drivertest.Bench) {
+		s := device.Strided{Length: 1, Counts: [device.Dimensions]uint32{1, 1, 1, 2}}
+		at := make([]device.Base, 600)
+		for i := range at {
+			at[i] = device.Base{Dst: drivertest.AddressOf(b.Host) + uintptr(i), Src: b.Memory + uintptr(i)}
+		}
+		require.NoError(t, b.Stream.(device.StridedStream).CopyStrided(device.DeviceToHost, &s, at))
+		require.NoError(t, b.Stream.Drain(enough))
+		require.EqualValues(t, 3, simtest.TakeReport(t).Calls["cuLaunchKernel"], "tables of at most 249 groups")
+	})
+}
+
+func TestStridedCopiesAreRefusedIfOneGroupIsOutOfReach(t *testing.T) {
+	simulated(t)
+	foreign := simtest.NewDevice(t, 1).Alloc(4096)
+	drivertest.OnBench(t, drivertest.Open(t, 0), func(b *drivertest.Bench) {
+		// The second run of a group lies before the first one.
+		s := device.Strided{Length: 16, Counts: [device.Dimensions]uint32{1, 2, 1, 1}}
+		s.DstStrides[1], s.SrcStrides[1] = -1024, -1024
+		inside, host := b.Memory+1024, drivertest.AddressOf(b.Host)+1024
+		good := map[device.Kind]device.Base{
+			device.HostToDevice: {Dst: inside, Src: host},
+			device.DeviceToHost: {Dst: host, Src: inside},
+			device.WithinDevice: {Dst: inside, Src: inside},
+		}
+		for name, at := range map[string]struct {
+			kind  device.Kind
+			wrong device.Base
+		}{
+			"into the GPU":                {device.HostToDevice, device.Base{Dst: foreign + 1024, Src: host}},
+			"out of the GPU":              {device.DeviceToHost, device.Base{Dst: host, Src: foreign + 1024}},
+			"within the GPU, destination": {device.WithinDevice, device.Base{Dst: foreign + 1024, Src: inside}},
+			"within the GPU, source":      {device.WithinDevice, device.Base{Dst: inside, Src: foreign + 1024}},
+		} {
+			bases := []device.Base{good[at.kind], good[at.kind], at.wrong}
+			err := b.Stream.(device.StridedStream).CopyStrided(at.kind, &s, bases)
+			require.ErrorIs(t, err, device.ErrOutOfReach, name)
+			require.NotErrorIs(t, err, device.ErrNoKernel, name)
+		}
 		require.Zero(t, simtest.TakeReport(t).Calls["cuLaunchKernel"])
 	})
 }

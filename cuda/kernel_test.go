@@ -178,14 +178,16 @@ func TestAKernelCopiesBetweenAllAlignments(t *testing.T) {
 	}
 }
 
-func TestAKernelMakesStridedCopies(t *testing.T) {
+func TestAKernelMakesStridedCopiesOfGroups(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			onKernelBench(t, seed, func(b *kernelBench, random *rand.Rand) {
 				for round := range 12 {
 					for _, kind := range kernelKinds {
-						b.copyStrided(kind, randomStrided(random, benchBytes/2))
-						b.check(fmt.Sprintf("%v, round %d", kind, round))
+						groups := randomLength(random, 600)
+						s := randomStrided(random, benchBytes/2/groups)
+						b.copyStrided(kind, s, randomBases(random, s, groups, benchBytes/2))
+						b.check(fmt.Sprintf("%v, round %d: %d groups", kind, round, groups))
 					}
 				}
 			})
@@ -193,9 +195,33 @@ func TestAKernelMakesStridedCopies(t *testing.T) {
 	}
 }
 
-// randomStrided has destinations in the first so many bytes that do not overlap, and sources in the others.
+func TestAKernelMakesStridedCopiesBetweenAllAlignments(t *testing.T) {
+	for _, kind := range kernelKinds {
+		t.Run(kind.String(), func(t *testing.T) {
+			onKernelBench(t, 9, func(b *kernelBench, random *rand.Rand) {
+				for _, length := range []uint64{1, 15, 16, 17, 31, 33, 64, 129, 1000} {
+					s := &device.Strided{Length: length, Counts: [device.Dimensions]uint32{1, 2, 1, 2}}
+					row := int64(length + 32)
+					s.DstStrides = [device.Dimensions]int64{1, 2 * row, 1, row}
+					s.SrcStrides = [device.Dimensions]int64{1, row + 16, 1, row - 32}
+					var at []device.Base
+					for i := range 256 {
+						cell := uintptr(4*row) * uintptr(i)
+						at = append(at, device.Base{Dst: cell + uintptr(i%16), Src: benchBytes/2 + cell/16*16 + uintptr(i/16)})
+					}
+					random.Shuffle(len(at), func(i, j int) { at[i], at[j] = at[j], at[i] })
+					b.copyStrided(kind, s, at)
+					b.check(fmt.Sprint("copies of ", length))
+				}
+			})
+		})
+	}
+}
+
+// randomStrided is a group whose destinations do not overlap and lie within so many bytes.
 func randomStrided(random *rand.Rand, destinations int) *device.Strided {
-	s := &device.Strided{Length: uint64(randomLength(random, 1<<(1+random.IntN(14))))}
+	const sources = benchBytes / 2
+	s := &device.Strided{Length: uint64(randomLength(random, min(destinations, 1<<(1+random.IntN(14)))))}
 	order := random.Perm(device.Dimensions)
 	room := int64(s.Length)
 	for n, i := range order {
@@ -212,30 +238,46 @@ func randomStrided(random *rand.Rand, destinations int) *device.Strided {
 	for i := range s.Counts {
 		s.Counts[i] = max(s.Counts[i], 1)
 		if s.Counts[i] > 1 && random.IntN(4) > 0 {
-			s.SrcStrides[i] = int64(random.IntN(destinations / 5 / int(s.Counts[i])))
+			s.SrcStrides[i] = int64(random.IntN(sources / 5 / int(s.Counts[i])))
 		}
-		for _, side := range []struct {
-			start   *uintptr
-			strides *[device.Dimensions]int64
-		}{{&s.Dst, &s.DstStrides}, {&s.Src, &s.SrcStrides}} {
+		for _, strides := range []*[device.Dimensions]int64{&s.DstStrides, &s.SrcStrides} {
 			if random.IntN(4) == 0 { // backwards
-				*side.start += uintptr(side.strides[i] * int64(s.Counts[i]-1))
-				side.strides[i] = -side.strides[i]
+				strides[i] = -strides[i]
 			}
 		}
 	}
-	to, from := s.Extents()
-	s.Dst += uintptr(random.IntN(destinations - int(to.Length) + 1))
-	s.Src += uintptr(destinations + random.IntN(benchBytes-destinations-int(from.Length)+1))
 	return s
 }
 
+// randomBases are offsets of so many groups. Their destinations share the first so many bytes, each with its part, and their
+// sources are in the others.
+func randomBases(random *rand.Rand, s *device.Strided, groups, destinations int) []device.Base {
+	to, from := s.Extents(device.Base{}) // offsets of a group at 0, of which backward strides make negative ones
+	part := destinations / groups
+	at := make([]device.Base, groups)
+	for i, place := range random.Perm(groups) {
+		at[i].Dst = uintptr(place*part+random.IntN(part-int(to.Length)+1)) - to.Dst
+		at[i].Src = uintptr(destinations+random.IntN(benchBytes-destinations-int(from.Length)+1)) - from.Src
+	}
+	return at
+}
+
 // copyStrided has the kernel make copies between offsets.
-func (b *kernelBench) copyStrided(kind device.Kind, s *device.Strided) {
+func (b *kernelBench) copyStrided(kind device.Kind, s *device.Strided, at []device.Base) {
 	to, from, toModel, fromModel := b.sides(kind)
+	placed := slices.Clone(at)
+	for i, base := range at {
+		copyGroup(toModel, fromModel, s, base)
+		placed[i] = device.Base{Dst: base.Dst + to, Src: base.Src + from}
+	}
+	require.NoError(b.t, b.stream.(device.StridedStream).CopyStrided(kind, s, placed))
+}
+
+// copyGroup makes the copies of a group in models.
+func copyGroup(toModel, fromModel []byte, s *device.Strided, base device.Base) {
 	number := [device.Dimensions]uint32{}
 	for {
-		at, source := int64(s.Dst), int64(s.Src)
+		at, source := int64(base.Dst), int64(base.Src)
 		for i, n := range number {
 			at, source = at+int64(n)*s.DstStrides[i], source+int64(n)*s.SrcStrides[i]
 		}
@@ -251,9 +293,6 @@ func (b *kernelBench) copyStrided(kind device.Kind, s *device.Strided) {
 			break
 		}
 	}
-	placed := *s
-	placed.Dst, placed.Src = placed.Dst+to, placed.Src+from
-	require.NoError(b.t, b.stream.(device.StridedStream).CopyStrided(kind, &placed))
 }
 
 // BenchmarkCopies measures how long a list of blocks takes in each way, from the call until the stream has come to rest: on

@@ -8,7 +8,7 @@
  *  1. Of a list, a warp takes chunks of 2 KiB: it finds the copy that the chunk belongs to, and each thread copies four
  *     slots of it. The chunks of all copies have one numbering, and each warp takes every n-th, so that a few long
  *     copies and many short ones occupy all warps alike.
- *  2. Of strided runs, a thread takes every n-th slot of all runs.
+ *  2. Of strided runs, a thread takes every n-th slot of all groups.
  *  3. A thread loads all its slots before it stores the first one: the way to the host's memory is long.
  *  4. A slot that lies in its copy is stored at once. If source and destination agree in their last four bits, one load
  *     of 16 bytes gets its bytes; otherwise two do, from which they are shifted together.
@@ -156,15 +156,15 @@ KERNEL kvferry_copy_list(PARAMETER struct kernel_list list)
     }
 }
 
-/* A slot by its number among the slots of all runs. A number behind the last one gives a slot without bytes. */
+/* A slot by its number among the slots of all groups. A number behind the last one gives a slot without bytes. */
 KERNEL_FUNCTION struct slot slot_of(const struct kernel_strided *strided, uint32_t number)
 {
     uint32_t run = number / strided->slots, index;
+    const struct kernel_base *base;
     struct slot s;
     int i;
 
-    s.to = strided->to;
-    s.delta = strided->from - strided->to;
+    s.to = s.delta = 0;
     UNROLLED
     for (i = KERNEL_DIMENSIONS - 1; i >= 0; i--) {
         index = run % strided->counts[i];
@@ -172,6 +172,9 @@ KERNEL_FUNCTION struct slot slot_of(const struct kernel_strided *strided, uint32
         s.to += index * (uint64_t)strided->to_strides[i];
         s.delta += index * (uint64_t)(strided->from_strides[i] - strided->to_strides[i]);
     }
+    base = &strided->at[run < strided->bases ? run : 0]; /* what is left of the number is the group's */
+    s.to += base->to;
+    s.delta += base->from - base->to;
     s.at = s.to / KERNEL_SLOT * KERNEL_SLOT + (uint64_t)(number % strided->slots) * KERNEL_SLOT;
     s.end = number < strided->total ? s.to + strided->length : s.to;
     return s;

@@ -2,6 +2,7 @@
 #include "cuda.h"
 #include "kernels.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 struct cuda_result kvferry_cuda_load_module(const struct cuda *cuda, const char *ptx)
@@ -80,36 +81,61 @@ int kvferry_cuda_launch_list(const struct cuda *cuda, uintptr_t function, const 
     return code == CUDA_SUCCESS ? launch_list(cuda, function, &list, blocks, stream) : code;
 }
 
-int kvferry_cuda_launch_strided(const struct cuda *cuda, uintptr_t function, const struct cuda_strided *runs,
-                                unsigned blocks, uintptr_t stream)
+/* Sets all but the groups. Returns how many runs with bytes a group has, not exactly where it is too many. */
+static uint64_t set_shape(struct kernel_strided *strided, const struct cuda_strided *runs)
 {
-    struct kernel_strided strided;
-    uint64_t total;
+    uint64_t total = 1;
+    bool none = runs->length == 0;
     int i;
 
-    memset(&strided, 0, sizeof strided);
-    strided.to = runs->to;
-    strided.from = runs->from;
-    strided.length = runs->length;
-    memcpy(strided.to_strides, runs->to_strides, sizeof strided.to_strides);
-    memcpy(strided.from_strides, runs->from_strides, sizeof strided.from_strides);
-    if (runs->length > KERNEL_LENGTH_MAX) {
+    strided->length = runs->length;
+    memcpy(strided->counts, runs->counts, sizeof strided->counts);
+    memcpy(strided->to_strides, runs->to_strides, sizeof strided->to_strides);
+    memcpy(strided->from_strides, runs->from_strides, sizeof strided->from_strides);
+    for (i = 0; i < KERNEL_DIMENSIONS; i++) {
+        none = none || runs->counts[i] == 0;
+        total *= total <= KERNEL_SLOTS_MAX ? runs->counts[i] : 1; /* of 32 bits each: no overflow */
+    }
+    return none ? 0 : total;
+}
+
+/* Sets as many of the groups as one launch can have. Returns how many: 0 where it cannot even have one. */
+static uint32_t set_groups(struct kernel_strided *strided, uint64_t runs, const struct cuda_base *at, size_t count)
+{
+    uint64_t most;
+
+    for (strided->bases = 0; strided->bases < KERNEL_BASES && strided->bases < count; strided->bases++) {
+        strided->at[strided->bases].to = at[strided->bases].to;
+        strided->at[strided->bases].from = at[strided->bases].from;
+    }
+    most = KERNEL_SLOTS_MAX / (kernel_slots(strided) * runs);
+    if (strided->bases > most) {
+        strided->bases = (uint32_t)most;
+    }
+    strided->slots = kernel_slots(strided);
+    strided->total = (uint32_t)(strided->slots * runs * strided->bases);
+    return strided->bases;
+}
+
+int kvferry_cuda_launch_strided(const struct cuda *cuda, uintptr_t function, const struct cuda_strided *runs,
+                                const struct cuda_base *at, size_t count, unsigned blocks, uintptr_t stream)
+{
+    struct kernel_strided strided;
+    uint64_t of_group = set_shape(&strided, runs), warps;
+    int code = CUDA_SUCCESS;
+    size_t done;
+
+    if (runs->length > KERNEL_LENGTH_MAX || of_group > KERNEL_SLOTS_MAX) {
         return CUDA_INVALID_VALUE;
     }
-    strided.slots = kernel_slots(&strided);
-    total = runs->length > 0 ? strided.slots : 0;
-    for (i = 0; i < KERNEL_DIMENSIONS; i++) {
-        strided.counts[i] = runs->counts[i];
-        total *= runs->counts[i]; /* of 31 and 32 bits: no overflow */
-        if (total > KERNEL_SLOTS_MAX) {
+    for (done = 0; of_group > 0 && done < count && code == CUDA_SUCCESS; done += strided.bases) {
+        if (set_groups(&strided, of_group, at + done, count - done) == 0) {
             return CUDA_INVALID_VALUE;
         }
+        warps = ((uint64_t)strided.total + KERNEL_WARP - 1) / KERNEL_WARP;
+        code = launch(cuda, function, &strided, warps, blocks, stream);
     }
-    if (total == 0) {
-        return CUDA_SUCCESS;
-    }
-    strided.total = (uint32_t)total;
-    return launch(cuda, function, &strided, (total + KERNEL_WARP - 1) / KERNEL_WARP, blocks, stream);
+    return code;
 }
 
 /* An allocation, to its end. */

@@ -39,7 +39,9 @@ type stream struct {
 	drained *event // of Drain, recorded behind all copies
 	kernels bool   // it uses those of the gpu
 
-	batch driver.Batch[C.uintptr_t, C.size_t] // the arrays of the call in progress
+	// Of the call in progress.
+	batch   driver.Batch[C.uintptr_t, C.size_t]
+	extents []device.Copy
 }
 
 // C takes a device.Copy as it is.

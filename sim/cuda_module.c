@@ -255,9 +255,12 @@ static int read_list(const struct kernel_list *list, struct work *work)
 
 static int read_strided(const struct kernel_strided *strided, struct work *work)
 {
-    uint64_t runs = 1, run, rest, to, from;
+    uint64_t runs = strided->bases, run, rest, to, from;
     int i;
 
+    if (runs == 0 || runs > KERNEL_BASES) {
+        return sim_fail(SIM_INVALID, "runs of %u groups", strided->bases);
+    }
     for (i = 0; i < KERNEL_DIMENSIONS; i++) {
         runs = runs <= PIECES_MAX ? runs * strided->counts[i] : runs;
     }
@@ -270,15 +273,14 @@ static int read_strided(const struct kernel_strided *strided, struct work *work)
                           strided->slots, strided->total);
     }
     for (run = 0; run < runs; run++) {
-        to = strided->to;
-        from = strided->from;
+        to = from = 0;
         rest = run;
         for (i = KERNEL_DIMENSIONS - 1; i >= 0; i--) {
             to += rest % strided->counts[i] * (uint64_t)strided->to_strides[i];
             from += rest % strided->counts[i] * (uint64_t)strided->from_strides[i];
             rest /= strided->counts[i];
         }
-        add(work, to, from, strided->length);
+        add(work, strided->at[rest].to + to, strided->at[rest].from + from, strided->length);
     }
     return SIM_OK;
 }

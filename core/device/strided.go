@@ -3,27 +3,31 @@ package device
 // Dimensions is how many a Strided has.
 const Dimensions = 4
 
-// Strided is many copies of one length. The copy (i, j, k, l) goes to Dst + i*DstStrides[0] + j*DstStrides[1] + ..., from where
-// the other strides say; i is below Counts[0], and so on. A dimension that is not used has the count 1. The layout is read by C.
+// Strided is the shape of many copies of one length, which lie at regular places on both sides. The copy (i, j, k, l) of the group
+// that begins at a Base goes to Base.Dst + i*DstStrides[0] + j*DstStrides[1] + ..., from where the other strides say; i is below
+// Counts[0], and so on. The last dimension varies fastest: neighbouring threads of a kernel make copies that differ in it. A
+// dimension that is not used has the count 1. The layout is read by C.
 type Strided struct {
-	Dst, Src               uintptr
 	Length                 uint64 // bytes of one copy
 	Counts                 [Dimensions]uint32
 	DstStrides, SrcStrides [Dimensions]int64 // bytes
 }
 
+// Base is where a group of copies begins. The layout is read by C.
+type Base struct{ Dst, Src uintptr }
+
 // StridedStream is a stream of a device that makes strided copies.
 type StridedStream interface {
 	Stream
-	// CopyStrided queues a kernel that makes the copies, in no order. It fails with ErrNoKernel if the device cannot do that,
-	// and with ErrOutOfReach for these copies alone.
+	// CopyStrided queues kernels that make the copies of all groups, in no order. s and at can be changed when it has returned.
+	// It fails with ErrNoKernel if the device cannot do that, and with ErrOutOfReach for these copies alone.
 	// After another error, any of them may have been queued.
-	CopyStrided(kind Kind, s *Strided) error
+	CopyStrided(kind Kind, s *Strided, at []Base) error
 }
 
-// Extents are the memory that the copies write, and that they read: from the first byte to the last one.
-func (s *Strided) Extents() (dst, src Copy) {
-	dst, src = Copy{Dst: s.Dst, Src: s.Src, Length: s.Length}, Copy{Dst: s.Dst, Src: s.Src, Length: s.Length}
+// Extents are the memory that a group of copies writes, and that it reads: from the first byte to the last one.
+func (s *Strided) Extents(at Base) (dst, src Copy) {
+	dst, src = Copy{Dst: at.Dst, Src: at.Src, Length: s.Length}, Copy{Dst: at.Dst, Src: at.Src, Length: s.Length}
 	for i, count := range s.Counts {
 		if count == 0 {
 			return Copy{}, Copy{}

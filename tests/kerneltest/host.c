@@ -144,10 +144,40 @@ const char *kerneltest_list(const struct kerneltest_run *run, const struct cuda_
     return code == CUDA_SUCCESS ? fault : "the launch failed";
 }
 
-const char *kerneltest_strided(const struct kerneltest_run *run, const struct cuda_strided *runs)
+const char *kerneltest_strided(const struct kerneltest_run *run, const struct cuda_strided *runs,
+                               const struct cuda_base *at, size_t count)
 {
     struct cuda cuda = begin(run);
-    int code = kvferry_cuda_launch_strided(&cuda, (uintptr_t)&strided_function, runs, run->blocks, 0);
+    int code = kvferry_cuda_launch_strided(&cuda, (uintptr_t)&strided_function, runs, at, count, run->blocks, 0);
 
     return code == CUDA_SUCCESS ? fault : "the launch failed";
+}
+
+static struct kerneltest_count counted;
+
+/* A driver's launch, which only counts. */
+static int launch_nothing(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                          unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **parameters,
+                          void **extra)
+{
+    const struct kernel_strided *strided = *parameters;
+
+    (void)function, (void)grid_x, (void)grid_y, (void)grid_z, (void)block_x, (void)block_y, (void)block_z;
+    (void)shared, (void)stream, (void)extra;
+    counted.launches++;
+    counted.groups += strided->bases;
+    counted.slots += strided->total;
+    return CUDA_SUCCESS;
+}
+
+struct kerneltest_count kerneltest_count_strided(const struct cuda_strided *runs, const struct cuda_base *at,
+                                                 size_t count)
+{
+    struct cuda cuda;
+
+    memset(&cuda, 0, sizeof cuda);
+    memset(&counted, 0, sizeof counted);
+    cuda.cuLaunchKernel = launch_nothing;
+    counted.code = kvferry_cuda_launch_strided(&cuda, (uintptr_t)&strided_function, runs, at, count, 4, 0);
+    return counted;
 }

@@ -18,6 +18,15 @@ struct kerneltest_run {
 
 /* They return what the kernel did wrong, NULL for nothing. */
 const char *kerneltest_list(const struct kerneltest_run *run, const struct cuda_copy *copies, size_t count);
-const char *kerneltest_strided(const struct kerneltest_run *run, const struct cuda_strided *runs);
+const char *kerneltest_strided(const struct kerneltest_run *run, const struct cuda_strided *runs,
+                               const struct cuda_base *at, size_t count);
+
+/* How many launches of the strided kernel there would be, with how many groups and slots. No byte is copied. */
+struct kerneltest_count {
+    int code;
+    uint64_t launches, groups, slots;
+};
+struct kerneltest_count kerneltest_count_strided(const struct cuda_strided *runs, const struct cuda_base *at,
+                                                 size_t count);
 
 #endif

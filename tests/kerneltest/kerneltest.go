@@ -33,15 +33,33 @@ func CopyList(to, from Side, copies []device.Copy, blocks int) error {
 	}, blocks)
 }
 
-// CopyStrided is CopyList for the runs of a Strided, which are the copies.
-func CopyStrided(to, from Side, s *device.Strided, copies []device.Copy, blocks int) error {
+// CopyStrided is CopyList for the groups of a Strided, whose runs are the copies.
+func CopyStrided(to, from Side, s *device.Strided, at []device.Base, copies []device.Copy, blocks int) error {
 	r := newRun(to, from)
 	for _, c := range copies {
 		r.expect(c)
 	}
 	return r.end(func(run *C.struct_kerneltest_run) *C.char {
-		return C.kerneltest_strided(run, (*C.struct_cuda_strided)(unsafe.Pointer(s)))
+		runs, bases := stridedOf(s, at)
+		return C.kerneltest_strided(run, runs, bases, C.size_t(len(at)))
 	}, blocks)
+}
+
+// Launches is how many launches there are for a CopyStrided, and how many groups and slots they have together.
+type Launches struct{ Launches, Groups, Slots uint64 }
+
+// CountStrided counts the launches, and copies nothing.
+func CountStrided(s *device.Strided, at []device.Base) (Launches, error) {
+	runs, bases := stridedOf(s, at)
+	counted := C.kerneltest_count_strided(runs, bases, C.size_t(len(at)))
+	if counted.code != 0 {
+		return Launches{}, fmt.Errorf("the launch failed with %d", counted.code)
+	}
+	return Launches{uint64(counted.launches), uint64(counted.groups), uint64(counted.slots)}, nil
+}
+
+func stridedOf(s *device.Strided, at []device.Base) (*C.struct_cuda_strided, *C.struct_cuda_base) {
+	return (*C.struct_cuda_strided)(unsafe.Pointer(s)), (*C.struct_cuda_base)(unsafe.Pointer(unsafe.SliceData(at)))
 }
 
 // run has a byte for each byte of a side: whether it is to be read, and how often it is to be written, and was.

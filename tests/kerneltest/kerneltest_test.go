@@ -52,10 +52,43 @@ func TestAListWithoutBytesLaunchesNothing(t *testing.T) {
 	require.NoError(t, kerneltest.CopyList(dst, src, []device.Copy{{Dst: to, Src: from}}, 4))
 }
 
-func TestARunThatIsTooLongIsNotLaunched(t *testing.T) {
-	dst, src, _ := sides(rand.New(rand.NewPCG(1, 1)))
-	s := &device.Strided{Dst: to, Src: from, Length: 1<<30 + 1, Counts: [device.Dimensions]uint32{1, 1, 1, 1}}
-	require.EqualError(t, kerneltest.CopyStrided(dst, src, s, nil, 1), "the launch failed")
+func TestLaunchesOfTheStridedKernelHaveAllGroupsAndNotTooManySlots(t *testing.T) {
+	one := [device.Dimensions]uint32{1, 1, 1, 1}
+	for _, test := range []struct {
+		name   string
+		length uint64
+		counts [device.Dimensions]uint32
+		bases  int
+		want   kerneltest.Launches
+	}{
+		{"no group", 64, one, 0, kerneltest.Launches{}},
+		{"no byte", 0, one, 3, kerneltest.Launches{}},
+		{"no run", 64, [device.Dimensions]uint32{1 << 31, 1 << 31, 1 << 31, 0}, 3, kerneltest.Launches{}},
+		{"one group", 64, one, 1, kerneltest.Launches{Launches: 1, Groups: 1, Slots: 4}},
+		{"a full table", 64, one, 249, kerneltest.Launches{Launches: 1, Groups: 249, Slots: 249 * 4}},
+		{"one more", 64, one, 250, kerneltest.Launches{Launches: 2, Groups: 250, Slots: 250 * 4}},
+		{"two groups of 16 GiB a launch", 1 << 30, [device.Dimensions]uint32{4, 1, 4, 1}, 5,
+			kerneltest.Launches{Launches: 3, Groups: 5, Slots: 5 << 30}},
+		{"one group of 32 GiB a launch", 16, [device.Dimensions]uint32{1 << 16, 1 << 15, 1, 1}, 3,
+			kerneltest.Launches{Launches: 3, Groups: 3, Slots: 3 << 31}},
+	} {
+		s := &device.Strided{Length: test.length, Counts: test.counts}
+		got, err := kerneltest.CountStrided(s, make([]device.Base, test.bases))
+		require.NoError(t, err, test.name)
+		require.Equal(t, test.want, got, test.name)
+	}
+}
+
+func TestGroupsThatNoLaunchCanHaveAreRefused(t *testing.T) {
+	for _, s := range []device.Strided{
+		{Length: 1<<30 + 1, Counts: [device.Dimensions]uint32{1, 1, 1, 1}},
+		{Length: 16, Counts: [device.Dimensions]uint32{1 << 16, 1<<15 + 1, 1, 1}},
+		{Length: 1 << 30, Counts: [device.Dimensions]uint32{33, 1, 1, 1}},
+		{Length: 1, Counts: [device.Dimensions]uint32{1<<32 - 1, 1<<32 - 1, 1<<32 - 1, 1<<32 - 1}},
+	} {
+		_, err := kerneltest.CountStrided(&s, []device.Base{{Dst: to, Src: from}})
+		require.EqualError(t, err, "the launch failed with 1", "%+v", s)
+	}
 }
 
 func TestTheStridedKernelAccessesTheBytesOfItsCopiesAndNoOthers(t *testing.T) {
@@ -68,30 +101,37 @@ func TestTheStridedKernelAccessesTheBytesOfItsCopiesAndNoOthers(t *testing.T) {
 	}
 }
 
-// strided copies runs of a length in three dimensions, one of them backwards, between unlike places.
+// strided copies runs of a length in three dimensions, one of them backwards, between unlike places. Groups make up one of these
+// dimensions: each begins within the extent of the one before it.
 func strided(t *testing.T, length uint64, skew uintptr, gap int64) {
 	name := fmt.Sprintf("runs of %d, from %d on, %d apart", length, skew, gap)
-	dst, src, model := sides(rand.New(rand.NewPCG(length, uint64(skew))))
-	n, step := uint32(min(4, max(1, (sideBytes-64)/6/(int64(length)+gap)))), int64(length)+gap
+	random := rand.New(rand.NewPCG(length, uint64(skew)))
+	dst, src, model := sides(random)
+	n, step := int64(min(600, max(1, (sideBytes-64)/6/(int64(length)+gap)))), int64(length)+gap
 	s := &device.Strided{
-		Dst: to + skew, Src: from + 3 + uintptr(step), Length: length, Counts: [device.Dimensions]uint32{2, 1, n, 3},
-		DstStrides: [device.Dimensions]int64{3 * int64(n) * step, 77, 3 * step, step},
-		SrcStrides: [device.Dimensions]int64{-step, 5, 2 * step, step + 16},
+		Length: length, Counts: [device.Dimensions]uint32{2, 1, 1, 3},
+		DstStrides: [device.Dimensions]int64{3 * n * step, 77, 5, n * step},
+		SrcStrides: [device.Dimensions]int64{-step, 5, 77, step + 16},
 	}
-	s.Src += 16
+	var at []device.Base
 	var copies []device.Copy
-	for i := range int64(2) {
-		for k := range int64(n) {
+	for _, group := range random.Perm(int(n)) {
+		base := device.Base{
+			Dst: to + skew + uintptr(int64(group)*step),
+			Src: from + 19 + uintptr(step) + uintptr(random.Int64N(sideBytes-19-32-4*step)),
+		}
+		at = append(at, base)
+		for i := range int64(2) {
 			for l := range int64(3) {
 				c := device.Copy{
-					Dst: s.Dst + uintptr(i*s.DstStrides[0]+k*s.DstStrides[2]+l*s.DstStrides[3]), Length: length,
-					Src: s.Src + uintptr(i*s.SrcStrides[0]+k*s.SrcStrides[2]+l*s.SrcStrides[3]),
+					Dst: base.Dst + uintptr(i*s.DstStrides[0]+l*s.DstStrides[3]), Length: length,
+					Src: base.Src + uintptr(i*s.SrcStrides[0]+l*s.SrcStrides[3]),
 				}
 				copies = append(copies, c)
 				copy(model[c.Dst-to:], src.Bytes[c.Src-from:][:length])
 			}
 		}
 	}
-	require.NoError(t, kerneltest.CopyStrided(dst, src, s, copies, 2), name)
+	require.NoError(t, kerneltest.CopyStrided(dst, src, s, at, copies, 2), name)
 	require.True(t, bytes.Equal(model, dst.Bytes), name)
 }

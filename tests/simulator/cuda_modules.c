@@ -67,6 +67,27 @@ static struct kernel_list one(uint64_t to, uint64_t from, uint32_t length)
     return list;
 }
 
+/* Two groups of three runs of 64 bytes: from the device, where they are 100 bytes apart, to the host, at 80 bytes. */
+static struct kernel_strided two_groups(void)
+{
+    struct kernel_strided strided;
+
+    memset(&strided, 0, sizeof strided);
+    strided.length = 64;
+    strided.slots = 4;
+    strided.total = 24;
+    strided.bases = 2;
+    strided.counts[0] = strided.counts[1] = strided.counts[2] = 1;
+    strided.counts[3] = 3;
+    strided.to_strides[3] = 80;
+    strided.from_strides[3] = 100;
+    strided.at[0].to = (uintptr_t)pinned + 1024;
+    strided.at[0].from = device + 5;
+    strided.at[1].to = (uintptr_t)pinned;
+    strided.at[1].from = device + 4096;
+    return strided;
+}
+
 static void test_only_the_kernels_of_this_layout_are_loaded(void)
 {
     const size_t list = sizeof(struct kernel_list), strided = sizeof(struct kernel_strided);
@@ -85,7 +106,7 @@ static void test_only_the_kernels_of_this_layout_are_loaded(void)
 static void test_parameters_of_another_layout_are_refused(void)
 {
     struct kernel_list list = one((uintptr_t)pinned, device, 5000), wrong = list;
-    struct kernel_strided strided = {0, 0, 64, 4, 4, {1, 1, 1, 1}, {0, 0, 0, 0}, {0, 0, 0, 0}};
+    struct kernel_strided strided = two_groups(), of_others = strided;
 
     wrong.chunks++;
     CHECK_FAILS(launch(list_kernel, &wrong), INVALID);
@@ -98,10 +119,20 @@ static void test_parameters_of_another_layout_are_refused(void)
     wrong = list;
     wrong.count = KERNEL_COPIES + 1;
     CHECK_FAILS(launch(list_kernel, &wrong), INVALID);
-    strided.to = (uintptr_t)pinned;
-    strided.from = device;
-    strided.total = 5;
-    CHECK_FAILS(launch(strided_kernel, &strided), INVALID);
+    of_others.total++;
+    CHECK_FAILS(launch(strided_kernel, &of_others), INVALID);
+    of_others = strided;
+    of_others.slots++;
+    CHECK_FAILS(launch(strided_kernel, &of_others), INVALID);
+    of_others = strided;
+    of_others.at[1].to++; /* runs of one slot more */
+    CHECK_FAILS(launch(strided_kernel, &of_others), INVALID);
+    of_others = strided;
+    of_others.bases = of_others.total = 0;
+    CHECK_FAILS(launch(strided_kernel, &of_others), INVALID);
+    of_others.bases = KERNEL_BASES + 1;
+    of_others.total = of_others.bases * 12;
+    CHECK_FAILS(launch(strided_kernel, &of_others), INVALID);
     CHECK_FAILS(cuLaunchKernel(list_kernel, 0, 1, 1, KERNEL_THREADS, 1, 1, 0, stream, (void *[]){&list}, NULL), INVALID);
     CHECK_FAILS(cuLaunchKernel(list_kernel, 1, 1, 1, 32, 1, 1, 0, stream, (void *[]){&list}, NULL), INVALID);
     CHECK_FAILS(cuLaunchKernel(list_kernel, 1, 1, 1, KERNEL_THREADS, 1, 1, 0, stream, NULL, NULL), INVALID);
@@ -127,6 +158,34 @@ static void test_a_launch_is_executed_in_the_order_of_its_stream(void)
     CHECK_EQUAL(pinned[3], 7);
     CHECK_EQUAL(pinned[5002], 7);
     CHECK_EQUAL(pinned[5003], 0);
+}
+
+static void test_each_group_of_a_strided_launch_is_copied(void)
+{
+    struct kernel_strided strided = two_groups();
+    int group, run, i;
+
+    for (i = 0; i < SIZE; i++) {
+        pinned[i] = (unsigned char)(i / 251 + i);
+    }
+    OK(cuMemcpyHtoD_v2(device, pinned, SIZE));
+    memset(pinned, 0, SIZE);
+    OK(launch(strided_kernel, &strided));
+    OK(cuStreamSynchronize(stream));
+    for (group = 0; group < 2; group++) {
+        for (run = 0; run < 3; run++) {
+            unsigned char *to = (unsigned char *)(uintptr_t)strided.at[group].to + run * 80;
+            int from = (int)(strided.at[group].from - device) + run * 100;
+
+            for (i = 0; i < 64; i++) {
+                CHECK_EQUAL(to[i], (unsigned char)((from + i) / 251 + from + i));
+                to[i] = 0;
+            }
+        }
+    }
+    for (i = 0; i < SIZE; i++) {
+        CHECK_EQUAL(pinned[i], 0);
+    }
 }
 
 /* Freeing what a launch uses is reported, as it is for copies. */
@@ -209,6 +268,7 @@ int main(void)
     test_only_the_kernels_of_this_layout_are_loaded();
     test_parameters_of_another_layout_are_refused();
     test_a_launch_is_executed_in_the_order_of_its_stream();
+    test_each_group_of_a_strided_launch_is_copied();
     test_memory_is_in_use_until_a_launch_is_executed();
     test_what_a_kernel_must_not_touch_breaks_the_context();
     test_a_module_is_of_its_context();
