@@ -10,14 +10,19 @@ import (
 //
 //  1. cutParts cuts parts of its patterns, as many as the lease has room for. The bytes of a part lie together in the lease. The
 //     side that does it at less cost puts them in another order: see order.
-//  2. Each run of a part is a move of the chunk's job. So the device gathers the runs of a WRITE, and scatters those of a READ, by
+//  2. Each part is a strided move of the chunk's job. So the device gathers the runs of a WRITE, and scatters those of a READ, by
 //     the means that the planner of core/staging finds best for them.
 //  3. The transport gets the chunk as a transfer of a plan of its own, from the lease or into it. Runs that follow each other at the
 //     peer, in one of its buffers, are one run there, whatever their places on the device are.
 //  4. A READ of which a part has not arrived is not copied to the device at all: the transfer fails.
 
-// mostMoves bounds the moves of a chunk.
-const mostMoves = 4096
+// mostRuns bounds the runs of a chunk, so that their copies do not take much memory: strided copies take less.
+func (q *stagedQueue) mostRuns() int {
+	if q.route.device.CopiesOneByOne() {
+		return 4096
+	}
+	return 65536
+}
 
 // cutParts takes parts of patterns, as many as the lease has room for.
 func (p *chunk) cutParts(c *stagedCursor) {
@@ -28,7 +33,8 @@ func (p *chunk) cutParts(c *stagedCursor) {
 	}
 	var parts []layout.Pattern
 	var request Request
-	for end := uint64(0); c.left > 0 && len(p.moves) < mostMoves; {
+	most := p.queue.mostRuns()
+	for end, runs := uint64(0), 0; c.left > 0 && runs < most; {
 		next := c.parts.Run()
 		local, remote := Sides(op, &next)
 		at := p.queue.route.device.Place(end, local.Base, local.Run)
@@ -39,9 +45,9 @@ func (p *chunk) cutParts(c *stagedCursor) {
 			request = c.work.Tasks[c.task].Request
 			request.Local, request.Remote, request.Length = p.lease.Addr+uintptr(at), uint64(remote.Base), 0
 		}
-		part := c.parts.Cut(min(p.lease.Length-at, bytesOf(mostMoves-len(p.moves), next.Run)), nil)
+		part := c.parts.Cut(min(p.lease.Length-at, bytesOf(most-runs, next.Run)), nil)
 		part.Sort(p.order(here, &part))
-		p.addMoves(op, &part, p.lease.Addr+uintptr(at))
+		runs += p.addMove(op, &part, p.lease.Addr+uintptr(at))
 		part = part.Packed(here, uint64(p.lease.Addr)+at)
 		if merged := part.Merged(); p.isWithinBuffers(op, &merged) {
 			part = merged
@@ -79,14 +85,16 @@ func runsOf(op Opcode, part layout.Pattern, by layout.Side) uint64 {
 	return local.Bytes() / local.Run
 }
 
-// addMoves adds the moves of a part whose bytes lie together from an address in the lease on.
-func (p *chunk) addMoves(op Opcode, part *layout.Pattern, block uintptr) {
+// addMove adds the move of a part whose bytes lie together from an address in the lease on, and returns how many runs it has.
+func (p *chunk) addMove(op Opcode, part *layout.Pattern, block uintptr) (runs int) {
 	local, _ := Sides(op, part)
 	local.Merge()
-	for run := range local.Runs() {
-		p.moves = append(p.moves, staging.Move{Device: run, Block: block, Length: local.Run})
-		block += uintptr(local.Run)
+	move := staging.Move{Device: local.Base, Block: block, Length: local.Bytes()}
+	if local.Count > 0 {
+		move.Runs = &local
 	}
+	p.moves = append(p.moves, move)
+	return int(local.Bytes() / local.Run)
 }
 
 // isWithinBuffers reports whether the peer has each run in one of its buffers, as its descriptor shows them. One run of a request

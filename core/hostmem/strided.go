@@ -85,6 +85,20 @@ func (s *Strided) Bounds() (addr uintptr, length uint64) {
 	return addr, length
 }
 
+// IsDisjoint reports whether it is certain that no byte belongs to two runs: each axis steps over all that the axes with shorter
+// strides span.
+func (s *Strided) IsDisjoint() bool {
+	sorted, extent := s.ByStride(), s.Run
+	for i := s.Count - 1; i >= 0; i-- {
+		axis := sorted.Axes[i]
+		if axis.Count > 1 && magnitude(axis.Stride) < extent {
+			return false
+		}
+		extent += (axis.Count - 1) * magnitude(axis.Stride)
+	}
+	return true
+}
+
 // ByStride are the same runs in another order: the longer the stride of an axis, the further out it is. Whoever looks at parts
 // along the outermost axis, and so on, then finds those that lie close together undivided.
 func (s Strided) ByStride() Strided {
@@ -135,6 +149,32 @@ func (s *Strided) Runs() iter.Seq[uintptr] {
 			left -= rest
 		}
 	}
+}
+
+// Cut is the part of the stream that begins at a position within it, has at most so many bytes, 1 or more, and is strided memory
+// itself: as long a part as there is.
+func (s *Strided) Cut(at, most uint64) Strided {
+	first, skip := s.find(at/s.Run), at%s.Run
+	if skip > 0 || most < s.Run {
+		return Strided{Base: first.addr + uintptr(skip), Run: min(s.Run-skip, most)}
+	}
+	part := Strided{Base: first.addr, Run: s.Run}
+	runs, begin := most/s.Run, s.Count
+	for i := s.Count - 1; i >= 0; i-- {
+		axis := s.Axes[i]
+		whole := axis.Count
+		axis.Count = min(whole-first.step[i], runs)
+		if axis.Count > 1 || whole == 1 {
+			begin, part.Axes[i] = i, axis
+		}
+		if axis.Count < whole {
+			break
+		}
+		runs /= whole
+	}
+	part.Count = copy(part.Axes[:], part.Axes[begin:s.Count])
+	clear(part.Axes[part.Count:])
+	return part
 }
 
 // Gather copies the bytes from position from on of a stream into to, which is memory of the Go heap. Where memory cannot

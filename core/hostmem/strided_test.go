@@ -63,6 +63,46 @@ var stridedWays = map[string]func(*testing.T, []byte){
 	},
 }
 
+func TestRunsThatMayOverlapAreNotTakenForDisjoint(t *testing.T) {
+	disjoint := 0
+	for range 2000 {
+		s := randomStrided(1<<20, 1<<16)
+		require.True(t, s.IsDisjoint())
+		for i := range s.Count {
+			s.Axes[i].Stride = int64(rand.IntN(2000) - 1000)
+		}
+		all := s.places(1 << 20)
+		slices.Sort(all)
+		once := len(slices.Compact(all)) == int(s.Bytes())
+		if s.IsDisjoint() {
+			require.True(t, once)
+			disjoint++
+		}
+	}
+	require.Greater(t, disjoint, 100)
+}
+
+func TestPartsCutFromAStreamAreItsBytesInOrder(t *testing.T) {
+	longest := 0
+	for range 2000 {
+		s := randomStrided(1<<20, 1<<16)
+		all := s.places(0)
+		for at := uint64(0); at < s.Bytes(); {
+			most := 1 + rand.Uint64N(s.Bytes())
+			part := s.Cut(at, most)
+			length := part.Bytes()
+			require.LessOrEqual(t, length, most)
+			require.NotZero(t, length)
+			require.Equal(t, all[at:at+length], part.places(0))
+			longest = max(longest, part.Count)
+			at += length
+		}
+		whole := s.Cut(0, s.Bytes())
+		require.Equal(t, s.Bytes(), whole.Bytes(), "all of it is one part")
+	}
+	require.Equal(t, MaxAxes, longest)
+}
+
 func TestStridedMemoryIsGatheredAndScatteredByteForByte(t *testing.T) {
 	for name, prepare := range stridedWays {
 		t.Run(name, func(t *testing.T) {

@@ -59,7 +59,7 @@ func (c *copier) issue(j *issued) (err error) {
 	j.queued = true
 	if j.job.prepares {
 		c.prepare()
-	} else if len(j.job.Moves) > 1 {
+	} else if j.job.copiesMany() {
 		c.calibrate()
 	}
 	err = c.copyInSomeWay(j.job.Moves)
@@ -173,7 +173,7 @@ func (c *copier) call(s *step) error {
 	issued, err := s.queue(c.stream)
 	if s.way != device.Single {
 		if err != nil {
-			return fmt.Errorf("%s: a %v of %d copies %v: %w", c.name, s.way, max(uint64(len(s.copies)), s.rows.Count), s.kind, err)
+			return fmt.Errorf("%s: a %v of %d copies %v: %w", c.name, s.way, s.count(), s.kind, err)
 		}
 		c.counters.together[s.way].Add(1)
 		return nil
@@ -199,6 +199,13 @@ func (s *step) queue(stream device.Stream) (issued int, err error) {
 			return 0, device.ErrNoMatrix
 		}
 		return 0, matrices.CopyMatrix(s.kind, s.rows)
+	}
+	if s.shape != nil {
+		strided, able := stream.(device.StridedStream)
+		if !able {
+			return 0, device.ErrNoKernel
+		}
+		return 0, strided.CopyStrided(s.kind, &s.shape.Strided, s.shape.at)
 	}
 	kernels, able := stream.(device.KernelStream)
 	if !able {

@@ -9,7 +9,8 @@ import (
 // planner decides how the moves of a job are copied, from their sizes and addresses, and from what is known of the device.
 // It is the one place where that is decided. The rules:
 //
-//  1. Moves that follow each other on the device and in the lease are joined.
+//  1. Strided moves whose runs a kernel copies fastest become strided copies, and other ones a move for each run: see divide.
+//     Moves that follow each other on the device and in the lease are joined.
 //  2. Each move gets a way: see ways. A single move that is not copied by itself is copied by itself all the same.
 //  3. Gather. Out: moves are copied into the gather block, device memory as long as a staging block, and lie there as in the
 //     lease; then each group of them that has no gaps goes to the host at once. In: each group goes to the gather block at
@@ -37,17 +38,21 @@ type planner struct {
 	least     int     // moves of a run
 
 	// Results of the last plan.
+	gathers  bool // some moves may be gathered
 	wanted   bool // it would have gathered, had there been a gather block
 	gathered int  // moves that are gathered
 
 	// Memory that the next plan uses again.
-	moves  []planned
-	order  []int32
-	groups []group
-	base   uintptr // the address in the lease that lies at the beginning of the gather block
-	copies []device.Copy
-	steps  []step
-	runs   []run
+	divided []Move
+	shapes  []shape
+	moves   []planned
+	spans   []span
+	order   []int32
+	groups  []group
+	base    uintptr // the address in the lease that lies at the beginning of the gather block
+	copies  []device.Copy
+	steps   []step
+	runs    []run
 }
 
 func newPlanner(dir Direction, traits device.Traits, o Options) planner {
@@ -74,6 +79,15 @@ type step struct {
 	way    device.Way // not Gather
 	copies []device.Copy
 	rows   device.Rows // of a Matrix, in place of copies
+	shape  *shape      // of strided copies by a kernel, in place of copies
+}
+
+// count is how many copies the step has, each part of a shape taken as one.
+func (s *step) count() int {
+	if s.shape != nil {
+		return len(s.shape.at)
+	}
+	return max(len(s.copies), int(s.rows.Count))
 }
 
 // place is Device.Place. A big move is aligned to a line of the processor's cache.
@@ -87,12 +101,13 @@ func place(end uint64, addr uintptr, length, below, alignment uint64) uint64 {
 
 // plan returns the calls that do the moves, in their order. They are valid until plan is called again.
 func (p *planner) plan(moves []Move) []step {
-	p.join(moves)
+	p.join(p.divide(moves))
 	p.groups, p.copies, p.steps = p.groups[:0], slices.Grow(p.copies[:0], 2*len(p.moves)), p.steps[:0]
+	p.planShapes()
 	p.wanted, p.gathered = false, 0
 	if p.assign() > 1 {
 		overlap := p.overlap()
-		if p.dir == In || !overlap {
+		if p.gathers && (p.dir == In || !overlap) {
 			p.group()
 		}
 		if !overlap {
@@ -136,12 +151,14 @@ func (p *planner) assign() (others int) {
 	}
 	p.findRuns()
 	p.ways.begin(p.moves)
+	p.gathers = false
 	for i := range p.moves {
 		m := &p.moves[i]
 		if m.way == device.Matrix {
 			others++
 		} else if m.way = p.ways.of(m.Length, m.Length < p.below); m.way != device.Single {
 			others++
+			p.gathers = p.gathers || m.way == device.Gather
 		}
 	}
 	return others

@@ -17,7 +17,7 @@ type group struct {
 
 // group finds the moves to be gathered, and their groups, going through the lease from its beginning.
 func (p *planner) group() {
-	p.sort(inLease)
+	p.sort()
 	open := false        // the next move may be added to the last group
 	before := uintptr(0) // end of the moves so far
 	for _, i := range p.order {
@@ -91,34 +91,62 @@ func (p *planner) dissolve() {
 	p.groups = slices.DeleteFunc(p.groups, func(g group) bool { return g.moves == 1 || p.gather == 0 })
 }
 
-// overlap reports whether any destinations overlap.
+// span is memory that a move writes.
+type span struct {
+	start, end uintptr
+	move       int // its number
+}
+
+// overlap reports whether any destinations overlap. Mostly they are sorted already on the side of the lease.
 func (p *planner) overlap() bool {
-	at := inLease
-	if p.dir == In {
-		at = onDevice
+	p.spans = p.spans[:0]
+	for i := range p.moves {
+		m := &p.moves[i]
+		start := m.Block
+		if p.dir == In {
+			start = m.Device
+		}
+		p.spans = append(p.spans, span{start, start + uintptr(m.Length), i})
 	}
-	p.sort(at)
-	for i := 1; i < len(p.order); i++ {
-		before := &p.moves[p.order[i-1]]
-		if at(&p.moves[p.order[i]]) < at(before)+uintptr(before.Length) {
+	return p.spansOverlap()
+}
+
+// spansOverlap sorts the spans, and reports whether any two of different moves overlap.
+func (p *planner) spansOverlap() bool {
+	compare := func(a, b span) int { return cmp.Compare(a.start, b.start) }
+	if !slices.IsSortedFunc(p.spans, compare) {
+		slices.SortFunc(p.spans, compare)
+	}
+	var furthest, next span // the furthest end so far, and that of another move
+	furthest.move = -1
+	for _, s := range p.spans {
+		before := furthest
+		if s.move == furthest.move {
+			before = next
+		}
+		if s.start < before.end {
 			return true
+		}
+		switch {
+		case s.move == furthest.move:
+			furthest.end = max(furthest.end, s.end)
+		case s.end > furthest.end:
+			furthest, next = s, furthest
+		case s.end > next.end:
+			next = s
 		}
 	}
 	return false
 }
 
-// sort sorts the moves by an address. Mostly they are in that order already.
-func (p *planner) sort(at func(*planned) uintptr) {
+// sort sorts the moves by their places in the lease. Mostly they are in that order already.
+func (p *planner) sort() {
 	p.order = p.order[:0]
 	for i := range p.moves {
 		p.order = append(p.order, int32(i))
 	}
-	compare := func(a, b int32) int { return cmp.Compare(at(&p.moves[a]), at(&p.moves[b])) }
+	compare := func(a, b int32) int { return cmp.Compare(p.moves[a].Block, p.moves[b].Block) }
 	if !slices.IsSortedFunc(p.order, compare) {
 		slices.SortFunc(p.order, compare)
 	}
 }
-
-func inLease(m *planned) uintptr { return m.Block }
-
-func onDevice(m *planned) uintptr { return m.Device }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 
 	"github.com/stretchr/testify/require"
 )
@@ -48,6 +49,10 @@ func show(steps []step) string {
 	return strings.Join(calls, ", ")
 }
 
+func move(onDevice, inLease uintptr, length uint64) Move {
+	return Move{Device: onDevice, Block: inLease, Length: length}
+}
+
 // scattered is a move of each length, far from each other on the device; offset is added to each address there.
 func scattered(offset uintptr, lengths ...uint64) []Move {
 	var moves []Move
@@ -55,19 +60,19 @@ func scattered(offset uintptr, lengths ...uint64) []Move {
 	for i, length := range lengths {
 		addr := deviceAt + uintptr(i)*4096 + offset
 		at := place(end, addr, length, testBelow, testAlignment)
-		moves = append(moves, Move{addr, leaseAt + uintptr(at), length})
+		moves = append(moves, move(addr, leaseAt+uintptr(at), length))
 		end = at + length
 	}
 	return moves
 }
 
 func TestPlans(t *testing.T) {
-	adjacent := []Move{{deviceAt, leaseAt, 100}, {deviceAt + 100, leaseAt + 100, 0}, {deviceAt + 100, leaseAt + 100, 100}}
-	packed := []Move{{deviceAt, leaseAt, 100}, {deviceAt + 4096, leaseAt + 100, 100}, {deviceAt + 8192, leaseAt + 200, 100}}
-	overlapping := []Move{{deviceAt, leaseAt, 100}, {deviceAt + 64, leaseAt + 64, 100}, {deviceAt + 128, leaseAt, 100}}
-	far := []Move{{deviceAt, leaseAt, 100}, {deviceAt + 4096, leaseAt + 2*testCapacity, 100}}
-	late := []Move{{deviceAt + 9000, leaseAt + 100, 10}, {deviceAt, leaseAt, 64}, {deviceAt + 4096, leaseAt + 64, 100}}
-	apart := []Move{{deviceAt, leaseAt, 100}, {deviceAt + 4096, leaseAt + 192, 100}}
+	adjacent := []Move{move(deviceAt, leaseAt, 100), move(deviceAt+100, leaseAt+100, 0), move(deviceAt+100, leaseAt+100, 100)}
+	packed := []Move{move(deviceAt, leaseAt, 100), move(deviceAt+4096, leaseAt+100, 100), move(deviceAt+8192, leaseAt+200, 100)}
+	overlapping := []Move{move(deviceAt, leaseAt, 100), move(deviceAt+64, leaseAt+64, 100), move(deviceAt+128, leaseAt, 100)}
+	far := []Move{move(deviceAt, leaseAt, 100), move(deviceAt+4096, leaseAt+2*testCapacity, 100)}
+	late := []Move{move(deviceAt+9000, leaseAt+100, 10), move(deviceAt, leaseAt, 64), move(deviceAt+4096, leaseAt+64, 100)}
+	apart := []Move{move(deviceAt, leaseAt, 100), move(deviceAt+4096, leaseAt+192, 100)}
 	oneUnaligned := scattered(0, 100, 100, 100)
 	oneUnaligned[1].Device += 7
 	oneUnaligned[1].Block += 7
@@ -115,7 +120,7 @@ func batchingPlanner(dir Direction, below uint64) *planner {
 }
 
 func TestADeviceThatDoesNotGatherCopiesWholeJobsInBatches(t *testing.T) {
-	overlapping := []Move{{deviceAt, leaseAt, 100}, {deviceAt + 64, leaseAt + 64, 100}}
+	overlapping := []Move{move(deviceAt, leaseAt, 100), move(deviceAt+64, leaseAt+64, 100)}
 	for _, c := range []struct {
 		name            string
 		moves           []Move
@@ -206,9 +211,27 @@ func (m *memories) at(addr uintptr, length uint64) []byte {
 // copiesOf are the copies of a step, as a device makes them.
 func copiesOf(s step) []device.Copy {
 	copies := slices.Clone(s.copies)
+	if s.shape != nil {
+		for _, base := range s.shape.at {
+			copies = append(copies, copiesOfShape(&s.shape.Strided, base, 0)...)
+		}
+	}
 	for i := range uintptr(s.rows.Count) {
 		to, from := s.rows.Dst+i*uintptr(s.rows.DstPitch), s.rows.Src+i*uintptr(s.rows.SrcPitch)
 		copies = append(copies, device.Copy{Dst: to, Src: from, Length: s.rows.Length})
+	}
+	return copies
+}
+
+// copiesOfShape are the copies of a group, from a dimension on.
+func copiesOfShape(s *device.Strided, at device.Base, dimension int) (copies []device.Copy) {
+	if dimension == device.Dimensions {
+		return []device.Copy{{Dst: at.Dst, Src: at.Src, Length: s.Length}}
+	}
+	for range s.Counts[dimension] {
+		copies = append(copies, copiesOfShape(s, at, dimension+1)...)
+		at.Dst += uintptr(s.DstStrides[dimension])
+		at.Src += uintptr(s.SrcStrides[dimension])
 	}
 	return copies
 }
@@ -233,13 +256,33 @@ func (m *memories) do(t *testing.T, steps []step, r *rand.Rand) {
 
 // naively executes the moves as they are.
 func (m *memories) naively(dir Direction, moves []Move) {
-	for _, v := range moves {
+	for _, v := range byByte(moves) {
 		dst, src := m.at(v.Block, v.Length), m.at(v.Device, v.Length)
 		if dir == In {
 			dst, src = src, dst
 		}
 		copy(dst, src)
 	}
+}
+
+// byByte has a move for each byte of the strided moves.
+func byByte(moves []Move) (all []Move) {
+	for _, v := range moves {
+		if v.Runs == nil {
+			all = append(all, v)
+			continue
+		}
+		position := uint64(0)
+		for run := range v.Runs.Runs() {
+			for i := range v.Runs.Run {
+				if position >= v.Skip && position < v.Skip+v.Length {
+					all = append(all, move(run+uintptr(i), v.Block+uintptr(position-v.Skip), 1))
+				}
+				position++
+			}
+		}
+	}
+	return all
 }
 
 // skipped marks the bytes of the lease that a plan may overwrite: those before each move that share its aligned unit, or
@@ -350,6 +393,142 @@ func TestPlansDoWhatTheMovesSay(t *testing.T) {
 	}
 }
 
+// TestPlansOfStridedMovesDoWhatTheMovesSay does the same with strided moves among others, which begin and end anywhere in a stream.
+func TestPlansOfStridedMovesDoWhatTheMovesSay(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine, whatever processors there are")
+	}
+	shapes, parts, runs := 0, 0, 0
+	for seed := range uint64(400) {
+		source := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), 1})
+		r := rand.New(source)
+		moves := randomStridedMoves(r)
+		for _, dir := range []Direction{Out, In} {
+			p := testPlanner(dir)
+			if r.IntN(4) > 0 {
+				p = kernelPlanner(dir)
+			}
+			before := newMemories(source)
+			want, got := before.clone(), before.clone()
+			want.naively(dir, moves)
+			steps := p.plan(moves)
+			got.do(t, steps, r)
+			for _, s := range steps {
+				if s.shape != nil {
+					shapes, parts = shapes+1, parts+len(s.shape.at)
+				} else {
+					runs += len(s.copies)
+				}
+			}
+			require.Equal(t, want.device, got.device, "seed %d", seed)
+			may := skipped(moves)
+			for i := range want.lease {
+				if want.lease[i] != got.lease[i] && !(dir == Out && may[i]) {
+					t.Fatalf("seed %d, %v: byte %d of the lease is wrong", seed, dir, i)
+				}
+			}
+		}
+	}
+	require.Greater(t, shapes, 100, "the test makes strided copies")
+	require.Greater(t, parts, shapes, "and several of one shape together")
+	require.Greater(t, runs, 1000, "and copies runs where they may overlap, or where there is no kernel")
+}
+
+// kernelPlanner is of a device that copies short moves by a kernel.
+func kernelPlanner(dir Direction) *planner {
+	p := testPlanner(dir)
+	p.with(device.Kernel)
+	p.ways.prefer = device.Kernel
+	return p
+}
+
+// A kernel may only be told of memory that is there, and between two layers there may be none.
+func TestStridedCopiesDoNotReachFromOneLayerToTheNext(t *testing.T) {
+	layers := hostmem.Strided{Base: deviceAt, Run: 256, Count: 2, Axes: [hostmem.MaxAxes]hostmem.Axis{
+		{Count: 8, Stride: 1 << 20}, {Count: 16, Stride: 512},
+	}}
+	for _, dir := range []Direction{Out, In} {
+		steps := kernelPlanner(dir).plan([]Move{{Block: leaseAt, Length: layers.Bytes(), Runs: &layers}})
+		require.Len(t, steps, 1, "one call copies all layers")
+		require.Len(t, steps[0].shape.at, 8)
+		require.Equal(t, [device.Dimensions]uint32{1, 1, 1, 16}, steps[0].shape.Counts)
+	}
+}
+
+// Requests are cut where a block of staging memory ends, which may be anywhere in a run.
+func TestPartsOfOneStridedMoveAreCopiedByAKernelWhereverItBeginsAndEnds(t *testing.T) {
+	heads := hostmem.Strided{Base: deviceAt, Run: 256, Count: 2, Axes: [hostmem.MaxAxes]hostmem.Axis{
+		{Count: 8, Stride: 256}, {Count: 16, Stride: 2048},
+	}}
+	for range 100 {
+		skip := rand.Uint64N(heads.Bytes() / 2)
+		length := heads.Bytes()/2 - rand.Uint64N(4096)
+		steps := kernelPlanner(In).plan([]Move{{Block: leaseAt, Length: length, Runs: &heads, Skip: skip}})
+		copied := uint64(0)
+		for _, s := range steps {
+			if s.shape != nil {
+				copied += uint64(len(copiesOf(s))) * 256
+			}
+		}
+		require.Greater(t, copied+8*256, length, "all but a few runs at both ends")
+	}
+}
+
+// randomStridedMoves are strided moves and others, one after the other in the lease.
+func randomStridedMoves(r *rand.Rand) []Move {
+	var moves []Move
+	end := uint64(0)
+	alike := randomStrided(r)
+	for i := range r.IntN(6) {
+		v := Move{Device: deviceAt + uintptr(r.IntN(1<<15)), Length: 1 + r.Uint64N(200)}
+		switch r.IntN(4) {
+		case 0:
+		case 1:
+			runs := randomStrided(r)
+			if runs.Count > 0 && r.IntN(4) == 0 {
+				runs.Axes[0].Stride /= 2 // some bytes may belong to several runs
+			}
+			v.Runs, v.Skip = &runs, r.Uint64N(runs.Bytes())
+			v.Length = 1 + r.Uint64N(runs.Bytes()-v.Skip)
+		case 2: // between the others of its kind, as blocks are that have a part in each layer
+			count := uint64(1 + r.IntN(3))
+			runs := hostmem.Strided{Base: deviceAt + uintptr(i)<<9, Run: 32, Count: 3, Axes: [hostmem.MaxAxes]hostmem.Axis{
+				{Count: count, Stride: 4 << 10}, {Count: 2, Stride: 32}, {Count: 4, Stride: 100},
+			}}
+			v.Runs, v.Length = &runs, runs.Bytes()
+		default:
+			runs := alike
+			runs.Base += uintptr(i) << 13
+			v.Runs, v.Length = &runs, runs.Bytes()
+		}
+		v.Length = min(v.Length, 4<<10)
+		v.Block = leaseAt + uintptr(end)
+		end += v.Length + r.Uint64N(50)
+		moves = append(moves, v)
+	}
+	return moves
+}
+
+// randomStrided is strided memory of at most 8 KiB.
+func randomStrided(r *rand.Rand) hostmem.Strided {
+	s := hostmem.Strided{Base: deviceAt, Run: 1 + r.Uint64N(100), Count: r.IntN(hostmem.MaxAxes + 1)}
+	extent := s.Run
+	for i := s.Count - 1; i >= 0; i-- {
+		stride := extent + r.Uint64N(20)
+		count := 1 + r.Uint64N(min(3, 8<<10/stride))
+		if extent+(count-1)*stride > 8<<10 {
+			count = 1
+		}
+		s.Axes[i] = hostmem.Axis{Count: count, Stride: int64(stride)}
+		extent += (count - 1) * stride
+		if r.IntN(4) == 0 {
+			s.Base += uintptr((count - 1) * stride)
+			s.Axes[i].Stride = -int64(stride)
+		}
+	}
+	return s
+}
+
 // randomRows are moves at one distance.
 func randomRows(r *rand.Rand) []Move {
 	length := 1 + r.Uint64N(300)
@@ -374,7 +553,7 @@ func randomTable(r *rand.Rand) *device.Table {
 func rows(count int, length uint64, onDevice, inLease uintptr) []Move {
 	var moves []Move
 	for i := range uintptr(count) {
-		moves = append(moves, Move{deviceAt + i*onDevice, leaseAt + i*inLease, length})
+		moves = append(moves, move(deviceAt+i*onDevice, leaseAt+i*inLease, length))
 	}
 	return moves
 }
@@ -385,7 +564,7 @@ func TestMovesAtOneDistanceAreTheRowsOfAMatrix(t *testing.T) {
 	shorter[11].Length--
 	backwards := slices.Clone(even)
 	slices.Reverse(backwards)
-	late := append([]Move{{deviceAt + 20000, leaseAt + 20000, 100}}, even...)
+	late := append([]Move{move(deviceAt+20000, leaseAt+20000, 100)}, even...)
 	broken := slices.Clone(even)
 	broken[6].Device += 64
 	for name, c := range map[string]struct {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -180,6 +181,11 @@ type Job struct {
 	prepares bool // see prepare.go
 }
 
+// copiesMany reports whether the job has several ranges of device memory.
+func (j *Job) copiesMany() bool {
+	return len(j.Moves) > 1 || len(j.Moves) == 1 && j.Moves[0].Runs != nil
+}
+
 // end calls Done, and returns the calls that are to follow: those given, and that of After.
 func (j *Job) end(err error, after []func()) []func() {
 	if j.After != nil {
@@ -195,12 +201,17 @@ func callAll(after []func()) {
 	}
 }
 
-// Move is one range of bytes of a job. All moves of a job are in one lease. Ranges that overlap are written in the order of the
-// moves.
+// Move is one range of bytes of a job, or several of them on the device that lie together in the lease: a strided move. All moves of
+// a job are in one lease. Ranges that overlap are written in the order of the moves.
 type Move struct {
-	Device uintptr // address in device memory
+	Device uintptr // address in device memory, if Runs is nil
 	Block  uintptr // address in a leased block; see Place
 	Length uint64  // bytes
+
+	// Runs is where the bytes of a strided move lie in device memory: they are bytes Skip to Skip + Length of its stream. It belongs
+	// to the job until its end.
+	Runs *hostmem.Strided
+	Skip uint64
 }
 
 // Place returns the offset in a lease at which the next move should begin, so that moves can be gathered or scattered together. end

@@ -78,6 +78,15 @@ func (w *ways) of(length uint64, short bool) device.Way {
 	return w.long[row]
 }
 
+// strides reports whether a kernel copies so many runs of a length fastest.
+func (w *ways) strides(length uint64, runs int) bool {
+	way := w.byDefault(length, true)
+	if w.table != nil {
+		way = w.table.Fastest(length, runs, w.able.Without(device.Matrix), way)
+	}
+	return way == device.Kernel
+}
+
 // kernelBelow is the length from which on a kernel is little faster than the device's copy engines, if at all, in bytes.
 // These need no place on the device, and do not wait for the kernels of other programs.
 const kernelBelow = 32 << 10

@@ -66,6 +66,9 @@ func (l *load) grow(rest *wire.Header, n uint64) {
 	rest.Length -= n
 }
 
+// last is the last move.
+func (l *load) last() *staging.Move { return &l.moves[len(l.moves)-1] }
+
 // launch starts the job, if there is something to move.
 func (l *load) launch() {
 	last := len(l.moves) - 1

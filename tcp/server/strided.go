@@ -19,7 +19,8 @@ import (
 //     the peer.
 //  4. READ: readOutStrided packs the runs into memory of the turn, and owes them from there. Where they are long in this process,
 //     and no offer has to be left, it owes them from where they are (sockio.MinDirectRun).
-//  5. stageStrided takes their place for device memory: each run is one of the moves of a load (staged.go).
+//  5. stageStrided takes their place for device memory: the payload lies together in the leases of loads, and each load has a
+//     strided move of it (staged.go).
 //
 // A request whose runs lie together is served as any other.
 
@@ -33,9 +34,6 @@ type strided struct {
 	id          uint64          // of its transfer
 	memory      hostmem.Strided // its runs
 }
-
-// mostRuns bounds the moves of a load.
-const mostRuns = 4096
 
 var errNotGreeted = errors.New("a strided request on a connection that did not begin with a hello")
 
@@ -176,44 +174,57 @@ func (s *session) servesUnverified() bool {
 	return slices.ContainsFunc(held[len(held)-s.pinned:], (*core.Region).Unverified)
 }
 
+// mostRuns bounds the runs of a strided move, so that their copies do not take much memory: strided copies take less.
+func mostRuns(device *staging.Device) uint64 {
+	if device.CopiesOneByOne() {
+		return 4096
+	}
+	return 65536
+}
+
 // stageStrided moves or owes the payload of a request for device memory.
 func (s *session) stageStrided(r *strided, device *staging.Device) error {
 	if s.staged == nil {
 		s.startStaging()
 	}
-	to, opposite, step := route{device, staging.In}, staging.Out, s.stageRunIn
+	to, opposite, step := route{device, staging.In}, staging.Out, s.stageRunsIn
 	if r.Op == wire.Read {
-		to, opposite, step = route{device, staging.Out}, staging.In, s.stageRunOut
+		to, opposite, step = route{device, staging.Out}, staging.In, s.stageRunsOut
 	}
 	if s.staged.touched[opposite].meets(r.bounds) {
 		if err := s.catchUp(); err != nil {
 			return err
 		}
 	}
-	s.bulk = false
-	rest := r.Header
-	for run := range r.memory.Runs() {
-		rest.Addr = uint64(run)
-		for left := r.memory.Run; left > 0; {
-			if t := s.turn; len(t.load.moves) == mostRuns || !t.takesVectors() {
-				if err := s.flush(); err != nil {
-					return err
-				}
-			}
-			place, err := s.room(r.Header, rest, to)
-			if err != nil {
-				return err
-			}
-			s.staged.touched[to.way].add(r.bounds)
-			place.Length = min(place.Length, left)
-			n, err := step(r, &rest, place)
-			if err != nil {
-				return err
-			}
-			left -= n
-		}
-		s.turn.load.growing = false
+	s.bulk = r.Op == wire.Write && r.Length >= bulkLength
+	memory := r.memory // of the jobs from here on
+	memory.Merge()
+	most := r.Length
+	if runs := mostRuns(device); memory.Run <= most/runs {
+		most = runs * memory.Run
 	}
+	for rest := r.Header; rest.Length > 0; {
+		if !s.turn.takesVectors() || s.turn.load.growing && s.turn.load.last().Length >= most {
+			if err := s.flush(); err != nil {
+				return err
+			}
+		}
+		rest.Addr = uint64(memory.Base) // of the same alignment as the runs are
+		place, err := s.room(r.Header, rest, to)
+		if err != nil {
+			return err
+		}
+		s.staged.touched[to.way].add(r.bounds)
+		move := s.turn.load.last()
+		if move.Runs == nil {
+			move.Runs, move.Skip = &memory, r.Length-rest.Length
+		}
+		place.Length = min(place.Length, most-move.Length)
+		if err := step(r, &rest, place); err != nil {
+			return err
+		}
+	}
+	s.turn.load.growing = false
 	if r.Op == wire.Write {
 		s.bytesIn.Add(r.Length)
 		s.written.Add(1)
@@ -222,26 +233,27 @@ func (s *session) stageStrided(r *strided, device *staging.Device) error {
 	return nil
 }
 
-// stageRunIn receives bytes of a run into their place in a block, and returns how many.
-func (s *session) stageRunIn(r *strided, rest *wire.Header, place sockio.Vector) (n uint64, err error) {
-	if n = s.takeAhead(place); n == 0 {
+// stageRunsIn receives bytes into their place in a block.
+func (s *session) stageRunsIn(r *strided, rest *wire.Header, place sockio.Vector) (err error) {
+	n := s.takeAhead(place)
+	if n == 0 {
 		n, err = s.receiveStaged(place)
 	}
 	switch {
 	case err != nil:
-		return 0, cutShort(r.Header, rest.Length, err)
+		return cutShort(r.Header, rest.Length, err)
 	case n > 0:
 		s.turn.load.grow(rest, n)
 	}
-	return n, nil
+	return nil
 }
 
-// stageRunOut owes bytes of a run, from a block that a job is going to fill.
-func (s *session) stageRunOut(r *strided, rest *wire.Header, place sockio.Vector) (uint64, error) {
+// stageRunsOut owes bytes from a block that a job is going to fill.
+func (s *session) stageRunsOut(r *strided, rest *wire.Header, place sockio.Vector) error {
 	if rest.Length == r.Length {
 		s.turn.oweStatus(wire.StatusOK)
 	}
 	s.turn.owePayload(place.Base, place.Length)
 	s.turn.load.grow(rest, place.Length)
-	return place.Length, nil
+	return nil
 }
