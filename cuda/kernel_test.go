@@ -310,17 +310,7 @@ func BenchmarkCopies(b *testing.B) {
 }
 
 func benchmarkCopies(b *testing.B, kind device.Kind, way device.Way, length, blocks int) {
-	d := openKernelDevice(b, 1)
-	drivertest.OnThread(b, d, func() {
-		memory, err := d.Allocate(uint64(2 * length * blocks))
-		require.NoError(b, err)
-		defer func() { require.NoError(b, d.Free(memory)) }()
-		pinned, err := d.AllocatePinned(uint64(length * blocks))
-		require.NoError(b, err)
-		defer func() { require.NoError(b, d.FreePinned(pinned)) }()
-		s, err := d.NewStream()
-		require.NoError(b, err)
-		defer func() { require.NoError(b, s.Close()) }()
+	benchmarkQueue(b, length*blocks, func(s device.Stream, memory, pinned uintptr) func() error {
 		var copies []device.Copy
 		for i, place := range rand.New(rand.NewPCG(1, 1)).Perm(blocks) {
 			c := device.Copy{Dst: pinned + uintptr(i*length), Src: memory + uintptr(2*place*length), Length: uint64(length)}
@@ -329,14 +319,31 @@ func benchmarkCopies(b *testing.B, kind device.Kind, way device.Way, length, blo
 			}
 			copies = append(copies, c)
 		}
-		queue := map[device.Way]func() error{
+		return map[device.Way]func() error{
 			device.Single: func() error { _, err := s.Copy(kind, copies); return err },
 			device.Batch:  func() error { return s.CopyBatch(kind, copies) },
 			device.Kernel: func() error { return s.(device.KernelStream).CopyKernel(kind, copies) },
 		}[way]
+	})
+}
+
+// benchmarkQueue measures what queues copies of so many bytes between page-locked memory and twice as much of the device.
+func benchmarkQueue(b *testing.B, size int, prepare func(s device.Stream, memory, pinned uintptr) (queue func() error)) {
+	d := openKernelDevice(b, 1)
+	drivertest.OnThread(b, d, func() {
+		memory, err := d.Allocate(uint64(2 * size))
+		require.NoError(b, err)
+		defer func() { require.NoError(b, d.Free(memory)) }()
+		pinned, err := d.AllocatePinned(uint64(size))
+		require.NoError(b, err)
+		defer func() { require.NoError(b, d.FreePinned(pinned)) }()
+		s, err := d.NewStream()
+		require.NoError(b, err)
+		defer func() { require.NoError(b, s.Close()) }()
+		queue := prepare(s, memory, pinned)
 		require.NoError(b, queue())
 		require.NoError(b, s.Drain(enough))
-		b.SetBytes(int64(length * blocks))
+		b.SetBytes(int64(size))
 		b.ResetTimer()
 		for b.Loop() {
 			if err := queue(); err != nil {
@@ -346,6 +353,47 @@ func benchmarkCopies(b *testing.B, kind device.Kind, way device.Way, length, blo
 				b.Fatal(err)
 			}
 		}
+	})
+}
+
+// BenchmarkStrided measures runs of KV blocks, which are twice as far apart on the device as on the host: as groups, and as a list.
+func BenchmarkStrided(b *testing.B) {
+	for _, kind := range []device.Kind{device.DeviceToHost, device.HostToDevice} {
+		for _, shape := range []struct{ length, runs, blocks int }{{128, 256, 128}, {256, 128, 128}, {1 << 10, 32, 128}, {2 << 10, 16, 600}, {4 << 10, 16, 128}} {
+			for _, strided := range []bool{true, false} {
+				name := fmt.Sprintf("%v/%dBx%dx%d/strided=%v", kind, shape.length, shape.runs, shape.blocks, strided)
+				b.Run(name, func(b *testing.B) { benchmarkStrided(b, kind, strided, shape.length, shape.runs, shape.blocks) })
+			}
+		}
+	}
+}
+
+func benchmarkStrided(b *testing.B, kind device.Kind, strided bool, length, runs, blocks int) {
+	benchmarkQueue(b, length*runs*blocks, func(stream device.Stream, memory, pinned uintptr) func() error {
+		shape := &device.Strided{Length: uint64(length), Counts: [device.Dimensions]uint32{1, 1, 1, uint32(runs)}}
+		shape.DstStrides[3], shape.SrcStrides[3] = int64(length), int64(2*length)
+		if kind == device.HostToDevice {
+			shape.DstStrides, shape.SrcStrides = shape.SrcStrides, shape.DstStrides
+		}
+		var at []device.Base
+		var copies []device.Copy
+		for i, place := range rand.New(rand.NewPCG(1, 1)).Perm(blocks) {
+			base := device.Base{Dst: pinned + uintptr(i*runs*length), Src: memory + uintptr(2*place*runs*length)}
+			if kind == device.HostToDevice {
+				base.Dst, base.Src = base.Src, base.Dst
+			}
+			at = append(at, base)
+			for run := range int64(runs) {
+				copies = append(copies, device.Copy{
+					Dst: base.Dst + uintptr(run*shape.DstStrides[3]), Src: base.Src + uintptr(run*shape.SrcStrides[3]),
+					Length: uint64(length),
+				})
+			}
+		}
+		if strided {
+			return func() error { return stream.(device.StridedStream).CopyStrided(kind, shape, at) }
+		}
+		return func() error { return stream.(device.KernelStream).CopyKernel(kind, copies) }
 	})
 }
 
