@@ -280,7 +280,8 @@ class PlainC:
         if done.returncode != 0:
             raise EndError(f"rawtcp failed at {case}")
         found = json.loads(done.stdout)
-        return Measured(**{**found, "cpu": found["cpu"] / found["bytes"] * 1e9})
+        measured = {name: found[name] for name in Measured._fields}
+        return Measured(**{**measured, "cpu": found["cpu"] / found["bytes"] * 1e9})
 
     def close(self) -> None:
         self._target.kill()

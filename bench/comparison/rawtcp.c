@@ -1,43 +1,46 @@
 /*
  * What the kernel gives a plain C program that moves the same blocks: a header, a payload and a status frame for each
- * request, blocking calls, one thread for each end of a connection, and nothing else.
+ * request, one thread for each end of a connection, and nothing else.
  *
- *   rawtcp serve ADDRESS SIZE
+ *   rawtcp serve ADDRESS SIZE [WAY [BUFFER]]
  *       serves SIZE bytes of memory; prints its port, and runs until standard input closes
- *   rawtcp move ADDRESS PORT write|read BLOCK COUNT LANES DEPTH SECONDS
+ *   rawtcp move ADDRESS PORT write|read BLOCK COUNT LANES DEPTH SECONDS [WAY [BUFFER [TOGETHER]]]
  *       moves COUNT scattered blocks of BLOCK bytes again and again over LANES connections, DEPTH requests in flight on
- *       each, and prints a line of JSON: seconds, bytes, seconds of processor time of both ends, and for
- *       one request in flight on one lane microseconds (p50, p99; else 0)
+ *       each (at most 64), and prints a line of JSON: seconds, bytes, seconds of processor time of both ends, for
+ *       one request in flight on one lane microseconds (p50, p99; else 0), system calls of both ends, and how many
+ *       sends without a copy were notified of, and copied by the kernel all the same
+ *
+ * WAY is how this end has the kernel move bytes, see ways.h (plain: calls that block). BUFFER is how many bytes may
+ * wait to be sent on a connection (0: the kernel chooses). A lane hands over TOGETHER requests at a time (1), of which
+ * DEPTH is a multiple.
  */
 #define _POSIX_C_SOURCE 200809L
 #define _DEFAULT_SOURCE
+#include "ways.h"
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
-enum { OP_WRITE, OP_READ, OP_CPU };
+enum { OP_WRITE, OP_READ, OP_USED };
 enum { MOST_LANES = 64, MOST_TIMES = 1 << 20 };
+enum { MOST_LENT = 16 }; /* sends without a copy of a target that have not ended */
 
 struct header {
     uint64_t op, offset, length;
 };
 
-static char *memory; /* of this process, for all of its connections */
+/* What this process has used. */
+struct used {
+    uint64_t cpu; /* nanoseconds */
+    struct took took;
+};
 
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
+/* Of this process, for all of its connections */
+static char *memory;
+static size_t memory_size;
+static enum way way;
+static int buffer;
 
 static double now(void)
 {
@@ -54,53 +57,22 @@ static uint64_t cpu(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* 0 when the other end has closed. */
-static int get(int s, void *to, size_t n)
+static struct used used(void)
 {
-    char *p = to;
-    while (n > 0) {
-        ssize_t k = recv(s, p, n, 0);
-        if (k <= 0)
-            return 0;
-        p += k;
-        n -= (size_t)k;
-    }
-    return 1;
+    struct used u;
+    u.cpu = cpu();
+    u.took = took;
+    return u;
 }
 
-/* A frame and the payload behind it, in as few calls as the socket allows. */
-static int put(int s, const void *frame, size_t size, const char *payload, size_t length)
-{
-    const char *f = frame;
-    while (size + length > 0) {
-        struct iovec v[2];
-        v[0].iov_base = (void *)(uintptr_t)f;
-        v[0].iov_len = size;
-        v[1].iov_base = (void *)(uintptr_t)payload;
-        v[1].iov_len = length;
-        struct msghdr m;
-        memset(&m, 0, sizeof m);
-        m.msg_iov = v;
-        m.msg_iovlen = 2;
-        ssize_t k = sendmsg(s, &m, MSG_NOSIGNAL);
-        if (k < 0)
-            return 0;
-        size_t sent = (size_t)k, of_frame = sent < size ? sent : size;
-        f += of_frame;
-        size -= of_frame;
-        payload += sent - of_frame;
-        length -= sent - of_frame;
-    }
-    return 1;
-}
-
-static char *allocate(size_t size)
+static void allocate(size_t size)
 {
     char *m = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (m == MAP_FAILED)
         die("mmap");
     memset(m, 1, size);
-    return m;
+    memory = m;
+    memory_size = size;
 }
 
 static void no_delay(int s)
@@ -124,18 +96,71 @@ static struct sockaddr_in place(const char *address, const char *port)
 
 /* The target */
 
+/* What is sent in front of a payload: the status, which is 0, and where it was asked for what was used. */
+struct answer {
+    uint64_t status;
+    struct used used;
+};
+
+static size_t prepare(struct answer *a, const struct header *h)
+{
+    if (h->op != OP_USED)
+        return sizeof a->status;
+    a->used = used();
+    return sizeof *a;
+}
+
+static void serve_by_calls(struct connection *c)
+{
+    static struct answer zero; /* for sends that may still read it when the next answer is made */
+    struct answer a = zero;
+    struct header h;
+    while (get(c, &h, sizeof h)) {
+        struct iovec parts[2];
+        parts[0].iov_len = prepare(&a, &h);
+        parts[0].iov_base = h.op == OP_READ ? &zero : &a;
+        parts[1].iov_base = memory + h.offset;
+        parts[1].iov_len = h.length;
+        if (h.op == OP_WRITE && !get(c, memory + h.offset, h.length))
+            return;
+        if (h.op == OP_READ ? !put(c, parts, 2, c->way == ZEROCOPY ? MSG_ZEROCOPY : 0) : !put(c, parts, 1, 0))
+            return;
+        if (!wait_returned(c, c->lent - MOST_LENT))
+            return;
+    }
+}
+
+static void serve_by_ring(struct connection *c)
+{
+    struct answer a;
+    struct header h;
+    a.status = 0;
+    queue_get(c, &h, sizeof h, 0);
+    while (run_queued(c, c->lent - MOST_LENT)) {
+        struct iovec parts[2];
+        if (h.op == OP_WRITE)
+            queue_get(c, memory + h.offset, h.length, 1);
+        parts[0].iov_base = &a;
+        parts[0].iov_len = prepare(&a, &h);
+        parts[1].iov_base = memory + h.offset;
+        parts[1].iov_len = h.length;
+        queue_put(c, parts, h.op == OP_READ ? 2 : 1, h.op == OP_READ, 1);
+        queue_get(c, &h, sizeof h, 0);
+    }
+}
+
 static void *session(void *argument)
 {
-    int s = (int)(intptr_t)argument;
-    struct header h;
-    while (get(s, &h, sizeof h)) {
-        uint64_t status = h.op == OP_CPU ? cpu() : 0;
-        if (h.op == OP_WRITE && !get(s, memory + h.offset, h.length))
-            break;
-        if (!put(s, &status, sizeof status, memory + h.offset, h.op == OP_READ ? h.length : 0))
-            break;
-    }
-    close(s);
+    struct connection *c = malloc(sizeof *c);
+    if (c == NULL)
+        die("malloc");
+    open_way(c, way, buffer, (int)(intptr_t)argument, memory, memory_size);
+    if (by_ring(c))
+        serve_by_ring(c);
+    else
+        serve_by_calls(c);
+    close_way(c);
+    free(c);
     return NULL;
 }
 
@@ -163,7 +188,7 @@ static int serve(const char *address, size_t size)
     pthread_t t;
     char byte;
 
-    memory = allocate(size);
+    allocate(size);
     listener = socket(AF_INET, SOCK_STREAM, 0);
     if (listener < 0 || bind(listener, (struct sockaddr *)&a, n) != 0 || listen(listener, MOST_LANES) != 0 ||
         getsockname(listener, (struct sockaddr *)&a, &n) != 0)
@@ -180,17 +205,21 @@ static int serve(const char *address, size_t size)
 /* The initiator */
 
 struct work {
+    pthread_barrier_t ready; /* all lanes are connected */
     struct sockaddr_in target;
     uint64_t op, block, count;
-    int lanes, depth;
+    int lanes, depth, together;
     double seconds;
 };
 
 struct lane {
-    const struct work *work;
-    int socket, number;
-    uint64_t done; /* requests */
-    float *times;  /* seconds of each request, where one is in flight at a time, on one lane */
+    struct work *work;
+    int number;
+    struct connection connection;
+    struct header headers[MOST_DEPTH]; /* of requests, by their turn */
+    uint32_t lent[MOST_DEPTH];         /* sends without a copy that have been made by then */
+    uint64_t sent, done;               /* requests */
+    float *times;                      /* seconds of each request, where one is in flight at a time, on one lane */
     pthread_t thread;
 };
 
@@ -212,57 +241,126 @@ static uint64_t offset(const struct work *w, uint64_t request, int remote)
     return 2 * slot * w->block;
 }
 
-static void send_one(const struct work *w, int s, uint64_t request)
+/* The request of a lane's turn, as lanes take turns. */
+static uint64_t request_of(const struct lane *l, uint64_t turn)
 {
-    struct header h;
-    h.op = w->op;
-    h.offset = offset(w, request, 1);
-    h.length = w->block;
-    if (!put(s, &h, sizeof h, memory + offset(w, request, 0), w->op == OP_WRITE ? w->block : 0))
-        die("send");
+    return (uint64_t)l->number + turn * (uint64_t)l->work->lanes;
 }
 
-static void finish_one(const struct work *w, int s, uint64_t request)
+static struct header *header_of(struct lane *l, uint64_t turn)
 {
-    uint64_t status;
-    if (!get(s, &status, sizeof status))
+    struct header *h = &l->headers[turn % MOST_DEPTH];
+    h->op = l->work->op;
+    h->offset = offset(l->work, request_of(l, turn), 1);
+    h->length = l->work->block;
+    return h;
+}
+
+static char *block_of(const struct lane *l, uint64_t turn)
+{
+    return memory + offset(l->work, request_of(l, turn), 0);
+}
+
+/* The parts of so many requests that are next: how many parts. */
+static size_t requests(struct lane *l, unsigned sends, struct iovec *parts)
+{
+    struct iovec *p = parts;
+    uint64_t turn;
+    for (turn = l->sent; turn < l->sent + sends; turn++) {
+        p->iov_base = header_of(l, turn);
+        p++->iov_len = sizeof(struct header);
+        if (l->work->op != OP_WRITE)
+            continue;
+        p->iov_base = block_of(l, turn);
+        p++->iov_len = l->work->block;
+    }
+    return (size_t)(p - parts);
+}
+
+/* Sends so many requests, and takes the answers of the oldest ones. */
+static void exchange_by_calls(struct lane *l, unsigned sends, unsigned answers)
+{
+    struct connection *c = &l->connection;
+    int writing = l->work->op == OP_WRITE;
+    struct iovec parts[2 * MOST_DEPTH];
+    uint64_t statuses[MOST_DEPTH], turn;
+
+    if (!put(c, parts, requests(l, sends, parts), writing && c->way == ZEROCOPY ? MSG_ZEROCOPY : 0))
+        die("send");
+    for (turn = l->sent; turn < l->sent + sends; turn++)
+        l->lent[turn % MOST_DEPTH] = c->lent;
+    if (writing && answers > 0 && !get(c, statuses, answers * sizeof *statuses))
         die("recv");
-    if (w->op == OP_READ && !get(s, memory + offset(w, request, 0), w->block))
-        die("recv");
+    for (turn = l->done; !writing && turn < l->done + answers; turn++)
+        if (!get(c, statuses, sizeof *statuses) || !get(c, block_of(l, turn), l->work->block))
+            die("recv");
+    if (answers > 0 && !wait_returned(c, l->lent[(l->done + answers - 1) % MOST_DEPTH]))
+        die("notification");
+}
+
+/* The same. */
+static void exchange_by_ring(struct lane *l, unsigned sends, unsigned answers)
+{
+    struct connection *c = &l->connection;
+    int writing = l->work->op == OP_WRITE;
+    struct iovec parts[2 * MOST_DEPTH];
+    uint64_t statuses[MOST_DEPTH], turn;
+
+    if (sends > 0)
+        queue_put(c, parts, requests(l, sends, parts), writing, 0);
+    if (writing && answers > 0)
+        queue_get(c, statuses, answers * sizeof *statuses, 0);
+    for (turn = l->done; !writing && turn < l->done + answers; turn++) {
+        queue_get(c, statuses, sizeof *statuses, 1);
+        queue_get(c, block_of(l, turn), l->work->block, turn + 1 < l->done + answers);
+    }
+    if (!run_queued(c, writing && c->way == URING_ZEROCOPY ? (uint32_t)(l->done + answers) : 0))
+        die("io_uring");
 }
 
 static void *run_lane(void *argument)
 {
     struct lane *l = argument;
-    const struct work *w = l->work;
-    uint64_t sent = (uint64_t)l->number, next = sent; /* lanes take turns */
-    uint64_t step = (uint64_t)w->lanes;
-    int flying = 0;
-    double end = now() + w->seconds, start;
-    while ((start = now()) < end) {
-        send_one(w, l->socket, sent);
-        sent += step;
-        if (++flying < w->depth)
-            continue;
-        finish_one(w, l->socket, next);
+    struct work *w = l->work;
+    void (*exchange)(struct lane *, unsigned, unsigned) = exchange_by_calls;
+    unsigned together = (unsigned)w->together;
+    double end, start;
+
+    open_way(&l->connection, way, buffer, connected(w), memory, memory_size);
+    if (by_ring(&l->connection))
+        exchange = exchange_by_ring;
+    pthread_barrier_wait(&w->ready);
+    end = now() + w->seconds;
+    do {
+        unsigned answers = l->sent - l->done + together < (unsigned)w->depth ? 0 : together;
+        start = now();
+        exchange(l, together, answers);
         if (l->times != NULL && l->done < MOST_TIMES)
             l->times[l->done] = (float)(now() - start);
-        next += step;
-        flying--;
-        l->done++;
-    }
-    for (; flying > 0; flying--, next += step, l->done++)
-        finish_one(w, l->socket, next);
+        l->sent += together;
+        l->done += answers;
+    } while (now() < end);
+    for (; l->done < l->sent; l->done += together)
+        exchange(l, 0, together);
     return NULL;
 }
 
-static uint64_t target_cpu(int s)
+/* What both ends have used. c is a plain connection. */
+static struct used both_used(struct connection *c)
 {
-    struct header h = {OP_CPU, 0, 0};
-    uint64_t answer;
-    if (!put(s, &h, sizeof h, NULL, 0) || !get(s, &answer, sizeof answer))
+    struct header h = {OP_USED, 0, 0};
+    struct iovec part;
+    uint64_t status;
+    struct used there, here = used();
+    part.iov_base = &h;
+    part.iov_len = sizeof h;
+    if (!put(c, &part, 1, 0) || !get(c, &status, sizeof status) || !get(c, &there, sizeof there))
         die("recv");
-    return answer;
+    here.cpu += there.cpu;
+    here.took.calls += there.took.calls;
+    here.took.notices += there.took.notices;
+    here.took.copied += there.took.copied;
+    return here;
 }
 
 static int by_value(const void *a, const void *b)
@@ -277,56 +375,75 @@ static double percentile(const float *times, uint64_t n, double part)
     return n > 0 ? (double)times[(uint64_t)(part * (double)(n - 1))] * 1e6 : 0;
 }
 
-static int move(const struct work *w)
+static int move(struct work *w)
 {
     static struct lane lanes[MOST_LANES];
+    static struct connection asking;
     float *times = malloc(MOST_TIMES * sizeof *times);
-    uint64_t done = 0, timed, used, here;
+    uint64_t done = 0, timed;
+    struct used before, after;
     double start, seconds;
-    int asking = connected(w), i;
+    int i;
 
     if (times == NULL)
         die("malloc");
-    memory = allocate(2 * w->block * w->count);
+    if (pthread_barrier_init(&w->ready, NULL, (unsigned)w->lanes + 1) != 0)
+        die("pthread_barrier_init");
+    allocate(2 * w->block * w->count);
+    open_way(&asking, PLAIN, 0, connected(w), memory, memory_size);
     for (i = 0; i < w->lanes; i++) {
         lanes[i].work = w;
         lanes[i].number = i;
         lanes[i].times = w->depth == 1 && w->lanes == 1 ? times : NULL;
-        lanes[i].socket = connected(w);
     }
-    used = target_cpu(asking);
-    here = cpu();
-    start = now();
     for (i = 0; i < w->lanes; i++)
         if (pthread_create(&lanes[i].thread, NULL, run_lane, &lanes[i]) != 0)
             die("pthread_create");
+    before = both_used(&asking);
+    start = now();
+    pthread_barrier_wait(&w->ready);
     for (i = 0; i < w->lanes; i++) {
         pthread_join(lanes[i].thread, NULL);
         done += lanes[i].done;
     }
     seconds = now() - start;
-    used = target_cpu(asking) - used + cpu() - here;
+    after = both_used(&asking);
     timed = lanes[0].times == NULL ? 0 : done < MOST_TIMES ? done : MOST_TIMES;
     qsort(times, timed, sizeof *times, by_value);
-    printf("{\"seconds\": %.6f, \"bytes\": %.0f, \"cpu\": %.6f, \"p50\": %.2f, \"p99\": %.2f}\n", seconds,
-           (double)done * (double)w->block, (double)used * 1e-9, percentile(times, timed, 0.5),
-           percentile(times, timed, 0.99));
+    printf("{\"seconds\": %.6f, \"bytes\": %.0f, \"cpu\": %.6f, \"p50\": %.2f, \"p99\": %.2f, \"calls\": %.0f, "
+           "\"notices\": %.0f, \"copied\": %.0f}\n",
+           seconds, (double)done * (double)w->block, (double)(after.cpu - before.cpu) * 1e-9,
+           percentile(times, timed, 0.5), percentile(times, timed, 0.99),
+           (double)(after.took.calls - before.took.calls),
+           (double)(after.took.notices - before.took.notices), (double)(after.took.copied - before.took.copied));
     return 0;
 }
 
 static int usage(void)
 {
-    fprintf(stderr, "rawtcp serve ADDRESS SIZE\n"
-                    "rawtcp move ADDRESS PORT write|read BLOCK COUNT LANES DEPTH SECONDS\n");
+    fprintf(stderr, "rawtcp serve ADDRESS SIZE [WAY [BUFFER]]\n"
+                    "rawtcp move ADDRESS PORT write|read BLOCK COUNT LANES DEPTH SECONDS [WAY [BUFFER [TOGETHER]]]\n"
+                    "WAY is plain, poll, zerocopy, uring or uring-zerocopy\n");
     return 2;
+}
+
+/* 0 where there is no such way. */
+static int choose_way(const char *name)
+{
+    for (way = 0; way < WAYS; way++)
+        if (strcmp(name, way_names[way]) == 0)
+            return 1;
+    return 0;
 }
 
 int main(int argc, char **argv)
 {
     struct work w;
-    if (argc == 4 && strcmp(argv[1], "serve") == 0)
+    if (argc >= 4 && argc <= 6 && strcmp(argv[1], "serve") == 0 && choose_way(argc > 4 ? argv[4] : "plain")) {
+        buffer = argc > 5 ? atoi(argv[5]) : 0;
         return serve(argv[2], strtoull(argv[3], NULL, 10));
-    if (argc != 10 || strcmp(argv[1], "move") != 0)
+    }
+    if (argc < 10 || argc > 13 || strcmp(argv[1], "move") != 0 || !choose_way(argc > 10 ? argv[10] : "plain"))
         return usage();
     w.target = place(argv[2], argv[3]);
     w.op = strcmp(argv[4], "read") == 0 ? OP_READ : OP_WRITE;
@@ -335,7 +452,10 @@ int main(int argc, char **argv)
     w.lanes = atoi(argv[7]);
     w.depth = atoi(argv[8]);
     w.seconds = atof(argv[9]);
-    if (w.block == 0 || w.count == 0 || w.lanes < 1 || w.lanes > MOST_LANES || w.depth < 1)
+    buffer = argc > 11 ? atoi(argv[11]) : 0;
+    w.together = argc > 12 ? atoi(argv[12]) : 1;
+    if (w.block == 0 || w.count == 0 || w.lanes < 1 || w.lanes > MOST_LANES || w.depth < 1 || w.depth > MOST_DEPTH ||
+        w.together < 1 || w.depth % w.together != 0)
         return usage();
     return move(&w);
 }
