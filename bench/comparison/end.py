@@ -34,6 +34,7 @@ from comparison.memory import allocate, peak
 
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 WARM_UP = 0.15  # of the time of a run: as much again is run before it
+PAUSE = 0.001  # seconds between two requests of a caller that does not send one after the other
 REGION = 512  # bytes of one of many small regions, and of the gap behind it
 REGIONS = 1 << 16  # where they begin in the memory
 
@@ -145,18 +146,20 @@ class Served:
         return first / min(later)
 
     def beside(self, small: list[Any], bulk: list[Any], seconds: float) -> dict[str, float]:
-        """One small request after the other, alone, and beside a bulk transfer to the same peer, in microseconds; and
-        the part of its rate that the bulk transfer keeps."""
+        """One small request after the other, alone, and beside a bulk transfer to the same peer; see Results.beside."""
         behind = Case(*bulk).span // Case(*small).span  # the place of a thread that bulk does not touch
         one, many = self._move(Case(*small), behind), self._move(Case(*bulk), 0)
         done(many)  # the first one of a process touches its memory
         alone, bulk_alone = timed(one, seconds), timed(many, seconds)
-        times, bulk_beside = side_by_side([functools.partial(timed, move, seconds) for move in (one, many)])
-        return {
-            "alone_p50": percentile(alone, 0.5),
-            "beside_p99": percentile(times, 0.99),
-            "bulk_kept": statistics.fmean(bulk_alone) / statistics.fmean(bulk_beside),
-        }
+        found = {"alone_p50": percentile(alone, 0.5)}
+        for name, pause in (("beside", 0.0), ("spaced", PAUSE)):
+            start = time.perf_counter()
+            short, long = functools.partial(timed, one, seconds, pause), functools.partial(timed, many, seconds)
+            times, bulk_beside = side_by_side([short, long])
+            found[f"{name}_rate"] = len(times) / (time.perf_counter() - start)
+            found[f"{name}_p50"], found[f"{name}_p99"] = percentile(times, 0.5), percentile(times, 0.99)
+            found[f"{name}_kept"] = statistics.fmean(bulk_alone) / statistics.fmean(bulk_beside)
+        return found
 
     def crossing(self, count: int, kind: str, seconds: float) -> float:
         """Microseconds of a call, in the middle of many, that writes so many neighbours of 8 bytes; arrays are of that
@@ -296,8 +299,8 @@ def done(move: Move) -> None:
         raise RuntimeError("a transfer failed")
 
 
-def timed(move: Move, seconds: float) -> list[float]:
-    """Move again and again for so long, at least once; the seconds of each call."""
+def timed(move: Move, seconds: float, pause: float = 0.0) -> list[float]:
+    """Move again and again for so long, at least once, with so many seconds between two calls; the seconds of each."""
     times = []
     start = time.perf_counter()
     end = start + seconds
@@ -305,9 +308,12 @@ def timed(move: Move, seconds: float) -> list[float]:
         done(move)
         now = time.perf_counter()
         times.append(now - start)
-        start = now
         if now >= end:
             return times
+        if pause > 0:
+            time.sleep(pause)
+            now = time.perf_counter()
+        start = now
 
 
 def side_by_side(calls: list[Callable[[], list[float]]]) -> list[list[float]]:

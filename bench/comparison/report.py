@@ -73,6 +73,16 @@ NETWORKS = {
     layouts.ON_LOOPBACK: "loopback interface, changes of layout, same-host shortcut off",
     layouts.ON_LINK: "link, changes of layout",
 }
+BESIDE = {  # of Results.beside: its title, and how it is written
+    "alone_p50": ("alone, p50", "{:.0f}"),
+    "beside_p50": ("one after the other, p50", "{:.0f}"),
+    "beside_p99": ("p99", "{:.0f}"),
+    "beside_rate": ("in a second", "{:.0f}"),
+    "beside_kept": ("bulk keeps", "{:.2f}"),
+    "spaced_p50": ("with 1 ms between two, p50", "{:.0f}"),
+    "spaced_p99": ("p99", "{:.0f}"),
+    "spaced_kept": ("bulk keeps", "{:.2f}"),
+}
 PLOTS = {  # file, title, across, upwards, whether upwards is logarithmic
     "lanes": ("lanes", "WRITE 1 MiB x 32 over lanes", "lanes", "GB/s", False),
     "round trip": ("round-trip", "WRITE 64 KiB x 64 over the round trip", "ms", "GB/s", False),
@@ -119,6 +129,8 @@ def report(run: Run, plots: Iterable[str]) -> str:
     parts += ["## Wanted and measured", table(HEADER, [each.row() for each in rows_wanted(results)])]
     for where in results.cases:
         parts += [f"## Over the {NETWORKS[where]}", *cases(results, where)]
+    if results.beside:
+        parts += ["A 4 KiB request beside a bulk transfer to the same peer, microseconds", beside(results)]
     if results.iperf:
         parts.append(f"iperf3 over the link: {statistics.median(results.iperf):.2f} GB/s")
     if results.series:
@@ -153,6 +165,14 @@ def engines(results: Results, where: str, rows: Sequence[Case], quantity: Quanti
         values = [results.median(where, case, name, quantity) for name in names]
         cells.append([str(case), *("" if value is None else form.format(value) for value in values)])
     return table(["case", *names], cells)
+
+
+def beside(results: Results) -> str:
+    rows = []
+    for name, rounds in results.beside.items():
+        values = [statistics.median(each[key] for each in rounds) for key in BESIDE]
+        rows.append([name, *(form.format(value) for (_, form), value in zip(BESIDE.values(), values))])
+    return table(["", *(title for title, _ in BESIDE.values())], rows)
 
 
 def series_tables(results: Results) -> Iterator[str]:

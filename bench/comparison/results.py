@@ -55,7 +55,8 @@ class Results:
     series: dict[str, dict[str, dict[float, list[float]]]] = dataclasses.field(default_factory=dict)
     """By what it is, the name of the line, and the place on the axis."""
     beside: dict[str, list[dict[str, float]]] = dataclasses.field(default_factory=dict)
-    """Small requests beside bulk: alone_p50 and beside_p99, in µs; bulk_kept, the part of its rate that bulk keeps."""
+    """Small requests alone, beside bulk, and beside bulk with a pause between two (alone_, beside_, spaced_): p50, p99
+    in µs, rate in a second, and kept, the part of its rate that bulk keeps."""
     idle: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds of processor time a second."""
     memory: dict[str, dict[str, dict[str, int]]] = dataclasses.field(default_factory=dict)

@@ -105,7 +105,7 @@ def threads(results: Results) -> Iterator[Wanted]:
     yield Wanted(f"loopback, {THREADS} / 1 thread, {BY_ONE.blocks} blocks", totals[0], 1, direct=totals[1])
     found = [results.beside.get(name, []) for name in (OURS, DIRECT)]
     beside = [_median(each["beside_p99"] / each["alone_p50"] for each in rounds) for rounds in found]
-    kept = [_median(each["bulk_kept"] for each in rounds) for rounds in found]
+    kept = [_median(each["beside_kept"] for each in rounds) for rounds in found]
     yield Wanted("loopback, a 4 KiB request: p99 beside bulk / p50 alone", beside[0], 5, True, beside[1])
     yield Wanted("loopback, bulk beside 4 KiB requests / alone", kept[0], 0.9, direct=kept[1])
 
