@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "core/security": "core/reload core/status",
     "core/shut": "",
     "core/spin": "core/clock",
-    "core/staging": "core/device core/spin core/status",
+    "core/staging": "core/device core/hostmem core/spin core/status",
     "core/status": "",
     "core/threads": "",
     "core/trace": "core/clock",
