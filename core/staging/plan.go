@@ -24,8 +24,8 @@ import (
 //     bytes before an unaligned move, up to its aligned unit, are gathered with it: allocations begin aligned, so they
 //     can be read, and they end in bytes that place has skipped. In, the device has no such unused bytes: an unaligned move is
 //     not gathered. Neither is a move that was not placed in this way.
-//  7. Gaps in a group: Out, less than an aligned unit, since the gap is overwritten. In, less than `below`: to copy these bytes for
-//     nothing takes less time than another copy.
+//  7. Gaps in a group: Out, less than an aligned unit, since the gap is overwritten. So nothing is gathered beside strided copies,
+//     which may lie there. In, less than `below`: to copy these bytes for nothing takes less time than another copy.
 //  8. Out, if destinations overlap, moves are copied one by one in their order. In, gathered moves and others are
 //     written in the order of the moves anyway.
 type planner struct {
@@ -107,8 +107,10 @@ func (p *planner) plan(moves []Move) []step {
 	p.wanted, p.gathered = false, 0
 	if p.assign() > 1 {
 		overlap := p.overlap()
-		if p.gathers && (p.dir == In || !overlap) {
+		if p.gathers && p.mayGather(overlap) {
 			p.group()
+		} else if p.gathers {
+			p.dissolve()
 		}
 		if !overlap {
 			p.planMatrices()
@@ -122,6 +124,11 @@ func (p *planner) plan(moves []Move) []step {
 		p.planIn()
 	}
 	return p.steps
+}
+
+// mayGather reports whether moves may be gathered: see rules 7 and 8.
+func (p *planner) mayGather(overlap bool) bool {
+	return p.dir == In || !overlap && len(p.shapes) == 0
 }
 
 func (p *planner) join(moves []Move) {

@@ -408,6 +408,9 @@ func TestPlansOfStridedMovesDoWhatTheMovesSay(t *testing.T) {
 			if r.IntN(4) > 0 {
 				p = kernelPlanner(dir)
 			}
+			if r.IntN(4) == 0 {
+				p.ways.table = randomTable(r)
+			}
 			before := newMemories(source)
 			want, got := before.clone(), before.clone()
 			want.naively(dir, moves)
@@ -472,6 +475,35 @@ func TestPartsOfOneStridedMoveAreCopiedByAKernelWhereverItBeginsAndEnds(t *testi
 		}
 		require.Greater(t, copied+8*256, length, "all but a few runs at both ends")
 	}
+}
+
+// kernelOrGather is a table by which two copies are gathered fastest, and more of them are made by a kernel.
+func kernelOrGather() *device.Table {
+	table := new(device.Table)
+	for i := range table.Rows {
+		row := &table.Rows[i]
+		row.Few, row.Many, row.Measured = 2, 4, device.WaysOf(device.Single, device.Gather, device.Kernel)
+		row.Times[device.Single] = device.Times{Few: 1000, Many: 2000}
+		row.Times[device.Gather] = device.Times{Few: 50, Many: 1000}
+		row.Times[device.Kernel] = device.Times{Few: 100, Many: 100}
+	}
+	return table
+}
+
+// What a kernel has written lies in the lease between the parts of runs at both ends, where it is no gap that may be overwritten.
+func TestGatheringDoesNotOverwriteWhatAKernelWritesInTheLease(t *testing.T) {
+	runs := hostmem.Strided{Base: deviceAt, Run: 16, Count: 1, Axes: [hostmem.MaxAxes]hostmem.Axis{{Count: 5, Stride: testAlignment}}}
+	moves := []Move{{Block: leaseAt + 8, Length: 8 + 3*16 + 8, Runs: &runs, Skip: 8}}
+	p := kernelPlanner(Out)
+	p.ways.table = kernelOrGather()
+	source := rand.NewChaCha8([32]byte{})
+	want := newMemories(source)
+	got := want.clone()
+	want.naively(Out, moves)
+	steps := p.plan(moves)
+	require.NotNil(t, steps[0].shape)
+	got.do(t, steps, rand.New(source))
+	require.True(t, slices.Equal(want.lease, got.lease))
 }
 
 // randomStridedMoves are strided moves and others, one after the other in the lease.
