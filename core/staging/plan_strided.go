@@ -118,10 +118,14 @@ func (p *planner) addPart(part *hostmem.Strided, block uintptr, number int) {
 	found.at = append(found.at, base)
 }
 
-// shape is the one that is like s, or a new one.
+// Peers choose how many shapes there are, and how many places each has. mostPlaces bounds those of one: its memory is kept. To look
+// at more than the last lastShapes takes longer than another call.
+const mostPlaces, lastShapes = 1 << 10, 16
+
+// shape is one of the last that is like s and has room, or a new one.
 func (p *planner) shape(s device.Strided) *shape {
-	for i := len(p.shapes) - 1; i >= 0; i-- {
-		if p.shapes[i].Strided == s {
+	for i := len(p.shapes) - 1; i >= max(0, len(p.shapes)-lastShapes); i-- {
+		if p.shapes[i].Strided == s && len(p.shapes[i].at) < mostPlaces {
 			return &p.shapes[i]
 		}
 	}

@@ -506,6 +506,33 @@ func TestGatheringDoesNotOverwriteWhatAKernelWritesInTheLease(t *testing.T) {
 	require.True(t, slices.Equal(want.lease, got.lease))
 }
 
+// Peers choose how many shapes a job has, and which of them has many places.
+func TestPlansOfManyShapesKeepLittleMemory(t *testing.T) {
+	const rounds, places = 64, 8 << 10
+	p := kernelPlanner(In)
+	for i := range uint64(rounds) {
+		var moves []Move
+		block := leaseAt
+		for k := range i + 1 {
+			runs := hostmem.Strided{Base: deviceAt + uintptr(k)<<12, Run: 1, Count: 1}
+			runs.Axes[0] = hostmem.Axis{Count: 2, Stride: int64(k) + 2}
+			if k == i {
+				runs.Base += 1 << 20
+				runs.Axes[1], runs.Count = runs.Axes[0], 2
+				runs.Axes[0] = hostmem.Axis{Count: places, Stride: farStep}
+			}
+			moves = append(moves, Move{Block: block, Length: runs.Bytes(), Runs: &runs})
+			block += uintptr(runs.Bytes())
+		}
+		p.plan(moves)
+	}
+	kept := 0
+	for _, s := range p.shapes[:cap(p.shapes)] {
+		kept += cap(s.at)
+	}
+	require.Less(t, kept, 2*rounds*mostPlaces)
+}
+
 // randomStridedMoves are strided moves and others, one after the other in the lease.
 func randomStridedMoves(r *rand.Rand) []Move {
 	var moves []Move
