@@ -27,6 +27,7 @@ type load struct {
 	growing bool   // the last move is of the request that is being served
 	parts   []part // of requests, one for each move
 	moves   []staging.Move
+	runs    uint64 // of the strided moves, or somewhat more
 	job     staging.Job
 	running bool
 	done    chan error // from the job
@@ -64,6 +65,12 @@ func (l *load) grow(rest *wire.Header, n uint64) {
 	l.end += n
 	rest.Addr += n
 	rest.Length -= n
+}
+
+// growRuns is grow for a strided move.
+func (l *load) growRuns(rest *wire.Header, n uint64) {
+	l.grow(rest, n)
+	l.runs += n/l.last().Runs.Run + 1
 }
 
 // last is the last move.
@@ -127,6 +134,6 @@ func (l *load) release() {
 	}
 	_ = l.wait() // what it came to has been said, or matters to nobody any more
 	l.lease.Release()
-	l.route, l.lease, l.end, l.growing, l.err = route{}, nil, 0, false, nil
+	l.route, l.lease, l.end, l.growing, l.runs, l.err = route{}, nil, 0, false, 0, nil
 	l.parts, l.moves = l.parts[:0], l.moves[:0]
 }

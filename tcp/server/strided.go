@@ -174,9 +174,10 @@ func (s *session) servesUnverified() bool {
 	return slices.ContainsFunc(held[len(held)-s.pinned:], (*core.Region).Unverified)
 }
 
-// mostRuns bounds the runs of a strided move, so that their copies do not take much memory: strided copies take less.
-func mostRuns(device *staging.Device) uint64 {
-	if device.CopiesOneByOne() {
+// mostRuns bounds the runs of a load that takes some of these. The copies of a job should not take much memory, nor the device for
+// long: others wait behind it. Strided copies take less than those of runs that each cost the device a copy of its own.
+func mostRuns(to route, memory *hostmem.Strided) uint64 {
+	if to.device.CopiesOneByOne() || to.way == staging.In && !memory.IsDisjoint() {
 		return 4096
 	}
 	return 65536
@@ -199,12 +200,9 @@ func (s *session) stageStrided(r *strided, device *staging.Device) error {
 	s.bulk = r.Op == wire.Write && r.Length >= bulkLength
 	memory := r.memory // of the jobs from here on
 	memory.Merge()
-	most := r.Length
-	if runs := mostRuns(device); memory.Run <= most/runs {
-		most = runs * memory.Run
-	}
+	most := mostRuns(to, &memory)
 	for rest := r.Header; rest.Length > 0; {
-		if !s.turn.takesVectors() || s.turn.load.growing && s.turn.load.last().Length >= most {
+		if !s.turn.takesVectors() || s.turn.load.runs >= most {
 			if err := s.flush(); err != nil {
 				return err
 			}
@@ -215,11 +213,11 @@ func (s *session) stageStrided(r *strided, device *staging.Device) error {
 			return err
 		}
 		s.staged.touched[to.way].add(r.bounds)
-		move := s.turn.load.last()
-		if move.Runs == nil {
+		l := s.turn.load
+		if move := l.last(); move.Runs == nil {
 			move.Runs, move.Skip = &memory, r.Length-rest.Length
 		}
-		place.Length = min(place.Length, most-move.Length)
+		place.Length = min(place.Length, (most-l.runs)*memory.Run)
 		if err := step(r, &rest, place); err != nil {
 			return err
 		}
@@ -243,7 +241,7 @@ func (s *session) stageRunsIn(r *strided, rest *wire.Header, place sockio.Vector
 	case err != nil:
 		return cutShort(r.Header, rest.Length, err)
 	case n > 0:
-		s.turn.load.grow(rest, n)
+		s.turn.load.growRuns(rest, n)
 	}
 	return nil
 }
@@ -254,6 +252,6 @@ func (s *session) stageRunsOut(r *strided, rest *wire.Header, place sockio.Vecto
 		s.turn.oweStatus(wire.StatusOK)
 	}
 	s.turn.owePayload(place.Base, place.Length)
-	s.turn.load.grow(rest, place.Length)
+	s.turn.load.growRuns(rest, place.Length)
 	return nil
 }

@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"kvferry/core"
 	"kvferry/core/hostmem"
+	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/sockio"
 	"kvferry/tcp/wire"
+	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -401,5 +404,77 @@ func TestRequestsBehindManyRunsOfADeviceAreServed(t *testing.T) {
 			c.ExpectStatus(wire.StatusOK)
 			c.Expect(memory[7:10])
 		}
+	}
+}
+
+// A job keeps the device from others until all its runs are copied, and its memory is that of its copies.
+func TestRequestsOfManyRunsDoNotShareAJob(t *testing.T) {
+	const n, runs = 16, 4096
+	a := tcptest.Accelerate(t, tcptest.Blocks(16, 512<<10))
+	memory := a.Memory(1 << 20)
+	copy(memory, tcptest.Pattern(len(memory), 5))
+	c := serveDevice(a, Options{}, memory).dial()
+	c.Greet(wire.Hello{Number: 1})
+	read, _ := stridedRequest(wire.Read, hostmem.AddressOf(memory), 1, wire.Axis{Count: runs, Stride: 3})
+	want := make([]byte, runs)
+	for i := range want {
+		want[i] = memory[3*i]
+	}
+	c.Send(bytes.Repeat(read, n))
+	for range n {
+		c.ExpectStatus(wire.StatusOK)
+		c.Expect(want)
+	}
+	require.GreaterOrEqual(t, a.Staging.Stats(staging.Out).Jobs, uint64(n))
+}
+
+// TestRandomStridedRequestsForSimulatedGPUsMatchAModel sends strided requests, whose runs may overlap, among others. A kernel
+// copies most of them.
+func TestRandomStridedRequestsForSimulatedGPUsMatchAModel(t *testing.T) {
+	simtest.UseCUDA(t, "")
+	simtest.NoLeaks(t)
+	for seed := range uint64(3) {
+		simtest.Seed(t, seed)
+		random := rand.New(rand.NewPCG(seed, 4))
+		const size = 1 << 20
+		gpu := simulate(t, 0, tcptest.Blocks(2+int(seed%3), 512<<10))
+		memory := gpu.stretch(size)
+		h := serve(t, Options{})
+		h.memory.addRange(core.Range{Addr: memory.addr, Length: size}, core.FullAccess, memory.on)
+		model, ok := make([]byte, size), make([]byte, wire.StatusSize)
+		wire.PutStatus(ok, wire.StatusOK)
+		stream, answers := slices.Clone(greeting), []byte(nil)
+		for range 100 {
+			op := core.Opcode(random.IntN(2))
+			first, run, axes, places := randomRuns(random, size)
+			if random.IntN(4) == 0 && len(axes) > 0 {
+				axes[random.IntN(len(axes))].Stride /= 2
+				places = appendPlaces(nil, first, run, axes)
+			}
+			frame, length := stridedRequest(wire.Opcode(op), memory.addr+uintptr(first), run, axes...)
+			if random.IntN(4) == 0 { // a range
+				first = random.IntN(size - len(places))
+				places = appendPlaces(nil, first, length, nil)
+				frame = tcptest.Request(op, true, memory.addr+uintptr(first), length)
+			}
+			stream, answers = append(stream, frame...), append(answers, ok...)
+			if op == core.Read {
+				for _, p := range places {
+					answers = append(answers, model[p])
+				}
+				continue
+			}
+			payload := tcptest.Pattern(len(places), byte(random.Uint32()))
+			stream = append(stream, payload...)
+			for i, p := range places {
+				model[p] = payload[i]
+			}
+		}
+		got := sendInParts(t, h.dial(), stream, random)
+		answer, err := wire.ReadAnswer(bytes.NewReader(got))
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(answers, got[len(answer.Encode()):]), "seed %d", seed)
+		require.True(t, bytes.Equal(model, memory.read()), "seed %d", seed)
+		require.NotZero(t, simtest.TakeReport(t).Calls["cuLaunchKernel"], "seed %d", seed)
 	}
 }
