@@ -207,7 +207,8 @@ func (s *session) stageStrided(r *strided, device *staging.Device) error {
 				return err
 			}
 		}
-		rest.Addr = uint64(memory.Base) // of the same alignment as the runs are
+		next := memory.Cut(r.Length-rest.Length, 1)
+		rest.Addr = uint64(next.Base) // whose alignment the place has
 		place, err := s.room(r.Header, rest, to)
 		if err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/device"
 	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tcp/internal/tcptest"
@@ -426,6 +427,25 @@ func TestRequestsOfManyRunsDoNotShareAJob(t *testing.T) {
 		c.Expect(want)
 	}
 	require.GreaterOrEqual(t, a.Staging.Stats(staging.Out).Jobs, uint64(n))
+}
+
+// The part of a payload that comes later is placed so that its runs can be scattered together as those before it.
+func TestRunsAreScatteredTogetherWhereverTheirPayloadIsCut(t *testing.T) {
+	const run, stride, runs = 256, 512, 64
+	a := tcptest.Accelerate(t, tcptest.Blocks(4, 512<<10))
+	memory := a.Memory(1 << 20)
+	c := serveDevice(a, Options{}, memory).dial()
+	c.Greet(wire.Hello{Number: 1})
+	write, length := stridedRequest(wire.Write, hostmem.AddressOf(memory), run, wire.Axis{Count: runs, Stride: stride})
+	payload := tcptest.Pattern(int(length), 3)
+	c.Send(tcptest.WriteV2(hostmem.AddressOf(memory)+uintptr(len(memory)/2), []byte("first")), write, payload[:1000])
+	c.ExpectStatus(wire.StatusOK)
+	c.Send(payload[1000:])
+	c.ExpectStatus(wire.StatusOK)
+	for i := range runs {
+		require.Equal(t, payload[i*run:][:run], memory[i*stride:][:run])
+	}
+	require.Less(t, a.Count(device.HostToDevice), runs/4)
 }
 
 // TestRandomStridedRequestsForSimulatedGPUsMatchAModel sends strided requests, whose runs may overlap, among others. A kernel
