@@ -24,6 +24,9 @@ func (q *stagedQueue) mostRuns() int {
 	return 65536
 }
 
+// mostParts bounds the parts of a chunk: one may be a run.
+const mostParts = 4096
+
 // cutParts takes parts of patterns, as many as the lease has room for.
 func (p *chunk) cutParts(c *stagedCursor) {
 	op := p.queue.route.opcode
@@ -34,7 +37,7 @@ func (p *chunk) cutParts(c *stagedCursor) {
 	var parts []layout.Pattern
 	var request Request
 	most := p.queue.mostRuns()
-	for end, runs := uint64(0), 0; c.left > 0 && runs < most; {
+	for end, runs := uint64(0), 0; c.left > 0 && runs < most && len(parts) < mostParts; {
 		next := c.parts.Run()
 		local, remote := Sides(op, &next)
 		at := p.queue.route.device.Place(end, local.Base, local.Run)
