@@ -21,7 +21,8 @@ from support.restarts import PLACE
 from support.world import QUICK
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
-STARTS = 200  # how often a process may be started until it gets the id
+STARTS = 50  # how often a process may be started until it gets the id
+ORPHANS = 10  # of which another process has got the id, and keeps it
 SIZES = (4096, 64 << 20)  # bytes: the second takes the target some time to copy
 PEEK = 64  # bytes
 
@@ -95,9 +96,22 @@ def watched(target: Peer, memory: Memory) -> Iterator[list[bytes]]:
         thread.join()
 
 
-def start_with_id(peers: Peers, number: int) -> Peer:
-    """Start a peer whose process has an id that is free."""
+def orphan_and_successor(peers: Peers, name: str, when: str) -> tuple[Orphan, Peer]:
+    """A process that has ended, and a peer that has got its id. If another process gets the id first and keeps it, both
+    are started again."""
+    for _ in range(ORPHANS):
+        orphan = Orphan(name, when)
+        if peer := start_with_id(peers, orphan.id):
+            return orphan, peer
+        orphan.close()
+    raise AssertionError(f"no process got the id of one of {ORPHANS} others")
+
+
+def start_with_id(peers: Peers, number: int) -> Peer | None:
+    """Start a peer whose process has an id, unless another process or thread has it."""
     for _ in range(STARTS):
+        if Path(f"/proc/{number}").exists():
+            return None
         try:
             LAST_PID.write_text(str(number - 1))
         except OSError as reason:
@@ -106,7 +120,7 @@ def start_with_id(peers: Peers, number: int) -> Peer:
         if peer.pid == number:
             return peer
         peer.kill()
-    raise AssertionError(f"no process got the id {number}")
+    return None
 
 
 @pytest.mark.parametrize("when", ("before", "after", "never"))
@@ -117,8 +131,7 @@ def test_a_target_does_not_copy_from_a_process_that_has_the_id_of_a_dead_peer(
 ) -> None:
     target = start_peer(**QUICK).create()
     memory = target.memory(size + beyond, 1)
-    orphan = Orphan(target.name, when)
-    victim = start_with_id(start_peer, orphan.id)
+    orphan, victim = orphan_and_successor(start_peer, target.name, when)
     secret = victim.memory(size, 2, register=False, place=f"at:{PLACE:#x}")
     with contextlib.closing(orphan), watched(target, memory) as seen:
         orphan.go_on(when)
