@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import link
 from comparison import machine
+from comparison.case import KIB, MIB
 from comparison.pairs import LOOPBACK, Network
 from tables import table
 
-KIB, MIB = 1 << 10, 1 << 20
 CASES = ((64 * KIB, 64), (MIB, 32))
 LANES = (1, 4)
 DELAY = 250  # microseconds each way

@@ -16,14 +16,6 @@ import (
 //     peer, in one of its buffers, are one run there, whatever their places on the device are.
 //  4. A READ of which a part has not arrived is not copied to the device at all: the transfer fails.
 
-// mostRuns bounds the runs of a chunk, so that their copies do not take much memory: strided copies take less.
-func (q *stagedQueue) mostRuns() int {
-	if q.route.device.CopiesOneByOne() {
-		return 4096
-	}
-	return 65536
-}
-
 // mostParts bounds the parts of a chunk: one may be a run.
 const mostParts = 4096
 
@@ -36,7 +28,7 @@ func (p *chunk) cutParts(c *stagedCursor) {
 	}
 	var parts []layout.Pattern
 	var request Request
-	most := p.queue.mostRuns()
+	most := int(p.queue.route.device.MostRuns(false))
 	for end, runs := uint64(0), 0; c.left > 0 && runs < most && len(parts) < mostParts; {
 		next := c.parts.Run()
 		local, remote := Sides(op, &next)

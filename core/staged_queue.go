@@ -173,7 +173,7 @@ func (q *stagedQueue) chunkSize(c *stagedCursor) uint64 {
 	size = min(q.route.device.BlockSize(), max(shortChunk, size))
 	if c.parts != nil {
 		next := c.parts.Run()
-		size = min(size, bytesOf(q.mostRuns(), next.Run))
+		size = min(size, bytesOf(int(q.route.device.MostRuns(false)), next.Run))
 	}
 	return size
 }

@@ -28,7 +28,7 @@ def behind(change: Change) -> int:
 
 
 def pieces(change: Change) -> list[int]:
-    """Where each piece of the sender's cache begins in it, in the order in which they are read: no neighbours."""
+    """Where the pieces of the sender's cache begin in it, in the random order in which they are read."""
     places = list(range(0, change.source.size(change.tokens), PIECE))
     random.Random(len(places)).shuffle(places)
     return places

@@ -21,11 +21,7 @@ type shape struct {
 // without those that are in the shapes.
 func (p *planner) divide(moves []Move) []Move {
 	p.shapes = p.shapes[:0]
-	strided := false
-	for i := range moves {
-		strided = strided || moves[i].Runs != nil
-	}
-	if !strided {
+	if !slices.ContainsFunc(moves, func(m Move) bool { return m.Runs != nil }) {
 		return moves
 	}
 	p.divided, p.spans = p.divided[:0], p.spans[:0]
@@ -67,7 +63,9 @@ func (p *planner) divideOne(m *Move, number int, byKernel bool) {
 func (p *planner) addRun(m Move, number int) {
 	if m.Length > 0 {
 		p.divided = append(p.divided, m)
-		p.spans = append(p.spans, span{m.Device, m.Device + uintptr(m.Length), number})
+		if p.dir == In {
+			p.spans = append(p.spans, span{m.Device, m.Device + uintptr(m.Length), number})
+		}
 	}
 }
 

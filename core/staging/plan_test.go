@@ -338,6 +338,22 @@ func randomMoves(r *rand.Rand) []Move {
 	return moves
 }
 
+// planChecked plans moves, executes the plan, and compares what it has done with what the moves say.
+func planChecked(t *testing.T, p *planner, moves []Move, before *memories, r *rand.Rand, seed uint64) []step {
+	want, got := before.clone(), before.clone()
+	want.naively(p.dir, moves)
+	steps := p.plan(moves)
+	got.do(t, steps, r)
+	require.Equal(t, want.device, got.device, "seed %d", seed)
+	may := skipped(moves)
+	for i := range want.lease {
+		if want.lease[i] != got.lease[i] && !(p.dir == Out && may[i]) {
+			t.Fatalf("seed %d, %v: byte %d of the lease is wrong", seed, p.dir, i)
+		}
+	}
+	return steps
+}
+
 // TestPlansDoWhatTheMovesSay executes plans for random moves, placed or not, overlapping or not, in any order.
 func TestPlansDoWhatTheMovesSay(t *testing.T) {
 	if testing.Short() {
@@ -369,21 +385,10 @@ func TestPlansDoWhatTheMovesSay(t *testing.T) {
 			if r.IntN(3) == 0 {
 				p.with(device.Batch)
 			}
-			before := newMemories(source)
-			want, got := before.clone(), before.clone()
-			want.naively(dir, moves)
-			steps := p.plan(moves)
-			got.do(t, steps, r)
+			steps := planChecked(t, p, moves, newMemories(source), r, seed)
 			gathered += p.gathered
 			for _, s := range steps {
 				made[s.way]++
-			}
-			require.Equal(t, want.device, got.device, "seed %d", seed)
-			may := skipped(moves)
-			for i := range want.lease {
-				if want.lease[i] != got.lease[i] && !(dir == Out && may[i]) {
-					t.Fatalf("seed %d, %v: byte %d of the lease is wrong", seed, dir, i)
-				}
 			}
 		}
 	}
@@ -411,23 +416,12 @@ func TestPlansOfStridedMovesDoWhatTheMovesSay(t *testing.T) {
 			if r.IntN(4) == 0 {
 				p.ways.table = randomTable(r)
 			}
-			before := newMemories(source)
-			want, got := before.clone(), before.clone()
-			want.naively(dir, moves)
-			steps := p.plan(moves)
-			got.do(t, steps, r)
+			steps := planChecked(t, p, moves, newMemories(source), r, seed)
 			for _, s := range steps {
 				if s.shape != nil {
 					shapes, parts = shapes+1, parts+len(s.shape.at)
 				} else {
 					runs += len(s.copies)
-				}
-			}
-			require.Equal(t, want.device, got.device, "seed %d", seed)
-			may := skipped(moves)
-			for i := range want.lease {
-				if want.lease[i] != got.lease[i] && !(dir == Out && may[i]) {
-					t.Fatalf("seed %d, %v: byte %d of the lease is wrong", seed, dir, i)
 				}
 			}
 		}

@@ -104,6 +104,16 @@ func (d *Device) CopiesOneByOne() bool {
 	return prefer == device.Single || prefer == device.Gather
 }
 
+// MostRuns is how many runs of strided moves a job should have at most. Its copies should not take much memory, nor the device for
+// long: others wait behind it. Strided copies take less than those of runs that each cost the device a copy of its own. ordered is
+// whether the runs may overlap, so that they are copied one after the other.
+func (d *Device) MostRuns(ordered bool) uint64 {
+	if ordered || d.CopiesOneByOne() {
+		return 4096
+	}
+	return 65536
+}
+
 // Table is what was measured on the device in a direction, by this engine or another one of the process; nil if nothing was.
 func (d *Device) Table(dir Direction) *device.Table {
 	if tables := d.copiers[dir].tables; tables != nil {

@@ -174,15 +174,6 @@ func (s *session) servesUnverified() bool {
 	return slices.ContainsFunc(held[len(held)-s.pinned:], (*core.Region).Unverified)
 }
 
-// mostRuns bounds the runs of a load that takes some of these. The copies of a job should not take much memory, nor the device for
-// long: others wait behind it. Strided copies take less than those of runs that each cost the device a copy of its own.
-func mostRuns(to route, memory *hostmem.Strided) uint64 {
-	if to.device.CopiesOneByOne() || to.way == staging.In && !memory.IsDisjoint() {
-		return 4096
-	}
-	return 65536
-}
-
 // stageStrided moves or owes the payload of a request for device memory.
 func (s *session) stageStrided(r *strided, device *staging.Device) error {
 	if s.staged == nil {
@@ -200,7 +191,7 @@ func (s *session) stageStrided(r *strided, device *staging.Device) error {
 	s.bulk = r.Op == wire.Write && r.Length >= bulkLength
 	memory := r.memory // of the jobs from here on
 	memory.Merge()
-	most := mostRuns(to, &memory)
+	most := device.MostRuns(to.way == staging.In && !memory.IsDisjoint()) // in a load
 	for rest := r.Header; rest.Length > 0; {
 		if !s.turn.takesVectors() || s.turn.load.runs >= most {
 			if err := s.flush(); err != nil {

@@ -71,6 +71,22 @@ func appendPlaces(places []int, at int, run uint64, axes []wire.Axis) []int {
 	return places
 }
 
+// payloadOf is what follows the header of a request for places in the model, and what the answer to it has behind its status. A
+// WRITE changes the model.
+func payloadOf(op core.Opcode, model []byte, places []int, random *rand.Rand) (sent, answered []byte) {
+	if op == core.Read {
+		for _, p := range places {
+			answered = append(answered, model[p])
+		}
+		return nil, answered
+	}
+	sent = tcptest.Pattern(len(places), byte(random.Uint32()))
+	for i, p := range places {
+		model[p] = sent[i]
+	}
+	return sent, nil
+}
+
 var greeting = (&wire.Hello{Origin: wire.Identity{7}, Number: 1}).Encode()
 
 // TestRandomStridedRequestsMatchAModelOfMemory sends strided requests among others, pipelined and cut into random pieces, and
@@ -116,17 +132,8 @@ func TestRandomStridedRequestsMatchAModelOfMemory(t *testing.T) {
 				}
 			}
 			stream, answers = append(stream, frame...), append(answers, ok...)
-			if op == core.Read {
-				for _, p := range places {
-					answers = append(answers, model[p])
-				}
-				continue
-			}
-			payload := tcptest.Pattern(len(places), byte(random.Uint32()))
-			stream = append(stream, payload...)
-			for i, p := range places {
-				model[p] = payload[i]
-			}
+			sent, answered := payloadOf(op, model, places, random)
+			stream, answers = append(stream, sent...), append(answers, answered...)
 		}
 		got := sendInParts(t, dial(), stream, random)
 		if seed%3 != 1 {
@@ -478,17 +485,8 @@ func TestRandomStridedRequestsForSimulatedGPUsMatchAModel(t *testing.T) {
 				frame = tcptest.Request(op, true, memory.addr+uintptr(first), length)
 			}
 			stream, answers = append(stream, frame...), append(answers, ok...)
-			if op == core.Read {
-				for _, p := range places {
-					answers = append(answers, model[p])
-				}
-				continue
-			}
-			payload := tcptest.Pattern(len(places), byte(random.Uint32()))
-			stream = append(stream, payload...)
-			for i, p := range places {
-				model[p] = payload[i]
-			}
+			sent, answered := payloadOf(op, model, places, random)
+			stream, answers = append(stream, sent...), append(answers, answered...)
 		}
 		got := sendInParts(t, h.dial(), stream, random)
 		answer, err := wire.ReadAnswer(bytes.NewReader(got))
