@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -25,9 +26,9 @@ var builder = filepath.Join("scripts", "build_library.py")
 
 var building sync.Mutex
 
-// build returns the path of the simulator of an API, compiled with those options. It builds it where there is none of
-// these sources yet. The library stays under build/ in the repository: its name has a hash of its sources, so it is never
-// out of date.
+// build returns the path of the simulator of an API, compiled with those options, by the compiler in $CC if that is set. It
+// builds it where there is none of these sources for this architecture yet. The library stays under build/ in the
+// repository: its name has a hash of its sources, so it is never out of date.
 func build(t testing.TB, f *api, options string) string {
 	t.Helper()
 	building.Lock()
@@ -77,7 +78,7 @@ func repository(t testing.TB) string {
 	}
 }
 
-// fingerprint is a hash of all that the library is made of.
+// fingerprint is a hash of all that the library is made of, and of what it is for.
 func fingerprint(t testing.TB, root, options string) string {
 	t.Helper()
 	sources, err := filepath.Glob(filepath.Join(root, "sim", "*.*"))
@@ -85,7 +86,7 @@ func fingerprint(t testing.TB, root, options string) string {
 	slices.Sort(sources)
 	sources = append(sources, filepath.Join(root, "cuda", "kernels.h"))
 	sum := sha256.New()
-	fmt.Fprintln(sum, options)
+	fmt.Fprintln(sum, options, runtime.GOARCH)
 	for _, source := range append(sources, filepath.Join(root, builder)) {
 		file, err := os.Open(source)
 		require.NoError(t, err)
