@@ -1,6 +1,6 @@
 """Run kvferry on aarch64 without such a machine: `python3 scripts/test_aarch64.py WHEEL`, the wheel for aarch64.
 
- 1. the Go code: vet, with all tests compiled, and the tests of core and tcp
+ 1. the Go code: vet, with all tests compiled, and the tests of core, tcp and the simulated devices
  2. the C library: the examples, compiled against the library of the wheel
  3. the Python package: the README's example, and the demo
 
@@ -29,7 +29,6 @@ import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 
 import build_library
 from build_library import REPOSITORY
@@ -42,11 +41,15 @@ MACHINE = "aarch64"
 FOLDER = REPOSITORY / "build" / MACHINE
 ROOT, SITE, PROGRAMS = FOLDER / "root", FOLDER / "site", FOLDER / "bin"
 PYTHON = PROGRAMS / "python3"
+EMULATOR = ("qemu-aarch64-static", "-L", str(ROOT))
 LIMIT = 600.0  # seconds that a program may take
 TESTED = (
+    "core/staging",
     "tcp/client",
     "tcp/server",
     "tcp",
+    "cuda",
+    "ascend",
     "tcp/sockio",
     "tcp/wire",
     "core",
@@ -152,7 +155,9 @@ def vet() -> None:
 
 def compile_programs() -> None:
     for package in TESTED:
-        run(["go", "test", "-c", "-o", str(go_binary(package)), f"./{package}"], go_environment())
+        program = go_script(package).with_suffix(".program")
+        run(["go", "test", "-c", "-o", str(program), f"./{package}"], go_environment())
+        write_script(go_script(package), program)
     soname = SITE / build_library.SONAME
     soname.unlink(missing_ok=True)
     soname.symlink_to("kvferry/_lib/libtransfer_engine.so")
@@ -162,10 +167,16 @@ def compile_programs() -> None:
         language = ["-std=c++11", "-lc++"] if path.suffix == ".cpp" else ["-std=c99"]
         flags = [*language, "-O1", "-pthread", f"-I{REPOSITORY / 'capi' / 'include'}"]
         run([*compiler, *flags, str(path), str(soname), "-o", str(PROGRAMS / path.name)])
-    qemu = shlex.join(["qemu-aarch64-static", "-L", str(ROOT)])
-    # Python starts children by the path that it was started by: this system runs the script, not the program.
-    PYTHON.write_text(f'#!/bin/sh\nexec {qemu} -0 "$0" {shlex.quote(str(ROOT / "usr/bin/python3"))} "$@"\n')
-    PYTHON.chmod(0o755)
+    write_script(PYTHON, ROOT / "usr/bin/python3")
+
+
+def write_script(script: Path, program: Path) -> None:
+    """Write a script that runs a program for aarch64.
+
+    The program knows itself by the script's path. So it can start itself once more, which this system could not.
+    """
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(EMULATOR)} -0 "$0" {shlex.quote(str(program))} "$@"\n')
+    script.chmod(0o755)
 
 
 def go_test(package: str) -> None:
@@ -177,11 +188,12 @@ def go_test(package: str) -> None:
     limit = f"-test.timeout={LIMIT - 60:.0f}s"
     # Tests with simulated devices compile the simulator.
     compiler = {"CC": compiler_command()}
-    emulated([str(go_binary(package)), f"-test.skip={pattern}", limit], compiler, REPOSITORY / package)
+    run([str(go_script(package)), f"-test.skip={pattern}", limit], {**clean(), **compiler}, REPOSITORY / package)
 
 
 def run_example(path: Path) -> None:
-    if "every byte" not in emulated([str(PROGRAMS / path.name)], {"LD_LIBRARY_PATH": str(SITE)}):
+    output = run([*EMULATOR, str(PROGRAMS / path.name)], {**clean(), "LD_LIBRARY_PATH": str(SITE)}, FOLDER)
+    if "every byte" not in output:
         raise Failure(f"{path.name} does not say that it has compared every byte")
 
 
@@ -193,11 +205,6 @@ def python(*arguments: str) -> None:
     """Run the package in the wheel."""
     settings = {"PYTHONPATH": str(SITE), "PYTHONHOME": str(ROOT / "usr"), "PYTHONDONTWRITEBYTECODE": "1"}
     run([str(PYTHON), *arguments], {**clean(), **settings}, FOLDER)
-
-
-def emulated(command: list[str], settings: Mapping[str, str] = MappingProxyType({}), folder: Path = FOLDER) -> str:
-    """Run a program for aarch64 and return what it printed."""
-    return run(["qemu-aarch64-static", "-L", str(ROOT), *command], {**clean(), **settings}, folder)
 
 
 def clean() -> dict[str, str]:
@@ -231,7 +238,7 @@ def examples() -> list[Path]:
     return sorted((REPOSITORY / "capi" / "examples").glob("*.c*"))
 
 
-def go_binary(package: str) -> Path:
+def go_script(package: str) -> Path:
     return PROGRAMS / f"{package.replace('/', '-')}.test"
 
 
