@@ -42,3 +42,25 @@ func TestAPageThatIsMissingHoldsNobodyUpButItsTransfer(t *testing.T) {
 		}
 	}
 }
+
+// The kernel locks a TCP socket while a call that sends waits for a page of the transfer's memory. A thread that waits for the
+// answer polls that socket.
+func TestAThreadThatWaitsForATransferDoesNotWaitForItsPages(t *testing.T) {
+	const length = 4096
+	for _, path := range paths {
+		for _, op := range tcptest.Opcodes {
+			t.Run(fmt.Sprintf("%s/%v", path.name, op), func(t *testing.T) {
+				missing, far := hostmemtest.New(t, length), tcptest.Mapped(t, length)
+				target, e := newEngine(t, path.config), newEngine(t, path.config)
+				require.NoError(t, target.Register(hostmem.AddressOf(far), length, "cpu:0", true))
+				id := tcptest.OpenSegment(t, e, target.Name())
+				b := tcptest.Submit(t, e, tcptest.Ask(op, missing.Memory[:length], id, far))
+				missing.AwaitFault(t)
+
+				tcptest.Returns(t, "Assist", func() { e.Assist(b, id) })
+				missing.Release(t)
+				tcptest.Completes(t, b)
+			})
+		}
+	}
+}

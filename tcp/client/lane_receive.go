@@ -46,11 +46,11 @@ func (l *lane) receive() error {
 func (l *lane) readable() bool {
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
-	return l.failure != nil || l.receiveOnce()
+	return l.failure != nil || l.receiveOnce((*sockio.Socket).ReceiveNow)
 }
 
-// assist: see pipelined. It spares the calling goroutine a wake-up by the receiver. The lane has something in flight, so it is
-// connected.
+// assist: see pipelined. It spares the calling goroutine a wake-up by the receiver. That goroutine must not wait for a page of a
+// transfer that is being sent. The lane has something in flight, so it is connected.
 func (l *lane) assist() {
 	if !l.receiving.TryLock() {
 		return
@@ -79,9 +79,9 @@ func (l *lane) assistAsleep(most time.Duration, done func() bool) bool {
 
 // assistHeld is assist while the stream is held.
 func (l *lane) assistHeld() {
-	received := l.receiveOnce()
+	received := l.receiveOnce((*sockio.Socket).ReceiveUnheld)
 	for received && l.failure == nil && l.conn.Buffers() { // nobody else is woken for it
-		if !l.receiveOnce() {
+		if !l.receiveOnce((*sockio.Socket).ReceiveUnheld) {
 			break
 		}
 	}
@@ -144,14 +144,14 @@ func (l *lane) spinIfExpected() {
 	}
 }
 
-// receiveOnce receives what has come, and settles what is complete. It returns false when nothing has come. The lock for
-// receiving is held.
-func (l *lane) receiveOnce() bool {
+// receiveOnce receives what has come by a call of the socket, and settles what is complete. It returns false when nothing has come.
+// The lock for receiving is held.
+func (l *lane) receiveOnce(receive func(s *sockio.Socket, v []sockio.Vector, touched bool) (n int, again bool, err error)) bool {
 	var n int
 	var again bool
 	var err error
 	v, touched := l.plan()
-	l.overtakable(l.waitsForPage(), func() { n, again, err = l.conn.ReceiveNow(v, touched) })
+	l.overtakable(l.waitsForPage(), func() { n, again, err = receive(l.conn.Socket, v, touched) })
 	switch {
 	case again:
 		return false

@@ -130,3 +130,16 @@ func (d *direction) call() {
 		}
 	}
 }
+
+// callUnheld is call for a goroutine that must not wait for a page of the call in the other direction: while there is such a call,
+// it is as if the socket were not ready. A call of the other direction that begins meanwhile waits for this one, as for a raw
+// call.
+func (d *direction) callUnheld() {
+	if !d.enterRaw() {
+		d.begin()
+		d.errno = unix.EAGAIN
+		return
+	}
+	defer d.leaveRaw()
+	d.call()
+}

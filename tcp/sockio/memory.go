@@ -20,7 +20,8 @@ import (
 //  2. callAnnounced makes any other call. While it waits for a page, the rest of the process and the garbage collector go
 //     on. The memory that the call has touched counts as touched from then on.
 //  3. The kernel lets one call at a time work on a TCP socket. So while an announced call is under way in one direction, a
-//     call in the other direction is announced as well: it may have to wait for the same page.
+//     call in the other direction is announced as well: it may have to wait for the same page. A goroutine that must not wait
+//     makes no call then (callUnheld).
 type memoryCalls struct {
 	access      hostmem.Access // to the application's memory
 	ours        Vector         // memory of the library, always in memory; a call may touch less of it than it is given

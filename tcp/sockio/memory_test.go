@@ -41,6 +41,29 @@ func TestACallIsAnnouncedWhileTheOtherDirectionWaitsForAPage(t *testing.T) {
 	}
 }
 
+func TestWhoMustNotWaitReceivesNothingWhileTheOtherDirectionWaitsForAPage(t *testing.T) {
+	const length = 4096
+	a, b := sockets(t)
+	missing, fresh := hostmemtest.New(t, length), tcptest.Mapped(t, length)
+	hostmem.Forget(hostmem.AddressOf(fresh), length) // a call that touches it is announced
+	sent := tcptest.Pattern(length, 1)
+	_, err := b.Send([]Vector{VectorOf(sent)})
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() { _, err := a.Send([]Vector{VectorOf(missing.Memory)}); done <- err }()
+	missing.AwaitFault(t)
+	receive := func() (n int, again bool, err error) { return a.ReceiveUnheld([]Vector{VectorOf(fresh)}, false) }
+	var again bool
+	tcptest.Returns(t, "ReceiveUnheld", func() { _, again, err = receive() })
+	require.NoError(t, err)
+	require.True(t, again)
+	missing.Release(t)
+	require.NoError(t, <-done)
+	require.Eventually(t, func() bool { _, again, err = receive(); return !again }, tcptest.Patience, time.Millisecond)
+	require.NoError(t, err)
+	require.Equal(t, sent, fresh)
+}
+
 func TestOnlyCallsWhoseMemoryWasNotTouchedAMomentAgoAreAnnounced(t *testing.T) {
 	a, b := sockets(t)
 	from, to := tcptest.Mapped(t, 4096), tcptest.Mapped(t, 8192)

@@ -185,7 +185,17 @@ func (s *Socket) ReceiveNow(v []Vector, touched bool) (n int, again bool, err er
 	return eof(s.in.result())
 }
 
-// Hold calls use, which may call ReceiveNow.
+// ReceiveUnheld is ReceiveNow for a goroutine that must not wait: nothing has come while the other direction waits for a page.
+func (s *Socket) ReceiveUnheld(v []Vector, touched bool) (n int, again bool, err error) {
+	s.in.use(v)
+	if touched {
+		s.in.vouch(v)
+	}
+	s.in.callUnheld()
+	return eof(s.in.result())
+}
+
+// Hold calls use, which may call ReceiveNow or ReceiveUnheld.
 func (s *Socket) Hold(use func()) error { return s.in.readiness.hold(use) }
 
 // BeginSpin says that the calling goroutine is going to call ReceiveNow again and again. What arrives until EndSpin does not
