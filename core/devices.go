@@ -55,13 +55,16 @@ func (d *devices) require(name string) error {
 	return status.Errorf(status.NotSupportedTransport, "this engine was built without %q devices", name)
 }
 
+// pageLimit is how long the registration of a range waits for its first page: one that is swapped out comes within it.
+const pageLimit = time.Second
+
 // at returns the staging of the device that a range is on; nil for host memory. It is called once for each range, when the range
 // is registered. If neither a library nor the location names a device, memory that the host cannot read counts as memory of the
 // device in the engine's name.
 func (d *devices) at(r Range, location string) (*staging.Device, error) {
 	on, err := d.locate(r, location)
 	switch {
-	case on != nil, err != nil, location != anywhere, hostmem.Readable(r.Addr, 1):
+	case on != nil, err != nil, location != anywhere, hostmem.IsHosts(r.Addr, pageLimit):
 		return on, err
 	case d.named != "":
 		return d.locate(r, d.named)

@@ -204,7 +204,7 @@ func TestATaskOfTheOwnSegmentIsRefusedAlthoughThePinOfTheTaskBeforeItsLasts(t *t
 	require.NoError(t, e.UnregisterBatch([]uintptr{at(readable), at(both)}), "no pin is left")
 }
 
-func TestRegisteringMemoryWhosePagesAreMissingHoldsNobodyElseUp(t *testing.T) {
+func TestMemoryWhosePagesAreMissingIsRegisteredAndHoldsNobodyElseUp(t *testing.T) {
 	e := startEngine(t, metadatatest.NewDirectory(), nil)
 	missing, memory := hostmemtest.New(t, 4096), pages(t, 4096)
 	registered := make(chan error)
@@ -212,8 +212,9 @@ func TestRegisteringMemoryWhosePagesAreMissingHoldsNobodyElseUp(t *testing.T) {
 	missing.AwaitFault(t)
 	missing.Collect()
 	require.NoError(t, e.Register(at(memory), 4096, "", true))
-	missing.Release(t)
 	require.NoError(t, <-registered)
+	require.NoError(t, e.Unregister(at(missing.Memory)))
+	missing.Release(t)
 }
 
 func TestWritingToReadOnlyMemoryGivesAnError(t *testing.T) {

@@ -141,25 +141,6 @@ func (c *Copier) renewed() {
 	}
 }
 
-// Readable reports whether the host can read every byte of a range. It reads a byte of each page, by system calls.
-func Readable(addr uintptr, length uint64) bool {
-	const most = 512 // pages in one system call
-	for length > 0 {
-		var bytes [most]vector
-		n := 0
-		for ; n < most && length > 0; n++ {
-			bytes[n] = vector{addr, 1}
-			step := min(uint64(pageSize-addr%pageSize), length)
-			addr += uintptr(step)
-			length -= step
-		}
-		if !readableAll(bytes[:n]) {
-			return false
-		}
-	}
-	return true
-}
-
 // At is the memory of this process from addr on, as a slice. It is for memory outside the Go heap: the collector neither
 // keeps nor moves it.
 func At(addr uintptr, length uint64) []byte {

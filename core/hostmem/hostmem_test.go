@@ -8,6 +8,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"kvferry/core/clock"
@@ -180,6 +181,23 @@ func TestAPageThatDoesNotComeHoldsOnlyItsCopyUp(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestMemoryWhosePagesDoNotComeIsTheHosts(t *testing.T) {
+	missing, good, gone := hostmemtest.New(t, (mostUnanswered+1)*page), mapped(t, page), mapped(t, page)
+	protect(t, gone, unix.PROT_NONE)
+	for i := range mostUnanswered {
+		require.True(t, IsHosts(AddressOf(good), time.Minute))
+		require.False(t, IsHosts(AddressOf(gone), time.Minute))
+		require.True(t, IsHosts(AddressOf(missing.Memory[i*page:]), time.Millisecond))
+		missing.AwaitFault(t)
+	}
+	require.True(t, IsHosts(AddressOf(missing.Memory[mostUnanswered*page:]), time.Minute), "no more are waited for")
+	require.False(t, IsHosts(page, time.Minute), "where nothing is mapped")
+	missing.Collect()
+	missing.Release(t)
+	require.Eventually(t, func() bool { return unanswered.Load() == 0 }, time.Minute, time.Millisecond)
+	require.False(t, IsHosts(AddressOf(gone), time.Minute))
 }
 
 func TestOnlyMemoryThatIsPresentIsCopiedAtOnce(t *testing.T) {

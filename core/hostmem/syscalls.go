@@ -52,30 +52,6 @@ type vector struct {
 	length uint64
 }
 
-// readable is memory that readableAll reads into. It is not on a stack, which may move.
-var readable [512]byte
-
-// readableAll reports whether all of so many single bytes can be read, at most 512.
-func readableAll(bytes []vector) bool {
-	if !forbidden.Load() {
-		to := vector{uintptr(unsafe.Pointer(&readable)), uint64(len(bytes))}
-		n, _, errno := unix.Syscall6(unix.SYS_PROCESS_VM_READV, uintptr(unix.Getpid()),
-			uintptr(unsafe.Pointer(&to)), 1, uintptr(unsafe.Pointer(unsafe.SliceData(bytes))), uintptr(len(bytes)), 0)
-		if errno == 0 && int(n) == len(bytes) {
-			return true
-		}
-		if errno == unix.EPERM || errno == unix.ENOSYS {
-			forbidden.Store(true)
-		}
-	}
-	for _, b := range bytes {
-		if copyBySyscalls(uintptr(unsafe.Pointer(&readable)), b.base, 1) != nil {
-			return false
-		}
-	}
-	return true
-}
-
 // copyThroughPipe copies as much at a time as the pipe holds. Overlapping memory is copied from the end that is not overwritten.
 func copyThroughPipe(dst, src uintptr, length uint64) error {
 	p, err := openPipe()

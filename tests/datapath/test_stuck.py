@@ -120,7 +120,7 @@ def test_a_process_with_a_stuck_copy_ends(world: World, attack: Attacks) -> None
 
 def test_a_read_into_memory_whose_pages_do_not_come_returns_and_says_so(world: World, start_peer: Peers) -> None:
     engine, target = world.engine, start_peer().create()
-    far, stuck = target.memory(SIZE), engine.memory(SIZE, place="absent", location="cpu:0")
+    far, stuck = target.memory(SIZE), engine.memory(SIZE, place="absent")
     moving = engine.start_move(target.name, "read", [[stuck.address, far.address, SIZE]], "sync")
     engine.ask("wait_for_touch", region=stuck.region)
     with world.unharmed():
