@@ -30,7 +30,7 @@ import (
 //     pieces that were in flight to the peer (source.ended).
 //
 // On one host, pieces may also travel by address (lane_fetch.go). A lane that waits for a page is overtaken, and given up if it
-// has to end (lane_stuck.go). A lane on which nothing moves is ended (lane_watch.go).
+// has to end (lane_stuck.go). Other works do not wait for its page (lane_apart.go). A lane on which nothing moves is ended (lane_watch.go).
 const (
 	// windowPieces and windowBytes bound what is in flight on a lane.
 	windowPieces = 1024
@@ -81,6 +81,7 @@ type lane struct {
 	vectors []sockio.Vector // backing of unsent
 	unsent  []sockio.Vector // of the pieces taken, and not sent yet
 	taken   []piece         // scratch of write
+	most    int             // pieces that are taken at once: few after some were queued again, so that few are queued again (apart)
 	careful bool            // one vector at a time is sent
 	packed  []byte          // payloads of strided WRITEs in unsent
 	packer  hostmem.Copier
@@ -132,7 +133,7 @@ type lane struct {
 }
 
 func newLane(s source, e *environment) *lane {
-	l := &lane{environment: e, source: s, wakeups: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*wire.HeaderSize)}
+	l := &lane{environment: e, source: s, wakeups: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*wire.HeaderSize), most: sendPieces}
 	l.ctx, l.cancel = context.WithCancel(e.ctx)
 	l.sending = sync.NewCond(&l.mu)
 	l.onReadable = l.readable

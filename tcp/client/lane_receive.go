@@ -204,6 +204,9 @@ func (l *lane) layOutAnswers(made *plan) {
 	var payloads, unpacked uint64
 	for i := range min(l.flight.len(), most) {
 		p := l.flight.at(i)
+		if p.cold && i > 0 { // what comes before it does not wait for its pages
+			break
+		}
 		slot := hostmem.AddressOf(l.statuses[i*wire.StatusSize:])
 		skip = made.expect(slot, wire.StatusSize, skip)
 		switch {

@@ -97,7 +97,13 @@ func (l *lane) send(mayWait bool) (n int, again bool, err error) {
 		v = v[:1]
 	}
 	if mayWait {
-		l.overtakable(!l.conn.SendsAtOnce(v), func() { n, err = l.conn.Send(v) })
+		slow := !l.conn.SendsAtOnce(v)
+		l.overtakable(slow, func() {
+			if slow {
+				bringIn(v)
+			}
+			n, err = l.conn.Send(v)
+		})
 		return n, false, err
 	}
 	l.spinIfExpected()
@@ -137,8 +143,8 @@ func (l *lane) fill(mayWait bool) bool {
 	if broken != nil || pieces <= 0 || bytes <= 0 || l.renewing.Load() || l.waitsForPage() { // no piece is to wait behind a page that may not come
 		return false
 	}
-	l.taken = l.source.take(l, l.conn.destination(), l.taken[:0], min(pieces, sendPieces), uint64(min(bytes, sendBytes)))
-	if len(l.taken) == 0 {
+	l.taken = l.source.take(l, l.conn.destination(), l.taken[:0], min(pieces, l.most), uint64(min(bytes, sendBytes)))
+	if l.taken = l.apart(l.taken, mayWait); len(l.taken) == 0 {
 		return false
 	}
 	l.taken = l.pack(l.fetchGranted(l.taken, mayWait), mayWait)

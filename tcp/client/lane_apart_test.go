@@ -1,0 +1,69 @@
+package client
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/hostmem/hostmemtest"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/wire"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestAnswersAreReceivedWhileALaneWaitsForAPageThatIsToBeSent(t *testing.T) {
+	const length = 4096
+	missing, near, far := hostmemtest.New(t, length), tcptest.Mapped(t, length), tcptest.Mapped(t, 2*length)
+	answer := make(chan struct{})
+	p := tcptest.Perform(t, 2, func(v *tcptest.Visitor, n int) {
+		var h wire.Header
+		if n == 0 && v.Header(&h) && v.Skip(length) {
+			<-answer
+			v.Status(wire.StatusOK)
+		}
+		tcptest.ServeWell(v, n)
+	}, far)
+	e := newEngine(t, tcptest.OneLane)
+	id := tcptest.OpenSegment(t, e, p.Name)
+	first := tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far[:length]))
+	require.Eventually(t, func() bool { return len(p.Requests()) == 1 }, tcptest.Patience, time.Millisecond)
+	second := tcptest.Submit(t, e, tcptest.Ask(core.Write, missing.Memory[:length], id, far[length:]))
+	missing.AwaitFault(t)
+	close(answer)
+	tcptest.Completes(t, first)
+	missing.Release(t)
+	tcptest.Completes(t, second)
+}
+
+// The requests are queued together, and one lane could take all of them at once.
+func TestATransferDoesNotWaitForThePagesOfAnother(t *testing.T) {
+	const length = 4096
+	for _, op := range tcptest.Opcodes {
+		for _, place := range []int{0, 1, 2} {
+			t.Run(fmt.Sprintf("%v, missing in place %d", op, place), func(t *testing.T) {
+				missing, near, far := hostmemtest.New(t, length), tcptest.Mapped(t, 3*length), tcptest.Mapped(t, 3*length)
+				p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+				e := newEngine(t, tcptest.OneLane)
+				id := tcptest.OpenSegment(t, e, p.Name)
+				var all [3]*core.Batch
+				for i := range all {
+					local := near[i*length:][:length]
+					if i == place {
+						local = missing.Memory[:length]
+					}
+					all[i] = tcptest.Submit(t, e, tcptest.Ask(op, local, id, far[i*length:][:length]))
+				}
+				missing.AwaitFault(t)
+				for i, b := range all {
+					if i != place {
+						tcptest.Completes(t, b)
+					}
+				}
+				missing.Release(t)
+				tcptest.Completes(t, all[place])
+			})
+		}
+	}
+}
