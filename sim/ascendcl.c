@@ -48,6 +48,7 @@ static const int codes[SIM_REASONS] = {
     [-SIM_OTHER_MEMORY] = 107003,
     [-SIM_UNTIMED] = 107006,         /* event timestamp invalid */
     [-SIM_NOT_READY] = 107006,
+    [-SIM_NO_PEER] = 207000,
 };
 
 const struct sim_api sim_api = {
@@ -153,7 +154,7 @@ SIM_EXPORT int aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t pe
 
     if (result == SIM_OK && (result = sim_check_out(can)) == SIM_OK && (result = sim_check_device(device)) == SIM_OK &&
         (result = sim_check_device(peer)) == SIM_OK) {
-        *can = device != peer;
+        *can = device != peer && !sim.no_peers;
     }
     return sim_end(result);
 }
@@ -165,7 +166,7 @@ SIM_EXPORT int aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t flags)
     if (result == SIM_OK) {
         result = flags == 0 ? sim_enable_peer(peer) : sim_fail(SIM_INVALID, "flags are reserved, not %u", flags);
     }
-    return sim_end(result);
+    return sim_end(result == SIM_PEER_ENABLED ? SIM_OK : result);
 }
 
 SIM_EXPORT int aclrtMalloc(void **address, size_t size, int policy)
@@ -333,7 +334,7 @@ static int copy_rows(unsigned char *to, size_t to_pitch, unsigned char *from, si
 {
     void **ends = calloc(2 * height, sizeof *ends);
     size_t *sizes = calloc(height, sizeof *sizes), failed, i;
-    struct batch batch = {ends, sizes, ends != NULL ? ends + height : NULL, sizes, height, NULL, true};
+    struct batch batch = {ends, sizes, ends != NULL ? ends + height : NULL, sizes, height, NULL, true, false};
     int result = SIM_NO_MEMORY;
 
     if (ends == NULL || sizes == NULL) {
@@ -451,7 +452,7 @@ SIM_EXPORT int aclrtMemcpyBatchAsync(void **to, size_t *rooms, void **from, size
                               size_t *failed, void *stream)
 {
     int result = sim_begin(CALL_aclrtMemcpyBatchAsync, NEEDS_DEVICE);
-    struct batch batch = {to, rooms, from, sizes, count, NULL, false};
+    struct batch batch = {to, rooms, from, sizes, count, NULL, false, false};
 
     if (result == SIM_OK && (result = sim_check_out(failed)) == SIM_OK) {
         result = copy_batch(&batch, attributes, indexes, attribute_count, failed, stream);
@@ -464,7 +465,7 @@ SIM_EXPORT int aclrtMemcpyBatchAsyncV2(void **to, size_t *rooms, void **from, si
                                 void *stream)
 {
     int result = sim_begin(CALL_aclrtMemcpyBatchAsyncV2, NEEDS_DEVICE);
-    struct batch batch = {to, rooms, from, sizes, count, NULL, false};
+    struct batch batch = {to, rooms, from, sizes, count, NULL, false, false};
     size_t failed;
 
     if (result == SIM_OK) {

@@ -56,13 +56,13 @@ static int find_end(const void *address, size_t size, struct end *end)
 }
 
 /* Checks that a device may use memory in a copy: its own, or that of a peer where both ends are on devices. */
-static int check_owner(const struct end *end, int device, enum sim_kind kind)
+static int check_owner(const struct end *end, int device, bool by_host, enum sim_kind kind)
 {
     if (end->device < 0 || end->device == device) {
         return SIM_OK;
     }
-    if (kind == KIND_D2D && (sim.device[device].peers >> end->device & 1) != 0) {
-        return SIM_OK;
+    if (kind == KIND_D2D && (by_host || sim_is_peer(device, end->device))) {
+        return sim_device_error(end->device);
     }
     return sim_misuse(MISUSE_other_device, SIM_OTHER_MEMORY, "%p is memory of device %d, not of device %d",
                       (void *)end->owner->base, end->device, device);
@@ -128,8 +128,34 @@ static void unpin(struct allocation *owner, const unsigned char *bytes, size_t s
     sim_end_use(owner);
 }
 
+int sim_check_memory_of(const void *address, int device)
+{
+    struct end end;
+    int result = find_end(address, 1, &end);
+
+    if (result == SIM_OK && end.device != device) {
+        result = sim_misuse(MISUSE_other_device, SIM_OTHER_MEMORY, "%p is not memory of device %d", address, device);
+    }
+    return result;
+}
+
+static bool is_lost(const struct allocation *owner, int device)
+{
+    bool of_device = owner != NULL && (owner->memory == MEMORY_DEVICE || owner->memory == MEMORY_MANAGED);
+
+    return of_device && owner->device != device && sim.device[owner->device].lost;
+}
+
+int sim_check_piece(const struct piece *piece, int device)
+{
+    if (is_lost(piece->from_owner, device) || is_lost(piece->to_owner, device)) {
+        return sim_fail(SIM_LOST, "memory of a copy is of a device that is lost");
+    }
+    return SIM_OK;
+}
+
 int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, size_t size, int claimed, int device,
-                enum sim_kind *kind)
+                bool by_host, enum sim_kind *kind)
 {
     struct end source, target;
     int result;
@@ -138,8 +164,8 @@ int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, si
         return sim_fail(SIM_INVALID, "a copy of %zu bytes to where %zu bytes have room", size, room);
     }
     if ((result = find_ends(&target, to, &source, from, size, claimed, kind)) != SIM_OK ||
-        (result = check_owner(&source, device, *kind)) != SIM_OK ||
-        (result = check_owner(&target, device, *kind)) != SIM_OK ||
+        (result = check_owner(&source, device, by_host, *kind)) != SIM_OK ||
+        (result = check_owner(&target, device, by_host, *kind)) != SIM_OK ||
         (result = check_alignment(to, from, *kind)) != SIM_OK) {
         return result;
     }
@@ -225,7 +251,7 @@ int sim_copy_now(void *to, size_t room, const void *from, size_t size, int claim
     enum sim_kind kind;
     int64_t end;
     bool moved, pageable;
-    int result = sim_prepare(&piece, to, room, from, size, claimed, sim_current(), &kind);
+    int result = sim_prepare(&piece, to, room, from, size, claimed, sim_current(), false, &kind);
 
     if (result != SIM_OK) {
         return result;
@@ -255,7 +281,7 @@ int sim_set_now(void *to, size_t room, int value, size_t size)
         result = sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "%p is memory of no device", to);
     }
     if (result == SIM_OK) {
-        result = check_owner(&end, sim_current(), KIND_H2D);
+        result = check_owner(&end, sim_current(), false, KIND_H2D);
     }
     if (result != SIM_OK) {
         return result;

@@ -14,9 +14,16 @@ struct piece {
 };
 
 /* Checks a copy on a device, and finds its bytes. The owners are in use until sim_release_piece. claimed is the kind
- * that the caller names, or -1; *kind is the actual one. */
+ * that the caller names, or -1; *kind is the actual one. by_host is whether it may be of memory of other devices to
+ * which this one has no access. */
 int sim_prepare(struct piece *piece, void *to, size_t room, const void *from, size_t size, int claimed, int device,
-                enum sim_kind *kind);
+                bool by_host, enum sim_kind *kind);
+
+/* Checks that memory, if it is a device's, is that of a device. */
+int sim_check_memory_of(const void *address, int device);
+
+/* Why a copy on a device fails whatever it is told: memory of another device is lost. */
+int sim_check_piece(const struct piece *piece, int device);
 void sim_release_piece(struct piece *piece);
 bool sim_read_early(struct piece *piece); /* false where the source is not mapped, or there is no memory for it */
 bool sim_is_pageable(const struct piece *piece);

@@ -50,6 +50,8 @@ static const int codes[SIM_REASONS] = {
     [-SIM_NOT_READY] = CUDA_ERROR_NOT_READY,
     [-SIM_BAD_PROGRAM] = 218,
     [-SIM_NOT_FOUND] = 500,
+    [-SIM_NO_PEER] = 217,
+    [-SIM_PEER_ENABLED] = 704,
 };
 
 const struct sim_api sim_api = {
@@ -82,12 +84,14 @@ static const struct {
     {100, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {101, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {201, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {217, "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", "peer access is not supported between these two devices"},
     {218, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
     {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain."},
     {400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {600, "CUDA_ERROR_NOT_READY", "device not ready"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {704, "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED", "peer access is already enabled"},
     {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the requested memory range is already mapped"},
     {713, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", "pointer does not correspond to a registered memory region"},
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
@@ -249,6 +253,29 @@ SIM_EXPORT int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *acti
     if (result == SIM_OK && (result = sim_check_out(active)) == SIM_OK) {
         *flags = 0;
         *active = sim.device[device].retained > 0;
+    }
+    return sim_end(result);
+}
+
+SIM_EXPORT int cuDeviceCanAccessPeer(int *can, int device, int peer)
+{
+    int result = begin_device(CALL_cuDeviceCanAccessPeer, can, device);
+
+    if (result == SIM_OK && (result = sim_check_device(peer)) == SIM_OK) {
+        *can = device != peer && !sim.no_peers;
+    }
+    return sim_end(result);
+}
+
+SIM_EXPORT int cuCtxEnablePeerAccess(void *context, unsigned flags)
+{
+    int result = sim_begin(CALL_cuCtxEnablePeerAccess, NEEDS_DEVICE), peer = -1;
+
+    if (result == SIM_OK && (peer = cuda_device_of(context)) < 0) {
+        result = sim_fail(SIM_NO_DEVICE_SET, "%p is no context, or one that has gone", context);
+    }
+    if (result == SIM_OK) {
+        result = flags == 0 ? sim_enable_peer(peer) : sim_fail(SIM_INVALID, "flags must be 0, not %u", flags);
     }
     return sim_end(result);
 }

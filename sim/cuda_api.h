@@ -22,7 +22,7 @@
     CALL(cuMemAddressReserve) CALL(cuMemAddressFree) CALL(cuMemCreate) CALL(cuMemRelease) CALL(cuMemMap)           \
     CALL(cuMemUnmap) CALL(cuMemSetAccess) CALL(cuModuleLoadData) CALL(cuModuleGetFunction) CALL(cuModuleUnload)    \
     CALL(cuLaunchKernel) CALL(cuCtxGetStreamPriorityRange) CALL(cuStreamCreateWithPriority)                      \
-    CALL(cuEventElapsedTime)
+    CALL(cuEventElapsedTime) CALL(cuDeviceCanAccessPeer) CALL(cuCtxEnablePeerAccess) CALL(cuMemcpyPeerAsync)
 
 #define CUDA_NUMBER_OF(name) CALL_##name,
 enum cuda_call { CUDA_CALLS(CUDA_NUMBER_OF) CUDA_CALL_COUNT };

@@ -75,6 +75,19 @@ SIM_EXPORT int cuMemcpyDtoDAsync_v2(void *to, void *from, size_t size, void *str
     return copy_later(CALL_cuMemcpyDtoDAsync_v2, to, from, size, KIND_D2D, stream);
 }
 
+SIM_EXPORT int cuMemcpyPeerAsync(void *to, void *to_context, void *from, void *from_context, size_t size,
+                                 void *handle)
+{
+    int result = sim_begin(CALL_cuMemcpyPeerAsync, NEEDS_DEVICE);
+    void *stream = cuda_stream(handle);
+    int to_device = cuda_device_of(to_context), from_device = cuda_device_of(from_context);
+
+    if (result == SIM_OK && (to_device < 0 || from_device < 0)) {
+        result = sim_fail(SIM_NO_DEVICE_SET, "a context of a copy between two is none, or has gone");
+    }
+    return sim_end(result == SIM_OK ? sim_copy_peer(to, to_device, from, from_device, size, stream) : result);
+}
+
 #ifndef KVFERRY_SIM_OLDER_CUDA /* which lacks these */
 
 /* Whether a source is read before its turn. Where any time is allowed, the adversarial scheduler's seed decides. */
@@ -110,7 +123,7 @@ static int read_orders(const struct attributes *attributes, const size_t *indexe
 static int copy_batch(void **to, void **from, size_t *sizes, size_t count, const struct attributes *attributes,
                       const size_t *indexes, size_t attribute_count, size_t *failed, void *stream)
 {
-    struct batch batch = {to, sizes, from, sizes, count, NULL, false};
+    struct batch batch = {to, sizes, from, sizes, count, NULL, false, false};
     bool *early;
     int result;
 

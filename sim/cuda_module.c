@@ -289,7 +289,7 @@ static int launch(const struct function *function, const void *parameters, void 
 {
     struct work work = {NULL, NULL, NULL, 0, 0};
     int result = function->kernel == LIST ? read_list(parameters, &work) : read_strided(parameters, &work);
-    struct batch batch = {work.to, work.sizes, work.from, work.sizes, work.count, NULL, false};
+    struct batch batch = {work.to, work.sizes, work.from, work.sizes, work.count, NULL, false, false};
 
     if (result == SIM_OK) {
         result = sim_launch(&batch, stream);

@@ -32,6 +32,17 @@ int sim_retain_device(int device)
     return result;
 }
 
+/* Ends the access of a device to others, and of others to it. */
+static void end_peers(int device)
+{
+    int other;
+
+    sim.device[device].peers = 0;
+    for (other = 0; other < sim.devices; other++) {
+        sim.device[other].peers &= ~((uint64_t)1 << device);
+    }
+}
+
 int sim_release_device(int device, bool *last)
 {
     int result = sim_check_device(device);
@@ -51,6 +62,7 @@ int sim_release_device(int device, bool *last)
         *last = true;
         d->epoch++;
         d->broken = SIM_OK;
+        end_peers(device);
     }
     return result;
 }
@@ -84,12 +96,23 @@ int sim_current(void)
     return sim_device_of(current);
 }
 
+bool sim_is_peer(int device, int peer)
+{
+    return (sim.device[device].peers >> peer & 1) != 0;
+}
+
 int sim_enable_peer(int peer)
 {
     int device = sim_current(), result = sim_check_device(peer);
 
     if (result == SIM_OK && peer == device) {
         result = sim_fail(SIM_INVALID, "device %d is no peer of itself", peer);
+    }
+    if (result == SIM_OK && sim.no_peers) {
+        result = sim_fail(SIM_NO_PEER, "device %d cannot access the memory of device %d", device, peer);
+    }
+    if (result == SIM_OK && sim_is_peer(device, peer)) {
+        result = sim_fail(SIM_PEER_ENABLED, "device %d has access to the memory of device %d already", device, peer);
     }
     if (result == SIM_OK) {
         sim.device[device].peers |= (uint64_t)1 << peer;

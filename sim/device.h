@@ -22,6 +22,9 @@ int sim_current(void);                         /* this thread's device, or -1 */
 
 int sim_check_device(int device);
 int sim_device_error(int device); /* why nothing works on a device: SIM_LOST, or the result that broke it; or SIM_OK */
+
+/* Gives this thread's device access to the memory of another, until one of the two is released for the last time. */
 int sim_enable_peer(int peer);
+bool sim_is_peer(int device, int peer); /* whether a device has access to the memory of another */
 
 #endif

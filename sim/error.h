@@ -32,7 +32,9 @@ enum sim_reason {
     SIM_NOT_READY = -24,     /* of events: not complete */
     SIM_BAD_PROGRAM = -25,   /* a module that cannot be loaded */
     SIM_NOT_FOUND = -26,     /* in a module */
-    SIM_REASONS = 27,
+    SIM_NO_PEER = -27,       /* devices that cannot access each other's memory */
+    SIM_PEER_ENABLED = -28,  /* already */
+    SIM_REASONS = 29,
 };
 
 int sim_fail(int reason, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -46,6 +46,21 @@ SIM_EXPORT int kvferry_sim_seed(unsigned long long seed, int on)
     return 0;
 }
 
+SIM_EXPORT int kvferry_sim_peers(int on)
+{
+    int device;
+
+    if (!sim_begin_control()) {
+        return -1;
+    }
+    sim.no_peers = on == 0;
+    for (device = 0; device < sim.devices && sim.no_peers; device++) {
+        sim.device[device].peers = 0;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return 0;
+}
+
 SIM_EXPORT void kvferry_sim_release_hangs(void)
 {
     if (sim_begin_control()) {

@@ -47,6 +47,10 @@ void kvferry_sim_release_hangs(void);
 /* Turns the adversarial scheduler on, with that seed, or off: KVFERRY_SIM_SEED. 0, or -1 in a child of fork(). */
 int kvferry_sim_seed(unsigned long long seed, int on);
 
+/* Lets devices have access to each other's memory, or not: KVFERRY_SIM_PEERS. 0 also ends the access that was enabled
+ * before. Returns 0, or -1 in a child of fork(). */
+int kvferry_sim_peers(int on);
+
 /* Sets what operations cost, as KVFERRY_SIM_COST does: "KIND=GBPS/MICROSECONDS" separated by commas, with the kinds
  * d2h, h2d, d2d and pageable; "batch=MICROSECONDS" for each further element of a batched copy, "batch-h2d" for those
  * of one kind; "row=MICROSECONDS" for each further row of a matrix; "kernel=MICROSECONDS" for a kernel that copies; or

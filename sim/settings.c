@@ -31,15 +31,16 @@ static bool read_number(const char *name, unsigned long long low, unsigned long 
 
 static int configure(void)
 {
-    unsigned long long devices = (unsigned long long)sim.devices, seed = 0;
+    unsigned long long devices = (unsigned long long)sim.devices, seed = 0, peers = 1;
     const char *set = getenv("KVFERRY_SIM_SEED");
     int result;
 
     if (!read_number("KVFERRY_SIM_DEVICES", 1, SIM_DEVICES_MAX, &devices) ||
-        !read_number("KVFERRY_SIM_SEED", 0, UINT64_MAX, &seed)) {
+        !read_number("KVFERRY_SIM_PEERS", 0, 1, &peers) || !read_number("KVFERRY_SIM_SEED", 0, UINT64_MAX, &seed)) {
         return SIM_INVALID;
     }
     sim.devices = (int)devices;
+    sim.no_peers = peers == 0;
     sim.adversarial = set != NULL && *set != '\0';
     sim.seed = seed;
     result = sim_parse_cost(getenv("KVFERRY_SIM_COST"));

@@ -90,6 +90,7 @@ struct sim {
     pthread_mutex_t lock;
     bool configured, initialized;
     int devices;
+    bool no_peers; /* no device can access the memory of another */
     struct device device[SIM_DEVICES_MAX];
     bool adversarial;
     uint64_t seed;

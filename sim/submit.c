@@ -33,6 +33,13 @@ struct parts {
     bool pageable;
 };
 
+static void add_work(struct parts *parts, enum sim_kind kind, size_t size, int made_of)
+{
+    parts->work[kind].size += size;
+    parts->work[kind].elements++;
+    parts->work[kind].made_of = made_of;
+}
+
 /* Adds one element of a batch. */
 static int add_piece(struct operation *operation, struct parts *parts, const struct batch *batch, size_t i, int claimed,
                      int device)
@@ -40,7 +47,7 @@ static int add_piece(struct operation *operation, struct parts *parts, const str
     struct piece *piece = &operation->pieces[i];
     enum sim_kind kind = KIND_H2H;
     int result = sim_prepare(piece, batch->to[i], batch->rooms[i], batch->from[i], batch->sizes[i], claimed, device,
-                             &kind);
+                             batch->by_host, &kind);
 
     if (result != SIM_OK) {
         return result;
@@ -53,9 +60,11 @@ static int add_piece(struct operation *operation, struct parts *parts, const str
         return sim_misuse(MISUSE_wrong_pointer, SIM_INVALID, "there are no %zu bytes at %p", piece->size,
                           batch->from[i]);
     }
-    parts->work[kind].size += piece->size;
-    parts->work[kind].elements++;
-    parts->work[kind].made_of = batch->rows ? SIM_ROWS : SIM_ELEMENTS;
+    if (batch->by_host) {
+        add_work(parts, KIND_D2H, piece->size, SIM_ELEMENTS);
+        kind = KIND_H2D;
+    }
+    add_work(parts, kind, piece->size, batch->rows ? SIM_ROWS : SIM_ELEMENTS);
     parts->pageable = parts->pageable || sim_is_pageable(piece);
     return SIM_OK;
 }
@@ -146,10 +155,27 @@ int sim_launch(const struct batch *batch, void *handle)
 int sim_copy_async(void *to, size_t room, const void *from, size_t size, int claimed, void *stream)
 {
     void *source = (void *)from;
-    struct batch batch = {&to, &room, &source, &size, 1, NULL, false};
+    struct batch batch = {&to, &room, &source, &size, 1, NULL, false, false};
     size_t failed;
 
     return sim_copy_batch(&batch, claimed, &failed, stream);
+}
+
+int sim_copy_peer(void *to, int to_device, const void *from, int from_device, size_t size, void *handle)
+{
+    void *source = (void *)from;
+    struct batch batch = {&to, &size, &source, &size, 1, NULL, false, false};
+    int result;
+    struct stream *stream = stream_find(handle, &result);
+    size_t failed;
+
+    if (stream == NULL || (result = sim_check_memory_of(to, to_device)) != SIM_OK ||
+        (result = sim_check_memory_of(from, from_device)) != SIM_OK) {
+        return result;
+    }
+    batch.by_host = (to_device != stream->device && !sim_is_peer(stream->device, to_device)) ||
+                    (from_device != stream->device && !sim_is_peer(stream->device, from_device));
+    return sim_copy_batch(&batch, KIND_D2D, &failed, handle);
 }
 
 int sim_call_in_stream(void *handle, void (*function)(void *), void *argument)

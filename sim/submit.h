@@ -4,6 +4,9 @@
 
 #include "streams.h"
 
+/* Copies from memory of one device to that of another; by way of the host where the stream's has no access. */
+int sim_copy_peer(void *to, int to_device, const void *from, int from_device, size_t size, void *stream);
+
 int sim_copy_async(void *to, size_t room, const void *from, size_t size, int claimed, void *stream);
 
 struct batch {
@@ -14,6 +17,7 @@ struct batch {
     size_t count;
     const bool *early; /* which sources are read at once; NULL: none */
     bool rows;         /* of a matrix: they cost what rows do */
+    bool by_host;      /* between devices without access: it costs, and counts as, two copies */
 };
 
 /* Copies in no order, all of the claimed kind unless that is -1. *failed is the element that was refused, or

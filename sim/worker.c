@@ -88,11 +88,15 @@ static int execute_copy(struct stream *stream, const struct operation *operation
 {
     int result = sim_exec_fault(stream->device);
     size_t first = sim.adversarial && operation->count > 0 ? (size_t)(random_number(stream, 5) % operation->count) : 0;
+    size_t i;
     bool moved;
 
     if (result == FAULT_HANG) {
         hang(stream);
         result = sim_device_error(stream->device);
+    }
+    for (i = 0; i < operation->count && result == SIM_OK; i++) {
+        result = sim_check_piece(&operation->pieces[i], stream->device);
     }
     if (result != SIM_OK) {
         return result;

@@ -15,6 +15,7 @@ package simtest
 // {
 //     return ((int (*)(unsigned long long, int))function)(seed, on);
 // }
+// static int call_peers(void *function, int on) { return ((int (*)(int))function)(on); }
 // static void call(void *function) { ((void (*)(void))function)(); }
 // static const char *call_message(void *function) { return ((const char *(*)(void))function)(); }
 // static size_t call_report(void *function, char *out, size_t size)
@@ -156,6 +157,14 @@ func Seed(t testing.TB, seed uint64) {
 	function := current(t).symbol(t, "kvferry_sim_seed")
 	require.Zero(t, C.call_seed(function, C.ulonglong(seed), 1))
 	t.Cleanup(func() { require.Zero(t, C.call_seed(function, 0, 0)) })
+}
+
+// NoPeers has no device have access to the memory of another.
+func NoPeers(t testing.TB) {
+	t.Helper()
+	function := current(t).symbol(t, "kvferry_sim_peers")
+	require.Zero(t, C.call_peers(function, 0))
+	t.Cleanup(func() { require.Zero(t, C.call_peers(function, 1)) })
 }
 
 // free is the cost model in which nothing takes time.

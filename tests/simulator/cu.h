@@ -12,11 +12,13 @@ enum {
     NO_DEVICE = 100,
     NO_SUCH_DEVICE = 101,
     NO_CONTEXT = 201,
+    NO_PEER = 217,
     INVALID_PTX = 218,
     NO_SUCH_HANDLE = 400,
     NOT_FOUND = 500,
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
+    PEER_ENABLED = 704,
     REGISTERED = 712,
     UNREGISTERED = 713,
     LAUNCH_FAILED = 719,
@@ -63,6 +65,8 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device);
 int cuDevicePrimaryCtxRetain(void **context, int device);
 int cuDevicePrimaryCtxRelease_v2(int device);
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active);
+int cuDeviceCanAccessPeer(int *can, int device, int peer);
+int cuCtxEnablePeerAccess(void *context, unsigned flags);
 int cuCtxGetCurrent(void **context);
 int cuCtxSetCurrent(void *context);
 int cuCtxPushCurrent_v2(void *context);
@@ -84,6 +88,8 @@ int cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t size);
 int cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t size, void *stream);
 int cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t size, void *stream);
 int cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t size, void *stream);
+int cuMemcpyPeerAsync(CUdeviceptr to, void *to_context, CUdeviceptr from, void *from_context, size_t size,
+                      void *stream);
 int cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t size);
 int cuMemcpyBatchAsync(CUdeviceptr *to, CUdeviceptr *from, size_t *sizes, size_t count, struct attributes *attributes,
                        size_t *indexes, size_t attribute_count, size_t *failed, void *stream);

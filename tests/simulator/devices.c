@@ -98,6 +98,7 @@ static void *use_objects_of_device_0(void *argument)
     CHECK_FAILS(aclrtMemcpyAsync(memory, SIZE, o->memory, SIZE, D2D, stream), OTHER_DEVICE);
     CHECK_FAILS(aclrtMemcpyAsync(o->memory, SIZE, memory, SIZE, D2D, stream), OTHER_DEVICE);
     OK(aclrtDeviceEnablePeerAccess(0, 0));
+    OK(aclrtDeviceEnablePeerAccess(0, 0));
     OK(aclrtMemcpyAsync(memory, SIZE, o->memory, SIZE, D2D, stream));
     OK(aclrtMemcpyAsync(o->memory, SIZE, memory, SIZE, D2D, stream));
     CHECK_FAILS(aclrtMemcpyAsync(host, SIZE, o->memory, SIZE, D2H, stream), OTHER_DEVICE);
@@ -123,6 +124,11 @@ static void test_objects_belong_to_their_device(void)
     OK(aclrtDeviceCanAccessPeer(&can, 0, 0));
     CHECK_EQUAL(can, 0);
     CHECK_FAILS(aclrtDeviceCanAccessPeer(&can, 0, 3), NO_SUCH_DEVICE);
+    OK(kvferry_sim_peers(0));
+    OK(aclrtDeviceCanAccessPeer(&can, 0, 1));
+    CHECK_EQUAL(can, 0);
+    CHECK_FAILS(aclrtDeviceEnablePeerAccess(1, 0), UNSUPPORTED);
+    OK(kvferry_sim_peers(1));
     CHECK_FAILS(aclrtDeviceEnablePeerAccess(3, 0), NO_SUCH_DEVICE);
     CHECK_FAILS(aclrtDeviceEnablePeerAccess(0, 0), INVALID);
     CHECK_FAILS(aclrtDeviceEnablePeerAccess(1, 1), INVALID);

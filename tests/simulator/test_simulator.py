@@ -19,7 +19,7 @@ from .conftest import SOURCES, Simulator, checked
 
 PROGRAMS = ["memory", "devices", "streams", "faults", "costs", "threads", "fork"]
 PROGRAMS += ["cuda_contexts", "cuda_memory", "cuda_virtual", "cuda_streams", "cuda_faults", "cuda_threads", "cuda_fork"]
-PROGRAMS += ["cuda_modules"]
+PROGRAMS += ["cuda_modules", "cuda_peers"]
 # A child that was forked while another thread allocated has a leak that nobody made, and would end a second later.
 FORKING = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "atexit_sleep_ms=0"}
 NEWER = {
