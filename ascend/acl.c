@@ -146,6 +146,25 @@ struct acl_progress kvferry_acl_copy(const struct acl *acl, int kind, const stru
     return progress;
 }
 
+int kvferry_acl_has_peers(const struct acl *acl)
+{
+    return acl->aclrtDeviceCanAccessPeer != NULL && acl->aclrtDeviceEnablePeerAccess != NULL;
+}
+
+struct acl_result kvferry_acl_can_access(const struct acl *acl, int32_t device, int32_t peer)
+{
+    int32_t can = 0;
+    struct acl_result result = {acl->aclrtDeviceCanAccessPeer(&can, device, peer), 0};
+
+    result.value = can != 0;
+    return result;
+}
+
+int kvferry_acl_enable_peer(const struct acl *acl, int32_t peer)
+{
+    return acl->aclrtDeviceEnablePeerAccess(peer, 0);
+}
+
 int kvferry_acl_copy_rows(const struct acl *acl, int kind, const struct acl_rows *rows, uintptr_t stream)
 {
     if (acl->aclrtMemcpy2dAsync == NULL) {

@@ -74,6 +74,8 @@ struct acl_batch_attributes {
     REQUIRED(int, aclrtSynchronizeStreamWithTimeout, (void *stream, int32_t timeout))                                 \
     REQUIRED(int, aclrtMemcpyAsync,                                                                                   \
              (void *to, size_t room, const void *from, size_t length, int kind, void *stream))                        \
+    OPTIONAL(int, aclrtDeviceCanAccessPeer, (int32_t * out, int32_t device, int32_t peer))                            \
+    OPTIONAL(int, aclrtDeviceEnablePeerAccess, (int32_t peer, uint32_t flags))                                        \
     OPTIONAL(int, aclrtMemcpyBatchAsync,                                                                              \
              (void **to, size_t *rooms, void **from, size_t *lengths, size_t count,                                   \
               struct acl_batch_attributes *attributes, size_t *attribute_starts, size_t attribute_count,              \
@@ -166,6 +168,15 @@ struct acl_elapsed kvferry_acl_elapsed(const struct acl *acl, uintptr_t from, ui
 /* Queues the copies one by one, up to the first that fails. */
 struct acl_progress kvferry_acl_copy(const struct acl *acl, int kind, const struct acl_copy *copies, size_t count,
                                      uintptr_t stream);
+
+/* Whether there are the functions for peers. The others of them are called only then. */
+int kvferry_acl_has_peers(const struct acl *acl);
+
+/* Whether a device can access the memory of another: 0 or 1. */
+struct acl_result kvferry_acl_can_access(const struct acl *acl, int32_t device, int32_t peer);
+
+/* Opens the memory of another device to the current one. */
+int kvferry_acl_enable_peer(const struct acl *acl, int32_t peer);
 
 /* Queues the copies of all rows: ACL_UNSUPPORTED where the library has no such call. */
 int kvferry_acl_copy_rows(const struct acl *acl, int kind, const struct acl_rows *rows, uintptr_t stream);

@@ -36,6 +36,7 @@ var kinds = [...]C.int{
 type stream struct {
 	npu    *npu
 	handle C.uintptr_t
+	peers  []int // whose memory it can access
 
 	batch driver.Batch[C.uintptr_t, C.size_t] // the arrays of the call in progress
 }

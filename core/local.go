@@ -18,9 +18,12 @@ import (
 //     copies. A queue has a goroutine while it is not empty. If a copy of host memory takes long, because a page has to be loaded
 //     first, another goroutine goes on with the queue.
 //  2. The tasks of a work are copied one after the other (local_work.go). The remote range of each is checked and pinned, as for a
-//     request of a peer. If the range is on a device, the task moves to the queue of that device.
-//  3. The bytes are copied in steps. Between two steps an abort is noticed. Bytes of a device pass through staging blocks
-//     (local_copy.go). A transfer of a plan is copied by its patterns (local_transfer.go).
+//     request of a peer. If the range is on a device, the task moves to the queue of that device, with those behind
+//     it that belong there, too.
+//  3. The bytes are copied in steps. Between two steps an abort is noticed. A device copies from its own memory, and from that of
+//     another one that it has access to, and small tasks share a step (local_direct.go). Other bytes of a device pass through
+//     staging blocks. isDirect decides that (local_copy.go).
+//  4. A transfer of a plan within host memory is copied by its patterns (local_transfer.go). With devices its runs are tasks.
 type localTransport struct {
 	segment *Segment
 	memory  *Registry

@@ -13,15 +13,26 @@ type place struct {
 	on   *staging.Device // nil for host memory
 }
 
-// localCopy is one copy between two places of this process: direct, or through a leased block on the side of each device.
+// localCopy is one copy between two places of this process: by the device that the bytes go to, or through a leased block on the
+// side of each device, or within host memory.
 type localCopy struct {
 	dst, src place
+	direct   bool           // by the device: both places are device memory
 	in, out  *staging.Lease // nil where that side is host memory
 }
 
+// Between two steps an abort is seen. A device copies a step of directStep bytes in less than some milliseconds.
+const (
+	hostStep   = 4 << 20
+	directStep = 32 << 20
+)
+
 // maxStep is the most that copyStep takes, in bytes.
 func (c *localCopy) maxStep() uint64 {
-	step := uint64(4 << 20) // between two steps an abort is seen
+	if c.direct {
+		return directStep
+	}
+	step := uint64(hostStep)
 	for _, lease := range []*staging.Lease{c.in, c.out} {
 		if lease != nil {
 			step = min(step, lease.Length)
@@ -33,6 +44,9 @@ func (c *localCopy) maxStep() uint64 {
 // copyStep copies length bytes that begin at an offset on both sides.
 func (c *localCopy) copyStep(offset uintptr, length uint64) error {
 	dst, src := c.dst.addr+offset, c.src.addr+offset
+	if c.direct {
+		return copyDirectly(c.dst.on, c.src.on, []staging.Move{{Device: dst, Block: src, Length: length}})
+	}
 	if c.out != nil {
 		move := staging.Move{Device: src, Block: c.out.Addr, Length: length}
 		if err := await(c.src.on, staging.Out, move); err != nil {
@@ -53,6 +67,20 @@ func (c *localCopy) copyStep(offset uintptr, length uint64) error {
 func await(on *staging.Device, dir staging.Direction, move staging.Move) error {
 	done := make(chan error, 1)
 	on.Start(dir, &staging.Job{Moves: []staging.Move{move}, Done: func(err error) { done <- err }})
+	return <-done
+}
+
+// isDirect is the one place where it is decided whether bytes go from device to device: both ends are device memory, and the device
+// that they go to takes them so. Other bytes pass through the host.
+func isDirect(dst, src place, length uint64) bool {
+	return dst.on != nil && src.on != nil && dst.on.TakesDirect(src.on, dst.addr, src.addr, length)
+}
+
+// copyDirectly has a device copy from memory of a device, itself or another, and waits for the end. After an error of
+// staging.IsRefused the bytes are to pass through the host.
+func copyDirectly(dst, src *staging.Device, moves []staging.Move) error {
+	done := make(chan error, 1)
+	dst.StartFrom(src, &staging.Job{Moves: moves, Done: func(err error) { done <- err }})
 	return <-done
 }
 
@@ -77,19 +105,28 @@ type localAccount struct {
 	direction staging.Direction
 }
 
-// open leases the blocks that a copy of length bytes needs. The caller releases them.
-func (l *localLeases) open(dst, src place, length uint64) (c localCopy, err error) {
-	c = localCopy{dst: dst, src: src}
-	if src.on != nil {
-		c.out, err = l.lease(src.on, staging.Out, length)
+// open chooses how a copy of length bytes is made, and leases the blocks that it needs. The caller releases them.
+func (l *localLeases) open(dst, src place, length uint64) (localCopy, error) {
+	c := localCopy{dst: dst, src: src, direct: isDirect(dst, src, length)}
+	if c.direct {
+		return c, nil
 	}
-	if err == nil && dst.on != nil {
-		c.in, err = l.lease(dst.on, staging.In, length)
+	return c, l.stage(&c, length)
+}
+
+// stage leases the blocks for a copy that is not direct, or not any more.
+func (l *localLeases) stage(c *localCopy, length uint64) (err error) {
+	c.direct = false
+	if c.src.on != nil {
+		c.out, err = l.lease(c.src.on, staging.Out, length)
+	}
+	if err == nil && c.dst.on != nil {
+		c.in, err = l.lease(c.dst.on, staging.In, length)
 	}
 	if err != nil {
 		c.release()
 	}
-	return c, err
+	return err
 }
 
 func (l *localLeases) lease(on *staging.Device, dir staging.Direction, length uint64) (*staging.Lease, error) {

@@ -255,6 +255,7 @@ func TestAnOfferIsUsedWithinTheProcessThatMadeIt(t *testing.T) {
 		"host to device":   {pages(t, planMemory), private(p.memory(0, planMemory))},
 		"device to host":   {p.memory(0, planMemory), private(pages(t, planMemory))},
 		"device to device": {p.memory(0, planMemory), private(p.memory(1, planMemory))},
+		"within a device":  {p.memory(0, planMemory), private(p.memory(0, planMemory))},
 	} {
 		mine := newSide(r, memory[0], uint64(at(memory[0])), 128, 24, true)
 		for _, op := range []core.Opcode{core.Write, core.Read} {

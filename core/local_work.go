@@ -6,12 +6,13 @@ import (
 	"kvferry/core/hostmem"
 	"kvferry/core/layout"
 	"kvferry/core/metrics"
+	"kvferry/core/staging"
 	"kvferry/core/status"
 	"kvferry/core/trace"
 )
 
 // localWork copies tasks of one work one after the other. Consecutive tasks often lie in one region: up to a limit, they share a
-// pin, and an answer about the signal handlers.
+// pin, and an answer about the signal handlers. Small ones from device to device share a job (local_direct.go).
 type localWork struct {
 	*Work
 	transport *localTransport
@@ -23,6 +24,9 @@ type localWork struct {
 	op     Opcode  // what the region is pinned for
 	left   uint64  // what may still be copied by this pin
 	offer  *Offer  // used by the pinned task; nil where the work has no key
+
+	direct directTasks
+	others localStretch
 }
 
 // What is copied by one pin takes some microseconds: no longer than an answer about the signal handlers counts. A task counts as
@@ -44,6 +48,7 @@ func (t *localTransport) copyPresent(w *Work) (rest int32, left uint64) {
 		}
 		left -= w.Tasks[rest].Length
 	}
+	c.passOn()
 	return rest, left
 }
 
@@ -53,44 +58,88 @@ func (t *localTransport) copyFrom(w *Work, first int32, route localRoute) {
 		t.copyTransfer(w)
 		return
 	}
+	t.copyTasks(w, first, len(w.Tasks), route)
+}
+
+// copyTasks copies so many tasks from one on, or as many as there are.
+func (t *localTransport) copyTasks(w *Work, first int32, count int, route localRoute) {
 	c := localWork{Work: w, transport: t, route: route}
 	defer c.unpin()
-	for i := first; i >= 0; i = w.Tasks[i].Next {
+	for i := first; i >= 0 && count > 0; i = w.Tasks[i].Next {
 		c.copyOne(i)
+		count--
 	}
+	c.copyDirect()
+	c.passOn()
 }
 
-// copyAlone copies one task.
-func (t *localTransport) copyAlone(w *Work, i int32, route localRoute) {
-	c := localWork{Work: w, transport: t, route: route}
-	defer c.unpin()
-	c.copyOne(i)
-}
-
-// copyOne copies a task, or adds it to the queue of another route if it belongs there. It returns false if the task is left as it
-// was, because the copy may have to wait for a page.
+// copyOne copies a task, or adds it to those of another route, or to those that are copied together. It returns false if the task
+// is left as it was, because the copy may have to wait for a page.
 func (c *localWork) copyOne(i int32) bool {
-	t, w, r := c.transport, c.Work, &c.Tasks[i].Request
+	r := &c.Tasks[i].Request
 	err := c.pin(r)
 	if err == nil {
-		own := localRoute{local: c.device, remote: c.pinned.Device}
-		if own != c.route && t.queue(own, func() { t.copyAlone(w, i, own) }) {
+		if own := (localRoute{local: c.device, remote: c.pinned.Device}); own != c.route {
 			c.unpin()
+			c.addOther(i, own)
 			return true
 		}
-		began := w.trace.Now()
+	}
+	c.passOn()
+	if err == nil && c.addDirect(i) {
+		return true
+	}
+	c.copyDirect() // tasks are copied in their order
+	if err == nil {
+		began := c.trace.Now()
 		var done bool
 		if done, err = c.copyTask(r); !done {
 			return false
 		}
-		w.trace.Copied(trace.Local, "", r.Length, began)
+		c.trace.Copied(trace.Local, "", r.Length, began)
 	}
+	c.settleOne(i, err)
+	return true
+}
+
+// settleOne ends a task.
+func (c *localWork) settleOne(i int32, err error) {
+	r := &c.Tasks[i].Request
 	if err == nil {
-		t.segment.counters.Add(metrics.BytesOf(metrics.Operation(r.Opcode), metrics.Local), r.Length)
-		w.Went(metrics.Local)
+		c.transport.segment.counters.Add(metrics.BytesOf(metrics.Operation(r.Opcode), metrics.Local), r.Length)
+		c.Went(metrics.Local)
 	}
 	c.Settle(i, 0, r.Length, err)
-	return true
+}
+
+// localStretch is tasks that follow each other in a work, and have one route.
+type localStretch struct {
+	first int32
+	count int
+	bytes uint64
+	route localRoute
+}
+
+// addOther adds a task to those that are passed on to another route together.
+func (c *localWork) addOther(i int32, route localRoute) {
+	c.copyDirect()
+	if c.others.route != route {
+		c.passOn()
+	}
+	if c.others.count == 0 {
+		c.others = localStretch{first: i, route: route}
+	}
+	c.others.count++
+	c.others.bytes += c.Tasks[i].Length
+}
+
+// passOn adds the tasks of another route to its queue.
+func (c *localWork) passOn() {
+	t, w, s := c.transport, c.Work, c.others
+	c.others = localStretch{}
+	if s.count > 0 && !t.queue(s.route, func() { t.copyTasks(w, s.first, s.count, s.route) }) {
+		w.Settle(s.first, 0, s.bytes, closedError())
+	}
 }
 
 // pin checks the remote range of a task, and pins its region, unless the pin of the task before it will do.
@@ -135,10 +184,7 @@ func (c *localWork) unpin() {
 
 // copyTask copies the bytes of a task. It returns false if nothing was copied, because that may have to wait for a page.
 func (c *localWork) copyTask(r *Request) (done bool, err error) {
-	dst, src := place{uintptr(r.Remote), c.pinned.Device}, place{r.Local, c.device}
-	if r.Opcode == Read {
-		dst, src = src, dst
-	}
+	dst, src := c.places(r, c.pinned)
 	if !c.atOnce {
 		return true, c.copyInSteps(dst, src, r.Length)
 	}
@@ -147,6 +193,15 @@ func (c *localWork) copyTask(r *Request) (done bool, err error) {
 	}
 	done, err = c.copier.CopyPresent(dst.addr, src.addr, r.Length)
 	return done, copyError(dst.addr, src.addr, r.Length, err)
+}
+
+// places are where the bytes of a task go to, and come from.
+func (c *localWork) places(r *Request, remote *Region) (dst, src place) {
+	dst, src = place{uintptr(r.Remote), remote.Device}, place{r.Local, c.device}
+	if r.Opcode == Read {
+		dst, src = src, dst
+	}
+	return dst, src
 }
 
 func (c *localWork) copyInSteps(dst, src place, length uint64) error {
@@ -164,7 +219,11 @@ func (c *localWork) copyInSteps(dst, src place, length uint64) error {
 		if dst.addr > src.addr { // from the end, so that no step overwrites bytes that a later one reads
 			at = uintptr(length - done - part)
 		}
-		if err := copy.copyStep(at, part); err != nil {
+		err := copy.copyStep(at, part)
+		if copy.direct && staging.IsRefused(err) {
+			err, part = c.transport.leases.stage(&copy, length-done), 0
+		}
+		if err != nil {
 			return err
 		}
 		done += part

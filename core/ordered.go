@@ -1,13 +1,13 @@
 package core
 
 import (
-	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"kvferry/core/device"
+	"kvferry/core/staging"
 	"kvferry/core/status"
 
 	"go.uber.org/zap"
@@ -60,7 +60,7 @@ func (e *Engine) Order(runtime string, stream uintptr, a *Arrays) error {
 	}
 	own := *a
 	own.Local, own.Remote, own.Lengths = slices.Clone(a.Local), slices.Clone(a.Remote), slices.Clone(a.Lengths)
-	e.devices.prepare(runtime)
+	e.devices.prepare(runtime, a.Target == LocalSegment)
 	return library.Call(stream, func() { e.runOrdered(&own) })
 }
 
@@ -74,14 +74,21 @@ func (d *devices) ordering(name string) (device.Ordering, error) {
 	return nil, status.Errorf(status.NotSupportedTransport, "this engine has no streams of %q", name)
 }
 
-// prepare prepares the devices of a runtime for jobs. Afterwards their first jobs wait for no stream of the application.
-func (d *devices) prepare(runtime string) {
+// prepare prepares the devices of a runtime for jobs, and for copies from one to another if there will be some. Afterwards their
+// first jobs wait for no stream of the application.
+func (d *devices) prepare(runtime string, direct bool) {
+	var all []*staging.Device
 	d.mu.Lock()
-	staged := maps.Clone(d.staged)
-	d.mu.Unlock()
-	for name, on := range staged {
+	for name, on := range d.staged {
 		if strings.HasPrefix(name, runtime+":") {
-			on.Prepare()
+			all = append(all, on)
+		}
+	}
+	d.mu.Unlock()
+	for _, on := range all {
+		on.Prepare()
+		if direct {
+			on.PrepareDirect(all)
 		}
 	}
 }

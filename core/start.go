@@ -150,7 +150,7 @@ func (l *later) findStream() (err error) {
 	if l.library, err = l.engine.devices.ordering(l.Stream.Runtime); err != nil {
 		return err
 	}
-	l.engine.devices.prepare(l.Stream.Runtime)
+	l.engine.devices.prepare(l.Stream.Runtime, l.open && l.id == LocalSegment)
 	l.turn = make(chan struct{})
 	if l.Limit == 0 {
 		l.Limit = l.engine.config.TransferTimeout + time.Duration(l.bytes()>>30)*time.Second

@@ -231,6 +231,43 @@ struct cuda_progress kvferry_cuda_copy_batch(const struct cuda *cuda, uintptr_t 
     return progress;
 }
 
+int kvferry_cuda_has_peers(const struct cuda *cuda)
+{
+    return cuda->cuDeviceCanAccessPeer != NULL && cuda->cuCtxEnablePeerAccess != NULL && cuda->cuMemcpyPeerAsync != NULL;
+}
+
+struct cuda_result kvferry_cuda_can_access(const struct cuda *cuda, int device, int peer)
+{
+    int can = 0;
+    int code = cuda->cuDeviceCanAccessPeer(&can, device, peer);
+
+    return number_of(code, can);
+}
+
+int kvferry_cuda_enable_peer(const struct cuda *cuda, uintptr_t context)
+{
+    int code = cuda->cuCtxEnablePeerAccess((void *)context, 0);
+
+    return code == CUDA_PEER_ACCESS_ENABLED ? CUDA_SUCCESS : code;
+}
+
+struct cuda_progress kvferry_cuda_copy_peer(const struct cuda *cuda, uintptr_t to_context, uintptr_t from_context,
+                                            const struct cuda_copy *copies, size_t count, uintptr_t stream)
+{
+    struct cuda_progress progress = {CUDA_SUCCESS, 0};
+
+    for (; progress.index < count; progress.index++) {
+        const struct cuda_copy *copy = &copies[progress.index];
+
+        progress.code = cuda->cuMemcpyPeerAsync(copy->to, (void *)to_context, copy->from, (void *)from_context,
+                                                copy->length, (void *)stream);
+        if (progress.code != CUDA_SUCCESS) {
+            break;
+        }
+    }
+    return progress;
+}
+
 struct cuda_result kvferry_cuda_stream_context(const struct cuda *cuda, uintptr_t stream)
 {
     void *context = NULL;

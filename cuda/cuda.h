@@ -16,6 +16,7 @@ enum {
     CUDA_INVALID_VALUE = 1,
     CUDA_NOT_INITIALIZED = 3, /* before cuInit, and in a process that was forked after it */
     CUDA_NOT_READY = 600,
+    CUDA_PEER_ACCESS_ENABLED = 704, /* already, by the application or by us */
     CUDA_NOT_SUPPORTED = 801,
 };
 
@@ -64,8 +65,8 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
 
 /*
  * The functions. Optional are those that came with later drivers: cuMemcpyBatchAsync with CUDA 12.8, and _v2, which does
- * without the index of the copy that failed, with 13.0; and cuStreamIsCapturing, which only guards. All others are in
- * every driver since CUDA 10.1.
+ * without the index of the copy that failed, with 13.0; cuStreamIsCapturing, which only guards; and those for peers, without
+ * which bytes pass through the host. All others are in every driver since CUDA 10.1.
  */
 #define CUDA_FUNCTIONS(REQUIRED, OPTIONAL)                                                                             \
     REQUIRED(int, cuInit, (unsigned int flags))                                                                       \
@@ -95,6 +96,10 @@ enum { CUDA_SOURCE_ORDER_STREAM = 1 };
     REQUIRED(int, cuMemcpyHtoDAsync_v2, (uintptr_t to, const void *from, size_t length, void *stream))                \
     REQUIRED(int, cuMemcpyDtoHAsync_v2, (void *to, uintptr_t from, size_t length, void *stream))                      \
     REQUIRED(int, cuMemcpyDtoDAsync_v2, (uintptr_t to, uintptr_t from, size_t length, void *stream))                  \
+    OPTIONAL(int, cuDeviceCanAccessPeer, (int *out, int device, int peer))                                            \
+    OPTIONAL(int, cuCtxEnablePeerAccess, (void *peer, unsigned int flags))                                            \
+    OPTIONAL(int, cuMemcpyPeerAsync,                                                                                  \
+             (uintptr_t to, void *to_context, uintptr_t from, void *from_context, size_t length, void *stream))       \
     REQUIRED(int, cuModuleLoadData, (void **out, const void *image))                                                  \
     REQUIRED(int, cuModuleGetFunction, (void **out, void *module, const char *name))                                  \
     REQUIRED(int, cuModuleUnload, (void *module))                                                                     \
@@ -234,6 +239,19 @@ struct cuda_progress kvferry_cuda_copy(const struct cuda *cuda, enum cuda_kind k
 struct cuda_progress kvferry_cuda_copy_batch(const struct cuda *cuda, uintptr_t *to, uintptr_t *from, size_t *lengths,
                                              size_t count, uintptr_t stream);
 
+/* Whether there are the functions for peers. The others of them are called only then. */
+int kvferry_cuda_has_peers(const struct cuda *cuda);
+
+/* Whether a device can access the memory of another: 0 or 1. */
+struct cuda_result kvferry_cuda_can_access(const struct cuda *cuda, int device, int peer);
+
+/* Opens the memory of another context to the current one. That stays until a context ends. */
+int kvferry_cuda_enable_peer(const struct cuda *cuda, uintptr_t context);
+
+/* kvferry_cuda_copy from memory of one context to that of another, whose stream it is. */
+struct cuda_progress kvferry_cuda_copy_peer(const struct cuda *cuda, uintptr_t to_context, uintptr_t from_context,
+                                            const struct cuda_copy *copies, size_t count, uintptr_t stream);
+
 /* The kernels of kernels.h: the module of the current context, and its functions. */
 enum cuda_kernel { CUDA_KERNEL_LIST, CUDA_KERNEL_STRIDED };
 struct cuda_result kvferry_cuda_load_module(const struct cuda *cuda, const char *ptx);
@@ -257,6 +275,11 @@ int kvferry_cuda_launch_strided(const struct cuda *cuda, uintptr_t function, con
  * memory is of another context, or was freed; index is the copy.
  */
 struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, uintptr_t context, enum cuda_kind kind,
+                                              const struct cuda_copy *copies, size_t count);
+
+/* The same for both sides of copies between the memory of two contexts. Memory of no context, which each device is given access
+ * to by itself, counts as that of another one. */
+struct cuda_progress kvferry_cuda_check_peers(const struct cuda *cuda, uintptr_t to_context, uintptr_t from_context,
                                               const struct cuda_copy *copies, size_t count);
 
 #endif

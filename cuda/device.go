@@ -30,11 +30,9 @@ func (d *gpu) failed(result C.int, code status.Code, format string, args ...any)
 // Bind retains the primary context and makes it current on this thread. It also keeps the thread's calls apart from graphs
 // that the application captures meanwhile.
 func (d *gpu) Bind() error {
-	found := C.kvferry_cuda_device(d.library.cuda, C.int(d.index))
-	if err := d.failed(found.code, status.DeviceNotFound, "cuDeviceGet(%d)", d.index); err != nil {
+	if err := d.find(); err != nil {
 		return err
 	}
-	d.handle.Store(int32(found.value))
 	context, err := d.retain()
 	if err != nil {
 		return err
@@ -47,6 +45,16 @@ func (d *gpu) Bind() error {
 	if err != nil {
 		return errors.Join(err, d.pop(), d.release())
 	}
+	return nil
+}
+
+// find learns CUDA's handle of the device.
+func (d *gpu) find() error {
+	found := C.kvferry_cuda_device(d.library.cuda, C.int(d.index))
+	if err := d.failed(found.code, status.DeviceNotFound, "cuDeviceGet(%d)", d.index); err != nil {
+		return err
+	}
+	d.handle.Store(int32(found.value))
 	return nil
 }
 
@@ -75,7 +83,8 @@ func (d *gpu) release() error {
 // within the device are not cheaper than those to and from the host. The alignment is what kernels load and store at once.
 func (d *gpu) Traits() device.Traits {
 	ways := device.WaysOf(device.Single, device.Batch, device.Gather, device.Kernel)
-	return device.Traits{Alignment: 16, Ways: ways, Default: device.Kernel, Asks: true}
+	within := ways.Without(device.Gather)
+	return device.Traits{Alignment: 16, AnyAddress: true, Ways: ways, Default: device.Kernel, Within: within, Asks: true}
 }
 
 func (d *gpu) Allocate(length uint64) (uintptr, error) {

@@ -143,8 +143,14 @@ struct range {
     uintptr_t start, end;
 };
 
-/* Finds the allocation of an address, which the kernels of a context must be able to reach. */
-static int find_range(const struct cuda *cuda, uintptr_t pointer, const void *context, struct range *out)
+/* Whose memory is in reach. */
+struct reach {
+    const void *context;
+    bool of_none; /* memory of no context is, too */
+};
+
+/* Finds the allocation of an address, which must be in reach. */
+static int find_range(const struct cuda *cuda, uintptr_t pointer, struct reach reach, struct range *out)
 {
     int attributes[] = {CUDA_POINTER_CONTEXT, CUDA_POINTER_RANGE_START, CUDA_POINTER_RANGE_SIZE};
     void *owner = NULL;
@@ -153,7 +159,9 @@ static int find_range(const struct cuda *cuda, uintptr_t pointer, const void *co
     void *outs[] = {&owner, &start, &size};
     int code = cuda->cuPointerGetAttributes(sizeof attributes / sizeof *attributes, attributes, outs, pointer);
 
-    if (code == CUDA_SUCCESS && ((owner != NULL && owner != context) || pointer < start || pointer - start >= size)) {
+    bool reached = owner != NULL ? owner == reach.context : reach.of_none;
+
+    if (code == CUDA_SUCCESS && (!reached || pointer < start || pointer - start >= size)) {
         code = CUDA_NOT_SUPPORTED;
     }
     out->start = start;
@@ -161,7 +169,7 @@ static int find_range(const struct cuda *cuda, uintptr_t pointer, const void *co
     return code;
 }
 
-static int check_end(const struct cuda *cuda, uintptr_t pointer, uint64_t length, const void *context,
+static int check_end(const struct cuda *cuda, uintptr_t pointer, uint64_t length, struct reach reach,
                      struct range *known)
 {
     uintptr_t end = pointer + length;
@@ -169,7 +177,7 @@ static int check_end(const struct cuda *cuda, uintptr_t pointer, uint64_t length
 
     while (pointer < end && code == CUDA_SUCCESS) {
         if (pointer < known->start || pointer >= known->end) {
-            code = find_range(cuda, pointer, context, known);
+            code = find_range(cuda, pointer, reach, known);
         }
         if (code == CUDA_SUCCESS) {
             pointer = known->end;
@@ -178,10 +186,10 @@ static int check_end(const struct cuda *cuda, uintptr_t pointer, uint64_t length
     return code;
 }
 
-struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, uintptr_t context_handle, enum cuda_kind kind,
-                                              const struct cuda_copy *copies, size_t count)
+/* Checks those sides of the copies that are on a device. */
+static struct cuda_progress check_sides(const struct cuda *cuda, struct reach to_reach, struct reach from_reach,
+                                        enum cuda_kind kind, const struct cuda_copy *copies, size_t count)
 {
-    const void *context = (const void *)context_handle;
     struct range to = {0, 0}, from = {0, 0};
     struct cuda_progress progress = {CUDA_SUCCESS, 0};
 
@@ -189,14 +197,30 @@ struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, uintptr_t
         const struct cuda_copy *copy = &copies[progress.index];
 
         if (kind != CUDA_DEVICE_TO_HOST) {
-            progress.code = check_end(cuda, copy->to, copy->length, context, &to);
+            progress.code = check_end(cuda, copy->to, copy->length, to_reach, &to);
         }
         if (kind != CUDA_HOST_TO_DEVICE && progress.code == CUDA_SUCCESS) {
-            progress.code = check_end(cuda, copy->from, copy->length, context, &from);
+            progress.code = check_end(cuda, copy->from, copy->length, from_reach, &from);
         }
         if (progress.code != CUDA_SUCCESS) {
             break;
         }
     }
     return progress;
+}
+
+struct cuda_progress kvferry_cuda_check_reach(const struct cuda *cuda, uintptr_t context, enum cuda_kind kind,
+                                              const struct cuda_copy *copies, size_t count)
+{
+    struct reach reach = {(const void *)context, true};
+
+    return check_sides(cuda, reach, reach, kind, copies, count);
+}
+
+struct cuda_progress kvferry_cuda_check_peers(const struct cuda *cuda, uintptr_t to_context, uintptr_t from_context,
+                                              const struct cuda_copy *copies, size_t count)
+{
+    struct reach to = {(const void *)to_context, false}, from = {(const void *)from_context, false};
+
+    return check_sides(cuda, to, from, CUDA_WITHIN_DEVICE, copies, count);
 }

@@ -38,6 +38,7 @@ type stream struct {
 	context C.uintptr_t
 	drained *event // of Drain, recorded behind all copies
 	kernels bool   // it uses those of the gpu
+	peers   []peer // whose memory it can access
 
 	// Of the call in progress.
 	batch   driver.Batch[C.uintptr_t, C.size_t]
@@ -100,5 +101,5 @@ func (s *stream) Close() error {
 
 func (s *stream) destroy() error {
 	code := C.kvferry_cuda_destroy_stream(s.gpu.library.cuda, s.handle)
-	return errors.Join(s.gpu.failed(code, status.Context, "cuStreamDestroy()"), s.gpu.release())
+	return errors.Join(s.gpu.failed(code, status.Context, "cuStreamDestroy()"), s.leavePeers(), s.gpu.release())
 }

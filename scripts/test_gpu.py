@@ -42,7 +42,14 @@ SANITIZER = "compute-sanitizer"
 SANITIZER_PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvidia/compute-sanitizer")
 
 # Functions of the driver that kvferry can do without.
-OPTIONAL = ("cuMemcpyBatchAsync", "cuMemcpyBatchAsync_v2", "cuStreamIsCapturing")
+OPTIONAL = (
+    "cuMemcpyBatchAsync",
+    "cuMemcpyBatchAsync_v2",
+    "cuStreamIsCapturing",
+    "cuDeviceCanAccessPeer",
+    "cuCtxEnablePeerAccess",
+    "cuMemcpyPeerAsync",
+)
 
 
 def pytest(*arguments: str) -> tuple[str, ...]:

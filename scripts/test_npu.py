@@ -31,7 +31,13 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 # Functions of AscendCL that kvferry can do without.
-OPTIONAL = ("aclrtPointerGetAttributes", "aclrtMemcpyBatchAsync", "aclrtSynchronizeEventWithTimeout")
+OPTIONAL = (
+    "aclrtPointerGetAttributes",
+    "aclrtMemcpyBatchAsync",
+    "aclrtSynchronizeEventWithTimeout",
+    "aclrtDeviceCanAccessPeer",
+    "aclrtDeviceEnablePeerAccess",
+)
 
 
 def machine() -> Iterator[str]:

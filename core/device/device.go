@@ -64,14 +64,18 @@ type Device interface {
 
 // Traits say how copies to and from a device are made fastest.
 type Traits struct {
-	// Alignment is a power of two. Both addresses of a copy within the device must be multiples of it.
-	Alignment uintptr
+	// Alignment is a power of two. Both addresses of a copy within the device must be multiples of it, unless AnyAddress is true:
+	// then those are only copied faster.
+	Alignment  uintptr
+	AnyAddress bool
 
 	// Ways are those in which the device may be able to copy many blocks. Single is always one of them. A way may turn out to be
 	// missing when it is first used: ErrNoBatches, ErrNoKernel.
 	Ways Ways
 	// Default is the way that suits most devices of this kind: it is used where nothing was measured.
 	Default Way
+	// Within are the ways of copies from memory of the device to memory of the device, beside Single.
+	Within Ways
 
 	// Asks is whether Event.Wait with a timeout of 0 takes only microseconds.
 	Asks bool
@@ -135,6 +139,23 @@ type KernelStream interface {
 	CopyKernel(kind Kind, copies []Copy) error
 }
 
+// Peered is a Device that may have access to the memory of others, and whose streams are PeerStreams.
+type Peered interface {
+	Device
+	// MayAccess reports whether PeerStream.CopyFrom is worth a try for another device: it is of the same runtime, and the library
+	// has the functions. It does not ask the device.
+	MayAccess(other Device) bool
+}
+
+// PeerStream is a stream of a device that copies from memory of another device of its runtime, past the host.
+type PeerStream interface {
+	Stream
+	// CopyFrom is Copy from memory of the peer to memory of the stream's device. The first call enables the access, which may take
+	// milliseconds, and lasts as long as the context; a list without copies does only that. It fails with ErrNoPeer if the device
+	// has no access to the peer's memory, or refuses a copy, and with ErrOutOfReach for these copies alone.
+	CopyFrom(peer Device, copies []Copy) (issued int, err error)
+}
+
 // Rows are blocks of one length, at one distance from each other on each side.
 type Rows struct {
 	Dst, Src           uintptr // of the first block
@@ -166,8 +187,12 @@ var ErrNoBatches = errors.New("the device's library copies no batches")
 // ErrNoKernel is the error of CopyKernel where the device does not run the kernel.
 var ErrNoKernel = errors.New("the device does not run the copying kernel")
 
-// ErrOutOfReach is the error of CopyKernel for memory that copies of the driver may reach, but no kernel.
-var ErrOutOfReach = errors.New("a kernel cannot reach the memory")
+// ErrOutOfReach is the error of CopyKernel for memory that copies of the driver may reach, but no kernel, and of CopyFrom for
+// memory that the access to a peer does not open.
+var ErrOutOfReach = errors.New("the memory is out of reach")
+
+// ErrNoPeer is the error of CopyFrom where the device has no access to the other one's memory.
+var ErrNoPeer = errors.New("the device has no access to the memory of the other")
 
 // ErrNoMatrix is the error of CopyMatrix where it is not supported.
 var ErrNoMatrix = errors.New("the device's library copies no matrices")

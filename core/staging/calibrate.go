@@ -131,7 +131,7 @@ func (m *calibration) measure() error {
 
 // summary is the way of many blocks of each length, which may not be at one distance from each other.
 func (m *calibration) summary(table *device.Table) string {
-	w := newWays(m.device.Traits(), Options{})
+	w := newWays(m.dir, m.device.Traits(), Options{})
 	w.able, w.table = m.able, table
 	var parts []string
 	for i, length := range device.Lengths {

@@ -85,6 +85,7 @@ type failure struct {
 func (c *copier) report(j *Job, err error, after []func()) []func() {
 	switch {
 	case j.prepares: // Device.prepared says what has failed
+	case IsRefused(err): // the bytes pass through the host
 	case err != nil:
 		c.counters.failed.Add(1)
 		c.log.Warn("a staging job failed", zap.String("device", c.name), zap.Int("moves", len(j.Moves)), zap.Error(err))

@@ -78,10 +78,10 @@ func newCopier(d device.Device, name string, dir Direction, o Options) *copier {
 	c.pool.ask = c.ask
 	c.rest.L = &c.mu
 	c.work = sleepers{lock: &c.mu, cond: sync.Cond{L: &c.mu}, direct: c.lingers}
-	if timer, able := d.(device.Timer); able && o.Copying == Measured && o.GatherBelow > 0 {
+	if timer, able := d.(device.Timer); able && dir != Direct && o.Copying == Measured && o.GatherBelow > 0 {
 		c.tables = timer.Tables()
 	}
-	if way, fixed := o.Copying.Fixed(); fixed && !d.Traits().Ways.Has(way) {
+	if way, fixed := o.Copying.Fixed(); fixed && dir != Direct && !d.Traits().Ways.Has(way) {
 		c.log.Warn("the device cannot copy blocks in the way that is set",
 			zap.String("device", c.name), zap.Stringer("set", way), zap.Stringer("can", d.Traits().Ways))
 	}

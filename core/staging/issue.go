@@ -58,12 +58,13 @@ func (c *copier) issue(j *issued) (err error) {
 	}
 	j.queued = true
 	if j.job.prepares {
-		c.prepare()
+		c.prepare(j.job)
 	} else if j.job.copiesMany() {
 		c.calibrate()
 	}
+	c.planner.from = j.job.from
 	err = c.copyInSomeWay(j.job.Moves)
-	if errors.Is(err, device.ErrOutOfReach) {
+	if errors.Is(err, device.ErrOutOfReach) && j.job.from == nil {
 		c.log.Warn("these blocks are copied without a kernel", zap.String("device", c.name), zap.Error(err))
 		err = c.planner.ways.without(device.Kernel, func() error { return c.copyInSomeWay(j.job.Moves) })
 	}
@@ -181,15 +182,26 @@ func (c *copier) call(s *step) error {
 	c.counters.copies[s.kind].Add(uint64(issued))
 	if err != nil {
 		failed := s.copies[min(issued, len(s.copies)-1)]
-		return fmt.Errorf("%s: copying %d bytes %v, from %#x to %#x: %w", c.name, failed.Length, s.kind, failed.Src, failed.Dst, err)
+		return fmt.Errorf("%s: copying %d bytes %s, from %#x to %#x: %w", c.name, failed.Length, s.sides(), failed.Src, failed.Dst, err)
 	}
 	return nil
+}
+
+// sides says between which memory the copies of a step are.
+func (s *step) sides() string {
+	if s.from != nil {
+		return "from " + s.from.name
+	}
+	return s.kind.String()
 }
 
 // queue makes the call of a step. issued is how many copies were queued, of a step of single ones that has failed.
 func (s *step) queue(stream device.Stream) (issued int, err error) {
 	switch s.way {
 	case device.Single:
+		if s.from != nil {
+			return s.from.copyTo(stream, s.copies)
+		}
 		return stream.Copy(s.kind, s.copies)
 	case device.Batch:
 		return 0, stream.CopyBatch(s.kind, s.copies)

@@ -28,11 +28,14 @@ import (
 //     which may lie there. In, less than `below`: to copy these bytes for nothing takes less time than another copy.
 //  8. Out, if destinations overlap, moves are copied one by one in their order. In, gathered moves and others are
 //     written in the order of the moves anyway.
+//  9. Direct: moves go from Block to Device as In, by a kernel, in batches or one by one, and nothing is gathered. They are copied
+//     one by one in their order if destinations overlap, if one move reads what another one writes, and from another device.
 type planner struct {
 	dir       Direction
 	below     uint64  // 0: all moves are copied by themselves
 	alignment uintptr // a power of two
 	ways      ways
+	from      *Device // the device that the bytes of a direct job come from, if that is another one
 	gather    uintptr // the gather block; 0 if there is none
 	capacity  uint64  // size of the gather block in bytes
 	least     int     // moves of a run
@@ -57,7 +60,8 @@ type planner struct {
 
 func newPlanner(dir Direction, traits device.Traits, o Options) planner {
 	return planner{
-		dir: dir, below: o.GatherBelow, alignment: traits.Alignment, ways: newWays(traits, o), capacity: o.BlockSize, least: runLeast,
+		dir: dir, below: o.GatherBelow, alignment: traits.Alignment, ways: newWays(dir, traits, o), capacity: o.BlockSize,
+		least: runLeast,
 	}
 }
 
@@ -78,6 +82,7 @@ type step struct {
 	kind   device.Kind
 	way    device.Way // not Gather
 	copies []device.Copy
+	from   *Device     // of single copies from another device
 	rows   device.Rows // of a Matrix, in place of copies
 	shape  *shape      // of strided copies by a kernel, in place of copies
 }
@@ -139,7 +144,7 @@ func (p *planner) join(moves []Move) {
 		}
 		if n := len(p.moves); n > 0 {
 			last := &p.moves[n-1]
-			if last.Device+uintptr(last.Length) == m.Device && last.end() == m.Block {
+			if last.Device+uintptr(last.Length) == m.Device && last.end() == m.Block && p.mayJoin(m, last.Length+m.Length) {
 				last.Length += m.Length
 				continue
 			}
@@ -148,12 +153,18 @@ func (p *planner) join(moves []Move) {
 	}
 }
 
+// mayJoin reports whether moves of so many bytes together may be one, of which m is the last. A direct one may not write what
+// it reads.
+func (p *planner) mayJoin(m Move, length uint64) bool {
+	return p.dir != Direct || !overlaps(m.Device, m.Block, length)
+}
+
 // end is the first address after the move in the lease.
 func (m *Move) end() uintptr { return m.Block + uintptr(m.Length) }
 
 // assign gives each move its way, and returns how many are not to be copied by themselves.
 func (p *planner) assign() (others int) {
-	if p.below == 0 {
+	if p.below == 0 || p.from != nil {
 		return 0
 	}
 	p.findRuns()
@@ -221,7 +232,7 @@ func (p *planner) planIn() {
 		case m.group >= 0:
 			p.add(device.WithinDevice, device.Copy{Dst: m.Device, Src: p.gatherAt(m.Block), Length: m.Length})
 		case m.group == alone:
-			p.add(device.HostToDevice, p.direct(m))
+			p.add(p.dir.kind(), p.direct(m))
 		}
 	}
 }
@@ -245,5 +256,5 @@ func (p *planner) add(kind device.Kind, c device.Copy) {
 		last.copies = last.copies[:len(last.copies)+1]
 		return
 	}
-	p.steps = append(p.steps, step{kind: kind, copies: p.copies[len(p.copies)-1:]})
+	p.steps = append(p.steps, step{kind: kind, copies: p.copies[len(p.copies)-1:], from: p.from})
 }

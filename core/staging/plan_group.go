@@ -97,18 +97,27 @@ type span struct {
 	move       int // its number
 }
 
-// overlap reports whether any destinations overlap. Mostly they are sorted already on the side of the lease.
+// overlap reports whether the order of the moves matters: destinations overlap, or a direct move reads what another one writes.
+// Mostly they are sorted already on the side of the lease.
 func (p *planner) overlap() bool {
 	p.spans = p.spans[:0]
 	for i := range p.moves {
 		m := &p.moves[i]
-		start := m.Block
-		if p.dir == In {
-			start = m.Device
+		start := m.Device
+		if p.dir == Out {
+			start = m.Block
 		}
 		p.spans = append(p.spans, span{start, start + uintptr(m.Length), i})
 	}
-	return p.spansOverlap()
+	return p.spansOverlap() || p.dir == Direct && p.readsWhatItWrites()
+}
+
+// readsWhatItWrites reports whether a move reads memory of the spans, which are sorted and do not overlap.
+func (p *planner) readsWhatItWrites() bool {
+	return slices.ContainsFunc(p.moves, func(m planned) bool {
+		next, _ := slices.BinarySearchFunc(p.spans, m.Block, func(s span, at uintptr) int { return cmp.Compare(s.end, at+1) })
+		return next < len(p.spans) && p.spans[next].start < m.end()
+	})
 }
 
 // spansOverlap sorts the spans, and reports whether any two of different moves overlap.

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"kvferry/core/device"
+
 	"go.uber.org/zap"
 )
 
@@ -31,8 +33,9 @@ func newPreparation() preparation { return preparation{done: make(chan struct{})
 // are copied fastest. It does so once, and does not wait. Close waits for what is being made then, and the rest is not made.
 func (d *Device) PrepareSoon() {
 	d.begin.Do(func() {
-		d.left = len(d.copiers)
-		for _, c := range d.copiers {
+		blocks := d.copiers[:Direct] // direct copies are rare: see PrepareDirect
+		d.left = len(blocks)
+		for _, c := range blocks {
 			c.start(&Job{prepares: true, Done: d.prepared})
 		}
 	})
@@ -49,6 +52,45 @@ func (d *Device) Prepare() {
 	case <-d.done:
 	case <-over.C:
 	}
+}
+
+// PrepareDirect is Prepare for direct copies from devices, of which this one may be one. It opens the access to the memory of the
+// others: a library may wait for streams of the application then.
+func (d *Device) PrepareDirect(from []*Device) {
+	others := d.unprepared(from)
+	if others == nil {
+		return
+	}
+	done := make(chan struct{})
+	d.copiers[Direct].start(&Job{prepares: true, peers: others[1:], Done: func(error) { close(done) }})
+	over := time.NewTimer(d.options.Timeout)
+	defer over.Stop()
+	select {
+	case <-done:
+	case <-over.C:
+	}
+}
+
+// unprepared are this device, and those of others that it may have access to, if any of them is not prepared yet.
+func (d *Device) unprepared(from []*Device) []*Device {
+	peered, able := d.copiers[Direct].device.(device.Peered)
+	d.peers.mu.Lock()
+	defer d.peers.mu.Unlock()
+	others, news := []*Device{d}, !d.peers.prepared[d]
+	for _, other := range from {
+		if other != d && able && peered.MayAccess(other.copiers[Direct].device) {
+			others = append(others, other)
+			news = news || !d.peers.prepared[other]
+		}
+	}
+	if !news {
+		return nil
+	}
+	d.peers.prepared = map[*Device]bool{}
+	for _, other := range others {
+		d.peers.prepared[other] = true
+	}
+	return others
 }
 
 // prepared is called at the end of each job of the preparation.
@@ -68,9 +110,12 @@ func (d *Device) prepared(err error) {
 }
 
 // prepare does the work of the job, with the stream of the copier.
-func (c *copier) prepare() {
+func (c *copier) prepare(j *Job) {
 	c.loadKernels()
 	c.calibrate()
+	for _, peer := range j.peers { // a failure is that of the first copy, too
+		_, _ = peer.copyTo(c.stream, nil)
+	}
 }
 
 // isClosing reports whether close was called.

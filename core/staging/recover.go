@@ -1,6 +1,7 @@
 package staging
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,6 +20,8 @@ type abandoned struct {
 	gather uintptr
 }
 
+var errGivenUp = errors.New("the stream was given up")
+
 // recover brings the stream to rest after a job has failed for a reason, within a time limit. It returns the reason,
 // with what became of the stream, and the other jobs that fail if it had to be given up.
 func (c *copier) recover(j *issued, reason error, limit time.Duration) (others []failure, err error) {
@@ -28,7 +31,7 @@ func (c *copier) recover(j *issued, reason error, limit time.Duration) (others [
 	if err == nil {
 		return nil, reason
 	}
-	reason = fmt.Errorf("%w; the stream was given up: %w", reason, err)
+	reason = fmt.Errorf("%w; %w: %w", reason, errGivenUp, err)
 	dead := c.take(j)
 	if !stuck {
 		err = c.stream.Close()

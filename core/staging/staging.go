@@ -5,6 +5,7 @@
 //   - A copier (copier.go) has two OS threads bound to the device and a stream; it does jobs, and makes the blocks.
 //   - A pool (pool.go) has the blocks of a copier. Parts of them are leased to accounts (account.go).
 //   - A planner (plan.go) decides how the moves of a job are copied.
+//   - Bytes may also go from device to device, past the blocks (direct.go).
 package staging
 
 import (
@@ -36,15 +37,16 @@ const Granule = 64 << 10
 type Direction int
 
 const (
-	Out Direction = iota // from the device to the network
-	In                   // from the network to the device
+	Out    Direction = iota // from the device to the network
+	In                      // from the network to the device
+	Direct                  // from device memory to the device, past the blocks: see direct.go
 )
 
-func (d Direction) String() string { return [...]string{"out", "in"}[d] }
+func (d Direction) String() string { return [...]string{"out", "in", "direct"}[d] }
 
 // kind is that of the copies between the device and the blocks.
 func (d Direction) kind() device.Kind {
-	return [...]device.Kind{device.DeviceToHost, device.HostToDevice}[d]
+	return [...]device.Kind{device.DeviceToHost, device.HostToDevice, device.WithinDevice}[d]
 }
 
 // Role is the side of a transfer that blocks are leased for. Neither role can take all blocks of a direction: two engines whose
@@ -66,8 +68,9 @@ type Device struct {
 	name      string
 	options   Options
 	alignment uint64
-	copiers   [2]*copier // by direction
+	copiers   [3]*copier // by direction
 	preparation
+	peers peers
 }
 
 // New returns the staging of a device. Threads, streams and blocks are made when they are first needed. name is for logs
@@ -94,7 +97,7 @@ func (d *Device) BlockSize() uint64 { return d.options.BlockSize }
 // one that is used where nothing was measured.
 func (d *Device) Copying() (who Copying, has device.Ways, prefer device.Way) {
 	traits := d.copiers[Out].device.Traits()
-	return d.options.Copying, traits.Ways, newWays(traits, d.options).prefer
+	return d.options.Copying, traits.Ways, newWays(Out, traits, d.options).prefer
 }
 
 // CopiesOneByOne reports whether each block costs the device a copy of its own, as far as that is known by now: it does not when a
@@ -188,7 +191,9 @@ type Job struct {
 	// have ended at the same time. It may use what several of them have brought together. It is nil for jobs that need no such call.
 	After func()
 
-	prepares bool // see prepare.go
+	prepares bool      // see prepare.go
+	from     *Device   // of a direct job, the device that the bytes come from, if that is another one
+	peers    []*Device // of a job that prepares direct copies
 }
 
 // copiesMany reports whether the job has several ranges of device memory.

@@ -24,8 +24,11 @@ type ways struct {
 	short, long, instead [len(device.Lengths)]device.Way
 }
 
-func newWays(traits device.Traits, o Options) ways {
+func newWays(dir Direction, traits device.Traits, o Options) ways {
 	w := ways{able: traits.Ways, prefer: traits.Default}
+	if dir == Direct {
+		w.able = traits.Within | device.WaysOf(device.Single)
+	}
 	if way, fixed := o.Copying.Fixed(); fixed {
 		w.prefer, w.fixed = way, true
 	}

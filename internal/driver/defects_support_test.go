@@ -58,15 +58,23 @@ func startNode(t testing.TB, configure func(*core.Config), runtimes ...device.Ru
 // newNode is startNode without a transport.
 func newNode(t testing.TB, configure func(*core.Config), runtimes ...device.Runtime) *node {
 	t.Helper()
+	return newNodeWith(t, func(o *core.Options) {
+		if configure != nil {
+			configure(&o.Config)
+		}
+	}, runtimes...)
+}
+
+// newNodeWith is newNode with all options.
+func newNodeWith(t testing.TB, configure func(*core.Options), runtimes ...device.Runtime) *node {
+	t.Helper()
 	observed, logs := observer.New(zapcore.DebugLevel)
 	o := core.Options{Name: "127.0.0.1", Metadata: "P2PHANDSHAKE", Config: core.DefaultConfig(), Log: zap.New(observed)}
 	o.Config.SameHost = false // the engines stand for two hosts
 	// Tests count calls and have them fail: nothing else may make some.
 	o.Config.DeviceCopy, o.Config.DevicePrepare = staging.ByDefault, false
 	o.Runtimes = runtimes
-	if configure != nil {
-		configure(&o.Config)
-	}
+	configure(&o)
 	e, err := core.New(o)
 	require.NoError(t, err)
 	n := &node{e, t, logs}

@@ -119,3 +119,32 @@ func TestAnEngineThatClosesWhileItMeasuresADeviceLeavesThatToAnotherOne(t *testi
 		other.prepared()
 	})
 }
+
+// A library may wait for all streams before it opens the memory of one device to another. So that is done before a stream comes to
+// the transfer.
+func TestATransferBetweenTwoGPUsInTheOrderOfAStreamFindsTheirMemoryOpen(t *testing.T) {
+	for op := range ways {
+		t.Run(op.String(), func(t *testing.T) {
+			gpus.use(t, "")
+			simtest.NoLeaks(t)
+			apps := []*accelerator{newDevice(t, 0), newDevice(t, 1)}
+			n := startNode(t, asUsers)
+			local, remote := n.on(apps[0], mib), n.on(apps[1], mib)
+			n.prepared()
+			to, from := ways[op](local, remote)
+			want := from.read()
+			opened := simtest.TakeReport(t).Calls["cuCtxEnablePeerAccess"]
+			stream := held(t, apps[0], local.addr)
+			n.orders(apps[0], stream, op, local, core.LocalSegment, remote)
+			before := simtest.TakeReport(t)
+			require.EqualValues(t, opened+2, before.Calls["cuCtxEnablePeerAccess"], "in both directions")
+			simtest.ReleaseHangs(t)
+			stream.Wait()
+			requireBytes(t, want, to)
+			after := simtest.TakeReport(t)
+			require.Equal(t, before.Calls["cuCtxEnablePeerAccess"], after.Calls["cuCtxEnablePeerAccess"])
+			require.Equal(t, before.Calls["cuModuleLoadData"], after.Calls["cuModuleLoadData"])
+			require.Equal(t, uint64(mib), after.CopiedBytes["d2d"]-before.CopiedBytes["d2d"])
+		})
+	}
+}

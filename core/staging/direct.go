@@ -1,0 +1,101 @@
+package staging
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"kvferry/core/device"
+
+	"go.uber.org/zap"
+)
+
+// Direct copies: from device memory to device memory, past the host.
+//
+//  1. TakesDirect says whether a range may be copied so, as far as that is known by now.
+//  2. StartFrom starts a job, on the device that the bytes go to. In its moves, Block is an address of the device that they come
+//     from. It is planned and done as other jobs are, by a copier of its own (rule 9 of the planner).
+//  3. Where that device refuses, because it has no access to the memory of the other, the job's error is one of IsRefused. The
+//     bytes are to pass through blocks then. That there is no access is logged once, and the pair is not tried again.
+
+// peers are other devices, as direct copies know them.
+type peers struct {
+	mu       sync.Mutex
+	apart    map[*Device]bool // whose memory this device has no access to
+	prepared map[*Device]bool // with PrepareDirect
+}
+
+// TakesDirect reports whether bytes of a device, this one or another, may be copied to this one by StartFrom. Source and
+// destination do not overlap then.
+func (d *Device) TakesDirect(from *Device, dst, src uintptr, length uint64) bool {
+	own := d.copiers[Direct].device
+	traits := own.Traits()
+	if !traits.AnyAddress && (dst|src)%traits.Alignment != 0 || overlaps(dst, src, length) {
+		return false
+	}
+	if from == d {
+		return true
+	}
+	peered, able := own.(device.Peered)
+	return able && peered.MayAccess(from.copiers[Direct].device) && !d.isApart(from)
+}
+
+func overlaps(a, b uintptr, length uint64) bool {
+	return a < b+uintptr(length) && b < a+uintptr(length)
+}
+
+func (d *Device) isApart(from *Device) bool {
+	d.peers.mu.Lock()
+	defer d.peers.mu.Unlock()
+	return d.peers.apart[from]
+}
+
+// StartFrom starts a job whose bytes come from memory of a device, this one or another, and go to memory of this one. See Start; no
+// move is strided, and none overlaps with itself. Both devices' memory belongs to the job until its end.
+func (d *Device) StartFrom(from *Device, j *Job) {
+	if from != d {
+		done := j.Done
+		j.from = from
+		j.Done = func(err error) {
+			if err != nil {
+				d.separate(from, err)
+				err = fmt.Errorf("copying from %s to %s: %w", from.name, d.name, err)
+			}
+			done(err)
+		}
+	}
+	d.Start(Direct, j)
+}
+
+// IsRefused reports whether a direct job has failed because the device refuses to access the memory of the other: see 3. If its
+// stream did not come to rest, a late copy might overwrite what has passed through blocks, and it is a failure like others.
+func IsRefused(err error) bool {
+	return (errors.Is(err, device.ErrNoPeer) || errors.Is(err, device.ErrOutOfReach)) && !errors.Is(err, errGivenUp)
+}
+
+// separate notes that the device has no access to the memory of another, if the error says that.
+func (d *Device) separate(from *Device, err error) {
+	if !errors.Is(err, device.ErrNoPeer) {
+		return
+	}
+	d.peers.mu.Lock()
+	known := d.peers.apart[from]
+	if d.peers.apart == nil {
+		d.peers.apart = map[*Device]bool{}
+	}
+	d.peers.apart[from] = true
+	d.peers.mu.Unlock()
+	if !known {
+		d.options.Log.Warn("copies between these devices pass through the host", zap.String("from", from.name), zap.String("to", d.name),
+			zap.Error(err))
+	}
+}
+
+// copyTo queues copies from the device's memory on a stream of another one.
+func (d *Device) copyTo(stream device.Stream, copies []device.Copy) (issued int, err error) {
+	other, able := stream.(device.PeerStream)
+	if !able {
+		return 0, device.ErrNoPeer
+	}
+	return other.CopyFrom(d.copiers[Direct].device, copies)
+}
