@@ -37,7 +37,7 @@ func kvferry_go_send_notification(engine unsafe.Pointer, target C.uint64_t, name
 			return err
 		}
 		if target > math.MaxInt32 {
-			return status.Errorf(status.Metadata, "segment %d is not open", uint64(target))
+			return status.Errorf(status.Metadata, "segment %d is not open", int64(target))
 		}
 		return e.Notify(core.SegmentID(target), *message)
 	})
