@@ -78,7 +78,10 @@ func ParseHosts(text string) ([]string, error) {
 	for entry := range strings.SplitSeq(text, ",") {
 		host := strings.TrimSpace(entry)
 		if inner, isBracketed := strings.CutPrefix(host, "["); isBracketed {
-			host = strings.TrimSuffix(inner, "]")
+			host, isBracketed = strings.CutSuffix(inner, "]")
+			if !isBracketed {
+				host = "" // no address
+			}
 		}
 		ip, err := netip.ParseAddr(host)
 		if err != nil {

@@ -76,7 +76,7 @@ func TestHostsToListenOnAreAddresses(t *testing.T) {
 		assert.Equal(t, want, hosts)
 	}
 	for text, reason := range map[string]string{
-		",": "no IP address", "eth0": "no IP address", "10.0.0.1:80": "no IP address", "10.0.0.0/8": "no IP address", "*": "no IP address",
+		",": "no IP address", "eth0": "no IP address", "[fd00::1": "no IP address", "fd00::1]": "no IP address", "[]": "no IP address", "10.0.0.1:80": "no IP address", "10.0.0.0/8": "no IP address", "*": "no IP address",
 		"::,10.0.0.1": ":: stands for all", "fd00::1,0.0.0.0": "0.0.0.0 stands for all",
 	} {
 		_, err := ParseHosts(text)
