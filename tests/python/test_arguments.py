@@ -215,6 +215,18 @@ def test_a_message_with_a_lone_surrogate_is_refused_by_an_error_that_names_the_p
     assert far.engine.get_notifies() == []
 
 
+@pytest.mark.parametrize("bad", [0, "text", ("name", "text"), b""], ids=shown)
+def test_a_message_that_is_no_notification_is_a_type_error(near: Node, far: Node, bad: Any) -> None:
+    calls: Any = (
+        (near.engine.transfer_sync, (near.address, far.address, 1)),
+        (near.engine.batch_transfer_sync, ([near.address], [far.address], [1])),
+    )
+    for call, arguments in calls:
+        with pytest.raises(TypeError, match="notify must be a TransferNotify, not "):
+            call(far.name, *arguments, 1, bad)
+    assert far.engine.get_notifies() == []
+
+
 def test_an_opcode_is_read_or_write(near: Node, far: Node) -> None:
     for bad in (2, -1, 2**32, 2**32 + 1):
         assert near.engine.transfer_sync(far.name, near.address, far.address, 1, bad) < 0

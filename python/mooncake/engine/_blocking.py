@@ -121,7 +121,7 @@ class BlockingTransfers(Calls):
         opcode: SupportsIndex,
         notify: TransferNotify | None,
     ) -> int:
-        message = None if notify is None else notification(notify.name, notify.msg)
+        message = None if notify is None else _message(notify)
         return self._move(target, ranges, extra, direction(opcode), message)
 
     def _move(
@@ -153,3 +153,9 @@ class BlockingTransfers(Calls):
         if code == KVFERRY_ERR_FAILED:
             return FAILURE
         raise self._failure(engine, code, extra)
+
+
+def _message(notify: TransferNotify) -> notify_msg_t:
+    if not isinstance(notify, TransferNotify):
+        raise TypeError(f"notify must be a TransferNotify, not {type(notify).__name__}")
+    return notification(notify.name, notify.msg)
