@@ -2,7 +2,9 @@ package core
 
 import (
 	"context"
+	"fmt"
 	"iter"
+	"sync/atomic"
 
 	"kvferry/core/clock"
 )
@@ -21,9 +23,10 @@ import (
 type feed struct {
 	ctx    context.Context // ends when the batch is given up; the cause says why
 	cancel context.CancelCauseFunc
-	idle   chan struct{} // has an element when all tasks so far may have ended
-	rest   uint64        // number of requests that were not submitted yet; Batch.mu guards it
-	ended  bool          // no more requests will be submitted; Batch.mu guards it
+	idle   chan struct{}          // has an element when all tasks so far may have ended
+	waits  atomic.Pointer[string] // why no byte can move yet; nil where bytes can
+	rest   uint64                 // number of requests that were not submitted yet; Batch.mu guards it
+	ended  bool                   // no more requests will be submitted; Batch.mu guards it
 }
 
 // feedBatch calls feeder on a goroutine of the engine, to submit requests to the batch. requests is how many there will be, and
@@ -94,12 +97,31 @@ func (f *feed) givenUp() error {
 	return nil
 }
 
+// await says why no byte can move until the caller calls end.
+func (f *feed) await(format string, arguments ...any) (end func()) {
+	text := fmt.Sprintf(format, arguments...)
+	f.waits.Store(&text)
+	return func() { f.waits.Store(nil) }
+}
+
+// awaited is why no byte can move yet; "" where bytes can, as those of a batch without a feeder.
+func (f *feed) awaited() string {
+	if f == nil {
+		return ""
+	}
+	if text := f.waits.Load(); text != nil {
+		return *text
+	}
+	return ""
+}
+
 // openFor is OpenSegment for a feeder. It returns when the feeder's batch is given up, also while the peer does not answer.
 func (e *Engine) openFor(f *feed, name string) (SegmentID, error) {
 	type result struct {
 		id  SegmentID
 		err error
 	}
+	defer f.await("%s has not answered the handshake", name)()
 	opened := make(chan result, 1)
 	if !e.spawn(func() {
 		id, err := e.OpenSegment(name)

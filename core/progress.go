@@ -15,6 +15,7 @@ type Progress struct {
 	Moved, Total uint64        // bytes that are known to have arrived, and all bytes
 	Still        time.Duration // for how long no byte was seen to move; it is as exact as Batch.Progress is called often
 	Moving       bool          // bytes were seen to move a short while ago
+	Awaited      string        // why no byte can move yet; "" where bytes can
 }
 
 // movedLately is how long no byte may move before a transfer is reported as standing still. A slow link may take as long to send
@@ -22,6 +23,9 @@ type Progress struct {
 const movedLately = 2 * time.Second
 
 func (p Progress) String() string {
+	if p.Awaited != "" {
+		return p.Awaited
+	}
 	moved := fmt.Sprintf("%d of %d bytes are known to have arrived", p.Moved, p.Total)
 	if p.Moving {
 		return moved + ", and more are on their way: it makes progress, and needs more time"
@@ -38,7 +42,7 @@ type movement struct {
 
 // Progress counts the bytes that have arrived. It takes some nanoseconds for each task.
 func (b *Batch) Progress() Progress {
-	var p Progress
+	p := Progress{Awaited: b.feed.Load().awaited()}
 	var seen uint64
 	for _, s := range b.all() {
 		for i := range s.tasks {
@@ -89,6 +93,7 @@ func ProgressOf(batches []*Batch) Progress {
 		all.Total += p.Total
 		all.Still = min(all.Still, p.Still)
 		all.Moving = all.Moving || p.Moving
+		all.Awaited = cmp.Or(all.Awaited, p.Awaited)
 	}
 	return all
 }

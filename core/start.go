@@ -185,6 +185,7 @@ func (l *later) run(b *Batch, f *feed) (err error) {
 	}
 	switch {
 	case l.requests() == 0 && l.Notify != nil:
+		defer f.await("%s has not accepted the message", l.Segment)()
 		return l.engine.notify(f.ctx, l.id, *l.Notify)
 	case l.Plan != nil:
 		return l.engine.feedRuns(b, f, l.planned(l.id), l.Plan.Each(), mostPlanned)

@@ -28,6 +28,7 @@ class Batches:
         self._engine = engine
         self._deadlines: dict[int, float] = {}  # by time.monotonic()
         self._limits: dict[int, float] = {}  # seconds from submitting to the deadline
+        self._peers: dict[int, str] = {}  # names, of the batches that name() got
 
     def add(self, batch: int, timeout: float, per_byte: float = 0) -> int:
         """Keep a batch that was just submitted, and return its id. Its time limit is timeout, and per_byte for each of
@@ -37,6 +38,14 @@ class Batches:
         self._limits[batch] = limit = timeout + size * per_byte
         self._deadlines[batch] = submitted + limit
         return batch
+
+    def name(self, batch: int, peer: str) -> None:
+        """Keep the name of the peer of a batch, for peers()."""
+        self._peers[batch] = peer
+
+    def peers(self, batches: list[int]) -> str:
+        """The peers of these batches, as far as they are known."""
+        return ", ".join(sorted({self._peers[batch] for batch in batches if batch in self._peers}))
 
     def __contains__(self, batch: int) -> bool:
         """Whether add() got the batch and it is not freed."""
@@ -106,6 +115,7 @@ class Batches:
     def free(self, batch: int) -> None:
         """End and free a batch that add() got, once. Nothing is done for any other batch."""
         self._limits.pop(batch, None)
+        self._peers.pop(batch, None)
         if self._deadlines.pop(batch, None) is not None:
             self.discard(batch)
 

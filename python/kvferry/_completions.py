@@ -46,10 +46,11 @@ def _nothing() -> None:
 class Flight:
     """A transfer that is under way, whether the program still has its object or not."""
 
-    __slots__ = ("batch", "keep", "transfer", "waited_for")
+    __slots__ = ("batch", "keep", "limit", "transfer", "waited_for")
 
-    def __init__(self, keep: Any) -> None:
+    def __init__(self, keep: Any, limit: str = "") -> None:
         self.batch = c_uint64(INVALID_BATCH)
+        self.limit = limit  # the name of its time limit
         self.keep = keep  # objects whose memory is in use; None once it has ended
         self.transfer: Callable[[], Transfer | None] = _nothing  # the program's object, if it has one
         self.waited_for: Transfer | None = None  # that object, as long as somebody is to be told of the end

@@ -70,12 +70,13 @@ class Engine(Managed):
         memory: object,
         timeout: float = DEFAULT_TIMEOUT,
         settings: Mapping[str, str] | None = None,
+        limit: str | None = None,
     ) -> None:
         """Make an engine of that name.
 
         transport is the only one to be installed; None leaves the choice to the library. memory is kept until the
         engine has ended. settings take precedence over the environment. EngineError says why the engine cannot be made,
-        or that it was not made within timeout, in seconds.
+        or that it was not made within timeout, in seconds; limit is the name of that limit, None for the setting's.
         """
         self._segments: dict[str, int] = {}
         self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
@@ -88,7 +89,8 @@ class Engine(Managed):
         try:
             code = background_call(functions, functions.kvferry_start_engine_with, arguments, timeout, handle)
             if code == KVFERRY_ERR_TIMED_OUT:
-                raise EngineError(f"{given_up(timeout)}: the metadata store, or a device's library, has not answered")
+                late = given_up(timeout, limit)
+                raise EngineError(f"{late}: the metadata store, or a device's library, has not answered")
             if code != 0:
                 raise EngineError(self.last_error())
             self._ending = Ending(self, functions, handle.value, memory)

@@ -29,7 +29,7 @@ from kvferry._ranges import Range
 from kvferry._regions import Region, Registration, Slice
 from kvferry._spans import Span
 from kvferry._transfers import Transfer
-from kvferry._waiting import limit, seconds
+from kvferry._waiting import limit, seconds, setting
 from kvferry.stats import Stats
 
 P2P = "P2PHANDSHAKE"
@@ -88,11 +88,11 @@ class Engine(OfProcess):
             "KVFERRY_LISTEN": _joined(listen, "listen"),
             "KVFERRY_ALLOW": _joined(allow, "allow"),
             "KVFERRY_NAMES": _joined(names, "names"),
-            "KVFERRY_SECURITY": security,
-            "KVFERRY_SECRET_FILE": _path(secret_file),
-            "KVFERRY_TLS_CERT": _path(tls_cert),
-            "KVFERRY_TLS_KEY": _path(tls_key),
-            "KVFERRY_TLS_CA": _path(tls_ca),
+            "KVFERRY_SECURITY": None if security is None else _something(security, "security"),
+            "KVFERRY_SECRET_FILE": _path(secret_file, "secret_file"),
+            "KVFERRY_TLS_CERT": _path(tls_cert, "tls_cert"),
+            "KVFERRY_TLS_KEY": _path(tls_key, "tls_key"),
+            "KVFERRY_TLS_CA": _path(tls_ca, "tls_ca"),
             "KVFERRY_TLS_PEERS": _joined(tls_peers, "tls_peers"),
             "KVFERRY_MAX_SESSIONS": _number(max_sessions),
             "MC_HANDSHAKE_MAX_NOTIFY_ENTRIES": _number(max_messages),
@@ -104,12 +104,13 @@ class Engine(OfProcess):
         limit(start_timeout, "start_timeout")
         self._kept = Kept()
         given = {key: value for key, value in own.items() if value is not None}
-        self._engine = inner.Engine(name, metadata, None, self._kept, start_timeout, given)
+        self._engine = inner.Engine(name, metadata, None, self._kept, start_timeout, given, "start_timeout")
         self._pid = os.getpid()
         self._functions = load()
         self._completions = Completions(self._functions, self._engine.handle, self._kept)
         self._inbox = Inbox(self._engine, self._completions, self._pid)
         self._timeout = self._engine.timeout() if timeout is None else timeout
+        self.limited_by = setting() if timeout is None else "the engine's timeout"
         self._name = self._engine.name() if metadata == P2P else name
         self._port = self._engine.rpc_port()
 
@@ -322,12 +323,20 @@ class Engine(OfProcess):
 
 
 def _joined(values: str | Sequence[str] | None, name: str) -> str | None:
-    if values is None or isinstance(values, str):
-        return values
+    if values is None:
+        return None
     try:
-        return ",".join(values)
+        return _something(values if isinstance(values, str) else ",".join(values), name)
     except TypeError:
         raise TypeError(f"{name} is a str or a list of them, not {values!r}") from None
+
+
+def _something(value: str, name: str) -> str:
+    """A value that is not empty. An empty variable of the environment is one that is not set, and would let more peers
+    connect than an empty list says."""
+    if value == "":
+        raise ValueError(f"{name} is empty: leave it out, or give it as None, to have what the environment says")
+    return value
 
 
 def _named(settings: Mapping[str, str] | None) -> Mapping[str, str]:
@@ -340,8 +349,8 @@ def _nothing(_: Transfer) -> None:
     """A callback."""
 
 
-def _path(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
+def _path(path: str | os.PathLike[str] | None, name: str) -> str | None:
+    return None if path is None else _something(os.fsdecode(path), name)
 
 
 def _number(value: int | None) -> str | None:

@@ -19,7 +19,7 @@ from kvferry._ranges import Range
 from kvferry._regions import Region, Slice
 from kvferry._spans import Span
 from kvferry._transfers import Transfer
-from kvferry._waiting import limit, milliseconds
+from kvferry._waiting import and_size, limit, milliseconds
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -286,7 +286,10 @@ class Peer(OfProcess):
     ) -> Transfer:
         what.segment = self._encoded
         what.announce = 1
-        most = self.engine.timeout + total / GIB if how.timeout is None else limit(how.timeout)
+        if how.timeout is None:
+            most, named = self.engine.timeout + total / GIB, and_size(self.engine.limited_by)
+        else:
+            most, named = limit(how.timeout), "timeout"
         what.timeout_ms = milliseconds(most) if most < LONGEST else 0
         if how.notify is not None:
             what.notify_name, what.notify_text = how.notify
@@ -294,7 +297,7 @@ class Peer(OfProcess):
             what.stream_kind, what.stream = b"cuda", _stream(how.stream)
         if span is not None:
             what.traceparent = span.traceparent
-        return self.engine.start(what, Flight(keep), self.name, text, total, rejected, span)
+        return self.engine.start(what, Flight(keep, named), self.name, text, total, rejected, span)
 
     def __repr__(self) -> str:
         return f"<Peer {self.name}>"

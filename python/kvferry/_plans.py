@@ -26,7 +26,7 @@ from kvferry._layouts import Place
 from kvferry._library import load
 from kvferry._managed import OfProcess
 from kvferry._offers import Offered
-from kvferry._waiting import given_up, limit
+from kvferry._waiting import and_size, given_up, limit, setting
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -149,7 +149,9 @@ class Plan(OfProcess):
         context: Context | None,
     ) -> None:
         """Move some transfers, each given by its index and its peer's."""
-        engine, most = _engine(of, timeout)
+        engine, most, named = _engine(of, timeout)
+        total = sum(self.transfers[index].bytes for index, _ in transfers)
+        what = f"{'write' if opcode == OPCODE_WRITE else 'read'} {total} bytes of a plan"
         names = [peers] if isinstance(peers, str) else peers
         if not isinstance(names, Sequence):
             raise TypeError(f"peers are named by a str, or by a list of them, not {type(peers).__name__}")
@@ -164,14 +166,15 @@ class Plan(OfProcess):
         for index, peer in transfers:
             segment = engine.segment(names[peer], deadline - time.monotonic())
             if segment < 0:
-                raise _failure(engine, segment, most, names[peer])
+                raise _failure(engine, segment, most, named, names[peer], what)
             segments.append((segment, index))
         if not segments:
             return
-        extra = sum(self.transfers[index].bytes for index, _ in transfers) / GIB
+        extra = total / GIB
         code = engine.transfer_plan(opcode, self._handle, segments, deadline - time.monotonic(), lambda: extra)
         if code != 0:
-            raise _failure(engine, code, most + extra, ", ".join(sorted({names[peer] for _, peer in transfers})))
+            who = ", ".join(sorted({names[peer] for _, peer in transfers}))
+            raise _failure(engine, code, most + extra, and_size(named), who, what)
 
     def _move_traced(
         self, of: AnyEngine, opcode: int, transfers: Sequence[tuple[int, str]], most: float, context: Context
@@ -229,8 +232,8 @@ def _places(given: Places) -> Sequence[Place]:
     return [side.place() if isinstance(side, Offered) else side for side in sides]
 
 
-def _engine(of: AnyEngine, timeout: float | None) -> tuple[Engine, float]:
-    """The native engine, and the time limit in seconds without the time for the bytes."""
+def _engine(of: AnyEngine, timeout: float | None) -> tuple[Engine, float, str]:
+    """The native engine, and the time limit in seconds without the time for the bytes, and its name."""
     if not isinstance(of, Engine) and not hasattr(of, "_engine"):
         raise TypeError(f"a kvferry.Engine or a TransferEngine of Mooncake's is needed, not {type(of).__name__}")
     if hasattr(of, "check_usable"):
@@ -238,11 +241,17 @@ def _engine(of: AnyEngine, timeout: float | None) -> tuple[Engine, float]:
     engine: Engine | None = of if isinstance(of, Engine) else of._engine
     if engine is None:
         raise ValueError("the engine is not initialized")
-    return engine, engine.timeout() if timeout is None else limit(timeout)
+    if timeout is not None:
+        return engine, limit(timeout), "timeout"
+    native: Any = of
+    if hasattr(native, "limited_by"):
+        return engine, native.timeout, native.limited_by
+    return engine, engine.timeout(), setting()
 
 
-def _failure(engine: Engine, code: int, limit: float, peers: str) -> TransferError:
+def _failure(engine: Engine, code: int, limit: float, named: str, peers: str, what: str) -> TransferError:
+    """Why a call of this thread failed with a code. limit is its time limit in seconds, by that name."""
     reason = engine.last_error()
     if code == KVFERRY_ERR_TIMED_OUT:
-        return TimedOut(f"{given_up(limit)}: {reason}", who=peers)
-    return (PeerUnreachable if code in UNREACHABLE else TransferError)(reason, who=peers)
+        return TimedOut(f"{given_up(limit, named)}: {reason}", who=peers, what=what)
+    return (PeerUnreachable if code in UNREACHABLE else TransferError)(reason, who=peers, what=what)

@@ -31,6 +31,7 @@ class ScatterTransfer:
         """Own a batch of the engine. batch 0 is a transfer that failed before it began. timeout is the time limit in
         seconds, from now."""
         self.timeout = timeout
+        self.progress = ""  # how far it had come at its time limit
         self._lock = threading.RLock()
         self._deadline = time.monotonic() + timeout
         self._batch = batch
@@ -68,6 +69,8 @@ class ScatterTransfer:
         try:
             if self.wait(self._deadline - time.monotonic()) != UNDER_WAY:
                 return True
+            if self._engine is not None:
+                self.progress = self._engine.last_error()
             self.cancel()
             self.wait(GIVE_UP)
         except BaseException:

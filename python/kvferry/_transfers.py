@@ -104,10 +104,11 @@ class Transfer(OfProcess):
 
         Ctrl-C ends the wait, and the transfer goes on. In a coroutine, await it instead: this blocks the loop.
         """
+        most = FOR_EVER if timeout is None else seconds(timeout, "a timeout")
         if not self._ended:
             self._engine.check_fork()
             code = wait_in_steps(
-                FOR_EVER if timeout is None else seconds(timeout, "a timeout"),
+                most,
                 lambda ms: self._functions.kvferry_batch_wait(self._handle, self._batch, ms),
             )
             if code not in UNFINISHED:
@@ -215,6 +216,8 @@ class Transfer(OfProcess):
             kind = PeerUnreachable
         elif f.reason == _bindings.KVFERRY_REASON_TIMEOUT:
             kind = TimedOut
+            if "MC_SLICE_TIMEOUT" not in why:
+                why = f"{why}; the limit is {self._flight.limit}"
         elif f.reason == _bindings.KVFERRY_REASON_REVOKED:
             kind = Revoked
         return kind(why, who=who, what=what, done=done)

@@ -38,18 +38,25 @@ def wait_in_steps(timeout: float, wait: Callable[[int], int]) -> int:
 
 
 def seconds(value: float, what: str) -> float:
-    """A time that a caller gives, in seconds. TypeError for what is no number."""
-    if isinstance(value, str) or not isinstance(value, SupportsFloat):
-        raise TypeError(f"{what} is a number of seconds, not {type(value).__name__}")
-    return float(value)
+    """A time that a caller gives, in seconds. TypeError for what is no number; ValueError for NaN."""
+    found = _number(value, what)
+    if math.isnan(found):
+        raise ValueError(f"{what} is a number of seconds, not NaN")
+    return found
 
 
 def limit(value: float, what: str = "a time limit") -> float:
     """seconds() of what must be more than 0: ValueError where it is not, or is NaN."""
-    found = seconds(value, what)
+    found = _number(value, what)
     if not found > 0:
         raise ValueError(f"{what} is more than 0 seconds, not {value!r}")
     return found
+
+
+def _number(value: float, what: str) -> float:
+    if isinstance(value, str) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{what} is a number of seconds, not {type(value).__name__}")
+    return float(value)
 
 
 def milliseconds(seconds: float) -> int:
@@ -59,8 +66,18 @@ def milliseconds(seconds: float) -> int:
     return min(max(0, math.ceil(seconds * 1000)), 2**63 - 1)
 
 
-def given_up(seconds: float) -> str:
-    """The text for a call that ended because its time limit, in seconds, was over. It names the setting."""
+def setting() -> str:
+    """The name of the setting that limits the time of a call that was given no limit."""
     mooncakes, ascends = "MC_TRANSFER_TIMEOUT", "ASCEND_TRANSFER_TIMEOUT"
-    setting = ascends if ascends in os.environ and mooncakes not in os.environ else mooncakes
-    return f"given up after {round(seconds, 1):g} s ({setting}, and 1 s for each GiB)"
+    return ascends if ascends in os.environ and mooncakes not in os.environ else mooncakes
+
+
+def and_size(limit: str) -> str:
+    """A time limit, by its name, that gets longer with the number of bytes."""
+    return f"{limit}, and 1 s for each GiB"
+
+
+def given_up(seconds: float, limit: str | None = None) -> str:
+    """The text for a call that ended because its time limit, in seconds, was over. It names the limit: that of the
+    setting where limit is None."""
+    return f"given up after {round(seconds, 1):g} s ({limit or and_size(setting())})"

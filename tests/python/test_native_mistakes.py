@@ -61,6 +61,16 @@ WRONG: dict[str, tuple[type[Exception], str, Call]] = {
     "a descriptor without a name": (TypeError, "the name of an engine must be a str", lambda w: untyped.Descriptor(5)),
     "a descriptor of numbers": (TypeError, "is a Range, not int", lambda w: untyped.Descriptor("a:1", [5])),
     "a description of an array": (TypeError, "is a Region, .*, not ndarray", lambda w: w.far.describe(w.mine)),
+    "a lone surrogate in a message": (
+        ValueError,
+        r"a message must not have a lone surrogate: '\\ud800' is its character 1",
+        lambda w: w.peer.send("a\ud800"),
+    ),
+    "a lone surrogate in the name of a message": (
+        ValueError,
+        "the name of a message must not have a lone surrogate",
+        lambda w: w.peer.write(w.mine, w.region, notify=kvferry.Message(b"", "\ud800")),
+    ),
     # Memory
     "access by no name": (TypeError, "access must be a str, not NoneType", lambda w: w.near.register(w.mine, None)),
     "an address that is a text": (TypeError, "remote must be an integer, not str", lambda w: w.peer.write(w.mine, "5")),
@@ -76,6 +86,9 @@ WRONG: dict[str, tuple[type[Exception], str, Call]] = {
     "a transfer's limit that is a text": (TypeError, "a time limit is", lambda w: w.peer.write(w.mine, 5, timeout="5")),
     "a wait for a text": (TypeError, "a timeout is", lambda w: w.peer.write(w.mine, w.region).result("5")),
     "a wait for messages for a text": (TypeError, "a timeout is", lambda w: w.near.receive("5")),
+    "a wait for messages for NaN": (ValueError, "a timeout is .* not NaN", lambda w: w.near.receive(math.nan)),
+    "a wait for NaN": (ValueError, "a timeout is .* not NaN", lambda w: w.peer.write(w.mine, 5).wait(math.nan)),
+    "a limit of NaN": (ValueError, "a time limit is .* not nan", lambda w: w.peer.write(w.mine, 5, timeout=math.nan)),
     # Layouts
     "axes in a list": (TypeError, "axes must be a str, not list", lambda w: untyped.Layout(w.mine, AXES.split())),
     "heads that are a number": (TypeError, "heads is a pair", lambda w: untyped.Layout(w.mine, AXES, heads=5)),
@@ -179,6 +192,16 @@ WRONG: dict[str, tuple[type[Exception], str, Call]] = {
     "once as a text": (TypeError, "once must be a bool", lambda w: offer(w, once="False")),
     "an offer of no text": (TypeError, "the text of an offer must be a str", lambda w: untyped.Offered(None)),
 }
+
+
+@pytest.mark.parametrize(
+    "argument", ["listen", "allow", "names", "security", "secret_file", "tls_cert", "tls_key", "tls_ca", "tls_peers"]
+)
+def test_an_empty_argument_about_security_does_not_open_an_engine_to_everybody(argument: str) -> None:
+    empties: list[Any] = ["", []] if argument in ("listen", "allow", "names", "tls_peers") else [""]
+    for empty in empties:
+        with pytest.raises(ValueError, match=f"{argument} is empty"):
+            untyped.Engine(**{argument: empty})
 
 
 def foreign(world: Any) -> Any:

@@ -65,6 +65,7 @@ class BackgroundTransfers(Calls):
         batch = engine.submit(number, segment, *ranges, self._timeout, 1 / GIB)
         if batch == NO_BATCH:
             raise Refused(engine.last_error())
+        engine.batches.name(batch, target)
         return batch
 
     @fails_as(FAILURE)
@@ -73,12 +74,14 @@ class BackgroundTransfers(Calls):
         was over. In both cases all of the ids are freed; unfinished batches are ended and touch no buffer any more."""
         batches = list(dict.fromkeys(u64_array(batch_ids, "batch_ids").items()))
         engine = self._initialized()
-        limit = engine.batches.limit(batches)
+        limit, peers = engine.batches.limit(batches), engine.batches.peers(batches)
         code = engine.batches.wait(batches)
         if code in (0, KVFERRY_ERR_FAILED):  # the native library has logged why one failed
             return 0 if code == 0 else FAILURE
         reason = engine.last_error()
-        raise Refused(f"{given_up(limit)}: {reason}" if code == KVFERRY_ERR_TIMED_OUT else reason)
+        if code == KVFERRY_ERR_TIMED_OUT:
+            reason = f"transfer with {peers}: {given_up(limit)}: {reason}"
+        raise Refused(reason)
 
     @fails_as(FAILURE)
     def transfer_check_status(self, batch_id: SupportsIndex) -> int:

@@ -111,7 +111,7 @@ class ScatterTransfers(Calls):
 def _finished(endpoint: str, transfer: ScatterTransfer) -> ScatterTransfer:
     """The transfer, when it has ended or was given up."""
     if not transfer.finish():
-        refused(_about(endpoint), given_up(transfer.timeout))
+        refused(_about(endpoint), f"{given_up(transfer.timeout)}: {transfer.progress}")
     return transfer
 
 
