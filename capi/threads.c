@@ -1,5 +1,6 @@
 /*
- * Threads, at the limit of what the system allows: a container's pids limit, RLIMIT_NPROC, or RLIMIT_AS.
+ * Threads, at the limit of what the system allows: a container's pids limit, RLIMIT_NPROC, RLIMIT_AS,
+ * or RLIMIT_DATA.
  *
  *  1. kvferry_reserve_threads finds out how many threads the system still allows, by starting them outside Go, and by taking as
  *     much address space as they may need for a moment. Go then starts as many, and keeps them: see core/threads.
@@ -104,28 +105,18 @@ static void *wait_at(void *gate)
 #define MALLOC_ROOM ((size_t)64 << 20)
 #define MALLOC_PLACES 8
 #define GO_ROOM ((size_t)256 << 20)
+#define GO_DATA ((size_t)64 << 20) /* as GO_ROOM, of memory that can be written */
 
-/* ENOMEM where the process may not have the address space of so many more threads; 0 where it may, or has no limit. */
-static int probe_address_space(int threads)
+/* ENOMEM where a limit does not let the process map so much memory with that protection; 0 where it does, or there is none. */
+static int probe_room(int resource, size_t room, int protection)
 {
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    size_t places = MALLOC_PLACES * (size_t)(processors > 0 ? processors : 1), stack = 0, room;
     struct rlimit limit;
-    pthread_attr_t attributes;
     void *reserved;
 
-    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+    if (getrlimit((__rlimit_resource_t)resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
         return 0;
     }
-    if (pthread_attr_init(&attributes) == 0) {
-        pthread_attr_getstacksize(&attributes, &stack);
-        pthread_attr_destroy(&attributes);
-    }
-    if (places > (size_t)threads) {
-        places = (size_t)threads;
-    }
-    room = (size_t)threads * stack + places * MALLOC_ROOM + GO_ROOM;
-    reserved = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    reserved = mmap(NULL, room, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (reserved == MAP_FAILED) {
         return ENOMEM;
     }
@@ -133,12 +124,31 @@ static int probe_address_space(int threads)
     return 0;
 }
 
+/* ENOMEM where the process may not have the memory of so many more threads; 0 where it may, or has no limit. */
+static int probe_memory(int threads)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    size_t places = MALLOC_PLACES * (size_t)(processors > 0 ? processors : 1), stack = 0;
+    pthread_attr_t attributes;
+    int failure;
+
+    if (pthread_attr_init(&attributes) == 0) {
+        pthread_attr_getstacksize(&attributes, &stack);
+        pthread_attr_destroy(&attributes);
+    }
+    if (places > (size_t)threads) {
+        places = (size_t)threads;
+    }
+    failure = probe_room(RLIMIT_AS, (size_t)threads * stack + places * MALLOC_ROOM + GO_ROOM, PROT_NONE);
+    return failure != 0 ? failure : probe_room(RLIMIT_DATA, (size_t)threads * stack + GO_DATA, PROT_READ | PROT_WRITE);
+}
+
 int kvferry_probe_threads(int count)
 {
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
     pthread_t *threads = calloc((size_t)count, sizeof *threads);
     sigset_t all, before;
-    int failure = probe_address_space(count), started = 0;
+    int failure = probe_memory(count), started = 0;
 
     if (threads == NULL || failure != 0) {
         free(threads);
@@ -180,7 +190,8 @@ int kvferry_reserve_threads(void)
     pthread_mutex_unlock(&turn);
     if (failure != 0) {
         kvferry_explain("the %d threads that the library needs cannot be started: %s: raise %s", count, strerror(failure),
-                        failure == ENOMEM ? "RLIMIT_AS (ulimit -v)" : "the pids limit of the container, or RLIMIT_NPROC");
+                        failure == ENOMEM ? "RLIMIT_AS (ulimit -v) or RLIMIT_DATA (ulimit -d)"
+                                          : "the pids limit of the container, or RLIMIT_NPROC");
     }
     return failure;
 }

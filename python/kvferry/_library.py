@@ -93,24 +93,29 @@ def _platform_problem() -> str | None:
 
 
 LOADING_ROOM = 1664 << 20  # bytes of address space that the Go runtime and its threads take when it is loaded
+LOADING_DATA = 160 << 20  # bytes of it that can be written
 LOADING_DESCRIPTORS = 8  # more than loading opens at a time; the Go runtime ends the process if it cannot open its own
 LOADING_THREADS = 8  # the most that the Go runtime starts when it is loaded; it ends the process if it cannot
 MOST_PROCESSORS = 4096  # GOMAXPROCS with which the threads of the library are within what the Go runtime allows
 
 
-def _require_address_space() -> None:
-    """LibraryError where the process may not have the address space that loading takes."""
+def _require_memory() -> None:
+    """LibraryError where the process may not have the memory that loading takes."""
     import resource  # a system that has none gets as far as the error that says which systems are supported
 
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
-        return
-    try:
-        mmap.mmap(-1, LOADING_ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()
-    except OSError as e:
-        raise LibraryError(
-            f"loading the library takes {LOADING_ROOM >> 20} MiB of address space, and RLIMIT_AS leaves less: {e}: "
-            "raise it (ulimit -v)"
-        ) from e
+    writable = mmap.PROT_READ | mmap.PROT_WRITE
+    for limit, room, protection, name, option in (
+        (resource.RLIMIT_AS, LOADING_ROOM, 0, "address space, and RLIMIT_AS", "ulimit -v"),
+        (resource.RLIMIT_DATA, LOADING_DATA, writable, "writable memory, and RLIMIT_DATA", "ulimit -d"),
+    ):
+        if resource.getrlimit(limit)[0] == resource.RLIM_INFINITY:
+            continue
+        try:
+            mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=protection).close()
+        except OSError as e:
+            raise LibraryError(
+                f"loading the library takes {room >> 20} MiB of {name} leaves less: {e}: raise it ({option})"
+            ) from e
 
 
 def _require_descriptors() -> None:
@@ -163,7 +168,7 @@ def _require_threads() -> None:
 
 
 def _open(path: Path | str) -> Functions:
-    _require_address_space()
+    _require_memory()
     _require_threads()
     _require_descriptors()
     _require_go_settings()

@@ -104,6 +104,28 @@ works()
     assert "RLIMIT_AS" in done.stderr
 
 
+@pytest.mark.parametrize("more", [10, 50, 90, 110, 130, 170])
+def test_a_process_with_little_writable_memory_gets_an_error(more: int) -> None:
+    """As with little address space: Go would end the process."""
+    done = run_python(
+        f"""
+import resource
+data = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData:"))
+resource.setrlimit(resource.RLIMIT_DATA, ((data << 10) + ({more} << 20), resource.RLIM_INFINITY))
+from kvferry._library import LibraryError
+try:
+    from mooncake.engine import TransferEngine
+    assert TransferEngine().initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == -1
+except LibraryError as e:
+    print(e, file=sys.stderr)
+resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+works()
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert "RLIMIT_DATA" in done.stderr
+
+
 def test_a_library_whose_threads_may_not_be_started_is_not_loaded() -> None:
     """become() has loaded it: so it is a forked child that loads its copy."""
     limited("""
