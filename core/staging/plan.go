@@ -18,7 +18,7 @@ import (
 //  4. Batch and Kernel: all moves of the way are one step. Its copies have no order, so there is no such step if destinations
 //     overlap. Moves that cannot be gathered are copied in such a step, too, if there are two or more of them.
 //  5. Matrix: moves of one length that follow each other at one distance on either side are the rows of one copy, where that is
-//     faster; see runs. Not if destinations overlap.
+//     faster, or they would be copied one by one; see runs. Not if destinations overlap.
 //  6. Copies within the device need both addresses aligned. place arranges that: an address in the lease and that on
 //     the device differ by a multiple of the alignment, and no two moves share an aligned unit of the lease. Out, the
 //     bytes before an unaligned move, up to its aligned unit, are gathered with it: allocations begin aligned, so they

@@ -46,17 +46,22 @@ func (p *planner) pad(m *planned) uintptr { return m.Block % p.alignment }
 
 // fits reports whether a move can be gathered. The first one that can sets the base.
 func (p *planner) fits(m *planned, before uintptr) bool {
-	pad := p.pad(m)
-	if m.way != device.Gather || m.Device%p.alignment != pad {
-		return false
-	}
-	if p.dir == In && pad != 0 || p.dir == Out && m.Block-pad < before {
+	if m.way != device.Gather || !p.isAligned(m, before) {
 		return false
 	}
 	if len(p.groups) == 0 {
-		p.base = m.Block - pad
+		p.base = m.Block - p.pad(m)
 	}
 	return uint64(m.end()-p.base) <= p.capacity
+}
+
+// isAligned reports whether a move lies as rule 6 wants it. before is the end of those before it in the lease.
+func (p *planner) isAligned(m *planned, before uintptr) bool {
+	pad := p.pad(m)
+	if m.Device%p.alignment != pad {
+		return false
+	}
+	return p.dir == In && pad == 0 || p.dir == Out && m.Block-pad >= before
 }
 
 // bridges reports whether the gap between the last group and a move that fits may be copied with them.

@@ -7,8 +7,8 @@ import "kvferry/core/device"
 // run is moves of one length that follow each other, each as far from the one before it, on the device and in the lease.
 type run struct{ first, count int }
 
-// runLeast is how many moves a run has at least, and it has at least half of those of a job: what many short runs save would be
-// lost again, since the other moves are not copied together with them.
+// runLeast is how many moves a run has at least. Unless they would be copied one by one, it has at least half of those of a job, too:
+// what many short runs save would be lost again, since the other moves are not copied together with them.
 const runLeast = 8
 
 // findRuns finds the runs, and gives their moves the way Matrix where that is the fastest.
@@ -17,10 +17,9 @@ func (p *planner) findRuns() {
 	if !p.ways.able.Has(device.Matrix) || !p.ways.matrices() {
 		return
 	}
-	least := max(p.least, len(p.moves)/2)
-	for first := 0; first+least <= len(p.moves); {
+	for first := 0; first+p.least <= len(p.moves); {
 		count := p.runFrom(first)
-		if count >= least && p.ways.matrix(p.moves[first].Length, count) {
+		if count >= p.least && p.isMatrix(p.moves[first:first+count]) {
 			p.runs = append(p.runs, run{first, count})
 			for i := range count {
 				p.moves[first+i].way = device.Matrix
@@ -31,6 +30,31 @@ func (p *planner) findRuns() {
 			first = max(first, p.runs[n-1].first+p.runs[n-1].count)
 		}
 	}
+}
+
+// isMatrix reports whether the moves of a run are copied fastest as the rows of a matrix. CANN's page on aclrtMemcpy2dAsync bounds
+// their number, and has no rule for addresses and lengths. So they can be runs of a strided move that cannot be gathered: runs of a
+// length that is no multiple of the alignment lie without gaps in the lease, and only few of them begin aligned.
+func (p *planner) isMatrix(rows []planned) bool {
+	length := rows[0].Length
+	gathers := length < p.below && p.areAligned(rows)
+	oneByOne := !gathers && p.ways.nearest(device.Batch) == device.Single
+	if !oneByOne && len(rows) < len(p.moves)/2 {
+		return false
+	}
+	return p.ways.matrix(length, len(rows), length < p.below, gathers)
+}
+
+// areAligned reports whether all moves of a run lie as rule 6 wants it.
+func (p *planner) areAligned(rows []planned) bool {
+	before := uintptr(0)
+	for i := range rows {
+		if !p.isAligned(&rows[i], before) {
+			return false
+		}
+		before = rows[i].end()
+	}
+	return true
 }
 
 // runFrom is how many moves from one on are in one run.

@@ -412,6 +412,9 @@ func TestPlansOfStridedMovesDoWhatTheMovesSay(t *testing.T) {
 			p := testPlanner(dir)
 			if r.IntN(4) > 0 {
 				p = kernelPlanner(dir)
+			} else if r.IntN(2) == 0 {
+				p.with(device.Matrix)
+				p.least = 2
 			}
 			if r.IntN(4) == 0 {
 				p.ways.table = randomTable(r)
@@ -645,6 +648,45 @@ func TestMovesAtOneDistanceAreTheRowsOfAMatrix(t *testing.T) {
 				want = map[Direction]string{Out: "out 12", In: "batch 12"}[dir]
 			}
 			require.Equal(t, want, show(p.plan(c.moves)), name)
+		}
+	}
+}
+
+// Runs of a strided move lie without gaps in the lease. Of an odd length, they cannot be gathered.
+func TestRunsThatCannotBeGatheredAreTheRowsOfAMatrix(t *testing.T) {
+	heads := func(run uint64) []Move { // of two layers
+		s := hostmem.Strided{Base: deviceAt, Run: run, Count: 2, Axes: [hostmem.MaxAxes]hostmem.Axis{{Count: 3, Stride: 1 << 20}, {Count: 16, Stride: 512}}}
+		return []Move{{Block: leaseAt, Length: s.Bytes(), Runs: &s}}
+	}
+	gatherIsFastest := &device.Table{}
+	for row := range gatherIsFastest.Rows {
+		gatherIsFastest.Rows[row] = device.Row{Few: 4, Many: 64, Measured: device.WaysOf(device.Single, device.Batch, device.Gather, device.Matrix)}
+		for way, each := range map[device.Way]time.Duration{device.Gather: 1, device.Matrix: 2, device.Batch: 8, device.Single: 16} {
+			gatherIsFastest.Rows[row].Times[way] = device.Times{Few: 4 * each * time.Microsecond, Many: 64 * each * time.Microsecond}
+		}
+	}
+	for name, c := range map[string]struct {
+		moves   []Move
+		batches bool
+		table   *device.Table
+		out, in string
+	}{
+		"odd, without batches":           {heads(100), false, nil, "matrix 16, matrix 16, matrix 16", "matrix 16, matrix 16, matrix 16"},
+		"odd, measured, without batches": {heads(100), false, gatherIsFastest, "matrix 16, matrix 16, matrix 16", "matrix 16, matrix 16, matrix 16"},
+		"odd, with batches":              {heads(100), true, nil, "batch 48", "batch 48"},
+		"whole units":                    {heads(64), false, nil, "within 48, out 1", "in 1, within 48"},
+		"whole units, measured":          {heads(64), true, gatherIsFastest, "within 48, out 1", "in 1, within 48"},
+		"one layer, measured":            {rows(16, 100, 512, 100), true, gatherIsFastest, "matrix 16", "matrix 16"},
+		"too long to be gathered":        {rows(16, testBelow, 4096, testBelow+1), false, nil, "out 16", "in 16"},
+	} {
+		for _, dir := range []Direction{Out, In} {
+			p := testPlanner(dir)
+			p.with(device.Matrix)
+			if c.batches {
+				p.with(device.Batch)
+			}
+			p.ways.table = c.table
+			require.Equal(t, []string{Out: c.out, In: c.in}[dir], show(p.plan(c.moves)), "%s, %v", name, dir)
 		}
 	}
 }

@@ -62,11 +62,24 @@ func (w *ways) choose(row, blocks int) {
 }
 
 // matrices reports whether any moves may be the rows of a matrix.
-func (w *ways) matrices() bool { return w.table != nil || w.prefer == device.Matrix }
+func (w *ways) matrices() bool {
+	return w.table != nil || w.prefer == device.Matrix || w.prefer == device.Gather
+}
 
-// matrix reports whether so many moves of a length are copied fastest as the rows of one.
-func (w *ways) matrix(length uint64, count int) bool {
-	return w.prefer == device.Matrix || w.table.Fastest(length, count, w.able, w.nearest(w.prefer)) == device.Matrix
+// matrix reports whether so many moves of a length are copied fastest as the rows of one. short is as of has it, and gathers is whether
+// they can be gathered. Where nothing was measured, they are rows only if they would be copied one by one.
+func (w *ways) matrix(length uint64, count int, short, gathers bool) bool {
+	switch {
+	case w.prefer == device.Matrix:
+		return true
+	case w.table == nil:
+		return short && !gathers && w.nearest(device.Batch) == device.Single
+	case gathers:
+		return w.table.Fastest(length, count, w.able, w.nearest(w.prefer)) == device.Matrix
+	case short:
+		return w.table.Fastest(length, count, w.able.Without(device.Gather), w.nearest(device.Batch)) == device.Matrix
+	}
+	return w.table.Fastest(length, count, w.able.Without(device.Gather), w.byDefault(length, false)) == device.Matrix
 }
 
 // of is the way of a move. short is whether it may be gathered.
