@@ -63,18 +63,39 @@ func (c *copier) issue(j *issued) (err error) {
 		c.calibrate()
 	}
 	c.planner.from = j.job.from
-	err = c.copyInSomeWay(j.job.Moves)
-	if errors.Is(err, device.ErrOutOfReach) && j.job.from == nil {
-		c.log.Warn("these blocks are copied without a kernel", zap.String("device", c.name), zap.Error(err))
-		err = c.planner.ways.without(device.Kernel, func() error { return c.copyInSomeWay(j.job.Moves) })
-	}
-	if err != nil {
+	if err = c.copyWithinReach(j.job.Moves); err != nil {
 		return err
 	}
 	if err := c.stream.Record(j.event); err != nil {
 		return fmt.Errorf("%s: recording an event: %w", c.name, err)
 	}
 	return nil
+}
+
+// copyWithinReach is copyInSomeWay. Where a kernel cannot reach all that lies between the runs of strided moves, as between two
+// allocations, the kernel gets the runs one by one. Where it cannot reach a run either, the moves are copied without it. From another
+// device they are not copied by a kernel.
+func (c *copier) copyWithinReach(moves []Move) error {
+	err := c.copyInSomeWay(moves)
+	if errors.Is(err, device.ErrOutOfReach) && len(c.planner.shapes) > 0 {
+		c.planner.byRuns = true
+		err = c.copyInSomeWay(moves)
+		c.planner.byRuns = false
+	}
+	if !errors.Is(err, device.ErrOutOfReach) || c.planner.from != nil {
+		return err
+	}
+	c.warnOfReach(err)
+	return c.planner.ways.without(device.Kernel, func() error { return c.copyInSomeWay(moves) })
+}
+
+// warnOfReach logs why blocks are copied without a kernel: once, since every job with blocks in the same memory has the same cause.
+func (c *copier) warnOfReach(err error) {
+	if c.outOfReach {
+		return
+	}
+	c.outOfReach = true
+	c.log.Warn("blocks that a kernel cannot reach are copied without it; this is logged once", zap.String("device", c.name), zap.Error(err))
 }
 
 // copyInSomeWay is copy, again for each way that the device turns out to lack.

@@ -9,8 +9,8 @@ import (
 // planner decides how the moves of a job are copied, from their sizes and addresses, and from what is known of the device.
 // It is the one place where that is decided. The rules:
 //
-//  1. Strided moves whose runs a kernel copies fastest become strided copies, and other ones a move for each run: see divide.
-//     Moves that follow each other on the device and in the lease are joined.
+//  1. Strided moves whose runs a kernel copies fastest become strided copies, unless byRuns is set, and other ones a move for each
+//     run: see divide. Moves that follow each other on the device and in the lease are joined.
 //  2. Each move gets a way: see ways. A single move that is not copied by itself is copied by itself all the same.
 //  3. Gather. Out: moves are copied into the gather block, device memory as long as a staging block, and lie there as in the
 //     lease; then each group of them that has no gaps goes to the host at once. In: each group goes to the gather block at
@@ -39,6 +39,7 @@ type planner struct {
 	gather    uintptr // the gather block; 0 if there is none
 	capacity  uint64  // size of the gather block in bytes
 	least     int     // moves of a run
+	byRuns    bool    // no move becomes a strided copy
 
 	// Results of the last plan.
 	gathers  bool // some moves may be gathered

@@ -26,7 +26,7 @@ func (p *planner) divide(moves []Move) []Move {
 	}
 	p.divided, p.spans = p.divided[:0], p.spans[:0]
 	for i := range moves {
-		p.divideOne(&moves[i], i, true)
+		p.divideOne(&moves[i], i, !p.byRuns)
 	}
 	if p.dir == In && len(p.shapes) > 0 && p.spansOverlap() {
 		p.divided, p.shapes = p.divided[:0], p.shapes[:0]
@@ -70,7 +70,8 @@ func (p *planner) addRun(m Move, number int) {
 }
 
 // farStep is from when on steps along an axis lead to other memory, as from a layer to the next: it may be another allocation, with
-// memory of nobody in between, in bytes.
+// memory of nobody in between, in bytes. Where there is such memory between allocations that lie closer together, the device refuses
+// the strided copies, and the job is copied again with byRuns.
 const farStep = 64 << 10
 
 // addParts adds a part of a move to its shape. It becomes several ones along its outermost axis if it has more axes than there are

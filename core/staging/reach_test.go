@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"kvferry/core/device"
+	"kvferry/core/hostmem"
 	"kvferry/core/staging"
 	"kvferry/tests/simtest"
 
@@ -16,6 +17,7 @@ func TestBlocksThatAKernelCannotReachLeaveTheKernelToOtherJobs(t *testing.T) {
 	simtest.NoLeaks(t)
 	o := options()
 	o.Copying = staging.AlwaysBy(device.Kernel)
+	logs := observed(&o)
 	n := newSimulated(t, 0, o)
 	here := n.stretch(64 * kib).addr
 	freed := n.memory.Alloc(64 * kib)
@@ -30,10 +32,69 @@ func TestBlocksThatAKernelCannotReachLeaveTheKernelToOtherJobs(t *testing.T) {
 	}
 	require.NoError(t, move(here))
 	require.Error(t, move(freed))
+	require.Error(t, move(freed))
 	require.NoError(t, move(here))
+	require.Equal(t, 1, logs.FilterMessageSnippet("that a kernel cannot reach").Len(), "once for all jobs")
 	require.EqualValues(t, 2, n.staging.Stats(staging.Out).Kernels)
 	require.NoError(t, n.staging.Close())
 	simtest.ResetCounters(t) // of the use of freed memory
+}
+
+// neighbours are two allocations that lie less than 64 KiB apart, and not next to each other.
+func (n *simulated) neighbours(length int) (first, second *stretch) {
+	last := n.stretch(length)
+	for range 16 {
+		next := n.stretch(length)
+		first, second = last, next
+		if next.addr < last.addr {
+			first, second = next, last
+		}
+		if apart := second.addr - first.addr; apart > uintptr(length) && apart < 64*kib {
+			return first, second
+		}
+		last = next
+	}
+	n.t.Fatal("the simulator has put no two allocations close together")
+	return nil, nil
+}
+
+// A device's allocator may leave holes, in which a kernel must touch nothing.
+func TestAKernelCopiesTheRunsOfOneMoveInTwoAllocations(t *testing.T) {
+	simtest.UseCUDA(t, "")
+	simtest.NoLeaks(t)
+	o := options()
+	o.Copying = staging.AlwaysBy(device.Kernel)
+	logs := observed(&o)
+	n := newSimulated(t, 0, o)
+	first, second := n.neighbours(8 * kib)
+	runs := hostmem.Strided{Base: first.addr + 256, Run: 100, Count: 2, Axes: [hostmem.MaxAxes]hostmem.Axis{
+		{Count: 2, Stride: int64(second.addr - first.addr)}, {Count: 30, Stride: 256},
+	}}
+	for dir := range staging.In + 1 {
+		l, err := n.staging.Account(dir, staging.Initiator, nil).Lease(t.Context(), 64*kib)
+		require.NoError(t, err)
+		packed := memoryAt(l.Addr, runs.Bytes())
+		fill(packed)
+		for range 2 {
+			require.NoError(t, do(n.staging, dir, []staging.Move{{Block: l.Addr, Length: runs.Bytes(), Runs: &runs}}))
+		}
+		for i := range 60 {
+			s := []*stretch{first, second}[i/30]
+			onDevice, inLease := s.want[256*(i%30+1):][:100], packed[100*i:][:100]
+			if dir == staging.In {
+				copy(onDevice, inLease)
+			}
+			require.Equal(t, onDevice, inLease, "%v, run %d", dir, i)
+		}
+		l.Release()
+		stats := n.staging.Stats(dir)
+		require.EqualValues(t, 2, stats.Kernels, "one for each job")
+		require.Zero(t, stats.Copies+stats.Batches)
+	}
+	first.check(n)
+	second.check(n)
+	require.Empty(t, logs.All())
+	require.NoError(t, n.staging.Close())
 }
 
 // An older driver has no batches, which are the next way after the kernel.
