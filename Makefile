@@ -31,7 +31,10 @@ COUNT ?= 5
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 HEADERS := $(wildcard capi/include/*.h)
 PUBLIC_HEADERS := $(HEADERS) sim/kvferry_sim.h
-HEADER_FLAGS := -Wall -Wextra -pedantic -Werror -fsyntax-only
+STRICT := -Wall -Wextra -pedantic -Werror
+HEADER_FLAGS := $(STRICT) -fsyntax-only
+BENCH_PROGRAMS := $(wildcard bench/*/*.c)
+BENCH_FLAGS := -std=c99 -O2 -pthread $(STRICT) -Icapi/include
 TYPED := bench python scripts tests setup.py
 
 VENV := .venv
@@ -108,6 +111,7 @@ lint: $(VENV)/lint-tools $(VENV)/test-tools $(VENV)/wheel-tools
 	for header in $(PUBLIC_HEADERS); do \
 	    $(CC) -x c -std=c99 $(HEADER_FLAGS) $$header && $(CXX) -x c++ -std=c++11 $(HEADER_FLAGS) $$header || exit 1; \
 	done
+	for program in $(BENCH_PROGRAMS); do $(CC) $(BENCH_FLAGS) -c -o /dev/null $$program || exit 1; done
 	$(VENV)/bin/ruff check $(TYPED)
 	$(VENV)/bin/ruff format --check $(TYPED)
 	$(VENV)/bin/mypy
@@ -132,8 +136,7 @@ build/lib/libtransfer_engine.a: $(SOURCES) $(PACKAGING)
 
 build/bench/crossing: bench/c/crossing.c build/lib/libtransfer_engine.so
 	install -D build/lib/libtransfer_engine.so $(@D)/libtransfer_engine.so.0
-	$(CC) -std=c99 -D_GNU_SOURCE -O2 -Wall -Wextra -pedantic -Werror -Icapi/include -o $@ $< \
-	    $(@D)/libtransfer_engine.so.0 -Wl,-rpath,'$$ORIGIN'
+	$(CC) $(BENCH_FLAGS) -o $@ $< $(@D)/libtransfer_engine.so.0 -Wl,-rpath,'$$ORIGIN'
 
 build/lib/sim/libascendcl.so: KIND = npu
 build/lib/sim/libcuda.so.1: KIND = cuda
