@@ -78,17 +78,17 @@ class Served:
                     turn = (number * 4099 + start // MIB * 31) % MIB
                     view[start : start + length] = data[turn : turn + length] if source else bytes(length)
 
-    def digest(self, case: list[Any], side: str) -> str:
-        """The digest of the blocks of a case in the order of the transfer."""
+    def digest(self, case: list[Any], side: str, first: int = 0) -> str:
+        """The digest of the blocks of a case in the order of the transfer, from those of a thread on."""
         digest, one = hashlib.sha256(), Case(*case)
-        view = self._room.read(one.span * one.threads)
-        for offset in self._offsets(one, side):
+        view = self._room.read(one.span * (first + one.threads))
+        for offset in self._offsets(one, side, first):
             digest.update(view[offset : offset + one.block])
         return digest.hexdigest()
 
     @staticmethod
-    def _offsets(case: Case, side: str) -> Iterator[int]:
-        for thread in range(case.threads):
+    def _offsets(case: Case, side: str, first: int = 0) -> Iterator[int]:
+        for thread in range(first, first + case.threads):
             yield from case.offsets(side, thread)
 
     # Transfers
@@ -238,6 +238,20 @@ class Served:
         parts = [self._blocks(one, 0, peer, address) for peer, address in self._peers[:peers]]
         move = self.engine.spread(one.operation, parts)
         return self._measured(one._replace(blocks=one.blocks * peers), [move], seconds)
+
+    def push(self, case: list[Any], engines: int, seconds: float) -> dict[str, float]:
+        """run() with so many of add_engines() at once, each with the blocks of a thread and a thread of its own."""
+        return self._measured(Case(*case), self._pushes(Case(*case), engines), seconds)
+
+    def push_once(self, case: list[Any], engines: int) -> None:
+        for move in self._pushes(Case(*case), engines):
+            done(move)
+
+    def _pushes(self, case: Case, engines: int) -> list[Move]:
+        return [
+            engine.move(case.operation, self._blocks(case, thread, engine.connect(self._peer), self._remote))
+            for thread, engine in enumerate(self.engines[1 : engines + 1])
+        ]
 
     # Many regions
 

@@ -119,20 +119,25 @@ class End:
 
     def begun(self) -> tuple[str, int]:
         """The place of the engine, once it is there."""
-        place: tuple[str, int] = self._answer("the start")
+        place: tuple[str, int] = self.result("the start")
         return place
 
     def ask(self, request: str, *arguments: Any) -> Any:
         """What a public method of end.Served returns. EndError when it raises, or the process ends."""
+        self.begin(request, *arguments)
+        return self.result(request)
+
+    def begin(self, request: str, *arguments: Any) -> None:
+        """The first half of ask: the process does it meanwhile."""
         assert self.process.stdin
         try:
             self.process.stdin.write(json.dumps([request, *arguments]).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as e:
             raise self._error(f"{self._name} ended before {request}: see {self._log}") from e
-        return self._answer(request)
 
-    def _answer(self, request: str) -> Any:
+    def result(self, request: str) -> Any:
+        """The second half of ask."""
         assert self.process.stdout
         while b"\n" not in self._pending:
             if not select.select([self.process.stdout], [], [], ANSWER_TIME)[0]:
@@ -177,13 +182,19 @@ class Star:
         settings = {"UCX_NET_DEVICES": network.interface} if "nixl" in setup.kinds else {}
         settings.update(setup.settings)
         log = logs / f"{setup.name.replace(' ', '-').replace(',', '')}.log"
+
+        def start(side: str, kind: str, *sizes: int) -> End:
+            end = End(pythons[kind], kind, side, network, settings, log, setup.place(side), *sizes)
+            self._ends.append(end)
+            return end
+
+        self._start = start
         sides = [("initiator", setup.initiator)] + [("target", setup.target)] * targets
         sizes = (size, size if registered is None else registered)
         self._ends: list[End] = []
         try:
             for side, kind in sides:
-                place = setup.place(side)
-                self._ends.append(End(pythons[kind], kind, side, network, settings, log, place, *sizes))
+                start(side, kind, *sizes)
             self.initiator, *self.targets = self._ends
             self.places = [end.begun() for end in self._ends][1:]
             self.initiator.ask("connect", *self.places[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
-from comparison import busy, layouts, observed, secured
+from comparison import busy, crowd, layouts, observed, secured
 from comparison.case import MIB, Case, size_text
 from comparison.results import (
     DIRECT,
@@ -131,6 +131,9 @@ def report(run: Run, plots: Iterable[str]) -> str:
         parts += [f"## Over the {NETWORKS[where]}", *cases(results, where)]
     if results.beside:
         parts += ["A 4 KiB request beside a bulk transfer to the same peer, microseconds", beside(results)]
+    if results.crowd:
+        parts += ["## A 4 KiB request beside peers that write 1 MiB blocks to the same engine, microseconds"]
+        parts += [crowd.report(results)]
     if results.iperf:
         parts.append(f"iperf3 over the link: {statistics.median(results.iperf):.2f} GB/s")
     if results.series:

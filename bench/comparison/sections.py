@@ -14,6 +14,7 @@ from typing import Callable, NamedTuple
 
 from comparison.busy import busy
 from comparison.case import KIB, MANY, MIB, Case
+from comparison.crowd import crowd
 from comparison.layouts import layouts
 from comparison.observed import observed
 from comparison.pairs import LOOPBACK, EndError, Mover, Network, Pair, PlainC, Setup, Star
@@ -395,6 +396,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], None], str]] = {
     "lanes": (over_lanes, ""),
     "roundtrip": (over_round_trip, "rawtcp"),
     "peers": (over_peers, ""),
+    "crowd": (crowd, ""),
     "growth": (growth, ""),
     "crossing": (crossing, ""),
 }

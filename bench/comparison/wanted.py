@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from comparison import busy, layouts, observed, secured
+from comparison import busy, crowd, layouts, observed, secured
 from comparison.case import KIB, MANY, MIB, Case
 from comparison.results import DIRECT, MIXED, MOONCAKE, NIXL, OURS, PLAIN, POLLING, TLS, Results, cpu, p50, p99, rate
 from comparison.sections import ADJACENT, BATCHES, BY_ONE, ON_LINK, OPERATIONS, THREADS, batch, one
@@ -71,7 +71,7 @@ def wanted(results: Results, processors: int) -> list[Wanted]:
         rows += watched(results)
     if layouts.ON_LOOPBACK in results.cases:
         rows += reshaped(results)
-    return [*rows, *resources(results)]
+    return [*rows, *beside_many(results), *resources(results)]
 
 
 def loopback(results: Results, processors: int) -> Iterator[Wanted]:
@@ -187,6 +187,17 @@ def _observed(results: Results, name: str, on: str, cases: Iterable[Case]) -> It
     for case in cases:
         if (ratio := results.ratio(observed.WHERE, case, observed.on(name, on), name)) is not None:
             yield ratio
+
+
+def beside_many(results: Results) -> Iterator[Wanted]:
+    one, many = min(crowd.PEERS), max(crowd.PEERS)
+    for short in crowd.SHORT:
+        found = [results.crowd.get(crowd.line(name, short), {}) for name in (OURS, DIRECT)]
+        if any(found):
+            ratios = [
+                _median(b["p99"] / a["p99"] for a, b in zip(each.get(one, []), each.get(many, []))) for each in found
+            ]
+            yield Wanted(f"loopback, {short}: p99 beside {many} peers / beside one", ratios[0], 2, True, ratios[1])
 
 
 def reshaped(results: Results) -> Iterator[Wanted]:

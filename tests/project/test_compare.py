@@ -17,7 +17,7 @@ from support import venvs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
-from comparison import layouts
+from comparison import crowd, layouts
 from comparison.case import Case, changing, plain, planned
 from comparison.changes import BYTES, CHANGES
 from comparison.pairs import LOOPBACK, EndError, Measured, Pair, Setup
@@ -26,7 +26,7 @@ from comparison.sections import SWEEP, loopback_plan
 from comparison.wanted import wanted
 
 COMPARE = venvs.REPOSITORY / "bench" / "compare.py"
-SECTIONS = ("loopback", "growth", "crossing")
+SECTIONS = ("loopback", "crowd", "growth", "crossing")
 SHORTEST = ("--rounds", "1", "--seconds", "0.001", "--idle", "0.01", "--largest", "100", "--nixl", "none")
 LIMIT = 600.0  # seconds that the run of the fixture may take
 
@@ -69,6 +69,11 @@ def test_everything_is_in_the_json(found: Any) -> None:
     for case in loopback_plan(os.cpu_count() or 1):
         assert (str(case), OURS) in measured
     assert all(len(entry["rounds"]) == 1 and entry["rounds"][0]["bytes"] > 0 for entry in found["cases"])
+    for short in crowd.SHORT:
+        by_count = found["crowd"][crowd.line(OURS, short)]
+        assert set(by_count) == {"0", "1", "64"}
+        assert all(each["p99"] >= each["p50"] > 0 for rounds in by_count.values() for each in rounds)
+    assert f"{OURS}: {crowd.BULK} of 64 peers" in found["checked"]["many peers"]
     assert {"in flight", "regions, registering", "regions, transfer", "TIME_WAIT", "crossing"} <= set(found["series"])
     assert set(found["memory"][OURS]) == {"initiator", "target"}
     assert found["options"]["rounds"] == 1 and found["machine"]["ours"]
@@ -146,6 +151,14 @@ def test_what_is_wanted_is_compared_with_what_was_measured() -> None:
     assert row.row() == ["processor time of an idle pair, seconds a second", "0.01 at most", "0.50", "no", "-"]
     results.cases["loopback"] = {}
     assert "not measured" in {row.reached(row.measured) for row in wanted(results, 2)}
+
+
+def test_requests_beside_many_peers_are_compared_with_those_beside_one() -> None:
+    found = {count: [{"p50": 1.0, "p99": p99}] * 3 for count, p99 in ((0, 5.0), (1, 10.0), (64, 15.0))}
+    results = Results(crowd={crowd.line(OURS, short): found for short in crowd.SHORT})
+    rows = [row for row in wanted(results, 2) if "beside 64 peers" in row.what]
+    assert [(row.measured, row.reached(row.measured), row.direct) for row in rows] == [(1.5, "yes", None)] * 2
+    assert crowd.report(results).count("64") == 2
 
 
 def test_a_plan_is_compared_with_plain_blocks_and_with_the_fastest_list() -> None:

@@ -1,0 +1,166 @@
+"""A short request to an engine to which many peers write long blocks all the time: alone, beside one peer, beside many.
+
+The target is one engine. The peers are engines of a few processes, each with a thread that calls one batch after the
+other. The one with the short requests has a process of its own. Beside the same peers, the plain C program sends short
+requests to itself: they wait for processors alone, and not for the target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import statistics
+from collections.abc import Iterator
+from typing import Callable
+
+from comparison.case import KIB, MIB, Case
+from comparison.pairs import LOOPBACK, End, EndError, Measured, Pair, PlainC, Setup
+from comparison.results import DIRECT, MOONCAKE, OURS, Results
+from comparison.running import SETUPS, Make, Run, attempt, dropping, opened
+from tables import table
+
+ENGINES = (OURS, DIRECT, MOONCAKE)
+PEERS = (1, 64)
+PROCESSES = 4  # that the engines of the peers share
+EACH = max(PEERS) // PROCESSES
+BULK = Case("write", MIB, 2)  # of each peer
+SHORT = [Case(operation, 4 * KIB, 1) for operation in ("write", "read")]
+BESIDE = "plain C beside ours, no shortcut"
+LONGER = 5  # times as long as other sections: beside many peers there are few short requests in a second
+
+Times = dict[str, float]  # of short requests; see Results.crowd
+
+
+class Crowd(Pair):
+    """Its initiator has the short requests. The peers' places at the target are those of threads of BULK, but for the
+    first one, which is left to the initiator. To be closed."""
+
+    def __init__(self, run: Run, setup: Setup) -> None:
+        places = max(PEERS) + 1
+        super().__init__(setup, run.machine.pythons, run.logs, LOOPBACK, BULK.span * places, BULK.span * places)
+        self.seconds = LONGER * run.options.seconds
+        try:
+            self._peers = [
+                self._start("initiator", setup.initiator, EACH * BULK.span, BULK.span) for _ in range(PROCESSES)
+            ]
+            with self.awake():
+                self._connect()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        name, address = self.places[0]
+        for number, peers in enumerate(self._peers):
+            peers.begun()
+            peers.ask("add_engines", EACH, BULK.span)
+            peers.ask("connect", name, address + self._first(number) * BULK.span)
+
+    @staticmethod
+    def _first(number: int) -> int:
+        """The place of the first peer of a process."""
+        return 1 + number * EACH
+
+    def check_bulk(self) -> None:
+        """Have every peer write its blocks once, and compare every byte. EndError when one differs."""
+        case, target = BULK._replace(threads=EACH), self.targets[0]
+        with self.awake():
+            target.ask("prepare", BULK._replace(threads=max(PEERS) + 1), "target", False)
+            for number, peers in enumerate(self._peers):
+                peers.ask("prepare", case, "initiator", True)
+                peers.ask("push_once", BULK, EACH)
+                if peers.ask("digest", case, "initiator") != target.ask("digest", case, "target", self._first(number)):
+                    raise EndError(f"bytes differ after {BULK} of each peer")
+
+    def ask(self, short: Case) -> Times:
+        """Short requests of the initiator to the target."""
+        found = self.initiator.ask("run", short, self.seconds)
+        return times(Measured(found["seconds"], found["bytes"], found["p50"], found["p99"], 0), short)
+
+    def bulk(self, count: int, meanwhile: Callable[[], Times] = dict) -> tuple[float, Times]:
+        """The rate of so many peers at once, in bytes in a second, and what was measured meanwhile."""
+        pushing = list(self._shares(count))
+        with self.awake():
+            for peers, engines in pushing:
+                peers.begin("push", BULK, engines, self.seconds)
+            found = meanwhile()
+            rates = [each["bytes"] / each["seconds"] for each in (peers.result("push") for peers, _ in pushing)]
+        return sum(rates), found
+
+    def _shares(self, count: int) -> Iterator[tuple[End, int]]:
+        """The processes with so many peers in all, and how many each has of them."""
+        for peers in self._peers:
+            if count > 0:
+                yield peers, min(count, EACH)
+            count -= EACH
+
+
+def crowd(run: Run) -> None:
+    making: dict[str, Make[Crowd]] = {
+        name: functools.partial(Crowd, run, SETUPS[name]) for name in ENGINES if run.can(SETUPS[name])
+    }
+    with opened(run, making) as crowds, contextlib.ExitStack() as stack:
+        plain = PlainC(run.machine.rawtcp, 1, LOOPBACK, MIB) if run.machine.rawtcp else None
+        if plain:
+            stack.callback(plain.close)
+        for name in list(crowds):
+            with attempt(run, f"{max(PEERS)} peers, {name}"), dropping(crowds, name):
+                crowds[name].check_bulk()
+                run.results.checked.setdefault("many peers", []).append(f"{name}: {BULK} of {max(PEERS)} peers")
+        for _ in run.rounds():
+            for name in list(crowds):
+                with attempt(run, f"short requests beside many peers, {name}"), dropping(crowds, name):
+                    measure(run, name, crowds[name], plain if name == DIRECT else None)
+
+
+def measure(run: Run, name: str, peers: Crowd, plain: PlainC | None) -> None:
+    """One round; see Results.crowd."""
+    counts = [count for count in PEERS if count <= run.options.largest]
+    alone = {count: peers.bulk(count)[0] for count in counts}
+    for short in SHORT:
+        asking = {line(name, short): functools.partial(peers.ask, short)}
+        if plain:
+            asking[line(BESIDE, short)] = functools.partial(own, plain, short, peers.seconds)
+        for count in (0, *counts):
+            for who, ask in asking.items():
+                rate, found = peers.bulk(count, ask)
+                if count:
+                    found.update({"rate": rate / 1e9, "kept": rate / alone[count]})
+                run.results.crowd.setdefault(who, {}).setdefault(count, []).append(found)
+
+
+def own(plain: PlainC, short: Case, seconds: float) -> Times:
+    """Short requests of the plain C program to a target of its own: what the kernel's scheduler makes of the peers."""
+    return times(plain.move(short, seconds), short)
+
+
+def times(found: Measured, short: Case) -> Times:
+    return {"p50": found.p50, "p99": found.p99, "requests": found.bytes / short.block / found.seconds}
+
+
+def line(name: str, short: Case) -> str:
+    """What results call the short requests of an engine."""
+    return f"{name}, {short.operation.upper()}"
+
+
+def report(results: Results) -> str:
+    rows = [
+        [name, str(count), *(median(rounds, key, form) for key, (_, form) in COLUMNS.items())]
+        for name, by_count in results.crowd.items()
+        for count, rounds in by_count.items()
+    ]
+    return table(["", "peers", *(title for title, _ in COLUMNS.values())], rows)
+
+
+def median(rounds: list[dict[str, float]], key: str, form: str) -> str:
+    values = [each[key] for each in rounds if key in each]
+    return form.format(statistics.median(values)) if values else ""
+
+
+COLUMNS = {  # of Results.crowd: its title, and how it is written
+    "p50": ("p50", "{:.0f}"),
+    "p99": ("p99", "{:.0f}"),
+    "requests": ("in a second", "{:.0f}"),
+    "rate": ("GB/s of the peers", "{:.2f}"),
+    "kept": ("part of their rate alone", "{:.2f}"),
+}
