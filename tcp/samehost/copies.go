@@ -122,12 +122,12 @@ func (c *Copies) whyUnproven() error {
 }
 
 func (c *Copies) copyAll() error {
-	if c.Bytes < longLength || !c.limiter.acquire() {
+	if c.Bytes < longLength || !c.limiter.Acquire() {
 		err := c.copy(c.To, c.From, c.Bytes)
 		c.budget.add(c.Bytes)
 		return err
 	}
-	defer c.limiter.release()
+	defer c.limiter.Release()
 	return c.inSteps()
 }
 

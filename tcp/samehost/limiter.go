@@ -10,18 +10,20 @@ import (
 
 // CopyLimiter leaves processors to short transfers. A goroutine that copies from another process keeps a processor busy for
 // as long as there is something to copy. A thread that wakes up beside it to serve a message of a few microseconds gets its
-// turn from the system only after milliseconds. So long copies are limited while short transfers are expected:
+// turn from the system only after milliseconds. So do goroutines that receive long payloads of many peers. So long copies are
+// limited while short transfers are expected:
 //
 //  1. Note records a transfer. For shortsTime after a short one, more of them are expected.
-//  2. While they are expected, acquire lets so many goroutines copy at once as there are places, and others wait. Nobody
-//     waits for longer than acquireTimeout: a copy may be held up by the process that it reads from, and must not hold up
-//     other copies.
+//  2. While they are expected, Acquire lets so many goroutines copy at once as there are places, and others wait, the longest
+//     waiting one first. A copy may be held up by the process that it reads from, or by a page of memory, and must not hold up
+//     other copies: where no place was released within acquireTimeout, they go on without one.
 //
 // The engines of a process share one, because they share the processors.
 type CopyLimiter struct {
 	contention *spin.Contention
 	places     chan struct{}
 	shorts     atomic.Int64 // time of the last short transfer, by clock.Now
+	released   atomic.Uint64
 }
 
 const (
@@ -52,8 +54,8 @@ func (l *CopyLimiter) Note(bytes uint64) {
 // LastShort is when the last short transfer was noted, by clock.Now. It is negative before the first one.
 func (l *CopyLimiter) LastShort() time.Duration { return time.Duration(l.shorts.Load()) }
 
-// acquire reports whether the caller has a place, which it has to release. Without one it may copy all the same.
-func (l *CopyLimiter) acquire() bool {
+// Acquire reports whether the caller has a place, which it has to release. Without one it may copy all the same.
+func (l *CopyLimiter) Acquire() bool {
 	if clock.Now()-l.LastShort() >= shortsTime {
 		return false
 	}
@@ -62,14 +64,34 @@ func (l *CopyLimiter) acquire() bool {
 		return true
 	default:
 	}
+	seen := l.Released()
 	timeout := time.NewTimer(acquireTimeout)
 	defer timeout.Stop()
-	select {
-	case l.places <- struct{}{}:
-		return true
-	case <-timeout.C:
-		return false
+	for {
+		select {
+		case l.places <- struct{}{}:
+			return true
+		case <-timeout.C:
+		}
+		if !l.moves(&seen) {
+			return false
+		}
+		timeout.Reset(acquireTimeout)
 	}
 }
 
-func (l *CopyLimiter) release() { <-l.places }
+// moves reports whether a place was released since the caller has looked last.
+func (l *CopyLimiter) moves(seen *uint64) bool {
+	before := *seen
+	*seen = l.Released()
+	return *seen != before
+}
+
+// Release gives a place back.
+func (l *CopyLimiter) Release() {
+	l.released.Add(1)
+	<-l.places
+}
+
+// Released is how often a place was given back.
+func (l *CopyLimiter) Released() uint64 { return l.released.Load() }

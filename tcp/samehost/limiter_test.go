@@ -20,7 +20,7 @@ func TestLongCopiesAreLimitedWhileShortTransfersAreExpected(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			for range 100 {
-				if !l.acquire() {
+				if !l.Acquire() {
 					t.Error("it let a goroutine pass while short transfers were expected")
 					return
 				}
@@ -29,7 +29,7 @@ func TestLongCopiesAreLimitedWhileShortTransfersAreExpected(t *testing.T) {
 				}
 				runtime.Gosched()
 				inside.Add(-1)
-				l.release()
+				l.Release()
 			}
 		})
 	}
@@ -41,18 +41,29 @@ func TestLongCopiesAreLimitedWhileShortTransfersAreExpected(t *testing.T) {
 func TestACopyThatIsHeldUpHoldsNobodyElseUp(t *testing.T) {
 	l := NewCopyLimiter(1, nil)
 	l.expect()
-	require.True(t, l.acquire())
-	require.False(t, l.acquire())
-	l.release()
-	require.True(t, l.acquire())
+	require.True(t, l.Acquire())
+	require.False(t, l.Acquire())
+	l.Release()
+	require.True(t, l.Acquire())
+}
+
+func TestALongQueueIsNotTakenForACopyThatIsHeldUp(t *testing.T) {
+	l := NewCopyLimiter(1, nil)
+	l.expect()
+	seen := l.Released()
+	require.True(t, l.Acquire())
+	require.False(t, l.moves(&seen), "the copy has not ended")
+	l.Release()
+	require.True(t, l.moves(&seen))
+	require.False(t, l.moves(&seen))
 }
 
 func TestLongCopiesAreNotLimitedWhileNoShortTransferIsExpected(t *testing.T) {
 	l := NewCopyLimiter(1, nil)
-	require.False(t, l.acquire(), "before the first short transfer")
+	require.False(t, l.Acquire(), "before the first short transfer")
 	l.Note(1)
 	l.forget()
-	require.False(t, l.acquire(), "long after the last one")
+	require.False(t, l.Acquire(), "long after the last one")
 }
 
 func TestOnlyWhatIsShortIsNotedAsShort(t *testing.T) {

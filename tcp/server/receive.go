@@ -108,7 +108,7 @@ func (s *session) receiveOrWait(v []sockio.Vector) (int, error) {
 		return s.takeEarly(), nil
 	}
 	t := s.turn
-	if !s.drained && (t.vectors > 0 || t.hasLoad()) {
+	if !s.drained && (t.vectors > 0 || t.hasLoad()) && !s.inCrowd() {
 		n, again, err := s.conn.TryReceive(v)
 		if !again && err != io.EOF {
 			return n, err
@@ -133,7 +133,7 @@ func (s *session) receiveOrWait(v []sockio.Vector) (int, error) {
 	}
 	if s.serving != nil || s.filled > 0 {
 		s.await(&s.waiting, true)
-		return s.conn.Receive(v)
+		return s.receivePart(v)
 	}
 	s.await(&s.waiting, false)
 	if s.silent.Load() {

@@ -61,6 +61,7 @@ type session struct {
 	drained        bool             // the last receive took all that there was
 	bulk           bool             // the last payload was long
 	in             [2]sockio.Vector // for receive
+	limited        limited
 	copier         hostmem.Copier
 	strided        strided // the last strided request
 
@@ -118,6 +119,7 @@ func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 		place:   p, began: time.Now(),
 	}
 	s.silent.Store(true)
+	s.limited.step = s.receiveStep
 	s.readInto(s.first[:])
 	switch remote := conn.Remote.(type) {
 	case *net.TCPAddr:
@@ -164,12 +166,8 @@ func (s *session) serve() error {
 			return err
 		}
 		s.v2 = h.V2
-		serve := s.serveRequest
-		if h.Strided {
-			serve = s.serveStrided
-		}
 		began := s.readAt
-		if err := serve(h); err != nil {
+		if err := s.serveOne(h); err != nil {
 			return err
 		}
 		t := s.turn
@@ -185,6 +183,18 @@ func (s *session) serve() error {
 			}
 		}
 	}
+}
+
+// serveOne serves a request, which counts as one with a long payload meanwhile if it is one: see limited.
+func (s *session) serveOne(h wire.Header) error {
+	if h.Op == wire.Write && h.Length >= bulkLength && !h.ByAddress {
+		s.server.receiving.Add(1)
+		defer s.server.receiving.Add(-1)
+	}
+	if h.Strided {
+		return s.serveStrided(h)
+	}
+	return s.serveRequest(h)
 }
 
 // serveRequest serves a request that is not strided.

@@ -42,6 +42,9 @@ func NewProcessors(count int) *Processors {
 	return &Processors{Contention: spin.Process(), count: count}
 }
 
+// Count is how many processors there are.
+func (p *Processors) Count() int { return p.count }
+
 // Abound reports whether there are processors for more threads: many of them, which no other program wants.
 func (p *Processors) Abound() bool { return p.count >= manyProcessors && !p.Holds(clock.Now()) }
 

@@ -1,0 +1,103 @@
+package server
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"kvferry/core"
+	"kvferry/core/hostmem"
+	"kvferry/tcp/internal/tcptest"
+	"kvferry/tcp/samehost"
+	"kvferry/tcp/sockio"
+	"kvferry/tcp/wire"
+
+	"github.com/stretchr/testify/require"
+)
+
+// uploads are connections in the middle of a WRITE with a long payload each.
+type uploads struct {
+	*harness
+	memory, payload []byte
+	clients         []*tcptest.Client
+	sent            int // of each payload
+}
+
+const uploadLength, uploadPart, uploadProcessors = 1 << 20, 4 << 10, 2
+
+func newUploads(t *testing.T, count int) *uploads {
+	memory := tcptest.Mapped(t, count*uploadLength)
+	options := Options{Processors: sockio.NewProcessors(uploadProcessors), Limiter: samehost.NewCopyLimiter(1, nil)}
+	u := &uploads{harness: serve(t, options, memory), memory: memory, payload: tcptest.Pattern(uploadLength, 1)}
+	for i := range count {
+		c := u.dial()
+		c.Send(tcptest.Request(core.Write, true, hostmem.AddressOf(memory[i*uploadLength:]), uploadLength))
+		u.clients = append(u.clients, c)
+	}
+	require.Eventually(t, func() bool { return u.server.receiving.Load() == int64(count) }, tcptest.Patience, time.Millisecond)
+	return u
+}
+
+// part sends some more of each payload, while short transfers are expected.
+func (u *uploads) part(length int) {
+	u.server.options.Limiter.Note(1)
+	for _, c := range u.clients {
+		c.Send(u.payload[u.sent : u.sent+length])
+	}
+	u.sent += length
+}
+
+// end sends the rest, and compares.
+func (u *uploads) end() {
+	u.part(uploadLength - u.sent)
+	for i, c := range u.clients {
+		c.ExpectStatus(wire.StatusOK)
+		require.True(u.t, bytes.Equal(u.payload, u.memory[i*uploadLength:][:uploadLength]))
+	}
+	require.Eventually(u.t, func() bool { return u.server.receiving.Load() == 0 }, tcptest.Patience, time.Millisecond)
+}
+
+func TestSessionsInACrowdReceiveLongPayloadsInTurns(t *testing.T) {
+	u := newUploads(t, crowd*uploadProcessors)
+	for u.sent < uploadLength/2 && u.server.options.Limiter.Released() == 0 {
+		u.part(uploadPart)
+	}
+	u.end()
+	require.Positive(t, u.server.options.Limiter.Released())
+}
+
+func TestTheLanesOfOnePeerDoNotWaitForEachOther(t *testing.T) {
+	u := newUploads(t, crowd*uploadProcessors-1)
+	for u.sent < uploadLength/2 {
+		u.part(uploadPart)
+	}
+	u.end()
+	require.Zero(t, u.server.options.Limiter.Released())
+}
+
+func TestASessionThatWaitsForAPlaceDoesNotWaitForItsPeer(t *testing.T) {
+	u := newUploads(t, crowd*uploadProcessors)
+	waits := func(peer bool) func() bool {
+		return func() bool {
+			u.server.mu.Lock()
+			defer u.server.mu.Unlock()
+			for s := range u.server.sessions {
+				if s.waiting.Load() != peer {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	require.Eventually(t, waits(true), tcptest.Patience, time.Millisecond)
+	limiter := u.server.options.Limiter
+	limiter.Note(1)
+	require.True(t, limiter.Acquire())
+	for u.sent < uploadLength/2 && !waits(false)() {
+		u.part(uploadPart)
+	}
+	require.Less(t, u.sent, uploadLength/2, "each waits for the place, although there are bytes")
+	limiter.Release()
+	require.Eventually(t, waits(true), tcptest.Patience, time.Millisecond, "each waits for its peer again")
+	u.end()
+}
