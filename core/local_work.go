@@ -210,13 +210,16 @@ func (c *localWork) copyInSteps(dst, src place, length uint64) error {
 		return err
 	}
 	defer copy.release()
+	// From the end, so that no step overwrites bytes that a later one reads. Source and destination of a direct copy do not overlap,
+	// and its steps have to begin aligned if it does.
+	fromEnd := dst.addr > src.addr && !copy.direct
 	for done := uint64(0); done < length; {
 		if err := c.Aborted(); err != nil {
 			return err
 		}
 		part := min(copy.maxStep(), length-done)
 		at := uintptr(done)
-		if dst.addr > src.addr { // from the end, so that no step overwrites bytes that a later one reads
+		if fromEnd {
 			at = uintptr(length - done - part)
 		}
 		err := copy.copyStep(at, part)

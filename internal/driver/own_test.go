@@ -430,6 +430,24 @@ func TestOwnSegmentCopiesThatAreGivenUpEndAfterAStep(t *testing.T) {
 	})
 }
 
+// Each step begins aligned, as an NPU wants it, where the end is not.
+func TestOwnSegmentCopiesInStepsGoFromDeviceToDeviceWhateverTheirLength(t *testing.T) {
+	const length = 32*mib + 64 + 1
+	onPlaces(t, func(t *testing.T, k *kind, p places, apps [2]*accelerator) {
+		n := newNode(t, nil, simtest.Runtime(t))
+		local, remote := n.on(apps[0], length), n.on(apps[1], length)
+		for op := range ways { // the destination lies above the source in one of them
+			direct, host := n.own(op, local, remote, span{0, length})
+			if p.apart {
+				require.EqualValues(t, 2*length, host)
+			} else {
+				require.EqualValues(t, length, direct)
+				require.Zero(t, host)
+			}
+		}
+	})
+}
+
 // Devices of two libraries have no access to each other.
 func TestOwnSegmentCopiesBetweenTwoLibrariesPassThroughTheHost(t *testing.T) {
 	devices, runtimes := bothKinds(t)
