@@ -73,9 +73,10 @@ func IsRefused(err error) bool {
 	return (errors.Is(err, device.ErrNoPeer) || errors.Is(err, device.ErrOutOfReach)) && !errors.Is(err, errGivenUp)
 }
 
-// separate notes that the device has no access to the memory of another, if the error says that.
+// separate notes that the device has no access to the memory of another, if the error says that. The error of a job that was given
+// up may be about another one.
 func (d *Device) separate(from *Device, err error) {
-	if !errors.Is(err, device.ErrNoPeer) {
+	if !errors.Is(err, device.ErrNoPeer) || errors.Is(err, errGivenUp) {
 		return
 	}
 	d.peers.mu.Lock()

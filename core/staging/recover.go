@@ -87,9 +87,13 @@ func (c *copier) take(j *issued) []issued {
 func failures(dead []issued, name string, reason error) []failure {
 	var all []failure
 	for _, j := range dead {
-		err := j.err
-		if err == nil {
-			err = fmt.Errorf("%s: given up with a job before it: %w", name, reason)
+		err := fmt.Errorf("%s: given up with a job before it: %w", name, reason)
+		switch {
+		case j.err == nil:
+		case j.queued: // one of its copies was refused, and others may be on the stream
+			err = fmt.Errorf("%w; %w", j.err, err)
+		default:
+			err = j.err
 		}
 		all = append(all, failure{j.job, err})
 	}

@@ -1,0 +1,41 @@
+package staging_test
+
+import (
+	"testing"
+	"time"
+
+	"kvferry/core/staging"
+	"kvferry/tests/simtest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The device refuses one copy of a job when another one is on a stream that does not come to rest. If the bytes passed through the
+// host as well, that copy might overwrite them later.
+func TestAJobThatIsRefusedBehindOneThatDoesNotEndIsNotRepeated(t *testing.T) {
+	onKinds(t, func(t *testing.T) {
+		simtest.NoLeaks(t)
+		o := options()
+		o.Timeout = 2 * time.Second
+		near, far := newSimulated(t, 0, o), newSimulated(t, 1, o)
+		to, own, theirs := near.stretch(64*kib).addr, near.stretch(4*kib).addr, far.stretch(64*kib).addr
+		second := map[string]string{"npu": "aclrtMemcpyAsync:3", "cuda": "cuMemcpyPeerAsync:2"}[simtest.Runtime(t).Name()]
+		simtest.Faults(t, "exec:1=hang,"+second)
+		done := make(chan error, 1)
+		start := func(from *staging.Device, moves ...staging.Move) {
+			near.staging.StartFrom(from, &staging.Job{Moves: moves, Done: func(err error) { done <- err }})
+		}
+		start(near.staging, staging.Move{Device: to + 32*kib, Block: own, Length: 4 * kib})
+		start(far.staging,
+			staging.Move{Device: to, Block: theirs, Length: 4 * kib},
+			staging.Move{Device: to + 8*kib, Block: theirs + 8*kib, Length: 4 * kib})
+		require.ErrorContains(t, <-done, "not done within")
+		err := <-done
+		require.ErrorContains(t, err, "a copy may still be under way")
+		require.False(t, staging.IsRefused(err), "%v", err)
+		simtest.ReleaseHangs(t)
+		simtest.Faults(t, "")
+		require.NoError(t, near.staging.Close())
+		require.NoError(t, far.staging.Close())
+	})
+}
