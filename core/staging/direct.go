@@ -22,7 +22,8 @@ import (
 type peers struct {
 	mu       sync.Mutex
 	apart    map[*Device]bool // whose memory this device has no access to
-	prepared map[*Device]bool // with PrepareDirect
+	prepared map[*Device]bool // PrepareDirect has prepared them, or does so now
+	ready    chan struct{}    // closed when it has; nil before the first PrepareDirect
 }
 
 // TakesDirect reports whether bytes of a device, this one or another, may be copied to this one by StartFrom. Source and

@@ -39,3 +39,31 @@ func TestAJobThatIsRefusedBehindOneThatDoesNotEndIsNotRepeated(t *testing.T) {
 		require.NoError(t, far.staging.Close())
 	})
 }
+
+// A stream of the application may wait for a transfer as soon as the call has returned.
+func TestPreparingDirectCopiesIsWaitedForByEachCall(t *testing.T) {
+	r, f := newFaultyRig(t, options())
+	begins, released := make(chan struct{}), make(chan struct{})
+	f.fail = func(call string, _ int) error {
+		if call == "NewStream" {
+			f.mu.Unlock()
+			close(begins)
+			<-released
+			f.mu.Lock()
+		}
+		return nil
+	}
+	first := r.staging.PrepareDirectSoon(nil)
+	<-begins
+	second := r.staging.PrepareDirectSoon(nil)
+	select {
+	case <-second:
+		t.Error("it is still being prepared")
+	default:
+	}
+	close(released)
+	<-first
+	<-second
+	r.staging.PrepareDirect(nil)
+	require.Equal(t, 1, f.count("NewStream"))
+}

@@ -36,3 +36,8 @@ func LetThreadsLinger(many bool) (undo func()) {
 	}
 	return func() { manyProcessors = before }
 }
+
+// PrepareDirectSoon is PrepareDirect, and does not wait.
+func (d *Device) PrepareDirectSoon(from []*Device) (ready <-chan struct{}) {
+	return d.prepareDirectSoon(from)
+}

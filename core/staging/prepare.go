@@ -46,36 +46,40 @@ func (d *Device) PrepareSoon() {
 // that cannot be prepared fails its first job.
 func (d *Device) Prepare() {
 	d.PrepareSoon()
+	d.awaitPrepared(d.done)
+}
+
+// awaitPrepared waits until the channel is closed, at most for the time limit of one job.
+func (d *Device) awaitPrepared(ready <-chan struct{}) {
 	over := time.NewTimer(d.options.Timeout)
 	defer over.Stop()
 	select {
-	case <-d.done:
+	case <-ready:
 	case <-over.C:
 	}
 }
 
 // PrepareDirect is Prepare for direct copies from devices, of which this one may be one. It opens the access to the memory of the
 // others: a library may wait for streams of the application then.
-func (d *Device) PrepareDirect(from []*Device) {
-	others := d.unprepared(from)
-	if others == nil {
-		return
-	}
-	done := make(chan struct{})
-	d.copiers[Direct].start(&Job{prepares: true, peers: others[1:], Done: func(error) { close(done) }})
-	over := time.NewTimer(d.options.Timeout)
-	defer over.Stop()
-	select {
-	case <-done:
-	case <-over.C:
-	}
-}
+func (d *Device) PrepareDirect(from []*Device) { d.awaitPrepared(d.prepareDirectSoon(from)) }
 
-// unprepared are this device, and those of others that it may have access to, if any of them is not prepared yet.
-func (d *Device) unprepared(from []*Device) []*Device {
-	peered, able := d.copiers[Direct].device.(device.Peered)
+// prepareDirectSoon is PrepareDirect, and does not wait. The channel that it returns is closed when all are prepared, by whichever
+// call.
+func (d *Device) prepareDirectSoon(from []*Device) (ready <-chan struct{}) {
 	d.peers.mu.Lock()
 	defer d.peers.mu.Unlock()
+	if others := d.unprepared(from); others != nil {
+		done := make(chan struct{})
+		d.peers.ready = done // jobs are done in their order, so the former ones are done by then
+		d.copiers[Direct].start(&Job{prepares: true, peers: others[1:], Done: func(error) { close(done) }})
+	}
+	return d.peers.ready
+}
+
+// unprepared are this device, and those of others that it may have access to, if any of them is not prepared yet. They count as
+// prepared from then on. The lock of the peers is held.
+func (d *Device) unprepared(from []*Device) []*Device {
+	peered, able := d.copiers[Direct].device.(device.Peered)
 	others, news := []*Device{d}, !d.peers.prepared[d]
 	for _, other := range from {
 		if other != d && able && peered.MayAccess(other.copiers[Direct].device) {
