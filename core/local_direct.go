@@ -37,7 +37,7 @@ func (c *localWork) addDirect(i int32) bool {
 	if r.Length > directStep || !isDirect(dst, src, r.Length) {
 		return false
 	}
-	if d.bytes+r.Length > directStep || uint64(len(d.tasks)) == dst.on.MostRuns(false) {
+	if d.bytes+r.Length > directStep || uint64(len(d.tasks)) >= dst.on.MostDirect(src.on) {
 		c.copyDirect()
 	}
 	d.dst, d.src = dst.on, src.on

@@ -41,6 +41,10 @@ func (d *Device) TakesDirect(from *Device, dst, src uintptr, length uint64) bool
 	return able && peered.MayAccess(from.copiers[Direct].device) && !d.isApart(from)
 }
 
+// MostDirect is how many moves a job should have at most whose bytes come from a device: see MostRuns. From another device they are
+// copied one by one.
+func (d *Device) MostDirect(from *Device) uint64 { return d.MostRuns(from != d) }
+
 func overlaps(a, b uintptr, length uint64) bool {
 	return a < b+uintptr(length) && b < a+uintptr(length)
 }
