@@ -1,6 +1,8 @@
 package samehost
 
 import (
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,14 +18,19 @@ import (
 //  1. Note records a transfer. For shortsTime after a short one, more of them are expected.
 //  2. While they are expected, Acquire lets so many goroutines copy at once as there are places, and others wait, the longest
 //     waiting one first. A copy may be held up by the process that it reads from, or by a page of memory, and must not hold up
-//     other copies: where no place was released within acquireTimeout, they go on without one.
+//     other copies: where no place was released within acquireTimeout, they go on without one, and so do those that come before
+//     one is released.
 //
 // The engines of a process share one, because they share the processors.
 type CopyLimiter struct {
 	contention *spin.Contention
-	places     chan struct{}
 	shorts     atomic.Int64 // time of the last short transfer, by clock.Now
 	released   atomic.Uint64
+
+	mu      sync.Mutex
+	free    int             // places; 0 while somebody waits for one
+	waiting []chan struct{} // one for each that waits, closed when it has a place; the longest waiting one is first
+	stalled bool            // no place was released within acquireTimeout, nor since
 }
 
 const (
@@ -39,7 +46,7 @@ const (
 // NewCopyLimiter makes a limiter with so many places, and at least one. Copies that it limits yield by contention, which may
 // be nil.
 func NewCopyLimiter(places int, contention *spin.Contention) *CopyLimiter {
-	l := &CopyLimiter{contention: contention, places: make(chan struct{}, max(1, places))}
+	l := &CopyLimiter{contention: contention, free: max(1, places)}
 	l.shorts.Store(-int64(shortsTime))
 	return l
 }
@@ -59,25 +66,53 @@ func (l *CopyLimiter) Acquire() bool {
 	if clock.Now()-l.LastShort() >= shortsTime {
 		return false
 	}
-	select {
-	case l.places <- struct{}{}:
-		return true
-	default:
+	turn, has := l.queue()
+	if turn == nil {
+		return has
 	}
 	seen := l.Released()
 	timeout := time.NewTimer(acquireTimeout)
 	defer timeout.Stop()
 	for {
 		select {
-		case l.places <- struct{}{}:
+		case <-turn:
 			return true
 		case <-timeout.C:
 		}
 		if !l.moves(&seen) {
-			return false
+			return l.leave(turn)
 		}
 		timeout.Reset(acquireTimeout)
 	}
+}
+
+// queue takes a place if one is free. Otherwise turn is closed when the caller has one; it is nil where the caller is not to wait.
+func (l *CopyLimiter) queue() (turn chan struct{}, has bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.free > 0:
+		l.free--
+		return nil, true
+	case l.stalled:
+		return nil, false
+	}
+	turn = make(chan struct{})
+	l.waiting = append(l.waiting, turn)
+	return turn, false
+}
+
+// leave ends the waiting for a place, and reports whether the caller has one all the same.
+func (l *CopyLimiter) leave(turn chan struct{}) (has bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := slices.Index(l.waiting, turn)
+	if at < 0 {
+		return true
+	}
+	l.waiting = slices.Delete(l.waiting, at, at+1)
+	l.stalled = true
+	return false
 }
 
 // moves reports whether a place was released since the caller has looked last.
@@ -90,7 +125,15 @@ func (l *CopyLimiter) moves(seen *uint64) bool {
 // Release gives a place back.
 func (l *CopyLimiter) Release() {
 	l.released.Add(1)
-	<-l.places
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stalled = false
+	if len(l.waiting) == 0 {
+		l.free++
+		return
+	}
+	close(l.waiting[0])
+	l.waiting = l.waiting[1:]
 }
 
 // Released is how often a place was given back.

@@ -47,6 +47,45 @@ func TestACopyThatIsHeldUpHoldsNobodyElseUp(t *testing.T) {
 	require.True(t, l.Acquire())
 }
 
+func TestPlacesGoToThoseThatWaitLongestAndNobodyWaitsForACopyThatIsKnownToBeHeldUp(t *testing.T) {
+	l := NewCopyLimiter(1, nil)
+	isOver := func(turn chan struct{}) bool {
+		select {
+		case <-turn:
+			return true
+		default:
+			return false
+		}
+	}
+	_, has := l.queue()
+	require.True(t, has)
+	var turns [3]chan struct{}
+	for i := range turns {
+		turns[i], has = l.queue()
+		require.NotNil(t, turns[i])
+		require.False(t, has)
+	}
+	require.False(t, l.leave(turns[1]))
+	turn, has := l.queue()
+	require.Nil(t, turn)
+	require.False(t, has, "it would wait for the same copy")
+
+	l.Release()
+	require.True(t, isOver(turns[0]))
+	require.False(t, isOver(turns[2]))
+	require.True(t, l.leave(turns[0]), "its time was over just now")
+	last, _ := l.queue()
+	require.NotNil(t, last, "the copy has ended")
+	l.Release()
+	require.True(t, isOver(turns[2]))
+	require.False(t, isOver(last))
+	l.Release()
+	require.True(t, isOver(last))
+	l.Release()
+	_, has = l.queue()
+	require.True(t, has)
+}
+
 func TestALongQueueIsNotTakenForACopyThatIsHeldUp(t *testing.T) {
 	l := NewCopyLimiter(1, nil)
 	l.expect()
