@@ -1,6 +1,10 @@
 package server
 
-import "kvferry/tcp/sockio"
+import (
+	"sync/atomic"
+
+	"kvferry/tcp/sockio"
+)
 
 // Long payloads of many peers. Their sessions find something to receive all the time, so they would use all processors. A session
 // with a short request would wait for a place in Go's scheduler behind all of them, and its thread for the time slices of theirs:
@@ -12,8 +16,8 @@ import "kvferry/tcp/sockio"
 //     its peer, and owes no answer while it waits for a place.
 //  3. By an offer a session receives without a place: whoever takes the offer back waits for it (receivePayload).
 
-// crowd is how many requests with a long payload are under way for each processor, from when on their sessions are a crowd. One peer
-// has fewer lanes: on two processors it needs both for its bytes.
+// crowd is how many requests with a long payload are under way for each processor, from when on their sessions are a crowd. One
+// peer has fewer lanes: on two processors it needs both for its bytes.
 const crowd = 4
 
 // limited is the receive that step makes.
@@ -22,6 +26,8 @@ type limited struct {
 	v    []sockio.Vector
 	n    int
 	err  error
+
+	queued atomic.Bool // it waits for a place, or receives with one
 }
 
 // inCrowd reports whether what the session is about to receive is a part of one of many long payloads.
@@ -45,6 +51,8 @@ func (s *session) receivePart(v []sockio.Vector) (n int, err error) {
 
 // receiveStep receives what has come, and returns false where nothing has.
 func (s *session) receiveStep() bool {
+	s.limited.queued.Store(true)
+	defer s.limited.queued.Store(false)
 	s.waiting.Store(false) // we wait for a place now: the watchdog must not blame the peer
 	if s.receiveInTurn() {
 		return true

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"runtime"
 	"testing"
 	"time"
 
@@ -75,28 +76,55 @@ func TestTheLanesOfOnePeerDoNotWaitForEachOther(t *testing.T) {
 	require.Zero(t, u.server.options.Limiter.Released())
 }
 
+// requireSlowness has the server measure since a time how fast the sessions are, and check them: it goes on measuring.
+func (u *uploads) requireSlowness(since time.Time) {
+	u.each(func(s *session) { s.slowSince = since })
+	u.server.check()
+	u.each(func(s *session) { require.Equal(u.t, since, s.slowSince) })
+}
+
+func (u *uploads) each(do func(s *session)) {
+	u.server.mu.Lock()
+	defer u.server.mu.Unlock()
+	for s := range u.server.sessions {
+		do(s)
+	}
+}
+
+// soon reports whether something is true after other goroutines have had some turns.
+func soon(is func() bool) bool {
+	for range 1000 {
+		if is() {
+			return true
+		}
+		runtime.Gosched()
+	}
+	return false
+}
+
 func TestASessionThatWaitsForAPlaceDoesNotWaitForItsPeer(t *testing.T) {
 	u := newUploads(t, crowd*uploadProcessors)
 	waits := func(peer bool) func() bool {
 		return func() bool {
-			u.server.mu.Lock()
-			defer u.server.mu.Unlock()
-			for s := range u.server.sessions {
-				if s.waiting.Load() != peer {
-					return false
-				}
-			}
-			return true
+			all := true
+			u.each(func(s *session) { all = all && s.waiting.Load() == peer })
+			return all
 		}
 	}
 	require.Eventually(t, waits(true), tcptest.Patience, time.Millisecond)
 	limiter := u.server.options.Limiter
-	limiter.Note(1)
-	require.True(t, limiter.Acquire())
-	for u.sent < uploadLength/2 && !waits(false)() {
-		u.part(uploadPart)
+	hold := func() {
+		for !limiter.Acquire() {
+			limiter.Note(1)
+		}
+	}
+	hold()
+	for u.part(uploadPart); u.sent < uploadLength/2 && !soon(waits(false)); u.part(uploadPart) {
+		limiter.Release() // perhaps they have given up to wait for the place
+		hold()
 	}
 	require.Less(t, u.sent, uploadLength/2, "each waits for the place, although there are bytes")
+	u.requireSlowness(time.Now())
 	limiter.Release()
 	require.Eventually(t, waits(true), tcptest.Patience, time.Millisecond, "each waits for its peer again")
 	u.end()

@@ -44,7 +44,10 @@ func (v *Server) check() {
 			}
 		}
 		if !s.waiting.Load() && !s.sending.Load() {
-			s.stalledSince, s.slowSince = time.Time{}, time.Time{}
+			s.stalledSince = time.Time{}
+			if !s.limited.queued.Load() { // a peer that sends a byte now and then is as slow while its session waits for a place
+				s.slowSince = time.Time{}
+			}
 			continue
 		}
 		v.setTimer()
