@@ -30,7 +30,8 @@ import (
 //     pieces that were in flight to the peer (source.ended).
 //
 // On one host, pieces may also travel by address (lane_fetch.go). A lane that waits for a page is overtaken, and given up if it
-// has to end (lane_stuck.go). Other works do not wait for its page (lane_apart.go). A lane on which nothing moves is ended (lane_watch.go).
+// has to end (lane_stuck.go). Other works do not wait for its page (lane_apart.go). A lane on which nothing moves is ended
+// (lane_watch.go).
 const (
 	// windowPieces and windowBytes bound what is in flight on a lane.
 	windowPieces = 1024
@@ -133,7 +134,10 @@ type lane struct {
 }
 
 func newLane(s source, e *environment) *lane {
-	l := &lane{environment: e, source: s, wakeups: make(chan struct{}, 1), headers: make([]byte, 0, sendPieces*wire.HeaderSize), most: sendPieces}
+	l := &lane{
+		environment: e, source: s, wakeups: make(chan struct{}, 1),
+		headers: make([]byte, 0, sendPieces*wire.HeaderSize), most: sendPieces,
+	}
 	l.ctx, l.cancel = context.WithCancel(e.ctx)
 	l.sending = sync.NewCond(&l.mu)
 	l.onReadable = l.readable
