@@ -33,6 +33,8 @@ type pipelined interface {
 	lastUsed() (when time.Time, idle bool)
 	// load is how many bytes it holds.
 	load() uint64
+	// waitsFor are the works whose local memory a system call of it may be waiting for.
+	waitsFor() []*core.Work
 	// wake tells it that there may be something to take.
 	wake()
 	// writeIfIdle has the calling goroutine send what there is to take, without waiting, and reports whether it did.

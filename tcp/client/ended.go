@@ -51,6 +51,7 @@ func (p *peer) ended(c carrier, e ending) {
 	p.mu.Lock()
 	p.remove(c)
 	p.overtaken = slices.DeleteFunc(p.overtaken, func(other carrier) bool { return other == c })
+	delete(p.heldUp, c)
 	lost := isLoss(e.reason)
 	if lost {
 		p.countLoss(e)
@@ -94,15 +95,31 @@ func (p *peer) endUnreachable(c carrier, e ending) {
 func (p *peer) remove(c carrier) { p.carriers.Store(p.listed().without(c)) }
 
 // overtake: see source. Only so many carriers that wait for a page are overtaken at a time as there may be lanes. A carrier that is
-// renewed ends soon.
+// renewed ends soon. The others take nothing of the works that c waits for: a transfer of many pieces would hold them up, too.
 func (p *peer) overtake(c carrier, renewed bool) {
+	var works []*core.Work
+	if lane, isLane := c.(pipelined); isLane && !renewed {
+		works = lane.waitsFor()
+	}
 	p.mu.Lock()
 	if (renewed || len(p.overtaken) < p.config.LanesPerPeer) && slices.Contains(p.listed().all, c) {
 		p.remove(c)
 		p.overtaken = append(p.overtaken, c)
+		p.holdUp(c, works)
 	}
 	p.mu.Unlock()
 	p.dispatch(false)
+}
+
+// holdUp has nothing taken of works until a carrier has ended. The lock is held.
+func (p *peer) holdUp(c carrier, works []*core.Work) {
+	if len(works) == 0 {
+		return
+	}
+	if p.heldUp == nil {
+		p.heldUp = map[carrier][]*core.Work{}
+	}
+	p.heldUp[c] = works
 }
 
 // lostTooMany counts a connection that was lost while there was work for it. It reports whether the queue is to be given up:

@@ -67,3 +67,23 @@ func TestATransferDoesNotWaitForThePagesOfAnother(t *testing.T) {
 		}
 	}
 }
+
+// A long transfer has pieces for more lanes than there are.
+func TestALongTransferWhosePagesDoNotComeLeavesLanesToOthers(t *testing.T) {
+	const length, long = 4096, 64 << 20
+	for _, op := range tcptest.Opcodes {
+		t.Run(op.String(), func(t *testing.T) {
+			missing, near, far := hostmemtest.New(t, long), tcptest.Mapped(t, length), tcptest.Mapped(t, long)
+			p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+			e := newEngine(t)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			first := tcptest.Submit(t, e, tcptest.Ask(op, missing.Memory[:long], id, far))
+			missing.AwaitFault(t)
+			for range 8 * e.Config().LanesPerPeer {
+				tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far[:length])))
+			}
+			missing.Release(t)
+			tcptest.Completes(t, first)
+		})
+	}
+}

@@ -3,8 +3,10 @@ package client
 import (
 	"cmp"
 	"errors"
+	"slices"
 	"time"
 
+	"kvferry/core"
 	"kvferry/core/status"
 )
 
@@ -13,7 +15,8 @@ import (
 // goroutine that gives this transfer up may wait with it:
 //
 //  1. overtakable makes a system call that may wait for a page. When the call takes long, the lane is overtaken: it takes
-//     nothing more, and other lanes do instead. It ends when the call has returned.
+//     nothing more, and other lanes do instead. It ends when the call has returned. Until then they leave the rest of the works
+//     that it waits for in the queue (peer.heldUp).
 //  2. quit, which ends a lane, sets a timer.
 //  3. When the timer fires before the lane is retired, giveUpStuck has the local memory of all its pieces held (fence.go), so
 //     that taking it back fails and says why. Then it fails the pieces. Other lanes go on.
@@ -36,6 +39,26 @@ func (l *lane) overtakable(slow bool, call func()) {
 	if !overtake.Stop() {
 		l.quit(errOvertaken)
 	}
+}
+
+// waitsFor: see pipelined. What was sent, and is no READ whose memory has to be brought in, waits for nothing.
+func (l *lane) waitsFor() (works []*core.Work) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	add := func(p *piece) {
+		if !slices.Contains(works, p.work) {
+			works = append(works, p.work)
+		}
+	}
+	for i := range l.flight.len() {
+		if p := l.flight.at(i); p.cold || p.end > l.sent {
+			add(p)
+		}
+	}
+	for i := range l.copying {
+		add(&l.copying[i])
+	}
+	return works
 }
 
 // stuckTimeout is how long a lane may take to end. A copy takes a millisecond at most, and longer only where the process is stopped

@@ -54,6 +54,9 @@ type peer struct {
 	unconfirmed  bool      // a connection was lost: the peer may have restarted, so its descriptor is to be fetched again
 	closed       error     // why it takes nothing more
 
+	// Also under the lock: works whose pages a carrier in overtaken waits for. Nothing else is taken of them; see lane_stuck.go.
+	heldUp map[carrier][]*core.Work
+
 	carriers atomic.Pointer[carriers] // replaced under the lock
 	lastHost atomic.Pointer[string]   // the host at which the data port was found the last time
 	onHost   atomic.Pointer[string]   // the identity of the engine on this host that is known to have given its descriptor

@@ -22,7 +22,7 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 	if bytes == 0 {
 		return taken
 	}
-	mine := p.mayTakeFrom(c)
+	mine := p.notHeldUp(p.mayTakeFrom(c))
 	d := p.segment.Descriptor()
 	if to.owner != nil && to.owner.Identity != d.Identity {
 		c.quit(errOutdated)
@@ -82,13 +82,32 @@ func (p *peer) mayTakeFrom(c carrier) func(*cursor) bool {
 	return func(*cursor) bool { return true }
 }
 
+// notHeldUp is mine without works that are held up. The lock is held.
+func (p *peer) notHeldUp(mine func(*cursor) bool) func(*cursor) bool {
+	if len(p.heldUp) == 0 {
+		return mine
+	}
+	return func(c *cursor) bool { return !p.isHeldUp(c.work) && mine(c) }
+}
+
+// isHeldUp reports whether a carrier that was overtaken waits for a page of the work. The lock is held.
+func (p *peer) isHeldUp(w *core.Work) bool {
+	for _, works := range p.heldUp {
+		if slices.Contains(works, w) {
+			return true
+		}
+	}
+	return false
+}
+
 // next removes a piece from the queue, of the first work that mine allows. The lock is held.
 func (p *peer) next(limit uint64, d *metadata.Descriptor, to destination, mine func(*cursor) bool, asked bool) (piece, bool) {
-	if n := len(p.returned); n > 0 {
-		next := p.returned[n-1]
-		p.returned = p.returned[:n-1]
-		p.queued -= next.length
-		return next, true
+	for at := len(p.returned) - 1; at >= 0; at-- {
+		if next := p.returned[at]; !p.isHeldUp(next.work) {
+			p.returned = slices.Delete(p.returned, at, at+1)
+			p.queued -= next.length
+			return next, true
+		}
 	}
 	for len(p.cursors) > 0 {
 		at := slices.IndexFunc(p.cursors, mine)
