@@ -9,16 +9,22 @@ import (
 	"kvferry/tests/simtest"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap/zaptest/observer"
 )
 
-// A kernel that touched such memory would break the context of the whole application.
-func TestBlocksThatAKernelCannotReachLeaveTheKernelToOtherJobs(t *testing.T) {
+// newKernelOnly is a simulated GPU whose blocks are copied by a kernel, and what is logged of it.
+func newKernelOnly(t *testing.T) (*simulated, *observer.ObservedLogs) {
 	simtest.UseCUDA(t, "")
 	simtest.NoLeaks(t)
 	o := options()
 	o.Copying = staging.AlwaysBy(device.Kernel)
 	logs := observed(&o)
-	n := newSimulated(t, 0, o)
+	return newSimulated(t, 0, o), logs
+}
+
+// A kernel that touched such memory would break the context of the whole application.
+func TestBlocksThatAKernelCannotReachLeaveTheKernelToOtherJobs(t *testing.T) {
+	n, logs := newKernelOnly(t)
 	here := n.stretch(64 * kib).addr
 	freed := n.memory.Alloc(64 * kib)
 	n.memory.Free(freed)
@@ -40,8 +46,8 @@ func TestBlocksThatAKernelCannotReachLeaveTheKernelToOtherJobs(t *testing.T) {
 	simtest.ResetCounters(t) // of the use of freed memory
 }
 
-// neighbours are two allocations that lie less than 64 KiB apart, and not next to each other.
-func (n *simulated) neighbours(length int) (first, second *stretch) {
+// closeTogether makes two allocations that lie less than 64 KiB apart, and not next to each other.
+func (n *simulated) closeTogether(length int) (first, second *stretch) {
 	last := n.stretch(length)
 	for range 16 {
 		next := n.stretch(length)
@@ -60,13 +66,8 @@ func (n *simulated) neighbours(length int) (first, second *stretch) {
 
 // A device's allocator may leave holes, in which a kernel must touch nothing.
 func TestAKernelCopiesTheRunsOfOneMoveInTwoAllocations(t *testing.T) {
-	simtest.UseCUDA(t, "")
-	simtest.NoLeaks(t)
-	o := options()
-	o.Copying = staging.AlwaysBy(device.Kernel)
-	logs := observed(&o)
-	n := newSimulated(t, 0, o)
-	first, second := n.neighbours(8 * kib)
+	n, logs := newKernelOnly(t)
+	first, second := n.closeTogether(8 * kib)
 	runs := hostmem.Strided{Base: first.addr + 256, Run: 100, Count: 2, Axes: [hostmem.MaxAxes]hostmem.Axis{
 		{Count: 2, Stride: int64(second.addr - first.addr)}, {Count: 30, Stride: 256},
 	}}
