@@ -177,22 +177,24 @@ func (s *Socket) WhenReadable(step func() bool) error { return s.in.until(step) 
 // ReceiveNow is TryReceive for the step of WhenReadable and for the function that Hold calls. The caller ensures that one
 // goroutine at a time receives. touched says that all of the memory was touched a moment ago.
 func (s *Socket) ReceiveNow(v []Vector, touched bool) (n int, again bool, err error) {
-	s.in.use(v)
-	if touched {
-		s.in.vouch(v)
-	}
+	s.lend(v, touched)
 	s.in.call()
 	return eof(s.in.result())
 }
 
 // ReceiveUnheld is ReceiveNow for a goroutine that must not wait: nothing has come while the other direction waits for a page.
 func (s *Socket) ReceiveUnheld(v []Vector, touched bool) (n int, again bool, err error) {
+	s.lend(v, touched)
+	s.in.callUnheld()
+	return eof(s.in.result())
+}
+
+// lend gives the next call that receives its memory. touched says that all of it was touched a moment ago.
+func (s *Socket) lend(v []Vector, touched bool) {
 	s.in.use(v)
 	if touched {
 		s.in.vouch(v)
 	}
-	s.in.callUnheld()
-	return eof(s.in.result())
 }
 
 // Hold calls use, which may call ReceiveNow or ReceiveUnheld.
