@@ -442,6 +442,30 @@ func kernelPlanner(dir Direction) *planner {
 	return p
 }
 
+// Through the host a bus is the limit, and copy engines fill it with blocks of this length. Within a device they do not fill anything.
+func TestBlocksThatCopyEnginesSendThroughTheHostAreCopiedWithinADeviceByAKernel(t *testing.T) {
+	traits := device.Traits{
+		AnyAddress: true, Alignment: 1, Default: device.Kernel,
+		Ways: device.WaysOf(device.Batch, device.Kernel), Within: device.WaysOf(device.Batch, device.Kernel),
+	}
+	for dir, want := range map[Direction]device.Way{Out: device.Batch, In: device.Batch, Direct: device.Kernel} {
+		p := newPlanner(dir, traits, Options{GatherBelow: 256 << 10, BlockSize: 2 << 20})
+		steps := p.plan(apart(64<<10, 16))
+		require.Len(t, steps, 1)
+		require.Equal(t, want, steps[0].way, "%v", dir)
+		require.Equal(t, device.Batch, p.plan(apart(256<<10, 4))[0].way, "%v, long blocks", dir)
+	}
+}
+
+// apart are moves of one length with a gap behind each.
+func apart(length uint64, count int) (moves []Move) {
+	for i := range uintptr(count) {
+		at := 2 * i * uintptr(length)
+		moves = append(moves, Move{Device: deviceAt + at, Block: leaseAt + at, Length: length})
+	}
+	return moves
+}
+
 // A kernel may only be told of memory that is there, and between two layers there may be none.
 func TestStridedCopiesDoNotReachFromOneLayerToTheNext(t *testing.T) {
 	layers := hostmem.Strided{Base: deviceAt, Run: 256, Count: 2, Axes: [hostmem.MaxAxes]hostmem.Axis{
