@@ -14,9 +14,9 @@ import (
 // engine gives it work as it gives work to a Transport, and needs nothing else that a Transport has.
 //
 //  1. Submit copies small work of host memory at once, up to the first task whose pages are not all in memory. It queues the rest,
-//     and other work. There is a queue for each pair of devices, and one for host memory: a device that hangs delays only its own
-//     copies. A queue has a goroutine while it is not empty. If a copy of host memory takes long, because a page has to be loaded
-//     first, another goroutine goes on with the queue.
+//     and other work, by the devices of its first task. There is a queue for each pair of devices, and one for host memory: a device
+//     that hangs delays only its own copies. A queue has a goroutine while it is not empty. If a copy of host memory takes long,
+//     because a page has to be loaded first, another goroutine goes on with the queue.
 //  2. The tasks of a work are copied one after the other (local_work.go). The remote range of each is checked and pinned, as for a
 //     request of a peer. If the range is on a device, the task moves to the queue of that device, with those behind
 //     it that belong there, too.
@@ -55,7 +55,7 @@ func newLocalTransport(ctx context.Context, memory *Registry, counters *metrics.
 
 func (t *localTransport) Submit(w *Work) {
 	const small = 256 << 10 // bytes: to copy them takes about as long as to wake a goroutine
-	route := localRoute{local: w.device}
+	route := t.routeOf(w)
 	rest, left := w.Head, w.Bytes
 	if w.Bytes <= small && w.Transfer == nil && !t.memory.hasDevices() {
 		rest, left = t.copyPresent(w)
@@ -63,6 +63,19 @@ func (t *localTransport) Submit(w *Work) {
 	if left > 0 && !t.queue(route, func() { t.copyFrom(w, rest, route) }) {
 		w.Settle(rest, 0, left, closedError())
 	}
+}
+
+// routeOf is the route of the first task, as far as it is allowed. So a work of one route does not go through another queue first.
+func (t *localTransport) routeOf(w *Work) localRoute {
+	route := localRoute{local: w.device}
+	if w.Transfer == nil && t.memory.hasDevices() {
+		r := &w.Tasks[w.Head].Request
+		if region, err := t.memory.PinRemote(r.Remote, r.Length, r.Opcode); err == nil {
+			route.remote = region.Device
+			region.Unpin()
+		}
+	}
+	return route
 }
 
 // queue adds a copy to the queue of a route. It returns false when the transport is closed.
