@@ -3,17 +3,21 @@
 The target is one engine. The peers are engines of a few processes, each with a thread that calls one batch after the
 other. The one with the short requests has a process of its own. Beside the same peers, the plain C program sends short
 requests to itself: they wait for processors alone, and not for the target.
+
+On a large machine the peers' processes have half of the processors, and everybody else the other half: peers on other
+hosts would not take processors from the target either.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import statistics
 from collections.abc import Iterator
 from typing import Callable
 
-from comparison.case import KIB, MIB, Case
+from comparison.case import KIB, MANY, MIB, Case
 from comparison.pairs import LOOPBACK, End, EndError, Measured, Pair, PlainC, Setup
 from comparison.results import DIRECT, MOONCAKE, OURS, Results
 from comparison.running import SETUPS, Make, Run, attempt, dropping, opened
@@ -37,12 +41,15 @@ class Crowd(Pair):
 
     def __init__(self, run: Run, setup: Setup) -> None:
         places = max(PEERS) + 1
-        super().__init__(setup, run.machine.pythons, run.logs, LOOPBACK, BULK.span * places, BULK.span * places)
+        peers, others = halves()
+        with on(others):
+            super().__init__(setup, run.machine.pythons, run.logs, LOOPBACK, BULK.span * places, BULK.span * places)
         self.seconds = LONGER * run.options.seconds
         try:
-            self._peers = [
-                self._start("initiator", setup.initiator, EACH * BULK.span, BULK.span) for _ in range(PROCESSES)
-            ]
+            with on(peers):
+                self._peers = [
+                    self._start("initiator", setup.initiator, EACH * BULK.span, BULK.span) for _ in range(PROCESSES)
+                ]
             with self.awake():
                 self._connect()
         except BaseException:
@@ -95,12 +102,33 @@ class Crowd(Pair):
             count -= EACH
 
 
+def halves() -> tuple[set[int], set[int]]:
+    """The processors of the peers' processes, and those of all others: on a small machine all of them for both."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < MANY:
+        return set(processors), set(processors)
+    half = len(processors) // 2
+    return set(processors[:half]), set(processors[half:])
+
+
+@contextlib.contextmanager
+def on(processors: set[int]) -> Iterator[None]:
+    """Processes that are started in the block run on these processors."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def crowd(run: Run) -> None:
     making: dict[str, Make[Crowd]] = {
         name: functools.partial(Crowd, run, SETUPS[name]) for name in ENGINES if run.can(SETUPS[name])
     }
     with opened(run, making) as crowds, contextlib.ExitStack() as stack:
-        plain = PlainC(run.machine.rawtcp, 1, LOOPBACK, MIB) if run.machine.rawtcp else None
+        with on(halves()[1]):
+            plain = PlainC(run.machine.rawtcp, 1, LOOPBACK, MIB) if run.machine.rawtcp else None
         if plain:
             stack.callback(plain.close)
         for name in list(crowds):
