@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import base64
+import contextlib
 import importlib
 import os
 import time
@@ -129,7 +130,7 @@ class Nixl:
     spins = True
 
     def __init__(self, host: str, place: str) -> None:
-        api = nixl_api()
+        api = module_of("nixl")
         self._kind, self._device = ("DRAM", 0) if place == "host" else ("VRAM", int(place.removeprefix("cuda:")))
         config = api.nixl_agent_config(enable_prog_thread=False, enable_listen_thread=False, backends=["UCX"])
         self._agent = api.nixl_agent(f"{host} {os.getpid()} {id(self)}", config)
@@ -176,23 +177,20 @@ class Nixl:
 
 Adapter = Union[Mooncake, Nixl]
 KINDS: dict[str, Callable[[str, str], Adapter]] = {"ours": Ours, "mooncake": Mooncake, "nixl": Nixl}
-MODULES = {"ours": "mooncake.engine", "mooncake": "mooncake.engine", "nixl": "nixl_cu12._api"}
-NIXL_FOR_NEWER_CUDA = "nixl_cu13._api"
+MODULES = {"ours": ("mooncake.engine",), "mooncake": ("mooncake.engine",), "nixl": ("nixl_cu12._api", "nixl_cu13._api")}
 
 
-def nixl_api() -> Any:
-    """NIXL's module, of its package for either release of CUDA."""
-    try:
-        return importlib.import_module(MODULES["nixl"])
-    except ModuleNotFoundError:
-        return importlib.import_module(NIXL_FOR_NEWER_CUDA)
+def module_of(kind: str) -> Any:
+    """An engine's module: NIXL's is of its package for either release of CUDA."""
+    *others, last = MODULES[kind]
+    for module in others:
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(module)
+    return importlib.import_module(last)
 
 
 def load(kind: str) -> None:
     """Import an engine's module, and have its native library in memory, which ours opens only when it is used."""
-    if kind == "nixl":
-        nixl_api()
-    else:
-        importlib.import_module(MODULES[kind])
+    module_of(kind)
     if kind == "ours":
         importlib.import_module("kvferry._library").load()
