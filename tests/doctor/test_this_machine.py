@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from kvferry import simulator
-from kvferry._command import doctor_host
+from kvferry._command import doctor_host, doctor_peer
 from kvferry._command.findings import Finding
-from kvferry._probes import addresses, clocks, devices, limits, ports, processors, samehost, tcp
+from kvferry._probes import addresses, clocks, connecting, devices, limits, ports, processors, samehost, tcp
 from support.inprocess import environment
 
 LIMIT = 60.0
@@ -72,6 +72,40 @@ def test_settings_without_effect_are_named() -> None:
     assert severities["settings"] == "warning" and status == 0
     texts = " ".join(f["found"] for f in report["findings"])
     assert "MC_RETRY_CNT" in texts and "KVFERRY_LISTEN" in texts
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"KVFERRY_SECURITY": "required"},
+        {"KVFERRY_SECURITY": "require", "KVFERRY_SECRET_FILE": ""},
+        {"KVFERRY_SECRET_FILE": "/nonexistent"},
+        {"KVFERRY_ALLOW": "10.0.0"},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_settings_with_which_no_engine_starts_are_an_error(wrong: Any) -> None:
+    status, severities, report = doctor(**wrong)
+    assert severities["engine"] == "error" and status == 1, report
+    (found,) = (f for f in report["findings"] if f["subject"] == "engine")
+    assert next(iter(wrong)) in found["found"] and found["advice"]
+
+
+def test_a_device_library_that_is_named_and_not_there_is_a_warning() -> None:
+    status, severities, report = doctor(KVFERRY_CUDA="/nonexistent.so")
+    assert severities["devices"] == "warning" and status == 0, report
+    assert any("KVFERRY_CUDA names /nonexistent.so" in f["found"] for f in report["findings"])
+
+
+def test_a_peer_whose_name_has_no_port_or_is_a_url_gets_advice_of_its_own() -> None:
+    refused = [connecting.Connected("10.0.0.2", 12001, "refused", True, False, False, None, None, None)]
+    (named,) = doctor_peer.of_handshake_port("10.0.0.2", 12001, True, refused)
+    (unnamed,) = doctor_peer.of_handshake_port("10.0.0.2", 12001, False, refused)
+    assert "MC_HANDSHAKE_PORT" in unnamed.found and "Name the port, too" in unnamed.advice
+    assert "MC_HANDSHAKE_PORT" not in named.found and "Compare the port" in named.advice
+    host, _, _ = doctor_peer.host_and_port("http://10.0.0.2:8000", 12001)
+    (url,) = doctor_peer.of_name(host, connecting.Resolved((), 0, "Name or service not known"))
+    assert "is a URL" in url.found and "DNS" not in url.advice
 
 
 GOOD: dict[str, Any] = {

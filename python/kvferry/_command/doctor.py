@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     found = settings.read()
     measured: dict[str, Any] = {}
     if arguments.peer is None:
-        steps = doctor_host.examine(found)
+        steps = doctor_host.examine(arguments, found)
     else:
         steps = doctor_peer.examine(doctor_peer.Way(arguments, found, measured))
     all_findings: list[Finding] = []
@@ -40,10 +40,10 @@ def bits(text: str) -> float:
 COMMAND = Command(
     name="doctor",
     help="find out what is wrong, or slower than it could be",
-    description="Without a peer, examine this machine: addresses, ports, limits, TCP, processors, devices and settings."
-    " With one, examine the way to it: name, ports, security, the address that it publishes, round trip, rates, and"
-    " what limits them. Each finding has a severity, and says what to do. The rates of a peer that runs kvferry"
-    " serve are measured in both directions; memory of other peers is only read.",
+    description="Without a peer, examine this machine: whether an engine starts, addresses, ports, limits, TCP,"
+    " processors, devices and settings. With one, examine the way to it: name, ports, security, the address that it"
+    " publishes, round trip, rates, and what limits them. Each finding has a severity, and says what to do. The rates"
+    " of a peer that runs kvferry serve are measured in both directions; memory of other peers is only read.",
     run=run,
     options=(
         option("peer", nargs="?", metavar="PEER", help="the peer's name, as host:port; with a store its name there"),

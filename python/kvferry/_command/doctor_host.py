@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 from collections.abc import Iterator
 
+from kvferry import gpu, npu
 from kvferry._command import settings
+from kvferry._command.doctor_engine import of_start
 from kvferry._command.findings import Finding, error, info, ok, warning
 from kvferry._command.settings import Settings, value
 from kvferry._probes import addresses, clocks, connecting, devices, limits, ports, processors, samehost, software, tcp
@@ -18,16 +21,18 @@ USUAL_SPEED = 10_000_000_000  # bits per second, where the hardware does not tel
 FAR = 1e-3  # seconds: a round trip between two rooms of a data centre
 SLOW_COPIES = 1 * GB  # bytes per second: less than the slowest slot for a card gives
 JUMBO = 4000  # bytes of an MTU from which on packets cost few processor cycles
+VARIABLES = {"npu": npu.VARIABLE, "cuda": gpu.VARIABLE}  # by kind of device: the setting that names its library
 FAST = 25_000_000_000  # bits per second from which on that matters
 
 
-def examine(found: Settings) -> Iterator[Finding]:
-    """All checks of this machine. found are the settings in effect."""
+def examine(arguments: argparse.Namespace, found: Settings) -> Iterator[Finding]:
+    """All checks of this machine. arguments has metadata and name, and found are the settings in effect."""
     yield from of_software(software.software())
     yield from of_settings(found)
     yield from of_addresses(addresses.addresses())
     yield from of_ports(ports.ports(*port_range(found)))
     yield from of_limits(limits.limits())
+    yield from of_start(arguments)
     yield from of_same_host(samehost.same_host())
     here = processors.processors()
     for interface in interfaces():
@@ -35,7 +40,7 @@ def examine(found: Settings) -> Iterator[Finding]:
     yield from of_tcp(tcp.tcp(), fastest(interfaces()), found)
     yield from of_processors(here)
     for kind in devices.kinds():
-        yield from of_devices(kind)
+        yield from of_devices(kind, value(found, VARIABLES[kind.kind]))
     yield from of_staging(found)
     yield from of_clock(clocks.clock(), bool(value(found, "KVFERRY_TLS_CERT")))
 
@@ -137,7 +142,7 @@ def of_ports(found: ports.Ports) -> Iterator[Finding]:
             "Widen MC_MIN_RPC_PORT and MC_MAX_RPC_PORT, or end what uses the ports.",
         )
     else:
-        yield ok("ports", f"there are free ports between {where}")
+        yield ok("ports", f"there are free ports from {where}")
 
 
 def of_limits(found: limits.Limits) -> Iterator[Finding]:
@@ -265,9 +270,16 @@ def of_processors(here: processors.Processors) -> Iterator[Finding]:
         yield ok("processors", f"this process may use {usable:g} of {here.online} processors")
 
 
-def of_devices(kind: devices.Kind) -> Iterator[Finding]:
-    """Drivers, and how fast each device copies."""
+def of_devices(kind: devices.Kind, library: str = "") -> Iterator[Finding]:
+    """Drivers, and how fast each device copies. library is the file that a setting names, if one does."""
     name = {"npu": "NPU", "cuda": "GPU"}[kind.kind]
+    if kind.problem and library:
+        yield warning(
+            "devices",
+            f"{VARIABLES[kind.kind]} names {library}, which gives no {name}: {kind.problem}",
+            "Correct it, or unset it: without it the library is searched.",
+        )
+        return
     if kind.problem:
         yield info("devices", f"there is no {name} here: {kind.problem}")
         return

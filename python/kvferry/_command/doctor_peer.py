@@ -24,6 +24,7 @@ from kvferry._command import engines
 from kvferry._command.bench_target import Target, target_of
 from kvferry._command.declaration import CommandError
 from kvferry._command.diagnosis import Measured, diagnose
+from kvferry._command.doctor_engine import APART, NO_FILES, no_descriptors, of_failed_start
 from kvferry._command.doctor_host import lanes_of, of_descriptors
 from kvferry._command.findings import ERROR, Finding, error, info, ok, warning
 from kvferry._command.rates import Range, Rate, environment, measure
@@ -40,7 +41,6 @@ MOST = 64 << 20  # bytes that are moved at a time
 SEVERAL = 4  # connections that are tried where the settings have fewer
 SLOW_NAMES = 0.5  # seconds of a name's resolution
 FAR = 5e-3  # seconds of a round trip from which on a batch of small blocks is slow
-NO_FILES = "too many open files"  # the system's words, in the engine's errors
 # Words of the engine's errors that are about who somebody is.
 OF_SECURITY = ("KVFERRY_SECURITY", "secret", "certificate", "TLS")
 
@@ -53,22 +53,18 @@ class Way(NamedTuple):
     measured: dict[str, Any]  # filled as it goes, for --json
 
 
-# The doctor's engines leave the ports and files alone that the settings have for the application's.
-APART = {"KVFERRY_METRICS_LISTEN": "", "KVFERRY_TRACE_FILE": ""}
-
-
 def examine(way: Way) -> Iterator[Finding]:
     """All steps."""
     peer = way.arguments.peer
     address = ""
     yield from of_descriptors(limits.limits())  # where few are left, the steps that follow say less
     if way.arguments.metadata == engines.P2P:
-        host, port = host_and_port(peer, int(value(way.settings, "MC_HANDSHAKE_PORT")))
+        host, port, named = host_and_port(peer, int(value(way.settings, "MC_HANDSHAKE_PORT")))
         found = connecting.resolve(host)
         yield from of_name(host, found)
         attempts = [connecting.connect(one, port, PATIENCE) for one in found.addresses]
         way.measured["handshake"] = [attempt._asdict() for attempt in attempts]
-        yield from of_handshake_port(host, port, attempts)
+        yield from of_handshake_port(host, port, named, attempts)
         reached = next((attempt for attempt in attempts if not attempt.problem), None)
         if reached is None:
             return
@@ -97,7 +93,7 @@ def examine_engine(way: Way, address: str) -> Iterator[Finding]:
             if described["buffers"] and (yield from of_data_port(described, address, way)):
                 yield from examine_transfers(way, engine, landing)
     except CommandError as e:
-        yield of_own_engine(str(e))
+        yield of_failed_start(str(e))
 
 
 def examine_transfers(way: Way, engine: Engine, landing: HostMemory) -> Iterator[Finding]:
@@ -121,16 +117,20 @@ def examine_transfers(way: Way, engine: Engine, landing: HostMemory) -> Iterator
         yield of_failure(str(e))
 
 
-def host_and_port(peer: str, default: int) -> tuple[str, int]:
-    """The two parts of a peer's name, which may have no port."""
+def host_and_port(peer: str, default: int) -> tuple[str, int, bool]:
+    """The two parts of a peer's name, and whether it has a port; without one it is the default."""
     host = engines.host_of(peer)
     rest = peer.rpartition(":")[2]
-    return host, int(rest) if rest.isdecimal() and not peer.endswith(host) else default
+    named = rest.isdecimal() and not peer.endswith(host)
+    return host, int(rest) if named else default, named
 
 
 def of_name(host: str, found: connecting.Resolved) -> Iterator[Finding]:
     """Step 1: the name."""
-    if found.problem:
+    if "://" in host:
+        advice = "Name the engine: its start line has the name (MC_LOG_LEVEL=INFO). --metadata takes a store's URL."
+        yield error("name", f"{host} is a URL, and a peer's name is host:port", advice)
+    elif found.problem:
         yield error("name", f"{host} leads to no address: {found.problem}", "Correct the name, or DNS, or /etc/hosts.")
     elif found.seconds > SLOW_NAMES:
         yield warning(
@@ -140,8 +140,8 @@ def of_name(host: str, found: connecting.Resolved) -> Iterator[Finding]:
         yield ok("name", f"{host} is {', '.join(found.addresses)}")
 
 
-def of_handshake_port(host: str, port: int, attempts: list[connecting.Connected]) -> Iterator[Finding]:
-    """Step 1: the port."""
+def of_handshake_port(host: str, port: int, named: bool, attempts: list[connecting.Connected]) -> Iterator[Finding]:
+    """Step 1: the port. named is whether the peer's name has it."""
     for attempt in attempts:
         where = f"port {port} at {attempt.address}"
         if not attempt.problem:
@@ -151,8 +151,10 @@ def of_handshake_port(host: str, port: int, attempts: list[connecting.Connected]
         elif attempt.refused:
             yield error(
                 "handshake port",
-                f"nobody listens at {where}",
-                "Compare the port with the name in the peer's start line (MC_LOG_LEVEL=INFO there shows it).",
+                f"nobody listens at {where}" if named else f"nobody listens at {where}, that of MC_HANDSHAKE_PORT",
+                "Compare the port with the name in the peer's start line (MC_LOG_LEVEL=INFO there shows it)."
+                if named
+                else "Name the port, too: the peer's start line has its whole name (MC_LOG_LEVEL=INFO there shows it).",
             )
         else:
             yield error(
@@ -162,22 +164,6 @@ def of_handshake_port(host: str, port: int, attempts: list[connecting.Connected]
             )
     if len(attempts) > 1 and len({bool(attempt.problem) for attempt in attempts}) > 1:
         yield info("name", f"not all addresses of {host} lead to the peer: engines try them one after the other")
-
-
-def of_own_engine(text: str) -> Finding:
-    """An engine of this process cannot be made."""
-    if NO_FILES in text:
-        return no_descriptors()
-    return error("engine", text, "Run kvferry doctor without a peer: the same holds for the engines of applications.")
-
-
-def no_descriptors() -> Finding:
-    """This process cannot open a socket."""
-    return error(
-        "descriptors",
-        "this process has no file descriptor left for a connection",
-        "Raise the limit of open files (ulimit -n), for the application too.",
-    )
 
 
 def of_path(reached: connecting.Connected) -> Iterator[Finding]:
@@ -237,7 +223,12 @@ def ask(engine: Engine, peer: str) -> Generator[Finding, None, Description | Non
         elif NO_FILES in text:
             yield no_descriptors()
         else:
-            yield error("handshake", text, "Look at the log of the peer.")
+            yield error(
+                "handshake",
+                text,
+                "Look whether the port is that of the name in the peer's start line (MC_LOG_LEVEL=INFO there shows it),"
+                " and not another program's. If it is, look at the log of the peer.",
+            )
     return None
 
 
