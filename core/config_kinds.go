@@ -54,7 +54,7 @@ func level() kind {
 	return single("`TRACE`, `INFO`, `WARNING`, `ERROR`", func(c *Config, text string) error {
 		c.LogLevel = strings.ToUpper(text)
 		if _, ok := logLevels[c.LogLevel]; !ok {
-			return errors.New("it is not a level")
+			return errors.New("it is none of TRACE, INFO, WARNING, ERROR")
 		}
 		return nil
 	})
@@ -79,7 +79,7 @@ func ownFolder(field func(*Config) *string) kind {
 	return single("`auto`, `off`, an absolute path", func(c *Config, text string) error {
 		*field(c) = text
 		if text != "auto" && text != "off" && !strings.HasPrefix(text, "/") {
-			return errors.New("it is no absolute path")
+			return errors.New("it is neither auto, off nor an absolute path")
 		}
 		return printable(text)
 	})

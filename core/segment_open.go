@@ -38,18 +38,27 @@ func (e *Engine) openSegment(given string, refresh bool) (SegmentID, error) {
 		return -1, status.Errorf(status.NotSupportedTransport, "segment %q cannot be opened before a transport is installed", name)
 	}
 	d, err := e.store.Fetch(e.ctx, name)
-	if err != nil && !e.central && address.MayMeanPort(given) {
-		err = status.Errorf(status.Of(err, status.Socket), "%w; %q was taken for an IPv6 address without a port: with one, put the address in brackets",
-			err, given)
-	}
 	if err != nil {
-		return -1, err
+		return -1, e.aboutPort(given, err)
 	}
 	s, err := e.segments.add(name, e.store, e.central, d)
 	if err != nil {
 		return -1, err
 	}
 	return s.ID, nil
+}
+
+// aboutPort adds to an error of an open how the name was understood, where it has no port, or may have been meant to have one.
+func (e *Engine) aboutPort(name string, err error) error {
+	switch parsed, malformed := address.Parse(name, address.NoPort); {
+	case e.central || malformed != nil || parsed.Port != address.NoPort:
+		return err
+	case address.MayMeanPort(name):
+		return status.Errorf(status.Of(err, status.Socket), "%w; %q was taken for an IPv6 address without a port: with one, put the address in brackets",
+			err, name)
+	default:
+		return status.Errorf(status.Of(err, status.Socket), "%w; %q has no port, so that of MC_HANDSHAKE_PORT was taken", err, name)
+	}
 }
 
 // Opened is OpenSegment for a name that is known without a request: the engine's own name, or that of an open segment whose

@@ -18,6 +18,9 @@ const MaxHostLength = 255
 // NoDevice is the device of a name that gives none.
 const NoDevice = -1
 
+// NoPort is a default port for Parse that no name can give.
+const NoPort = -1
+
 // Name is the parsed name of an engine.
 type Name struct {
 	Host   string // host name or IP address, without brackets, an IPv6 scope kept
@@ -31,6 +34,9 @@ type Name struct {
 // without a port gets defaultPort. Port 0 is accepted: the port of a local name is not used in P2P mode.
 // Errors carry status.InvalidArgument.
 func Parse(s string, defaultPort int) (Name, error) {
+	if strings.Contains(s, "://") {
+		return Name{}, status.Errorf(status.InvalidArgument, "name %.80q is a URL; an engine's name is host:port, or a host", s)
+	}
 	host, rest, err := splitHost(s)
 	if err != nil {
 		return Name{}, err

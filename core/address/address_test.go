@@ -49,6 +49,7 @@ func TestParseTakesEveryFormOfAName(t *testing.T) {
 func TestParseSaysWhatIsWrongWithAName(t *testing.T) {
 	for _, c := range []struct{ in, says string }{
 		{"", "empty"},
+		{"http://node1:8000", "is a URL"},
 		{":15003", "host is empty"},
 		{"node1:", "port"},
 		{"node1:x", `port "x"`},

@@ -72,6 +72,9 @@ func readFrame(r io.Reader, maxLength int) (frame, error) {
 	if security.IsClientHello(header[:8]) {
 		return frame{}, status.Errorf(status.RejectHandshake, "%w", security.ErrUnexpectedTLS)
 	}
+	if isHTTP(header[:8]) {
+		return frame{}, malformed("it is HTTP, which an engine does not speak: the port of another program was named")
+	}
 	length := binary.LittleEndian.Uint64(header[:8])
 	if length == 0 || length > uint64(maxLength) {
 		return frame{}, malformed("frame length %d is not within 1 to %d (MC_HANDSHAKE_MAX_LENGTH)", length, maxLength)
@@ -84,6 +87,17 @@ func readFrame(r io.Reader, maxLength int) (frame, error) {
 		return frame{kind: kindConnection, old: true, length: int(length), body: io.MultiReader(bytes.NewReader(header[8:]), rest)}, nil
 	}
 	return frame{kind: frameKind(header[8]), length: int(length) - 1, body: rest}, nil
+}
+
+// isHTTP reports whether bytes are the beginning of an HTTP answer or of a common HTTP request. As the length of a frame they
+// would be far beyond every limit.
+func isHTTP(start []byte) bool {
+	for _, prefix := range []string{"HTTP/", "GET ", "HEAD ", "POST ", "PUT ", "OPTIONS "} {
+		if bytes.HasPrefix(start, []byte(prefix)) {
+			return true
+		}
+	}
+	return false
 }
 
 // readBody reads the rest of a frame. Memory grows with what arrives, not with what the length announced.

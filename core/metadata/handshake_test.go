@@ -466,7 +466,7 @@ func TestAClientOutlivesHostileServers(t *testing.T) {
 		{"another kind", encodeFrame(kindNotify, false, []byte("{}")), status.RejectHandshake, "notify"},
 		{"old form", encodeFrame(kindConnection, true, []byte("{}")), status.RejectHandshake, "connection"},
 		{"garbage", encodeFrame(kindMetadata, false, []byte("]]")), status.MalformedJSON, "not the JSON"},
-		{"web server", []byte("HTTP/1.1 400 Bad Request\r\n\r\n"), status.MalformedJSON, "frame length"},
+		{"web server", []byte("HTTP/1.1 400 Bad Request\r\n\r\n"), status.MalformedJSON, "it is HTTP"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			peer := impostor(t, saying(c.answer))

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"strings"
 	"time"
 
 	"kvferry/core/metadata/kv"
@@ -31,8 +32,11 @@ func Open(connection string, o Options) (Store, error) {
 	if connection == P2P {
 		return newP2PStore(o), nil
 	}
-	if connection == "" {
-		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string is empty; %s needs no server", P2P)
+	switch server := strings.TrimPrefix(connection, "etcd://"); { // as the Python package completes a string without a scheme
+	case server == "":
+		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string names no server; %s needs none", P2P)
+	case strings.EqualFold(server, P2P):
+		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string is %q, and has to be %s without a server", server, P2P)
 	}
 	store, err := kv.Open(connection, o.Central)
 	if err != nil {

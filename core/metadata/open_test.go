@@ -29,7 +29,7 @@ func TestTheSchemeOfAConnectionStringSaysWhatStoreItIs(t *testing.T) {
 }
 
 func TestOpenRefusesWhatIsNoConnectionString(t *testing.T) {
-	for connection, says := range map[string]string{"": "empty", "ftp://10.0.0.1": "ftp", "://": `""`, "http://": "no URL with a host", "http://a:b:c/": "no URL", "http://u:secret@[::1/": "no URL", "etcd://me:secret@a": "variables of their own", "redis://:secret@a:1": "variables of their own", "rediss://a/0": "no host:port"} {
+	for connection, says := range map[string]string{"": "P2PHANDSHAKE needs none", "etcd://": "P2PHANDSHAKE needs none", "p2phandshake": "has to be P2PHANDSHAKE", "etcd://P2PHandshake": "has to be P2PHANDSHAKE", "ftp://10.0.0.1": "\"ftp\"; known are etcd, http, https, redis, rediss", "://": `""`, "http://": "no URL with a host", "http://a:b:c/": "no URL", "http://u:secret@[::1/": "no URL", "etcd://me:secret@a": "variables of their own", "redis://:secret@a:1": "variables of their own", "rediss://a/0": "no host:port"} {
 		_, err := Open(connection, Options{})
 		require.Error(t, err)
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))

@@ -70,11 +70,21 @@ def place(text: str) -> str:
 
 def allocate(place: str, size: int) -> Placed:
     """Memory in a place. PlaceError where there is none."""
-    kind, _, device = place.partition(":")
+    location, _, device = place.partition(":")
     try:
-        return HostMemory(size) if place == HOST else KINDS[kind].runtime().allocate(size, int(device))
+        return HostMemory(size) if place == HOST else _runtime(location).allocate(size, int(device))
     except (DeviceError, OSError, OverflowError, ValueError) as e:
-        raise PlaceError(f"there are no {size_text(size)} of memory on {place}: {e}") from e
+        raise PlaceError(f"{size_text(size)} of memory on {place} cannot be had: {e}") from e
+
+
+def _runtime(location: str) -> Runtime:
+    """The devices of "npu" or "cuda". PlaceError where the machine has none."""
+    kind = KINDS[location]
+    try:
+        return kind.runtime()
+    except DeviceError as e:
+        simulate = f"export {kind.variable}=$(kvferry simulator {location}) simulates some"
+        raise PlaceError(f"there are no {kind.name}s: {e}; {simulate}") from e
 
 
 def size_text(size: int) -> str:

@@ -143,8 +143,8 @@ def test_an_option_that_makes_no_sense_is_refused(option: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "sentence"),
     [
-        (("--host", "192.0.2.1"), {}, "192.0.2.1"),
-        (("--layers", "1000000000"), {}, "of memory on host: "),
+        (("--host", "192.0.2.1"), {}, "--host 192.0.2.1 is no address of this machine"),
+        (("--layers", "1000000000"), {}, "of memory on host cannot be had: "),
         ((), {"KVFERRY_LIBRARY": "/nonexistent"}, "KVFERRY_LIBRARY names /nonexistent, which is no file"),
     ],
 )

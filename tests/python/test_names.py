@@ -1,4 +1,4 @@
-"""Names with IPv6 hosts, as clients write them."""
+"""Names as clients write them: with IPv6 hosts, and without a port."""
 
 from __future__ import annotations
 
@@ -48,3 +48,8 @@ def test_every_form_is_a_local_name(name: str) -> None:
 def test_a_name_that_may_contain_a_port_is_warned_of(near: Node, logged: Callable[[], str]) -> None:
     assert near.engine.transfer_sync_write("::1:1585", near.address, near.address, 1) == -1
     assert "put the address in brackets" in logged()
+
+
+def test_a_name_without_a_port_says_which_port_was_taken(near: Node, logged: Callable[[], str]) -> None:
+    assert near.engine.transfer_sync_write("127.0.0.2", near.address, near.address, 1) == -1
+    assert '"127.0.0.2" has no port, so that of MC_HANDSHAKE_PORT was taken' in logged()

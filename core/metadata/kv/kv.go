@@ -6,7 +6,9 @@ package kv
 
 import (
 	"context"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 
@@ -60,9 +62,17 @@ func Open(connection string, o Options) (Store, error) {
 	open := openers[scheme]
 	registering.RUnlock()
 	if open == nil {
-		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string has the unknown scheme %.40q", scheme)
+		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string has the unknown scheme %.40q; known are %s",
+			scheme, strings.Join(schemes(), ", "))
 	}
 	return open(connection, o)
+}
+
+// schemes are those that stores are registered for, in their order.
+func schemes() []string {
+	registering.RLock()
+	defer registering.RUnlock()
+	return slices.Sorted(maps.Keys(openers))
 }
 
 // withScheme completes a bare host:port, which Mooncake takes for etcd's.

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from typing import Any
 
 from kvferry import __version__
@@ -37,6 +38,7 @@ from kvferry.demo.nodes import DecodeProcess, Prefill, ReshapingPrefill
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """The command. It has failed when a byte was wrong or something failed."""
     shape = Shape(arguments.layers, arguments.blocks, arguments.block_size)
+    check_address(arguments.host)
     os.environ["KVFERRY_SAME_HOST"] = "0"  # the processes stand for two hosts, and use TCP
     decode = DecodeProcess(arguments.host, shape)
     try:
@@ -51,6 +53,16 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     finally:
         decode.end()
     return status.OK
+
+
+def check_address(host: str) -> None:
+    """CommandError where a host is no address of this machine."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as s:
+            s.bind(address)
+    except (OSError, UnicodeError) as e:
+        raise CommandError(f"--host {host} is no address of this machine: {e}") from e
 
 
 def move_and_check(
