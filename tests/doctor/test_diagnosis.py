@@ -91,3 +91,11 @@ def test_a_rate_below_what_can_be_expected_has_a_cause(changed: dict[str, Any], 
 def test_a_queue_is_named_beside_busy_processors() -> None:
     slow = rate(load=1.0, others=0.9, starved=1.0, round_trip_seconds=0.3)
     assert wrong(slow, expected=10 * GB) == ["processors", "slow link"]
+
+
+@pytest.mark.parametrize("direction", ["write", "read"])
+def test_a_peer_on_this_host_has_no_link_and_no_connections(direction: str) -> None:
+    here = rate(direction, connections=0, path="host")
+    (finding,) = diagnose(Measured(here, rate(connections=1), None, 100 * GB))
+    assert (finding.severity, finding.subject) == ("info", "limit")
+    assert f"{direction.upper()} reaches 1.00 GB/s" in finding.found and "connections" not in finding.found

@@ -36,6 +36,9 @@ class Measured(NamedTuple):
 def diagnose(measured: Measured) -> Iterator[Finding]:
     """What limits a direction."""
     rate = measured.usual
+    if rate.path == "host":
+        yield from of_host(rate)
+        return
     text = f"{rate.direction.upper()} reaches {rate.rate / GB:.2f} GB/s with {_connections(rate.connections)}"
     one = f", and {measured.one.rate / GB:.2f} GB/s with one" if rate.connections != 1 else ""
     yield ok("rate", text + one)
@@ -48,6 +51,17 @@ def diagnose(measured: Measured) -> Iterator[Finding]:
         yield from of_slow_way(measured)
     elif not causes and not crowded:
         yield from of_limit(rate)
+
+
+def of_host(rate: Rate) -> Iterator[Finding]:
+    """A peer on this host, to which there is neither a connection that carries the bytes nor an interface."""
+    yield info(
+        "limit",
+        f"{rate.direction.upper()} reaches {rate.rate / GB:.2f} GB/s: the peer is on this host, and bytes are copied"
+        " from process to process",
+        "KVFERRY_SAME_HOST=0 for both measures TCP.",
+    )
+    yield from of_processors(rate)
 
 
 def of_lanes(measured: Measured) -> Iterator[Finding]:
@@ -154,9 +168,7 @@ def of_slow_way(measured: Measured) -> Iterator[Finding]:
 
 def of_limit(rate: Rate) -> Iterator[Finding]:
     """What bounds a rate that is as it should be."""
-    if rate.path == "host":
-        yield info("limit", "the peer is on this host: bytes are copied from process to process")
-    elif rate.load > BUSY:
+    if rate.load > BUSY:
         yield info("limit", "processors of this machine limit the rate")
     elif _queues(rate):
         yield info("limit", "the network limits the rate: packets queue on the way")
