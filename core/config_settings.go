@@ -232,7 +232,7 @@ var settings = []setting{
 	{one("KVFERRY_POLL_US", "0"), microseconds(0, 1000000, func(c *Config) *time.Duration { return &c.Polling }),
 		"How long a thread polls for an answer, or for the next request, before it sleeps. A large value lowers latency and keeps processors busy. 0: some 150 to 200 µs, and only where that mostly succeeds."},
 	{one("KVFERRY_MAX_SESSIONS", "1024"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxSessions }),
-		"Maximum number of data connections that the engine serves at once; fewer where the limit of open files is below sixteen times as many. One address has three quarters of them at most. When all are taken, connections without a valid request and then idle ones give way to new ones, or these wait."},
+		"Maximum number of data connections that the engine serves at once; fewer where the limit of open files is below eight times as many, since a quarter of it is for these connections, and each takes up to two. One address has three quarters of them at most. When all are taken, connections without a valid request and then idle ones give way to new ones, or these wait."},
 	{one("KVFERRY_FIRST_REQUEST_TIMEOUT_SEC", "10"), seconds(1, math.MaxInt32, func(c *Config) *time.Duration { return &c.FirstRequestTimeout }),
 		"How long a data connection may take to send its first valid request. The engine closes it then."},
 	{one("KVFERRY_MAX_HANDSHAKES", "128"), integer("connections", 1, 65536, func(c *Config) *int { return &c.MaxHandshakes }),

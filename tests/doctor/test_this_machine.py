@@ -48,6 +48,18 @@ def test_few_descriptors_are_named() -> None:
     assert severities["descriptors"] == "warning" and status == 0, report
 
 
+def test_the_connections_that_few_descriptors_allow_are_those_of_an_engine() -> None:
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400));"
+        "from mooncake.engine import TransferEngine; engine = TransferEngine();"
+        "engine.initialize('127.0.0.1', 'P2PHANDSHAKE', 'tcp', ''); print(engine.stats()['sessions']['limit'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    _, _, report = doctor(files=400)
+    (found,) = (f["found"] for f in report["findings"] if f["subject"] == "descriptors")
+    assert f"engines accept {int(done.stdout)} data connections at most" in found
+
+
 def test_no_descriptors_left_is_an_error() -> None:
     status, severities, report = doctor(files=60)
     assert severities["descriptors"] == "error" and status == 1, report

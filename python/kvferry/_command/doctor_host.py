@@ -15,6 +15,7 @@ from kvferry._probes import addresses, clocks, connecting, devices, limits, port
 
 GB = 1e9
 FEW_FILES = 4096  # a quarter of the limit is for connections from peers, and a quarter for those to peers
+FILES_EACH = 8  # of the limit: a connection from a peer takes up to two of that quarter
 SPARE_FILES = 64
 SPARE_PIDS = 128  # an engine's threads, and those of the application's next processes
 USUAL_SPEED = 10_000_000_000  # bits per second, where the hardware does not tell
@@ -172,7 +173,7 @@ def of_descriptors(found: limits.Limits) -> Iterator[Finding]:
     elif most is not None and most < FEW_FILES:
         yield warning(
             "descriptors",
-            f"the limit of open files is {most}: engines accept {most // 4} data connections at most",
+            f"the limit of open files is {most}: engines accept {most // FILES_EACH} data connections at most",
             f"Raise the limit of open files (ulimit -n) to {FEW_FILES} or more.",
         )
     else:
