@@ -148,8 +148,8 @@ func mustEncode(v any) []byte {
 // ParseDescriptor reads the JSON form. It takes what Mooncake takes: unknown keys are ignored, absent or null
 // buffers are none, an absent or null protocol version is 1. Like Mooncake it refuses a descriptor as a whole when a
 // required field is missing or of another type, or when a buffer has no name, no address or no length; one that wraps
-// around the end of the address space is refused too. Errors carry status.MalformedJSON, or
-// status.NotSupportedTransport where the peer's protocol is not "tcp".
+// around the end of the address space is refused too. Errors carry status.MalformedJSON, status.NotSupportedTransport
+// where the peer's protocol is not "tcp", or status.RejectHandshake where a kvferry peer refuses this engine.
 func ParseDescriptor(encoded []byte) (*Descriptor, error) {
 	var wire struct {
 		wireDescriptor
@@ -217,7 +217,13 @@ func checkProtocol(encoded json.RawMessage) error {
 		return status.Errorf(status.NotSupportedTransport, `the segment's protocol is "rdma", where "tcp" is needed: `+
 			"set MC_FORCE_TCP=1 in the peer's environment")
 	}
-	return status.Errorf(status.NotSupportedTransport, `the segment's protocol is %.80q, where "tcp" is needed`, encoded)
+	var protocol string
+	if json.Unmarshal(encoded, &protocol) != nil {
+		protocol = string(encoded)
+	} else if strings.Contains(protocol, " ") { // a sentence: see Server.refuse
+		return status.Errorf(status.RejectHandshake, "the peer refuses this engine, and says %.300q", protocol)
+	}
+	return status.Errorf(status.NotSupportedTransport, `the segment's protocol is %.80q, where "tcp" is needed`, protocol)
 }
 
 // protoVersion is at least 1. Versions that are not known yet are kept: frames of version 2 are used with them.

@@ -184,6 +184,7 @@ func TestWhatIsNoDescriptorIsRefusedWithTheReason(t *testing.T) {
 		{tcp + `"buffers":[{"name":"*","addr":-1,"length":1}]}`, "buffers.addr", status.MalformedJSON},
 		{`{"protocol":"rdma","tcp_data_port":1}`, "MC_FORCE_TCP", status.NotSupportedTransport},
 		{`{"protocol":"nvmeof"}`, "nvmeof", status.NotSupportedTransport},
+		{`{"protocol":"the peer does not begin TLS"}`, `refuses this engine, and says "the peer does not begin TLS"`, status.RejectHandshake},
 		{`{"protocol":["tcp","hip"],"tcp_data_port":1}`, "hip", status.NotSupportedTransport},
 		{strings.Repeat(`{"a":`, 100_000), "", status.MalformedJSON},
 	} {
@@ -270,7 +271,7 @@ func FuzzParseDescriptor(f *testing.F) {
 	f.Fuzz(func(t *testing.T, encoded []byte) {
 		d, err := ParseDescriptor(encoded)
 		if err != nil {
-			assert.Contains(t, []status.Code{status.MalformedJSON, status.NotSupportedTransport}, status.Of(err, status.OK))
+			assert.Contains(t, []status.Code{status.MalformedJSON, status.NotSupportedTransport, status.RejectHandshake}, status.Of(err, status.OK))
 			return
 		}
 		for _, b := range d.Buffers {

@@ -105,6 +105,16 @@ def test_the_living_and_the_dead_are_told_apart_and_the_dead_are_removed(store: 
         assert "lives" not in listed(store)
 
 
+def test_the_doctor_examines_the_way_to_an_engine_in_a_store(store: str) -> None:
+    way = "--metadata", store, "--seconds", "0.01"
+    with engine_in(store, "node"):
+        for name in ((), ("--name", "examiner")):
+            status, out, err = run("-v", "doctor", "node", *way, *name, **PASSWORD)
+            assert status == 0 and out.count("limit: ") + out.count(" rate: ") >= 2, (out, err)
+        status, out, _ = run("doctor", "nobody", *way, **PASSWORD)
+        assert status == 1 and f"Look at what kvferry ls {store} nobody says" in " ".join(out.split())
+
+
 def test_clusters_are_apart(store: str) -> None:
     with engine_in(store, "blue", MC_METADATA_CLUSTER_ID="blue"):
         assert listed(store) == {}

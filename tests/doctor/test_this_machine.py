@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,6 +102,16 @@ def test_settings_with_which_no_engine_starts_are_an_error(wrong: Any) -> None:
     assert severities["engine"] == "error" and status == 1, report
     (found,) = (f for f in report["findings"] if f["subject"] == "engine")
     assert next(iter(wrong)) in found["found"] and found["advice"]
+
+
+def test_a_secret_file_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.touch(mode=0o600)
+    files = {"KVFERRY_SECRET_FILE": str(file), "KVFERRY_TLS_KEY": ""}
+    assert not wrong(doctor_host.of_secrets(files))
+    file.chmod(0o640)
+    (finding,) = wrong(doctor_host.of_secrets(files))
+    assert finding.subject == "security" and finding.advice == f"chmod 600 {file}"
 
 
 def test_a_device_library_that_is_named_and_not_there_is_a_warning() -> None:

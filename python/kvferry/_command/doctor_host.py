@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import socket
 from collections.abc import Iterator
 
@@ -34,6 +36,7 @@ def examine(arguments: argparse.Namespace, found: Settings) -> Iterator[Finding]
     yield from of_ports(ports.ports(*port_range(found)))
     yield from of_limits(limits.limits())
     yield from of_start(arguments)
+    yield from of_secrets({name: value(found, name) for name in ("KVFERRY_SECRET_FILE", "KVFERRY_TLS_KEY")})
     yield from of_same_host(samehost.same_host())
     here = processors.processors()
     for interface in interfaces():
@@ -178,6 +181,14 @@ def of_descriptors(found: limits.Limits) -> Iterator[Finding]:
         )
     else:
         yield ok("descriptors", f"the limit of open files is {most or 'none'}")
+
+
+def of_secrets(files: dict[str, str]) -> Iterator[Finding]:
+    """Files with secrets, by setting; "" where none is named."""
+    for name, file in files.items():
+        with contextlib.suppress(OSError):  # an engine that cannot read it does not start, and says so
+            if file and os.stat(file).st_mode & 0o077:
+                yield warning("security", f"other users of this machine can read {file} ({name})", f"chmod 600 {file}")
 
 
 def of_same_host(found: samehost.SameHost) -> Iterator[Finding]:

@@ -86,7 +86,7 @@ def examine_engine(way: Way, address: str) -> Iterator[Finding]:
     landing = HostMemory(PAGE)
     try:
         with environment(APART), engines.engine(way.arguments, peer, landing) as engine:
-            described = yield from ask(engine, peer)
+            described = yield from ask(engine, peer, way.arguments.metadata)
             if described is None:
                 return
             yield from of_peer(described)
@@ -207,7 +207,7 @@ def of_large_packets(way: Way, address: str, port: int) -> Generator[Finding, No
     return True
 
 
-def ask(engine: Engine, peer: str) -> Generator[Finding, None, Description | None]:
+def ask(engine: Engine, peer: str, store: str) -> Generator[Finding, None, Description | None]:
     """Step 2. It returns the description, if there is one."""
     try:
         return engines.describe(engine, peer, ANSWER)
@@ -222,6 +222,8 @@ def ask(engine: Engine, peer: str) -> Generator[Finding, None, Description | Non
             )
         elif NO_FILES in text:
             yield no_descriptors()
+        elif store != engines.P2P:
+            yield error("handshake", text, f"Look at what kvferry ls {store} {peer} says, and at the log of the peer.")
         else:
             yield error(
                 "handshake",
@@ -315,10 +317,13 @@ def measure_with(way: Way, direction: str, target: Target, changes: Mapping[str,
         memory = allocate("host", length)
     except PlaceError as e:
         raise CommandError(str(e)) from e
-    with environment(changes), engines.engine(way.arguments, way.arguments.peer, memory) as engine:
+    arguments = argparse.Namespace(**vars(way.arguments))
+    if arguments.metadata != engines.P2P:
+        arguments.name = None  # the engine of step 2 has the name in the store
+    with environment(changes), engines.engine(arguments, arguments.peer, memory) as engine:
         if engine.register(memory.address, length, memory.location, KVFERRY_ACCESS_NONE) != 0:
             raise CommandError(f"memory of this side cannot be registered: {engine.last_error()}")
-        segment = engines.open_peer(engine, way.arguments.peer)
+        segment = engines.open_peer(engine, arguments.peer)
         there = Range(segment, memory.address, target.address, length)
         return measure(engine, direction, there, way.arguments.seconds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -54,10 +55,13 @@ def engine(arguments: argparse.Namespace, towards: str | None = None, memory: ob
         yield made
 
 
+_numbers = itertools.count(1)  # of the names that own_name() makes: a store takes each name once
+
+
 def own_name(metadata: str, towards: str | None) -> str:
-    """The name of this engine where none was given."""
+    """The name of an engine where none was given; with a store, another one at each call."""
     if metadata != P2P:
-        return f"kvferry-{socket.gethostname()}-{os.getpid()}"
+        return f"kvferry-{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
     return own_address(towards)
 
 
