@@ -289,7 +289,7 @@ def of_devices(kind: devices.Kind, library: str = "") -> Iterator[Finding]:
         yield warning(
             "devices",
             f"{VARIABLES[kind.kind]} names {library}, which gives no {name}: {kind.problem}",
-            "Correct it, or unset it: without it the library is searched.",
+            "Correct it, or unset it: kvferry then searches for the library.",
         )
         return
     if kind.problem:
