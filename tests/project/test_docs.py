@@ -51,6 +51,13 @@ def test_every_relative_link_leads_to_a_file_and_to_a_place_in_it(page: Path) ->
         assert not place or place in places(text(target)), f"{page.name} links to {link}: there is no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_lines_of_prose_are_no_longer_than_120_characters(page: Path) -> None:
+    """Rows of tables and code are as long as they have to be."""
+    prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))] == []
+
+
 def test_every_page_for_users_is_linked_from_the_readme() -> None:
     linked = {(REPOSITORY / link.partition("#")[0]).resolve() for link in links(text(README))}
     assert set(DOCS.glob("*.md")) <= linked
