@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvferry as native
 from kvferry import simulator
 from kvferry._command import serve as serve_command
 from kvferry._command import serving
@@ -138,6 +139,23 @@ def test_memory_of_another_program_is_only_read_unless_it_may_be_overwritten() -
     found = result("bench", node.name, *SHORT, "--size", "4K", "--yes-write")
     assert {(case["operation"], case["checked"]) for case in found["cases"]} == {("read", True), ("write", True)}
     assert node.get(1 << 20) != before
+
+
+def test_the_largest_buffer_that_a_bench_may_use_is_taken() -> None:
+    with native.Engine("127.0.0.1") as other:
+        kept = [other.register(bytearray(1 << 20), access="write")]
+        status, _, err = run("bench", other.name, *SMALL)
+        assert status == 1 and f"{other.name} has no memory that peers may read" in err
+        status, out, err = run("doctor", other.name, *SHORT)
+        assert status == 0 and "no memory that peers may read: no transfer is tried" in " ".join(out.split()), err
+
+        kept.append(other.register(bytearray(512 << 10), access="read"))
+        assert {case["operation"] for case in result("bench", other.name, *SMALL)["cases"]} == {"read"}
+        status, _, err = run("bench", other.name, *SMALL, "--yes-write")
+        assert status == 1 and "no memory that peers may both read and write" in err
+        numbers = [buffer.nbytes for buffer in native.Descriptor.from_json(other.describe(*kept).json()).ranges]
+        status, _, err = run("bench", other.name, *SMALL, "--buffer", str(numbers.index(1 << 20)))
+        assert status == 1 and "lets peers only write buffer" in err
 
 
 def test_a_peer_without_memory_and_one_that_is_not_there_are_errors() -> None:

@@ -246,7 +246,10 @@ COMMAND = Command(
             help="memory of this side: host, npu:N or cuda:N (%(default)s)",
         ),
         option(
-            "--buffer", type=number, metavar="N", help="which buffer of a peer that is no kvferry serve (the largest)"
+            "--buffer",
+            type=number,
+            metavar="N",
+            help="which buffer of a peer that is no kvferry serve (the largest that it may use)",
         ),
         option(
             "--yes-write",

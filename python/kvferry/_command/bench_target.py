@@ -24,6 +24,10 @@ PATIENCE = 20.0  # seconds for a server to give a part
 SEED = 0x6B766672  # of the pattern in the memory of other peers
 
 
+class NotAllowedError(CommandError):
+    """A peer has memory, and none of it may be used as a bench does."""
+
+
 class Target:
     """Memory of a peer, from address on.
 
@@ -143,13 +147,17 @@ def target_of(engine: Engine, name: str, number: int | None, overwrite: bool, la
 
 
 def _others(peer: Peer, buffers: list[DescribedBuffer], number: int | None, overwrite: bool) -> Target:
-    """A buffer of a peer that is no server: the one of that number, or the largest one."""
+    """A buffer of a peer that is no server: the one of that number, or the largest one that may be used so."""
+    needed = ("read-write",) if overwrite else ("read-write", "read")
+    usable = [buffer for buffer in buffers if buffer["access"] in needed]
     if number is not None and number >= len(buffers):
         raise CommandError(f"{peer.name} has no buffer {number}: it has {len(buffers)}")
-    buffer = buffers[number] if number is not None else max(buffers, key=lambda b: b["length"])
-    if buffer["access"] == "write" or (overwrite and buffer["access"] != "read-write"):
-        allowed = f"{peer.name} lets peers only {buffer['access']} this buffer"
-        raise CommandError(f"{allowed}; --buffer names another one")
+    if number is not None and buffers[number] not in usable:
+        raise CommandError(f"{peer.name} lets peers only {buffers[number]['access']} buffer {number}")
+    if not usable:
+        what = "both read and write" if overwrite else "read"
+        raise NotAllowedError(f"{peer.name} has no memory that peers may {what}")
+    buffer = buffers[number] if number is not None else max(usable, key=lambda b: b["length"])
     target = Target(peer.segment, peer.description["kind"], buffer["location"], buffer["address"], buffer["length"])
     target.may_write = overwrite
     return target

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from kvferry._bindings import KVFERRY_ACCESS_NONE
 from kvferry._command import engines
-from kvferry._command.bench_target import Target, target_of
+from kvferry._command.bench_target import NotAllowedError, Target, target_of
 from kvferry._command.declaration import CommandError
 from kvferry._command.diagnosis import Measured, diagnose
 from kvferry._command.doctor_engine import APART, NO_FILES, no_descriptors, of_failed_start
@@ -113,6 +113,8 @@ def examine_transfers(way: Way, engine: Engine, landing: HostMemory) -> Iterator
                     **{name: rate and rate.described() for name, rate in rates.items()},
                 }
                 yield from diagnose(found)
+    except NotAllowedError as e:
+        yield info("rate", f"{e}: no transfer is tried", "Run kvferry serve there to measure rates.")
     except CommandError as e:
         yield of_failure(str(e))
 
