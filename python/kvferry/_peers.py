@@ -76,13 +76,13 @@ class Descriptor:
             raise ValueError(f"this is no descriptor of an engine: it is longer than {LONGEST_TEXT}")
         try:
             found = json.loads(text)
-            version, name = found["kvferry_descriptor"], found["name"]
-            ranges = [Range(address, nbytes) for address, nbytes in found["ranges"]]
-        except (TypeError, KeyError, ValueError, RecursionError) as e:
+            if found["kvferry_descriptor"] != VERSION:
+                raise ValueError(f"its version is {found['kvferry_descriptor']!r:.20}, and {VERSION} is needed")
+            return cls(found["name"], [Range(address, nbytes) for address, nbytes in found["ranges"]])
+        except KeyError as e:
+            raise ValueError(f"this is no descriptor of an engine: it has no {e}") from e
+        except (TypeError, ValueError, RecursionError) as e:
             raise ValueError(f"this is no descriptor of an engine: {e}") from e
-        if version != VERSION or not isinstance(name, str):
-            raise ValueError(f"this is no descriptor of version {VERSION}")
-        return cls(name, ranges)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Descriptor) and (self.name, self.ranges) == (other.name, other.ranges)

@@ -710,6 +710,10 @@ def test_a_descriptor_goes_through_any_side_channel(pair: Couple) -> None:
     ):
         with pytest.raises(ValueError, match="no descriptor"):
             Descriptor.from_json(wrong)
+    with pytest.raises(ValueError, match="its version is 2, and 1 is needed"):
+        Descriptor.from_json(text.replace(":1,", ":2,", 1))
+    with pytest.raises(ValueError, match="it has no 'kvferry_descriptor'"):
+        Descriptor.from_json('{"kvferry_layout":1}')
 
 
 def test_an_engine_takes_its_settings_as_arguments(path: str, tmp_path: Any) -> None:
