@@ -80,12 +80,13 @@ def move_and_check(
         prefill = make_prefill(host, shape, here, there, batch, decode)
         written, read = both_ways(prefill, decode)
         prefill.close()
-        out.text(table_row(f"{here:6} -> {there:6} write", shape, written))
-        out.text(table_row(f"{here:6} <- {there:6} read ", shape, read))
         changed = isinstance(prefill, ReshapingPrefill)
-        if changed:
-            out.text(f"       with a change of layout: {CHANGE}")
+        mark = " *" if changed else ""
+        out.text(table_row(f"{here:6} -> {there:6} write", shape, written) + mark)
+        out.text(table_row(f"{here:6} <- {there:6} read ", shape, read) + mark)
         rows += [row(here, there, "write", written, changed), row(here, there, "read", read, changed)]
+    if any(one["change_of_layout"] for one in rows):
+        out.text(f"* with a change of layout: {CHANGE}")
     out.text(f"\nevery byte checked: the digests of all {shape.layers} layers agree on both sides, in each row")
     out.result({"version": __version__, "bytes": shape.bytes, "checked": True, "transfers": rows})
 
