@@ -13,6 +13,7 @@ from kvferry._command import settings
 from kvferry._command.doctor_engine import of_start
 from kvferry._command.findings import Finding, error, info, ok, warning
 from kvferry._command.settings import Settings, value
+from kvferry._places import size_text
 from kvferry._probes import addresses, clocks, connecting, devices, limits, ports, processors, samehost, software, tcp
 
 GB = 1e9
@@ -160,7 +161,8 @@ def of_limits(found: limits.Limits) -> Iterator[Finding]:
         )
     if found.locked_memory is not None:
         yield info(
-            "locked memory", f"processes may lock {found.locked_memory} bytes; only drivers of devices lock memory"
+            "locked memory",
+            f"processes may lock {size_text(found.locked_memory)}; only drivers of devices lock memory",
         )
 
 
