@@ -25,6 +25,7 @@ type feed struct {
 	cancel context.CancelCauseFunc
 	idle   chan struct{}          // has an element when all tasks so far may have ended
 	waits  atomic.Pointer[string] // why no byte can move yet; nil where bytes can
+	what   string                 // what the log calls the batch
 	rest   uint64                 // number of requests that were not submitted yet; Batch.mu guards it
 	ended  bool                   // no more requests will be submitted; Batch.mu guards it
 }
@@ -37,7 +38,10 @@ func (e *Engine) feedBatch(b *Batch, requests int, local iter.Seq[Range], feeder
 	for r := range local {
 		_, _ = e.memory.pinOverlapping(r, &held) // an invalid range is reported when it is submitted
 	}
-	f := &feed{idle: make(chan struct{}, 1), rest: uint64(requests)}
+	f := &feed{idle: make(chan struct{}, 1), what: "transfer", rest: uint64(requests)}
+	if requests == 0 { // it opens a segment, or sends a message
+		f.what = "request to a peer"
+	}
 	f.ctx, f.cancel = context.WithCancelCause(e.ctx)
 	b.mu.Lock()
 	b.feed.Store(f)
@@ -67,7 +71,7 @@ func (b *Batch) endFeed(f *feed, err error) {
 	}
 	b.mu.Unlock()
 	if first {
-		b.engine.reportFailure(b, err)
+		b.engine.reportFailure(b, f.what, err)
 	}
 	if b.pending.Add(-1) == 0 {
 		b.finishAll()

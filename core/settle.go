@@ -68,18 +68,18 @@ func (b *Batch) lose(task *Task, err error) {
 	reason := b.err
 	b.mu.Unlock()
 	if first {
-		b.engine.reportFailure(b, reason)
+		b.engine.reportFailure(b, "transfer", reason)
 	}
 }
 
-// reportFailure logs the first failure of a batch. The states of the tasks show the others. A transport may hold locks while it
-// settles: logging does not wait.
-func (e *Engine) reportFailure(b *Batch, reason error) {
+// reportFailure logs the first failure of a batch, and calls the batch what. The states of the tasks show the others. A transport
+// may hold locks while it settles: logging does not wait.
+func (e *Engine) reportFailure(b *Batch, what string, reason error) {
 	if errors.Is(reason, ErrDiscarded) || errors.Is(reason, ErrClosed) {
-		e.log.Info("transfer given up", zap.Uint64("batch", b.id), zap.Error(reason))
+		e.log.Info(what+" given up", zap.Uint64("batch", b.id), zap.Error(reason))
 		return
 	}
-	e.log.Warn("transfer failed", zap.Uint64("batch", b.id), zap.Error(reason))
+	e.log.Warn(what+" failed", zap.Uint64("batch", b.id), zap.Error(reason))
 }
 
 // end ends a task that has no outstanding bytes. The last task of the batch ends after the notifications were sent.

@@ -12,6 +12,8 @@ import (
 	"kvferry/core/transporttest"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // towards is a WRITE of so many bytes to the segment of that name.
@@ -52,6 +54,18 @@ func TestAStartedTransferOpensItsSegment(t *testing.T) {
 	p.transport.SettleAll(nil)
 	wait(t, b)
 	require.NoError(t, b.Err())
+}
+
+func TestTheLogCallsAFailedOpenNoTransfer(t *testing.T) {
+	observed, logs := observer.New(zap.WarnLevel)
+	p := startPair(t, func(o *core.Options) { o.Log = zap.New(observed) })
+	for _, start := range []*core.Transfer{{Segment: "nobody:1"}, towards("nobody:1", 16)} {
+		b, err := p.Start(start)
+		require.NoError(t, err)
+		wait(t, b)
+	}
+	require.Equal(t, 1, logs.FilterMessage("request to a peer failed").Len())
+	require.Equal(t, 1, logs.FilterMessage("transfer failed").Len())
 }
 
 func TestAStartWithoutRequestsOpensItsSegment(t *testing.T) {
