@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kvferry import simulator
-from kvferry._command import doctor_host, doctor_peer
+from kvferry._command import doctor_host, doctor_peer, engines
 from kvferry._command.findings import Finding
 from kvferry._probes import addresses, clocks, connecting, devices, limits, ports, processors, samehost, tcp
 from support.inprocess import environment
@@ -126,7 +126,7 @@ def test_a_peer_whose_name_has_no_port_or_is_a_url_gets_advice_of_its_own() -> N
     (unnamed,) = doctor_peer.of_handshake_port("10.0.0.2", 12001, False, refused)
     assert "MC_HANDSHAKE_PORT" in unnamed.found and "Name the port, too" in unnamed.advice
     assert "MC_HANDSHAKE_PORT" not in named.found and "Compare the port" in named.advice
-    host, _, _ = doctor_peer.host_and_port("http://10.0.0.2:8000", 12001)
+    host, _ = engines.split("http://10.0.0.2:8000")
     (url,) = doctor_peer.of_name(host, connecting.Resolved((), 0, "Name or service not known"))
     assert "is a URL" in url.found and "DNS" not in url.advice
 

@@ -59,12 +59,13 @@ def examine(way: Way) -> Iterator[Finding]:
     address = ""
     yield from of_descriptors(limits.limits())  # where few are left, the steps that follow say less
     if way.arguments.metadata == engines.P2P:
-        host, port, named = host_and_port(peer, int(value(way.settings, "MC_HANDSHAKE_PORT")))
+        host, given = engines.split(peer)
+        port = int(value(way.settings, "MC_HANDSHAKE_PORT")) if given is None else given
         found = connecting.resolve(host)
         yield from of_name(host, found)
         attempts = [connecting.connect(one, port, PATIENCE) for one in found.addresses]
         way.measured["handshake"] = [attempt._asdict() for attempt in attempts]
-        yield from of_handshake_port(host, port, named, attempts)
+        yield from of_handshake_port(host, port, given is not None, attempts)
         reached = next((attempt for attempt in attempts if not attempt.problem), None)
         if reached is None:
             return
@@ -117,14 +118,6 @@ def examine_transfers(way: Way, engine: Engine, landing: HostMemory) -> Iterator
         yield info("rate", f"{e}: no transfer is tried", "Run kvferry serve there to measure rates.")
     except CommandError as e:
         yield of_failure(str(e))
-
-
-def host_and_port(peer: str, default: int) -> tuple[str, int, bool]:
-    """The two parts of a peer's name, and whether it has a port; without one it is the default."""
-    host = engines.host_of(peer)
-    rest = peer.rpartition(":")[2]
-    named = rest.isdecimal() and not peer.endswith(host)
-    return host, int(rest) if named else default, named
 
 
 def of_name(host: str, found: connecting.Resolved) -> Iterator[Finding]:

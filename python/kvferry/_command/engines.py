@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import itertools
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +73,7 @@ ELSEWHERE = ("192.0.2.1", "2001:db8::1")
 
 def own_address(towards: str | None) -> str:
     """The address of this machine from which packets to a peer come; without a peer, from which they leave."""
-    for host in (host_of(towards),) if towards else ELSEWHERE:
+    for host in (split(towards)[0],) if towards else ELSEWHERE:
         try:
             for family, kind, protocol, _, address in socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM):
                 with socket.socket(family, kind, protocol) as s:
@@ -82,12 +84,28 @@ def own_address(towards: str | None) -> str:
     return "127.0.0.1"
 
 
-def host_of(peer: str) -> str:
-    """The host in host:port, where an IPv6 address is in brackets or has no port."""
-    if peer.startswith("["):
-        return peer[1:].partition("]")[0]
-    host, colon, port = peer.rpartition(":")
-    return host if colon and port.isdecimal() and ":" not in host else peer
+def split(peer: str) -> tuple[str, int | None]:
+    """The host and the port of a peer's name, as engines read it (core/address): host, host:port or host:port:npu_N.
+
+    An IPv6 address may be without brackets. The port is None in a name without one, and in what is no name.
+    """
+    name = re.sub(r":npu_[0-9]+$", "", peer)
+    if name.startswith("["):
+        host, _, rest = name[1:].partition("]")
+        return host, int(rest[1:]) if rest[1:].isdecimal() else None
+    host, _, port = name.rpartition(":")
+    if not host or not port.isdecimal() or _is_ipv6(name) or (":" in host and not _is_ipv6(host)):
+        return name, None
+    return host, int(port)
+
+
+def _is_ipv6(text: str) -> bool:
+    address, _, scope = text.partition("%")
+    try:
+        ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    return ":" not in scope
 
 
 def describe(engine: Engine, peer: str, timeout: float = DEFAULT_TIMEOUT) -> Description:
