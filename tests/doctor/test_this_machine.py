@@ -17,6 +17,7 @@ from kvferry import simulator
 from kvferry._command import doctor_host, doctor_peer, engines
 from kvferry._command.findings import Finding
 from kvferry._probes import addresses, clocks, connecting, devices, limits, ports, processors, samehost, tcp
+from support.commands import serving
 from support.inprocess import environment
 
 LIMIT = 60.0
@@ -129,6 +130,14 @@ def test_a_peer_whose_name_has_no_port_or_is_a_url_gets_advice_of_its_own() -> N
     host, _ = engines.split("http://10.0.0.2:8000")
     (url,) = doctor_peer.of_name(host, connecting.Resolved((), 0, "Name or service not known"))
     assert "is a URL" in url.found and "DNS" not in url.advice
+
+
+def test_a_peer_that_allows_only_other_addresses_is_named() -> None:
+    with serving("--size", "1M", KVFERRY_ALLOW="192.0.2.200") as (peer, _):
+        status, severities, report = doctor(peer)
+    assert status == 1 and set(severities) & {"handshake port", "handshake"}, report
+    (found,) = (f for f in report["findings"] if f["severity"] == "error")
+    assert "KVFERRY_ALLOW" in found["advice"]
 
 
 GOOD: dict[str, Any] = {

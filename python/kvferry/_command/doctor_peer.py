@@ -16,6 +16,8 @@ A step that fails ends the examination, since none of the later ones can succeed
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -41,6 +43,11 @@ MOST = 64 << 20  # bytes that are moved at a time
 SEVERAL = 4  # connections that are tried where the settings have fewer
 SLOW_NAMES = 0.5  # seconds of a name's resolution
 FAR = 5e-3  # seconds of a round trip from which on a batch of small blocks is slow
+RESET = os.strerror(errno.ECONNRESET)
+OF_RESETS = (
+    "Look at the peer's KVFERRY_ALLOW: the peer resets connections from addresses that are not in it, and warns of"
+    " them in its log. A firewall may reset connections, too."
+)
 # Words of the engine's errors that are about who somebody is.
 OF_SECURITY = ("KVFERRY_SECURITY", "secret", "certificate", "TLS")
 
@@ -151,6 +158,8 @@ def of_handshake_port(host: str, port: int, named: bool, attempts: list[connecti
                 if named
                 else "Name the port, too: the peer's start line has its whole name (MC_LOG_LEVEL=INFO there shows it).",
             )
+        elif attempt.problem == RESET:
+            yield error("handshake port", f"connections to {where} are reset", OF_RESETS)
         else:
             yield error(
                 "handshake port",
@@ -217,6 +226,8 @@ def ask(engine: Engine, peer: str, store: str) -> Generator[Finding, None, Descr
             )
         elif NO_FILES in text:
             yield no_descriptors()
+        elif RESET.lower() in text:
+            yield error("handshake", text, OF_RESETS)
         elif store != engines.P2P:
             yield error("handshake", text, f"Look at what kvferry ls {store} {peer} says, and at the log of the peer.")
         else:
