@@ -83,7 +83,7 @@ def test_the_chart_shows_the_figures_of_the_performance_page() -> None:
 
 
 def test_figures_name_the_same_machine_everywhere() -> None:
-    machine = "virtual machine with 16 processors and an NVIDIA H100 (Linux 6.18, driver 580)"
+    machine = "virtual machine with 16 processors and an NVIDIA H200 (Linux 6.18, driver 580)"
     for page in (README, DOCS / "performance.md", DOCS / "gpu.md"):
         assert machine in " ".join(text(page).split()), f"{page.name} names another machine"
 
