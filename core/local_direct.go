@@ -12,7 +12,9 @@ import (
 //  1. addDirect takes a task if it goes from device to device, with the pin of its region and the use of its offer.
 //  2. copyDirect copies the tasks in one job, when they are many, and before a task that is copied otherwise. So tasks that
 //     overlap are copied in their order: the planner of core/staging sees to that within a job.
-//  3. It ends the pins, and settles the tasks. If the device refuses the job, each task passes through the host by itself.
+//  3. If the device refuses a copy of the job, each task that has not landed is copied by itself, through the host if it must be. So
+//     a task with bad memory fails alone.
+//  4. endDirect ends the pins, and settles the tasks.
 
 // directTasks are those that the next job copies.
 type directTasks struct {
@@ -60,18 +62,30 @@ func (c *localWork) copyDirect() {
 	if err == nil {
 		err = copyDirectly(d.dst, d.src, d.moves)
 	}
-	for _, task := range d.tasks {
-		c.endDirect(&task, err, began)
+	landed, refused := staging.Landed(err)
+	again := refused && (len(d.tasks) > 1 || staging.IsRefused(err))
+	for i, task := range d.tasks {
+		own := err
+		if again {
+			own = nil
+			if i >= landed {
+				own = c.copyAlone(&task)
+			}
+		}
+		c.endDirect(&task, own, began)
 	}
 }
 
-// endDirect ends a task that was copied, or refused, in a job.
+// copyAlone copies a task that was refused in a job.
+func (c *localWork) copyAlone(task *directTask) error {
+	r := &c.Tasks[task.index].Request
+	dst, src := c.places(r, task.remote)
+	return c.copyInSteps(dst, src, r.Length)
+}
+
+// endDirect ends a task that was copied in a job, or by itself.
 func (c *localWork) endDirect(task *directTask, err error, began time.Duration) {
 	r := &c.Tasks[task.index].Request
-	if staging.IsRefused(err) {
-		dst, src := c.places(r, task.remote)
-		err = c.copyInSteps(dst, src, r.Length)
-	}
 	if task.offer != nil {
 		task.offer.End()
 	}

@@ -213,6 +213,7 @@ func (c *localWork) copyInSteps(dst, src place, length uint64) error {
 	// From the end, so that no step overwrites bytes that a later one reads. Source and destination of a direct copy do not overlap,
 	// and its steps have to begin aligned if it does.
 	fromEnd := dst.addr > src.addr && !copy.direct
+	var refused error
 	for done := uint64(0); done < length; {
 		if err := c.Aborted(); err != nil {
 			return err
@@ -224,12 +225,16 @@ func (c *localWork) copyInSteps(dst, src place, length uint64) error {
 		}
 		err := copy.copyStep(at, part)
 		if copy.direct && staging.IsRefused(err) {
+			refused = err
 			err, part = c.transport.leases.stage(&copy, length-done), 0
 		}
 		if err != nil {
 			return err
 		}
 		done += part
+	}
+	if refused != nil {
+		dst.on.Separate(src.on, refused)
 	}
 	return nil
 }

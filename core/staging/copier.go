@@ -62,6 +62,7 @@ type copier struct {
 	planner    planner
 	stream     device.Stream // nil before the first job, and after one was given up
 	gatherless time.Time     // when the gather block could not be allocated
+	landing    int           // of the latest job of which a copy was refused: see refusal
 	outOfReach bool          // it was logged that there are blocks that a kernel cannot reach
 	abandoned  []abandoned
 	tables     *device.Tables // where the device's table is kept; nil if none is to be used

@@ -15,8 +15,9 @@ import (
 //  1. TakesDirect says whether a range may be copied so, as far as that is known by now.
 //  2. StartFrom starts a job, on the device that the bytes go to. In its moves, Block is an address of the device that they come
 //     from. It is planned and done as other jobs are, by a copier of its own (rule 9 of the planner).
-//  3. Where that device refuses, because it has no access to the memory of the other, the job's error is one of IsRefused. The
-//     bytes are to pass through blocks then. That there is no access is logged once, and the pair is not tried again.
+//  3. Where that device refuses a copy, Landed says which moves can be made again: one of them may be bad, and the others good.
+//  4. Where it refuses because it has no access to the memory of the other, the error is one of IsRefused. The bytes are to pass
+//     through blocks then. When they have, Separate logs that once, and the pair is not tried again.
 
 // peers are other devices, as direct copies know them.
 type peers struct {
@@ -56,14 +57,13 @@ func (d *Device) isApart(from *Device) bool {
 }
 
 // StartFrom starts a job whose bytes come from memory of a device, this one or another, and go to memory of this one. See Start; no
-// move is strided, and none overlaps with itself. Both devices' memory belongs to the job until its end.
+// move is strided or empty, and none overlaps with itself. Both devices' memory belongs to the job until its end.
 func (d *Device) StartFrom(from *Device, j *Job) {
 	if from != d {
 		done := j.Done
 		j.from = from
 		j.Done = func(err error) {
 			if err != nil {
-				d.separate(from, err)
 				err = fmt.Errorf("copying from %s to %s: %w", from.name, d.name, err)
 			}
 			done(err)
@@ -72,16 +72,35 @@ func (d *Device) StartFrom(from *Device, j *Job) {
 	d.Start(Direct, j)
 }
 
-// IsRefused reports whether a direct job has failed because the device refuses to access the memory of the other: see 3. If its
-// stream did not come to rest, a late copy might overwrite what has passed through blocks, and it is a failure like others.
-func IsRefused(err error) bool {
-	return (errors.Is(err, device.ErrNoPeer) || errors.Is(err, device.ErrOutOfReach)) && !errors.Is(err, errGivenUp)
+// refusal is why a copy of a job could not be queued.
+type refusal struct {
+	error
+	landing int // moves of the job, from the first on, whose copies were all queued before
 }
 
-// separate notes that the device has no access to the memory of another, if the error says that. The error of a job that was given
-// up may be about another one.
-func (d *Device) separate(from *Device, err error) {
-	if !errors.Is(err, device.ErrNoPeer) || errors.Is(err, errGivenUp) {
+func (r *refusal) Unwrap() error { return r.error }
+
+// Landed reports whether a direct job has failed because a copy of it was refused, and nothing of it can land any more. Then the
+// first moves have landed. The others have not, or can be made again: none of them reads what another one writes. If the stream did
+// not come to rest, a late copy might overwrite what was copied again, and it is a failure like others.
+func Landed(err error) (moves int, refused bool) {
+	var r *refusal
+	if !errors.As(err, &r) || errors.Is(err, errGivenUp) {
+		return 0, false
+	}
+	return r.landing, true
+}
+
+// IsRefused reports whether a direct job has failed because the device refuses to access the memory of the other: see 4.
+func IsRefused(err error) bool {
+	_, refused := Landed(err)
+	return refused && (errors.Is(err, device.ErrNoPeer) || errors.Is(err, device.ErrOutOfReach))
+}
+
+// Separate notes that the device has no access to the memory of another, if the error of a direct job says that. It is called when
+// the bytes have passed through blocks: a copy may also be refused because its memory is bad.
+func (d *Device) Separate(from *Device, err error) {
+	if !errors.Is(err, device.ErrNoPeer) {
 		return
 	}
 	d.peers.mu.Lock()

@@ -62,9 +62,9 @@ func (c *copier) issue(j *issued) (err error) {
 	} else if j.job.copiesMany() {
 		c.calibrate()
 	}
-	c.planner.from = j.job.from
+	c.planner.from, c.landing = j.job.from, 0
 	if err = c.copyWithinReach(j.job.Moves); err != nil {
-		return err
+		return &refusal{err, c.landing}
 	}
 	if err := c.stream.Record(j.event); err != nil {
 		return fmt.Errorf("%s: recording an event: %w", c.name, err)
@@ -166,7 +166,10 @@ func (c *copier) copy(moves []Move) error {
 		steps = c.planner.plan(moves)
 	}
 	for i := range steps {
-		if err := c.call(&steps[i]); err != nil {
+		if issued, err := c.call(&steps[i]); err != nil {
+			if c.landing = 0; len(steps) == 1 { // otherwise the copies are not queued in the order of the moves
+				c.landing = c.planner.movesOf(issued)
+			}
 			return err
 		}
 	}
@@ -191,21 +194,22 @@ func (c *copier) makeGather() bool {
 	return true
 }
 
-func (c *copier) call(s *step) error {
-	issued, err := s.queue(c.stream)
+// call makes the call of a step. issued is how many copies were queued, of a step of single ones.
+func (c *copier) call(s *step) (issued int, err error) {
+	issued, err = s.queue(c.stream)
 	if s.way != device.Single {
 		if err != nil {
-			return fmt.Errorf("%s: a %v of %d copies %v: %w", c.name, s.way, s.count(), s.kind, err)
+			return 0, fmt.Errorf("%s: a %v of %d copies %v: %w", c.name, s.way, s.count(), s.kind, err)
 		}
 		c.counters.together[s.way].Add(1)
-		return nil
+		return 0, nil
 	}
 	c.counters.copies[s.kind].Add(uint64(issued))
 	if err != nil {
 		failed := s.copies[min(issued, len(s.copies)-1)]
-		return fmt.Errorf("%s: copying %d bytes %s, from %#x to %#x: %w", c.name, failed.Length, s.sides(), failed.Src, failed.Dst, err)
+		err = fmt.Errorf("%s: copying %d bytes %s, from %#x to %#x: %w", c.name, failed.Length, s.sides(), failed.Src, failed.Dst, err)
 	}
-	return nil
+	return issued, err
 }
 
 // sides says between which memory the copies of a step are.

@@ -69,8 +69,9 @@ func newPlanner(dir Direction, traits device.Traits, o Options) planner {
 // planned is a move, joined with those that follow it without a gap.
 type planned struct {
 	Move
-	way   device.Way
-	group int32 // index of the group that it is gathered with, or alone or together
+	joined int // moves
+	way    device.Way
+	group  int32 // index of the group that it is gathered with, or alone or together
 }
 
 const (
@@ -147,10 +148,11 @@ func (p *planner) join(moves []Move) {
 			last := &p.moves[n-1]
 			if last.Device+uintptr(last.Length) == m.Device && last.end() == m.Block && p.mayJoin(m, last.Length+m.Length) {
 				last.Length += m.Length
+				last.joined++
 				continue
 			}
 		}
-		p.moves = append(p.moves, planned{m, device.Single, alone})
+		p.moves = append(p.moves, planned{m, 1, device.Single, alone})
 	}
 }
 
@@ -240,6 +242,14 @@ func (p *planner) planIn() {
 
 // gatherAt is the address in the gather block of the byte at an address in the lease.
 func (p *planner) gatherAt(addr uintptr) uintptr { return p.gather + addr - p.base }
+
+// movesOf is how many moves of the job the first copies make, where all copies are single ones in the order of the moves.
+func (p *planner) movesOf(copies int) (moves int) {
+	for i := range p.moves[:copies] {
+		moves += p.moves[i].joined
+	}
+	return moves
+}
 
 // direct is the copy of a single move.
 func (p *planner) direct(m *planned) device.Copy {
