@@ -65,6 +65,7 @@ type copier struct {
 	landing    int           // of the latest job of which a copy was refused: see refusal
 	outOfReach bool          // it was logged that there are blocks that a kernel cannot reach
 	abandoned  []abandoned
+	late       *lateCopies    // of the device
 	tables     *device.Tables // where the device's table is kept; nil if none is to be used
 
 	counters counters

@@ -56,6 +56,11 @@ func (c *copier) issue(j *issued) (err error) {
 	if j.event, err = c.newEvent(); err != nil {
 		return err
 	}
+	if c.planner.dir != Out {
+		if err = c.late.refuse(j.job.Moves); err != nil {
+			return &refusal{error: fmt.Errorf("%s: %w", c.name, err)}
+		}
+	}
 	j.queued = true
 	if j.job.prepares {
 		c.prepare(j.job)

@@ -69,6 +69,7 @@ type Device struct {
 	options   Options
 	alignment uint64
 	copiers   [3]*copier // by direction
+	late      lateCopies
 	preparation
 	peers peers
 }
@@ -83,6 +84,7 @@ func New(d device.Device, name string, o Options) *Device {
 	s := &Device{name: name, options: o, alignment: uint64(d.Traits().Alignment), preparation: newPreparation()}
 	for dir := range s.copiers {
 		s.copiers[dir] = newCopier(d, name, Direction(dir), o)
+		s.copiers[dir].late = &s.late
 	}
 	return s
 }

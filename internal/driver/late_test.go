@@ -1,0 +1,70 @@
+package driver_test
+
+import (
+	"testing"
+	"time"
+
+	"kvferry/core"
+	"kvferry/tests/simtest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A copy that does not end is given up, and the device makes it later. So nothing that is written to the same memory until then is
+// reported as done: it would be overwritten.
+func TestACopyThatWasGivenUpOverwritesNothingThatWasAcknowledged(t *testing.T) {
+	const length = 64 * kib
+	impatient := func(c *core.Config) { c.ProgressTimeout = 200 * time.Millisecond }
+	spans := []span{{0, 4096}, {8 * kib, 4096}, {16 * kib, 300}} // a target copies them together
+	onAll(t, func(t *testing.T, k *kind) {
+		for name, places := range map[string]func(*testing.T, *accelerator) (n *node, op core.Opcode, segment core.SegmentID, local, remote *memory){
+			"at a target": func(t *testing.T, app *accelerator) (*node, core.Opcode, core.SegmentID, *memory, *memory) {
+				target, n := startNode(t, impatient), startNode(t, nil)
+				return n, core.Write, n.opens(target.Name()), n.onHost(length), target.on(app, length)
+			},
+			"at an initiator": func(t *testing.T, app *accelerator) (*node, core.Opcode, core.SegmentID, *memory, *memory) {
+				target, n := startNode(t, nil), startNode(t, impatient)
+				return n, core.Read, n.opens(target.Name()), n.on(app, length), target.onHost(length)
+			},
+			"within an engine": func(t *testing.T, app *accelerator) (*node, core.Opcode, core.SegmentID, *memory, *memory) {
+				n := newNode(t, impatient, simtest.Runtime(t))
+				return n, core.Write, core.LocalSegment, n.onHost(length), n.on(app, length)
+			},
+			"within a device": func(t *testing.T, app *accelerator) (*node, core.Opcode, core.SegmentID, *memory, *memory) {
+				n := newNode(t, impatient, simtest.Runtime(t))
+				return n, core.Read, core.LocalSegment, n.on(app, length), n.on(app, length)
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				simtest.NoLeaks(t)
+				n, op, segment, local, remote := places(t, newDevice(t, 0))
+				to, from := ways[op](local, remote)
+				move := func(spans ...span) []core.State {
+					b := n.submit(requests(op, local, segment, remote, spans...)...)
+					n.wait(b)
+					defer func() { require.NoError(t, n.FreeBatch(b)) }()
+					return n.states(b)
+				}
+				simtest.Faults(t, "exec:1=hang")
+				require.Contains(t, move(spans...), core.Failed)
+				from.write(noise(length))
+				require.Equal(t, []core.State{core.Failed}, move(spans[0]))
+
+				elsewhere := span{32 * kib, 4096}
+				want := moved(to, from, elsewhere)
+				require.Equal(t, []core.State{core.Completed}, move(elsewhere))
+				simtest.ReleaseHangs(t)
+				eventually(t, func() bool {
+					for i, state := range move(spans...) {
+						if state != core.Completed {
+							return false
+						}
+						want = moved(to, from, spans[:i+1]...)
+					}
+					return true
+				}, "it is written when the copy has ended")
+				requireBytes(t, want, to)
+			})
+		}
+	})
+}
