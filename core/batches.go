@@ -98,6 +98,7 @@ func (b *Batch) giveUpLate(limit time.Duration) {
 
 // abortTransports has the work settled that was given up.
 func (e *Engine) abortTransports() {
+	e.local.abort()
 	e.stager.abort()
 	for _, t := range e.installed() {
 		t.Abort()

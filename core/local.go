@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +17,8 @@ import (
 //  1. Submit copies small work of host memory at once, up to the first task whose pages are not all in memory. It queues the rest,
 //     and other work, by the devices of its first task. There is a queue for each pair of devices, and one for host memory: a device
 //     that hangs delays only its own copies. A queue has a goroutine while it is not empty. If a copy of host memory takes long,
-//     because a page has to be loaded first, another goroutine goes on with the queue.
+//     because a page has to be loaded first, another goroutine goes on with the queue. What is given up while it is queued is settled
+//     at once.
 //  2. The tasks of a work are copied one after the other (local_work.go). The remote range of each is checked and pinned, as for a
 //     request of a peer. If the range is on a device, the task moves to the queue of that device, with those behind
 //     it that belong there, too.
@@ -30,8 +32,8 @@ type localTransport struct {
 	leases  localLeases
 
 	mu      sync.Mutex
-	queues  map[localRoute][]func() // those whose goroutine is alive
-	slow    int                     // copies that were overtaken and have not ended
+	queues  map[localRoute][]localStretch // those whose goroutine is alive
+	slow    int                           // copies that were overtaken and have not ended
 	closed  bool
 	running group
 }
@@ -46,22 +48,30 @@ const (
 // localRoute is which devices the two sides of a copy are on; nil for host memory.
 type localRoute struct{ local, remote *staging.Device }
 
+// localStretch is tasks that follow each other in a work, and have one route.
+type localStretch struct {
+	work  *Work
+	first int32
+	count int    // of the tasks; there may be fewer
+	bytes uint64 // of them
+	route localRoute
+}
+
 func newLocalTransport(ctx context.Context, memory *Registry, counters *metrics.Peer) *localTransport {
 	return &localTransport{
-		segment: &Segment{ID: LocalSegment, counters: counters}, memory: memory, queues: map[localRoute][]func(){},
+		segment: &Segment{ID: LocalSegment, counters: counters}, memory: memory, queues: map[localRoute][]localStretch{},
 		leases: localLeases{ctx: ctx, accounts: map[localAccount]*staging.Account{}},
 	}
 }
 
 func (t *localTransport) Submit(w *Work) {
 	const small = 256 << 10 // bytes: to copy them takes about as long as to wake a goroutine
-	route := t.routeOf(w)
-	rest, left := w.Head, w.Bytes
+	s := localStretch{work: w, first: w.Head, count: len(w.Tasks), bytes: w.Bytes, route: t.routeOf(w)}
 	if w.Bytes <= small && w.Transfer == nil && !t.memory.hasDevices() {
-		rest, left = t.copyPresent(w)
+		s.first, s.bytes = t.copyPresent(w)
 	}
-	if left > 0 && !t.queue(route, func() { t.copyFrom(w, rest, route) }) {
-		w.Settle(rest, 0, left, closedError())
+	if s.bytes > 0 {
+		t.queue(s)
 	}
 }
 
@@ -78,19 +88,51 @@ func (t *localTransport) routeOf(w *Work) localRoute {
 	return route
 }
 
-// queue adds a copy to the queue of a route. It returns false when the transport is closed.
-func (t *localTransport) queue(route localRoute, copy func()) bool {
+// queue adds tasks to the queue of their route, or settles them if that is not possible.
+func (t *localTransport) queue(s localStretch) {
+	if err := t.enqueue(s); err != nil {
+		s.settle(err)
+	}
+}
+
+// enqueue fails when the transport is closed, and where the tasks are given up: abort does not come again for them.
+func (t *localTransport) enqueue(s localStretch) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return false
+		return closedError()
 	}
-	waiting, alive := t.queues[route]
-	t.queues[route] = append(waiting, copy)
+	if err := s.work.Aborted(); err != nil {
+		return err
+	}
+	waiting, alive := t.queues[s.route]
+	t.queues[s.route] = append(waiting, s)
 	if !alive {
-		t.running.Go(func() { t.run(route) })
+		t.running.Go(func() { t.run(s.route) })
 	}
-	return true
+	return nil
+}
+
+// settle ends tasks that were not begun.
+func (s *localStretch) settle(err error) { s.work.Settle(s.first, 0, s.bytes, err) }
+
+// abort settles what is queued of works that are given up: the copies before it may take long.
+func (t *localTransport) abort() {
+	var aborted []localStretch
+	t.mu.Lock()
+	for route, waiting := range t.queues {
+		t.queues[route] = slices.DeleteFunc(waiting, func(s localStretch) bool {
+			gone := s.work.Aborted() != nil
+			if gone {
+				aborted = append(aborted, s)
+			}
+			return gone
+		})
+	}
+	t.mu.Unlock()
+	for i := range aborted {
+		aborted[i].settle(aborted[i].work.Aborted())
+	}
 }
 
 func (t *localTransport) run(route localRoute) {
@@ -102,19 +144,20 @@ func (t *localTransport) run(route localRoute) {
 			t.mu.Unlock()
 			return
 		}
+		next := waiting[0]
 		t.queues[route] = waiting[1:]
 		t.mu.Unlock()
-		if t.wasOvertaken(route, waiting[0]) {
+		if t.wasOvertaken(&next) {
 			return
 		}
 	}
 }
 
-// wasOvertaken makes a copy, and reports whether another goroutine has taken over the queue meanwhile. That is done for host
+// wasOvertaken copies tasks, and reports whether another goroutine has taken over the queue meanwhile. That is done for host
 // memory only: a device makes its copies one after the other anyway.
-func (t *localTransport) wasOvertaken(route localRoute, copy func()) bool {
-	if route != (localRoute{}) {
-		copy()
+func (t *localTransport) wasOvertaken(s *localStretch) bool {
+	if s.route != (localRoute{}) {
+		t.copyStretch(s)
 		return false
 	}
 	overtaken := false // under the lock
@@ -124,10 +167,10 @@ func (t *localTransport) wasOvertaken(route localRoute, copy func()) bool {
 		if t.slow < mostSlow {
 			overtaken = true
 			t.slow++
-			t.running.Go(func() { t.run(route) })
+			t.running.Go(func() { t.run(s.route) })
 		}
 	})
-	copy()
+	t.copyStretch(s)
 	overtake.Stop()
 	t.mu.Lock()
 	defer t.mu.Unlock()

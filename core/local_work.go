@@ -52,22 +52,18 @@ func (t *localTransport) copyPresent(w *Work) (rest int32, left uint64) {
 	return rest, left
 }
 
-// copyFrom copies a task and those that follow it in the work.
-func (t *localTransport) copyFrom(w *Work, first int32, route localRoute) {
-	if w.Transfer != nil {
-		t.copyTransfer(w)
+// copyStretch copies tasks that were queued.
+func (t *localTransport) copyStretch(s *localStretch) {
+	if s.work.Transfer != nil {
+		t.copyTransfer(s.work)
 		return
 	}
-	t.copyTasks(w, first, len(w.Tasks), route)
-}
-
-// copyTasks copies so many tasks from one on, or as many as there are.
-func (t *localTransport) copyTasks(w *Work, first int32, count int, route localRoute) {
-	c := localWork{Work: w, transport: t, route: route}
+	c := localWork{Work: s.work, transport: t, route: s.route}
 	defer c.unpin()
-	for i := first; i >= 0 && count > 0; i = w.Tasks[i].Next {
+	for i, left := s.first, s.count; i >= 0 && left > 0; left-- {
+		next := s.work.Tasks[i].Next
 		c.copyOne(i)
-		count--
+		i = next
 	}
 	c.copyDirect()
 	c.passOn()
@@ -112,14 +108,6 @@ func (c *localWork) settleOne(i int32, err error) {
 	c.Settle(i, 0, r.Length, err)
 }
 
-// localStretch is tasks that follow each other in a work, and have one route.
-type localStretch struct {
-	first int32
-	count int
-	bytes uint64
-	route localRoute
-}
-
 // addOther adds a task to those that are passed on to another route together.
 func (c *localWork) addOther(i int32, route localRoute) {
 	c.copyDirect()
@@ -127,7 +115,7 @@ func (c *localWork) addOther(i int32, route localRoute) {
 		c.passOn()
 	}
 	if c.others.count == 0 {
-		c.others = localStretch{first: i, route: route}
+		c.others = localStretch{work: c.Work, first: i, route: route}
 	}
 	c.others.count++
 	c.others.bytes += c.Tasks[i].Length
@@ -135,10 +123,10 @@ func (c *localWork) addOther(i int32, route localRoute) {
 
 // passOn adds the tasks of another route to its queue.
 func (c *localWork) passOn() {
-	t, w, s := c.transport, c.Work, c.others
+	s := c.others
 	c.others = localStretch{}
-	if s.count > 0 && !t.queue(s.route, func() { t.copyTasks(w, s.first, s.count, s.route) }) {
-		w.Settle(s.first, 0, s.bytes, closedError())
+	if s.count > 0 {
+		c.transport.queue(s)
 	}
 }
 

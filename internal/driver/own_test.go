@@ -430,6 +430,35 @@ func TestOwnSegmentCopiesThatAreGivenUpEndAfterAStep(t *testing.T) {
 	})
 }
 
+// What is queued behind a copy that takes long does not wait for it when it is given up.
+func TestOwnSegmentCopiesThatAreGivenUpWhileTheyAreQueuedEndAtOnce(t *testing.T) {
+	onPlaces(t, func(t *testing.T, k *kind, p places, apps [2]*accelerator) {
+		for op := range ways {
+			n := newNode(t, nil, simtest.Runtime(t))
+			local, remote := n.on(apps[0], mib), n.on(apps[1], mib)
+			simtest.ResetCounters(t)
+			simtest.Faults(t, "exec:1=hang")
+			first := n.submit(requests(op, local, core.LocalSegment, remote, span{0, 4096})...)
+			eventually(t, func() bool { return simtest.TakeReport(t).Faults > 0 }, "the device hangs")
+			second, third := aligned(mib, 4096), span{0, 4096}
+			queued := n.submit(requests(op, local, core.LocalSegment, remote, second...)...)
+			last := n.submit(requests(op, local, core.LocalSegment, remote, third)...)
+			n.CancelBatch(queued)
+			n.wait(queued)
+			require.ErrorIs(t, queued.Err(), core.ErrDiscarded)
+			require.NotContains(t, n.states(queued), core.Completed)
+			require.False(t, first.Done() || last.Done())
+			simtest.ReleaseHangs(t)
+			n.wait(first)
+			n.wait(last)
+			require.NoError(t, first.Err())
+			require.NoError(t, last.Err())
+			require.NoError(t, n.closes())
+			simtest.Faults(t, "")
+		}
+	})
+}
+
 // Each step begins aligned, as an NPU wants it, where the end is not.
 func TestOwnSegmentCopiesInStepsGoFromDeviceToDeviceWhateverTheirLength(t *testing.T) {
 	const length = 32*mib + 64 + 1
