@@ -15,7 +15,8 @@ import (
 //
 //  1. access, once for each peer of a stream, asks AscendCL whether the NPU can access its memory, and opens that to it. It stays
 //     open: the application may use it, too;
-//  2. CopyFrom queues the copies one by one, as those within the NPU, in the stream, which is of the NPU that the bytes go to.
+//  2. CopyFrom queues the copies one by one, as those within the NPU, in the stream, which is of the NPU that the bytes go to;
+//  3. where a copy is refused, it opens the memory again: the application may have reset the peer, and set it again.
 
 var (
 	_ device.Peered     = (*npu)(nil)
@@ -33,14 +34,26 @@ func (s *stream) CopyFrom(other device.Device, copies []device.Copy) (issued int
 	if !s.npu.MayAccess(other) {
 		return 0, device.ErrNoPeer
 	}
-	if err := s.access(other.(*npu)); err != nil {
-		return 0, fmt.Errorf("%w: %w", device.ErrNoPeer, err)
+	peer := other.(*npu)
+	opened := slices.Contains(s.peers, peer.index)
+	issued, err = s.copyFrom(peer, copies)
+	if err != nil && opened {
+		s.peers = slices.DeleteFunc(s.peers, func(index int) bool { return index == peer.index })
+		var more int
+		more, err = s.copyFrom(peer, copies[issued:])
+		issued += more
 	}
-	issued, err = s.Copy(device.WithinDevice, copies)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", device.ErrNoPeer, err)
 	}
 	return issued, err
+}
+
+func (s *stream) copyFrom(peer *npu, copies []device.Copy) (issued int, err error) {
+	if err := s.access(peer); err != nil {
+		return 0, err
+	}
+	return s.Copy(device.WithinDevice, copies)
 }
 
 // access opens the memory of a peer.

@@ -137,6 +137,26 @@ func TestOwnSegmentCopiesOfManyShortBlocksAreMadeByAKernel(t *testing.T) {
 	}
 }
 
+// An application frees all memory of a device, and leaves the device to itself. That ends the access of others to it.
+func TestOwnSegmentCopiesGoFromADeviceThatWasResetAndSetAgain(t *testing.T) {
+	const length = 40 * mib // two steps
+	onAll(t, func(t *testing.T, k *kind) {
+		simtest.NoLeaks(t)
+		n := newNode(t, small, simtest.Runtime(t))
+		local := n.on(newDevice(t, 0), length)
+		for _, spans := range [][]span{{{0, 4096}, {8192, 4096}}, {{0, 4096}}, {{0, length}}, {{0, 64}, {64 * kib, 4096}}} {
+			t.Run(fmt.Sprint(spans), func(t *testing.T) {
+				remote := n.on(newDevice(t, 1), length)
+				direct, host := n.own(core.Read, local, remote, spans...)
+				require.Equal(t, sum(spans), direct)
+				require.Zero(t, host)
+				require.NoError(t, n.Unregister(remote.addr))
+				simtest.ResetCounters(t) // the copy that was refused is intended
+			})
+		}
+	})
+}
+
 // Older releases have no batches.
 func TestOwnSegmentCopiesWithOlderReleases(t *testing.T) {
 	for _, k := range []*kind{npus, gpus} {
