@@ -138,7 +138,7 @@ func (d *devices) describe() []metrics.Staging {
 	names, staged := slices.Sorted(maps.Keys(d.staged)), maps.Clone(d.staged)
 	d.mu.Unlock()
 	for _, name := range names {
-		for _, dir := range []staging.Direction{staging.Out, staging.In} {
+		for dir := range staging.Direct + 1 {
 			s := staged[name].Stats(dir)
 			all = append(all, metrics.Staging{
 				Device: name, Direction: dir.String(), Pool: uint64(s.Blocks) * staged[name].BlockSize(), Leased: s.Leased,

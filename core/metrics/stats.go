@@ -209,7 +209,7 @@ type SecurityFailures struct {
 // Staging is one direction of the staging of a device.
 type Staging struct {
 	Device    string  `json:"device"`    // npu:0
-	Direction string  `json:"direction"` // "out", from the device, or "in"
+	Direction string  `json:"direction"` // "out", from the device, "in", or "direct", from a device to this one
 	Pool      uint64  `json:"pool_bytes"`
 	Leased    uint64  `json:"leased_bytes"` // of the pool
 	Waits     uint64  `json:"waits"`        // how often somebody had to wait for a part of the pool

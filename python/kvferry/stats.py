@@ -169,7 +169,7 @@ class Security(TypedDict):
 
 
 class Staging(TypedDict):
-    """One direction of the staging of a device."""
+    """One direction of a device's staging: "out", from the device, "in", or "direct", from a device to this one."""
 
     device: str
     direction: str

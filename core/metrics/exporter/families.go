@@ -172,7 +172,7 @@ var families = []family{
 	}, false},
 
 	// Device memory.
-	{"kvferry_staging_pool_bytes", "gauge", []string{"device", "direction"}, "Page-locked memory for device memory. direction is out (from the device) or in", eachStaging(func(s *metrics.Staging) any { return s.Pool }), false},
+	{"kvferry_staging_pool_bytes", "gauge", []string{"device", "direction"}, "Page-locked memory for device memory. direction is out (from the device), in, or direct (from a device to this one, past that memory)", eachStaging(func(s *metrics.Staging) any { return s.Pool }), false},
 	{"kvferry_staging_leased_bytes", "gauge", []string{"device", "direction"}, "The part of it that is in use", eachStaging(func(s *metrics.Staging) any { return s.Leased }), false},
 	{"kvferry_staging_waits_total", "counter", []string{"device", "direction"}, "How often a transfer had to wait for a part of it", eachStaging(func(s *metrics.Staging) any { return s.Waits }), false},
 	{"kvferry_staging_jobs_total", "counter", []string{"device", "direction"}, "Sets of copies that were done", eachStaging(func(s *metrics.Staging) any { return s.Jobs }), false},
