@@ -30,7 +30,7 @@ type devices struct {
 	closed bool
 }
 
-func newDevices(runtimes []device.Runtime, name address.Name, c *Config, log *zap.Logger) *devices {
+func newDevices(runtimes []device.Runtime, name address.Name, memory *Registry, c *Config, log *zap.Logger) *devices {
 	d := &devices{runtimes: runtimes, staged: map[string]*staging.Device{}, prepares: c.DevicePrepare, options: staging.Options{
 		BlockSize:   uint64(c.StagingBlockSize),
 		PoolSize:    uint64(c.StagingPoolSize),
@@ -38,6 +38,13 @@ func newDevices(runtimes []device.Runtime, name address.Name, c *Config, log *za
 		Copying:     c.DeviceCopy,
 		Timeout:     c.ProgressTimeout,
 		Log:         log,
+		Hold: func(late []staging.Range, why string) (release func()) {
+			ranges := make([]Range, len(late))
+			for i, r := range late {
+				ranges[i] = Range{Addr: r.Addr, Length: r.Length}
+			}
+			return memory.HoldAll(ranges, why)
+		},
 	}}
 	if name.Device != address.NoDevice {
 		d.named = fmt.Sprintf("npu:%d", name.Device)

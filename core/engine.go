@@ -166,7 +166,7 @@ func start(o Options, name address.Name, self self, store metadata.Store) (*Engi
 		store:   store, client: metadata.Client{
 			ConnectTimeout: o.Config.HandshakeConnectTimeout, MaxLength: o.Config.HandshakeMaxLength, Security: self.policy,
 		},
-		local: newLocalTransport(ctx, memory, &counters.Own), stager: newStager(), devices: newDevices(o.Runtimes, name, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: cmp.Or(o.Waits.Grace, unregisterGrace), ending: cmp.Or(o.Waits.Ending, EndingTime),
+		local: newLocalTransport(ctx, memory, &counters.Own), stager: newStager(), devices: newDevices(o.Runtimes, name, memory, &o.Config, o.Log), sync: make(chan struct{}, 1), grace: cmp.Or(o.Waits.Grace, unregisterGrace), ending: cmp.Or(o.Waits.Ending, EndingTime),
 		ctx: ctx, cancel: cancel,
 	}
 	e.transports.Store(&[]installedTransport{})

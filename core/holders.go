@@ -23,16 +23,22 @@ type hold struct {
 // Hold pins the registered memory that overlaps r until release is called: Unregister waits for it, and fails with why in its
 // error when that takes too long. Memory that is being unregistered is pinned as well while it has other pins. Memory that is not
 // registered is not pinned. release may be called from any goroutine, and more than once.
-func (m *Registry) Hold(r Range, why string) (release func()) {
-	h := &hold{why: why}
+func (m *Registry) Hold(r Range, why string) (release func()) { return m.HoldAll([]Range{r}, why) }
+
+// HoldAll is Hold for several ranges together.
+func (m *Registry) HoldAll(ranges []Range, why string) (release func()) {
+	h, held := &hold{why: why}, map[*Region]bool{}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, tree := range []*btree.BTreeG[entry]{m.index, m.leaving} {
-		eachOverlapping(tree, r, func(region *Region) {
-			if region.pinIfInUse() {
-				h.regions = append(h.regions, region)
-			}
-		})
+		for _, r := range ranges {
+			eachOverlapping(tree, r, func(region *Region) {
+				if !held[region] && region.pinIfInUse() {
+					held[region] = true
+					h.regions = append(h.regions, region)
+				}
+			})
+		}
 	}
 	if len(h.regions) == 0 {
 		return func() {}

@@ -185,6 +185,7 @@ func (t *localTransport) close(limit time.Duration) error {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
+	t.abort()
 	t.leases.close()
 	if !t.running.join(limit) {
 		return status.Errorf(status.BatchBusy, "memory is %w by a copy within this process", ErrInUse)

@@ -68,7 +68,7 @@ func (c *copier) threadEnded() {
 
 // endIfIdle is called with the lock held: when the copier is being closed, and when one of its threads has ended.
 func (c *copier) endIfIdle() {
-	if c.closing && c.threads == 0 && !c.calibrating {
+	if c.closing && c.threads == 0 && !c.calibrating && !c.awaiting {
 		close(c.ended)
 	}
 }

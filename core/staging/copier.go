@@ -48,6 +48,7 @@ type copier struct {
 	making     bool // a thread makes a block
 	// A thread of its own measures the device. It is none of threads.
 	calibrating bool
+	awaiting    bool // so does a thread that waits for late copies; under the lock
 	leftover    leftover
 	recovering  bool // a thread recovers the stream: no job is issued
 	threads     int  // launched, and not ended

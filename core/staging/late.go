@@ -2,8 +2,10 @@ package staging
 
 import (
 	"cmp"
+	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"kvferry/core/device"
 	"kvferry/core/status"
@@ -12,24 +14,28 @@ import (
 // Late copies. If the copies of a job do not end and their stream cannot be closed, the device may still make them, at any time. They
 // would overwrite what has been copied there meanwhile, and was reported.
 //
-//  1. abandon notes which memory of the device such copies write.
-//  2. issue has refuse fail a job that writes there, as long as the copies have not ended.
-//  3. freeAbandoned has them forgotten before it closes their events.
+//  1. abandon notes which memory of the device such copies write. The memory is held: it cannot be taken back.
+//  2. issue has refuse fail a job that writes there.
+//  3. awaitLate, on a thread of its own, asks the device from time to time whether the copies have ended. Then they are forgotten.
+//  4. freeAbandoned has them forgotten before it closes their events.
 
 // lateCopies are those of a device, of whichever copier.
 type lateCopies struct {
+	hold func(late []Range, why string) (release func()) // see Options
+
 	mu      sync.Mutex
 	streams []lateStream
 }
 
 // lateStream is what the copies of a stream may still write.
 type lateStream struct {
-	event  device.Event // happens when they have ended; nil if there is none
-	writes []span       // sorted, and none touches another
+	event   device.Event // happens when they have ended; nil if there is none
+	writes  []span       // sorted, and none touches another
+	release func()       // of the memory
 }
 
-// note adds the copies of jobs that are given up, in the order in which they were issued.
-func (l *lateCopies) note(dead []issued) {
+// note adds the copies of jobs that are given up, in the order in which they were issued. name is that of the copier.
+func (l *lateCopies) note(dead []issued, name string) {
 	var late lateStream
 	for i := range dead {
 		j := &dead[i]
@@ -45,6 +51,11 @@ func (l *lateCopies) note(dead []issued) {
 		}
 	}
 	late.merge()
+	ranges := make([]Range, len(late.writes))
+	for i, w := range late.writes {
+		ranges[i] = Range{w.start, uint64(w.end - w.start)}
+	}
+	late.release = l.hold(ranges, "a copy of "+name+", that was given up and does not end")
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.streams = append(l.streams, late)
@@ -68,21 +79,37 @@ func (s *lateStream) merge() {
 func (l *lateCopies) refuse(moves []Move) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.streams) == 0 {
-		return nil
-	}
-	l.streams = slices.DeleteFunc(l.streams, func(s lateStream) bool { return s.overlaps(moves) && s.hasEnded() })
 	if slices.ContainsFunc(l.streams, func(s lateStream) bool { return s.overlaps(moves) }) {
 		return status.Errorf(status.Context, "a copy that was given up may still write to this memory")
 	}
 	return nil
 }
 
-// forget is called before events are closed.
-func (l *lateCopies) forget(events []device.Event) {
+// mayEnd reports whether there are copies whose end can be noticed.
+func (l *lateCopies) mayEnd() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.streams = slices.DeleteFunc(l.streams, func(s lateStream) bool { return slices.Contains(events, s.event) })
+	return slices.ContainsFunc(l.streams, func(s lateStream) bool { return s.event != nil })
+}
+
+// sweep forgets the copies that have ended.
+func (l *lateCopies) sweep() { l.forgetThose(func(s *lateStream) bool { return s.hasEnded() }) }
+
+// forget is called before events are closed.
+func (l *lateCopies) forget(events []device.Event) {
+	l.forgetThose(func(s *lateStream) bool { return slices.Contains(events, s.event) })
+}
+
+func (l *lateCopies) forgetThose(which func(*lateStream) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.streams = slices.DeleteFunc(l.streams, func(s lateStream) bool {
+		ended := which(&s)
+		if ended {
+			s.release()
+		}
+		return ended
+	})
 }
 
 func (s *lateStream) hasEnded() bool {
@@ -108,4 +135,55 @@ func (m *Move) written() span {
 		addr, length = m.Runs.Bounds()
 	}
 	return span{start: addr, end: addr + uintptr(length)}
+}
+
+// latePause is how long awaitLate pauses before it asks again.
+const latePause = 100 * time.Millisecond
+
+// noteLate notes the copies of jobs that are given up, and has them awaited.
+func (c *copier) noteLate(dead []issued) {
+	c.late.note(dead, c.name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.await()
+}
+
+// await launches the thread that awaits late copies, if there are any and it does not run. The lock is held.
+func (c *copier) await() {
+	if !c.awaiting && !c.closing && c.late.mayEnd() {
+		c.awaiting = true
+		go c.awaitLate()
+	}
+}
+
+// awaitLate runs on an OS thread of its own, which ends with it: when all late copies have ended, or the copier is being closed.
+func (c *copier) awaitLate() {
+	runtime.LockOSThread()
+	failed := c.device.Bind()
+	if failed == nil {
+		for c.late.mayEnd() && !c.isStopping(latePause) {
+			c.late.sweep()
+		}
+		failed = c.device.Unbind()
+	}
+	c.failedTo("await late copies", failed)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.awaiting = false
+	if failed == nil {
+		c.await() // others may have come
+	}
+	c.endIfIdle()
+}
+
+// isStopping waits until the copier is being closed, at most for so long.
+func (c *copier) isStopping(pause time.Duration) bool {
+	over := time.NewTimer(pause)
+	defer over.Stop()
+	select {
+	case <-c.stopping:
+		return true
+	case <-over.C:
+		return false
+	}
 }

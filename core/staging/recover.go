@@ -121,7 +121,7 @@ func (c *copier) abandon(dead []issued, stuck bool, reason error) {
 	c.abandoned = append(c.abandoned, abandoned{c.stream, stuck, eventsOf(dead), c.planner.gather})
 	c.planner.gather = 0
 	if c.planner.dir != Out {
-		c.late.note(dead)
+		c.noteLate(dead)
 	}
 	given := c.pool.giveUp(blocks)
 	c.log.Error("the device is stuck: staging blocks are given up", zap.String("device", c.name), zap.Int("blocks", given), zap.Error(reason))

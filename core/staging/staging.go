@@ -28,6 +28,16 @@ type Options struct {
 	MeasureTime time.Duration // for measuring how moves are copied fastest, in one direction; 0 is a quarter of a second
 	Timeout     time.Duration // for the copies of one job, more than 0; after that the device counts as stuck
 	Log         *zap.Logger
+
+	// Hold keeps memory of the device from being taken back until release is called: a copy that was given up may still write to it.
+	// why is for errors. It is nil where nobody takes memory back.
+	Hold func(late []Range, why string) (release func())
+}
+
+// Range is memory of a device.
+type Range struct {
+	Addr   uintptr
+	Length uint64
 }
 
 // Granule is the unit in which blocks are leased, in bytes.
@@ -81,7 +91,11 @@ func New(d device.Device, name string, o Options) *Device {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
+	if o.Hold == nil {
+		o.Hold = func([]Range, string) func() { return func() {} }
+	}
 	s := &Device{name: name, options: o, alignment: uint64(d.Traits().Alignment), preparation: newPreparation()}
+	s.late.hold = o.Hold
 	for dir := range s.copiers {
 		s.copiers[dir] = newCopier(d, name, Direction(dir), o)
 		s.copiers[dir].late = &s.late
@@ -186,7 +200,7 @@ type Job struct {
 	// Done is called at the end of the job. err is nil when every byte is at its destination. Otherwise any of the bytes may be
 	// missing, but no copy touches memory any more. There is one exception: if a device neither finishes a copy in time nor lets
 	// its stream be closed, it is not known whether the copy will ever be made. The error says so. The blocks are not used again,
-	// but the device memory belongs to the caller, and may still be touched.
+	// and device memory that may still be written is held: see Options.Hold.
 	Done func(err error)
 
 	// After is called once after Done, on the same goroutine and by the same rules: after the Done of all jobs that were found to

@@ -1,6 +1,7 @@
 package driver_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -65,6 +66,56 @@ func TestACopyThatWasGivenUpOverwritesNothingThatWasAcknowledged(t *testing.T) {
 				}, "it is written when the copy has ended")
 				requireBytes(t, want, to)
 			})
+		}
+	})
+}
+
+// Such memory cannot be taken back, until the copy has ended.
+func TestMemoryThatACopyMayStillWriteIsInUse(t *testing.T) {
+	const length = 64 * kib
+	onAll(t, func(t *testing.T, k *kind) {
+		for op := range ways {
+			for _, within := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%v, within a device: %v", op, within), func(t *testing.T) {
+					simtest.NoLeaks(t)
+					n := newNodeWith(t, func(o *core.Options) {
+						o.Config.ProgressTimeout = 200 * time.Millisecond
+						o.Waits = core.Waits{Grace: time.Millisecond, Ending: time.Millisecond}
+					}, simtest.Runtime(t))
+					app := newDevice(t, 0)
+					local, remote := n.on(app, length), n.on(app, length)
+					to, from := ways[op](local, remote)
+					if !within {
+						host := n.onHost(length)
+						if from == local {
+							local, from = host, host
+						} else {
+							remote, from = host, host
+						}
+					}
+					other := n.on(app, length)
+					simtest.Faults(t, "exec:1=hang")
+					b := n.submit(requests(op, local, core.LocalSegment, remote, span{0, 4096}, span{8 * kib, 100})...)
+					n.wait(b)
+					require.ErrorContains(t, b.Err(), "a copy may still be under way")
+					require.NoError(t, n.FreeBatch(b))
+
+					err := n.Unregister(to.addr)
+					require.ErrorIs(t, err, core.ErrInUse)
+					require.ErrorContains(t, err, "that was given up and does not end")
+					require.ErrorContains(t, n.Register(to.addr, length, "*", true), "still in use")
+					require.NoError(t, n.Unregister(other.addr))
+					require.NoError(t, n.Unregister(from.addr))
+					simtest.ReleaseHangs(t)
+					eventually(t, func() bool { return n.Unregister(to.addr) == nil }, "the copy has ended")
+					app.Free(to.addr)
+					_ = n.closes() // which may go on when it has returned
+					eventually(t, func() bool {
+						left := simtest.TakeReport(t).Leaked
+						return left.Streams+left.Events+left.HostAllocations == 0 && left.DeviceSets == 1
+					}, "closing goes on")
+				})
+			}
 		}
 	})
 }
