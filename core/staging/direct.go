@@ -43,8 +43,10 @@ func (d *Device) TakesDirect(from *Device, dst, src uintptr, length uint64) bool
 }
 
 // MostDirect is how many moves a job should have at most whose bytes come from a device: see MostRuns. From another device they are
-// copied one by one.
-func (d *Device) MostDirect(from *Device) uint64 { return d.MostRuns(from != d) }
+// copied one by one, and within some devices, too, whatever the way of blocks is.
+func (d *Device) MostDirect(from *Device) uint64 {
+	return d.MostRuns(from != d || d.copiers[Direct].device.Traits().Within == 0)
+}
 
 func overlaps(a, b uintptr, length uint64) bool {
 	return a < b+uintptr(length) && b < a+uintptr(length)

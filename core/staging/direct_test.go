@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"kvferry/core/device"
 	"kvferry/core/staging"
 	"kvferry/tests/simtest"
 
@@ -66,4 +67,23 @@ func TestPreparingDirectCopiesIsWaitedForByEachCall(t *testing.T) {
 	<-second
 	r.staging.PrepareDirect(nil)
 	require.Equal(t, 1, f.count("NewStream"))
+}
+
+// Each move costs the device a copy, and others wait behind the job. The way that is set is one of blocks.
+func TestADirectJobOfSingleCopiesIsAShortOne(t *testing.T) {
+	for way := range device.WayCount {
+		o := options()
+		o.Copying = staging.AlwaysBy(way)
+		simtest.Use(t, "")
+		npu, other := newSimulated(t, 0, o).staging, newSimulated(t, 1, o).staging
+		require.EqualValues(t, 4096, npu.MostDirect(npu), way)
+		require.EqualValues(t, 4096, npu.MostDirect(other), way)
+		simtest.UseCUDA(t, "")
+		gpu := newSimulated(t, 0, o).staging
+		most := 4096
+		if way != device.Single && way != device.Gather {
+			most = 65536
+		}
+		require.EqualValues(t, most, gpu.MostDirect(gpu), way)
+	}
 }
