@@ -13,7 +13,8 @@ import (
 //
 //  1. cut makes a chunk: a share of each task, as far as the lease has room.
 //  2. start begins. WRITE: copy fills the lease from the device, and then forward submits the chunk's work to the transport. READ:
-//     forward comes first, for several chunks together.
+//     forward comes first, for several chunks together. If the device refuses a copy, each share is copied by itself: the memory of
+//     one may be bad, and fails that share alone.
 //  3. settle is called by the transport for each range. It settles a WRITE for the parent's tasks at once, and notes how much of a
 //     READ has arrived.
 //  4. moved: the transport is done. READ: copy takes what has arrived to the device, and land settles it.
@@ -23,7 +24,9 @@ type chunk struct {
 	parent *Work
 	lease  *staging.Lease
 	work   Work
+	bytes  uint64         // of all shares
 	shares []share        // one for each task of the work
+	failed bool           // some have an error
 	moves  []staging.Move // those of the shares, one after the other
 	more   bool           // further chunks of the parent follow
 	job    staging.Job
@@ -41,6 +44,7 @@ type share struct {
 	moves   int    // between the device and the lease: the end of its part of the chunk's moves
 	length  uint64 // bytes
 	arrived uint64 // bytes of a READ that are in the lease
+	err     error  // why it could not be copied between the device and the lease
 }
 
 func (s *share) complete() bool { return s.arrived == s.length }
@@ -54,8 +58,8 @@ func (q *stagedQueue) cut(c *stagedCursor, lease *staging.Lease) *chunk {
 	} else {
 		p.cutTasks(c)
 	}
-	p.unmoved, p.more = p.work.Bytes, c.left > 0
-	q.underWay += p.work.Bytes
+	p.bytes, p.unmoved, p.more = p.work.Bytes, p.work.Bytes, c.left > 0
+	q.underWay += p.bytes
 	q.stager.chunks.Add(1)
 	return p
 }
@@ -102,27 +106,73 @@ func (q *stagedQueue) start(chunks []*chunk) {
 }
 
 // copy starts the copies between the device and the lease, of a READ only for shares that have arrived completely. then is called
-// on a goroutine of the device, also if there is nothing to copy.
-func (p *chunk) copy(then func(error)) {
-	route := p.queue.route
-	if p.job.Moves = p.moves; route.opcode == Read {
-		p.job.Moves = p.arrived()
+// on a goroutine of the device, also if there is nothing to copy. Shares that could not be copied have an error by then.
+func (p *chunk) copy(then func()) {
+	p.run(p.toCopy(), func(err error) {
+		if _, refused := staging.Landed(err); refused && len(p.shares) > 1 {
+			p.copyShares(0, then)
+			return
+		}
+		for i := range p.shares {
+			p.shares[i].err = err
+		}
+		p.failed = err != nil
+		then()
+	})
+}
+
+// copyShares copies the shares from one on, each by itself.
+func (p *chunk) copyShares(next int, then func()) {
+	for next < len(p.shares) && !p.mayCopy(next) {
+		next++
 	}
-	p.job.Done = p.recorded(then)
+	if next == len(p.shares) {
+		then()
+		return
+	}
+	p.run(p.movesOf(next), func(err error) {
+		p.shares[next].err = err
+		p.failed = p.failed || err != nil
+		p.copyShares(next+1, then)
+	})
+}
+
+// run starts a job.
+func (p *chunk) run(moves []staging.Move, done func(error)) {
+	route := p.queue.route
+	p.job.Moves = moves
+	p.job.Done = p.recorded(done)
 	route.device.Start(directionOf(route.opcode), &p.job)
 }
 
-// arrived removes the moves of shares that have not arrived completely, and returns the others.
-func (p *chunk) arrived() []staging.Move {
-	rest, first := p.moves[:0], 0
-	for i := range p.shares {
-		s := &p.shares[i]
-		if s.complete() {
-			rest = append(rest, p.moves[first:s.moves]...)
-		}
-		first = s.moves
+// mayCopy reports whether a share is to be copied between the device and the lease.
+func (p *chunk) mayCopy(i int) bool { return p.queue.route.opcode == Write || p.shares[i].complete() }
+
+// toCopy are the moves of the shares that are to be copied.
+func (p *chunk) toCopy() []staging.Move {
+	first := 0
+	for first < len(p.shares) && p.mayCopy(first) {
+		first++
 	}
-	return rest
+	if first == len(p.shares) {
+		return p.moves
+	}
+	var moves []staging.Move
+	for i := range p.shares {
+		if p.mayCopy(i) {
+			moves = append(moves, p.movesOf(i)...)
+		}
+	}
+	return moves
+}
+
+// movesOf are the moves of a share.
+func (p *chunk) movesOf(i int) []staging.Move {
+	first := 0
+	if i > 0 {
+		first = p.shares[i-1].moves
+	}
+	return p.moves[first:p.shares[i].moves]
 }
 
 // recorded has the copies of a job that is about to start recorded, before then is called.
@@ -146,16 +196,34 @@ func (p *chunk) recorded(then func(error)) func(error) {
 	}
 }
 
-// copied is called when a chunk of a WRITE is in the lease, or err is why it is not. forwardCopied follows.
-func (p *chunk) copied(err error) {
-	if err != nil {
-		p.work.settleAll(err)
-		return
+// copied is called when a chunk of a WRITE is in the lease, but for shares with an error, which it settles. forwardCopied follows.
+func (p *chunk) copied() {
+	var failed []int
+	if p.failed {
+		failed = p.takeFailed()
 	}
-	q := p.queue
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.copied = append(q.copied, p)
+	if p.work.Head >= 0 {
+		q := p.queue
+		q.mu.Lock()
+		q.copied = append(q.copied, p)
+		q.mu.Unlock()
+	}
+	for _, i := range failed { // the last one ends the chunk if no other share is left
+		p.settle(int32(i), p.shares[i].length, p.shares[i].err)
+	}
+}
+
+// takeFailed takes the shares with an error out of the work.
+func (p *chunk) takeFailed() (failed []int) {
+	p.work.Head, p.work.Bytes = -1, 0
+	for i := range p.shares {
+		if p.shares[i].err != nil {
+			failed = append(failed, i)
+		} else {
+			p.work.append(int32(i))
+		}
+	}
+	return failed
 }
 
 // forwardCopied forwards the chunks of a WRITE that are in their leases.
@@ -174,7 +242,7 @@ func (q *stagedQueue) forward(chunks []*chunk) {
 	for _, p := range chunks {
 		q.mu.Lock()
 		err := q.givenUp(p.parent)
-		p.work.Staged = p.more || q.underWay > p.work.Bytes
+		p.work.Staged = p.more || q.underWay > p.bytes
 		q.mu.Unlock()
 		if err != nil {
 			p.work.settleAll(err)
@@ -198,7 +266,7 @@ func (p *chunk) settle(task int32, part uint64, err error) {
 		p.parent.owner.settle(p.shares[task].task, part, err)
 	}
 	p.mu.Lock()
-	first := p.unmoved == p.work.Bytes
+	first := p.unmoved == p.bytes
 	if toCopy {
 		p.shares[task].arrived += part
 	}
@@ -223,14 +291,14 @@ func (p *chunk) moved() {
 	}
 }
 
-// land settles the bytes of a READ that have arrived in the lease. They are on the device now, or err is why they are not.
-func (p *chunk) land(err error) {
+// land settles the bytes of a READ that have arrived in the lease. They are on the device now, but for shares with an error.
+func (p *chunk) land() {
 	for i := range p.shares {
 		s := &p.shares[i]
 		switch {
 		case s.arrived == 0:
 		case s.complete():
-			p.parent.owner.settle(s.task, s.arrived, err)
+			p.parent.owner.settle(s.task, s.arrived, s.err)
 		default:
 			p.parent.owner.settle(s.task, s.arrived, ErrPartFailed)
 		}
@@ -243,7 +311,7 @@ func (p *chunk) end() {
 	q := p.queue
 	p.lease.Release()
 	q.mu.Lock()
-	q.underWay -= p.work.Bytes
+	q.underWay -= p.bytes
 	q.mu.Unlock()
 	q.pump()
 	q.stager.chunks.Done()

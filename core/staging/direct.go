@@ -82,9 +82,9 @@ type refusal struct {
 
 func (r *refusal) Unwrap() error { return r.error }
 
-// Landed reports whether a direct job has failed because a copy of it was refused, and nothing of it can land any more. Then the
-// first moves have landed. The others have not, or can be made again: none of them reads what another one writes. If the stream did
-// not come to rest, a late copy might overwrite what was copied again, and it is a failure like others.
+// Landed reports whether a job has failed because a copy of it was refused, and nothing of it can land any more. Then the first moves
+// of a direct job have landed. All others have not, or can be made again: none of them reads what another one writes. If the stream
+// did not come to rest, a late copy might overwrite what was copied again, and it is a failure like others.
 func Landed(err error) (moves int, refused bool) {
 	var r *refusal
 	if !errors.As(err, &r) || errors.Is(err, errGivenUp) {

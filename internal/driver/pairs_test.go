@@ -89,6 +89,24 @@ func TestMemoryThatWasFreedFailsItsTransfersOnly(t *testing.T) {
 		freed, kept, remote := p.initiator.on(app, mib), p.initiator.on(app, mib), p.target.onHost(mib)
 		app.Free(freed.addr)
 		for op := range ways {
+			// Tasks of a batch share a staging block.
+			to, from := ways[op](kept, remote)
+			spans := scattered(mib/4, 4096, 300, 33*kib)
+			reqs, want := requests(op, kept, p.segment, remote, spans...), to.read()
+			for i, s := range spans {
+				if i%5 == 1 {
+					reqs[i].Local = freed.addr
+				} else {
+					copy(want[s.at:s.at+s.length], from.read()[s.at:])
+				}
+			}
+			mixed := p.initiator.submit(reqs...)
+			p.initiator.wait(mixed)
+			for i, state := range p.initiator.states(mixed) {
+				require.Equal(t, i%5 == 1, state == core.Failed, "task %d: %v", i, mixed.Err())
+			}
+			requireBytes(t, want, to)
+
 			b := p.initiator.submit(requests(op, freed, p.segment, remote, span{0, 4096})...)
 			p.initiator.wait(b)
 			require.ErrorContains(t, b.Err(), k.at("0"))
