@@ -54,12 +54,7 @@ func kvferry_go_close_segment(engine unsafe.Pointer, reason *C.char) C.int {
 //export kvferry_go_remove_segment
 func kvferry_go_remove_segment(engine unsafe.Pointer, segment C.text_t, reason *C.char) C.int {
 	return negatedLogged("removeLocalSegment", engine, reason, func() error {
-		return onSegment(engine, segment, func(e *core.Engine, name string) error {
-			if name == "" {
-				return status.Errorf(status.InvalidArgument, "the segment name is empty")
-			}
-			return e.RemoveLocalSegment(name)
-		})
+		return onSegment(engine, segment, (*core.Engine).RemoveLocalSegment)
 	})
 }
 

@@ -1,10 +1,14 @@
 package core
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 
 	"kvferry/core/address"
 	"kvferry/core/status"
+
+	"golang.org/x/sys/unix"
 )
 
 // OpenSegment returns the id of a peer's segment. Every open of one name gives the same id, and the engine's own name gives
@@ -26,7 +30,7 @@ func (e *Engine) openSegment(given string, refresh bool) (SegmentID, error) {
 	case e.ctx.Err() != nil:
 		return -1, closedError()
 	case name == "":
-		return -1, status.Errorf(status.InvalidArgument, "a segment has no name")
+		return -1, status.Errorf(status.InvalidArgument, "the segment name is empty")
 	}
 	if id, s, ok := e.lookUp(name); ok {
 		if s != nil && (refresh || !s.Verified()) {
@@ -39,7 +43,10 @@ func (e *Engine) openSegment(given string, refresh bool) (SegmentID, error) {
 	}
 	d, err := e.store.Fetch(e.ctx, name)
 	if err != nil {
-		return -1, e.aboutPort(given, err)
+		if hint := e.hintAt(given, err); hint != "" {
+			err = status.Errorf(status.Of(err, status.Socket), "%w; %s", err, hint)
+		}
+		return -1, err
 	}
 	s, err := e.segments.add(name, e.store, e.central, d)
 	if err != nil {
@@ -48,17 +55,24 @@ func (e *Engine) openSegment(given string, refresh bool) (SegmentID, error) {
 	return s.ID, nil
 }
 
-// aboutPort adds to an error of an open how the name was understood, where it has no port, or may have been meant to have one.
-func (e *Engine) aboutPort(name string, err error) error {
-	switch parsed, malformed := address.Parse(name, address.NoPort); {
-	case e.central || malformed != nil || parsed.Port != address.NoPort:
-		return err
-	case address.MayMeanPort(name):
-		return status.Errorf(status.Of(err, status.Socket), "%w; %q was taken for an IPv6 address without a port: with one, put the address in brackets",
-			err, name)
-	default:
-		return status.Errorf(status.Of(err, status.Socket), "%w; %q has no port, so that of MC_HANDSHAKE_PORT was taken", err, name)
+// hintAt says what may be wrong with a name by which no engine was found; "" if nothing is known.
+func (e *Engine) hintAt(name string, err error) string {
+	parsed, malformed := address.Parse(name, address.NoPort)
+	if e.central || malformed != nil {
+		return ""
 	}
+	if errors.Is(err, unix.EINVAL) {
+		if doubt := address.DoubtOfHost(parsed.Host); doubt != "" {
+			return doubt
+		}
+	}
+	switch {
+	case parsed.Port != address.NoPort:
+		return ""
+	case address.MayMeanPort(name):
+		return fmt.Sprintf("%q was taken for an IPv6 address without a port: with one, put the address in brackets", name)
+	}
+	return fmt.Sprintf("%q has no port, so that of MC_HANDSHAKE_PORT was taken", name)
 }
 
 // Opened is OpenSegment for a name that is known without a request: the engine's own name, or that of an open segment whose
@@ -107,7 +121,7 @@ func (e *Engine) segment(id SegmentID) (*Segment, error) {
 // of it that are under way fail, and so do those that another goroutine is submitting at the time.
 func (e *Engine) RemoveLocalSegment(name string) error {
 	if name = e.segmentName(name); name == "" {
-		return status.Errorf(status.InvalidArgument, "a segment has no name")
+		return status.Errorf(status.InvalidArgument, "the segment name is empty")
 	}
 	if s := e.segments.remove(name); s != nil {
 		e.stager.forget(s)

@@ -56,7 +56,9 @@ func TestOpenSegment(t *testing.T) {
 	for _, name := range []string{"", "/", "//"} {
 		id, err := p.OpenSegment(name)
 		requireCode(t, status.InvalidArgument, err)
+		require.ErrorContains(t, err, "the segment name is empty")
 		require.Negative(t, id)
+		require.ErrorContains(t, p.RemoveLocalSegment(name), "the segment name is empty")
 	}
 	id, err := p.OpenSegment("nobody:1")
 	requireCode(t, status.Metadata, err)
@@ -72,6 +74,19 @@ func TestEverySpellingOfTheOwnNameIsTheOwnSegment(t *testing.T) {
 		require.NoError(t, err, name)
 		require.Equal(t, core.LocalSegment, id, name)
 		require.NoError(t, e.Probe(name), name)
+	}
+}
+
+func TestALinkLocalAddressThatCannotBeConnectedToIsExplained(t *testing.T) {
+	e, _ := startNamed(t, "127.0.0.1", nil)
+	install(t, e, &transporttest.Transport{})
+	for name, reason := range map[string]string{
+		"[fe80::1]:15858":       "fe80::1 is a link-local address without its interface",
+		"fe80::1%nosuch0:15858": `this machine has no interface "nosuch0"`,
+	} {
+		_, err := e.OpenSegment(name)
+		require.ErrorContains(t, err, reason)
+		require.NotContains(t, err.Error(), "without a port")
 	}
 }
 

@@ -110,6 +110,8 @@ func TestAnEngineDoesNotStartWithALimitThatCannotBeUnderstood(t *testing.T) {
 		"KVFERRY_SECURITY=require needs":  func(c *core.Config) { c.Security.Mode = "require" },
 		"KVFERRY_SECURITY is \"requir\"":  func(c *core.Config) { c.Security.Mode = "requir" },
 		"KVFERRY_SECRET_FILE: open /no":   func(c *core.Config) { c.Security.SecretFile = "/no/such/file" },
+		"no interface \"nosuch0\"":        func(c *core.Config) { c.Listen = "fe80::1%nosuch0" },
+		"without its interface":           func(c *core.Config) { c.Listen = "fe80::1" },
 		"KVFERRY_LISTEN: cannot listen o": func(c *core.Config) { c.Listen = "192.0.2.1" },
 	} {
 		o := core.Options{Name: "127.0.0.1", Metadata: metadata.P2P, Config: core.DefaultConfig(), Log: zap.NewNop()}

@@ -92,7 +92,7 @@ func beforeLastColon(s string) string { return s[:max(0, strings.LastIndexByte(s
 // "fd00::2:1585".
 func MayMeanPort(s string) bool {
 	_, err := parseNumber(s[len(beforeLastColon(s)):][min(1, len(s)):], 1<<16-1)
-	return err == nil && isIPv6(s) && isIPv6(beforeLastColon(s))
+	return err == nil && isIPv6(s) && isIPv6(beforeLastColon(s)) && !strings.Contains(s, "%")
 }
 
 // Canonical is one spelling for all names of the same host and port: "host:port", with an IPv6 address in brackets and as netip
@@ -122,7 +122,11 @@ func splitBrackets(s string) (host, rest string, err error) {
 
 // BareHost is a host without the brackets that an IPv6 address may be in, checked as CheckHost does.
 func BareHost(host string) (string, error) {
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if inner, isOpen := strings.CutPrefix(host, "["); isOpen {
+		if inner, isClosed := strings.CutSuffix(inner, "]"); isClosed {
+			host = inner
+		}
+	}
 	return host, CheckHost(host)
 }
 

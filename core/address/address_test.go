@@ -89,6 +89,18 @@ func TestParseSaysWhatIsWrongWithAName(t *testing.T) {
 	}
 }
 
+func TestAHostMayBeInBracketsAndNotInHalfOfThem(t *testing.T) {
+	for _, in := range []string{"[fe80::1%eth0]", "fe80::1%eth0"} {
+		host, err := BareHost(in)
+		require.NoError(t, err, in)
+		assert.Equal(t, "fe80::1%eth0", host)
+	}
+	for _, in := range []string{"[fd00::1", "fd00::1]", "[", "]", "[]", "", "[[fd00::1]]"} {
+		_, err := BareHost(in)
+		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK), in)
+	}
+}
+
 func TestOneHostAndPortHasOneCanonicalName(t *testing.T) {
 	for name, want := range map[string]string{
 		"[fd00::2]:15858":        "[fd00::2]:15858",
@@ -108,6 +120,7 @@ func TestNameThatIsAnAddressMayHaveBeenMeantWithAPort(t *testing.T) {
 	for name, want := range map[string]bool{
 		"fd00::2:1585": true, "::1:80": true, "fd00::2:15858": false, "[fd00::2:1585]": false, "fd00::2": false,
 		"1:2:3:4:5:6:7:8": false, "::1": false, "node1:80": false, "": false, "fd00::2:15a": false,
+		"fe80::1%eth0:15858": false,
 	} {
 		assert.Equal(t, want, MayMeanPort(name), name)
 	}

@@ -50,13 +50,35 @@ func Inspect(host string) (listen, doubt string) {
 
 // doubtOf says why peers cannot connect to an address that is none of this machine's.
 func doubtOf(ip netip.Addr) string {
-	switch {
-	case ip.Unmap().IsUnspecified():
+	if ip.Unmap().IsUnspecified() {
 		return ip.String() + " is the address of no machine"
-	case ip.Is6() && ip.IsLinkLocalUnicast() && ip.Zone() == "":
+	}
+	return cmp.Or(doubtOfInterface(ip), ip.String()+" is no address of this machine")
+}
+
+// doubtOfInterface says what is wrong with the interface in a link-local address, or is "".
+func doubtOfInterface(ip netip.Addr) string {
+	if !ip.Is6() || !ip.IsLinkLocalUnicast() {
+		return ""
+	}
+	zone := ip.Zone()
+	if zone == "" {
 		return ip.String() + " is a link-local address without its interface, as in " + ip.String() + "%eth0"
 	}
-	return ip.String() + " is no address of this machine"
+	_, unknown := net.InterfaceByName(zone)
+	if _, err := strconv.ParseUint(zone, 10, 32); unknown != nil && err != nil {
+		return fmt.Sprintf("this machine has no interface %.40q", zone)
+	}
+	return ""
+}
+
+// DoubtOfHost says why the kernel refuses to connect to an address with EINVAL, or to listen on it; "" if that is not known.
+func DoubtOfHost(host string) string {
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	return doubtOfInterface(ip)
 }
 
 // doubtOfName says why peers cannot connect by a name that resolves to these addresses. A loopback address raises no doubt:
@@ -233,7 +255,7 @@ func Listen(ctx context.Context, o Options) (*Listener, error) {
 			break
 		}
 	}
-	return nil, status.Errorf(status.Socket, "cannot listen on %s with a port of %d-%d: %w%s", where, o.MinPort, o.MaxPort, last, hint(last))
+	return nil, status.Errorf(status.Socket, "cannot listen on %s with a port of %d-%d: %w%s", where, o.MinPort, o.MaxPort, last, hint(last, hosts))
 }
 
 // listenOnAll listens on one port of each address, or of none if that fails. Port 0 leaves the choice to the first address.
@@ -291,8 +313,14 @@ func setBacklog(l *net.TCPListener, backlog int) error {
 }
 
 // hint explains a system error beyond its text.
-func hint(err error) string {
+func hint(err error, hosts []string) string {
 	switch {
+	case errors.Is(err, unix.EINVAL):
+		for _, host := range hosts {
+			if doubt := DoubtOfHost(host); doubt != "" {
+				return " (" + doubt + ")"
+			}
+		}
 	case errors.Is(err, unix.EMFILE):
 		return " (EMFILE: this process is out of file descriptors, see ulimit -n)"
 	case errors.Is(err, unix.ENFILE):

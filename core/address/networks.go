@@ -35,11 +35,16 @@ func ParseNetworks(text string) (Networks, error) {
 }
 
 func parseNetwork(text string) (netip.Prefix, error) {
+	address, _, isNetwork := strings.Cut(text, "/")
+	if ip, err := netip.ParseAddr(address); err == nil && ip.Zone() != "" {
+		return netip.Prefix{}, status.Errorf(status.InvalidArgument, "%.80q has an interface, and a peer's address is compared without one: "+
+			"write it without %%%.20s, which allows it on every interface, and limit these by KVFERRY_LISTEN", text, ip.Zone())
+	}
 	network, err := netip.ParsePrefix(text)
-	if !strings.Contains(text, "/") {
+	if !isNetwork {
 		var ip netip.Addr
 		if ip, err = netip.ParseAddr(text); err == nil {
-			network = netip.PrefixFrom(ip.WithZone(""), ip.BitLen())
+			network = netip.PrefixFrom(ip, ip.BitLen())
 		}
 	}
 	switch {
@@ -86,6 +91,9 @@ func ParseHosts(text string) ([]string, error) {
 		ip, err := netip.ParseAddr(host)
 		if err != nil {
 			return nil, status.Errorf(status.InvalidArgument, "%.80q is no IP address", entry)
+		}
+		if ip.Zone() != "" && !ip.IsLinkLocalUnicast() {
+			return nil, status.Errorf(status.InvalidArgument, "%.80q has an interface, which limits link-local addresses only: write it without %%%.20s", entry, ip.Zone())
 		}
 		if host = ip.Unmap().String(); !slices.Contains(hosts, host) {
 			hosts = append(hosts, host)

@@ -38,7 +38,8 @@ func TestNoNetworksAreAllNetworks(t *testing.T) {
 func TestWhatIsNoNetworkIsAnError(t *testing.T) {
 	for text, reason := range map[string]string{
 		" ": "no network", "10.0.0.0/33": "no network", "10.0.0/8": "no network", "node7": "no network", "10.0.0.0/8,": "no network", "10.0.0.0/8 fd00::/8": "no network",
-		"10.0.0.0/255.0.0.0": "no network", "10.0.0.0-10.0.0.9": "no network", "fe80::1%eth0/64": "no network",
+		"10.0.0.0/255.0.0.0": "no network", "10.0.0.0-10.0.0.9": "no network",
+		"fe80::1%eth0": "without %eth0", "fe80::1%eth0/64": "without %eth0", "::ffff:10.0.0.1%eth0": "without %eth0",
 		"10.0.0.7/8": "10.0.0.0/8 is the network, 10.0.0.7 the address", "::ffff:10.0.0.0/104": "write it as IPv4", "::ffff:10.0.0.1": "write it as IPv4",
 		strings.Repeat("10.0.0.0/8,", maxEntries) + "10.0.0.0/8": "257 networks",
 	} {
@@ -77,6 +78,7 @@ func TestHostsToListenOnAreAddresses(t *testing.T) {
 	}
 	for text, reason := range map[string]string{
 		",": "no IP address", "eth0": "no IP address", "[fd00::1": "no IP address", "fd00::1]": "no IP address", "[]": "no IP address", "10.0.0.1:80": "no IP address", "10.0.0.0/8": "no IP address", "*": "no IP address",
+		"2001:db8::1%eth0": "without %eth0", "::%eth0": "without %eth0", "::ffff:10.0.0.1%eth0": "without %eth0", "fe80::1%": "no IP address",
 		"::,10.0.0.1": ":: stands for all", "fd00::1,0.0.0.0": "0.0.0.0 stands for all",
 	} {
 		_, err := ParseHosts(text)

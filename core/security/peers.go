@@ -51,7 +51,10 @@ func parsePattern(text string) (p pattern, reason string) {
 		return p, "is empty or too long"
 	}
 	if ip, err := netip.ParseAddr(text); err == nil {
-		p.ip = ip.Unmap().WithZone("")
+		if ip.Zone() != "" {
+			return p, "has an interface, and addresses in certificates have none"
+		}
+		p.ip = ip.Unmap()
 		return p, ""
 	}
 	if scheme, rest, isURI := strings.Cut(text, "://"); isURI {

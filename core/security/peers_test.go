@@ -64,7 +64,7 @@ func TestAStarStandsForOneSegmentAndEverythingElseForItself(t *testing.T) {
 
 func TestPatternsThatMeanNothingAreErrors(t *testing.T) {
 	for _, text := range []string{
-		"*", "a,,b", ",", " ", "a.b,", "de*.kv", "a..b", ".kv", "10.0.0.0/8", "a:1", "spiffe://", "spiffe://cluster//x", "*://a/b", "spiffe://u@c/x",
+		"*", "a,,b", ",", " ", "a.b,", "de*.kv", "a..b", ".kv", "10.0.0.0/8", "fe80::1%eth0", "a:1", "spiffe://", "spiffe://cluster//x", "*://a/b", "spiffe://u@c/x",
 		"spiffe://c/x?y", "spiffe://c/x#y", "spiffe://c/%zz", "a b.c", strings.Repeat("a", maxPatternLength+1), strings.Repeat("a.b,", maxPatterns) + "a.b",
 	} {
 		_, err := parsePatterns(text)
