@@ -43,9 +43,15 @@ func parseEnvironment(block string) environment {
 	return env
 }
 
-// add adds the settings of one engine, which take precedence. They are checked: an error says which one is none, or has no valid
-// value, where a variable of the environment would be ignored.
-func (env environment) add(own environment) error {
+// add adds the settings of one engine, which take precedence. Each is NAME=VALUE and ends with a NUL. They are checked: an error
+// says which one is none, or has no valid value, where a variable of the environment would be ignored.
+func (env environment) add(settings string) error {
+	for entry := range strings.SplitSeq(strings.TrimSuffix(settings, "\x00"), "\x00") {
+		if settings != "" && !strings.Contains(entry, "=") {
+			return status.Errorf(status.InvalidArgument, "a setting is NAME=VALUE, and %.40q has no =", entry)
+		}
+	}
+	own := parseEnvironment(settings)
 	for _, name := range slices.Sorted(maps.Keys(own)) {
 		if !core.IsSetting(name) {
 			return status.Errorf(status.InvalidArgument, "%.100q is no setting of an engine", name)

@@ -32,8 +32,12 @@ func TestTheCopyOfTheEnvironmentHoldsAllVariables(t *testing.T) {
 
 func TestSettingsOfOneEngineTakePrecedenceAndAreChecked(t *testing.T) {
 	env := environment{"KVFERRY_MAX_SESSIONS": "7", "MC_RETRY_CNT": "x"}
-	require.NoError(t, env.add(environment{"KVFERRY_MAX_SESSIONS": "9"}))
+	require.NoError(t, env.add("KVFERRY_MAX_SESSIONS=9\x00"))
+	require.NoError(t, env.add(""))
 	require.Equal(t, environment{"KVFERRY_MAX_SESSIONS": "9", "MC_RETRY_CNT": "x"}, env)
-	require.ErrorContains(t, env.add(environment{"KVFERRY_MAX_SESSION": "9"}), "no setting")
-	require.ErrorContains(t, env.add(environment{"KVFERRY_MAX_SESSIONS": "many"}), "KVFERRY_MAX_SESSIONS")
+	require.ErrorContains(t, env.add("KVFERRY_MAX_SESSION=9\x00"), "no setting")
+	require.ErrorContains(t, env.add("KVFERRY_MAX_SESSIONS=many\x00"), "KVFERRY_MAX_SESSIONS")
+	for _, text := range []string{"KVFERRY_MAX_SESSIONS\x00", "MC_RETRY_CNT=3\x00KVFERRY_MAX_SESSIONS", "\x00", "MC_RETRY_CNT=3\x00\x00"} {
+		require.ErrorContains(t, env.add(text), "a setting is NAME=VALUE", "%q", text)
+	}
 }

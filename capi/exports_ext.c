@@ -99,11 +99,11 @@ int kvferry_submit(transfer_engine_t engine, int opcode, segment_id_t target, co
 static int unfinished(int failure, const char *awaited, const char *state)
 {
     if (failure == EINTR) {
-        kvferry_explain("a signal interrupted the wait for %s, which goes on", awaited);
+        kvferry_explain("a signal interrupted the wait for %.300s, which goes on", awaited);
         return KVFERRY_ERR_INTERRUPTED;
     }
     if (state != NULL) {
-        kvferry_explain("%s: %s", awaited, state);
+        kvferry_explain("%.300s: %s", awaited, state);
     }
     return KVFERRY_ERR_TIMED_OUT;
 }

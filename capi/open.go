@@ -85,9 +85,10 @@ type openWait struct {
 func kvferry_go_start_open(engine unsafe.Pointer, segment C.text_t, word *C.uint32_t, handle *unsafe.Pointer, reason *C.char) (id C.int32_t) {
 	code := negated(reason, func() error {
 		return onSegment(engine, segment, func(e *core.Engine, name string) error {
-			if opened, ok := e.Opened(name); ok {
+			opened, ok, err := e.Opened(name)
+			if err != nil || ok {
 				id = C.int32_t(opened)
-				return nil
+				return err
 			}
 			*handle = pointer.Save(openingOf(openingKey{e, name}).wait(word))
 			return nil

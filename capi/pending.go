@@ -100,7 +100,7 @@ func kvferry_go_start_engine(store, name, transport, settings C.text_t, length C
 		if err != nil {
 			return err
 		}
-		if err := env.add(parseEnvironment(string(own))); err != nil {
+		if err := env.add(string(own)); err != nil {
 			return err
 		}
 		call = startPending(func() (uint64, error) {

@@ -7,7 +7,6 @@ import (
 	"unsafe"
 
 	"kvferry/core"
-	"kvferry/core/status"
 )
 
 // onSegment runs f with a live engine and a segment's name.

@@ -170,8 +170,8 @@ func (e *Engine) Probe(name string) error {
 	if e.ctx.Err() != nil {
 		return closedError()
 	}
-	if e.segmentName(name) == e.name {
-		return nil
+	if known, err := e.segmentName(name); err != nil || known == e.name {
+		return err
 	}
 	peer, err := e.store.HandshakeAddress(e.ctx, name)
 	if err != nil {

@@ -29,11 +29,14 @@ func (e *Engine) SubmitScatter(name string, s *Scatter) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
+	id, open, err := e.Opened(name)
+	if err != nil {
+		return nil, err
+	}
 	b, err := e.AllocateBatch(len(a.Local))
 	if err != nil {
 		return nil, err
 	}
-	id, open := e.Opened(name)
 	switch {
 	case len(a.Local) == 0: // the batch has ended
 	case open:

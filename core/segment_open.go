@@ -25,12 +25,12 @@ func (e *Engine) OpenSegmentNoCache(name string) (SegmentID, error) {
 }
 
 func (e *Engine) openSegment(given string, refresh bool) (SegmentID, error) {
-	name := e.segmentName(given)
-	switch {
-	case e.ctx.Err() != nil:
+	if e.ctx.Err() != nil {
 		return -1, closedError()
-	case name == "":
-		return -1, status.Errorf(status.InvalidArgument, "the segment name is empty")
+	}
+	name, err := e.segmentName(given)
+	if err != nil {
+		return -1, err
 	}
 	if id, s, ok := e.lookUp(name); ok {
 		if s != nil && (refresh || !s.Verified()) {
@@ -76,26 +76,30 @@ func (e *Engine) hintAt(name string, err error) string {
 }
 
 // Opened is OpenSegment for a name that is known without a request: the engine's own name, or that of an open segment whose
-// descriptor is verified. It returns false for any other.
-func (e *Engine) Opened(name string) (SegmentID, bool) {
-	if e.ctx.Err() != nil || e.config.DisableMetaCache {
-		return -1, false
+// descriptor is verified. It returns false for any other. It fails where the name is empty.
+func (e *Engine) Opened(given string) (SegmentID, bool, error) {
+	name, err := e.segmentName(given)
+	if err != nil || e.ctx.Err() != nil || e.config.DisableMetaCache {
+		return -1, false, err
 	}
-	id, s, ok := e.lookUp(e.segmentName(name))
-	return id, ok && (s == nil || s.Verified())
+	id, s, ok := e.lookUp(name)
+	return id, ok && (s == nil || s.Verified()), nil
 }
 
 // segmentName is the spelling of a name in the table of segments. In P2P mode a name is an address, which has several
 // spellings.
-func (e *Engine) segmentName(name string) string {
+func (e *Engine) segmentName(name string) (string, error) {
 	name = strings.TrimLeft(name, "/")
+	if name == "" {
+		return "", status.Errorf(status.InvalidArgument, "the segment name is empty")
+	}
 	if e.central || name == e.name {
-		return name
+		return name, nil
 	}
 	if name = address.Canonical(name, e.config.HandshakePort); name == address.Canonical(e.name, e.config.HandshakePort) {
-		return e.name
+		return e.name, nil
 	}
-	return name
+	return name, nil
 }
 
 // lookUp finds a name that is open: the engine's own, which has no Segment, or a peer's.
@@ -119,9 +123,10 @@ func (e *Engine) segment(id SegmentID) (*Segment, error) {
 
 // RemoveLocalSegment removes an open segment of that name: its id is invalid then, and the next open gives a new one. Transfers
 // of it that are under way fail, and so do those that another goroutine is submitting at the time.
-func (e *Engine) RemoveLocalSegment(name string) error {
-	if name = e.segmentName(name); name == "" {
-		return status.Errorf(status.InvalidArgument, "the segment name is empty")
+func (e *Engine) RemoveLocalSegment(given string) error {
+	name, err := e.segmentName(given)
+	if err != nil {
+		return err
 	}
 	if s := e.segments.remove(name); s != nil {
 		e.stager.forget(s)

@@ -59,6 +59,11 @@ func TestOpenSegment(t *testing.T) {
 		require.ErrorContains(t, err, "the segment name is empty")
 		require.Negative(t, id)
 		require.ErrorContains(t, p.RemoveLocalSegment(name), "the segment name is empty")
+		require.ErrorContains(t, p.Probe(name), "the segment name is empty")
+		_, err = p.Start(towards(name))
+		require.ErrorContains(t, err, "the segment name is empty")
+		_, err = p.SubmitScatter(name, &core.Scatter{})
+		require.ErrorContains(t, err, "the segment name is empty")
 	}
 	id, err := p.OpenSegment("nobody:1")
 	requireCode(t, status.Metadata, err)

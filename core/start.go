@@ -51,7 +51,10 @@ func (e *Engine) Start(t *Transfer) (*Batch, error) {
 	if t.Plan != nil && t.Plan.Runs > maxPlanned {
 		return nil, tooManyRuns(t.Plan)
 	}
-	id, open := e.Opened(t.Segment)
+	id, open, err := e.Opened(t.Segment)
+	if err != nil {
+		return nil, err
+	}
 	if open && t.Stream == nil && t.requests() > 0 {
 		return e.startNow(t, id)
 	}

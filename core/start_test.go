@@ -75,7 +75,8 @@ func TestAStartWithoutRequestsOpensItsSegment(t *testing.T) {
 	require.NoError(t, err)
 	wait(t, b)
 	require.NoError(t, b.Err())
-	_, open := p.Opened(other.Name())
+	_, open, err := p.Opened(other.Name())
+	require.NoError(t, err)
 	require.True(t, open)
 
 	b, err = p.Start(towards("127.0.0.1:1"))

@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"kvferry/core/metadata/kv"
@@ -34,6 +35,15 @@ func TestOpenRefusesWhatIsNoConnectionString(t *testing.T) {
 		require.Error(t, err)
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
 		assert.Contains(t, err.Error(), says)
+		assert.NotContains(t, err.Error(), "secret")
+	}
+	for connection, says := range map[string]string{
+		"etcd://secret\n:2379": "control characters", "http://secret@a\x7f/": "control characters", "redis://secret\xff": "UTF-8",
+		"http://a/" + strings.Repeat("secret", 1<<10): "6153 bytes, more than 4096",
+	} {
+		_, err := Open(connection, Options{})
+		require.ErrorContains(t, err, says)
+		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
 		assert.NotContains(t, err.Error(), "secret")
 	}
 }

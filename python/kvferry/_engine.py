@@ -82,7 +82,10 @@ class Engine(Managed):
         self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._following = threading.RLock()  # for these
         self._functions = functions = load()
-        own = b"".join(c_string(f"{key}={value}", key) + b"\0" for key, value in (settings or {}).items())
+        own = b"".join(
+            c_string(key, "the name of a setting") + b"=" + c_string(str(value), key) + b"\0"
+            for key, value in (settings or {}).items()
+        )
         names = c_string(metadata, "metadata"), c_string(name, "name"), c_string(transport or "", "transport")
         arguments = *names, own, len(own)
         handle = c_uint64()

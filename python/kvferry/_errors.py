@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 
+LONGEST_NAME = 300  # characters of a name that an error shows: a host has 255 at most
 UNREACHABLE = (-101, -102, -103, -104, -200)  # codes of the library: there is no way to the peer
 
 
@@ -19,7 +20,13 @@ class Error(RuntimeError):
         self.who, self.what, self.why = who, what, why
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (self.who, self.what, self.why)))
+        return ": ".join(filter(None, (_line(self.who), self.what, self.why)))
+
+
+def _line(name: str) -> str:
+    """A name as a part of a line: whoever gave it may have made it long, or of control characters."""
+    short = name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
 
 
 class EngineError(Error):

@@ -119,21 +119,27 @@ class TextError(ValueError):
 
 
 def c_string(text: str, name: str) -> bytes:
-    """text as C takes it: UTF-8 without a NUL. name is the argument's, for errors.
+    """text as C takes it: UTF-8 without a NUL. name is the argument's, for errors, which do not repeat the text: it may
+    have a password in it.
 
     Bytes that are not UTF-8 pass, if text has them as os.fsdecode() does. TextError for a NUL, and for a lone
     surrogate, which UTF-8 has no bytes for.
     """
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str, not {type(text).__name__}")
+    encoded = utf8(text, name, "surrogateescape")
+    if b"\0" in encoded:
+        raise TextError(f"{name} must not have a NUL: it is character {text.index(chr(0))}")
+    return encoded
+
+
+def utf8(text: str, name: str, errors: str = "strict") -> bytes:
+    """text as UTF-8. TextError for a lone surrogate, unless errors has a way to encode it."""
     try:
-        encoded = text.encode("utf-8", "surrogateescape")
+        return text.encode("utf-8", errors)
     except UnicodeEncodeError as e:
         surrogate = text[e.start]
         raise TextError(f"{name} must not have a lone surrogate: {surrogate!r} is its character {e.start}") from None
-    if b"\0" in encoded:
-        raise TextError(f"{name} must not have a NUL character: {text!r}")
-    return encoded
 
 
 def python_string(text: bytes | None) -> str:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvferry._completions import Completions, call_soon
+from kvferry._ffi import utf8
 from kvferry._library import check_process
 from kvferry._waiting import LONGEST_WAIT
 
@@ -40,7 +41,7 @@ class Message(NamedTuple):
 def encoded(message: Message | bytes | str) -> tuple[bytes, bytes]:
     """The name and the text of a notification. ValueError for a name that cannot be one, and for a lone surrogate."""
     if isinstance(message, str):
-        message = Message(_utf8(message, "a message"))
+        message = Message(utf8(message, "a message"))
     elif isinstance(message, (bytes, bytearray, memoryview)):
         message = Message(bytes(message))
     elif not isinstance(message, Message):
@@ -50,18 +51,10 @@ def encoded(message: Message | bytes | str) -> tuple[bytes, bytes]:
     name, data = message.name, bytes(message.data)
     if "\0" in name or name.endswith(BASE64):
         raise ValueError(f"the name of a message must not have a NUL character or end with {BASE64!r}: {name!r}")
-    encoded_name = _utf8(name, "the name of a message")
+    encoded_name = utf8(name, "the name of a message")
     if _is_text(data):
         return encoded_name, data
     return encoded_name + BASE64.encode(), base64.b64encode(data)
-
-
-def _utf8(text: str, what: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as e:
-        surrogate = text[e.start]
-        raise ValueError(f"{what} must not have a lone surrogate: {surrogate!r} is its character {e.start}") from None
 
 
 def _is_text(data: bytes) -> bool:

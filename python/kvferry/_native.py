@@ -342,6 +342,9 @@ def _something(value: str, name: str) -> str:
 def _named(settings: Mapping[str, str] | None) -> Mapping[str, str]:
     if settings is not None and not isinstance(settings, Mapping):
         raise TypeError(f"settings has values by the names of settings, and is no {type(settings).__name__}")
+    for key, value in (settings or {}).items():
+        if not isinstance(value, (str, int)):
+            raise TypeError(f"settings has a str for {key!r}, not {type(value).__name__}")
     return settings or {}
 
 

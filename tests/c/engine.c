@@ -194,6 +194,11 @@ static void test_notifications_arrive_in_order_and_once(void)
     check_message(engine, a, b);
     CHECK_EQUAL(genNotifyInEngine(engine, 4711, one), -200);
     CHECK_EQUAL(genNotifyInEngine(engine, UINT64_MAX, one), -200);
+    /* No segment is taken for the one whose number is the low 32 bits, as the engine's own one, and the open one. */
+    CHECK_EQUAL(genNotifyInEngine(engine, UINT64_C(1) << 32, one), -200);
+    CHECK_EQUAL(genNotifyInEngine(engine, (UINT64_C(1) << 32) | (uint64_t)id, one), -200);
+    check_no_message(engine);
+    check_no_message(peer);
     destroyTransferEngine(peer);
     CHECK_EQUAL(genNotifyInEngine(engine, (uint64_t)id, one), -102);
     destroyTransferEngine(engine);

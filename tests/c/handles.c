@@ -175,7 +175,8 @@ static void test_null_arguments_are_refused(void)
     transfer_engine_t engine = make_engine();
     batch_id_t batch = allocateBatchID(engine, 2), made = 5;
     transfer_request_t r = request(OPCODE_WRITE, memory, LOCAL_SEGMENT, memory, 8);
-    char text[8], word[] = "x";
+    char text[8], word[] = "x", long_name[5000] = "";
+    int64_t limit;
     notify_msg_t nameless = {NULL, word}, silent = {word, NULL};
     uint64_t number = 8;
     size_t count = 1;
@@ -244,7 +245,12 @@ static void test_null_arguments_are_refused(void)
     CHECK_EQUAL(kvferry_batches_wait(engine, NULL, 1, 10), -1);
     CHECK_EQUAL(kvferry_batches_wait(engine, &batch, SIZE_MAX, 10), -1);
     CHECK_EQUAL(kvferry_open_segment(engine, NULL, -1), -1);
-    CHECK(kvferry_open_segment(engine, "", -1) < 0);
+    for (limit = -1; limit <= 0; limit++) {
+        CHECK_EQUAL(kvferry_open_segment(engine, "", limit), -1);
+        CHECK(strstr(kvferry_last_error(), "the segment name is empty") != NULL);
+    }
+    CHECK_EQUAL(kvferry_open_segment(engine, memset(long_name, 'x', sizeof long_name - 1), 0), KVFERRY_ERR_TIMED_OUT);
+    CHECK(strstr(kvferry_last_error(), "has not answered the handshake") != NULL);
     CHECK_EQUAL(kvferry_probe(engine, NULL), -1);
     CHECK_EQUAL(kvferry_first_buffer(engine, NULL), 0);
     destroyTransferEngine(engine);

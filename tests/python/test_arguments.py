@@ -195,6 +195,7 @@ def test_a_name_with_a_nul_or_that_is_no_text_is_an_unknown_name(near: Node) -> 
         assert near.engine.send_probe(name) == -200
         assert near.engine.register_memory(near.address, 1, name) < 0
         assert near.engine.batch_register_memory([near.address], [1], name) < 0
+        assert near.engine.write_bytes_to_buffer(near.address, name, 1) == (0 if "\0" in name else -1)
         assert TransferEngine().initialize(name, "P2PHANDSHAKE", "tcp", "") == -1
 
 
@@ -213,6 +214,16 @@ def test_a_message_with_a_lone_surrogate_is_refused_by_an_error_that_names_the_p
     assert near.engine.transfer_sync(far.name, near.address, far.address, 1, 1, message) < 0
     assert f"the notification {part} must not have a lone surrogate: '\\ud800' is its character 3" in logged()
     assert far.engine.get_notifies() == []
+
+
+def test_a_source_with_a_lone_surrogate_is_refused_by_an_error_that_names_it(
+    near: Node, logged: Callable[[], str]
+) -> None:
+    near.put(b"as it was")
+    for source in ("KV \ud800", "KV \udc80"):
+        assert near.engine.write_bytes_to_buffer(near.address, source, 4) == -1
+        assert f"src_ptr must not have a lone surrogate: {source[3]!r} is its character 3" in logged()
+    assert near.engine.read_bytes_from_buffer(near.address, 9) == b"as it was"
 
 
 @pytest.mark.parametrize("bad", [0, "text", ("name", "text"), b""], ids=shown)

@@ -44,6 +44,21 @@ WRONG: dict[str, tuple[type[Exception], str, Call]] = {
         lambda w: untyped.Engine(listen=5),
     ),
     "settings without names": (TypeError, "settings has values by the names", lambda w: untyped.Engine(settings=5)),
+    "a setting of bytes": (
+        TypeError,
+        "settings has a str for 'MC_RETRY_CNT', not bytes",
+        lambda w: untyped.Engine(settings={"MC_RETRY_CNT": b"3"}),
+    ),
+    "a setting with a lone surrogate": (
+        ValueError,
+        r"KVFERRY_NAMES must not have a lone surrogate: '\\ud800' is its character 1",
+        lambda w: untyped.Engine(names="a\ud800"),
+    ),
+    "a setting whose name has a NUL": (
+        ValueError,
+        "the name of a setting must not have a NUL: it is character 1",
+        lambda w: untyped.Engine(settings={"A\0B": "3"}),
+    ),
     "a time limit that is a text": (
         TypeError,
         "a time limit is a number of seconds, not str",
@@ -254,6 +269,22 @@ def test_a_region_that_is_closed_is_not_described(world: Any) -> None:
 def test_a_name_that_is_none_is_no_rejected_range(world: Any, name: str) -> None:
     with pytest.raises(PeerUnreachable, match=f"^{name}: open: segment: name"):
         world.near.open(name)
+
+
+def test_a_name_is_shown_in_a_short_line_and_kept_as_it_is(world: Any) -> None:
+    for name, shown in (("a\n\x1b[31m\u202eb", r"a\n\x1b[31m\u202eb: open"), ("a" * 1000, "a" * 300 + "...: open")):
+        with pytest.raises(PeerUnreachable) as caught:
+            world.near.open(name)
+        assert str(caught.value).startswith(shown)
+        assert caught.value.who == name
+
+
+def test_a_text_that_cannot_be_encoded_is_not_repeated(world: Any) -> None:
+    for secret in ("secret\0", "secret\ud800"):
+        for arguments in ({"settings": {"MC_REDIS_PASSWORD": secret}}, {"metadata": f"redis://:{secret}@127.0.0.1"}):
+            with pytest.raises(ValueError, match=r"(MC_REDIS_PASSWORD|metadata) must not have a") as caught:
+                untyped.Engine(**arguments)
+            assert "secret" not in str(caught.value)
 
 
 def test_a_message_that_is_too_long_is_no_rejected_range(world: Any) -> None:

@@ -6,11 +6,14 @@ package kv
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"unicode"
+	"unicode/utf8"
 
 	"kvferry/core/status"
 )
@@ -34,6 +37,9 @@ type Store interface {
 // MaxValue is the length of the longest value that is put or got, in bytes. Mooncake's HTTP server takes no longer one.
 const MaxValue = 1 << 20
 
+// maxConnection is the length of the longest connection string, in bytes.
+const maxConnection = 4096
+
 // Opener makes a store. The connection string has its scheme. Nothing is connected yet. An error carries
 // status.InvalidArgument.
 type Opener func(connection string, o Options) (Store, error)
@@ -56,6 +62,9 @@ func Register(scheme string, open Opener) {
 // Open makes the store that a connection string names. An error carries status.InvalidArgument when the string is none,
 // or its scheme is that of no registered kind. Nothing is connected yet.
 func Open(connection string, o Options) (Store, error) {
+	if reason := unfit(connection); reason != "" {
+		return nil, status.Errorf(status.InvalidArgument, "the metadata connection string %s", reason)
+	}
 	connection = withScheme(connection)
 	scheme, _, _ := strings.Cut(connection, "://")
 	registering.RLock()
@@ -73,6 +82,19 @@ func schemes() []string {
 	registering.RLock()
 	defer registering.RUnlock()
 	return slices.Sorted(maps.Keys(openers))
+}
+
+// unfit says why a text can be no connection string of any kind, without repeating it: it may have a password in it.
+func unfit(connection string) string {
+	switch {
+	case len(connection) > maxConnection:
+		return fmt.Sprintf("has %d bytes, more than %d", len(connection), maxConnection)
+	case !utf8.ValidString(connection):
+		return "is not valid UTF-8"
+	case strings.ContainsFunc(connection, unicode.IsControl):
+		return "has control characters in it"
+	}
+	return ""
 }
 
 // withScheme completes a bare host:port, which Mooncake takes for etcd's.

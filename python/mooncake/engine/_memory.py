@@ -6,7 +6,7 @@ from typing import Any, SupportsIndex
 
 from kvferry._access import READ_WRITE, flags
 from kvferry._bindings import KVFERRY_ACCESS_NONE
-from kvferry._ffi import Integers, address_of, flag, u64, u64_array
+from kvferry._ffi import Integers, address_of, flag, u64, u64_array, utf8
 from mooncake.engine._base import Calls, checked
 from mooncake.engine._refusals import Refused, fails_as
 
@@ -98,7 +98,7 @@ class MemoryCalls(Calls):
         """Copy the first length bytes of a str (as UTF-8) or of any buffer to an address; 0. Negative when the source
         is shorter, or when not all of the address range is mapped."""
         address, size = u64(dest_address, "dest_address"), u64(length, "length")
-        source = memoryview(src_ptr.encode() if isinstance(src_ptr, str) else src_ptr).cast("B")
+        source = memoryview(utf8(src_ptr, "src_ptr") if isinstance(src_ptr, str) else src_ptr).cast("B")
         engine = self._initialized()
         if size > source.nbytes:
             raise Refused(f"length is {size}, but the source has only {source.nbytes} bytes")
