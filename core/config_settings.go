@@ -130,7 +130,7 @@ var settings = []setting{
 	{one("MC_TCP_ENABLE_CONNECTION_POOL", "1"), onOff(func(c *Config) *bool { return &c.ConnectionPool }),
 		"Off: the engine opens a connection for each request."},
 	{[]variable{{"MC_TCP_LANES_PER_PEER", "MC_TCP_MAX_CONNECTIONS_PER_PEER", usualLanes}}, lanes(),
-		"Maximum number of data connections to one peer. Connections that wait for a page of memory are replaced until they end, up to as many again."},
+		"Maximum number of data connections to one peer. Connections that wait for a page of memory are replaced until they end, up to four times as many."},
 	{one("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", "1024"), unused(1, 65535),
 		"Accepted, without effect: a queue holds all that was submitted, and a batch is never refused because it is large."},
 	{one("MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER", "1024"), unused(1, 65535),

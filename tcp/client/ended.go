@@ -92,9 +92,15 @@ func (p *peer) endUnreachable(c carrier, e ending) {
 }
 
 // remove takes a carrier off the list. The lock is held.
-func (p *peer) remove(c carrier) { p.carriers.Store(p.listed().without(c)) }
+func (p *peer) remove(c carrier) {
+	p.carriers.Store(p.listed().without(c))
+	p.hasTouched(c)
+	if p.touching == nil { // one more may be overtaken now
+		p.setAside = nil
+	}
+}
 
-// overtake: see source. Only so many carriers that wait for a page are overtaken at a time as there may be lanes. A carrier that is
+// overtake: see source. Only so many carriers that wait for a page are overtaken at a time, see cautious.go. A carrier that is
 // renewed ends soon. The others take nothing of the works that c waits for: a transfer of many pieces would hold them up, too.
 func (p *peer) overtake(c carrier, renewed bool) {
 	var works []*core.Work
@@ -102,7 +108,7 @@ func (p *peer) overtake(c carrier, renewed bool) {
 		works = lane.waitsFor()
 	}
 	p.mu.Lock()
-	if (renewed || len(p.overtaken) < p.config.LanesPerPeer) && slices.Contains(p.listed().all, c) {
+	if (renewed || len(p.overtaken) < p.mostOvertaken()) && slices.Contains(p.listed().all, c) {
 		p.remove(c)
 		p.overtaken = append(p.overtaken, c)
 		p.holdUp(c, works)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kvferry/core"
+	"kvferry/core/hostmem"
 	"kvferry/core/hostmem/hostmemtest"
 	"kvferry/tcp/internal/tcptest"
 	"kvferry/tcp/wire"
@@ -84,6 +85,69 @@ func TestALongTransferWhosePagesDoNotComeLeavesLanesToOthers(t *testing.T) {
 			}
 			missing.Release(t)
 			tcptest.Completes(t, first)
+		})
+	}
+}
+
+func TestHoweverManyTransfersHangOthersWhoseMemoryIsThereGoOn(t *testing.T) {
+	const hung, short, long = 12, 4096, 4 << 20
+	for _, op := range tcptest.Opcodes {
+		for _, length := range []int{short, long} {
+			for _, sameHost := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%v of %d bytes, on one host %v", op, length, sameHost), func(t *testing.T) {
+					missing, near, far := hostmemtest.New(t, hung*length), tcptest.Mapped(t, short), tcptest.Mapped(t, hung*length)
+					tcptest.Fill(near, 1)
+					change := func(c *core.Config) { c.SameHost, c.LanesPerPeer, c.LanesPerLink = sameHost, 2, 2 }
+					target, e := newEngine(t, change), newEngine(t, change)
+					require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
+					id := tcptest.OpenSegment(t, e, target.Name())
+					var all [hung]*core.Batch
+					for i := range all {
+						all[i] = tcptest.Submit(t, e, tcptest.Ask(op, missing.Memory[i*length:][:length], id, far[i*length:][:length]))
+					}
+					p := onlyPeer(t, e)
+					require.Eventually(t, func() bool {
+						p.mu.Lock()
+						defer p.mu.Unlock()
+						return len(p.overtaken) == p.mostOvertaken()
+					}, tcptest.Patience, time.Millisecond)
+					for range 2 * hung {
+						for _, op := range tcptest.Opcodes {
+							tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(op, near, id, far[:short])))
+						}
+					}
+					missing.Release(t)
+					for _, b := range all {
+						tcptest.Completes(t, b)
+					}
+				})
+			}
+		}
+	}
+}
+
+// Memory that is touched for the first time may have to be waited for, as far as anybody knows.
+func TestWhileSomeTransfersHangOthersTouchMemoryForTheFirstTime(t *testing.T) {
+	const length = 8 << 20
+	for _, op := range tcptest.Opcodes {
+		t.Run(op.String(), func(t *testing.T) {
+			e := newEngine(t)
+			hung := 2 * e.Config().LanesPerPeer
+			missing, far := hostmemtest.New(t, hung*length), tcptest.Mapped(t, hung*length)
+			p := tcptest.Perform(t, 2, tcptest.ServeWell, far)
+			id := tcptest.OpenSegment(t, e, p.Name)
+			var all []*core.Batch
+			for i := range hung {
+				all = append(all, tcptest.Submit(t, e, tcptest.Ask(op, missing.Memory[i*length:][:length], id, far[i*length:][:length])))
+			}
+			missing.AwaitFault(t)
+			for _, op := range tcptest.Opcodes {
+				tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(op, tcptest.Mapped(t, length), id, far[:length])))
+			}
+			missing.Release(t)
+			for _, b := range all {
+				tcptest.Completes(t, b)
+			}
 		})
 	}
 }

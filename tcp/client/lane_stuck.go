@@ -16,7 +16,7 @@ import (
 //
 //  1. overtakable makes a system call that may wait for a page. When the call takes long, the lane is overtaken: it takes
 //     nothing more, and other lanes do instead. It ends when the call has returned. Until then they leave the rest of the works
-//     that it waits for in the queue (peer.heldUp).
+//     that it waits for in the queue (peer.heldUp), and few of them wait for further pages (cautious.go).
 //  2. quit, which ends a lane, sets a timer.
 //  3. When the timer fires before the lane is retired, giveUpStuck has the local memory of all its pieces held (fence.go), so
 //     that taking it back fails and says why. Then it fails the pieces. Other lanes go on.

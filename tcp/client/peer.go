@@ -57,6 +57,11 @@ type peer struct {
 	// Also under the lock: works whose pages a carrier in overtaken waits for. Nothing else is taken of them; see lane_stuck.go.
 	heldUp map[carrier][]*core.Work
 
+	// Also under the lock: the carrier that may wait for a page while others do, and works that were set aside meanwhile; see
+	// cautious.go.
+	touching carrier
+	setAside []*core.Work
+
 	carriers atomic.Pointer[carriers] // replaced under the lock
 	lastHost atomic.Pointer[string]   // the host at which the data port was found the last time
 	onHost   atomic.Pointer[string]   // the identity of the engine on this host that is known to have given its descriptor
@@ -120,6 +125,7 @@ func (p *peer) abort() {
 	p.queued -= settled
 	p.unverified, _ = settleAborted(p.unverified)
 	p.blocked, _ = settleAborted(p.blocked)
+	p.setAside = slices.DeleteFunc(p.setAside, func(w *core.Work) bool { return w.Aborted() != nil })
 	p.mu.Unlock()
 	for _, c := range carriers {
 		if c.carriesAborted() {

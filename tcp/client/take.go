@@ -11,6 +11,7 @@ import (
 //
 //  1. take gives pieces until the carrier has enough.
 //  2. mayTakeFrom says which works the carrier may take from, and next cuts a piece from the first of them.
+//     mayTouch lets it be taken where carriers wait for pages (cautious.go).
 //  3. A piece that the owner refuses by its descriptor waits for a new descriptor (revalidate.go). A WRITE to a range that a
 //     former connection may still write to waits as well (blocked.go).
 
@@ -18,6 +19,7 @@ import (
 func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes uint64) []piece {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.hasTouched(c)
 	bytes = min(bytes, p.shareLeft(c))
 	if bytes == 0 {
 		return taken
@@ -60,6 +62,9 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 			next.settle(p.notStrided(&next, d))
 			continue
 		}
+		if !p.mayTouch(c, &next) {
+			continue
+		}
 		if next.isPacked() {
 			bytes = min(bytes, packBytes)
 		}
@@ -82,22 +87,12 @@ func (p *peer) mayTakeFrom(c carrier) func(*cursor) bool {
 	return func(*cursor) bool { return true }
 }
 
-// notHeldUp is mine without works that are held up. The lock is held.
+// notHeldUp is mine without works that are held up, or set aside meanwhile. The lock is held.
 func (p *peer) notHeldUp(mine func(*cursor) bool) func(*cursor) bool {
 	if len(p.heldUp) == 0 {
 		return mine
 	}
 	return func(c *cursor) bool { return !p.isHeldUp(c.work) && mine(c) }
-}
-
-// isHeldUp reports whether a carrier that was overtaken waits for a page of the work. The lock is held.
-func (p *peer) isHeldUp(w *core.Work) bool {
-	for _, works := range p.heldUp {
-		if slices.Contains(works, w) {
-			return true
-		}
-	}
-	return false
 }
 
 // next removes a piece from the queue, of the first work that mine allows. The lock is held.

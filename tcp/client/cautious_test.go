@@ -1,0 +1,69 @@
+package client
+
+import (
+	"testing"
+
+	"kvferry/core"
+
+	"github.com/stretchr/testify/require"
+)
+
+// woken is a lane that counts how often it was woken.
+type woken struct {
+	pipelined
+	times int
+}
+
+func (w *woken) wake() { w.times++ }
+
+// cautious is a peer of which a transfer waits for a page, its lanes, and a piece of another work, whose memory is not there.
+func cautious(lanes ...carrier) (*peer, *piece) {
+	p := newPeer(&Client{Options: Options{Config: &core.Config{LanesPerPeer: 1}, Processors: testProcessors}}, &core.Segment{})
+	p.carriers.Store(newCarriers(lanes))
+	gone := &woken{}
+	p.overtaken = []carrier{gone}
+	p.holdUp(gone, []*core.Work{workOf(write(0x1000, 0x10000, 1))})
+	return p, &piece{work: workOf(write(0x1000, 0x10000, 1)), op: core.Write, local: 0x1000, length: 1}
+}
+
+func TestOneLaneAtATimeMayWaitForFurtherPages(t *testing.T) {
+	a, b := &woken{}, &woken{}
+	p, first := cautious(a, b)
+	second := *first
+	second.work = workOf(write(0x1000, 0x10000, 1))
+	require.True(t, p.mayTouch(a, first))
+	require.True(t, p.mayTouch(a, first), "it is the one")
+	require.False(t, p.mayTouch(b, &second))
+	require.True(t, p.isHeldUp(second.work))
+	require.Len(t, p.returned, 1)
+	require.Equal(t, 1, a.times, "it may have nothing to wait for")
+
+	p.hasTouched(b)
+	require.True(t, p.isHeldUp(second.work), "it is not the one")
+	p.hasTouched(a)
+	require.False(t, p.isHeldUp(second.work))
+	require.Equal(t, 1, b.times, "the first lane may be one for other works")
+	require.True(t, p.mayTouch(b, &second))
+}
+
+func TestNoLaneWaitsForAPageThatCouldNotBeOvertaken(t *testing.T) {
+	a := &woken{}
+	p, cold := cautious(a)
+	for len(p.overtaken) < p.mostOvertaken() {
+		p.overtaken = append(p.overtaken, &woken{})
+	}
+	require.False(t, p.mayTouch(a, cold))
+	p.hasTouched(a)
+	require.True(t, p.isHeldUp(cold.work))
+	p.remove(p.overtaken[0])
+	require.False(t, p.isHeldUp(cold.work), "one has ended")
+}
+
+func TestWithoutATransferThatWaitsLanesTakeAnything(t *testing.T) {
+	a, b := &woken{}, &woken{}
+	p, cold := cautious(a, b)
+	p.heldUp = nil
+	require.True(t, p.mayTouch(a, cold))
+	require.True(t, p.mayTouch(b, cold))
+	require.Nil(t, p.touching)
+}
