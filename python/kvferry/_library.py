@@ -168,8 +168,8 @@ def _require_threads() -> None:
 
 
 def _open(path: Path | str) -> Functions:
-    _require_memory()
     _require_threads()
+    _require_memory()  # after the threads, for which malloc keeps memory when they have ended
     _require_descriptors()
     _require_go_settings()
     try:

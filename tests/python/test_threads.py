@@ -81,7 +81,7 @@ def allow(more):
 """
 
 
-@pytest.mark.parametrize("more", [100, 500, 900, 1300, 1600, 2200])
+@pytest.mark.parametrize("more", [100, 500, 900, 1300, 1600, 1720, 1780, 2500])
 def test_a_process_with_little_address_space_gets_an_error(more: int) -> None:
     """Go would end the process. With the last limit the library is loaded, and has no room for its threads."""
     done = run_python(
