@@ -321,16 +321,30 @@ func hint(err error, hosts []string) string {
 				return " (" + doubt + ")"
 			}
 		}
-	case errors.Is(err, unix.EMFILE):
-		return " (EMFILE: this process is out of file descriptors, see ulimit -n)"
-	case errors.Is(err, unix.ENFILE):
-		return " (ENFILE: this machine is out of file descriptors)"
 	case errors.Is(err, unix.EACCES):
 		return " (EACCES: this process may not bind that port)"
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return " (EADDRNOTAVAIL: this machine does not have that address)"
 	case errors.Is(err, unix.EADDRINUSE):
-		return " (EADDRINUSE: every port of the range is taken)"
+		return " (EADDRINUSE: every port of the range is taken; an engine takes two)"
+	}
+	return hintAtDescriptors(err)
+}
+
+func hintAtDescriptors(err error) string {
+	switch {
+	case errors.Is(err, unix.EMFILE):
+		return " (EMFILE: this process is out of file descriptors, see ulimit -n)"
+	case errors.Is(err, unix.ENFILE):
+		return " (ENFILE: this machine is out of file descriptors)"
 	}
 	return ""
+}
+
+// HintAtConnect explains a system error of connect(2) beyond its text; "" where there is nothing to add.
+func HintAtConnect(err error) string {
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return " (EADDRNOTAVAIL: this machine has no address, or no free port, to connect from, see net.ipv4.ip_local_port_range)"
+	}
+	return hintAtDescriptors(err)
 }

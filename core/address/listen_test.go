@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 
 	"kvferry/core/status"
@@ -194,6 +195,12 @@ func holdPorts(t *testing.T, n int) (held []net.Listener, minPort, maxPort int) 
 	}
 	t.Fatal("no run of free ports between 20000 and 32000")
 	return nil, 0, 0
+}
+
+func TestALackOfPortsToConnectFromIsExplained(t *testing.T) {
+	err := os.NewSyscallError("connect", unix.EADDRNOTAVAIL)
+	assert.Contains(t, HintAtConnect(err), "ip_local_port_range")
+	assert.Empty(t, HintAtConnect(unix.ECONNREFUSED))
 }
 
 func TestListenNamesTheLackOfFileDescriptors(t *testing.T) {

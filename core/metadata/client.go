@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"kvferry/core/address"
 	"kvferry/core/security"
 	"kvferry/core/shut"
 	"kvferry/core/status"
@@ -284,7 +285,7 @@ func (c Client) dial(ctx context.Context, peer string) (*net.TCPConn, error) {
 	dialer := net.Dialer{Timeout: orDefault(c.ConnectTimeout, DefaultConnectTimeout)}
 	conn, err := dialer.DialContext(ctx, "tcp", peer)
 	if err != nil {
-		return nil, status.Errorf(dialCode(err), "%w", err)
+		return nil, status.Errorf(dialCode(err), "%w%s", err, address.HintAtConnect(err))
 	}
 	return conn.(*net.TCPConn), nil
 }

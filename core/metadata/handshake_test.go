@@ -339,6 +339,16 @@ func TestConnectionsLeaveDescriptorsForOthers(t *testing.T) {
 	require.LessOrEqual(t, s.door.Gate.Held(), int64(320/descriptorsPart))
 }
 
+func TestAConnectionThatThisMachineHasNoRoomForSaysWhatToRaise(t *testing.T) {
+	var before unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}))
+	err := Client{}.Probe(context.Background(), "127.0.0.1:1")
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+	require.ErrorIs(t, err, unix.EMFILE)
+	require.ErrorContains(t, err, "ulimit -n")
+}
+
 func TestCloseEndsConnectionsAtOnce(t *testing.T) {
 	s, peer := start(t, Handlers{Descriptor: one, Notify: refuse}, HandshakeOptions{StepTimeout: time.Hour})
 	waiting := []*net.TCPConn{send(t, peer, nil), send(t, peer, announce(100, "\x02"))}

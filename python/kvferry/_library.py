@@ -69,7 +69,7 @@ def in_use() -> Path | None:
 def _find() -> Path:
     named = os.environ.get(VARIABLE)
     path = Path(named) if named else FILE
-    if path.is_file():
+    if os.path.isfile(path):  # False also for a path that is no valid one
         return path
     if named:
         raise LibraryError(f"{VARIABLE} names {named}, which is no file")

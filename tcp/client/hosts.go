@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"kvferry/core/address"
 	"kvferry/core/metadata"
 	"kvferry/core/status"
 	"kvferry/tcp/wire"
@@ -91,7 +92,7 @@ func (p *peer) dialHost(ctx context.Context, d *metadata.Descriptor, host string
 	}
 	dialed, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(d.DataPort)))
 	if err != nil {
-		return nil, true, status.Errorf(status.Socket, "segment %q: data port: %w", p.segment.Name, err)
+		return nil, true, status.Errorf(status.Socket, "segment %q: data port: %w%s", p.segment.Name, err, address.HintAtConnect(err))
 	}
 	conn := dialed.(*net.TCPConn)
 	var h wire.Hello

@@ -37,6 +37,9 @@ def test_the_variable_names_another_file(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("KVFERRY_LIBRARY", str(tmp_path / "missing.so"))
     with pytest.raises(LibraryError, match=r"KVFERRY_LIBRARY names .*missing\.so, which is no file"):
         load()
+    monkeypatch.setenv("KVFERRY_LIBRARY", "x" * 5000)
+    with pytest.raises(LibraryError, match="which is no file"):
+        load()
 
 
 @pytest.mark.usefixtures("not_loaded")
