@@ -84,7 +84,7 @@ func (s *session) accept(h wire.Hello) error {
 		answer.Flags |= wire.AnswerPermit
 	}
 	b := answer.Encode()
-	if err := s.send([]sockio.Vector{sockio.VectorOf(b)}, &s.waiting); err != nil {
+	if err := s.send([]sockio.Vector{sockio.VectorOf(b)}, &s.waiting, false); err != nil {
 		return err
 	}
 	return refusal

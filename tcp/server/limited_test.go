@@ -35,7 +35,7 @@ func newUploads(t *testing.T, count int) *uploads {
 		c.Send(tcptest.Request(core.Write, true, hostmem.AddressOf(memory[i*uploadLength:]), uploadLength))
 		u.clients = append(u.clients, c)
 	}
-	require.Eventually(t, func() bool { return u.server.receiving.Load() == int64(count) }, tcptest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return u.server.long.Load() == int64(count) }, tcptest.Patience, time.Millisecond)
 	return u
 }
 
@@ -55,7 +55,7 @@ func (u *uploads) end() {
 		c.ExpectStatus(wire.StatusOK)
 		require.True(u.t, bytes.Equal(u.payload, u.memory[i*uploadLength:][:uploadLength]))
 	}
-	require.Eventually(u.t, func() bool { return u.server.receiving.Load() == 0 }, tcptest.Patience, time.Millisecond)
+	require.Eventually(u.t, func() bool { return u.server.long.Load() == 0 }, tcptest.Patience, time.Millisecond)
 }
 
 func TestSessionsInACrowdReceiveLongPayloadsInTurns(t *testing.T) {
@@ -128,4 +128,44 @@ func TestASessionThatWaitsForAPlaceDoesNotWaitForItsPeer(t *testing.T) {
 	limiter.Release()
 	require.Eventually(t, waits(true), tcptest.Patience, time.Millisecond, "each waits for its peer again")
 	u.end()
+}
+
+// newDownloads are connections that have asked for a long payload each, more of it than their buffers have room for.
+func newDownloads(t *testing.T, count int) *uploads {
+	memory := tcptest.Mapped(t, downloadLength)
+	options := Options{Processors: sockio.NewProcessors(uploadProcessors), Limiter: samehost.NewCopyLimiter(1, nil)}
+	u := &uploads{harness: serve(t, options, memory), memory: memory}
+	tcptest.Fill(memory, 1)
+	for range count {
+		c := u.dial()
+		c.Send(tcptest.Request(core.Read, true, hostmem.AddressOf(memory), downloadLength))
+		c.ExpectStatus(wire.StatusOK)
+		u.clients = append(u.clients, c)
+	}
+	require.EqualValues(t, count, u.server.long.Load())
+	return u
+}
+
+const downloadLength = 64 << 20
+
+// take takes parts of each payload, while short transfers are expected, until a session has moved bytes with a place.
+func (u *uploads) take() {
+	for at := 0; at < downloadLength/2 && u.server.options.Limiter.Released() == 0; at += uploadLength {
+		for _, c := range u.clients {
+			u.server.options.Limiter.Note(1)
+			c.Expect(u.memory[at:][:uploadLength])
+		}
+	}
+}
+
+func TestSessionsInACrowdSendLongPayloadsInTurns(t *testing.T) {
+	u := newDownloads(t, crowd*uploadProcessors)
+	u.take()
+	require.Positive(t, u.server.options.Limiter.Released())
+}
+
+func TestTheLanesOfOnePeerSendWithoutWaitingForEachOther(t *testing.T) {
+	u := newDownloads(t, crowd*uploadProcessors-1)
+	u.take()
+	require.Zero(t, u.server.options.Limiter.Released())
 }

@@ -28,7 +28,7 @@ func (s *session) flush() error {
 		return s.handOver()
 	}
 	t := s.turn
-	if err := s.send(t.owed[:t.vectors], &s.waiting); err != nil {
+	if err := s.send(t.owed[:t.vectors], &s.waiting, t.isLong()); err != nil {
 		var rejected *rejection
 		if errors.As(err, &rejected) {
 			t.reset() // what was owed before it is sent, and what is behind it is not
@@ -51,15 +51,14 @@ func (s *session) countReads(t *turn) {
 	}
 }
 
-// send sends the vectors, on behalf of the session or of its sender.
-func (s *session) send(v []sockio.Vector, who *atomic.Bool) error {
+// send sends the vectors, on behalf of the session or of its sender. long: see sendPart.
+func (s *session) send(v []sockio.Vector, who *atomic.Bool, long bool) error {
+	if long {
+		s.server.long.Add(1)
+		defer s.server.long.Add(-1)
+	}
 	for len(v) > 0 {
-		n, again, err := s.conn.TrySend(v)
-		if again {
-			s.await(who, true)
-			n, err = s.conn.Send(v)
-			who.Store(false)
-		}
+		n, err := s.sendPart(v, who, long)
 		if errors.Is(err, unix.EFAULT) {
 			return s.blameMemory(v, who, err)
 		}
@@ -102,7 +101,7 @@ func (s *session) blameMemory(v []sockio.Vector, who *atomic.Bool, fault error) 
 	if rejected.started = at == 0 || !s.endsWithStatus(v[at-1]); !rejected.started {
 		before[at-1].Length -= wire.StatusSize
 	}
-	if err := s.send(before, who); err != nil {
+	if err := s.send(before, who, false); err != nil {
 		return err
 	}
 	return rejected

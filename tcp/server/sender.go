@@ -146,7 +146,7 @@ func (s *session) answer(t *turn) error {
 	sent := 0
 	if t.hasLoad() {
 		sent = l.parts[0].vector
-		if err := s.send(t.owed[:sent], &s.sending); err != nil {
+		if err := s.send(t.owed[:sent], &s.sending, t.isLong()); err != nil {
 			return err
 		}
 		done, reason := l.outcome()
@@ -155,7 +155,7 @@ func (s *session) answer(t *turn) error {
 			return s.answerSome(t, sent, done, reason)
 		}
 	}
-	if err := s.send(t.owed[sent:t.vectors], &s.sending); err != nil {
+	if err := s.send(t.owed[sent:t.vectors], &s.sending, t.isLong()); err != nil {
 		return err
 	}
 	s.countReads(t)
@@ -169,10 +169,10 @@ func (s *session) answerSome(t *turn, sent, done int, reason error) error {
 	parts := t.load.parts
 	if done == len(parts) {
 		// The second try may have overwritten what the jobs behind it have written, so these are not to be answered.
-		_ = s.send(t.owed[sent:t.vectors], &s.sending)
+		_ = s.send(t.owed[sent:t.vectors], &s.sending, false)
 		return fmt.Errorf("copies that failed together have succeeded one by one: %w", reason)
 	}
-	_ = s.send(t.owed[sent:parts[done].vector], &s.sending)
+	_ = s.send(t.owed[sent:parts[done].vector], &s.sending, false)
 	return failed(parts[done], reason)
 }
 

@@ -90,10 +90,10 @@ type Server struct {
 	shown  *metrics.Peers // of hosts
 	counts serverCounts
 
-	polled    atomic.Uint64 // how often sessions that poll have received something
-	receiving atomic.Int64  // requests with a long payload that are being served; see limited
-	watching  atomic.Bool   // the timer is set
-	timer     *time.Timer   // calls check
+	polled   atomic.Uint64 // how often sessions that poll have received something
+	long     atomic.Int64  // long payloads that are being received or sent; see limited
+	watching atomic.Bool   // the timer is set
+	timer    *time.Timer   // calls check
 }
 
 // New starts to serve. The server owns the listeners from then on. local, for peers on this host, may be nil.

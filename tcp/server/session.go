@@ -61,7 +61,8 @@ type session struct {
 	drained        bool             // the last receive took all that there was
 	bulk           bool             // the last payload was long
 	in             [2]sockio.Vector // for receive
-	limited        limited
+	receives       limited
+	sends          limited
 	copier         hostmem.Copier
 	strided        strided // the last strided request
 
@@ -119,7 +120,8 @@ func newSession(v *Server, conn *sockio.Socket, p *place) *session {
 		place:   p, began: time.Now(),
 	}
 	s.silent.Store(true)
-	s.limited.step = s.receiveStep
+	s.receives.init(s, func(v []sockio.Vector) (n int, again bool, err error) { return conn.ReceiveNow(v, false) })
+	s.sends.init(s, conn.SendNow)
 	s.readInto(s.first[:])
 	switch remote := conn.Remote.(type) {
 	case *net.TCPAddr:
@@ -188,8 +190,8 @@ func (s *session) serve() error {
 // serveOne serves a request, which counts as one with a long payload meanwhile if it is one: see limited.
 func (s *session) serveOne(h wire.Header) error {
 	if h.Op == wire.Write && h.Length >= bulkLength && !h.ByAddress {
-		s.server.receiving.Add(1)
-		defer s.server.receiving.Add(-1)
+		s.server.long.Add(1)
+		defer s.server.long.Add(-1)
 	}
 	if h.Strided {
 		return s.serveStrided(h)

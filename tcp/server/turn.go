@@ -41,6 +41,9 @@ func (t *turn) owePayload(base uintptr, length uint64) {
 	t.owe(base, length)
 }
 
+// isLong reports whether what is owed has a long payload, and none by an offer.
+func (t *turn) isLong() bool { return t.readBytes >= bulkLength && len(t.offers) == 0 }
+
 func (t *turn) oweStatus(code uint32) {
 	b := t.statuses[t.statusesEnd : t.statusesEnd+wire.StatusSize]
 	t.statusesEnd += wire.StatusSize

@@ -45,7 +45,7 @@ func (v *Server) check() {
 		}
 		if !s.waiting.Load() && !s.sending.Load() {
 			s.stalledSince = time.Time{}
-			if !s.limited.queued.Load() { // a peer that sends a byte now and then is as slow while its session waits for a place
+			if !s.receives.queued.Load() && !s.sends.queued.Load() { // a peer that sends a byte now and then is as slow while its session waits for a place
 				s.slowSince = time.Time{}
 			}
 			continue

@@ -134,6 +134,16 @@ func (s *Socket) Send(v []Vector) (n int, err error) {
 	return n, err
 }
 
+// WhenWritable calls step at once, and whenever the socket buffer may take something, until step returns true.
+func (s *Socket) WhenWritable(step func() bool) error { return s.out.until(step) }
+
+// SendNow is TrySend for the step of WhenWritable.
+func (s *Socket) SendNow(v []Vector) (n int, again bool, err error) {
+	s.out.use(v)
+	s.out.call()
+	return s.out.result()
+}
+
 // SendsAtOnce reports whether TrySend would not have to wait for memory.
 func (s *Socket) SendsAtOnce(v []Vector) bool {
 	s.out.use(v)
