@@ -96,6 +96,8 @@ LOADING_ROOM = 1664 << 20  # bytes of address space that the Go runtime and its 
 LOADING_DATA = 160 << 20  # bytes of it that can be written
 LOADING_DESCRIPTORS = 8  # more than loading opens at a time; the Go runtime ends the process if it cannot open its own
 LOADING_THREADS = 8  # the most that the Go runtime starts when it is loaded; it ends the process if it cannot
+# Settings in GODEBUG for which the Go runtime ends the process, or stands still, when they have other values than these.
+GO_DEBUG = {"cgocheck": ("0", "1"), "fips140": ("off", "on", "only", "debug"), "sbrk": ("0",)}
 MOST_PROCESSORS = 4096  # GOMAXPROCS with which the threads of the library are within what the Go runtime allows
 
 
@@ -146,6 +148,12 @@ def _require_go_settings() -> None:
     processors = os.environ.get("GOMAXPROCS", "")
     if re.fullmatch(r"[0-9]+", processors) and int(processors) > MOST_PROCESSORS:
         raise LibraryError(f"GOMAXPROCS={processors} in the environment is above {MOST_PROCESSORS}: unset or lower it")
+    debug = dict(entry.partition("=")[::2] for entry in os.environ.get("GODEBUG", "").split(","))
+    for name, allowed in GO_DEBUG.items():
+        if debug.get(name, "") not in ("", *allowed):
+            raise LibraryError(
+                f"{name}={debug[name]} in the environment's GODEBUG is none of {', '.join(allowed)}: unset or correct it"
+            )
 
 
 def _require_threads() -> None:

@@ -52,3 +52,15 @@ def test_more_processors_than_go_has_threads_for_are_an_error() -> None:
     done = run_python(REFUSED, GOMAXPROCS="100000")
     assert done.returncode == 0, done.stderr
     assert "GOMAXPROCS=100000" in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["cgocheck=2", "fips140=x", "http2client=0,sbrk=1"])
+def test_debug_settings_for_which_go_would_end_the_process_are_an_error(setting: str) -> None:
+    done = run_python(REFUSED, GODEBUG=setting)
+    assert done.returncode == 0, done.stderr
+    assert f"{setting.split(',')[-1]} in the environment's GODEBUG" in done.stderr
+
+
+def test_other_debug_settings_are_left_to_go() -> None:
+    done = run_python("works()", GODEBUG="cgocheck=2,x,=,cgocheck=1,fips140=off,nonsense=5")
+    assert done.returncode == 0, done.stderr
