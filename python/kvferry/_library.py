@@ -96,7 +96,7 @@ LOADING_ROOM = 1664 << 20  # bytes of address space that the Go runtime and its 
 LOADING_DATA = 160 << 20  # bytes of it that can be written
 LOADING_DESCRIPTORS = 8  # more than loading opens at a time; the Go runtime ends the process if it cannot open its own
 LOADING_THREADS = 8  # the most that the Go runtime starts when it is loaded; it ends the process if it cannot
-# Settings in GODEBUG for which the Go runtime ends the process, or stands still, when they have other values than these.
+# Settings in GODEBUG for which the Go runtime ends the process, or stands still, with other values than these.
 GO_DEBUG = {"cgocheck": ("0", "1"), "fips140": ("off", "on", "only", "debug"), "sbrk": ("0",)}
 MOST_PROCESSORS = 4096  # GOMAXPROCS with which the threads of the library are within what the Go runtime allows
 
@@ -152,7 +152,8 @@ def _require_go_settings() -> None:
     for name, allowed in GO_DEBUG.items():
         if debug.get(name, "") not in ("", *allowed):
             raise LibraryError(
-                f"{name}={debug[name]} in the environment's GODEBUG is none of {', '.join(allowed)}: unset or correct it"
+                f"{name}={debug[name]} in the environment's GODEBUG is none of {', '.join(allowed)}: "
+                "unset or correct it"
             )
 
 
@@ -176,8 +177,9 @@ def _require_threads() -> None:
 
 
 def _open(path: Path | str) -> Functions:
+    _require_memory()
     _require_threads()
-    _require_memory()  # after the threads, for which malloc keeps memory when they have ended
+    _require_memory()  # again: malloc keeps some for threads when they have ended
     _require_descriptors()
     _require_go_settings()
     try:
