@@ -120,7 +120,7 @@ func (c *copier) abandon(dead []issued, stuck bool, reason error) {
 	}
 	c.abandoned = append(c.abandoned, abandoned{c.stream, stuck, eventsOf(dead), c.planner.gather})
 	c.planner.gather = 0
-	if c.planner.dir != Out {
+	if stuck && c.planner.dir != Out { // otherwise the device has failed, and makes none of the copies
 		c.noteLate(dead)
 	}
 	given := c.pool.giveUp(blocks)
