@@ -11,6 +11,7 @@ import (
 	"kvferry/core"
 	"kvferry/core/device"
 	"kvferry/core/hostmem"
+	"kvferry/core/metrics"
 	"kvferry/core/status"
 	"kvferry/core/transporttest"
 
@@ -236,6 +237,9 @@ func TestTheChunksOfAReadGoToTheTransportTogether(t *testing.T) {
 		transport.SettleAll(nil)
 		wait(t, b)
 		require.NoError(t, b.Err())
+		eventually(t, func() bool { // chunks end after their tasks
+			return !slices.ContainsFunc(p.Stats().Staging, func(s metrics.Staging) bool { return s.Leased > 0 })
+		})
 		return held
 	}
 	memory := p.memory(0, 32<<20)
