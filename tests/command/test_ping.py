@@ -125,6 +125,13 @@ def test_this_sides_address_is_the_one_that_leads_to_the_peer() -> None:
         ("FD00::2:15858:npu_3", "FD00::2", 15858),
         ("fd00::2:1585", "fd00::2:1585", None),
         ("http://node1:8000", "http://node1:8000", None),
+        ("node1:65535", "node1", 65535),
+        ("node1:65536", "node1:65536", None),
+        ("node1:\u0661", "node1:\u0661", None),
+        ("[::1]:99999", "[::1]:99999", None),
+        ("[::1]:1x", "[::1]:1x", None),
+        ("[::1]x", "[::1]x", None),
+        ("[::1", "[::1", None),
     ],
 )
 def test_names_are_split_as_engines_split_them(name: str, host: str, port: int | None) -> None:

@@ -176,6 +176,15 @@ def test_a_name_leads_to_its_addresses_and_an_unknown_one_to_a_reason() -> None:
     assert unknown.addresses == () and unknown.problem
 
 
+def test_a_link_local_address_keeps_its_interface(namespace: network.Network) -> None:
+    """The engine finds such a peer by its name, and so does the command."""
+    linked = "ip -6 addr add fe80::7/64 dev lo nodad"
+    both = "[connecting.resolve('fe80::7%lo').addresses, addresses.source_address('fe80::7%lo')]"
+    assert ask(namespace, linked, both) == [["fe80::7%lo"], "fe80::7%lo"]
+    refused = connecting.Connected(*ask(namespace, "true", "connecting.connect('fe80::7%lo', 1, 5)"))
+    assert refused.refused, refused
+
+
 def test_simulated_devices_are_found_and_their_copies_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFERRY_ASCENDCL", simulator.library("npu"))
     monkeypatch.setenv("KVFERRY_CUDA", "/nonexistent.so")

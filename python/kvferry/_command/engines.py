@@ -16,9 +16,11 @@ from kvferry._command.output import Output
 from kvferry._engine import DEFAULT_TIMEOUT, Engine
 from kvferry._errors import EngineError
 from kvferry._library import LibraryError
+from kvferry._probes.addresses import text_of
 from kvferry._texts import DescribeError, Description
 
 P2P = "P2PHANDSHAKE"
+LAST_PORT = 65535
 
 METADATA = option(
     "--metadata",
@@ -78,7 +80,7 @@ def own_address(towards: str | None) -> str:
             for family, kind, protocol, _, address in socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM):
                 with socket.socket(family, kind, protocol) as s:
                     s.connect(address)  # it sends nothing
-                    return str(s.getsockname()[0])
+                    return text_of(s.getsockname())
         except (OSError, UnicodeError):  # the second one for what cannot be the name of a host
             continue
     return "127.0.0.1"
@@ -90,13 +92,15 @@ def split(peer: str) -> tuple[str, int | None]:
     An IPv6 address may be without brackets. The port is None in a name without one, and in what is no name.
     """
     name = re.sub(r":npu_[0-9]+$", "", peer)
-    if name.startswith("["):
-        host, _, rest = name[1:].partition("]")
-        return host, int(rest[1:]) if rest[1:].isdecimal() else None
-    host, _, port = name.rpartition(":")
-    if not host or not port.isdecimal() or _is_ipv6(name) or (":" in host and not _is_ipv6(host)):
-        return name, None
-    return host, int(port)
+    if brackets := re.fullmatch(r"\[([^]]*)\](?::([0-9]{1,5}))?", name):
+        host, port = brackets.groups()
+    else:
+        host, _, port = name.rpartition(":")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or _is_ipv6(name) or (":" in host and not _is_ipv6(host)):
+            return name, None
+    if port is None:
+        return host, None
+    return (host, int(port)) if int(port) <= LAST_PORT else (name, None)
 
 
 def _is_ipv6(text: str) -> bool:

@@ -7,7 +7,7 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvferry._probes import read_number, read_text
 
@@ -110,10 +110,20 @@ def source_address(destination: str) -> str | None:
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as s:
-            s.connect((destination, 9))  # it sends nothing
-            return str(s.getsockname()[0])
+            s.connect(with_port(destination, 9))  # it sends nothing
+            return text_of(s.getsockname())
     except OSError:
         return None
+
+
+def with_port(address: str, port: int) -> Any:
+    """An address and a port as sockets take them. A link-local address has its interface: fe80::1%eth0."""
+    return socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
+
+
+def text_of(found: Any) -> str:
+    """The address in what a socket returns: a link-local one with its interface."""
+    return socket.getnameinfo(found, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
 
 
 def interface_of(address: str) -> str | None:

@@ -8,6 +8,8 @@ import struct
 import time
 from typing import NamedTuple
 
+from kvferry._probes.addresses import text_of, with_port
+
 IP_MTU, IPV6_MTU = 14, 24  # of linux/in.h and linux/in6.h
 _RTT_AT, _MSS_AT = 68, 16  # offsets in struct tcp_info of linux/tcp.h
 
@@ -41,8 +43,7 @@ def resolve(host: str) -> Resolved:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as e:
         return Resolved((), time.monotonic() - start, str(e))
-    addresses = dict.fromkeys(str(address[0]) for _, _, _, _, address in found)
-    return Resolved(tuple(addresses), time.monotonic() - start, "")
+    return Resolved(tuple(dict.fromkeys(text_of(address) for *_, address in found)), time.monotonic() - start, "")
 
 
 def connect(address: str, port: int, timeout: float) -> Connected:
@@ -52,7 +53,7 @@ def connect(address: str, port: int, timeout: float) -> Connected:
     try:
         with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET) as s:
             s.settimeout(timeout)
-            s.connect((address, port))
+            s.connect(with_port(address, port))
             info = s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
             (segment,), (round_trip,) = struct.unpack_from("I", info, _MSS_AT), struct.unpack_from("I", info, _RTT_AT)
             level, option = (socket.IPPROTO_IPV6, IPV6_MTU) if v6 else (socket.IPPROTO_IP, IP_MTU)

@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kvferry._probes.addresses import with_port
+
 PATIENCE = 2.0  # seconds: several times as long as the kernel takes to send a lost packet again
 SEGMENTS = 2  # full ones that are sent on a connection
 PROBE = 3  # the kind of a handshake frame that asks for nothing
@@ -77,7 +79,7 @@ def _opened(address: str, port: int, timeout: float, size: int) -> socket.socket
         s.settimeout(timeout)
         if size:
             s.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, min(MOST, size - HEADERS[family]))
-        s.connect((address, port))
+        s.connect(with_port(address, port))
         s.setblocking(False)
         s.send(_frame(SEGMENTS * _packet(s)))
     except OSError:
