@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kvferry import simulator
-from kvferry._command import doctor_host, doctor_peer, engines
+from kvferry._command import doctor_host, doctor_peer
 from kvferry._command.findings import Finding
 from kvferry._probes import addresses, clocks, connecting, devices, limits, ports, processors, samehost, tcp
 from support.commands import serving
@@ -105,14 +105,17 @@ def test_settings_with_which_no_engine_starts_are_an_error(wrong: Any) -> None:
     assert next(iter(wrong)) in found["found"] and found["advice"]
 
 
-def test_a_secret_file_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
+def test_a_secret_file_that_others_can_read_or_change_is_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.touch(mode=0o600)
     files = {"KVFERRY_SECRET_FILE": str(file), "KVFERRY_TLS_KEY": ""}
     assert not wrong(doctor_host.of_secrets(files))
-    file.chmod(0o640)
-    (finding,) = wrong(doctor_host.of_secrets(files))
-    assert finding.subject == "security" and finding.advice == f"chmod 600 {file}"
+    for mode in (0o640, 0o604, 0o620):
+        file.chmod(mode)
+        (finding,) = wrong(doctor_host.of_secrets(files))
+        assert finding.subject == "security" and finding.advice == f"chmod 600 {file}"
+    file.chmod(0o711)
+    assert not wrong(doctor_host.of_secrets({"KVFERRY_SECRET_FILE": str(tmp_path), "KVFERRY_TLS_KEY": "/dev/null"}))
 
 
 def test_a_device_library_that_is_named_and_not_there_is_a_warning() -> None:
@@ -121,15 +124,18 @@ def test_a_device_library_that_is_named_and_not_there_is_a_warning() -> None:
     assert any("KVFERRY_CUDA names /nonexistent.so" in f["found"] for f in report["findings"])
 
 
-def test_a_peer_whose_name_has_no_port_or_is_a_url_gets_advice_of_its_own() -> None:
+def test_a_peer_whose_name_has_no_port_gets_advice_of_its_own() -> None:
     refused = [connecting.Connected("10.0.0.2", 12001, "refused", True, False, False, None, None, None)]
     (named,) = doctor_peer.of_handshake_port("10.0.0.2", 12001, True, refused)
     (unnamed,) = doctor_peer.of_handshake_port("10.0.0.2", 12001, False, refused)
     assert "MC_HANDSHAKE_PORT" in unnamed.found and "Name the port, too" in unnamed.advice
     assert "MC_HANDSHAKE_PORT" not in named.found and "Compare the port" in named.advice
-    host, _ = engines.split("http://10.0.0.2:8000")
-    (url,) = doctor_peer.of_name(host, connecting.Resolved((), 0, "Name or service not known"))
-    assert "is a URL" in url.found and "DNS" not in url.advice
+
+
+def test_a_url_in_place_of_a_peer_is_named_and_not_shown() -> None:
+    status, _, report = doctor("http://user:password@10.0.0.2:8000")
+    assert status == 1 and "is a URL" in report["findings"][-1]["found"]
+    assert "password" not in json.dumps(report)
 
 
 def test_a_peer_that_allows_only_other_addresses_is_named() -> None:

@@ -11,7 +11,7 @@ from kvferry._command.findings import Finding, error, ok
 from kvferry._command.rates import environment
 
 # The doctor's engines leave the ports and files alone that the settings have for the application's.
-APART = {"KVFERRY_METRICS_LISTEN": "", "KVFERRY_TRACE_FILE": ""}
+APART = {"KVFERRY_METRICS_LISTEN": "", "KVFERRY_TRACE_FILE": "", "MC_LOG_DIR": ""}
 QUIET = {"MC_LOG_LEVEL": "ERROR"}  # other findings have what the engine would warn of
 NO_FILES = "too many open files"  # the system's words, in the engine's errors
 

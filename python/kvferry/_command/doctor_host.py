@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Iterator
 
 from kvferry import gpu, npu
@@ -26,6 +27,8 @@ FAR = 1e-3  # seconds: a round trip between two rooms of a data centre
 SLOW_COPIES = 1 * GB  # bytes per second: less than the slowest slot for a card gives
 JUMBO = 4000  # bytes of an MTU from which on packets cost few processor cycles
 VARIABLES = {"npu": npu.VARIABLE, "cuda": gpu.VARIABLE}  # by kind of device: the setting that names its library
+OTHERS = 0o066  # permissions of other users to read and write
+SECRETS = ("KVFERRY_SECRET_FILE", "KVFERRY_TLS_KEY", "KVFERRY_METADATA_KEY")  # settings that name files with secrets
 FAST = 25_000_000_000  # bits per second from which on that matters
 
 
@@ -37,7 +40,7 @@ def examine(arguments: argparse.Namespace, found: Settings) -> Iterator[Finding]
     yield from of_ports(ports.ports(*port_range(found)))
     yield from of_limits(limits.limits())
     yield from of_start(arguments)
-    yield from of_secrets({name: value(found, name) for name in ("KVFERRY_SECRET_FILE", "KVFERRY_TLS_KEY")})
+    yield from of_secrets({name: value(found, name) for name in SECRETS})
     yield from of_same_host(samehost.same_host())
     here = processors.processors()
     for interface in interfaces():
@@ -189,8 +192,10 @@ def of_secrets(files: dict[str, str]) -> Iterator[Finding]:
     """Files with secrets, by setting; "" where none is named."""
     for name, file in files.items():
         with contextlib.suppress(OSError):  # an engine that cannot read it does not start, and says so
-            if file and os.stat(file).st_mode & 0o077:
-                yield warning("security", f"other users of this machine can read {file} ({name})", f"chmod 600 {file}")
+            mode = os.stat(file).st_mode if file else 0
+            if stat.S_ISREG(mode) and mode & OTHERS:
+                found = f"the permissions of {file} ({name}) let other users of this machine read or change it"
+                yield warning("security", found, f"chmod 600 {file}")
 
 
 def of_same_host(found: samehost.SameHost) -> Iterator[Finding]:

@@ -66,6 +66,9 @@ def examine(way: Way) -> Iterator[Finding]:
     address = ""
     yield from of_descriptors(limits.limits())  # where few are left, the steps that follow say less
     if way.arguments.metadata == engines.P2P:
+        if "://" in peer:
+            yield of_url()
+            return
         host, given = engines.split(peer)
         port = int(value(way.settings, "MC_HANDSHAKE_PORT")) if given is None else given
         found = connecting.resolve(host)
@@ -127,12 +130,18 @@ def examine_transfers(way: Way, engine: Engine, landing: HostMemory) -> Iterator
         yield of_failure(str(e))
 
 
+def of_url() -> Finding:
+    """Step 1: a URL in place of a name. It is neither shown nor looked up: it may have a password."""
+    return error(
+        "name",
+        "the peer's name is a URL, and has to be host:port",
+        "Name the engine: its start line has the name (MC_LOG_LEVEL=INFO). --metadata takes a store's URL.",
+    )
+
+
 def of_name(host: str, found: connecting.Resolved) -> Iterator[Finding]:
     """Step 1: the name."""
-    if "://" in host:
-        advice = "Name the engine: its start line has the name (MC_LOG_LEVEL=INFO). --metadata takes a store's URL."
-        yield error("name", f"{host} is a URL, and a peer's name is host:port", advice)
-    elif found.problem:
+    if found.problem:
         yield error("name", f"{host} leads to no address: {found.problem}", "Correct the name, or DNS, or /etc/hosts.")
     elif found.seconds > SLOW_NAMES:
         yield warning(
@@ -229,7 +238,7 @@ def ask(engine: Engine, peer: str, store: str) -> Generator[Finding, None, Descr
         elif RESET.lower() in text:
             yield error("handshake", text, OF_RESETS)
         elif store != engines.P2P:
-            yield error("handshake", text, f"Look at what kvferry ls {store} {peer} says, and at the log of the peer.")
+            yield error("handshake", text, f"Look at what kvferry ls STORE {peer} says, and at the log of the peer.")
         else:
             yield error(
                 "handshake",
