@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -14,7 +16,7 @@ from kvferry._engine import Engine
 from mooncake.engine import TransferEngine
 from support import venvs
 from support.commands import result, run, running, serving
-from support.inprocess import Node
+from support.inprocess import Node, environment
 from support.peers import Peers
 
 QUICK = "-i", "0.01"
@@ -105,6 +107,15 @@ def test_this_sides_address_is_the_one_that_leads_to_the_peer() -> None:
     assert own_address("127.0.0.1:5") == "127.0.0.1"
     for nobody in ("no-such-host.invalid:5", "a..b:5", f"{'a' * 64}.b", "\udcff"):
         assert own_address(nobody) == "127.0.0.1"
+
+
+def test_names_in_a_store_differ_between_containers_with_the_same_host_name() -> None:
+    program = (
+        "import os; os.getpid = lambda: 1; from kvferry._command.engines import own_name;"
+        "print(own_name('etcd://10.0.0.9:2379', None))"
+    )
+    names = {subprocess.check_output([sys.executable, "-c", program], env=environment()) for _ in range(2)}
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import itertools
 import os
 import re
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,13 +59,10 @@ def engine(arguments: argparse.Namespace, towards: str | None = None, memory: ob
         yield made
 
 
-_numbers = itertools.count(1)  # of the names that own_name() makes: a store takes each name once
-
-
 def own_name(metadata: str, towards: str | None) -> str:
-    """The name of an engine where none was given; with a store, another one at each call."""
+    """The name of an engine where none was given; with a store, which takes each name once, a random one."""
     if metadata != P2P:
-        return f"kvferry-{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+        return f"kvferry-{socket.gethostname()}-{secrets.token_hex(4)}"
     return own_address(towards)
 
 
