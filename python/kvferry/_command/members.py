@@ -78,7 +78,7 @@ def run_remove(arguments: argparse.Namespace, out: Output) -> int:
     """kvferry rm: show the engine, ask, and remove it."""
     (member,) = _members(arguments, arguments.name)
     if member["state"] == "missing" and "kind" not in member:
-        raise CommandError(f"{arguments.store} knows no engine {arguments.name!r}")
+        raise CommandError(f"the store knows no engine {arguments.name!r}")  # its URL may have a password
     out.note(described(member))
     if member["state"] == REACHABLE and not arguments.force:
         raise CommandError(f"engine {arguments.name!r} lives; with --force its entries are removed nevertheless")
