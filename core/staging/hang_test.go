@@ -79,6 +79,40 @@ func TestACallOfTheDeviceThatHangsHoldsUpNobodyElse(t *testing.T) {
 	}
 }
 
+// A device on which a copy does not end may not answer either. It takes copies to other memory all the same.
+func TestAnAnswerAboutLateCopiesThatDoesNotComeHoldsUpNoCopy(t *testing.T) {
+	o := options()
+	o.Timeout = 100 * time.Millisecond
+	r, f := newFaultyRig(t, o)
+	hangs, released := make(chan struct{}, 1), make(chan struct{})
+	f.fail = func(call string, nth int) error {
+		switch {
+		case nth == 1 && (call == "WaitInTime" || call == "DrainInTime"):
+			return errInjected
+		case nth == 2 && call == "Wait": // the first one is for the job
+			f.mu.Unlock()
+			hangs <- struct{}{}
+			<-released
+			f.mu.Lock()
+		}
+		return nil
+	}
+	memory := r.memory(64 * kib)
+	first, second := r.lease(staging.In, 64*kib), r.lease(staging.In, 64*kib)
+	defer first.Release()
+	defer second.Release()
+	require.ErrorContains(t, do(r.staging, staging.In, r.lay(first, memory, 100, 200)), "may still be under way")
+	<-hangs
+
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		assert.NoError(t, do(r.staging, staging.In, r.lay(second, memory[32*kib:], 100, 200)))
+	}()
+	within(t, done, "a copy waits for what the device answers about another one")
+	close(released)
+}
+
 func TestLeasesThatAreOutstandingAreToldWhenLeasingEnds(t *testing.T) {
 	r := newRig(t, options(), nil)
 	lease := r.lease(staging.In, 2*staging.Granule)

@@ -23,8 +23,10 @@ import (
 type lateCopies struct {
 	hold func(late []Range, why string) (release func()) // see Options
 
+	asking sync.Mutex // held while the device is asked whether copies have ended: no event is closed meanwhile
+
 	mu      sync.Mutex
-	streams []lateStream
+	streams []*lateStream
 }
 
 // lateStream is what the copies of a stream may still write.
@@ -36,7 +38,7 @@ type lateStream struct {
 
 // note adds the copies of jobs that are given up, in the order in which they were issued. name is that of the copier.
 func (l *lateCopies) note(dead []issued, name string) {
-	var late lateStream
+	late := &lateStream{}
 	for i := range dead {
 		j := &dead[i]
 		if !j.queued {
@@ -79,7 +81,7 @@ func (s *lateStream) merge() {
 func (l *lateCopies) refuse(moves []Move) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if slices.ContainsFunc(l.streams, func(s lateStream) bool { return s.overlaps(moves) }) {
+	if slices.ContainsFunc(l.streams, func(s *lateStream) bool { return s.overlaps(moves) }) {
 		return status.Errorf(status.Context, "a copy that was given up may still write to this memory")
 	}
 	return nil
@@ -89,22 +91,35 @@ func (l *lateCopies) refuse(moves []Move) error {
 func (l *lateCopies) mayEnd() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.ContainsFunc(l.streams, func(s lateStream) bool { return s.event != nil })
+	return slices.ContainsFunc(l.streams, func(s *lateStream) bool { return s.event != nil })
 }
 
-// sweep forgets the copies that have ended.
-func (l *lateCopies) sweep() { l.forgetThose(func(s *lateStream) bool { return s.hasEnded() }) }
+// sweep forgets the copies that have ended. The device, which may not answer, is asked without the lock: jobs wait for that.
+func (l *lateCopies) sweep() {
+	l.asking.Lock()
+	defer l.asking.Unlock()
+	l.mu.Lock()
+	streams := slices.Clone(l.streams)
+	l.mu.Unlock()
+	for _, s := range streams {
+		if s.hasEnded() {
+			l.forgetThose(func(other *lateStream) bool { return other == s })
+		}
+	}
+}
 
 // forget is called before events are closed.
 func (l *lateCopies) forget(events []device.Event) {
+	l.asking.Lock()
+	defer l.asking.Unlock()
 	l.forgetThose(func(s *lateStream) bool { return slices.Contains(events, s.event) })
 }
 
 func (l *lateCopies) forgetThose(which func(*lateStream) bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.streams = slices.DeleteFunc(l.streams, func(s lateStream) bool {
-		ended := which(&s)
+	l.streams = slices.DeleteFunc(l.streams, func(s *lateStream) bool {
+		ended := which(s)
 		if ended {
 			s.release()
 		}
