@@ -13,7 +13,8 @@ import (
 //  2. copyDirect copies the tasks in one job, when they are many, and before a task that is copied otherwise. So tasks that
 //     overlap are copied in their order: the planner of core/staging sees to that within a job.
 //  3. If the device refuses a copy of the job, each task that has not landed is copied by itself, through the host if it must be. So
-//     a task with bad memory fails alone.
+//     a task with bad memory fails alone. If one fails otherwise, as when the device does not finish the copy in time, so do those
+//     behind it: each of them might take as long.
 //  4. endDirect ends the pins, and settles the tasks.
 
 // directTasks are those that the next job copies.
@@ -70,6 +71,9 @@ func (c *localWork) copyDirect() {
 			own = nil
 			if i >= landed {
 				own = c.copyAlone(&task)
+				if _, refused := staging.Landed(own); own != nil && !refused {
+					err, again = own, false
+				}
 			}
 		}
 		c.endDirect(&task, own, began)

@@ -121,7 +121,8 @@ func (p *chunk) copy(then func()) {
 	})
 }
 
-// copyShares copies the shares from one on, each by itself.
+// copyShares copies the shares from one on, each by itself. If one fails otherwise than by a refusal, the rest fails with it: a device
+// that does not finish the copy in time would make each of them take as long.
 func (p *chunk) copyShares(next int, then func()) {
 	for next < len(p.shares) && !p.mayCopy(next) {
 		next++
@@ -131,9 +132,15 @@ func (p *chunk) copyShares(next int, then func()) {
 		return
 	}
 	p.run(p.movesOf(next), func(err error) {
-		p.shares[next].err = err
+		end := next + 1
+		if _, refused := staging.Landed(err); err != nil && !refused {
+			end = len(p.shares)
+		}
+		for i := next; i < end; i++ {
+			p.shares[i].err = err
+		}
 		p.failed = p.failed || err != nil
-		p.copyShares(next+1, then)
+		p.copyShares(end, then)
 	})
 }
 

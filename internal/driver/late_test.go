@@ -119,3 +119,41 @@ func TestMemoryThatACopyMayStillWriteIsInUse(t *testing.T) {
 		}
 	})
 }
+
+// Tasks that are copied together are copied one by one where the device refuses a copy. It does not finish the first of these copies:
+// the others are not tried, since each might take as long.
+func TestCopiesOneByOneEndWithTheFirstThatHangs(t *testing.T) {
+	const length = 64 * kib
+	spans := []span{{0, 4096}, {8 * kib, 4096}, {16 * kib, 4096}, {24 * kib, 4096}}
+	impatient := func(c *core.Config) { c.ProgressTimeout = 200 * time.Millisecond }
+	onAll(t, func(t *testing.T, k *kind) {
+		refused := "aclrtMemcpyAsync:1"
+		if k == gpus {
+			refused = "cuMemcpyDtoHAsync_v2:1,cuMemcpyHtoDAsync_v2:1,cuMemcpyDtoDAsync_v2:1"
+		}
+		for op := range ways {
+			for _, within := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%v, within a device: %v", op, within), func(t *testing.T) {
+					simtest.NoLeaks(t)
+					p, app := startPair(t, impatient), newDevice(t, 0)
+					n, segment := p.initiator, p.segment
+					local, remote := n.on(app, length), p.target.onHost(length)
+					if within {
+						segment, remote = core.LocalSegment, n.on(app, length)
+					}
+					simtest.Faults(t, k.noBatches+","+refused+",exec:1=hang,exec:2=hang,exec:3=hang,exec:4=hang")
+					b := n.submit(requests(op, local, segment, remote, spans...)...)
+					n.wait(b)
+					for i, state := range n.states(b) {
+						require.Equal(t, core.Failed, state, "task %d", i)
+					}
+					logged := n.logs.FilterMessage("a staging job failed")
+					require.Equal(t, 2, logged.Len(), "%v", logged.All())
+					simtest.ReleaseHangs(t)
+					_ = n.closes() // which may go on when it has returned
+					eventually(t, func() bool { return simtest.TakeReport(t).Leaked.Streams == 0 }, "closing goes on")
+				})
+			}
+		}
+	})
+}
