@@ -38,6 +38,12 @@ func (p *peer) mayTouch(c carrier, next *piece) bool {
 	return false
 }
 
+// mayBeOvertaken reports whether others may take over from a carrier that waits for a page. They may in any case from the one that was
+// let touch memory: there was a place for it, which a lane that is renewed may have taken since. The lock is held.
+func (p *peer) mayBeOvertaken(c carrier) bool {
+	return p.touching == c || len(p.overtaken) < p.mostOvertaken()
+}
+
 // hasTouched has the works looked at again that were set aside because of a carrier, if it is this one: it takes more, or ends. Other
 // lanes are woken, since it need not be one for these works. The lock is held.
 func (p *peer) hasTouched(c carrier) {

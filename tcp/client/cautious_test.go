@@ -59,6 +59,22 @@ func TestNoLaneWaitsForAPageThatCouldNotBeOvertaken(t *testing.T) {
 	require.False(t, p.isHeldUp(cold.work), "one has ended")
 }
 
+// A lane that is renewed takes a place, too. The lane that waits for a page meanwhile may be the only one that there may be.
+func TestTheLaneThatMayWaitForAPageIsOvertakenInAnyCase(t *testing.T) {
+	a, b := &woken{}, &woken{}
+	p, cold := cautious(a, b)
+	for len(p.overtaken) < p.mostOvertaken()-1 {
+		p.overtaken = append(p.overtaken, &woken{})
+	}
+	require.True(t, p.mayTouch(a, cold))
+	require.True(t, p.mayBeOvertaken(b))
+	p.overtaken = append(p.overtaken, &woken{})
+	require.True(t, p.mayBeOvertaken(a))
+	require.False(t, p.mayBeOvertaken(b))
+	p.remove(a)
+	require.False(t, p.mayTouch(b, cold))
+}
+
 func TestWithoutATransferThatWaitsLanesTakeAnything(t *testing.T) {
 	a, b := &woken{}, &woken{}
 	p, cold := cautious(a, b)

@@ -108,7 +108,7 @@ func (p *peer) overtake(c carrier, renewed bool) {
 		works = lane.waitsFor()
 	}
 	p.mu.Lock()
-	if (renewed || len(p.overtaken) < p.mostOvertaken()) && slices.Contains(p.listed().all, c) {
+	if (renewed || p.mayBeOvertaken(c)) && slices.Contains(p.listed().all, c) {
 		p.remove(c)
 		p.overtaken = append(p.overtaken, c)
 		p.holdUp(c, works)
