@@ -76,6 +76,16 @@ func (n *node) own(op core.Opcode, local, remote *memory, spans ...span) (direct
 	return bytes["d2d"], bytes["d2h"] + bytes["h2d"]
 }
 
+// ownHangs submits a transfer within the engine, and returns when its first copy hangs.
+func (n *node) ownHangs(op core.Opcode, local, remote *memory, s span) *core.Batch {
+	n.t.Helper()
+	simtest.ResetCounters(n.t)
+	simtest.Faults(n.t, "exec:1=hang")
+	b := n.submit(requests(op, local, core.LocalSegment, remote, s)...)
+	eventually(n.t, func() bool { return simtest.TakeReport(n.t).Faults > 0 }, "the device hangs")
+	return b
+}
+
 func sum(spans []span) (bytes uint64) {
 	for _, s := range spans {
 		bytes += uint64(s.length)
@@ -404,10 +414,7 @@ func TestOwnSegmentCopiesOnADeviceThatHangs(t *testing.T) {
 			hasty := func(o *core.Options) { o.Waits = core.Waits{Grace: time.Millisecond, Ending: time.Millisecond} }
 			n := newNodeWith(t, hasty, simtest.Runtime(t))
 			local, remote := n.on(apps[0], mib), n.on(apps[1], mib)
-			simtest.ResetCounters(t)
-			simtest.Faults(t, "exec:1=hang")
-			b := n.submit(requests(op, local, core.LocalSegment, remote, span{0, mib})...)
-			eventually(t, func() bool { return simtest.TakeReport(t).Faults > 0 }, "the device hangs")
+			b := n.ownHangs(op, local, remote, span{0, mib})
 			for _, m := range []*memory{local, remote} {
 				require.ErrorIs(t, n.Unregister(m.addr), core.ErrInUse)
 			}
@@ -431,10 +438,7 @@ func TestOwnSegmentCopiesThatAreGivenUpEndAfterAStep(t *testing.T) {
 		for op := range ways {
 			n := newNode(t, nil, simtest.Runtime(t))
 			local, remote := n.on(apps[0], length), n.on(apps[1], length)
-			simtest.ResetCounters(t)
-			simtest.Faults(t, "exec:1=hang")
-			b := n.submit(requests(op, local, core.LocalSegment, remote, span{0, length})...)
-			eventually(t, func() bool { return simtest.TakeReport(t).Faults > 0 }, "the first step hangs")
+			b := n.ownHangs(op, local, remote, span{0, length})
 			n.CancelBatch(b)
 			require.False(t, b.Done())
 			simtest.ResetCounters(t)
@@ -456,10 +460,7 @@ func TestOwnSegmentCopiesThatAreGivenUpWhileTheyAreQueuedEndAtOnce(t *testing.T)
 		for op := range ways {
 			n := newNode(t, nil, simtest.Runtime(t))
 			local, remote := n.on(apps[0], mib), n.on(apps[1], mib)
-			simtest.ResetCounters(t)
-			simtest.Faults(t, "exec:1=hang")
-			first := n.submit(requests(op, local, core.LocalSegment, remote, span{0, 4096})...)
-			eventually(t, func() bool { return simtest.TakeReport(t).Faults > 0 }, "the device hangs")
+			first := n.ownHangs(op, local, remote, span{0, 4096})
 			second, third := aligned(mib, 4096), span{0, 4096}
 			queued := n.submit(requests(op, local, core.LocalSegment, remote, second...)...)
 			last := n.submit(requests(op, local, core.LocalSegment, remote, third)...)
