@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import shutil
@@ -71,20 +70,10 @@ def interpreters(options: argparse.Namespace, missing: list[str]) -> Iterator[tu
             continue
         try:
             python = Path(given) if given else install()
-            check_import(python, kind)
+            venvs.check_import(python, str(python), MODULES[kind], "install it there")
             yield kind, str(python)
         except (venvs.Unavailable, OSError, subprocess.TimeoutExpired) as e:
             missing.append(f"{kind}: {e}")
-
-
-def check_import(python: Path, kind: str) -> None:
-    """Unavailable says why none of the modules that an engine may have can be imported."""
-    *others, last = MODULES[kind]
-    for module in others:
-        with contextlib.suppress(venvs.Unavailable):
-            venvs.check_import(python, str(python), module, "")
-            return
-    venvs.check_import(python, str(python), last, "install it there")
 
 
 def mooncake() -> Path:

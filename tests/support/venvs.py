@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -65,7 +65,7 @@ def mooncake(version: str) -> Path:
         requirements = [f"{PACKAGE_FOR_CUDA}=={version}", CUDA_RUNTIME]
     python = environment(version, f"Mooncake {version}", "mooncake", *requirements)
     remedy = f"`apt-get install {' '.join(LIBRARIES)}`"
-    check_import(python, f"Mooncake {version}", "mooncake.engine", remedy, mooncake_settings(version))
+    check_import(python, f"Mooncake {version}", ["mooncake.engine"], remedy, mooncake_settings(version))
     return python
 
 
@@ -108,7 +108,7 @@ def nixl() -> Path:
     """Return an interpreter that imports NIXL, made on first use."""
     # Of the package's own requirements torch, with its gigabytes, serves tensors alone.
     python = environment(f"nixl-{NIXL}", f"NIXL {NIXL}", "nixl_cu12", f"nixl-cu12=={NIXL}", "numpy")
-    check_import(python, f"NIXL {NIXL}", "nixl_cu12._api", f"remove {python.parents[1]} to have it installed again")
+    check_import(python, f"NIXL {NIXL}", ["nixl_cu12._api"], f"remove {python.parents[1]} to have it installed again")
     return python
 
 
@@ -167,11 +167,17 @@ def base_python() -> str:
     raise Unavailable(f"the peers' wheels need one of {', '.join(PYTHONS)}: install one of them")
 
 
-def check_import(python: Path, what: str, module: str, remedy: str, settings: Optional[dict[str, str]] = None) -> None:
-    command = [str(python), "-I", "-c", f"import {module}"]
-    done = subprocess.run(command, env={**os.environ, **(settings or {})}, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        raise Unavailable(f"{what} does not load ({last_line(done.stderr)}): {remedy}")
+def check_import(
+    python: Path, what: str, modules: Sequence[str], remedy: str, settings: Optional[dict[str, str]] = None
+) -> None:
+    """Unavailable says why an interpreter can import none of these modules: why not the last one."""
+    variables = {**os.environ, **(settings or {})}
+    for module in modules:
+        command = [str(python), "-I", "-c", f"import {module}"]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+        if done.returncode == 0:
+            return
+    raise Unavailable(f"{what} does not load ({last_line(done.stderr)}): {remedy}")
 
 
 def last_line(text: str) -> str:
