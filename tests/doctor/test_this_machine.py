@@ -6,8 +6,10 @@ import contextlib
 import json
 import resource
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from kvferry import simulator
 from kvferry._command import doctor_host, doctor_peer
 from kvferry._command.findings import Finding
-from kvferry._probes import addresses, clocks, connecting, devices, limits, ports, processors, samehost, tcp
+from kvferry._probes import addresses, clocks, connecting, devices, limits, packets, ports, processors, samehost, tcp
 from support.commands import serving
 from support.inprocess import environment
 
@@ -144,6 +146,24 @@ def test_a_peer_that_allows_only_other_addresses_is_named() -> None:
     assert status == 1 and set(severities) & {"handshake port", "handshake"}, report
     (found,) = (f for f in report["findings"] if f["severity"] == "error")
     assert "KVFERRY_ALLOW" in found["advice"]
+
+
+def test_packets_are_not_called_lost_where_the_peer_resets_the_connection() -> None:
+    with contextlib.closing(socket.socket()) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the probe is not acknowledged whole
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def reset() -> None:
+            accepted, _ = listening.accept()
+            accepted.recv(1, socket.MSG_PEEK)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+
+        resetting = threading.Thread(target=reset)
+        resetting.start()
+        assert packets.largest("127.0.0.1", listening.getsockname()[1], 5) is None
+        resetting.join()
 
 
 GOOD: dict[str, Any] = {

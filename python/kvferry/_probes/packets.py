@@ -60,12 +60,18 @@ def _passing(address: str, port: int, timeout: float, sizes: Sequence[int]) -> l
     stands = set(waiting)
     deadline = time.monotonic() + PATIENCE
     while stands and time.monotonic() < deadline:
-        stands = {s for s in stands if _unacknowledged(s)}
+        stands = {s for s in stands if _unacknowledged(s) and not _was_reset(s)}
         select.select([], [], [], 0.002)
-    tried = [None if s is None else _Tried(_packet(s), s not in stands) for s in opened]
+    tried = [None if s is None else _tried(s) for s in opened]
     for s in waiting:
         s.close()
     return tried
+
+
+def _tried(s: socket.socket) -> _Tried | None:
+    """None where the peer has reset the connection: what it had not acknowledged stays so, and is not lost."""
+    acknowledged = not _unacknowledged(s)
+    return None if not acknowledged and _was_reset(s) else _Tried(_packet(s), acknowledged)
 
 
 def _opened(address: str, port: int, timeout: float, size: int) -> socket.socket | None:
@@ -97,8 +103,17 @@ def _packet(s: socket.socket) -> int:
 def _options(s: socket.socket) -> int:
     """Bytes of TCP's options in each packet, which TCP_MAXSEG leaves out of the segment once a connection is up."""
     timestamps = 1  # TCPI_OPT_TIMESTAMPS of linux/tcp.h
-    (options,) = struct.unpack_from("B", s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 5)
-    return 12 if options & timestamps else 0
+    return 12 if _tcp_info(s)[5] & timestamps else 0
+
+
+def _was_reset(s: socket.socket) -> bool:
+    closed = 7  # TCP_CLOSE of net/tcp_states.h
+    return _tcp_info(s)[0] == closed
+
+
+def _tcp_info(s: socket.socket) -> bytes:
+    """The beginning of struct tcp_info of linux/tcp.h."""
+    return s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
 
 
 def _unacknowledged(s: socket.socket) -> int:
