@@ -12,8 +12,8 @@ Sections are: loopback (every case, processor time, memory), busy (beside proces
 over a round trip of 0.65 ms), security (with a secret and without, over both), observed (with metrics, with traces,
 with both, and with none of them), layouts (a plan of kvferry's that changes the layout of a cache, beside plain blocks
 and lists of ranges, on one host, over TCP and over the link), lanes, roundtrip, peers, crowd (short requests to an
-engine to which 64 peers write long blocks), growth (of what a program has under way, registered, or moved), and
-crossing (from Python).
+engine to which 64 peers write long blocks, or from which they read them), growth (of what a program has under way,
+registered, or moved), and crossing (from Python).
 
 The exit status is 1 when a byte was wrong or kvferry failed. A slow machine is no failure, nor is a peer that
 is missing or fails.

@@ -1,4 +1,5 @@
-"""A short request to an engine to which many peers write long blocks all the time: alone, beside one peer, beside many.
+"""A short request to an engine to which many peers write long blocks all the time, or from which they read them: alone,
+beside one peer, beside many.
 
 The target is one engine. The peers are engines of a few processes, each with a thread that calls one batch after the
 other. The one with the short requests has a process of its own. Beside the same peers, the plain C program sends short
@@ -27,7 +28,8 @@ ENGINES = (OURS, DIRECT, MOONCAKE)
 PEERS = (1, 64)
 PROCESSES = 4  # that the engines of the peers share
 EACH = max(PEERS) // PROCESSES
-BULK = Case("write", MIB, 2)  # of each peer
+BULKS = [Case(operation, MIB, 2) for operation in ("write", "read")]  # of each peer
+SPAN = BULKS[0].span
 SHORT = [Case(operation, 4 * KIB, 1) for operation in ("write", "read")]
 BESIDE = "plain C beside ours, no shortcut"
 LONGER = 5  # times as long as other sections: beside many peers there are few short requests in a second
@@ -43,13 +45,11 @@ class Crowd(Pair):
         places = max(PEERS) + 1
         peers, others = halves()
         with on(others):
-            super().__init__(setup, run.machine.pythons, run.logs, LOOPBACK, BULK.span * places, BULK.span * places)
+            super().__init__(setup, run.machine.pythons, run.logs, LOOPBACK, SPAN * places, SPAN * places)
         self.seconds = LONGER * run.options.seconds
         try:
             with on(peers):
-                self._peers = [
-                    self._start("initiator", setup.initiator, EACH * BULK.span, BULK.span) for _ in range(PROCESSES)
-                ]
+                self._peers = [self._start("initiator", setup.initiator, EACH * SPAN, SPAN) for _ in range(PROCESSES)]
             with self.awake():
                 self._connect()
         except BaseException:
@@ -60,36 +60,36 @@ class Crowd(Pair):
         name, address = self.places[0]
         for number, peers in enumerate(self._peers):
             peers.begun()
-            peers.ask("add_engines", EACH, BULK.span)
-            peers.ask("connect", name, address + self._first(number) * BULK.span)
+            peers.ask("add_engines", EACH, SPAN)
+            peers.ask("connect", name, address + self._first(number) * SPAN)
 
     @staticmethod
     def _first(number: int) -> int:
         """The place of the first peer of a process."""
         return 1 + number * EACH
 
-    def check_bulk(self) -> None:
-        """Have every peer write its blocks once, and compare every byte. EndError when one differs."""
-        case, target = BULK._replace(threads=EACH), self.targets[0]
+    def check_bulk(self, bulk: Case) -> None:
+        """Have every peer move its blocks once, and compare every byte. EndError when one differs."""
+        case, target, writes = bulk._replace(threads=EACH), self.targets[0], bulk.operation == "write"
         with self.awake():
-            target.ask("prepare", BULK._replace(threads=max(PEERS) + 1), "target", False)
+            target.ask("prepare", bulk._replace(threads=max(PEERS) + 1), "target", not writes)
             for number, peers in enumerate(self._peers):
-                peers.ask("prepare", case, "initiator", True)
-                peers.ask("push_once", BULK, EACH)
+                peers.ask("prepare", case, "initiator", writes)
+                peers.ask("push_once", bulk, EACH)
                 if peers.ask("digest", case, "initiator") != target.ask("digest", case, "target", self._first(number)):
-                    raise EndError(f"bytes differ after {BULK} of each peer")
+                    raise EndError(f"bytes differ after {bulk} of each peer")
 
     def ask(self, short: Case) -> Times:
         """Short requests of the initiator to the target."""
         found = self.initiator.ask("run", short, self.seconds)
         return times(Measured(found["seconds"], found["bytes"], found["p50"], found["p99"], 0), short)
 
-    def bulk(self, count: int, meanwhile: Callable[[], Times] = dict) -> tuple[float, Times]:
+    def many(self, bulk: Case, count: int, meanwhile: Callable[[], Times] = dict) -> tuple[float, Times]:
         """The rate of so many peers at once, in bytes in a second, and what was measured meanwhile."""
         pushing = list(self._shares(count))
         with self.awake():
             for peers, engines in pushing:
-                peers.begin("push", BULK, engines, self.seconds)
+                peers.begin("push", bulk, engines, self.seconds)
             found = meanwhile()
             rates = [each["bytes"] / each["seconds"] for each in (peers.result("push") for peers, _ in pushing)]
         return sum(rates), found
@@ -133,25 +133,27 @@ def crowd(run: Run) -> None:
             stack.callback(plain.close)
         for name in list(crowds):
             with attempt(run, f"{max(PEERS)} peers, {name}"), dropping(crowds, name):
-                crowds[name].check_bulk()
-                run.results.checked.setdefault("many peers", []).append(f"{name}: {BULK} of {max(PEERS)} peers")
+                for bulk in BULKS:
+                    crowds[name].check_bulk(bulk)
+                    run.results.checked.setdefault("many peers", []).append(f"{name}: {bulk} of {max(PEERS)} peers")
         for _ in run.rounds():
             for name in list(crowds):
                 with attempt(run, f"short requests beside many peers, {name}"), dropping(crowds, name):
-                    measure(run, name, crowds[name], plain if name == DIRECT else None)
+                    for bulk in BULKS:
+                        measure(run, name, bulk, crowds[name], plain if name == DIRECT else None)
 
 
-def measure(run: Run, name: str, peers: Crowd, plain: PlainC | None) -> None:
+def measure(run: Run, name: str, bulk: Case, peers: Crowd, plain: PlainC | None) -> None:
     """One round; see Results.crowd."""
     counts = [count for count in PEERS if count <= run.options.largest]
-    alone = {count: peers.bulk(count)[0] for count in counts}
+    alone = {count: peers.many(bulk, count)[0] for count in counts}
     for short in SHORT:
-        asking = {line(name, short): functools.partial(peers.ask, short)}
+        asking = {line(name, short, bulk): functools.partial(peers.ask, short)}
         if plain:
-            asking[line(BESIDE, short)] = functools.partial(own, plain, short, peers.seconds)
+            asking[line(BESIDE, short, bulk)] = functools.partial(own, plain, short, peers.seconds)
         for count in (0, *counts):
             for who, ask in asking.items():
-                rate, found = peers.bulk(count, ask)
+                rate, found = peers.many(bulk, count, ask)
                 if count:
                     found.update({"rate": rate / 1e9, "kept": rate / alone[count]})
                 run.results.crowd.setdefault(who, {}).setdefault(count, []).append(found)
@@ -166,9 +168,9 @@ def times(found: Measured, short: Case) -> Times:
     return {"p50": found.p50, "p99": found.p99, "requests": found.bytes / short.block / found.seconds}
 
 
-def line(name: str, short: Case) -> str:
-    """What results call the short requests of an engine."""
-    return f"{name}, {short.operation.upper()}"
+def line(name: str, short: Case, bulk: Case) -> str:
+    """What results call the short requests of an engine beside peers."""
+    return f"{name}, {short.operation.upper()} beside peers that {bulk.operation}"
 
 
 def report(results: Results) -> str:

@@ -132,7 +132,7 @@ def report(run: Run, plots: Iterable[str]) -> str:
     if results.beside:
         parts += ["A 4 KiB request beside a bulk transfer to the same peer, microseconds", beside(results)]
     if results.crowd:
-        parts += ["## A 4 KiB request beside peers that write 1 MiB blocks to the same engine, microseconds"]
+        parts += ["## A 4 KiB request beside peers that move 1 MiB blocks to or from the same engine, microseconds"]
         parts += [crowd.report(results)]
     if results.iperf:
         parts.append(f"iperf3 over the link: {statistics.median(results.iperf):.2f} GB/s")

@@ -58,7 +58,7 @@ class Results:
     """Small requests alone, beside bulk, and beside bulk with a pause between two (alone_, beside_, spaced_): p50, p99
     in µs, rate in a second, and kept, the part of its rate that bulk keeps."""
     crowd: dict[str, dict[int, list[dict[str, float]]]] = dataclasses.field(default_factory=dict)
-    """Short requests beside so many peers that write long blocks, by the engine and the operation: p50, p99 in µs,
+    """Short requests beside so many peers that move long blocks, by the engine and both operations: p50, p99 in µs,
     requests in a second, the rate of the peers in GB/s, and kept, the part of it that they have without short ones."""
     idle: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds of processor time a second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -191,13 +192,14 @@ def _observed(results: Results, name: str, on: str, cases: Iterable[Case]) -> It
 
 def beside_many(results: Results) -> Iterator[Wanted]:
     one, many = min(crowd.PEERS), max(crowd.PEERS)
-    for short in crowd.SHORT:
-        found = [results.crowd.get(crowd.line(name, short), {}) for name in (OURS, DIRECT)]
+    for bulk, short in itertools.product(crowd.BULKS, crowd.SHORT):
+        found = [results.crowd.get(crowd.line(name, short, bulk), {}) for name in (OURS, DIRECT)]
         if any(found):
             ratios = [
                 _median(b["p99"] / a["p99"] for a, b in zip(each.get(one, []), each.get(many, []))) for each in found
             ]
-            yield Wanted(f"loopback, {short}: p99 beside {many} peers / beside one", ratios[0], 2, True, ratios[1])
+            what = f"loopback, {short}: p99 beside {many} peers that {bulk.operation} / beside one"
+            yield Wanted(what, ratios[0], 2, True, ratios[1])
 
 
 def reshaped(results: Results) -> Iterator[Wanted]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -69,11 +70,11 @@ def test_everything_is_in_the_json(found: Any) -> None:
     for case in loopback_plan(os.cpu_count() or 1):
         assert (str(case), OURS) in measured
     assert all(len(entry["rounds"]) == 1 and entry["rounds"][0]["bytes"] > 0 for entry in found["cases"])
-    for short in crowd.SHORT:
-        by_count = found["crowd"][crowd.line(OURS, short)]
+    for bulk, short in itertools.product(crowd.BULKS, crowd.SHORT):
+        by_count = found["crowd"][crowd.line(OURS, short, bulk)]
         assert set(by_count) == {"0", "1", "64"}
         assert all(each["p99"] >= each["p50"] > 0 for rounds in by_count.values() for each in rounds)
-    assert f"{OURS}: {crowd.BULK} of 64 peers" in found["checked"]["many peers"]
+    assert {f"{OURS}: {bulk} of 64 peers" for bulk in crowd.BULKS} <= set(found["checked"]["many peers"])
     assert {"in flight", "regions, registering", "regions, transfer", "TIME_WAIT", "crossing"} <= set(found["series"])
     assert set(found["memory"][OURS]) == {"initiator", "target"}
     assert found["options"]["rounds"] == 1 and found["machine"]["ours"]
@@ -155,10 +156,11 @@ def test_what_is_wanted_is_compared_with_what_was_measured() -> None:
 
 def test_requests_beside_many_peers_are_compared_with_those_beside_one() -> None:
     found = {count: [{"p50": 1.0, "p99": p99}] * 3 for count, p99 in ((0, 5.0), (1, 10.0), (64, 15.0))}
-    results = Results(crowd={crowd.line(OURS, short): found for short in crowd.SHORT})
+    lines = [crowd.line(OURS, short, bulk) for bulk, short in itertools.product(crowd.BULKS, crowd.SHORT)]
+    results = Results(crowd=dict.fromkeys(lines, found))
     rows = [row for row in wanted(results, 2) if "beside 64 peers" in row.what]
-    assert [(row.measured, row.reached(row.measured), row.direct) for row in rows] == [(1.5, "yes", None)] * 2
-    assert crowd.report(results).count("64") == 2
+    assert [(row.measured, row.reached(row.measured), row.direct) for row in rows] == [(1.5, "yes", None)] * 4
+    assert crowd.report(results).count("64") == 4
 
 
 def test_a_plan_is_compared_with_plain_blocks_and_with_the_fastest_list() -> None:
