@@ -16,11 +16,12 @@ import (
 //  3. Devices, the metadata store, the trace and the engine's own goroutines end.
 //
 // Each wait is limited. A transfer that is stuck in a system call or on a device keeps the memory that it may touch, and its
-// staging blocks: the error names it, everything else is released, and closeLater waits for it.
+// staging blocks: the error names it, everything else is released, and closeLater waits for it. The error also names memory that
+// a copy may still touch which was given up before (Registry.Hold).
 
 // Close aborts all batches, withdraws the metadata and ends everything, within about a second, or three where a central metadata
 // store does not answer. If a transfer is stuck, it returns after a few times EndingTime: the error has ErrInUse in it, and names
-// the transfer and the memory that it may still use.
+// the transfer and the memory that it may still use. So it does where a copy was given up before, and has not ended.
 func (e *Engine) Close() error {
 	var err error
 	e.closing.Do(func() { err = e.close() })
@@ -43,6 +44,7 @@ func (e *Engine) close() error {
 	e.stager.close()
 	stuck := e.endTransfers()
 	devices := e.devices.close(e.ending, stuck != nil)
+	held := e.memory.stillHeld()
 	if errors.Is(inOrder(stuck, devices), ErrInUse) {
 		go e.closeLater()
 	}
@@ -52,7 +54,7 @@ func (e *Engine) close() error {
 	if !e.running.join(e.ending) {
 		calls = status.Errorf(status.BatchBusy, "calls that were under way are %w", ErrInUse)
 	}
-	return inOrder(stuck, devices, calls, withdrawn, served, stored, policy)
+	return inOrder(stuck, held, devices, calls, withdrawn, served, stored, policy)
 }
 
 // endTransfers closes the transports, and waits for copies within the process and for staged ones. It may be called again if

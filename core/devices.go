@@ -38,9 +38,9 @@ func newDevices(runtimes []device.Runtime, name address.Name, memory *Registry, 
 		Copying:     c.DeviceCopy,
 		Timeout:     c.ProgressTimeout,
 		Log:         log,
-		Hold: func(late []staging.Range, why string) (release func()) {
-			ranges := make([]Range, len(late))
-			for i, r := range late {
+		Hold: func(held []staging.Range, why string) (release func()) {
+			ranges := make([]Range, len(held))
+			for i, r := range held {
 				ranges[i] = Range{Addr: r.Addr, Length: r.Length}
 			}
 			return memory.HoldAll(ranges, why)

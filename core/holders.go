@@ -1,12 +1,15 @@
 package core
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"kvferry/core/status"
 
 	"github.com/google/btree"
 )
@@ -16,18 +19,21 @@ var ErrInUse = errors.New("still in use")
 
 // hold is a pin of regions with a reason, which errors name.
 type hold struct {
+	ranges  []Range // what is held of the regions
 	regions []*Region
 	why     string
+	ended   chan struct{} // closed when it is released
 }
 
-// Hold pins the registered memory that overlaps r until release is called: Unregister waits for it, and fails with why in its
-// error when that takes too long. Memory that is being unregistered is pinned as well while it has other pins. Memory that is not
-// registered is not pinned. release may be called from any goroutine, and more than once.
+// Hold pins the registered memory that overlaps r until release is called. Unregister waits for it, as does Offer.Revoke of an offer
+// of some of r, and both fail with why in their error when that takes too long. Close names what is held then. Memory that is being
+// unregistered is pinned as well while it has other pins. Memory that is not registered is not pinned. release may be called from
+// any goroutine, and more than once.
 func (m *Registry) Hold(r Range, why string) (release func()) { return m.HoldAll([]Range{r}, why) }
 
 // HoldAll is Hold for several ranges together.
 func (m *Registry) HoldAll(ranges []Range, why string) (release func()) {
-	h, held := &hold{why: why}, map[*Region]bool{}
+	h, held := &hold{ranges: ranges, why: why, ended: make(chan struct{})}, map[*Region]bool{}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, tree := range []*btree.BTreeG[entry]{m.index, m.leaving} {
@@ -49,6 +55,7 @@ func (m *Registry) HoldAll(ranges []Range, why string) (release func()) {
 		delete(m.holds, h)
 		m.mu.Unlock()
 		unpinAll(h.regions)
+		close(h.ended)
 	})
 }
 
@@ -68,14 +75,54 @@ func eachOverlapping(tree *btree.BTreeG[entry], r Range, f func(*Region)) {
 
 // whyHeld are the reasons of the holds of a region.
 func (m *Registry) whyHeld(r *Region) (why []string) {
+	for _, h := range m.holdsThat(func(h *hold) bool { return slices.Contains(h.regions, r) }) {
+		why = append(why, h.why)
+	}
+	return why
+}
+
+// holdsThat are the holds that a function selects.
+func (m *Registry) holdsThat(selects func(*hold) bool) (holds []*hold) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	for h := range m.holds {
-		if slices.Contains(h.regions, r) {
-			why = append(why, h.why)
+		if selects(h) {
+			holds = append(holds, h)
 		}
 	}
-	return why
+	return holds
+}
+
+// waitReleased waits until no memory is held of which within says that it matters. When the context ends before that, it returns an
+// error with ErrInUse in it, which begins with what.
+func (m *Registry) waitReleased(ctx context.Context, what string, within func(Range) bool) error {
+	for {
+		holds := m.holdsThat(func(h *hold) bool { return slices.ContainsFunc(h.ranges, within) })
+		if len(holds) == 0 {
+			return nil
+		}
+		select {
+		case <-holds[0].ended:
+		case <-ctx.Done():
+			return status.Errorf(status.BatchBusy, "%s is %w by %s", what, ErrInUse, enumerate(holds, func(h *hold) string { return h.why }))
+		}
+	}
+}
+
+// stillHeld names all memory that is held, and why: in an error with ErrInUse in it. It is nil where nothing is held.
+func (m *Registry) stillHeld() error {
+	var all []string
+	for _, h := range m.holdsThat(func(*hold) bool { return true }) {
+		for _, r := range h.regions {
+			all = append(all, fmt.Sprintf("%v by %s", r.Range, h.why))
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	slices.Sort(all)
+	return status.Errorf(status.BatchBusy, "memory is %w: %s", ErrInUse,
+		enumerate(slices.Compact(all), func(held string) string { return held }))
 }
 
 // user says which task of the batch uses a region; "" when none does. A batch pins the memory of all its tasks until the last of

@@ -5,7 +5,7 @@ import "fmt"
 // Memory that is unregistered while it is pinned leaves the registry in these steps:
 //
 //  1. Registry.take moves its region from the index to leaving. Transfers find regions in the index only, so none pins it from
-//     then on. Registry.Hold still does, for a system call that was given up and does not end.
+//     then on. Registry.Hold still does, for a system call or a copy that was given up and does not end.
 //  2. Engine.drain waits until its last pin has ended, for a limited time. Then forget removes it from leaving.
 //  3. If the time is over, Unregister fails and the region stays in leaving. Memory that overlaps it cannot be registered while
 //     it has pins. Another Unregister waits for it again, and succeeds at once if the last pin has ended meanwhile.

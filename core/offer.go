@@ -22,8 +22,8 @@ import (
 //  2. Each request of a peer that has the key is served by Registry.UseOffer: only within that memory, in the direction that is
 //     offered, and while the offer lives. The regions need not be open to peers.
 //  3. Revoke refuses further requests, and waits for those that are being served. A request that waits for its peer, and touches
-//     no memory meanwhile, ends its use for as long (Resume). Others of slow peers are ended. The engine does the same when the
-//     time of the offer is over.
+//     no memory meanwhile, ends its use for as long (Resume). Others of slow peers are ended. Then Revoke waits for what holds the
+//     memory, as a copy of a device that was given up (Registry.Hold). The engine does the same when the time of the offer is over.
 //  4. An offer ends when a region is unregistered that has some of its memory (endWithin). Its requests end with the region's.
 
 // The reasons why a request with a key is refused.
@@ -268,28 +268,36 @@ func (o *Offer) end() {
 
 // Revoke ends the offer: requests that have its key are refused from then on, and when Revoke returns nil no byte for it moves any
 // more. Requests that are being served have a moment to end; then their connections are ended. One that a system call or a device
-// holds up may still move bytes: the error is a status.BatchBusy with ErrInUse in it, and another Revoke waits again. It may be
-// called more than once.
+// holds up may still move bytes, and so may a copy that was given up and does not end, of any transfer: the error is a
+// status.BatchBusy with ErrInUse in it, and another Revoke waits again. It may be called more than once.
 func (o *Offer) Revoke() error {
 	o.end()
-	if o.waitIdle(offerGrace) {
-		return nil
+	idle := o.waitIdle(offerGrace)
+	if !idle {
+		for _, t := range o.engine.installed() {
+			t.EvictOffer(o)
+		}
 	}
-	for _, t := range o.engine.installed() {
-		t.EvictOffer(o)
+	ctx, done := context.WithTimeout(context.Background(), o.engine.ending)
+	defer done()
+	const what = "the offer was revoked, but its memory"
+	if !idle && !o.waitIdleIn(ctx) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return status.Errorf(status.BatchBusy, "%s is %w by %d requests of peers", what, ErrInUse, o.uses)
 	}
-	if o.waitIdle(o.engine.ending) {
-		return nil
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return status.Errorf(status.BatchBusy, "the offer was revoked, but its memory is %w by %d requests of peers", ErrInUse, o.uses)
+	return o.engine.memory.waitReleased(ctx, what, o.overlaps)
 }
 
 // waitIdle reports whether no request uses the revoked offer within the limit.
 func (o *Offer) waitIdle(limit time.Duration) bool {
 	ctx, done := context.WithTimeout(context.Background(), limit)
 	defer done()
+	return o.waitIdleIn(ctx)
+}
+
+// waitIdleIn is waitIdle until the context ends.
+func (o *Offer) waitIdleIn(ctx context.Context) bool {
 	select {
 	case <-o.idle:
 		return true

@@ -84,8 +84,9 @@ func (e *Engine) add(r Range, location string, access Access) error {
 
 // Unregister ends the registration of the range that starts at addr. It waits until no transfer uses the memory. After a grace
 // period it ends those that do: it closes sessions of peers, and aborts batches of this engine. A transfer that is stuck in a
-// system call or on a device may then still use the memory: the error, a status.BatchBusy with ErrInUse in it, names it. Until
-// it has ended, memory that overlaps the range cannot be registered; another Unregister waits for it again.
+// system call or on a device may then still use the memory, and so may a copy that a device has not ended, although its transfer has
+// failed: the error, a status.BatchBusy with ErrInUse in it, names it. Until it has ended, memory that overlaps the range cannot be
+// registered; another Unregister waits for it again.
 func (e *Engine) Unregister(addr uintptr) error { return e.UnregisterBatch([]uintptr{addr}) }
 
 // UnregisterBatch is Unregister for several ranges. It unregisters all that it can. Ranges that are still in use come first in

@@ -127,8 +127,9 @@ transfer_engine_t createTransferEngine(const char *metadata_conn_string, const c
  * Aborts what is in flight, withdraws the metadata, ends every thread and connection, and returns within about a second
  * even when a peer is stuck, and within three when a metadata store does not answer. No memory registered with the engine
  * or used by its transfers is touched afterwards. There is one exception: a transfer may be stuck, in a system call that waits
- * for a page, or on a device. After some seconds the call returns without it. The log and kvferry_last_error() name the
- * transfer and the memory that it may use; kvferry_destroy() also returns a code. A handle that is NULL or already destroyed
+ * for a page, or on a device, which may also not have ended a copy of a transfer that has failed. After some seconds the call
+ * returns without it. The log and kvferry_last_error() name it and the memory that it may use; kvferry_destroy() also returns
+ * a code. A handle that is NULL or already destroyed
  * is ignored.
  */
 void destroyTransferEngine(transfer_engine_t engine);
@@ -192,8 +193,9 @@ int registerLocalMemory(transfer_engine_t engine, void *addr, size_t length, con
  * the call returns 0, no transfer writes to the memory any more, and no transfer sends bytes that are read from it later: a
  * kvferry engine on the same host may still read it for a moment, and discards what it has read. -3 when no registration
  * starts there. -4 when a transfer that is stuck, in a system
- * call or on a device, may still use the memory: the registration has ended, the memory must be left as it is, and
- * kvferry_last_error() says who holds it. Another call waits for the transfer again, and returns 0 when it has ended.
+ * call or on a device, may still use the memory, or when a device may still read or write it, because it has not ended a copy
+ * of a transfer that has failed: the registration has ended, the memory must be left as it is, and kvferry_last_error() says
+ * who holds it. Another call waits for the transfer or the copy again, and returns 0 when it has ended.
  */
 int unregisterLocalMemory(transfer_engine_t engine, void *addr);
 

@@ -50,7 +50,8 @@ int kvferry_log(int level, const char *text);
 
 /*
  * destroyTransferEngine with a result: 0, or a negated Status code. The engine has ended in any case. KVFERRY_ERR_IN_USE when
- * a transfer is stuck: the memory that the reason names must be left as it is for as long as the process lives.
+ * a transfer is stuck, or a device has not ended a copy of one that has failed: the memory that the reason names must be left as
+ * it is for as long as the process lives.
  */
 int kvferry_destroy(transfer_engine_t engine);
 
@@ -604,7 +605,7 @@ int64_t kvferry_offer_text(kvferry_offer_t offer, char *buf_out, size_t buf_len)
  * Ends an offer. When it has returned 0, no byte moves by the offer any more, and later requests with its key are refused: the
  * memory can be used for something else, while its region stays registered. Takes about a millisecond where peers are alive.
  * Connections of peers that do not go on within 50 ms are ended. KVFERRY_ERR_IN_USE when a system call or a device may still move
- * bytes after some seconds: another call waits again. It may be called again, also after 0.
+ * bytes after some seconds, also bytes of a transfer that has failed, with or without this offer: another call waits again. It may be called again, also after 0.
  */
 int kvferry_offer_revoke(kvferry_offer_t offer);
 

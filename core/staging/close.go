@@ -113,7 +113,7 @@ func (c *copier) freeAbandoned(a abandoned) bool {
 		}
 		c.failedTo("close a stream", a.stream.Close())
 	}
-	c.late.forget(a.events)
+	c.late.forget(a.late)
 	c.closeEvents(a.events)
 	c.freeGather(a.gather)
 	return true

@@ -12,16 +12,18 @@ import (
 )
 
 // Late copies. If the copies of a job do not end and their stream cannot be closed, the device may still make them, at any time. They
-// would overwrite what has been copied there meanwhile, and was reported.
+// would read memory that was given back, or write to it. They would also overwrite what has been copied there meanwhile, and was
+// reported.
 //
-//  1. abandon notes which memory of the device such copies write. The memory is held: it cannot be taken back.
-//  2. issue has refuse fail a job that writes there.
+//  1. abandon notes which memory of devices such copies read and write. The memory is held: it cannot be taken back.
+//  2. issue has refuse fail a job that writes where such a copy writes. Other jobs may use memory that such a copy reads: what it has
+//     read goes to memory that is held as well, or to a block that is not used again.
 //  3. awaitLate, on a thread of its own, asks the device from time to time whether the copies have ended. Then they are forgotten.
 //  4. freeAbandoned has them forgotten before it closes their events.
 
 // lateCopies are those of a device, of whichever copier.
 type lateCopies struct {
-	hold func(late []Range, why string) (release func()) // see Options
+	hold func(memory []Range, why string) (release func()) // see Options
 
 	asking sync.Mutex // held while the device is asked whether copies have ended: no event is closed meanwhile
 
@@ -29,16 +31,17 @@ type lateCopies struct {
 	streams []*lateStream
 }
 
-// lateStream is what the copies of a stream may still write.
+// lateStream is the copies of a stream.
 type lateStream struct {
 	event   device.Event // happens when they have ended; nil if there is none
-	writes  []span       // sorted, and none touches another
-	release func()       // of the memory
+	writes  []span       // memory of the device that they may still write: sorted, and none touches another
+	release func()       // of the memory that they may still read or write
 }
 
-// note adds the copies of jobs that are given up, in the order in which they were issued. name is that of the copier.
-func (l *lateCopies) note(dead []issued, name string) {
+// note adds the copies of jobs of a direction that are given up, in the order in which they were issued. name is that of the copier.
+func (l *lateCopies) note(dead []issued, dir Direction, name string) *lateStream {
 	late := &lateStream{}
+	var reads []span
 	for i := range dead {
 		j := &dead[i]
 		if !j.queued {
@@ -49,32 +52,50 @@ func (l *lateCopies) note(dead []issued, name string) {
 			late.event = j.event
 		}
 		for m := range j.job.Moves {
-			late.writes = append(late.writes, j.job.Moves[m].written())
+			move := &j.job.Moves[m]
+			if dir == Out {
+				reads = append(reads, move.onDevice())
+				continue
+			}
+			late.writes = append(late.writes, move.onDevice())
+			if dir == Direct {
+				reads = append(reads, span{start: move.Block, end: move.end()})
+			}
 		}
 	}
-	late.merge()
-	ranges := make([]Range, len(late.writes))
-	for i, w := range late.writes {
-		ranges[i] = Range{w.start, uint64(w.end - w.start)}
+	reads, late.writes = merge(reads), merge(late.writes)
+	copies := "a copy of " + name + ", that was given up and does not end: it may still "
+	releaseReads, releaseWrites := l.hold(ranges(reads), copies+"read the memory"), l.hold(ranges(late.writes), copies+"write to the memory")
+	late.release = func() {
+		releaseReads()
+		releaseWrites()
 	}
-	late.release = l.hold(ranges, "a copy of "+name+", that was given up and does not end")
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.streams = append(l.streams, late)
+	return late
 }
 
-// merge sorts the memory that is written, and joins what overlaps or touches.
-func (s *lateStream) merge() {
-	slices.SortFunc(s.writes, func(a, b span) int { return cmp.Compare(a.start, b.start) })
-	merged := s.writes[:0]
-	for _, w := range s.writes {
-		if n := len(merged); n > 0 && w.start <= merged[n-1].end {
-			merged[n-1].end = max(merged[n-1].end, w.end)
+// merge sorts memory by address, and joins what overlaps or touches.
+func merge(memory []span) []span {
+	slices.SortFunc(memory, func(a, b span) int { return cmp.Compare(a.start, b.start) })
+	merged := memory[:0]
+	for _, s := range memory {
+		if n := len(merged); n > 0 && s.start <= merged[n-1].end {
+			merged[n-1].end = max(merged[n-1].end, s.end)
 			continue
 		}
-		merged = append(merged, w)
+		merged = append(merged, s)
 	}
-	s.writes = merged
+	return merged
+}
+
+func ranges(memory []span) []Range {
+	all := make([]Range, len(memory))
+	for i, s := range memory {
+		all[i] = Range{s.start, uint64(s.end - s.start)}
+	}
+	return all
 }
 
 // refuse fails if moves to the device write where late copies may.
@@ -108,11 +129,11 @@ func (l *lateCopies) sweep() {
 	}
 }
 
-// forget is called before events are closed.
-func (l *lateCopies) forget(events []device.Event) {
+// forget is called when copies have ended, before their events are closed.
+func (l *lateCopies) forget(late *lateStream) {
 	l.asking.Lock()
 	defer l.asking.Unlock()
-	l.forgetThose(func(s *lateStream) bool { return slices.Contains(events, s.event) })
+	l.forgetThose(func(s *lateStream) bool { return s == late })
 }
 
 func (l *lateCopies) forgetThose(which func(*lateStream) bool) {
@@ -137,14 +158,14 @@ func (s *lateStream) hasEnded() bool {
 
 func (s *lateStream) overlaps(moves []Move) bool {
 	return slices.ContainsFunc(moves, func(m Move) bool {
-		w := m.written()
+		w := m.onDevice()
 		next, _ := slices.BinarySearchFunc(s.writes, w.start, func(late span, at uintptr) int { return cmp.Compare(late.end, at+1) })
 		return next < len(s.writes) && s.writes[next].start < w.end
 	})
 }
 
-// written is the memory of the device that a move to it writes: of a strided move, all from the first byte to the last.
-func (m *Move) written() span {
+// onDevice is the memory of the device that a move reads or writes: of a strided move, all from the first byte to the last.
+func (m *Move) onDevice() span {
 	addr, length := m.Device, m.Length
 	if m.Runs != nil {
 		addr, length = m.Runs.Bounds()
@@ -156,11 +177,12 @@ func (m *Move) written() span {
 const latePause = 100 * time.Millisecond
 
 // noteLate notes the copies of jobs that are given up, and has them awaited.
-func (c *copier) noteLate(dead []issued) {
-	c.late.note(dead, c.name)
+func (c *copier) noteLate(dead []issued) *lateStream {
+	late := c.late.note(dead, c.planner.dir, c.name)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.await()
+	return late
 }
 
 // await launches the thread that awaits late copies, if there are any and it does not run. The lock is held.

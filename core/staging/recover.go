@@ -18,6 +18,7 @@ type abandoned struct {
 	stuck  bool // its copies do not end; otherwise Close has failed
 	events []device.Event
 	gather uintptr
+	late   *lateStream // its copies, if they do not end; nil otherwise
 }
 
 var errGivenUp = errors.New("the stream was given up")
@@ -118,11 +119,12 @@ func (c *copier) abandon(dead []issued, stuck bool, reason error) {
 			blocks = append(blocks, j.job.Moves[0].Block)
 		}
 	}
-	c.abandoned = append(c.abandoned, abandoned{c.stream, stuck, eventsOf(dead), c.planner.gather})
+	a := abandoned{stream: c.stream, stuck: stuck, events: eventsOf(dead), gather: c.planner.gather}
 	c.planner.gather = 0
-	if stuck && c.planner.dir != Out { // otherwise the device has failed, and makes none of the copies
-		c.noteLate(dead)
+	if stuck { // otherwise the device has failed, and makes none of the copies
+		a.late = c.noteLate(dead)
 	}
+	c.abandoned = append(c.abandoned, a)
 	given := c.pool.giveUp(blocks)
 	c.log.Error("the device is stuck: staging blocks are given up", zap.String("device", c.name), zap.Int("blocks", given), zap.Error(reason))
 }

@@ -29,9 +29,9 @@ type Options struct {
 	Timeout     time.Duration // for the copies of one job, more than 0; after that the device counts as stuck
 	Log         *zap.Logger
 
-	// Hold keeps memory of the device from being taken back until release is called: a copy that was given up may still write to it.
-	// why is for errors. It is nil where nobody takes memory back.
-	Hold func(late []Range, why string) (release func())
+	// Hold keeps memory of devices from being taken back until release is called: a copy that was given up may still read it, or
+	// write to it. why is for errors, and says which. Hold is nil where nobody takes memory back.
+	Hold func(memory []Range, why string) (release func())
 }
 
 // Range is memory of a device.
@@ -200,7 +200,7 @@ type Job struct {
 	// Done is called at the end of the job. err is nil when every byte is at its destination. Otherwise any of the bytes may be
 	// missing, but no copy touches memory any more. There is one exception: if a device neither finishes a copy in time nor lets
 	// its stream be closed, it is not known whether the copy will ever be made. The error says so. The blocks are not used again,
-	// and device memory that may still be written is held: see Options.Hold.
+	// and device memory that may still be read or written is held: see Options.Hold.
 	Done func(err error)
 
 	// After is called once after Done, on the same goroutine and by the same rules: after the Done of all jobs that were found to
