@@ -15,11 +15,12 @@ import (
 
 // issued is a job that is under way.
 type issued struct {
-	job    *Job
-	begun  time.Time
-	event  device.Event // happens when the job's copies are done
-	err    error        // why some of its copies could not be queued
-	queued bool         // some of its copies may be on the stream
+	job      *Job
+	begun    time.Time
+	event    device.Event // happens when the job's copies are done
+	err      error        // why some of its copies could not be queued
+	queued   bool         // some of its copies may be on the stream
+	recorded bool         // so is the event, behind them
 
 	// What done was told by the device.
 	happened bool  // the event has happened
@@ -69,12 +70,13 @@ func (c *copier) issue(j *issued) (err error) {
 	}
 	c.planner.from, c.landing = j.job.from, 0
 	if err = c.copyWithinReach(j.job.Moves); err != nil {
-		return &refusal{err, c.landing}
+		err = &refusal{err, c.landing}
 	}
-	if err := c.stream.Record(j.event); err != nil {
-		return fmt.Errorf("%s: recording an event: %w", c.name, err)
+	failed := c.stream.Record(j.event) // also behind copies that were queued before one was refused: they may be late
+	if j.recorded = failed == nil; err == nil && failed != nil {
+		err = fmt.Errorf("%s: recording an event: %w", c.name, failed)
 	}
-	return nil
+	return err
 }
 
 // copyWithinReach is copyInSomeWay. Where a kernel cannot reach all that lies between the runs of strided moves, as between two

@@ -48,7 +48,7 @@ func (l *lateCopies) note(dead []issued, dir Direction, name string) *lateStream
 			continue
 		}
 		late.event = nil
-		if j.err == nil {
+		if j.recorded {
 			late.event = j.event
 		}
 		for m := range j.job.Moves {

@@ -92,7 +92,20 @@ func TestMemoryThatALateCopyMayReadOrWriteIsHeldUntilItHasEnded(t *testing.T) {
 	}
 }
 
-// The last copy of a job is refused, so there is no event that tells when those before it have ended.
+// A copy of the job is refused, and those before it do not end.
+func TestMemoryOfALateCopyBeforeOneThatWasRefusedIsHeldUntilItHasEnded(t *testing.T) {
+	r, f, h := newHoldingRig(t)
+	lease := r.lease(staging.Out, 128*kib)
+	defer lease.Release()
+	f.failWhen(func(call string, _ int) bool { return call == "Copy" || call == "DrainInTime" })
+	moves := r.lay(lease, r.memory(256*kib), 64*kib, 64*kib)
+	require.ErrorContains(t, do(r.staging, staging.Out, moves), "may still be under way")
+	require.Len(t, h.now(), 1)
+	f.failNothing()
+	require.Eventually(t, func() bool { return len(h.now()) == 0 }, 10*time.Second, time.Millisecond)
+}
+
+// No event could be recorded that tells when the copy has ended.
 func TestMemoryOfALateCopyThatCannotBeAskedForIsHeldUntilItsStreamIsClosed(t *testing.T) {
 	r, f, h := newHoldingRig(t)
 	lease := r.lease(staging.Out, 4*kib)
