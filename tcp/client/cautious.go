@@ -11,8 +11,9 @@ import (
 // (lane_stuck.go), but not without end. As long as one is:
 //
 //  1. mayTouch lets one carrier at a time take pieces whose memory may have to be brought in, and none once mostOvertaken are
-//     overtaken. It sets other such works aside. What is in memory goes on in any case.
-//  2. The works are looked at again when that carrier takes more, and when any carrier is overtaken or has ended.
+//     overtaken. It sets other such works aside, out of the way of those that go on. What is in memory goes on in any case.
+//  2. When that carrier takes more, it looks at what was set aside, at each of it once. When it takes no such piece, and when any
+//     carrier is overtaken or has ended, the others look at all of it.
 
 // overtakenPerLane bounds the carriers that are overtaken: so many for each lane that there may be. Before the first one is
 // overtaken, its work may have come to all lanes.
@@ -20,8 +21,13 @@ const overtakenPerLane = 4
 
 func (p *peer) mostOvertaken() int { return overtakenPerLane * p.config.LanesPerPeer }
 
-// mayTouch reports whether a carrier may take a piece just removed from the queue. Otherwise the piece is queued again, and its work
-// is set aside. The lock is held.
+// aside is a piece that was set aside, with the rest of its work.
+type aside struct {
+	piece piece
+	rest  *cursor // nil where nothing else of the work was queued
+}
+
+// mayTouch reports whether a carrier may take a piece just removed from the queue. Otherwise it is to be set aside. The lock is held.
 func (p *peer) mayTouch(c carrier, next *piece) bool {
 	if len(p.heldUp) == 0 || next.isThere(hostmem.Now()) {
 		return true
@@ -30,12 +36,44 @@ func (p *peer) mayTouch(c carrier, next *piece) bool {
 		p.touching = c
 		return true
 	}
-	p.setAside = append(p.setAside, next.work)
-	p.requeue(*next)
+	return false
+}
+
+// setAside sets a piece aside that was just removed from the queue, and the rest of its work, if the piece was cut from there. mine
+// is what next was called with. The bytes still count as queued. The lock is held.
+func (p *peer) setAside(next piece, mine func(*cursor) bool) {
+	a := aside{piece: next}
+	if at := slices.IndexFunc(p.cursors, mine); at >= 0 && p.cursors[at].work == next.work {
+		a.rest = p.cursors[at]
+		p.dropCursor(at)
+	}
+	p.aside = append(p.aside, a)
+	p.queued += next.length
 	if lane, isLane := p.touching.(pipelined); isLane {
 		lane.wake() // it may have nothing to wait for any more, and not know of this work
 	}
-	return false
+}
+
+// lookAgain queues so many again of those that were set aside first, or all that there are. It reports whether there were any. The
+// lock is held.
+func (p *peer) lookAgain(count int) bool {
+	count = min(count, len(p.aside))
+	first := p.aside[:count]
+	p.aside = p.aside[count:]
+	for i := range slices.Backward(first) { // what was returned last is taken first
+		p.unset(first[i])
+	}
+	clear(first) // for the collector
+	return count > 0
+}
+
+// unset queues a piece again that was set aside. The lock is held.
+func (p *peer) unset(a aside) {
+	p.queued -= a.piece.length // requeue counts it
+	p.requeue(a.piece)
+	if a.rest != nil {
+		p.cursors = append(p.cursors, a.rest)
+	}
 }
 
 // mayBeOvertaken reports whether others may take over from a carrier that waits for a page. They may in any case from the one that was
@@ -44,28 +82,31 @@ func (p *peer) mayBeOvertaken(c carrier) bool {
 	return p.touching == c || len(p.overtaken) < p.mostOvertaken()
 }
 
-// hasTouched has the works looked at again that were set aside because of a carrier, if it is this one: it takes more, or ends. Other
-// lanes are woken, since it need not be one for these works. The lock is held.
-func (p *peer) hasTouched(c carrier) {
+// hasTouched is called when a carrier takes more. It reports whether it is the one that may have waited for a page, which comes to
+// the first work that was set aside. The lock is held.
+func (p *peer) hasTouched(c carrier) bool {
 	if p.touching != c {
-		return
+		return false
 	}
 	p.touching = nil
-	if len(p.setAside) == 0 {
+	p.lookAgain(1)
+	return true
+}
+
+// endTouching is called when a carrier has taken what it wants. If it is no longer the one that may wait for a page, the other lanes
+// are woken for what was set aside, since it need not be one for these works. The lock is held.
+func (p *peer) endTouching(c carrier, was bool) {
+	if !was || p.touching != nil || p.isEmpty() {
 		return
 	}
-	p.setAside = nil
+	p.lookAgain(len(p.aside))
 	for _, lane := range p.listed().lanes {
 		lane.wake()
 	}
 }
 
-// isHeldUp reports whether nothing may be taken of a work: a carrier that was overtaken waits for a page of it, or it was set
-// aside. The lock is held.
+// isHeldUp reports whether nothing may be taken of a work: a carrier that was overtaken waits for a page of it. The lock is held.
 func (p *peer) isHeldUp(w *core.Work) bool {
-	if slices.Contains(p.setAside, w) {
-		return true
-	}
 	for _, works := range p.heldUp {
 		if slices.Contains(works, w) {
 			return true

@@ -16,6 +16,8 @@ type woken struct {
 
 func (w *woken) wake() { w.times++ }
 
+func anything(*cursor) bool { return true }
+
 // cautious is a peer of which a transfer waits for a page, its lanes, and a piece of another work, whose memory is not there.
 func cautious(lanes ...carrier) (*peer, *piece) {
 	p := newPeer(&Client{Options: Options{Config: &core.Config{LanesPerPeer: 1}, Processors: testProcessors}}, &core.Segment{})
@@ -34,14 +36,13 @@ func TestOneLaneAtATimeMayWaitForFurtherPages(t *testing.T) {
 	require.True(t, p.mayTouch(a, first))
 	require.True(t, p.mayTouch(a, first), "it is the one")
 	require.False(t, p.mayTouch(b, &second))
-	require.True(t, p.isHeldUp(second.work))
-	require.Len(t, p.returned, 1)
+	p.setAside(second, anything)
 	require.Equal(t, 1, a.times, "it may have nothing to wait for")
 
-	p.hasTouched(b)
-	require.True(t, p.isHeldUp(second.work), "it is not the one")
-	p.hasTouched(a)
-	require.False(t, p.isHeldUp(second.work))
+	p.endTouching(b, p.hasTouched(b))
+	require.Empty(t, p.returned, "it is not the one")
+	p.endTouching(a, p.hasTouched(a))
+	require.Len(t, p.returned, 1)
 	require.Equal(t, 1, b.times, "the first lane may be one for other works")
 	require.True(t, p.mayTouch(b, &second))
 }
@@ -53,10 +54,11 @@ func TestNoLaneWaitsForAPageThatCouldNotBeOvertaken(t *testing.T) {
 		p.overtaken = append(p.overtaken, &woken{})
 	}
 	require.False(t, p.mayTouch(a, cold))
-	p.hasTouched(a)
-	require.True(t, p.isHeldUp(cold.work))
+	p.setAside(*cold, anything)
+	p.endTouching(a, p.hasTouched(a))
+	require.Empty(t, p.returned)
 	p.remove(p.overtaken[0])
-	require.False(t, p.isHeldUp(cold.work), "one has ended")
+	require.Len(t, p.returned, 1, "one has ended")
 }
 
 // A lane that is renewed takes a place, too. The lane that waits for a page meanwhile may be the only one that there may be.

@@ -196,8 +196,10 @@ func (p *peer) requests() uint64 {
 	return n
 }
 
-// isEmpty reports whether there is nothing to take. The lock is held.
-func (p *peer) isEmpty() bool { return len(p.cursors) == 0 && len(p.returned) == 0 }
+// isEmpty reports whether there is nothing to take, now or later. The lock is held.
+func (p *peer) isEmpty() bool {
+	return len(p.cursors) == 0 && len(p.returned) == 0 && len(p.aside) == 0
+}
 
 // startCarriers starts the carriers that are missing. The lock is held.
 func (p *peer) startCarriers(onLanes bool) {

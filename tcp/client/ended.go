@@ -94,9 +94,11 @@ func (p *peer) endUnreachable(c carrier, e ending) {
 // remove takes a carrier off the list. The lock is held.
 func (p *peer) remove(c carrier) {
 	p.carriers.Store(p.listed().without(c))
-	p.hasTouched(c)
+	if p.touching == c {
+		p.touching = nil
+	}
 	if p.touching == nil { // one more may be overtaken now
-		p.setAside = nil
+		p.lookAgain(len(p.aside))
 	}
 }
 
@@ -192,6 +194,7 @@ func (p *peer) requeue(piece piece) {
 
 // failQueue settles everything that is queued, or set aside until it may be. The lock is held.
 func (p *peer) failQueue(reason error) {
+	p.lookAgain(len(p.aside))
 	for _, c := range p.cursors {
 		c.settleRest(cmp.Or(c.work.Aborted(), reason))
 	}

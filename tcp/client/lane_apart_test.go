@@ -126,6 +126,32 @@ func TestHoweverManyTransfersHangOthersWhoseMemoryIsThereGoOn(t *testing.T) {
 	}
 }
 
+// To look at each of them whenever a lane takes something would take longer than all transfers.
+func TestThousandsOfTransfersThatHangDoNotDelayTheLanes(t *testing.T) {
+	const hung, length = 4000, 4096
+	missing, near, far := hostmemtest.New(t, hung*length), tcptest.Mapped(t, length), tcptest.Mapped(t, hung*length)
+	tcptest.Fill(near, 1)
+	change := func(c *core.Config) { c.SameHost, c.LanesPerPeer, c.LanesPerLink = false, 2, 2 }
+	target, e := newEngine(t, change), newEngine(t, change)
+	require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
+	id := tcptest.OpenSegment(t, e, target.Name())
+	all := make([]*core.Batch, hung)
+	for i := range all {
+		all[i] = tcptest.Submit(t, e, tcptest.Ask(core.Write, missing.Memory[i*length:][:length], id, far[i*length:][:length]))
+	}
+	p := onlyPeer(t, e)
+	for overtaken := 0; overtaken < p.mostOvertaken(); {
+		p.mu.Lock()
+		overtaken = len(p.overtaken)
+		p.mu.Unlock()
+		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far[:length])))
+	}
+	missing.Release(t)
+	for _, b := range all {
+		tcptest.Completes(t, b)
+	}
+}
+
 // Memory that is touched for the first time may have to be waited for, as far as anybody knows.
 func TestWhileSomeTransfersHangOthersTouchMemoryForTheFirstTime(t *testing.T) {
 	const length = 8 << 20

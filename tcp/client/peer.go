@@ -57,10 +57,9 @@ type peer struct {
 	// Also under the lock: works whose pages a carrier in overtaken waits for. Nothing else is taken of them; see lane_stuck.go.
 	heldUp map[carrier][]*core.Work
 
-	// Also under the lock: the carrier that may wait for a page while others do, and works that were set aside meanwhile; see
-	// cautious.go.
+	// Also under the lock: the carrier that may wait for a page while others do, and what was set aside meanwhile; see cautious.go.
 	touching carrier
-	setAside []*core.Work
+	aside    []aside
 
 	carriers atomic.Pointer[carriers] // replaced under the lock
 	lastHost atomic.Pointer[string]   // the host at which the data port was found the last time
@@ -112,6 +111,13 @@ func (p *peer) enqueue(w *core.Work) {
 func (p *peer) abort() {
 	p.mu.Lock()
 	carriers := append(slices.Clone(p.listed().all), p.overtaken...)
+	p.aside = slices.DeleteFunc(p.aside, func(a aside) bool {
+		gone := a.piece.work.Aborted() != nil
+		if gone {
+			p.unset(a)
+		}
+		return gone
+	})
 	p.cursors = slices.DeleteFunc(p.cursors, func(c *cursor) bool {
 		err := c.work.Aborted()
 		if err != nil {
@@ -125,7 +131,6 @@ func (p *peer) abort() {
 	p.queued -= settled
 	p.unverified, _ = settleAborted(p.unverified)
 	p.blocked, _ = settleAborted(p.blocked)
-	p.setAside = slices.DeleteFunc(p.setAside, func(w *core.Work) bool { return w.Aborted() != nil })
 	p.mu.Unlock()
 	for _, c := range carriers {
 		if c.carriesAborted() {

@@ -19,7 +19,6 @@ import (
 func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes uint64) []piece {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.hasTouched(c)
 	bytes = min(bytes, p.shareLeft(c))
 	if bytes == 0 {
 		return taken
@@ -30,6 +29,7 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 		c.quit(errOutdated)
 		return taken
 	}
+	defer p.endTouching(c, p.hasTouched(c))
 	limit := uint64(p.config.SliceSize)
 	if p.spreads() {
 		limit = min(limit, spreadSize)
@@ -41,6 +41,9 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 	for got := uint64(0); pieces > 0 && got < bytes && len(p.unverified) < maxUnverified; {
 		next, ok := p.next(limit, d, to, mine, checked || d.IsRestricted())
 		if !ok {
+			if p.touching == c && p.lookAgain(1) {
+				continue
+			}
 			break
 		}
 		if err := next.work.Aborted(); err != nil {
@@ -63,6 +66,7 @@ func (p *peer) take(c carrier, to destination, taken []piece, pieces int, bytes 
 			continue
 		}
 		if !p.mayTouch(c, &next) {
+			p.setAside(next, mine)
 			continue
 		}
 		if next.isPacked() {
@@ -87,7 +91,7 @@ func (p *peer) mayTakeFrom(c carrier) func(*cursor) bool {
 	return func(*cursor) bool { return true }
 }
 
-// notHeldUp is mine without works that are held up, or set aside meanwhile. The lock is held.
+// notHeldUp is mine without works that are held up. The lock is held.
 func (p *peer) notHeldUp(mine func(*cursor) bool) func(*cursor) bool {
 	if len(p.heldUp) == 0 {
 		return mine
