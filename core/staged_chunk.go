@@ -113,21 +113,24 @@ func (p *chunk) copy(then func()) {
 			p.copyShares(0, then)
 			return
 		}
-		for i := range p.shares {
-			p.shares[i].err = err
-		}
-		p.failed = err != nil
+		p.fail(0, len(p.shares), err)
 		then()
 	})
 }
 
 // copyShares copies the shares from one on, each by itself. If one fails otherwise than by a refusal, the rest fails with it: a device
-// that does not finish the copy in time would make each of them take as long.
+// that does not finish the copy in time would make each of them take as long. So does the rest when the work is given up.
 func (p *chunk) copyShares(next int, then func()) {
+	p.job.Again = true
 	for next < len(p.shares) && !p.mayCopy(next) {
 		next++
 	}
 	if next == len(p.shares) {
+		then()
+		return
+	}
+	if err := p.aborted(); err != nil {
+		p.fail(next, len(p.shares), err)
 		then()
 		return
 	}
@@ -136,12 +139,17 @@ func (p *chunk) copyShares(next int, then func()) {
 		if _, refused := staging.Landed(err); err != nil && !refused {
 			end = len(p.shares)
 		}
-		for i := next; i < end; i++ {
-			p.shares[i].err = err
-		}
-		p.failed = p.failed || err != nil
+		p.fail(next, end, err)
 		p.copyShares(end, then)
 	})
+}
+
+// fail notes why shares from one on, up to another, were not copied; nil if they were.
+func (p *chunk) fail(from, to int, err error) {
+	for i := from; i < to; i++ {
+		p.shares[i].err = err
+	}
+	p.failed = p.failed || err != nil
 }
 
 // run starts a job.
@@ -182,7 +190,8 @@ func (p *chunk) movesOf(i int) []staging.Move {
 	return p.moves[first:p.shares[i].moves]
 }
 
-// recorded has the copies of a job that is about to start recorded, before then is called.
+// recorded has the copies of a job that is about to start recorded, before then is called. Those of a job that is refused are not:
+// they are made again, or not at all.
 func (p *chunk) recorded(then func(error)) func(error) {
 	t := p.work.trace
 	if t == nil {
@@ -198,7 +207,9 @@ func (p *chunk) recorded(then func(error)) func(error) {
 	}
 	began := clock.Now()
 	return func(err error) {
-		t.Copied(kind, p.queue.route.device.Name(), bytes, began)
+		if _, refused := staging.Landed(err); !refused {
+			t.Copied(kind, p.queue.route.device.Name(), bytes, began)
+		}
 		then(err)
 	}
 }

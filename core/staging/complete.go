@@ -83,9 +83,12 @@ type failure struct {
 
 // report tells the owner of a job about its end, and adds what is to be called after that.
 func (c *copier) report(j *Job, err error, after []func()) []func() {
+	_, refused := Landed(err)
 	switch {
 	case j.prepares: // Device.prepared says what has failed
 	case IsRefused(err): // the bytes pass through the host
+	case refused && j.Again:
+		c.counters.failed.Add(1)
 	case err != nil:
 		c.counters.failed.Add(1)
 		c.log.Warn("a staging job failed", zap.String("device", c.name), zap.Int("moves", len(j.Moves)), zap.Error(err))

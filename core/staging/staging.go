@@ -207,6 +207,9 @@ type Job struct {
 	// have ended at the same time. It may use what several of them have brought together. It is nil for jobs that need no such call.
 	After func()
 
+	// Again says that the job copies a part of what was refused before, which was logged: it is not logged where it is refused, too.
+	Again bool
+
 	prepares bool      // see prepare.go
 	from     *Device   // of a direct job, the device that the bytes come from, if that is another one
 	peers    []*Device // of a job that prepares direct copies

@@ -1,6 +1,8 @@
 package driver_test
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -112,6 +114,28 @@ func TestMemoryThatWasFreedFailsItsTransfersOnly(t *testing.T) {
 			require.ErrorContains(t, b.Err(), k.at("0"))
 			p.initiator.transfer(op, kept, p.segment, remote, span{0, 4096}, span{8192, mib / 2})
 		}
+	})
+}
+
+// A refused copy has the ranges that pass through a block together copied one by one. All are of freed memory here.
+func TestRefusedRangesAreLoggedOnceAndNotTraced(t *testing.T) {
+	onAll(t, func(t *testing.T, k *kind) {
+		app := newDevice(t, 0)
+		file := filepath.Join(t.TempDir(), "trace.json")
+		p := startPair(t, func(c *core.Config) { c.TraceFile = file })
+		freed, remote := p.initiator.on(app, mib), p.target.onHost(mib)
+		app.Free(freed.addr)
+		b := p.initiator.submit(requests(core.Write, freed, p.segment, remote, scattered(mib/4, 300, 4096)...)...)
+		p.initiator.wait(b)
+		require.Zero(t, b.Summary().Completed)
+		require.Equal(t, 1, p.initiator.logs.FilterMessage("a staging job failed").Len())
+		require.NoError(t, p.initiator.FreeBatch(b))
+		require.NoError(t, p.target.closes())
+		require.NoError(t, p.initiator.closes()) // the last engine that closes has the file written
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Contains(t, string(text), "write batch")
+		require.NotContains(t, string(text), "copy out")
 	})
 }
 
