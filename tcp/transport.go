@@ -101,8 +101,7 @@ func Open(e *core.Engine) (core.Transport, error) {
 func congestionOf(config *core.Config, listener syscall.Conn, log *zap.Logger) sockio.Congestion {
 	wanted := sockio.Congestion(config.Congestion)
 	if err := wanted.Set(listener); err != nil {
-		log.Warn("data connections use the system's congestion control",
-			zap.String("KVFERRY_TCP_CONGESTION", config.Congestion), zap.Error(err))
+		log.Warn("KVFERRY_TCP_CONGESTION has no effect: data connections use the system's congestion control", zap.Error(err))
 		return ""
 	}
 	return wanted

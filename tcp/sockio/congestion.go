@@ -2,6 +2,7 @@ package sockio
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 
@@ -26,7 +27,18 @@ func (c Congestion) Control(_, _ string, raw syscall.RawConn) (err error) {
 		return nil
 	}
 	held := raw.Control(func(fd uintptr) {
-		err = os.NewSyscallError("setsockopt", unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, string(c)))
+		err = c.explain(unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, string(c)))
 	})
 	return errors.Join(held, err)
+}
+
+// explain says why the system does not take the algorithm; nil for nil.
+func (c Congestion) explain(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("this system has no congestion control %.40q, and has those of net.ipv4.tcp_available_congestion_control: %w", string(c), err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("this process may not use the congestion control %.40q, only those of net.ipv4.tcp_allowed_congestion_control: %w", string(c), err)
+	}
+	return os.NewSyscallError("setsockopt", err)
 }
