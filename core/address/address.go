@@ -35,7 +35,7 @@ type Name struct {
 // Errors carry status.InvalidArgument.
 func Parse(s string, defaultPort int) (Name, error) {
 	if strings.Contains(s, "://") {
-		return Name{}, status.Errorf(status.InvalidArgument, "name %.80q is a URL; an engine's name is host:port, or a host", s)
+		return Name{}, status.Errorf(status.InvalidArgument, "name %.80q is a URL; an engine's name is host:port, or a host", withoutUser(s))
 	}
 	host, rest, err := splitHost(s)
 	if err != nil {
@@ -60,6 +60,14 @@ func Parse(s string, defaultPort int) (Name, error) {
 		return Name{}, status.Errorf(status.InvalidArgument, "name %.80q: device %.20q is not of the form npu_N", s, device)
 	}
 	return name, nil
+}
+
+// withoutUser is a URL as an error may show it: without user, password and query.
+func withoutUser(url string) string {
+	scheme, rest, _ := strings.Cut(url, "://")
+	rest = rest[strings.LastIndexByte(rest, '@')+1:]
+	server, _, _ := strings.Cut(rest, "?")
+	return scheme + "://" + server
 }
 
 // splitHost splits a name into its host and the rest, which is empty or starts with a colon.

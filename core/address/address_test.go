@@ -49,7 +49,8 @@ func TestParseTakesEveryFormOfAName(t *testing.T) {
 func TestParseSaysWhatIsWrongWithAName(t *testing.T) {
 	for _, c := range []struct{ in, says string }{
 		{"", "empty"},
-		{"http://node1:8000", "is a URL"},
+		{"http://node1:8000", `"http://node1:8000" is a URL`},
+		{"http://me:secret@node1:8000/?key=secret", `"http://node1:8000/" is a URL`},
 		{":15003", "host is empty"},
 		{"node1:", "port"},
 		{"node1:x", `port "x"`},
@@ -86,6 +87,7 @@ func TestParseSaysWhatIsWrongWithAName(t *testing.T) {
 		assert.Equal(t, status.InvalidArgument, status.Of(err, status.OK))
 		assert.Contains(t, err.Error(), c.says)
 		assert.Less(t, len(err.Error()), 1000, "an error does not repeat a name of any length")
+		assert.NotContains(t, err.Error(), "secret")
 	}
 }
 

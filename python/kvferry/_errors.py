@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Optional
 
 LONGEST_NAME = 300  # characters of a name that an error shows: a host has 255 at most
@@ -23,8 +24,14 @@ class Error(RuntimeError):
         return ": ".join(filter(None, (_line(self.who), self.what, self.why)))
 
 
+def without_user(text: str) -> str:
+    """A text without the user and password in its URLs: some give a URL as the name of a peer."""
+    return re.sub(r"://[^\s/?#]*@", "://", text)
+
+
 def _line(name: str) -> str:
     """A name as a part of a line: whoever gave it may have made it long, or of control characters."""
+    name = without_user(name)
     short = name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
 

@@ -7,6 +7,7 @@ nobody reads standard error. Any thread may log, in a forked child too.
 from __future__ import annotations
 
 from kvferry._bindings import KVFERRY_LOG_ERROR, KVFERRY_LOG_INFO, KVFERRY_LOG_WARNING
+from kvferry._errors import without_user
 from kvferry._library import load
 
 
@@ -27,4 +28,4 @@ def error(text: str, *arguments: object) -> None:
 
 def _write(level: int, text: str, arguments: tuple[object, ...]) -> None:
     message = text % arguments if arguments else text
-    load().kvferry_log(level, message.encode("utf-8", "backslashreplace").replace(b"\0", b"\\0"))
+    load().kvferry_log(level, without_user(message).encode("utf-8", "backslashreplace").replace(b"\0", b"\\0"))

@@ -207,6 +207,12 @@ def test_what_a_bench_has_written_is_replaced_for_the_next_one() -> None:
             assert [case["checked"] for case in found["cases"]] == [True]
 
 
+def test_the_line_of_a_server_shows_no_password_of_its_store() -> None:
+    assert serve_command.shown("http://10.0.0.9:8080/metadata") == "http://10.0.0.9:8080/metadata"
+    for store in ("http://me:secret@10.0.0.9:8080/metadata", "http://10.0.0.9/?key=secret"):
+        assert serve_command.shown(store) == "STORE"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_ends_well_by_a_signal(number: int) -> None:
     with served("--size", "1M") as (peer, server):

@@ -50,6 +50,14 @@ def test_a_name_that_may_contain_a_port_is_warned_of(near: Node, logged: Callabl
     assert "put the address in brackets" in logged()
 
 
+def test_a_url_as_a_name_is_logged_without_its_password(near: Node, logged: Callable[[], str]) -> None:
+    name = "http://me:secret@127.0.0.1:1"
+    assert near.engine.transfer_sync_write(name, near.address, near.address, 1) == -1
+    assert near.engine.get_first_buffer_address(name) == 0
+    text = logged()
+    assert text.count("is a URL") == 2 and "secret" not in text
+
+
 def test_a_name_without_a_port_says_which_port_was_taken(near: Node, logged: Callable[[], str]) -> None:
     assert near.engine.transfer_sync_write("127.0.0.2", near.address, near.address, 1) == -1
     assert '"127.0.0.2" has no port, so that of MC_HANDSHAKE_PORT was taken' in logged()

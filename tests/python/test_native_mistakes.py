@@ -279,6 +279,12 @@ def test_a_name_is_shown_in_a_short_line_and_kept_as_it_is(world: Any) -> None:
         assert caught.value.who == name
 
 
+def test_a_url_as_a_name_is_shown_without_its_password(world: Any) -> None:
+    with pytest.raises(PeerUnreachable, match=r"^http://127\.0\.0\.1:1: .* is a URL") as caught:
+        world.near.open("http://me:secret@127.0.0.1:1")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_text_that_cannot_be_encoded_is_not_repeated(world: Any) -> None:
     for secret in ("secret\0", "secret\ud800"):
         for arguments in ({"settings": {"MC_REDIS_PASSWORD": secret}}, {"metadata": f"redis://:{secret}@127.0.0.1"}):

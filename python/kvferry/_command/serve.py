@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import signal
 import time
 
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
                 raise CommandError(f"the memory cannot be registered: {made.last_error()}")
             name, store = made.name(), ""
             if arguments.metadata != P2P:
-                name, store = arguments.name, f" --metadata {arguments.metadata}"
+                name, store = arguments.name, f" --metadata {shown(arguments.metadata)}"
             out.note(f"serving {size_text(server.notice.size)} of {arguments.memory} memory; on another machine:")
             out.text(f"kvferry bench {name}{store}")
             out.result(
@@ -115,6 +116,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return status.OK
+
+
+def shown(store: str) -> str:
+    """A store as a line that others may read shows it. Its user, password and query are for the reader to add."""
+    return "STORE" if re.search("[@?]", store) else store
 
 
 @takes(f"a whole number from 1 to {serving.MOST_PARTS}")
