@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kvferry import simulator
-from kvferry._command import doctor_host, doctor_peer
+from kvferry._command import doctor_host, doctor_outputs, doctor_peer
 from kvferry._command.findings import Finding
 from kvferry._probes import addresses, clocks, connecting, devices, limits, packets, ports, processors, samehost, tcp
 from support.commands import serving
@@ -118,6 +118,35 @@ def test_a_secret_file_that_others_can_read_or_change_is_a_warning(tmp_path: Pat
         assert finding.subject == "security" and finding.advice == f"chmod 600 {file}"
     file.chmod(0o711)
     assert not wrong(doctor_host.of_secrets({"KVFERRY_SECRET_FILE": str(tmp_path), "KVFERRY_TLS_KEY": "/dev/null"}))
+
+
+def settings_of(**values: str) -> Any:
+    names = ("MC_LOG_DIR", "KVFERRY_TRACE_FILE", "KVFERRY_SOCKET_DIR", "KVFERRY_METRICS_LISTEN")
+    return {"settings": [{"name": name, "value": values.get(name, "")} for name in names], "unknown": []}
+
+
+def test_places_to_which_an_engine_cannot_write_are_a_warning(tmp_path: Path) -> None:
+    there, missing, file, shared = tmp_path / "there", tmp_path / "missing", tmp_path / "file", tmp_path / "shared"
+    there.mkdir(mode=0o700)
+    shared.mkdir()
+    shared.chmod(0o755)
+    file.touch()
+    for name, good, bad in (
+        ("MC_LOG_DIR", ["", there], [missing, file]),
+        ("KVFERRY_TRACE_FILE", ["", there / "trace.%p.json", "trace.json"], [missing / "trace.json"]),
+        ("KVFERRY_SOCKET_DIR", ["off", there, missing], [missing / "folder", file, shared]),
+        (
+            "KVFERRY_METRICS_LISTEN",
+            ["", ":9400", "127.0.0.1:9400-9407", f"unix:{there}/metrics"],
+            ["9400", "127.0.0.1", "192.0.2.1:9400", "no name:9400", f"unix:{missing}/metrics"],
+        ),
+    ):
+        others = {} if name == "KVFERRY_SOCKET_DIR" else {"KVFERRY_SOCKET_DIR": "off"}
+        for place in good:
+            assert not wrong(doctor_outputs.of_outputs(settings_of(**{**others, name: str(place)}))), place
+        for place in bad:
+            (finding,) = wrong(doctor_outputs.of_outputs(settings_of(**{**others, name: str(place)})))
+            assert finding.found.startswith(f"{name} has no effect") and finding.advice, place
 
 
 def test_a_device_library_that_is_named_and_not_there_is_a_warning() -> None:

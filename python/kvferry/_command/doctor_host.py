@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from kvferry import gpu, npu
 from kvferry._command import settings
 from kvferry._command.doctor_engine import of_start
+from kvferry._command.doctor_outputs import of_outputs
 from kvferry._command.findings import Finding, error, info, ok, warning
 from kvferry._command.settings import Settings, value
 from kvferry._places import size_text
@@ -40,6 +41,7 @@ def examine(arguments: argparse.Namespace, found: Settings) -> Iterator[Finding]
     yield from of_ports(ports.ports(*port_range(found)))
     yield from of_limits(limits.limits())
     yield from of_start(arguments)
+    yield from of_outputs(found)
     yield from of_secrets({name: value(found, name) for name in SECRETS})
     yield from of_same_host(samehost.same_host())
     here = processors.processors()
