@@ -26,7 +26,7 @@ class Error(RuntimeError):
 
 def without_user(text: str) -> str:
     """A text without the user and password in its URLs: some give a URL as the name of a peer."""
-    return re.sub(r"://[^\s/?#]*@", "://", text)
+    return re.sub(r"://\S*@", "://", text)
 
 
 def _line(name: str) -> str:

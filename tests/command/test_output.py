@@ -56,3 +56,13 @@ def test_a_dumb_terminal_is_not_written_over(term: str, monkeypatch: pytest.Monk
     assert out.terminal and not out.rewritable
     monkeypatch.setenv("TERM", "xterm")
     assert out.rewritable and not Output(stream=Stream(False)).rewritable
+
+
+def test_urls_are_printed_without_user_and_password() -> None:
+    for as_json in (False, True):
+        stream, errors = Stream(False), Stream(False)
+        out = Output(as_json=as_json, stream=stream, errors=errors)
+        out.text("--- http://me:se/cret@10.0.0.2:1 ---")
+        out.error("http://me:se/cret@10.0.0.2:1 cannot be asked")
+        assert "cret" not in stream.getvalue() + errors.getvalue()
+        assert "http://10.0.0.2:1 cannot be asked" in errors.getvalue()

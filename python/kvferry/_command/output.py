@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from kvferry._command import terminal
+from kvferry._errors import without_user
 
 LEAST_ROOM = 20  # columns in which words are still broken into lines
 
@@ -93,7 +94,7 @@ class Output:
     def error(self, text: str) -> None:
         """A failure, on standard error; with --json also {"error": text} as the result, and what is unfinished."""
         self.warning(text)
-        self.result({**self._unfinished, "error": text})
+        self.result({**self._unfinished, "error": without_user(text)})
 
     def warning(self, text: str) -> None:
         """What the user should know beside the result, on standard error."""
@@ -113,8 +114,9 @@ class Output:
 
 def harmless(text: str) -> str:
     """Lines without control characters but tabs: names of peers and entries of stores come from strangers, and a
-    terminal would obey them."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
+    terminal would obey them. URLs are without user and password: what a command prints is passed on to others."""
+    shown = without_user(text)
+    return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in shown)
 
 
 def printable(text: str) -> str:
