@@ -126,30 +126,54 @@ func TestHoweverManyTransfersHangOthersWhoseMemoryIsThereGoOn(t *testing.T) {
 	}
 }
 
-// To look at each of them whenever a lane takes something would take longer than all transfers.
-func TestThousandsOfTransfersThatHangDoNotDelayTheLanes(t *testing.T) {
-	const hung, length = 4000, 4096
+// manyHang has WRITEs of so many bytes each hang, and waits until as many lanes wait for their pages as may be overtaken. Others, whose
+// memory is there, end meanwhile.
+func manyHang(t *testing.T, hung, length int) (e *core.Engine, p *peer, all []*core.Batch, missing *hostmemtest.Missing) {
+	t.Helper()
 	missing, near, far := hostmemtest.New(t, hung*length), tcptest.Mapped(t, length), tcptest.Mapped(t, hung*length)
 	tcptest.Fill(near, 1)
-	change := func(c *core.Config) { c.SameHost, c.LanesPerPeer, c.LanesPerLink = false, 2, 2 }
+	change := func(c *core.Config) { c.SameHost, c.LanesPerPeer, c.LanesPerLink, c.SliceSize = false, 2, 2, 16<<10 }
 	target, e := newEngine(t, change), newEngine(t, change)
 	require.NoError(t, target.Register(hostmem.AddressOf(far), uint64(len(far)), "cpu:0", true))
 	id := tcptest.OpenSegment(t, e, target.Name())
-	all := make([]*core.Batch, hung)
-	for i := range all {
-		all[i] = tcptest.Submit(t, e, tcptest.Ask(core.Write, missing.Memory[i*length:][:length], id, far[i*length:][:length]))
+	for i := range hung {
+		all = append(all, tcptest.Submit(t, e, tcptest.Ask(core.Write, missing.Memory[i*length:][:length], id, far[i*length:][:length])))
 	}
-	p := onlyPeer(t, e)
+	p = onlyPeer(t, e)
 	for overtaken := 0; overtaken < p.mostOvertaken(); {
 		p.mu.Lock()
 		overtaken = len(p.overtaken)
 		p.mu.Unlock()
 		tcptest.Completes(t, tcptest.Submit(t, e, tcptest.Ask(core.Write, near, id, far[:length])))
 	}
+	return e, p, all, missing
+}
+
+// To look at each of them whenever a lane takes something would take longer than all transfers.
+func TestThousandsOfTransfersThatHangDoNotDelayTheLanes(t *testing.T) {
+	_, _, all, missing := manyHang(t, 4000, 4096)
 	missing.Release(t)
 	for _, b := range all {
 		tcptest.Completes(t, b)
 	}
+}
+
+func TestTransfersThatAreSetAsideEndWhenTheyAreGivenUp(t *testing.T) {
+	const hung = 100
+	e, p, all, missing := manyHang(t, hung, 64<<10)
+	for _, b := range all[hung/2:] { // no lane waits for their pages
+		e.CancelBatch(b)
+	}
+	for _, b := range all[hung/2:] {
+		require.Eventually(t, b.Done, tcptest.Patience, time.Millisecond)
+	}
+	missing.Release(t)
+	for _, b := range all[:hung/2] {
+		tcptest.Completes(t, b)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	require.Zero(t, p.queued)
 }
 
 // Memory that is touched for the first time may have to be waited for, as far as anybody knows.
