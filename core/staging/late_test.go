@@ -17,6 +17,10 @@ type holds struct {
 	all map[string][]staging.Range
 }
 
+func newHolds() *holds { return &holds{all: map[string][]staging.Range{}} }
+
+func (h *holds) isEmpty() bool { return len(h.now()) == 0 }
+
 func (h *holds) hold(memory []staging.Range, why string) (release func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -42,7 +46,7 @@ func (h *holds) now() map[string][]staging.Range {
 
 // newHoldingRig has its memory held by the holds that it returns.
 func newHoldingRig(t *testing.T) (*rig, *faulty, *holds) {
-	h, o := &holds{all: map[string][]staging.Range{}}, options()
+	h, o := newHolds(), options()
 	o.Timeout, o.Hold = 100*time.Millisecond, h.hold
 	r, f := newFaultyRig(t, o)
 	return r, f, h
@@ -87,7 +91,7 @@ func TestMemoryThatALateCopyMayReadOrWriteIsHeldUntilItHasEnded(t *testing.T) {
 			require.ErrorContains(t, do(r.staging, dir, moves), "may still be under way")
 			require.Equal(t, want, h.now())
 			f.failNothing()
-			require.Eventually(t, func() bool { return len(h.now()) == 0 }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, h.isEmpty, 10*time.Second, time.Millisecond)
 		})
 	}
 }
@@ -102,7 +106,7 @@ func TestMemoryOfALateCopyBeforeOneThatWasRefusedIsHeldUntilItHasEnded(t *testin
 	require.ErrorContains(t, do(r.staging, staging.Out, moves), "may still be under way")
 	require.Len(t, h.now(), 1)
 	f.failNothing()
-	require.Eventually(t, func() bool { return len(h.now()) == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, h.isEmpty, 10*time.Second, time.Millisecond)
 }
 
 // No event could be recorded that tells when the copy has ended.

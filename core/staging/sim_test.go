@@ -288,7 +288,8 @@ func TestAHangingCopyFailsItsJobInTimeAndIsNotWaitedForByClose(t *testing.T) {
 	onReleases(t, func(t *testing.T, r release) {
 		simtest.NoLeaks(t)
 		o := options()
-		o.Timeout = time.Second // a part of it is for the stream to come to rest, on a busy machine too
+		h := newHolds()
+		o.Timeout, o.Hold = time.Second, h.hold // a part of it is for the stream to come to rest, on a busy machine too
 		n := newSimulated(t, 0, o)
 		s := n.stretch(512 * kib)
 		simtest.Faults(t, "exec:3=hang")
@@ -299,6 +300,7 @@ func TestAHangingCopyFailsItsJobInTimeAndIsNotWaitedForByClose(t *testing.T) {
 			require.ErrorContains(t, err, "may still write to this memory")
 		}
 		simtest.ReleaseHangs(t)
+		require.Eventually(t, h.isEmpty, 10*time.Second, time.Millisecond, "the late copies have ended")
 		require.NoError(t, n.staging.Close())
 	})
 }
