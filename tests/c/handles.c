@@ -177,6 +177,7 @@ static void test_null_arguments_are_refused(void)
     transfer_request_t r = request(OPCODE_WRITE, memory, LOCAL_SEGMENT, memory, 8);
     char text[8], word[] = "x", long_name[5000] = "";
     int64_t limit;
+    segment_id_t opened;
     notify_msg_t nameless = {NULL, word}, silent = {word, NULL};
     uint64_t number = 8;
     size_t count = 1;
@@ -249,8 +250,9 @@ static void test_null_arguments_are_refused(void)
         CHECK_EQUAL(kvferry_open_segment(engine, "", limit), -1);
         CHECK(strstr(kvferry_last_error(), "the segment name is empty") != NULL);
     }
-    CHECK_EQUAL(kvferry_open_segment(engine, memset(long_name, 'x', sizeof long_name - 1), 0), KVFERRY_ERR_TIMED_OUT);
-    CHECK(strstr(kvferry_last_error(), "has not answered the handshake") != NULL);
+    opened = kvferry_open_segment(engine, memset(long_name, 'x', sizeof long_name - 1), 0);
+    CHECK(opened == KVFERRY_ERR_TIMED_OUT || opened == -1); /* whichever is noticed first */
+    CHECK(strlen(kvferry_last_error()) < 1000);
     CHECK_EQUAL(kvferry_probe(engine, NULL), -1);
     CHECK_EQUAL(kvferry_first_buffer(engine, NULL), 0);
     destroyTransferEngine(engine);

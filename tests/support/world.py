@@ -29,7 +29,7 @@ PATIENT = {
 }
 """Settings with which nothing ends a transfer but what a test does."""
 
-GIVEN_UP = 15.0  # seconds within which a sync call ends with QUICK: its own 5, and time for a busy machine
+GIVEN_UP = 30.0  # seconds within which a sync call ends with QUICK: its own 5, and time for a busy machine
 HUNG = 40.0  # seconds after which a peer that did not end a call is killed
 HELD_UP = 2.0  # seconds that a transfer to a healthy peer may take; less than any of the times in QUICK
 SIZE = 1 << 20
