@@ -363,7 +363,8 @@ int kvferry_batch_cancel(transfer_engine_t engine, batch_id_t batch);
  * Ends and frees a batch in any state: its unfinished tasks are given up, and none of their memory, in either direction, is
  * touched after the call has returned. Takes milliseconds, also with a peer that does not answer. KVFERRY_ERR_IN_USE when a
  * transfer is stuck for seconds: the batch is given up, and is freed when the transfer has ended, but its memory may be used
- * until then.
+ * until then. A batch that has failed is freed at once, also where a device has not ended a copy of it: its error says so, and
+ * unregisterLocalMemory returns KVFERRY_ERR_IN_USE until the copy has ended.
  */
 int kvferry_batch_discard(transfer_engine_t engine, batch_id_t batch);
 
