@@ -43,7 +43,11 @@ func (p *peer) mayTouch(c carrier, next *piece) bool {
 // is what next was called with. The bytes still count as queued. The lock is held.
 func (p *peer) setAside(next piece, mine func(*cursor) bool) {
 	a := aside{piece: next}
-	if at := slices.IndexFunc(p.cursors, mine); at >= 0 && p.cursors[at].work == next.work {
+	at := len(p.cursors) - 1 // where unset has queued it
+	if at < 0 || p.cursors[at].work != next.work {
+		at = slices.IndexFunc(p.cursors, mine) // where next has cut the piece
+	}
+	if at >= 0 && p.cursors[at].work == next.work {
 		a.rest = p.cursors[at]
 		p.dropCursor(at)
 	}
@@ -54,20 +58,25 @@ func (p *peer) setAside(next piece, mine func(*cursor) bool) {
 	}
 }
 
-// lookAgain queues so many again of those that were set aside first, or all that there are. It reports whether there were any. The
-// lock is held.
+// lookAgain has so many looked at again of those that were set aside first, at most all that there are. It reports whether there are
+// any. The lock is held.
 func (p *peer) lookAgain(count int) bool {
-	count = min(count, len(p.aside))
-	first := p.aside[:count]
-	p.aside = p.aside[count:]
-	for i := range slices.Backward(first) { // what was returned last is taken first
-		p.unset(first[i])
-	}
-	clear(first) // for the collector
-	return count > 0
+	p.again = max(p.again, min(count, len(p.aside)))
+	return p.again > 0
 }
 
-// unset queues a piece again that was set aside. The lock is held.
+// unsetNext queues the next piece that is to be looked at again, and any before it of which nothing may be taken. The lock is held.
+func (p *peer) unsetNext() {
+	for heldUp := true; heldUp && p.again > 0; p.again-- {
+		first := p.aside[0]
+		p.aside[0] = aside{} // for the collector
+		p.aside = p.aside[1:]
+		p.unset(first)
+		heldUp = p.isHeldUp(first.piece.work)
+	}
+}
+
+// unset queues a piece again that was set aside: it is the next one. The lock is held.
 func (p *peer) unset(a aside) {
 	p.queued -= a.piece.length // requeue counts it
 	p.requeue(a.piece)

@@ -1,9 +1,11 @@
 package client
 
 import (
+	"slices"
 	"testing"
 
 	"kvferry/core"
+	"kvferry/core/metadata"
 
 	"github.com/stretchr/testify/require"
 )
@@ -40,9 +42,9 @@ func TestOneLaneAtATimeMayWaitForFurtherPages(t *testing.T) {
 	require.Equal(t, 1, a.times, "it may have nothing to wait for")
 
 	p.endTouching(b, p.hasTouched(b))
-	require.Empty(t, p.returned, "it is not the one")
+	require.Zero(t, p.again, "it is not the one")
 	p.endTouching(a, p.hasTouched(a))
-	require.Len(t, p.returned, 1)
+	require.Equal(t, 1, p.again)
 	require.Equal(t, 1, b.times, "the first lane may be one for other works")
 	require.True(t, p.mayTouch(b, &second))
 }
@@ -56,9 +58,9 @@ func TestNoLaneWaitsForAPageThatCouldNotBeOvertaken(t *testing.T) {
 	require.False(t, p.mayTouch(a, cold))
 	p.setAside(*cold, anything)
 	p.endTouching(a, p.hasTouched(a))
-	require.Empty(t, p.returned)
+	require.Zero(t, p.again)
 	p.remove(p.overtaken[0])
-	require.Len(t, p.returned, 1, "one has ended")
+	require.Equal(t, 1, p.again, "one has ended")
 }
 
 // A lane that is renewed takes a place, too. The lane that waits for a page meanwhile may be the only one that there may be.
@@ -84,4 +86,31 @@ func TestWithoutATransferThatWaitsLanesTakeAnything(t *testing.T) {
 	require.True(t, p.mayTouch(a, cold))
 	require.True(t, p.mayTouch(b, cold))
 	require.Nil(t, p.touching)
+}
+
+// While a lane is reserved for short works, each lane leaves many works to others. It looks at what was set aside of them, too.
+func TestWhatIsLookedAtInVainIsSetAsideAgainAsItWas(t *testing.T) {
+	const works = 3
+	a := &woken{}
+	p, _ := cautious(a)
+	p.touching = a
+	for i := range works {
+		w := workOf(write(0x1000, 0x10000+uint64(i), 2))
+		c := newCursor(w)
+		p.queued += w.Bytes
+		p.aside = append(p.aside, aside{c.cut(1, &metadata.Descriptor{}), c})
+	}
+	before := slices.Clone(p.aside)
+	nothing := func(*cursor) bool { return false }
+	require.True(t, p.lookAgain(works))
+	for range works {
+		next, ok := p.next(1, nil, destination{}, nothing, false)
+		require.True(t, ok)
+		p.setAside(next, nothing)
+	}
+	_, ok := p.next(1, nil, destination{}, nothing, false)
+	require.False(t, ok, "each is looked at once")
+	require.Equal(t, before, p.aside)
+	require.Empty(t, p.cursors)
+	require.EqualValues(t, 2*works, p.queued)
 }

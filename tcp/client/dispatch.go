@@ -185,7 +185,7 @@ func (p *peer) connected(away distance, encrypted bool) {
 
 // requests is the number of requests that are queued, or a larger number where it would have to be counted. The lock is held.
 func (p *peer) requests() uint64 {
-	n := uint64(len(p.returned))
+	n := uint64(len(p.returned) + p.again)
 	for _, c := range p.cursors {
 		if c.parts == nil && c.left <= oneShotSize && c.left == c.work.Tasks[c.task].Length-c.skip {
 			n++

@@ -194,12 +194,14 @@ func (p *peer) requeue(piece piece) {
 
 // failQueue settles everything that is queued, or set aside until it may be. The lock is held.
 func (p *peer) failQueue(reason error) {
-	p.lookAgain(len(p.aside))
+	for _, a := range p.aside {
+		p.unset(a)
+	}
 	for _, c := range p.cursors {
 		c.settleRest(cmp.Or(c.work.Aborted(), reason))
 	}
 	for _, piece := range append(p.returned, p.blocked...) {
 		piece.settle(cmp.Or(piece.work.Aborted(), reason))
 	}
-	p.cursors, p.returned, p.blocked, p.queued = nil, nil, nil, 0
+	p.cursors, p.returned, p.aside, p.again, p.blocked, p.queued = nil, nil, nil, 0, nil, 0
 }

@@ -35,7 +35,7 @@ type peer struct {
 	mu           sync.Mutex
 	cursors      []*cursor // the first is next
 	returned     []piece   // to be sent again, before the cursors
-	queued       uint64    // bytes in cursors and returned
+	queued       uint64    // bytes in cursors, returned and aside
 	lastStaged   bool      // the work that was queued last comes in parts (core.Work.Staged)
 	lastReading  bool      // the work that was queued last is a READ
 	turn         uint64    // bytes that the first cursor has given since it is first
@@ -60,6 +60,7 @@ type peer struct {
 	// Also under the lock: the carrier that may wait for a page while others do, and what was set aside meanwhile; see cautious.go.
 	touching carrier
 	aside    []aside
+	again    int // so many of them, from the first on, are to be looked at again
 
 	carriers atomic.Pointer[carriers] // replaced under the lock
 	lastHost atomic.Pointer[string]   // the host at which the data port was found the last time
@@ -118,6 +119,7 @@ func (p *peer) abort() {
 		}
 		return gone
 	})
+	p.again = min(p.again, len(p.aside))
 	p.cursors = slices.DeleteFunc(p.cursors, func(c *cursor) bool {
 		err := c.work.Aborted()
 		if err != nil {

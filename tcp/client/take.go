@@ -101,6 +101,7 @@ func (p *peer) notHeldUp(mine func(*cursor) bool) func(*cursor) bool {
 
 // next removes a piece from the queue, of the first work that mine allows. The lock is held.
 func (p *peer) next(limit uint64, d *metadata.Descriptor, to destination, mine func(*cursor) bool, asked bool) (piece, bool) {
+	p.unsetNext()
 	for at := len(p.returned) - 1; at >= 0; at-- {
 		if next := p.returned[at]; !p.isHeldUp(next.work) {
 			p.returned = slices.Delete(p.returned, at, at+1)
@@ -160,7 +161,7 @@ func (p *peer) dropCursor(at int) {
 
 // hasShort reports whether a short work is queued, or something that is to be sent again. The lock is held.
 func (p *peer) hasShort() bool {
-	return len(p.returned) > 0 || slices.ContainsFunc(p.cursors, (*cursor).short)
+	return len(p.returned) > 0 || p.again > 0 || slices.ContainsFunc(p.cursors, (*cursor).short)
 }
 
 // hasQueued: see source.
