@@ -26,7 +26,12 @@ class Error(RuntimeError):
 
 def without_user(text: str) -> str:
     """A text without the user and password in its URLs: some give a URL as the name of a peer."""
-    return re.sub(r"://\S*@", "://", text)
+    return re.sub(r"\S+", lambda word: _word_without_user(word[0]), text)
+
+
+def _word_without_user(word: str) -> str:
+    scheme, colon, rest = word.partition("://")
+    return scheme + colon + rest[rest.rfind("@") + 1 :]
 
 
 def _line(name: str) -> str:
