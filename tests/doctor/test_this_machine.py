@@ -149,6 +149,16 @@ def test_places_to_which_an_engine_cannot_write_are_a_warning(tmp_path: Path) ->
             assert finding.found.startswith(f"{name} has no effect") and finding.advice, place
 
 
+def test_that_kvferry_top_finds_no_engines_is_worth_knowing_where_nobody_has_named_a_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor_outputs, "of_sockets", lambda setting: f"{setting} cannot be made")
+    (finding,) = doctor_outputs.of_outputs(settings_of(KVFERRY_SOCKET_DIR="auto"))
+    assert finding.severity == "info" and "KVFERRY_SOCKET_DIR" in finding.advice
+    (finding,) = doctor_outputs.of_outputs(settings_of(KVFERRY_SOCKET_DIR="/run/none"))
+    assert finding.severity == "warning"
+
+
 def test_a_device_library_that_is_named_and_not_there_is_a_warning() -> None:
     status, severities, report = doctor(KVFERRY_CUDA="/nonexistent.so")
     assert severities["devices"] == "warning" and status == 0, report

@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import Iterator
 
-from kvferry._command.findings import Finding, warning
+from kvferry._command.findings import Finding, info, warning
 from kvferry._command.settings import Settings, value
 
 PRIVATE = 0o077  # permissions that nobody but the owner of a folder with sockets may have
@@ -25,7 +25,11 @@ def of_outputs(found: Settings) -> Iterator[Finding]:
         ("KVFERRY_SOCKET_DIR", of_sockets(value(found, "KVFERRY_SOCKET_DIR"))),
         ("KVFERRY_METRICS_LISTEN", of_address(value(found, "KVFERRY_METRICS_LISTEN"))),
     ):
-        if why:
+        if why and (name, value(found, name)) == ("KVFERRY_SOCKET_DIR", "auto"):
+            yield info(
+                "outputs", f"`kvferry top` will find no engines of this user: {why}", f"{name} may name another folder."
+            )
+        elif why:
             yield warning("outputs", f"{name} has no effect: {why}", "Correct it: only the log of an engine tells.")
 
 
