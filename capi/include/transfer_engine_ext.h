@@ -606,7 +606,8 @@ int64_t kvferry_offer_text(kvferry_offer_t offer, char *buf_out, size_t buf_len)
  * Ends an offer. When it has returned 0, no byte moves by the offer any more, and later requests with its key are refused: the
  * memory can be used for something else, while its region stays registered. Takes about a millisecond where peers are alive.
  * Connections of peers that do not go on within 50 ms are ended. KVFERRY_ERR_IN_USE when a system call or a device may still move
- * bytes after some seconds, also bytes of a transfer that has failed, with or without this offer: another call waits again. It may be called again, also after 0.
+ * bytes after some seconds, also bytes of a transfer that has failed, with or without this offer: another call waits again. It
+ * may be called again, also after 0.
  */
 int kvferry_offer_revoke(kvferry_offer_t offer);
 

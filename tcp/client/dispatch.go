@@ -21,7 +21,8 @@ import (
 //  2. It is the first lane, which is reserved for short works (reservedLane), or only short works are queued, and those are left
 //     to the reserved lane (take.go).
 //  3. It has its share of the bytes in flight (share), its window is full, or it waits for a page (lane_send.go).
-//  4. The pieces that take found are set aside: they are unverified or blocked (take.go).
+//  4. The pieces that take found are set aside: they are unverified or blocked (take.go), or may have to wait for a page
+//     (cautious.go).
 const (
 	// oneShotSize bounds a request that has a connection of its own. On lanes the bound is MC_TCP_SLICE_SIZE: small enough
 	// that all lanes share a large task, large enough that its header costs nothing.
