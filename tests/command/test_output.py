@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from kvferry._command import findings
+from kvferry._command import findings, main
 from kvferry._command.output import Output, harmless
 
 FOUND = "the interface that leads to the peer has an MTU of 1500 bytes, and all other machines have one of 9000"
@@ -63,9 +63,17 @@ def test_urls_are_printed_without_user_and_password() -> None:
         stream, errors = Stream(False), Stream(False)
         out = Output(as_json=as_json, stream=stream, errors=errors)
         out.text("--- http://me:se/cret@10.0.0.2:1 ---")
+        out.result({"peer": "http://me:se/cret@10.0.0.2:1", "answers": 0})
         out.error("http://me:se/cret@10.0.0.2:1 cannot be asked")
         assert "cret" not in stream.getvalue() + errors.getvalue()
         assert "http://10.0.0.2:1 cannot be asked" in errors.getvalue()
+
+
+def test_a_mistake_in_an_argument_is_told_without_user_and_password(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["top", "http://me:secret@10.0.0.2:9400/metrics"])
+    errors = capsys.readouterr().err
+    assert "'http://10.0.0.2:9400/metrics' is not HOST:PORT" in errors and "secret" not in errors
 
 
 def test_a_text_of_many_urls_takes_no_longer_than_another() -> None:

@@ -18,6 +18,7 @@ from kvferry._command import status
 from kvferry._command.declaration import GLOBAL, Command, CommandError, Example, Option
 from kvferry._command.output import Output, OutputError
 from kvferry._command.registered import COMMANDS
+from kvferry._errors import without_user
 from kvferry._options import checked
 
 DESCRIPTION = "Move KV cache between machines over TCP, and find out why it does not move, or moves slowly."
@@ -103,7 +104,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(status.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(status.USAGE, f"{self.prog}: {without_user(message)}; see {self.prog} --help\n")
 
 
 def make_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:

@@ -83,9 +83,9 @@ class Output:
             self.text(line)
 
     def result(self, value: Any) -> None:
-        """All that was asked for, as one value that JSON has; only with --json."""
+        """All that was asked for, as one value that JSON has; only with --json. URLs are without user and password."""
         if self.as_json:
-            self._print(json.dumps(value, indent=2))
+            self._print(without_user(json.dumps(value, indent=2)))
 
     def unfinished(self, value: dict[str, Any]) -> None:
         """What there is of the result, for a command that is about to fail: error() prints it."""
@@ -94,7 +94,7 @@ class Output:
     def error(self, text: str) -> None:
         """A failure, on standard error; with --json also {"error": text} as the result, and what is unfinished."""
         self.warning(text)
-        self.result({**self._unfinished, "error": without_user(text)})
+        self.result({**self._unfinished, "error": text})
 
     def warning(self, text: str) -> None:
         """What the user should know beside the result, on standard error."""
