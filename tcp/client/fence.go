@@ -91,18 +91,21 @@ func (f *fence) revoke(conn *connection, unanswered []piece) bool {
 	release := f.hold(unanswered, why)
 	f.log.Warn("the memory of transfers that have failed may still be read", zap.String("segment", conn.peer.name()), zap.String("by", why))
 	f.running.Go(func() {
-		f.awaitRevocation(conn)
-		release()
+		if f.awaitRevocation(conn) {
+			release()
+		}
 		conn.release()
 	})
 	return false
 }
 
-// awaitRevocation waits for a permit for as long as it takes, or until the client is closed.
-func (f *fence) awaitRevocation(conn *connection) {
-	over := func() bool { return f.ctx.Err() != nil || !conn.process.Lives() }
-	for !conn.permit.Revoke(revokeTimeout, over) {
+// awaitRevocation waits for a permit for as long as it takes, or until the client is closed. Then it reports whether nothing is copied
+// any more. Otherwise the memory stays held, and closing the engine fails and names it.
+func (f *fence) awaitRevocation(conn *connection) bool {
+	gone := func() bool { return !conn.process.Lives() }
+	for !conn.permit.Revoke(revokeTimeout, func() bool { return f.ctx.Err() != nil || gone() }) {
 	}
+	return conn.permit.Revoke(0, gone)
 }
 
 // hold keeps the local memory of pieces from being taken back, until release is called.

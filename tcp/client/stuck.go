@@ -58,8 +58,11 @@ func (s *stuck) returned(reason error) {
 		s.fence.learnEnd(s.conn, s.end, reason)
 	case s.copied:
 		s.conn.Reset()
-		s.fence.awaitRevocation(s.conn)
+		revoked := s.fence.awaitRevocation(s.conn)
 		s.conn.release()
+		if !revoked {
+			return
+		}
 	default:
 		s.conn.discard()
 	}
