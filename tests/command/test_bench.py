@@ -273,7 +273,7 @@ def test_the_live_line_is_for_terminals_only() -> None:
 def in_terminal(columns: int, *arguments: str) -> str:
     """What the command prints on a terminal of that width."""
     here, there = pty.openpty()
-    settings = {**environment(), "COLUMNS": str(columns)}
+    settings = {**environment(), "TERM": "xterm", "COLUMNS": str(columns)}
     process = subprocess.Popen([sys.executable, "-m", "kvferry", *arguments], env=settings, stdout=there, stdin=there)
     os.close(there)
     shown = b""
