@@ -52,6 +52,16 @@ func newHoldingRig(t *testing.T) (*rig, *faulty, *holds) {
 	return r, f, h
 }
 
+// giveUp has a job out of the device given up because of the calls that fail, in moves of these lengths. Its memory is held then.
+func giveUp(t *testing.T, r *rig, f *faulty, h *holds, fails func(call string, nth int) bool, lengths ...int) {
+	t.Helper()
+	lease := r.lease(staging.Out, 128*kib)
+	t.Cleanup(lease.Release)
+	f.failWhen(fails)
+	require.ErrorContains(t, do(r.staging, staging.Out, r.lay(lease, r.memory(256*kib), lengths...)), "may still be under way")
+	require.Len(t, h.now(), 1)
+}
+
 const (
 	mayRead  = ", that was given up and does not end: it may still read the memory"
 	mayWrite = ", that was given up and does not end: it may still write to the memory"
@@ -99,12 +109,7 @@ func TestMemoryThatALateCopyMayReadOrWriteIsHeldUntilItHasEnded(t *testing.T) {
 // A copy of the job is refused, and those before it do not end.
 func TestMemoryOfALateCopyBeforeOneThatWasRefusedIsHeldUntilItHasEnded(t *testing.T) {
 	r, f, h := newHoldingRig(t)
-	lease := r.lease(staging.Out, 128*kib)
-	defer lease.Release()
-	f.failWhen(func(call string, _ int) bool { return call == "Copy" || call == "DrainInTime" })
-	moves := r.lay(lease, r.memory(256*kib), 64*kib, 64*kib)
-	require.ErrorContains(t, do(r.staging, staging.Out, moves), "may still be under way")
-	require.Len(t, h.now(), 1)
+	giveUp(t, r, f, h, func(call string, _ int) bool { return call == "Copy" || call == "DrainInTime" }, 64*kib, 64*kib)
 	f.failNothing()
 	require.Eventually(t, h.isEmpty, 10*time.Second, time.Millisecond)
 }
@@ -112,11 +117,7 @@ func TestMemoryOfALateCopyBeforeOneThatWasRefusedIsHeldUntilItHasEnded(t *testin
 // No event could be recorded that tells when the copy has ended.
 func TestMemoryOfALateCopyThatCannotBeAskedForIsHeldUntilItsStreamIsClosed(t *testing.T) {
 	r, f, h := newHoldingRig(t)
-	lease := r.lease(staging.Out, 4*kib)
-	defer lease.Release()
-	f.failWhen(func(call string, _ int) bool { return call == "Record" || call == "DrainInTime" })
-	require.ErrorContains(t, do(r.staging, staging.Out, r.lay(lease, r.memory(4*kib), 100)), "may still be under way")
-	require.Len(t, h.now(), 1)
+	giveUp(t, r, f, h, func(call string, _ int) bool { return call == "Record" || call == "DrainInTime" }, 100)
 	f.failNothing()
 	require.NoError(t, r.staging.Close())
 	require.Empty(t, h.now())
@@ -124,10 +125,7 @@ func TestMemoryOfALateCopyThatCannotBeAskedForIsHeldUntilItsStreamIsClosed(t *te
 
 func TestMemoryOfALateCopyStaysHeldWhereItHasNotEndedWhenTheDeviceIsClosed(t *testing.T) {
 	r, f, h := newHoldingRig(t)
-	lease := r.lease(staging.Out, 4*kib)
-	defer lease.Release()
-	f.failWhen(f.stuck)
-	require.ErrorContains(t, do(r.staging, staging.Out, r.lay(lease, r.memory(4*kib), 100)), "may still be under way")
+	giveUp(t, r, f, h, f.stuck, 100)
 	require.ErrorContains(t, r.staging.Close(), "are left as they are")
 	require.Len(t, h.now(), 1)
 	f.giveUpAll(t)
