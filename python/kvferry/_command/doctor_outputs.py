@@ -13,8 +13,7 @@ from collections.abc import Iterator
 
 from kvferry._command.findings import Finding, info, warning
 from kvferry._command.settings import Settings, value
-
-PRIVATE = 0o077  # permissions that nobody but the owner of a folder with sockets may have
+from kvferry._command.top_sources import OF_OTHERS, folder_of
 
 
 def of_outputs(found: Settings) -> Iterator[Finding]:
@@ -35,20 +34,20 @@ def of_outputs(found: Settings) -> Iterator[Finding]:
 
 def of_sockets(setting: str) -> str:
     """Why `kvferry top` does not find engines by a folder of sockets; "" if it does."""
-    if setting == "off":
+    folder = folder_of(setting)
+    if folder is None:
         return ""
-    folder = f"/tmp/kvferry-{os.geteuid()}" if setting == "auto" else setting
     try:
         status = os.lstat(folder)
     except FileNotFoundError:
-        return _unusable(_folder_of(folder))  # an engine makes the last part
+        return _unusable(str(folder.parent))  # an engine makes the last part
     except OSError as e:
         return str(e)
     if not stat.S_ISDIR(status.st_mode):
         return f"{folder} is no folder"
     if status.st_uid != os.geteuid():
         return f"{folder} belongs to user {status.st_uid}, and not to user {os.geteuid()}"
-    if status.st_mode & PRIVATE:
+    if status.st_mode & OF_OTHERS:
         return f"{folder} is open to other users: its mode has to be 0700"
     return ""
 

@@ -30,6 +30,7 @@ PATIENCE = 3.0  # seconds for an answer
 LARGEST = 64 << 20  # bytes of an answer
 AT_ONCE = 16
 MOST_SOCKETS = 1024
+OF_OTHERS = 0o077  # permissions that nobody but its owner may have in the folder
 
 
 class SourceError(RuntimeError):
@@ -59,7 +60,11 @@ class Reading(NamedTuple):
 
 def folder() -> Path | None:
     """The folder of this user's sockets; None where the environment says that there is none."""
-    named = os.environ.get(FOLDER, AUTO)
+    return folder_of(os.environ.get(FOLDER, AUTO))
+
+
+def folder_of(named: str) -> Path | None:
+    """folder() with that setting in the environment."""
     if named == OFF:
         return None
     # Engines take the default for what is no path, or has control characters.
@@ -74,7 +79,7 @@ def found() -> list[Source]:
         return []
     try:
         about = where.lstat()
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & OF_OTHERS:
             raise SourceError(f"{where} is no folder of this user alone, which engines' sockets are in")
         paths = sorted(path for path in where.iterdir() if path.name.endswith(SUFFIX) and path.is_socket())
     except FileNotFoundError:
