@@ -129,8 +129,7 @@ transfer_engine_t createTransferEngine(const char *metadata_conn_string, const c
  * or used by its transfers is touched afterwards. There is one exception: a transfer may be stuck, in a system call that waits
  * for a page, or on a device, which may also not have ended a copy of a transfer that has failed. After some seconds the call
  * returns without it. The log and kvferry_last_error() name it and the memory that it may use; kvferry_destroy() also returns
- * a code. A handle that is NULL or already destroyed
- * is ignored.
+ * a code. A handle that is NULL or already destroyed is ignored.
  */
 void destroyTransferEngine(transfer_engine_t engine);
 
